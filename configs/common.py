@@ -1,0 +1,119 @@
+"""Every option of every run, once, with its default (the paper's).
+
+Run files change values; they never add keys, except for the list of sources.
+"""
+
+import ml_collections
+
+from configs import models
+
+
+def source(path, *, split='train', weight=1.0, style='', from_step=0,
+           until_step=-1):
+  """One entry of `data.sources`: a prepared data set that batches come from.
+
+  Args:
+    path: folder of a set made by launch/prepare.py.
+    split: split of that set.
+    weight: chance, relative to the other active sources, that a batch comes
+      from here. A batch comes from one source.
+    style: use only captions of this style ('' is all captions).
+    from_step: first step at which the source is active.
+    until_step: first step at which it no longer is (-1: never ends).
+  """
+  return ml_collections.ConfigDict({
+      'path': path, 'split': split, 'weight': float(weight), 'style': style,
+      'from_step': from_step, 'until_step': until_step,
+  })
+
+
+def get_config(model='base'):
+  """Returns the defaults with the sizes of a model preset."""
+  config = ml_collections.ConfigDict()
+  config.task = 'pretrain'  # Or 'prompter'.
+  config.seed = 42
+  config.model = models.PRESETS[model]()
+
+  config.data = ml_collections.ConfigDict({
+      'sources': (),
+      'tokenizer': '',  # A BERT vocab.txt or a SentencePiece .model file.
+      'batch_size': 256,  # Global, over all devices, before accumulation.
+      'max_text_tokens': 30,
+      'frames': 4,
+      'sampling': 'headtail',  # Or rand, uniform, nlvl_uniform, nlvl_rand.
+      'eval_sampling': 'uniform',
+      'image_size': 224,
+      'resize': 256,  # Side of the frame before the crop.
+      'resize_mode': 'squash',  # Or 'short_side', which keeps the shape.
+      'randaugment': {'enabled': True, 'operations': 2, 'level': 5},
+      'threads': 0,  # tf.data threads; 0 lets tf.data choose.
+      'verify': True,  # Check the digests of a set when it is opened.
+  })
+
+  # A weight of 0 skips the work of that loss.
+  config.loss = ml_collections.ConfigDict({
+      'vtc': 1.0, 'vtm': 1.0, 'mlm': 1.0, 'pem': 1.0,
+      'mask_probability': 0.15,
+      # Hard negatives for VTM: from the whole batch, or from blocks of it as
+      # the original's devices did (0 blocks: one for each data shard).
+      'negatives': 'global',
+      'negative_blocks': 0,
+      # Steps with uniform negatives, then steps of a linear ramp to negatives
+      # by similarity. The paper samples by similarity from the start.
+      'uniform_negative_steps': 0,
+      'negative_ramp_steps': 0,
+      # Treat equal captions as the same pair: not as negatives of each other.
+      'mask_equal_captions': True,
+      # Area of the region that is labelled by the prompter, SPEC 7.6.
+      'region_area': (0.3, 0.5),
+  })
+
+  config.prompter = ml_collections.ConfigDict({
+      'checkpoint': '',  # Made by configs/pretrain_prompter.py.
+      'entities': '',  # A text file, one entity per line, most frequent first.
+      'num_entities': 1000,
+      'video_templates': (),  # () means the paper's twelve.
+      'image_templates': (),
+      'max_prompt_tokens': 15,
+      'renormalize': True,  # Defect 17: l2-normalise the averaged prompt.
+      'ignore_rule': 'probability',  # 'index' is the original's, defect 3.
+      'ignore_threshold': 0.2,
+  })
+
+  config.optimizer = ml_collections.ConfigDict({
+      'learning_rate': 1e-4,
+      'schedule': 'linear',  # Or 'cosine', 'constant'.
+      'warmup_steps': 0,
+      'final_fraction': 0.0,  # Of the learning rate, at the last step.
+      'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
+      'weight_decay': 1e-3,
+      'clip_norm': 20.0,  # 0 switches clipping off.
+      'accumulation': 1,  # Micro-batches per step; gradients are averaged.
+  })
+
+  config.train = ml_collections.ConfigDict({
+      'steps': 1000,
+      'log_every_steps': 50,
+      'checkpoint_every_steps': 1000,
+      'checkpoint_every_seconds': 600.0,  # 0: by steps alone.
+      'keep_newest': 2,
+      'eval_every_steps': 0,  # 0: at the end alone.
+      'best_metric': '',  # e.g. 'eval/t2v_r1'; '' keeps the newest only.
+      # Start from the parameters of another run ('' is scratch). Names that
+      # start with one of `new_parameters` may be missing from it, names that
+      # start with one of `unused_parameters` may be left over.
+      'init_from': '',
+      'new_parameters': ('entity_head',),
+      'unused_parameters': (),
+  })
+
+  config.eval = ml_collections.ConfigDict({
+      'sources': (),  # Held-out sets for zero-shot retrieval.
+      'batch_size': 64,
+      'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
+      'rerank': True,
+  })
+
+  # Devices along each axis; -1 is all that are left.
+  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1})
+  return config
