@@ -86,6 +86,7 @@ def get_config(model='base'):
       'warmup_steps': 0,
       'final_fraction': 0.0,  # Of the learning rate, at the last step.
       'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
+      'eps_rule': 'standard',  # 'original': eps on the uncorrected root.
       'weight_decay': 1e-3,
       'clip_norm': 20.0,  # 0 switches clipping off.
       'accumulation': 1,  # Micro-batches per step; gradients are averaged.

@@ -1,0 +1,196 @@
+"""Every decision about where arrays live: mesh, logical axes, batch, rows.
+
+Plain `jax.jit` with NamedSharding does nearly all of it. The one exception is
+`take_rows`: written plainly, `video[index]` makes every device gather the
+whole batch of video tokens.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# The batch is cut along both axes; parameters along `fsdp` alone.
+MESH_AXES = ('data', 'fsdp')
+BATCH_AXES = MESH_AXES
+
+# Logical axis of a parameter -> mesh axis. A name without a rule is an error.
+RULES = (
+    ('embed', 'fsdp'),
+    ('mlp', None),
+    ('heads', None),
+    ('joint', None),
+    ('vocab', None),
+    ('classes', None),
+    ('pixels', None),
+    ('position', None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
+  """Returns a mesh over all devices.
+
+  Args:
+    data: devices along `data`; -1 takes all that `fsdp` leaves.
+    fsdp: devices along `fsdp`, over which parameters and moments are cut.
+    devices: the devices to use; None is all of them.
+  Raises:
+    ValueError: if the two do not cover the devices exactly.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
+  if data == -1:
+    data = count // max(fsdp, 1)
+  if data < 1 or fsdp < 1 or data * fsdp != count:
+    raise ValueError(
+        f'mesh {data=} x {fsdp=} covers {data * fsdp} of {count} devices; '
+        'set config.mesh.data and config.mesh.fsdp so that their product is '
+        f'{count} (data=-1 takes all that are left).'
+    )
+  return jax.make_mesh(
+      (data, fsdp), MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
+
+
+def check_batch_size(batch_size: int, mesh, *, accumulation: int = 1) -> None:
+  """Raises ValueError if a global batch cannot be cut over the devices."""
+  parts = mesh.size * accumulation
+  if batch_size % parts:
+    raise ValueError(
+        f'a global batch of {batch_size} cannot be cut over {mesh.size} '
+        f'devices x {accumulation} micro-batches; set config.data.batch_size '
+        f'to a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
+    )
+
+
+def replicated(mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh) -> NamedSharding:
+  """Sharding of arrays whose first axis is the batch."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def constrain_batch(array: jax.Array, mesh, *, axis: int = 0) -> jax.Array:
+  """Keeps axis `axis` of an array inside jit cut over the devices."""
+  spec = P(*(None,) * axis, BATCH_AXES)
+  return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def tree_sharding(boxed: Any, mesh) -> Any:
+  """Returns the NamedSharding of every leaf of a tree of linen boxes.
+
+  Args:
+    boxed: what `jax.eval_shape` of an init returns, boxes still on.
+    mesh: as made by `make_mesh`.
+  Raises:
+    ValueError: if a logical axis has no rule, or if an axis of a parameter
+      cannot be cut evenly.
+  """
+  rules = dict(RULES)
+
+  def one(path, spec, leaf):
+    name = jax.tree_util.keystr(path)
+    unknown = [a for a in spec if a is not None and a not in rules]
+    if unknown:
+      raise ValueError(
+          f'parameter {name} has logical axes {unknown} without a rule; add '
+          'them to RULES in sharding.py.'
+      )
+    axes = [None if a is None else rules[a] for a in spec]
+    if len(set(filter(None, axes))) < len([a for a in axes if a]):
+      # Two dimensions on one mesh axis: the first one takes it.
+      axes = [a if a not in axes[:i] else None for i, a in enumerate(axes)]
+    for size, axis in zip(leaf.shape, axes, strict=False):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(
+            f'parameter {name} of shape {leaf.shape} cannot be cut over '
+            f'{mesh.shape[axis]} devices; choose config.mesh.fsdp so that it '
+            f'divides {size}.'
+        )
+    return NamedSharding(mesh, P(*axes))
+
+  specs = nn.get_partition_spec(boxed)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, spec, leaf: one(path, spec, leaf),
+      specs,
+      nn.unbox(boxed),
+      is_leaf=lambda x: isinstance(x, P),
+  )
+
+
+def abstract(boxed: Any, mesh) -> Any:
+  """Returns unboxed ShapeDtypeStructs that carry their sharding."""
+  return jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=where
+      ),
+      nn.unbox(boxed),
+      tree_sharding(boxed, mesh),
+  )
+
+
+def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
+  """Takes rows of a batch without gathering it: `array[index]`, sharded.
+
+      blocks=2:  array [a b | c d],  index [1 0 | 1 1]  ->  [b a | d d]
+
+  Args:
+    array: f[B, ...], cut over the devices.
+    index: int32[B], row within the block of each output row.
+    mesh: the mesh that the batch is cut over.
+    blocks: number of equal blocks of rows that do not exchange anything. If
+      it is a multiple of the number of shards nothing is sent; with 1 block
+      the shards travel around a ring, one at a time, and each device keeps the
+      rows it asked for.
+  Returns:
+    f[B, ...].
+  Raises:
+    ValueError: if the blocks do not fit the batch or the shards.
+  """
+  b, shards = array.shape[0], mesh.size
+  if b % blocks or (blocks > 1 and blocks % shards):
+    raise ValueError(
+        f'{blocks=} of negatives must divide the batch of {b} and be a '
+        f'multiple of its {shards} shards; change '
+        'config.loss.negative_blocks.'
+    )
+  if shards == 1 or blocks > 1:
+    size = b // blocks
+    rows = array.reshape(blocks, size, *array.shape[1:])
+    picked = jax.vmap(lambda r, i: jnp.take(r, i, axis=0))(
+        rows, index.reshape(blocks, size)
+    )
+    return constrain_batch(picked.reshape(array.shape), mesh)
+  ring = jax.shard_map(
+      lambda a, i: _ring_take(a, i, shards),
+      mesh=mesh,
+      in_specs=(P(BATCH_AXES), P(BATCH_AXES)),
+      out_specs=P(BATCH_AXES),
+  )
+  return ring(array, index)
+
+
+def _ring_take(block, index, shards):
+  """Body of `take_rows` on one device: f[b, ...], int32[b] -> f[b, ...]."""
+  b = block.shape[0]
+  here = jax.lax.axis_index(BATCH_AXES)
+  permutation = [(i, (i + 1) % shards) for i in range(shards)]
+
+  def visit(carry, hop):
+    visiting, taken = carry
+    local = index - (here - hop) % shards * b
+    inside = (local >= 0) & (local < b)
+    rows = jnp.take(visiting, jnp.clip(local, 0, b - 1), axis=0)
+    inside = inside.reshape(b, *(1,) * (block.ndim - 1))
+    taken = jnp.where(inside, rows, taken)
+    visiting = jax.lax.ppermute(visiting, BATCH_AXES, permutation)
+    return (visiting, taken), None
+
+  start = (block, jnp.zeros_like(block))
+  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(shards))
+  return taken

@@ -1,0 +1,76 @@
+"""What a task is: the seam between the training loop and the paper."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from alpro_jax.batch import SpecialTokens, VideoTextBatch
+
+
+class TextInfo(NamedTuple):
+  """What a task must know of the tokenizer.
+
+  Attributes:
+    special: ids of the special tokens.
+    vocab_size: number of ids.
+  """
+
+  special: SpecialTokens
+  vocab_size: int
+
+
+class Task(Protocol):
+  """A way to train. A new task is one file here and one line in `get_task`."""
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns fresh float32 parameters, boxed with their logical axes."""
+
+  def load_frozen(
+      self,
+      encode: Callable[[list[str], int], tuple[Any, Any]],
+      load_meta: Callable[[str], dict],
+      load_params: Callable[[str, Any], Any],
+  ) -> Any:
+    """Returns what the loss needs beside the parameters and does not train.
+
+    Args:
+      encode: (texts, max_tokens) -> int32[B, L], bool[B, L].
+      load_meta: checkpoint path -> what was stored with it.
+      load_params: (checkpoint path, abstract parameters) -> parameters.
+    """
+
+  def loss(
+      self,
+      params: Any,
+      frozen: Any,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      step: jax.Array,
+      *,
+      train: bool,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the float32 loss of a global batch and its parts by name.
+
+    Parts are float32 scalars, or vectors that `describe` explains.
+    """
+
+  def describe(self, metrics: dict[str, Any]) -> str:
+    """Returns a line about the averaged parts for the log, or ''."""
+
+
+def get_task(config, text: TextInfo, mesh) -> Task:
+  """Returns the task that `config.task` names.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  # Here, not at the top: a task imports this file.
+  from alpro_jax.tasks import pretrain, prompter
+
+  tasks = {'pretrain': pretrain.Pretrain, 'prompter': prompter.Prompter}
+  if config.task not in tasks:
+    raise ValueError(
+        f'{config.task=} is unknown; choose one of {sorted(tasks)}.'
+    )
+  return tasks[config.task].from_config(config, text, mesh)
