@@ -1,0 +1,151 @@
+"""Ranks and recall: drawn cases, a brute force, the original's figures."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from alpro_jax import metrics
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'retrieval_metrics.json'
+
+
+def test_drawn_case_of_the_docstring():
+  scores = np.array([[.9, .1], [.4, .4], [.2, .8]])
+  pairs = np.array([[0, 0], [1, 0], [2, 1]])
+  np.testing.assert_array_equal(
+      metrics.text_to_video_ranks(scores, pairs), [1, 2, 1])
+  np.testing.assert_array_equal(
+      metrics.text_to_video_ranks(scores, pairs, 'optimistic'), [1, 1, 1])
+  np.testing.assert_array_equal(
+      metrics.text_to_video_ranks(scores, pairs, 'expected'), [1, 1.5, 1])
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, pairs), [1, 1])
+
+
+def test_video_to_text_takes_the_best_of_all_captions():
+  # Video 0 has texts 0 (first) and 2 (last): counting the last alone, as the
+  # original does, would give rank 3.
+  scores = np.array([[.9, 0.], [.5, 0.], [.1, 0.]])
+  pairs = np.array([[0, 0], [2, 0]])
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, pairs), [1])
+
+
+def test_own_captions_do_not_compete_with_each_other():
+  scores = np.array([[.9], [.9], [.1]])
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, [[0, 0], [1, 0]]), [1])
+
+
+def test_constant_scores_earn_nothing():
+  scores = np.zeros((20, 20))
+  pairs = np.stack([np.arange(20)] * 2, 1)
+  figures = metrics.retrieval_metrics(scores, pairs)
+  assert figures['t2v_r10'] == figures['v2t_r10'] == 0
+  assert figures['t2v_mean_rank'] == 20
+  assert figures['t2v_r1_optimistic'] == 100
+  expected = metrics.retrieval_metrics(scores, pairs, 'expected')
+  assert expected['t2v_mean_rank'] == 10.5
+
+
+def test_one_text_on_four_videos_has_a_ceiling_of_a_quarter():
+  pairs = np.array([[v // 4, v] for v in range(8)])
+  scores = np.where(np.arange(8)[None] // 4 == np.arange(2)[:, None], 1., 0.)
+  scores = scores + np.linspace(0, .1, 8)
+  figures = metrics.retrieval_metrics(scores, pairs)
+  assert figures['t2v_r1_ceiling'] == figures['t2v_r1'] == 25
+  assert figures['v2t_r1'] == 100
+  assert figures['t2v_r1_chance'] == 12.5
+
+
+def _brute_force(scores, pairs, ties):
+  """Both lists of ranks by sorting, one query at a time."""
+  texts, videos = scores.shape
+  pairs = sorted(set(map(tuple, pairs)))
+  # Ties: competitors are placed before (or after) the right one by the key.
+  side = {'pessimistic': 1, 'optimistic': -1}[ties]
+  t2v = []
+  for text, video in pairs:
+    order = sorted(range(videos), key=lambda v, t=text, own=video: (
+        -scores[t, v], side * (v == own)))
+    t2v.append(1 + order.index(video))
+  v2t = []
+  for video in range(videos):
+    own = {t for t, v in pairs if v == video}
+    if not own:
+      continue
+    order = sorted(range(texts), key=lambda t, v=video, own=own: (
+        -scores[t, v], side * (t in own)))
+    order = [t for t in order if t not in own or t == next(
+        x for x in order if x in own)]
+    v2t.append(1 + next(i for i, t in enumerate(order) if t in own))
+  return t2v, v2t
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('ties', ['pessimistic', 'optimistic'])
+def test_agrees_with_a_brute_force_on_matrices_with_ties(
+    seed, ties, monkeypatch):
+  monkeypatch.setattr(metrics, '_ROWS_AT_ONCE', 5)
+  generator = np.random.default_rng(seed)
+  texts, videos = generator.integers(3, 16, 2)
+  scores = generator.integers(0, 5, (texts, videos)).astype(np.float32)
+  pairs = np.stack([generator.integers(0, texts, 20),
+                    generator.integers(0, videos, 20)], 1)
+  t2v, v2t = _brute_force(scores, pairs, ties)
+  np.testing.assert_array_equal(
+      metrics.text_to_video_ranks(scores, pairs, ties), t2v)
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, pairs, ties), v2t)
+
+
+def test_brackets_the_figures_of_the_original():
+  # The original rounds to 4 decimals and breaks ties by an unstable sort: its
+  # figures lie between ours for the two extreme tie rules.
+  golden = json.loads(GOLDEN.read_text())
+  scores = np.array(golden['score_txt_by_vid'])
+  pairs = np.stack([np.arange(len(scores))] * 2, 1)
+  worst = metrics.retrieval_metrics(scores, pairs)
+  best = metrics.retrieval_metrics(scores, pairs, 'optimistic')
+  for direction, prefix in (('text2video', 't2v'), ('video2text', 'v2t')):
+    theirs = golden['metrics'][direction]
+    for k in (1, 5, 10):
+      assert (worst[f'{prefix}_r{k}'] <= theirs[f'r{k}']
+              <= best[f'{prefix}_r{k}'])
+    for ours, name in (('median_rank', 'medianR'), ('mean_rank', 'meanR')):
+      assert (best[f'{prefix}_{ours}'] <= theirs[name]
+              <= worst[f'{prefix}_{ours}'])
+
+
+def test_interval_holds_the_mean_and_repeats():
+  values = np.random.default_rng(0).random(200)
+  low, high = metrics.bootstrap_interval(values)
+  assert low < values.mean() < high
+  assert (low, high) == metrics.bootstrap_interval(values)
+  # 200 copies of one group say nothing about the spread over groups.
+  assert metrics.bootstrap_interval(values, groups=np.zeros(200)) == (
+      pytest.approx(values.mean()), pytest.approx(values.mean()))
+
+
+def test_interval_width_is_that_of_theory():
+  values = np.random.default_rng(1).normal(size=4000)
+  low, high = metrics.bootstrap_interval(values)
+  assert high - low == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=.1)
+
+
+def test_refuses_what_has_no_rank():
+  good = np.zeros((2, 2))
+  with pytest.raises(ValueError, match='1 of 4 scores are NaN'):
+    metrics.text_to_video_ranks([[0, np.nan], [0, 0]], [[0, 0]])
+  with pytest.raises(ValueError, match='is none of'):
+    metrics.text_to_video_ranks(good, [[0, 0]], ties='lucky')
+  with pytest.raises(ValueError, match='index rows and columns'):
+    metrics.video_to_text_ranks(good, [[0, 2]])
+  with pytest.raises(ValueError, match='at least one row'):
+    metrics.video_to_text_ranks(good, np.zeros((0, 2), int))
+  with pytest.raises(ValueError, match='must be \\[texts, videos\\]'):
+    metrics.text_to_video_ranks(np.zeros(3), [[0, 0]])
+  with pytest.raises(ValueError, match='at least one query'):
+    metrics.bootstrap_interval([])
