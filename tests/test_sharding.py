@@ -1,0 +1,97 @@
+"""Where arrays live, and that moving rows is exact and sends little."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+
+from alpro_jax import sharding
+
+
+def test_mesh_must_cover_the_devices():
+  assert sharding.make_mesh(-1, 2).shape == {'data': 4, 'fsdp': 2}
+  with pytest.raises(ValueError, match='covers 6 of 8 devices'):
+    sharding.make_mesh(3, 2)
+
+
+def test_batch_must_divide():
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(16, mesh, accumulation=2)
+  with pytest.raises(ValueError, match='a multiple of 8, e.g. 16'):
+    sharding.check_batch_size(12, mesh)
+
+
+def test_unknown_logical_axis_is_refused():
+  boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((4, 4)), ('embd', None))}
+  with pytest.raises(ValueError, match='without a rule'):
+    sharding.tree_sharding(boxed, sharding.make_mesh())
+
+
+def test_uneven_parameter_is_refused():
+  boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((6, 4)), ('embed', None))}
+  with pytest.raises(ValueError, match='cannot be cut over 4 devices'):
+    sharding.tree_sharding(boxed, sharding.make_mesh(2, 4))
+
+
+def test_parameters_are_cut_along_fsdp():
+  boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((8, 4)), ('embed', 'mlp'))}
+  tree = sharding.abstract(boxed, sharding.make_mesh(4, 2))
+  assert tree['w'].sharding.spec == P('fsdp', None)
+
+
+@pytest.mark.parametrize('blocks', [1, 8, 16])
+@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+def test_take_rows_equals_plain_indexing(blocks, shape):
+  mesh = sharding.make_mesh(*shape)
+  rng = np.random.default_rng(0)
+  array = rng.normal(size=(32, 3, 5)).astype(np.float32)
+  size = 32 // blocks
+  index = rng.integers(0, size, 32).astype(np.int32)
+  rows = np.arange(32) // size * size + index
+  weights = rng.normal(size=array.shape).astype(np.float32)
+  place = sharding.batch_sharding(mesh)
+
+  def total(array, index):
+    taken = sharding.take_rows(array, index, mesh, blocks=blocks)
+    return jnp.sum(taken * weights), taken
+
+  compiled = jax.jit(jax.value_and_grad(total, has_aux=True))
+  (_, taken), grad = compiled(
+      jax.device_put(array, place), jax.device_put(index, place)
+  )
+  np.testing.assert_array_equal(taken, array[rows])
+  expected = np.zeros_like(array)
+  np.add.at(expected, rows, weights)
+  np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_take_rows_never_holds_the_whole_batch():
+  mesh = sharding.make_mesh()
+  place = sharding.batch_sharding(mesh)
+  array = jax.ShapeDtypeStruct((32, 7, 5), jnp.float32, sharding=place)
+  index = jax.ShapeDtypeStruct((32,), jnp.int32, sharding=place)
+
+  def text(blocks):
+    take = jax.grad(
+        lambda a, i: jnp.sum(
+            sharding.take_rows(a, i, mesh, blocks=blocks) ** 2
+        )
+    )
+    return jax.jit(take, out_shardings=place).lower(array, index).compile(
+    ).as_text()
+
+  assert 'f32[32,7,5]' not in text(1)
+  assert 'collective-permute' in text(1)
+  local = text(8)
+  assert 'f32[32,7,5]' not in local
+  assert 'collective-permute' not in local and 'all-gather' not in local
+
+
+def test_take_rows_refuses_blocks_that_do_not_fit():
+  with pytest.raises(ValueError, match='multiple of its 8 shards'):
+    sharding.take_rows(
+        jnp.zeros((32, 2)), jnp.zeros(32, jnp.int32), sharding.make_mesh(),
+        blocks=4,
+    )
