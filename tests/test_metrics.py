@@ -101,22 +101,19 @@ def test_agrees_with_a_brute_force_on_matrices_with_ties(
       metrics.video_to_text_ranks(scores, pairs, ties), v2t)
 
 
-def test_brackets_the_figures_of_the_original():
-  # The original rounds to 4 decimals and breaks ties by an unstable sort: its
-  # figures lie between ours for the two extreme tie rules.
+@pytest.mark.parametrize('ties', metrics.TIES)
+def test_equals_the_figures_of_the_original(ties):
+  # Scores of the original on 50 pairs, rounded to 4 decimals as it does. No
+  # right answer is tied in them, so that every tie rule gives its figures.
   golden = json.loads(GOLDEN.read_text())
   scores = np.array(golden['score_txt_by_vid'])
   pairs = np.stack([np.arange(len(scores))] * 2, 1)
-  worst = metrics.retrieval_metrics(scores, pairs)
-  best = metrics.retrieval_metrics(scores, pairs, 'optimistic')
+  ours = metrics.retrieval_metrics(scores, pairs, ties)
   for direction, prefix in (('text2video', 't2v'), ('video2text', 'v2t')):
     theirs = golden['metrics'][direction]
-    for k in (1, 5, 10):
-      assert (worst[f'{prefix}_r{k}'] <= theirs[f'r{k}']
-              <= best[f'{prefix}_r{k}'])
-    for ours, name in (('median_rank', 'medianR'), ('mean_rank', 'meanR')):
-      assert (best[f'{prefix}_{ours}'] <= theirs[name]
-              <= worst[f'{prefix}_{ours}'])
+    for name, original in (('r1', 'r1'), ('r5', 'r5'), ('r10', 'r10'),
+                           ('median_rank', 'medianR'), ('mean_rank', 'meanR')):
+      assert ours[f'{prefix}_{name}'] == pytest.approx(theirs[original])
 
 
 def test_interval_holds_the_mean_and_repeats():
