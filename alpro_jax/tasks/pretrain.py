@@ -1,0 +1,411 @@
+"""Pre-training ALPRO: VTC + VTM + MLM + PEM in one pass (paper section 3)."""
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from alpro_jax import losses, masking, sharding
+from alpro_jax.batch import SpecialTokens, VideoTextBatch
+from alpro_jax.data import entities
+from alpro_jax.models import prompter as prompting
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.prompter import (
+    contrast,
+    duplicates,
+    init_model,
+    model_config,
+)
+
+
+@flax.struct.dataclass
+class Teacher:
+  """The frozen prompter: data to the step, never in the optimizer.
+
+  Attributes:
+    params: of its video encoder, projection and temperature.
+    bank: prompt features of every entity.
+    config: sizes of its model, which may differ from the student's.
+  """
+
+  params: Any
+  bank: prompting.PromptBank
+  config: AlproConfig = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+  """The four losses; a loss of weight 0 costs nothing.
+
+  One call of the text encoder serves clean and masked text, one call of the
+  fusion encoder serves matched, mismatched and masked pairs (SPEC defect 61).
+
+  Attributes:
+    model: the student.
+    entities: names, most frequent first; empty without PEM.
+    special: ids of the special tokens.
+    options: config.loss.
+    prompter: config.prompter.
+    blocks: of rows among which negatives are drawn; 1 is the whole batch.
+    mesh: the devices that the batch is cut over.
+  """
+
+  model: Alpro
+  entities: tuple[str, ...]
+  special: SpecialTokens
+  options: Any
+  prompter: Any
+  blocks: int
+  mesh: jax.sharding.Mesh
+
+  @classmethod
+  def from_config(cls, config, text, mesh):
+    """Returns the task of `config`; see tasks/base.py.
+
+    Raises:
+      ValueError: for an unknown kind of negatives, or a masked loss alone.
+      FileNotFoundError: if there is PEM and no list of entities.
+    """
+    options = config.loss
+    scopes = {'global': 1, 'local': options.negative_blocks or mesh.size}
+    if options.negatives not in scopes:
+      raise ValueError(
+          f"config.loss.{options.negatives=} must be 'global' or 'local'."
+      )
+    if not any((options.vtc, options.vtm, options.mlm, options.pem)):
+      raise ValueError(
+          'every weight in config.loss is 0; give vtc, vtm, mlm or pem one.'
+      )
+    names = _entity_names(config.prompter) if options.pem else ()
+    return cls(
+        model=Alpro(
+            model_config(config.model, text.vocab_size, entities=len(names))
+        ),
+        entities=names,
+        special=text.special,
+        options=options,
+        prompter=config.prompter,
+        blocks=scopes[options.negatives],
+        mesh=mesh,
+    )
+
+  def init(self, key: jax.Array) -> Any:
+    return init_model(self.model, key)
+
+  def load_frozen(self, encode, load_meta, load_params) -> Teacher | None:
+    """Builds the teacher from config.prompter.checkpoint; None without PEM.
+
+    Raises:
+      FileNotFoundError: if no checkpoint of a prompter is named or there.
+    """
+    if not self.options.pem:
+      return None
+    if not self.prompter.checkpoint:
+      raise FileNotFoundError(
+          'pre-training with PEM needs a trained prompter. Make one with '
+          '`python launch/main.py --config=configs/pretrain_prompter.py '
+          '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
+          'train without PEM: --config.loss.pem=0.'
+      )
+    meta = load_meta(self.prompter.checkpoint)
+    config = AlproConfig.from_dict(meta['model'])
+    model = Alpro(config)
+    boxed = jax.eval_shape(lambda k: init_model(model, k), jax.random.key(0))
+    params = load_params(
+        self.prompter.checkpoint, sharding.abstract(boxed, self.mesh)
+    )
+    return Teacher(
+        params=_video_side(params),
+        bank=self._make_bank(model, params, encode),
+        config=config,
+    )
+
+  def untrained_frozen(self, key: jax.Array) -> Teacher | None:
+    """A teacher of random weights, for benchmarks and tests of shapes."""
+    if not self.options.pem:
+      return None
+    config = dataclasses.replace(self.model.config, entities=0)
+    model = Alpro(config)
+    boxed = jax.eval_shape(lambda k: init_model(model, k), key)
+    params = jax.jit(
+        lambda k: nn.unbox(init_model(model, k)),
+        out_shardings=sharding.tree_sharding(boxed, self.mesh),
+    )(key)
+    shape = (len(self.entities), config.embed_size)
+    rows = jax.random.normal(key, (2, *shape))
+    rows /= jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    rows = jax.device_put(rows, sharding.replicated(self.mesh))
+    bank = prompting.PromptBank(video=rows[0], image=rows[1])
+    return Teacher(params=_video_side(params), bank=bank, config=config)
+
+  def _make_bank(self, model, params, encode):
+    options = self.prompter
+
+    def features(texts):
+      ids, mask = encode(texts, options.max_prompt_tokens)
+      encoded = model.apply(
+          {'params': params}, ids, mask, train=False, method='encode_text'
+      )
+      return encoded.feature
+
+    return prompting.build_prompt_bank(
+        jax.jit(features),
+        self.entities,
+        video_templates=(
+            options.video_templates or prompting.VIDEO_TEMPLATES
+        ),
+        image_templates=(
+            options.image_templates or prompting.IMAGE_TEMPLATES
+        ),
+        renormalize=options.renormalize,
+    )
+
+  def loss(
+      self,
+      params: Any,
+      frozen: Teacher | None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      step: jax.Array,
+      *,
+      train: bool,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    options = self.options
+    keys = dict(
+        zip(
+            ('dropout', 'words', 'videos', 'texts', 'region'),
+            jax.random.split(key, 5),
+            strict=True,
+        )
+    )
+    model = self.model.bind(
+        {'params': params}, rngs={'dropout': keys['dropout']}
+    )
+    total, parts = jnp.zeros(()), {}
+
+    video = model.encode_video(batch.video, train=train)
+    clean, masked, labels = self._encode_texts(
+        model, batch, keys['words'], train
+    )
+    temperature = model.temperature()
+    parts['temperature'] = temperature
+    same = duplicates(batch, equal_captions=options.mask_equal_captions)
+
+    if options.vtc:
+      vtc, accuracy = contrast(
+          video.feature, clean.feature, temperature, same
+      )
+      total += options.vtc * vtc
+      parts |= {'loss/vtc': vtc, **accuracy}
+
+    # Kinds of pairs for the fusion encoder: texts, masks, videos, stacked
+    # behind the batch axis so that the batch stays where it is.
+    pairs = []
+    matched = (clean.tokens, batch.text_mask, video.tokens)
+    if options.vtm or options.pem:
+      pairs.append(matched)
+    if options.vtm:
+      mismatched, found = self._mismatch(
+          matched, video.feature, clean.feature, temperature, same, keys, step
+      )
+      pairs += mismatched
+    if options.mlm:
+      pairs.append((masked, batch.text_mask, video.tokens))
+    if not pairs:
+      return total, parts
+    fused = _unstack(
+        model.fuse(*map(_stack, zip(*pairs, strict=True)), train=train),
+        len(pairs),
+    )
+    length = batch.text_ids.shape[1]
+
+    if options.vtm:
+      logits = model.match_logits(fused[:, :3, 0])
+      is_match = jnp.array([1, 0, 0])
+      vtm, accuracy = losses.vtm(
+          rearrange(logits, 'b k c -> (b k) c'),
+          jnp.tile(is_match, logits.shape[0]),
+          rearrange(found, 'b k -> (b k)'),
+      )
+      total += options.vtm * vtm
+      parts |= {'loss/vtm': vtm, 'accuracy/vtm': accuracy}
+
+    if options.mlm:
+      mlm, accuracy = losses.mlm(
+          model.mlm_logits(fused[:, -1, :length]), labels
+      )
+      total += options.mlm * mlm
+      parts |= {'loss/mlm': mlm, 'accuracy/mlm': accuracy}
+
+    if options.pem:
+      region, target, keep = self._pseudo_labels(frozen, batch, keys['region'])
+      # The patches of the matched pair, without the two class tokens.
+      patches = fused[:, 0, length + 1 :].astype(jnp.float32)
+      weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
+      pooled = jnp.einsum('bnd,bn->bd', patches, weight)
+      pem, accuracy = losses.pem(model.entity_logits(pooled), target, keep)
+      total += options.pem * pem
+      parts |= {'loss/pem': pem, 'accuracy/pem': accuracy}
+      parts |= _health(target, keep)
+    return total, parts
+
+  def _encode_texts(self, model, batch, key, train):
+    """Returns the encoding of clean text, masked tokens and their labels."""
+    if not self.options.mlm:
+      clean = model.encode_text(batch.text_ids, batch.text_mask, train=train)
+      return clean, None, None
+    masked_ids, labels = masking.mask_tokens(
+        key, batch.text_ids, batch.text_mask,
+        special=self.special,
+        vocab_size=self.model.config.text.vocab_size,
+        probability=self.options.mask_probability,
+    )
+    both = model.encode_text(
+        _stack((batch.text_ids, masked_ids)),
+        _stack((batch.text_mask, batch.text_mask)),
+        train=train,
+    )
+    tokens = _unstack(both.tokens, 2)
+    clean = type(both)(
+        tokens=tokens[:, 0], feature=_unstack(both.feature, 2)[:, 0]
+    )
+    return clean, tokens[:, 1], labels
+
+  def _mismatch(
+      self, matched, video_feature, text_feature, temperature, same, keys, step
+  ):
+    """Draws for every text a wrong video and for every video a wrong text.
+
+    Returns:
+      two kinds of pairs, as `matched`, and bool[B, 3], False where a row found
+      no negative.
+    """
+    options, (tokens, mask, video) = self.options, matched
+    size = mask.shape[0] // self.blocks
+    block = jnp.arange(mask.shape[0]) // size
+    forbidden = same | (block[:, None] != block[None, :])
+    similarity = jax.lax.stop_gradient(
+        text_feature @ video_feature.T / temperature
+    )
+    uniform_share = negative_ramp(
+        step, options.uniform_negative_steps, options.negative_ramp_steps
+    )
+
+    def take(array, index):
+      return sharding.take_rows(
+          array, index % size, self.mesh, blocks=self.blocks
+      )
+
+    other_video, video_found = losses.hard_negatives(
+        keys['videos'], similarity, forbidden, uniform_share=uniform_share
+    )
+    other_text, text_found = losses.hard_negatives(
+        keys['texts'], similarity.T, forbidden, uniform_share=uniform_share
+    )
+    kinds = [
+        (tokens, mask, take(video, other_video)),
+        (take(tokens, other_text), take(mask, other_text), video),
+    ]
+    always = jnp.ones_like(video_found)
+    return kinds, jnp.stack([always, video_found, text_found], axis=1)
+
+  def _pseudo_labels(self, teacher, batch, key):
+    """Labels a random region of every clip with the frozen teacher.
+
+    Returns:
+      bool[B, N] patches inside the region, float32[B, Z] soft labels and
+      bool[B], False on examples to ignore.
+    """
+    size, patch = batch.video.shape[2], self.model.config.video.patch_size
+    region = masking.sample_regions(
+        key, batch.video.shape[0], size // patch, area=self.options.region_area
+    )
+    crop = masking.crop_regions(batch.video, region, patch)
+    model = Alpro(teacher.config).bind({'params': teacher.params})
+    target, keep = prompting.pseudo_labels(
+        model.encode_video(crop, train=False).feature,
+        teacher.bank,
+        batch.still,
+        model.temperature(),
+        rule=self.prompter.ignore_rule,
+        threshold=self.prompter.ignore_threshold,
+    )
+    return region, jax.lax.stop_gradient(target), keep
+
+  def describe(self, metrics: dict[str, Any]) -> str:
+    """Returns the entities that the teacher names most, with their shares."""
+    if 'pseudo/entities' not in metrics:
+      return ''
+    share = metrics['pseudo/entities']
+    top = sorted(zip(share, self.entities, strict=True), reverse=True)[:5]
+    return 'pseudo-labels: ' + ', '.join(f'{n} {s:.0%}' for s, n in top)
+
+
+def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:
+  """Returns the share of uniform draws: 1, then on a line down to 0.
+
+  Negatives that are hard from the start teach a small model from random
+  weights to answer no to everything; the paper starts from trained encoders
+  and has no ramp (both 0).
+
+      uniform_steps=2, ramp_steps=4:  1 1 1 .75 .5 .25 0 0 ...
+  """
+  if not uniform_steps and not ramp_steps:
+    return jnp.zeros(())
+  late = jnp.asarray(step, jnp.float32) - uniform_steps
+  return jnp.clip(1 - late / max(ramp_steps, 1), 0, 1)
+
+
+def _health(target, keep):
+  """Tells whether pseudo-labels still say something.
+
+  Returns:
+    the kept share, the mean entropy in nats and the mean top probability of
+    all labels, and float32[Z], how often each entity is the top one.
+  """
+  entropy = -jnp.sum(target * jnp.log(jnp.maximum(target, 1e-30)), axis=1)
+  top = jax.nn.one_hot(jnp.argmax(target, axis=1), target.shape[1])
+  return {
+      'pseudo/kept': jnp.mean(keep.astype(jnp.float32)),
+      'pseudo/entropy': jnp.mean(entropy),
+      'pseudo/confidence': jnp.mean(target.max(axis=1)),
+      'pseudo/entities': jnp.mean(top, axis=0),
+  }
+
+
+def _stack(arrays):
+  """[f[B, ...]] * K -> f[B * K, ...], the K of one row side by side.
+
+  Side by side, not one after the other: so every device keeps its own rows.
+  """
+  return rearrange(jnp.stack(arrays, axis=1), 'b k ... -> (b k) ...')
+
+
+def _unstack(array, kinds):
+  """f[B * K, ...] -> f[B, K, ...]."""
+  return rearrange(array, '(b k) ... -> b k ...', k=kinds)
+
+
+def _video_side(params):
+  """Keeps what the teacher needs to label a crop."""
+  return {
+      name: value
+      for name, value in params.items()
+      if name in ('video_encoder', 'video_projection', 'temperature')
+  }
+
+
+def _entity_names(options) -> tuple[str, ...]:
+  if not options.entities:
+    raise FileNotFoundError(
+        'pre-training with PEM needs a list of entities. Make one with '
+        '`python launch/entities.py`, then pass '
+        '--config.prompter.entities=FILE; or train without PEM: '
+        '--config.loss.pem=0.'
+    )
+  return tuple(entities.read_entities(options.entities, options.num_entities))

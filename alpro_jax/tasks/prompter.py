@@ -1,0 +1,115 @@
+"""Training the prompter: video-text contrast alone (paper section 3.2)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alpro_jax import losses
+from alpro_jax.batch import VideoTextBatch
+from alpro_jax.models.alpro import Alpro, AlproConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompter:
+  """Both encoders by VTC; the same loss as in pre-training.
+
+  Attributes:
+    model: without an entity head.
+    mask_equal_captions: see `duplicates`.
+  """
+
+  model: Alpro
+  mask_equal_captions: bool
+
+  @classmethod
+  def from_config(cls, config, text, mesh):
+    del mesh
+    return cls(
+        model=Alpro(model_config(config.model, text.vocab_size, entities=0)),
+        mask_equal_captions=config.loss.mask_equal_captions,
+    )
+
+  def init(self, key: jax.Array) -> Any:
+    return init_model(self.model, key)
+
+  def load_frozen(self, encode, load_meta, load_params) -> None:
+    return None
+
+  def loss(
+      self,
+      params: Any,
+      frozen: None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      step: jax.Array,
+      *,
+      train: bool,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    del frozen, step
+    model = self.model.bind({'params': params}, rngs={'dropout': key})
+    video = model.encode_video(batch.video, train=train)
+    text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
+    temperature = model.temperature()
+    loss, parts = contrast(
+        video.feature, text.feature, temperature,
+        duplicates(batch, equal_captions=self.mask_equal_captions),
+    )
+    return loss, {'loss/vtc': loss, 'temperature': temperature, **parts}
+
+  def describe(self, metrics: dict[str, Any]) -> str:
+    return ''
+
+
+def model_config(config, vocab_size: int, *, entities: int) -> AlproConfig:
+  """Returns the model's config with what the data decides filled in."""
+  values = config.to_dict()
+  values['text']['vocab_size'] = vocab_size
+  values['entities'] = entities
+  return AlproConfig.from_dict(values)
+
+
+def init_model(model: Alpro, key: jax.Array) -> Any:
+  """Returns fresh parameters of a model, boxed."""
+  return model.init(key, method=Alpro.init_all)['params']
+
+
+def duplicates(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:
+  """Which pairs of rows must not be taken for negatives of each other.
+
+  The original contrasts repeated videos and captions with themselves
+  (defect 22).
+
+  Args:
+    batch: of B rows.
+    equal_captions: count equal captions of different videos, too.
+  Returns:
+    bool[B, B], symmetric, True on the diagonal.
+  """
+  same = batch.video_id[:, None] == batch.video_id[None, :]
+  if equal_captions:
+    same |= batch.caption_id[:, None] == batch.caption_id[None, :]
+  return same
+
+
+def contrast(video_feature, text_feature, temperature, same):
+  """Returns the VTC loss and the accuracy of both directions.
+
+  Args:
+    video_feature: float32[B, E], unit length.
+    text_feature: float32[B, E], unit length.
+    temperature: float32[].
+    same: bool[B, B], pairs that are no negatives, diagonal True.
+  """
+  loss = losses.vtc(video_feature, text_feature, temperature, same=same)
+  similarity = text_feature @ video_feature.T
+  rows = jnp.arange(same.shape[0])
+  other = same & ~jnp.eye(same.shape[0], dtype=bool)
+  left = jnp.where(other, -jnp.inf, jax.lax.stop_gradient(similarity))
+  accuracy = {
+      'accuracy/t2v': jnp.mean(jnp.argmax(left, axis=1) == rows),
+      'accuracy/v2t': jnp.mean(jnp.argmax(left, axis=0) == rows),
+  }
+  return loss, accuracy

@@ -1,0 +1,71 @@
+"""ALPRO: the four losses on WebVid2M and CC3M (paper section 4.2, SPEC 2.3).
+
+  python launch/main.py --config=configs/pretrain.py --workdir=DIR \\
+    --config.prompter.checkpoint=DIR_OF_PROMPTER
+
+16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
+clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
+pre-training of `make demo`.
+"""
+
+from configs import common
+
+SCALES = ('base', 'large', 'demo')
+
+
+def get_config(scale=''):
+  """Returns the paper's run for '' or 'base', or 'large', 'demo'.
+
+  Raises:
+    ValueError: for another scale.
+  """
+  scale = scale or 'base'
+  if scale not in SCALES:
+    raise ValueError(
+        f"unknown {scale=} after ':' in --config; choose one of {SCALES}."
+    )
+  return demo() if scale == 'demo' else paper(scale)
+
+
+def paper(model):
+  """The paper's values, which are the defaults, with its data."""
+  config = common.get_config(model)
+  config.model.dtype = 'bfloat16'
+  config.data.sources = (
+      common.source('data/webvid2m'),
+      common.source('data/cc3m'),
+  )
+  config.data.tokenizer = 'data/bert-base-uncased/vocab.txt'
+  config.prompter.entities = 'data/entities.txt'
+  config.optimizer.warmup_steps = 5_000
+  config.train.steps = 100_000
+  config.train.checkpoint_every_steps = 1_000
+  return config
+
+
+def demo():
+  """A small model on the embedded data set, from random weights."""
+  config = common.get_config('tiny')
+  config.data.update({
+      'sources': (common.source('runs/demo/data/shapes', style='full'),),
+      'tokenizer': 'runs/demo/data/tokenizer.model',
+      'batch_size': 64,
+      'max_text_tokens': 20,
+      'image_size': 48,
+      'resize': 48,
+      'sampling': 'headtail',
+  })
+  config.data.randaugment.enabled = False
+  config.prompter.update({
+      'entities': 'runs/demo/data/entities.txt',
+      'num_entities': 100,
+  })
+  config.optimizer.update({
+      'learning_rate': 1e-3,
+      'schedule': 'cosine',
+      'warmup_steps': 40,
+      'final_fraction': 0.05,
+      'clip_norm': 1.0,
+  })
+  config.train.steps = 500
+  return config
