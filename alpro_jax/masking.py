@@ -1,0 +1,147 @@
+"""Hides words and cuts out regions: labels made from the input, on device."""
+
+import einops
+import jax
+import jax.numpy as jnp
+
+from alpro_jax.batch import SpecialTokens
+
+NO_LABEL = -1
+REGION_RULES = ('original', 'nominal')
+REGION_TRIES = 64
+
+
+def mask_tokens(
+    key: jax.Array,
+    ids: jax.Array,
+    mask: jax.Array,
+    *,
+    special: SpecialTokens,
+    vocab_size: int,
+    probability: float = 0.15,
+) -> tuple[jax.Array, jax.Array]:
+  """Corrupts some words for masked language modelling.
+
+  Each word is chosen on its own. Of the chosen, 80 % become the mask token,
+  10 % any id of the vocabulary, 10 % stay:
+
+    ids      CLS  a  red  disc  rolls SEP PAD
+    chosen         .   x    .     x
+    new ids  CLS  a MASK  disc  rolls SEP PAD
+    labels    -1 -1  red   -1   rolls  -1  -1
+
+  Args:
+    key: random key.
+    ids: int32[B, L].
+    mask: bool[B, L], True on real tokens.
+    special: ids that are never chosen.
+    vocab_size: V.
+    probability: of choosing a word.
+  Returns:
+    Corrupted ids and labels, both int32[B, L]; -1 where there is no label.
+  """
+  choose_key, kind_key, word_key = jax.random.split(key, 3)
+  eligible = mask.astype(bool)
+  for token in special:
+    eligible &= ids != token
+  chosen = eligible & jax.random.bernoulli(choose_key, probability, ids.shape)
+  kind = jax.random.uniform(kind_key, ids.shape)
+  words = jax.random.randint(word_key, ids.shape, 0, vocab_size, ids.dtype)
+  new = jnp.where(kind < 0.8, special.mask, jnp.where(kind < 0.9, words, ids))
+  labels = jnp.where(chosen, ids, NO_LABEL)
+  return jnp.where(chosen, new, ids).astype(ids.dtype), labels
+
+
+def sample_regions(
+    key: jax.Array,
+    batch: int,
+    grid: int | tuple[int, int],
+    *,
+    area: tuple[float, float] = (0.3, 0.5),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    rule: str = 'original',
+) -> jax.Array:
+  """Draws one box of whole patches per example, the same for all frames.
+
+    grid 4, one box of 2 x 3 patches:   0 0 0 0
+                                        0 1 1 1
+                                        0 1 1 1
+                                        0 0 0 0
+  'original': sides are rounded down to patches, the corner falls anywhere in
+  the image, and a box that sticks out is drawn again. This favours small boxes:
+  on a grid of 14, 23 to 43 % of the image and 31.5 % on average, for a nominal
+  30 to 50 %. 'nominal': sides are rounded to the nearest patch and the corner
+  falls where the box fits, which keeps the nominal area but for rounding.
+
+  Args:
+    key: random key.
+    batch: B.
+    grid: patches along a side, or (rows, columns).
+    area: smallest and largest share of the image.
+    aspect: smallest and largest height over width, drawn uniformly.
+    rule: 'original' or 'nominal'.
+  Returns:
+    bool[B, N], row-major, True inside.
+  """
+  if rule not in REGION_RULES:
+    raise ValueError(f'{rule=} is not known; choose one of {REGION_RULES}.')
+  rows, columns = (grid, grid) if isinstance(grid, int) else grid
+  tries = REGION_TRIES if rule == 'original' else 1
+  area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
+  shape = (batch, tries)
+  size = jax.random.uniform(area_key, shape, minval=area[0], maxval=area[1])
+  size = size * rows * columns
+  ratio = jax.random.uniform(
+      aspect_key, shape, minval=aspect[0], maxval=aspect[1]
+  )
+  top = jax.random.uniform(top_key, shape)
+  left = jax.random.uniform(left_key, shape)
+  to_patches = jnp.floor if rule == 'original' else jnp.round
+  height = jnp.maximum(to_patches(jnp.sqrt(size * ratio)), 1)
+  width = jnp.maximum(to_patches(jnp.sqrt(size / ratio)), 1)
+  if rule == 'original':
+    top, left = jnp.floor(top * rows), jnp.floor(left * columns)
+    fits = (top + height <= rows) & (left + width <= columns)
+    # The first that fits. If none does, the first try is shifted back below.
+    first = jnp.argmax(fits, axis=1)[:, None]
+    top, left, height, width = (
+        jnp.take_along_axis(x, first, axis=1) for x in (top, left, height, width)
+    )
+    height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
+    top = jnp.minimum(top, rows - height)
+    left = jnp.minimum(left, columns - width)
+  else:
+    height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
+    top = jnp.floor(top * (rows - height + 1))
+    left = jnp.floor(left * (columns - width + 1))
+  row, column = jnp.arange(rows)[None], jnp.arange(columns)[None]
+  in_rows = (row >= top) & (row < top + height)
+  in_columns = (column >= left) & (column < left + width)
+  inside = in_rows[:, :, None] & in_columns[:, None, :]
+  return einops.rearrange(inside, 'b h w -> b (h w)')
+
+
+def crop_regions(
+    video: jax.Array, region: jax.Array, patch_size: int
+) -> jax.Array:
+  """Blackens everything outside the region; nothing moves or is resized.
+
+  Args:
+    video: uint8[B, T, H, W, 3].
+    region: bool[B, N], True inside.
+    patch_size: P.
+  Returns:
+    uint8[B, T, H, W, 3], 0 outside.
+  """
+  _, _, height, width, _ = video.shape
+  rows, columns = height // patch_size, width // patch_size
+  if region.shape[1] != rows * columns:
+    raise ValueError(
+        f'{region.shape=} does not match {video.shape=}: expected '
+        f'{rows} x {columns} patches of side {patch_size}.'
+    )
+  inside = einops.repeat(
+      region, 'b (h w) -> b 1 (h p) (w q) 1',
+      h=rows, w=columns, p=patch_size, q=patch_size,
+  )
+  return jnp.where(inside, video, jnp.zeros((), video.dtype))

@@ -1,0 +1,226 @@
+"""ALPRO: a video encoder, a text encoder, and an encoder that fuses both."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from alpro_jax.models import bert
+from alpro_jax.models import layers
+from alpro_jax.models import timesformer
+
+DTYPES = ('float32', 'bfloat16')
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlproConfig:
+  """Everything that decides the parameters and the arithmetic of a model."""
+
+  video: timesformer.VideoConfig
+  text: bert.TextConfig
+  embed_size: int
+  temperature: float
+  entities: int  # 0: no entity head.
+  dtype: str
+  remat: bool
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ValueError(f'{self.dtype=} is not known; choose one of {DTYPES}.')
+    if self.video.width != self.text.width:
+      raise ValueError(
+          f'{self.video.width=} must equal {self.text.width=}: the fusion '
+          'encoder reads tokens of both.'
+      )
+
+  @classmethod
+  def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
+    """Builds the nested config; unknown and missing keys are refused."""
+    values = dict(values)
+    # Presets leave the number of entities to the task.
+    values.setdefault('entities', 0)
+    for name, part in (
+        ('video', timesformer.VideoConfig), ('text', bert.TextConfig)
+    ):
+      if name in values:
+        values[name] = _build(part, values[name], f'model.{name}')
+    return _build(cls, values, 'model')
+
+
+def _build(cls, values, where):
+  values = dict(values)
+  expected = {field.name for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - expected)
+  missing = sorted(expected - set(values))
+  if unknown or missing:
+    raise ValueError(
+        f'config.{where} has {unknown=} and {missing=} keys; expected exactly '
+        f'{sorted(expected)}.'
+    )
+  return cls(**values)
+
+
+@flax.struct.dataclass
+class VideoEncoding:
+  """Attributes: tokens f[B, S, D]; feature float32[B, E] of length one."""
+
+  tokens: jax.Array
+  feature: jax.Array
+
+
+@flax.struct.dataclass
+class TextEncoding:
+  """Attributes: tokens f[B, L, D]; feature float32[B, E] of length one."""
+
+  tokens: jax.Array
+  feature: jax.Array
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+  """x / max(|x|, 1e-12) along the last axis, with a finite gradient at 0."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+class EntityHead(nn.Module):
+  """D -> 2D -> Z with a ReLU: which entity a region shows."""
+
+  entities: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width = x.shape[-1]
+    x = _head(2 * width, width, ('embed', 'mlp'), 'hidden')(x)
+    x = jax.nn.relu(x)
+    return _head(self.entities, 2 * width, ('mlp', 'classes'), 'out')(x)
+
+
+def _head(features, fan_in, axes, name=None):
+  init = layers.uniform_fan_in(fan_in)
+  return layers.dense(
+      features, axes, name=name, dtype=jnp.float32, kernel_init=init,
+      bias_init=init,
+  )
+
+
+class Alpro(nn.Module):
+  """The model. Call its methods with `apply(..., method='encode_video')`.
+
+  Parameters are float32 whatever the compute type; projections, heads and
+  features are computed in float32.
+  """
+
+  config: AlproConfig
+
+  def setup(self):
+    config = self.config
+    text, dtype, remat = config.text, jnp.dtype(config.dtype), config.remat
+    width = text.width
+    self.video_encoder = timesformer.VideoEncoder(config.video, dtype, remat)
+    self.text_embedding = bert.TextEmbedding(text, dtype)
+    self.text_encoder = bert.BertLayers(
+        text, dtype, remat, 0, text.fusion_layer
+    )
+    self.fusion_encoder = bert.BertLayers(
+        text, dtype, remat, text.fusion_layer, text.depth
+    )
+    self.mlm_head = bert.MlmHead(text, dtype)
+    self.video_projection = _head(config.embed_size, width, ('embed', 'joint'))
+    self.text_projection = _head(config.embed_size, width, ('embed', 'joint'))
+    self.match_head = _head(2, width, ('embed', 'classes'))
+    self.free_temperature = self.param(
+        'temperature', nn.initializers.constant(config.temperature), ()
+    )
+    if config.entities:
+      self.entity_head = EntityHead(config.entities)
+
+  def encode_video(self, video: jax.Array, *, train: bool) -> VideoEncoding:
+    """Encodes clips.
+
+    Args:
+      video: uint8[B, T, H, W, 3] RGB in 0..255, normalised here; floats count
+        as already normalised. T, H and W may differ from the config.
+      train: whether dropout and drop path act.
+    Returns:
+      Tokens f[B, S, D] and features float32[B, E].
+    """
+    tokens = self.video_encoder(video, train=train)
+    feature = self.video_projection(tokens[:, 0].astype(jnp.float32))
+    return VideoEncoding(tokens, unit_length(feature))
+
+  def encode_text(
+      self, ids: jax.Array, mask: jax.Array, *, train: bool
+  ) -> TextEncoding:
+    """int32[B, L] and bool[B, L] -> tokens f[B, L, D], float32[B, E]."""
+    tokens = self.text_embedding(ids, train=train)
+    tokens = self.text_encoder(tokens, mask, train=train)
+    feature = self.text_projection(tokens[:, 0].astype(jnp.float32))
+    return TextEncoding(tokens, unit_length(feature))
+
+  def fuse(
+      self,
+      text_tokens: jax.Array,
+      text_mask: jax.Array,
+      video_tokens: jax.Array,
+      *,
+      train: bool,
+  ) -> jax.Array:
+    """Lets text and video tokens attend to each other.
+
+    Args:
+      text_tokens: f[B, L, D].
+      text_mask: bool[B, L].
+      video_tokens: f[B, S, D].
+      train: whether dropout acts.
+    Returns:
+      f[B, L + S, D]: text first, so token 0 stands for the pair and token L is
+      the video's class token.
+    """
+    tokens = jnp.concatenate([text_tokens, video_tokens], axis=1)
+    always = jnp.ones(video_tokens.shape[:2], bool)
+    mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
+    return self.fusion_encoder(tokens, mask, train=train)
+
+  def match_logits(self, pair: jax.Array) -> jax.Array:
+    """f[B, D], token 0 of fused pairs -> float32[B, 2]; 1 is a match."""
+    return self.match_head(pair.astype(jnp.float32))
+
+  def mlm_logits(self, hidden: jax.Array) -> jax.Array:
+    """f[B, L, D] -> float32[B, L, V]."""
+    hidden, bias = self.mlm_head(hidden)
+    scale = self.config.text.mlm_logit_scale
+    return scale * self.text_embedding.decode(hidden) + bias
+
+  def entity_logits(self, pooled: jax.Array) -> jax.Array:
+    """f[B, D], mean of a region's fused tokens -> float32[B, Z]."""
+    if not self.config.entities:
+      raise ValueError(
+          'This model has no entity head; build it with config.entities > 0.'
+      )
+    return self.entity_head(pooled.astype(jnp.float32))
+
+  def temperature(self) -> jax.Array:
+    """float32[], clipped to its range; the gradient passes as if it were not.
+
+    The original clamps the parameter in place, outside autograd.
+    """
+    free = self.free_temperature
+    return free + jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE) - free)
+
+  def init_all(
+      self, video: jax.Array, ids: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Touches every parameter; for `init(..., method='init_all')`."""
+    video = self.encode_video(video, train=False)
+    text = self.encode_text(ids, mask, train=False)
+    fused = self.fuse(text.tokens, mask, video.tokens, train=False)
+    self.match_logits(fused[:, 0])
+    self.mlm_logits(fused[:, : ids.shape[1]])
+    if self.config.entities:
+      self.entity_logits(fused[:, 0])
+    return self.temperature()

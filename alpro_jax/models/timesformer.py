@@ -1,0 +1,282 @@
+"""TimeSformer: the video encoder, with divided, joint or no time attention."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import einops
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from alpro_jax.models import layers
+
+ATTENTIONS = ('divided', 'joint', 'space_only')
+
+# Statistics of CLIP's pixels, for RGB in 0..1.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+  """The video encoder's sizes and initial values; see configs/models.py."""
+
+  image_size: int
+  patch_size: int
+  frames: int
+  width: int
+  depth: int
+  heads: int
+  mlp_size: int
+  attention: str
+  drop_path: float
+  dropout: float
+  matrix_std: float
+  temporal_fc_std: float
+  position_std: float
+  time_std: float
+  smooth_positions: bool
+
+  def __post_init__(self):
+    if self.attention not in ATTENTIONS:
+      raise ValueError(
+          f'{self.attention=} is not known; choose one of {ATTENTIONS}.'
+      )
+    if self.image_size % self.patch_size:
+      raise ValueError(f'{self.patch_size=} must divide {self.image_size=}.')
+    if self.width % self.heads:
+      raise ValueError(f'{self.heads=} must divide {self.width=}.')
+
+  @property
+  def grid(self) -> int:
+    """Patches along one side of the configured image."""
+    return self.image_size // self.patch_size
+
+
+def normalize_pixels(video: jax.Array) -> jax.Array:
+  """uint8 RGB in 0..255 -> float32 with CLIP's mean and deviation removed."""
+  video = video.astype(jnp.float32) / 255.0
+  return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+
+
+def resize_positions(
+    table: jax.Array, old: tuple[int, int], new: tuple[int, int]
+) -> jax.Array:
+  """Resizes f[N, D] patch positions bilinearly on their two-dimensional grid."""
+  if old == new:
+    return table
+  grid = einops.rearrange(table, '(h w) d -> h w d', h=old[0], w=old[1])
+  grid = jax.image.resize(grid, (*new, table.shape[-1]), 'bilinear')
+  return einops.rearrange(grid, 'h w d -> (h w) d')
+
+
+def resize_times(table: jax.Array, frames: int) -> jax.Array:
+  """Repeats or skips rows of f[T, D]: new[i] = old[floor(i * old / new)].
+
+  4 rows to 8: 0 0 1 1 2 2 3 3.   8 rows to 4: 0 2 4 6.
+  """
+  old = table.shape[0]
+  if old == frames:
+    return table
+  return table[jnp.arange(frames) * old // frames]
+
+
+def smooth_init(std: float, sizes: Sequence[int]) -> layers.Initializer:
+  """Random Fourier features over a grid: neighbours start out alike.
+
+  Channel d of the point p in [0, 1]^n is sqrt(2) std cos(2 pi (f_d p + u_d)),
+  f_d normal with deviation 0.5 cycles, u_d uniform: deviation std, mean 0.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    axes = [(jnp.arange(n, dtype=jnp.float32) + 0.5) / n for n in sizes]
+    points = jnp.stack(jnp.meshgrid(*axes, indexing='ij'), axis=-1)
+    points = points.reshape(math.prod(sizes), len(sizes))
+    frequency_key, phase_key = jax.random.split(key)
+    frequency = 0.5 * jax.random.normal(frequency_key, (len(sizes), shape[-1]))
+    phase = jax.random.uniform(phase_key, (1, shape[-1]))
+    table = jnp.cos(2 * jnp.pi * (points @ frequency + phase))
+    return (math.sqrt(2) * std * table).astype(dtype).reshape(shape)
+
+  return init
+
+
+class Block(nn.Module):
+  """A pre-norm transformer block over f[..., tokens, D]."""
+
+  config: VideoConfig
+  dtype: jnp.dtype
+  drop_path: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    config = self.config
+    init = nn.initializers.normal(config.matrix_std)
+    y = layers.layer_norm(EPSILON, self.dtype, 'norm')(x)
+    y = layers.Attention(
+        config.heads, self.dtype, init, name='attention'
+    )(y, train=train)
+    y = nn.Dropout(config.dropout)(y, deterministic=not train)
+    x = x + layers.DropPath(self.drop_path)(y, train=train)
+    y = layers.layer_norm(EPSILON, self.dtype, 'mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, self.dtype, init, name='mlp')(y)
+    y = nn.Dropout(config.dropout)(y, deterministic=not train)
+    return x + layers.DropPath(self.drop_path)(y, train=train)
+
+
+class DividedBlock(nn.Module):
+  """Attention over time at each place, then over space in each frame.
+
+  The drop paths are TimeSformer's: time drops single places and does so before
+  temporal_fc, whose bias is therefore always added; space drops single frames
+  before their class tokens are averaged; the MLP drops whole videos.
+  """
+
+  config: VideoConfig
+  dtype: jnp.dtype
+  drop_path: float
+  frames: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """f[B, 1 + T*N, D] -> the same; frame t's patches are together."""
+    config = self.config
+    init = nn.initializers.normal(config.matrix_std)
+    drop_path = layers.DropPath(self.drop_path)
+    dropout = nn.Dropout(config.dropout, deterministic=not train)
+    class_token, patches = x[:, :1], x[:, 1:]
+
+    places = einops.rearrange(
+        patches, 'b (t n) d -> b n t d', t=self.frames
+    )
+    y = layers.layer_norm(EPSILON, self.dtype, 'temporal_norm')(places)
+    y = layers.Attention(
+        config.heads, self.dtype, init, name='temporal_attention'
+    )(y, train=train)
+    y = drop_path(dropout(y), train=train)
+    y = layers.dense(
+        config.width, ('embed', 'embed_out'), name='temporal_fc',
+        dtype=self.dtype,
+        kernel_init=nn.initializers.normal(config.temporal_fc_std),
+    )(y)
+    frames = einops.rearrange(places + y, 'b n t d -> b t n d')
+
+    copies = einops.repeat(class_token, 'b 1 d -> b t 1 d', t=self.frames)
+    y = jnp.concatenate([copies, frames], axis=2)
+    y = layers.layer_norm(EPSILON, self.dtype, 'norm')(y)
+    y = layers.Attention(
+        config.heads, self.dtype, init, name='attention'
+    )(y, train=train)
+    y = drop_path(dropout(y), train=train)
+    class_token = class_token + jnp.mean(y[:, :, 0], axis=1, keepdims=True)
+    frames = frames + y[:, :, 1:]
+    x = jnp.concatenate(
+        [class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1
+    )
+
+    y = layers.layer_norm(EPSILON, self.dtype, 'mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, self.dtype, init, name='mlp')(y)
+    return x + drop_path(dropout(y), train=train)
+
+
+class VideoEncoder(nn.Module):
+  """Pixels to one class token and one token per patch, averaged over time."""
+
+  config: VideoConfig
+  dtype: jnp.dtype
+  remat: bool
+
+  @nn.compact
+  def __call__(self, video: jax.Array, *, train: bool) -> jax.Array:
+    """Encodes a clip of any length and any size that patches divide.
+
+    Args:
+      video: uint8[B, T, H, W, 3], or floats that are already normalised.
+      train: whether dropout and drop path act.
+    Returns:
+      f[B, S, D]; token 0 is the class token.
+    Raises:
+      ValueError: if H or W is not a multiple of the patch side.
+    """
+    config = self.config
+    _, t, h, w, _ = video.shape
+    p = config.patch_size
+    if h % p or w % p:
+      raise ValueError(
+          f'{video.shape=}: height and width must be multiples of {p=}, the '
+          'patch side; resize or crop the frames.'
+      )
+    if not jnp.issubdtype(video.dtype, jnp.floating):
+      video = normalize_pixels(video)
+    patches = einops.rearrange(
+        video.astype(self.dtype),
+        'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p,
+    )
+    fan_in = patches.shape[-1]
+    patches = layers.dense(
+        config.width, ('pixels', 'embed'), name='patch_embed',
+        dtype=self.dtype, kernel_init=layers.uniform_fan_in(fan_in),
+        bias_init=layers.uniform_fan_in(fan_in),
+    )(patches)
+
+    class_token, positions, times = self._embeddings((h // p, w // p), t)
+    patches = patches + positions + times[:, None]
+    patches = nn.Dropout(config.dropout)(patches, deterministic=not train)
+    if config.attention == 'space_only':
+      first = einops.repeat(class_token, 'd -> b t 1 d', b=video.shape[0], t=t)
+      x = jnp.concatenate([first, patches], axis=2)
+    else:
+      first = einops.repeat(class_token, 'd -> b 1 d', b=video.shape[0])
+      patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
+      x = jnp.concatenate([first, patches], axis=1)
+
+    for i in range(config.depth):
+      x = self._block(i, t)(x, train)
+    x = layers.layer_norm(EPSILON, self.dtype, 'norm')(x)
+    if config.attention == 'space_only':
+      return jnp.mean(x, axis=1)
+    patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
+    return jnp.concatenate([x[:, :1], patches], axis=1)
+
+  def _embeddings(self, grid, frames):
+    """Class token f[D], positions f[N, D], times f[T, D] (0 if space_only)."""
+    config = self.config
+    width = config.width
+    normal = nn.initializers.normal(config.position_std)
+    position_init, time_init = normal, nn.initializers.normal(config.time_std)
+    if config.smooth_positions:
+      position_init = smooth_init(config.position_std, (config.grid,) * 2)
+      time_init = smooth_init(config.time_std, (config.frames,))
+
+    def param(name, init, rows):
+      init = nn.with_logical_partitioning(init, ('positions', 'embed'))
+      return self.param(name, init, (rows, width))
+
+    class_token = param('class_token', normal, 1)
+    class_token = class_token + param('class_position', normal, 1)
+    positions = param('positions', position_init, config.grid**2)
+    positions = resize_positions(positions, (config.grid,) * 2, grid)
+    if config.attention == 'space_only':
+      times = jnp.zeros((frames, width))
+    else:
+      times = resize_times(param('times', time_init, config.frames), frames)
+    return (
+        class_token[0].astype(self.dtype),
+        positions.astype(self.dtype),
+        times.astype(self.dtype),
+    )
+
+  def _block(self, i, frames):
+    config = self.config
+    # Block 0 never drops; the last one drops at the configured rate.
+    rate = config.drop_path * i / max(config.depth - 1, 1)
+    if config.attention == 'divided':
+      module, extra = DividedBlock, {'frames': frames}
+    else:
+      module, extra = Block, {}
+    if self.remat:
+      module = nn.remat(module, static_argnums=(2,))
+    return module(config, self.dtype, rate, name=f'block{i}', **extra)
