@@ -1,0 +1,410 @@
+"""Checkpoints: what is stored, what is checked, what is kept.
+
+One folder for each step, with three items: `params`, so that another run can
+start from them alone; `train`, the step and the optimizer's moments; `meta`,
+JSON about the model, tokenizer, data and versions. `digests.json` beside them
+is written before the folder gets its final name, so a folder with a number for
+a name is complete, and later damage to any of its files is found.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from alpro_jax.train.state import TrainState
+
+FOLDER = 'checkpoints'
+_DIGESTS = 'digests.json'
+# Orbax rewrites its own record of times after the digests are taken.
+_UNSEALED = (_DIGESTS, '_CHECKPOINT_METADATA', 'commit_success.txt')
+
+
+class DamagedCheckpointError(ValueError):
+  """A file of a checkpoint is not what was written."""
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Saving is asynchronous: `save` returns once the arrays are copied to the
+  host. The newest ones are kept and, if `best_metric` is set, the best one.
+  """
+
+  def __init__(self, workdir, *, keep_newest: int = 2, best_metric: str = ''):
+    """Opens the folder and moves damaged checkpoints out of the way.
+
+    Args:
+      workdir: of the run.
+      keep_newest: number of checkpoints kept for going on, at least 1; with 2
+        a damaged newest one costs little.
+      best_metric: name in the metrics given to `save`; large is good, or small
+        with a '-' in front. '' keeps the newest alone.
+    Raises:
+      DamagedCheckpointError: if there are checkpoints and none is intact.
+    """
+    if keep_newest < 1:
+      raise ValueError(f'config.train.{keep_newest=} must be at least 1.')
+    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    if jax.process_index() == 0:
+      _set_aside_damaged(self.folder)
+    _meet('damaged checkpoints are out of the way')
+    policies = ocp.checkpoint_managers
+    keep = [policies.LatestN(keep_newest)]
+    score = None
+    if best_metric:
+      score = lambda metrics: _score(metrics, best_metric)
+      keep.append(
+          policies.BestN(
+              get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+          )
+      )
+    self._manager = ocp.CheckpointManager(
+        self.folder,
+        item_handlers={
+            'params': ocp.StandardCheckpointHandler(),
+            'train': ocp.StandardCheckpointHandler(),
+            'meta': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            best_fn=score,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal
+            ),
+        ),
+    )
+    self._best_metric = best_metric
+    self._saving = None
+
+  def newest(self) -> int | None:
+    """Returns the step of the newest checkpoint."""
+    return self._manager.latest_step()
+
+  def best(self) -> int | None:
+    """Returns the step of the best checkpoint that has metrics."""
+    if not self._best_metric:
+      return None
+    steps = [
+        s for s in self._manager.all_steps()
+        if self._manager.metrics(s) is not None
+    ]
+    score = lambda s: _score(self._manager.metrics(s), self._best_metric)
+    return max(steps, key=score, default=None)
+
+  def save(self, state: TrainState, meta: dict, metrics=None) -> bool:
+    """Starts to save a state, unless its step is stored already.
+
+    Args:
+      state: may be donated to the next step at once.
+      meta: JSON to store with it.
+      metrics: evaluation results by name, None if there are none.
+    Returns:
+      whether there was anything to save.
+    """
+    step = int(jax.device_get(state.step))
+    self._manager.wait_until_finished()
+    if step in self._manager.all_steps():
+      return False
+    if self._best_metric and metrics is not None:
+      _score(metrics, self._best_metric)
+    self._saving = step
+    train = {'step': state.step, 'opt_state': state.opt_state}
+    return self._manager.save(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            train=ocp.args.StandardSave(train),
+            meta=ocp.args.JsonSave({**meta, 'step': step}),
+        ),
+        metrics=metrics,
+        force=True,
+    )
+
+  def meta(self, step: int) -> dict:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args).meta
+
+  def restore(self, step: int, abstract: TrainState) -> TrainState:
+    """Returns the stored state of a step.
+
+    Args:
+      step: as given by `newest`.
+      abstract: ShapeDtypeStructs that carry the wanted sharding; the number of
+        devices may differ from that of the run that saved.
+    Raises:
+      ValueError: if names, shapes or types differ from what is stored.
+    """
+    stored = self._manager.item_metadata(step)
+    train = {'step': abstract.step, 'opt_state': abstract.opt_state}
+    _check_same(abstract.params, stored.params, f'parameters of step {step}')
+    _check_same(train, stored.train, f'optimizer state of step {step}')
+    items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            train=ocp.args.StandardRestore(train),
+        ),
+    )
+    return TrainState(
+        step=items.train['step'],
+        params=items.params,
+        opt_state=items.train['opt_state'],
+    )
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.close()
+
+  def _seal(self):
+    # Called in the saving thread when all files are written, before the rename.
+    if jax.process_index() == 0:
+      for folder in self.folder.glob(f'{self._saving}.*'):
+        write_digests(folder)
+
+
+def find(path) -> pathlib.Path:
+  """Returns the folder of one intact checkpoint.
+
+  Args:
+    path: a workdir or its checkpoints, for the newest one that is intact; or
+      the folder of one step, e.g. `runs/a/checkpoints/300`.
+  Raises:
+    FileNotFoundError: if there is none.
+    DamagedCheckpointError: if a file is not what was written.
+  """
+  path = pathlib.Path(path).absolute()
+  if (path / 'params').is_dir():
+    check_digests(path)
+    return path
+  folder = path if path.name == FOLDER else path / FOLDER
+  steps = _step_folders(folder)
+  if not steps:
+    raise FileNotFoundError(
+        f'no checkpoint in {path}; expected the workdir of a run of '
+        'launch/main.py or the folder of one of its steps.'
+    )
+  for step in reversed(steps):
+    try:
+      check_digests(step)
+      return step
+    except DamagedCheckpointError as error:
+      if step == steps[0]:
+        raise
+      logging.warning('%s The one before is used.', error)
+  raise AssertionError('not reached')
+
+
+def load_meta(path) -> dict:
+  """Returns what was stored with a checkpoint; `path` as in `find`."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    return reader.restore(find(path) / 'meta')
+
+
+def load_params(
+    path,
+    abstract: Any,
+    *,
+    initial: Any = None,
+    new: Sequence[str] = (),
+    unused: Sequence[str] = (),
+) -> Any:
+  """Returns the parameters of a checkpoint, by name.
+
+  Args:
+    path: as in `find`.
+    abstract: the wanted tree of ShapeDtypeStructs, with sharding or without
+      (then on the first local device).
+    initial: values of the parameters that may be missing.
+    new: names that start with one of these may be missing.
+    unused: names that start with one of these may be left over.
+  Raises:
+    ValueError: with all names that are missing, left over, or of another shape
+      or type.
+  """
+  folder = find(path) / 'params'
+  with ocp.StandardCheckpointer() as reader:
+    stored = reader.metadata(folder).item_metadata.tree
+    wanted, found = _by_name(abstract), _by_name(stored)
+    missing = _check_names(wanted, found, f'parameters in {path}', new, unused)
+    if missing and initial is None:
+      raise ValueError(
+          f'parameters in {path}: {_listed(missing)} missing and no initial '
+          'values were given.'
+      )
+    # Leftover leaves are read as well: orbax restores whole trees only.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape,
+            leaf.dtype,
+            sharding=getattr(wanted.get(name), 'sharding', None) or here,
+        )
+        for name, leaf in found.items()
+    }
+    target = jax.tree_util.tree_map_with_path(
+        lambda path, _: targets[_name(path)], stored
+    )
+    restored = _by_name(reader.restore(folder, target))
+  fresh = _by_name(initial) if missing else {}
+  if missing:
+    logging.info('new parameters, initialised: %s', _listed(missing))
+  if left := sorted(set(found) - set(wanted)):
+    logging.info('parameters of the checkpoint not used: %s', _listed(left))
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: (fresh if _name(path) in missing else restored)[
+          _name(path)
+      ],
+      abstract,
+  )
+
+
+def write_digests(folder: pathlib.Path) -> None:
+  """Stores the size and SHA-256 of every file in a checkpoint's folder."""
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  digests = {
+      str(file.relative_to(folder)): {
+          'bytes': file.stat().st_size, 'sha256': _digest(file),
+      }
+      for file in files if file.name not in _UNSEALED
+  }
+  (folder / _DIGESTS).write_text(json.dumps(digests, indent=1))
+
+
+def check_digests(folder: pathlib.Path) -> None:
+  """Raises DamagedCheckpointError if a file differs from its digest."""
+  try:
+    digests = json.loads((folder / _DIGESTS).read_text())
+  except (FileNotFoundError, ValueError) as error:
+    raise DamagedCheckpointError(
+        f'checkpoint {folder} is damaged: {_DIGESTS} cannot be read ({error}).'
+    ) from error
+  for name, expected in digests.items():
+    file = folder / name
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected['bytes']:
+      got = 'is missing' if size is None else f'has {size} bytes'
+      raise DamagedCheckpointError(
+          f'checkpoint {folder} is damaged: {name} {got}, expected '
+          f"{expected['bytes']} bytes."
+      )
+    if _digest(file) != expected['sha256']:
+      raise DamagedCheckpointError(
+          f'checkpoint {folder} is damaged: the contents of {name} changed '
+          'after it was written.'
+      )
+
+
+def _digest(file):
+  with open(file, 'rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _step_folders(folder):
+  if not folder.is_dir():
+    return []
+  return sorted((p for p in folder.iterdir() if p.name.isdigit()),
+                key=lambda p: int(p.name))
+
+
+def _set_aside_damaged(folder):
+  """Renames damaged checkpoints to `damaged/STEP`, so that none is loaded."""
+  damaged = []
+  for step in (steps := _step_folders(folder)):
+    try:
+      check_digests(step)
+    except DamagedCheckpointError as error:
+      damaged.append((step, error))
+  if damaged and len(damaged) == len(steps):
+    raise DamagedCheckpointError(
+        f'{damaged[-1][1]} No other checkpoint is intact; to start over, '
+        f'delete {folder}.'
+    )
+  for step, error in damaged:
+    aside = folder.parent / 'damaged' / step.name
+    for number in range(1, 1000):
+      if not aside.exists():
+        break
+      aside = aside.with_name(f'{step.name}.{number}')
+    aside.parent.mkdir(exist_ok=True)
+    step.rename(aside)
+    logging.warning('%s Moved to %s; another one is used.', error, aside)
+
+
+def _score(metrics, name):
+  sign, name = (-1.0, name[1:]) if name.startswith('-') else (1.0, name)
+  if name not in metrics:
+    raise ValueError(
+        f'config.train.best_metric names {name!r}, which no evaluation gave; '
+        f'there are {sorted(metrics)}.'
+    )
+  return sign * float(metrics[name])
+
+
+def _meet(what):
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def _name(path):
+  # A namedtuple comes back as a dict: compare the words of the path alone.
+  return '/'.join(
+      str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p))))
+      for p in path
+  )
+
+
+def _by_name(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {_name(path): leaf for path, leaf in leaves}
+
+
+def _listed(names):
+  return ', '.join(sorted(names))
+
+
+def _check_same(abstract, stored, what):
+  stored = getattr(stored, 'tree', stored)
+  _check_names(_by_name(abstract), _by_name(stored), what)
+
+
+def _check_names(wanted, found, what, new=(), unused=()):
+  """Compares trees by name, shape and type; returns the allowed missing ones.
+
+  Orbax names no path for a wrong shape and casts a wrong type silently.
+  """
+  missing = sorted(set(wanted) - set(found))
+  left = sorted(set(found) - set(wanted))
+  refused = [n for n in missing if not n.startswith(tuple(new))]
+  extra = [n for n in left if not n.startswith(tuple(unused))]
+  lines = []
+  if refused:
+    lines.append(
+        f'missing from it: {_listed(refused)} (allow them with '
+        'config.train.new_parameters)'
+    )
+  if extra:
+    lines.append(
+        f'unknown to the model: {_listed(extra)} (allow them with '
+        'config.train.unused_parameters)'
+    )
+  for name in sorted(set(wanted) & set(found)):
+    got = (tuple(found[name].shape), np.dtype(found[name].dtype))
+    expected = (tuple(wanted[name].shape), np.dtype(wanted[name].dtype))
+    if got != expected:
+      lines.append(f'{name} is {_typed(got)}, expected {_typed(expected)}')
+  if lines:
+    raise ValueError(f'{what} do not fit the model. ' + '; '.join(lines) + '.')
+  return missing
+
+
+def _typed(pair):
+  return f"{pair[1]}[{', '.join(map(str, pair[0]))}]"

@@ -1,0 +1,214 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alpro_jax import sharding
+from alpro_jax.train import checkpoints
+from alpro_jax.train.state import TrainState
+
+META = {'task': 'toy'}
+
+
+def make_state(step=0, *, devices=8, extra=()):
+  mesh = sharding.make_mesh(1, devices, devices=jax.devices()[:devices])
+  params = {
+      'dense': {
+          'kernel': jnp.arange(32.0).reshape(8, 4) + step,
+          'bias': jnp.full((4,), step + 0.5),
+      },
+      **{name: {'bias': jnp.ones((2,))} for name in extra},
+  }
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+  state = TrainState(
+      step=jnp.int32(step), params=params, opt_state=tx.init(params)
+  )
+  place = lambda x: NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
+  return jax.tree.map(lambda x: jax.device_put(x, place(x)), state)
+
+
+def abstract(tree):
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      tree,
+  )
+
+
+def save(folder, *steps, metrics=None, extra=(), **options):
+  store = checkpoints.Checkpoints(folder, **options)
+  for step in steps:
+    given = None if metrics is None else metrics[step]
+    assert store.save(make_state(step, extra=extra), META, given)
+  store.close()
+
+
+def kept(folder):
+  return sorted(
+      int(p.name) for p in (folder / 'checkpoints').iterdir()
+      if p.name.isdigit()
+  )
+
+
+def test_restores_every_leaf_on_fewer_devices(tmp_path):
+  save(tmp_path, 3)
+  store = checkpoints.Checkpoints(tmp_path)
+  assert store.newest() == 3
+  single = make_state(0, devices=1)
+  got = store.restore(3, abstract(single))
+  jax.tree.map(np.testing.assert_array_equal, got, make_state(3))
+  assert jax.tree.structure(got) == jax.tree.structure(single)
+  assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(got))
+  assert store.meta(3) == {'task': 'toy', 'step': 3}
+  store.close()
+
+
+def test_a_donated_state_is_stored_as_it_was(tmp_path):
+  store = checkpoints.Checkpoints(tmp_path)
+  state = make_state(1)
+  expected = jax.device_get(state)
+  change = jax.jit(
+      lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0
+  )
+  store.save(state, META)
+  for _ in range(5):
+    state = change(state)
+  store.close()
+  store = checkpoints.Checkpoints(tmp_path)
+  got = store.restore(1, abstract(make_state()))
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  store.close()
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+  metrics = {s: {'r1': r} for s, r in ((1, 3.0), (2, 9.0), (3, 1.0), (4, 2.0))}
+  save(tmp_path, 1, 2, 3, 4, metrics=metrics, keep_newest=1, best_metric='r1')
+  assert kept(tmp_path) == [2, 4]
+  store = checkpoints.Checkpoints(tmp_path, best_metric='r1')
+  assert (store.newest(), store.best()) == (4, 2)
+  store.close()
+
+
+def test_a_minus_sign_prefers_small_values(tmp_path):
+  metrics = {s: {'rank': r} for s, r in ((1, 3.0), (2, 1.0), (3, 9.0))}
+  save(tmp_path, 1, 2, 3, metrics=metrics, keep_newest=1, best_metric='-rank')
+  assert kept(tmp_path) == [2, 3]
+
+
+def test_unknown_best_metric_is_named(tmp_path):
+  with pytest.raises(ValueError, match="'r5', which no evaluation gave"):
+    save(tmp_path, 1, metrics={1: {'r1': 1.0}}, best_metric='r5')
+
+
+def test_a_stored_step_is_not_saved_again(tmp_path):
+  save(tmp_path, 1)
+  store = checkpoints.Checkpoints(tmp_path)
+  assert not store.save(make_state(1), META)
+  store.close()
+
+
+def damage(folder, step, how):
+  folder = folder / 'checkpoints' / str(step)
+  file = max(folder.glob('params/**/d/*'), key=lambda p: p.stat().st_size)
+  data = bytearray(file.read_bytes())
+  if how == 'truncate':
+    file.write_bytes(data[: len(data) // 2])
+  elif how == 'flip':
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+  elif how == 'delete':
+    file.unlink()
+  elif how == 'digests':
+    (folder / 'digests.json').write_text('{')
+  elif how == 'meta':
+    (folder / 'meta' / 'metadata').write_text('')
+
+
+@pytest.mark.parametrize(
+    'how', ['truncate', 'flip', 'delete', 'digests', 'meta']
+)
+def test_a_damaged_newest_is_named_and_the_one_before_used(
+    tmp_path, caplog, how
+):
+  save(tmp_path, 1, 2)
+  damage(tmp_path, 2, how)
+  assert checkpoints.find(tmp_path).name == '1'
+  store = checkpoints.Checkpoints(tmp_path)
+  assert 'checkpoints/2 is damaged' in caplog.text
+  assert store.newest() == 1
+  assert store.save(make_state(2), META)  # The step is free again.
+  store.close()
+  assert kept(tmp_path) == [1, 2]
+  assert (tmp_path / 'damaged' / '2').is_dir()
+
+
+def test_all_damaged_is_refused(tmp_path):
+  save(tmp_path, 1, 2)
+  damage(tmp_path, 1, 'flip')
+  damage(tmp_path, 2, 'truncate')
+  with pytest.raises(ValueError, match='No other checkpoint is intact'):
+    checkpoints.Checkpoints(tmp_path)
+  with pytest.raises(checkpoints.DamagedCheckpointError, match='changed'):
+    checkpoints.find(tmp_path)
+  assert kept(tmp_path) == [1, 2]
+
+
+def test_an_unfinished_save_is_ignored(tmp_path):
+  save(tmp_path, 1)
+  (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir()
+  store = checkpoints.Checkpoints(tmp_path)
+  assert store.newest() == 1
+  assert store.save(make_state(2), META)
+  store.close()
+  assert kept(tmp_path) == [1, 2]
+
+
+def test_other_shapes_types_and_names_are_listed(tmp_path):
+  save(tmp_path, 1)
+  store = checkpoints.Checkpoints(tmp_path)
+  wanted = abstract(make_state(extra=('new',)))
+  wanted.params['dense']['bias'] = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
+  wanted.params['dense']['kernel'] = jax.ShapeDtypeStruct((8, 5), jnp.float32)
+  with pytest.raises(ValueError) as error:
+    store.restore(1, wanted)
+  for text in (
+      'missing from it: new/bias', 'dense/bias is float32[4], expected '
+      'bfloat16[4]', 'dense/kernel is float32[8, 4], expected float32[8, 5]',
+  ):
+    assert text in str(error.value)
+  store.close()
+
+
+def test_params_of_another_run(tmp_path):
+  save(tmp_path, 1, 2, extra=('old_head',))
+  fresh = make_state(0, devices=1, extra=('new_head',)).params
+  wanted = abstract(fresh)
+  with pytest.raises(ValueError) as error:
+    checkpoints.load_params(tmp_path, wanted)
+  assert 'missing from it: new_head/bias' in str(error.value)
+  assert 'unknown to the model: old_head/bias' in str(error.value)
+  with pytest.raises(ValueError, match='no initial values'):
+    checkpoints.load_params(tmp_path, wanted, new=['new'], unused=['old'])
+  got = checkpoints.load_params(
+      tmp_path, wanted, initial=fresh, new=['new_head'], unused=['old_head']
+  )
+  assert jax.tree.structure(got) == jax.tree.structure(fresh)
+  np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 2.5))
+  np.testing.assert_array_equal(got['new_head']['bias'], np.ones(2))
+  one = tmp_path / 'checkpoints' / '1'
+  got = checkpoints.load_params(one, abstract(make_state(
+      extra=('old_head',)).params))
+  np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 1.5))
+  assert checkpoints.load_meta(one) == {'task': 'toy', 'step': 1}
+
+
+def test_no_checkpoint_is_said(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+    checkpoints.find(tmp_path)
+
+
+def test_keep_newest_must_be_positive(tmp_path):
+  with pytest.raises(ValueError, match='at least 1'):
+    checkpoints.Checkpoints(tmp_path, keep_newest=0)
