@@ -50,8 +50,8 @@ def choose_frames(strategy, num_available, num_frames, seed):
   if num_frames == 1:
     return head
   # A seed of its own: equal halves must not get equal picks.
-  tail = _sorted_sample(
-      num_available - half, num_frames // 2, seed + tf.constant([0, 1], 'int64'))
+  seed = seed + tf.constant([0, 1], tf.int64)
+  tail = _sorted_sample(num_available - half, num_frames // 2, seed)
   return tf.concat([head, half + tail], 0)
 
 
