@@ -45,7 +45,11 @@ def get_config(model='base'):
       'image_size': 224,
       'resize': 256,  # Side of the frame before the crop.
       'resize_mode': 'squash',  # Or 'short_side', which keeps the shape.
-      'randaugment': {'enabled': True, 'operations': 2, 'level': 5},
+      # Exclude 'horizontal_flip' where captions say left or right.
+      'randaugment': {
+          'enabled': True, 'operations': 2, 'level': 5, 'exclude': ()},
+      # Records that cannot be read are replaced; more than this share stops.
+      'broken_share': 0.01,
       'threads': 0,  # tf.data threads; 0 lets tf.data choose.
       'verify': True,  # Check the digests of a set when it is opened.
   })
