@@ -1,0 +1,508 @@
+"""A small world of moving shapes, drawn by code, to learn from without data.
+
+A clip shows one coloured shape on a textured background. It moves, grows,
+shrinks, turns, passes a wall, or does two things in order:
+
+  family  caption                                  played backwards
+  move    a red disc moves left                    a red disc moves right
+  resize  a blue ring grows                        a blue ring shrinks
+  turn    a green cross turns                      (the same)
+  wall    a red disc passes behind a wall          (the same)
+  event   a red disc moves left, then grows        ... shrinks, then moves right
+
+Every path is centred on the middle of the frame and every size on its mean, so
+captions that differ only in the order of frames cannot be told apart by a
+single frame. Some captions are never trained: they occur in the test split
+alone. All is drawn from a seed; the same options give the same files.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+COLOURS = {
+    'red': (215, 45, 40),
+    'green': (45, 170, 60),
+    'blue': (45, 75, 220),
+    'yellow': (235, 205, 45),
+    'white': (240, 240, 240),
+    'purple': (150, 50, 170),
+}
+SHAPES = ('disc', 'ring', 'triangle', 'cross', 'square')
+# A turning disc or ring looks like a still one.
+TURNING_SHAPES = ('triangle', 'cross', 'square')
+FAMILIES = ('move', 'resize', 'turn', 'wall', 'event')
+STYLES = ('full', 'entity', 'motion')
+SPLITS = ('train', 'test')
+
+_DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
+_REVERSED = {
+    'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up',
+    'grow': 'shrink', 'shrink': 'grow',
+}
+# Several ways to say each motion; the first is the one of the test split.
+_PHRASES = {
+    'left': ('moves left', 'is moving left', 'goes to the left'),
+    'right': ('moves right', 'is moving right', 'goes to the right'),
+    'up': ('moves up', 'is moving up', 'goes up'),
+    'down': ('moves down', 'is moving down', 'goes down'),
+    'grow': ('grows', 'is growing', 'becomes larger'),
+    'shrink': ('shrinks', 'is shrinking', 'becomes smaller'),
+    'turn': ('turns', 'is turning', 'turns around'),
+    'behind': (
+        'passes behind a wall', 'is passing behind a wall',
+        'goes behind a wall',
+    ),
+    'front': (
+        'passes in front of a wall', 'is passing in front of a wall',
+        'goes in front of a wall',
+    ),
+}
+_THEN = ('{}, then {}', '{} and then {}', 'first {}, then {}')
+_SUBJECTS = {
+    'full': ('a {} {}', 'the {} {}', 'one {} {}'),
+    'entity': ('a {} {}', 'the {} {}', 'there is a {} {}'),
+    'motion': ('a shape', 'the shape', 'something'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """What to draw.
+
+  Attributes:
+    seed: everything random follows from it.
+    size: side of the frames in pixels, a multiple of 2.
+    frames: frames per clip.
+    rate: frames per second of the files.
+    colours: of `COLOURS`.
+    shapes: of `SHAPES`.
+    train: number of training clips of each family.
+    test_captions: number of captions of each family in the test split, or -1
+      for all of them. Captions that are never trained come first.
+    renderings: test clips of each test caption.
+    never_trained: share of the captions of each family that is kept out of
+      the training split.
+    noise: standard deviation of the noise of each pixel, of 255.
+  """
+
+  seed: int = 0
+  size: int = 48
+  frames: int = 8
+  rate: int = 4
+  colours: tuple[str, ...] = ('red', 'green', 'blue', 'yellow')
+  shapes: tuple[str, ...] = ('disc', 'ring', 'triangle', 'cross')
+  train: Mapping[str, int] = dataclasses.field(default_factory=lambda: {
+      'move': 4800, 'resize': 1800, 'turn': 400, 'wall': 600, 'event': 400,
+  })
+  test_captions: Mapping[str, int] = dataclasses.field(
+      default_factory=lambda: {
+          'move': -1, 'resize': -1, 'turn': -1, 'wall': 12, 'event': 8,
+      })
+  renderings: int = 2
+  never_trained: float = 0.125
+  noise: float = 5.0
+
+  def __post_init__(self):
+    _check_names('colours', self.colours, COLOURS)
+    _check_names('shapes', self.shapes, SHAPES)
+    _check_names('train', self.train, FAMILIES)
+    _check_names('test_captions', self.test_captions, FAMILIES)
+    if self.size < 16 or self.size % 2:
+      raise ValueError(
+          f'{self.size=} must be an even number of pixels, at least 16.')
+    if self.frames < 2:
+      raise ValueError(f'{self.frames=} must be at least 2 to show a motion.')
+    if self.renderings < 1:
+      raise ValueError(f'{self.renderings=} must be at least 1.')
+    if not 0 <= self.never_trained < 0.5:
+      raise ValueError(
+          f'{self.never_trained=} must be a share from 0 up to 0.5.')
+
+
+def world_from_options(options: Mapping) -> World:
+  """A world with some options changed; lists may stand for tuples."""
+  known = {field.name for field in dataclasses.fields(World)}
+  _check_names('options of the world', options, known)
+  return World(**{
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in options.items()
+  })
+
+
+class Scene(NamedTuple):
+  """What a caption says: a coloured shape and one or two motions in order."""
+
+  family: str
+  colour: str
+  shape: str
+  motions: tuple[str, ...]
+
+  @property
+  def motion(self) -> str:
+    return ', '.join(self.motions)
+
+  def reversed(self) -> 'Scene | None':
+    """The scene that its frames show backwards, None if it is the same."""
+    motions = tuple(_REVERSED.get(m, m) for m in reversed(self.motions))
+    return None if motions == self.motions else self._replace(motions=motions)
+
+
+class Clip(NamedTuple):
+  """One clip to draw; `number` seeds its appearance."""
+
+  name: str
+  scene: Scene
+  trained: bool
+  split: str
+  number: int
+
+
+class Drawing(NamedTuple):
+  """Frames uint8[T, H, W, 3] and boxes float32[T, 4].
+
+  A box is (left, top, right, bottom) of the coloured shape as fractions of
+  the frame, cut off at its borders.
+  """
+
+  frames: np.ndarray
+  boxes: np.ndarray
+
+
+def list_scenes(world: World) -> list[Scene]:
+  """Every scene of the world, in a fixed order."""
+  motions = {
+      'move': [(m,) for m in _DIRECTIONS],
+      'resize': [('grow',), ('shrink',)],
+      'turn': [('turn',)],
+      'wall': [('behind',), ('front',)],
+      'event': [
+          pair for direction in ('left', 'right') for size in ('grow', 'shrink')
+          for pair in ((direction, size), (size, direction))
+      ],
+  }
+  return [
+      Scene(family, colour, shape, motion)
+      for family in FAMILIES for colour in world.colours
+      for shape in world.shapes
+      if family != 'turn' or shape in TURNING_SHAPES
+      for motion in motions[family]
+  ]
+
+
+def never_trained(world: World) -> set[Scene]:
+  """The scenes that are kept out of the training split."""
+  kept = set()
+  for number, family in enumerate(FAMILIES):
+    scenes = [s for s in list_scenes(world) if s.family == family]
+    rng = np.random.default_rng([world.seed, 1, number])
+    order = rng.permutation(len(scenes))
+    kept.update(scenes[i] for i in order[:int(
+        round(world.never_trained * len(scenes)))])
+  return kept
+
+
+def list_clips(world: World, split: str) -> list[Clip]:
+  """The clips of a split, shuffled.
+
+  Training clips go through the trained scenes of a family in turn, so that
+  each has as many clips as the others, give or take one.
+  """
+  _check_names('split', (split,), SPLITS)
+  kept = never_trained(world)
+  chosen = []
+  for number, family in enumerate(FAMILIES):
+    scenes = [s for s in list_scenes(world) if s.family == family]
+    rng = np.random.default_rng([world.seed, 2, number, SPLITS.index(split)])
+    if split == 'train':
+      scenes = [s for s in scenes if s not in kept]
+      count = world.train.get(family, 0)
+      if count and not scenes:
+        raise ValueError(
+            f'the world has no {family!r} scenes with {world.shapes=}; set '
+            'their number of training clips to 0.')
+      while count > 0:
+        turn = rng.permutation(len(scenes))[:count]
+        chosen.extend(scenes[i] for i in turn)
+        count -= len(turn)
+    else:
+      order = [scenes[i] for i in rng.permutation(len(scenes))]
+      order.sort(key=lambda scene: scene not in kept)
+      limit = world.test_captions.get(family, 0)
+      order = order if limit < 0 else order[:limit]
+      chosen.extend(order * world.renderings)
+  rng = np.random.default_rng([world.seed, 3, SPLITS.index(split)])
+  chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+  return [
+      Clip(f'{split}_{number:06d}.mp4', scene, scene not in kept, split, number)
+      for number, scene in enumerate(chosen)
+  ]
+
+
+def caption(scene: Scene, style: str = 'full', *, subject: int = 0,
+            phrase: int = 0) -> str:
+  """Says a scene; `subject` and `phrase` choose among the wordings."""
+  _check_names('style', (style,), STYLES)
+  words = _SUBJECTS[style][subject].format(scene.colour, scene.shape)
+  if style == 'entity':
+    return words
+  if len(scene.motions) == 1:
+    return f'{words} {_PHRASES[scene.motion][phrase]}'
+  first, then = (_PHRASES[motion][0] for motion in scene.motions)
+  return f'{words} {_THEN[phrase].format(first, then)}'
+
+
+def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
+  """The rows of captions.jsonl for a clip.
+
+  A test clip has its plain full caption alone. A training clip has the plain
+  caption of each style and one more in other words.
+  """
+  if clip.split == 'test':
+    return [_row(clip, 'full', caption(clip.scene))]
+  rng = _clip_rng(world, clip, 0)
+  rows = []
+  for style in STYLES:
+    subject, phrase = rng.integers(0, 3, 2)
+    texts = (
+        caption(clip.scene, style),
+        caption(clip.scene, style, subject=subject, phrase=phrase),
+    )
+    rows.extend(_row(clip, style, text) for text in dict.fromkeys(texts))
+  return rows
+
+
+def truth_row(clip: Clip, boxes: np.ndarray) -> dict:
+  """The row of truth.jsonl for a clip: what a probe may ask about it."""
+  backwards = clip.scene.reversed()
+  return {
+      'video': clip.name,
+      'family': clip.scene.family,
+      'colour': clip.scene.colour,
+      'shape': clip.scene.shape,
+      'motion': clip.scene.motion,
+      'caption': caption(clip.scene),
+      # The caption of the same frames backwards; '' if that is the same one.
+      'reversed_caption': caption(backwards) if backwards else '',
+      'trained': clip.trained,
+      'boxes': [[round(float(x), 4) for x in box] for box in boxes],
+  }
+
+
+def draw(world: World, clip: Clip) -> Drawing:
+  """Draws a clip."""
+  rng = _clip_rng(world, clip, 1)
+  size, t = world.size, world.frames
+  axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+  y, x = axis[:, None], axis[None, :]
+
+  frames = np.broadcast_to(_background(rng, size), (t, size, size, 3)).copy()
+  centre, radius, angle = _path(rng, clip.scene, t)
+  colour = np.array(COLOURS[clip.scene.colour]) + rng.uniform(-20, 20, 3)
+  cover = _cover(clip.scene.shape, x, y, centre, radius, angle)
+  if clip.scene.family == 'wall':
+    half = rng.uniform(0.09, 0.13)
+    wall = np.clip((half - np.abs(x - rng.uniform(-0.03, 0.03))) * size + 0.5,
+                   0, 1)
+    wall = np.broadcast_to(wall, (size, size))[None]
+    bricks = 70 + rng.uniform(-15, 15) + 18 * np.sign(np.sin(y * 40))[..., None]
+    layers = [(cover, colour), (wall, np.broadcast_to(bricks, (size, size, 3)))]
+    if clip.scene.motion == 'front':
+      layers.reverse()
+  else:
+    layers = [(cover, colour)]
+  for alpha, paint in layers:
+    frames += alpha[..., None] * (paint - frames)
+  frames += world.noise * rng.standard_normal(frames.shape, dtype=np.float32)
+  frames = np.clip(frames + 0.5, 0, 255).astype(np.uint8)
+
+  reach = radius[:, None] * (1.16 if clip.scene.shape == 'triangle' else 1.0)
+  boxes = np.concatenate([centre - reach, centre + reach], axis=1) + 0.5
+  return Drawing(frames, np.clip(boxes, 0, 1).astype(np.float32))
+
+
+def make_arrays(world: World, split: str, workers: int = 1) -> dict:
+  """Draws a split in memory, for experiments that need no files.
+
+  Returns:
+    A dict with `clips` (list of Clip), `frames` uint8[n, T, H, W, 3], `boxes`
+    float32[n, T, 4], `rows` (list of the caption rows of each clip) and
+    `truth` (list of truth rows).
+  """
+  clips = list_clips(world, split)
+  drawings = list(_map(_draw_one, [(world, c) for c in clips], workers))
+  boxes = np.stack([d.boxes for d in drawings])
+  return {
+      'clips': clips,
+      'frames': np.stack([d.frames for d in drawings]),
+      'boxes': boxes,
+      'rows': [caption_rows(world, clip) for clip in clips],
+      'truth': [truth_row(c, b) for c, b in zip(clips, boxes, strict=True)],
+  }
+
+
+def write(world: World, output: str | pathlib.Path, workers: int = 1) -> dict:
+  """Writes the world as files.
+
+    output/world.json          the options
+    output/train/captions.jsonl   rows of video, caption, style
+    output/train/truth.jsonl      what each clip shows
+    output/train/videos/*.mp4
+    output/test/...               the same
+
+  Returns:
+    The number of clips of each split.
+  """
+  output = pathlib.Path(output)
+  counts = {}
+  for split in SPLITS:
+    folder = output / split
+    (folder / 'videos').mkdir(parents=True, exist_ok=True)
+    clips = list_clips(world, split)
+    jobs = [(world, clip, str(folder / 'videos')) for clip in clips]
+    boxes = list(_map(_write_one, jobs, workers))
+    _write_rows(folder / 'captions.jsonl', (
+        row for clip in clips for row in caption_rows(world, clip)))
+    _write_rows(folder / 'truth.jsonl', (
+        truth_row(c, b) for c, b in zip(clips, boxes, strict=True)))
+    counts[split] = len(clips)
+  (output / 'world.json').write_text(
+      json.dumps(dataclasses.asdict(world), indent=1) + '\n')
+  return counts
+
+
+def write_video(path: str, frames: np.ndarray, rate: int) -> None:
+  """Writes uint8[T, H, W, 3] as one mp4 file."""
+  import av  # Slow to import, and not needed for arrays.
+
+  with av.open(path, 'w', options={'fflags': '+bitexact'}) as container:
+    # Not h264: libx264 wrote other bytes for the same frames now and then.
+    stream = container.add_stream('mpeg4', rate=Fraction(rate))
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = 'yuv420p'
+    stream.bit_rate = 8 * frames.shape[1] * frames.shape[2] * rate
+    stream.options = {'threads': '1', 'flags': '+bitexact', 'qmax': '4'}
+    for frame in frames:
+      frame = av.VideoFrame.from_ndarray(frame, format='rgb24')
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def _path(rng, scene, t):
+  """Centre [T, 2], radius [T], angle [T] in units of the frame side."""
+  time = np.linspace(0, 1, t)
+  centre = np.zeros((t, 2))
+  log_radius = np.zeros(t)
+  angle = np.full(t, rng.uniform(-0.2, 0.2))
+  phases = [time] if len(scene.motions) == 1 else [
+      np.clip(2 * time, 0, 1), np.clip(2 * time - 1, 0, 1)]
+  for motion, phase in zip(scene.motions, phases, strict=True):
+    if motion in _DIRECTIONS:
+      travel = rng.uniform(0.42, 0.58)
+      centre += travel * phase[:, None] * np.array(_DIRECTIONS[motion])
+    elif motion in ('grow', 'shrink'):
+      ratio = np.log(rng.uniform(2.0, 2.8))
+      log_radius += ratio * phase * (1 if motion == 'grow' else -1)
+    elif motion == 'turn':
+      sense = rng.choice((-1, 1))
+      angle = angle + sense * np.deg2rad(rng.uniform(80, 110)) * phase
+    else:
+      sense = rng.choice((-1, 1))
+      centre[:, 0] += sense * rng.uniform(0.5, 0.66) * phase
+  # Centred over time: the mean place and size say nothing of the order.
+  centre += rng.uniform(-0.05, 0.05, 2) - centre.mean(0)
+  radius = rng.uniform(0.18, 0.24) * np.exp(log_radius - log_radius.mean())
+  return centre, radius, angle
+
+
+def _cover(shape, x, y, centre, radius, angle):
+  """float32[T, H, W] in 0..1: how much of each pixel the shape covers."""
+  cos, sin = (f(angle)[:, None, None].astype(np.float32)
+              for f in (np.cos, np.sin))
+  cx, cy, r = (v[:, None, None].astype(np.float32)
+               for v in (centre[:, 0], centre[:, 1], radius))
+  x, y = x - cx, y - cy
+  u, v = cos * x + sin * y, cos * y - sin * x
+  if shape == 'disc':
+    distance = np.hypot(u, v) - r
+  elif shape == 'ring':
+    distance = np.abs(np.hypot(u, v) - 0.78 * r) - 0.22 * r
+  elif shape == 'triangle':
+    side = np.float32(np.sqrt(3) / 2)
+    distance = np.maximum(
+        v, np.maximum(side * u - 0.5 * v, -side * u - 0.5 * v)) - 0.58 * r
+  elif shape == 'cross':
+    a, b = np.abs(u), np.abs(v)
+    distance = np.minimum(np.maximum(a - r, b - 0.26 * r),
+                          np.maximum(b - r, a - 0.26 * r))
+  else:
+    distance = np.maximum(np.abs(u), np.abs(v)) - 0.85 * r
+  return np.clip(0.5 - distance * x.shape[-1], 0, 1)
+
+
+def _background(rng, size):
+  """float32[H, W, 3]: a dull colour with smooth blotches and stripes."""
+  axis = np.linspace(0, 4, size)
+  low = np.minimum(axis.astype(int), 3)
+  part = (axis - low).astype(np.float32)
+  blotches = rng.standard_normal((5, 5), dtype=np.float32)
+  rows = (blotches[low] * (1 - part)[:, None]
+          + blotches[low + 1] * part[:, None])
+  smooth = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+  slope, wave, shift = rng.uniform((0, 8, 0), (np.pi, 30, 6))
+  place = np.linspace(0, 1, size)
+  stripes = np.sin(wave * (np.cos(slope) * place[None, :]
+                           + np.sin(slope) * place[:, None]) + shift)
+  level = rng.uniform(95, 150) + rng.uniform(-12, 12, 3)
+  texture = rng.uniform(0, 14) * smooth + rng.uniform(0, 10) * stripes
+  return (level + texture[..., None]).astype(np.float32)
+
+
+def _clip_rng(world, clip, use):
+  return np.random.default_rng(
+      [world.seed, 4 + use, SPLITS.index(clip.split), clip.number])
+
+
+def _row(clip, style, text):
+  return {'video': clip.name, 'caption': text, 'style': style}
+
+
+def _write_rows(path, rows: Iterator[dict]):
+  with open(path, 'w', encoding='utf-8') as lines:
+    for row in rows:
+      lines.write(json.dumps(row) + '\n')
+
+
+def _draw_one(job):
+  return draw(*job)
+
+
+def _write_one(job):
+  world, clip, folder = job
+  drawing = draw(world, clip)
+  write_video(f'{folder}/{clip.name}', drawing.frames, world.rate)
+  return drawing.boxes
+
+
+def _map(function, jobs: Sequence, workers: int):
+  if workers <= 1:
+    yield from map(function, jobs)
+    return
+  # Spawned: a fork of a process with threads (jax, tf) may hang.
+  with concurrent.futures.ProcessPoolExecutor(
+      workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+    yield from pool.map(function, jobs, chunksize=64)
+
+
+def _check_names(what, names, known):
+  unknown = sorted(set(names) - set(known))
+  if unknown:
+    raise ValueError(
+        f'{what}: unknown {unknown}; choose from {sorted(known)}.')

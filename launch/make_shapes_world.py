@@ -1,0 +1,39 @@
+"""Draws the small world of moving shapes: videos, captions and the truth.
+
+  python launch/make_shapes_world.py --output=runs/shapes
+
+Then launch/prepare.py reads runs/shapes/{train,test}.
+"""
+
+import json
+import os
+import time
+
+from absl import app, flags, logging
+
+from alpro_jax.data import shapes_world
+
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Folder to write to.', required=True)
+_OPTIONS = flags.DEFINE_string(
+    'options', '{}',
+    'Options of shapes_world.World to change, as JSON, e.g. '
+    '\'{"seed": 1, "size": 64, "train": {"move": 100}}\'.')
+_WORKERS = flags.DEFINE_integer(
+    'workers', 0, 'Processes to draw with; 0 is one for each core.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  world = shapes_world.world_from_options(json.loads(_OPTIONS.value))
+  start = time.time()
+  counts = shapes_world.write(
+      world, _OUTPUT.value, _WORKERS.value or os.cpu_count())
+  logging.info('Wrote %d training and %d test clips to %s in %.0f s.',
+               counts['train'], counts['test'], _OUTPUT.value,
+               time.time() - start)
+
+
+if __name__ == '__main__':
+  app.run(main)
