@@ -19,14 +19,15 @@ BATCH_AXES = MESH_AXES
 
 # Logical axis of a parameter -> mesh axis. A name without a rule is an error.
 RULES = (
-    ('embed', 'fsdp'),
-    ('mlp', None),
-    ('heads', None),
-    ('joint', None),
-    ('vocab', None),
-    ('classes', None),
     ('pixels', None),
-    ('position', None),
+    ('embed', 'fsdp'),
+    ('embed_out', None),
+    ('heads', None),
+    ('mlp', None),
+    ('positions', None),
+    ('vocab', None),
+    ('joint', None),
+    ('classes', None),
 )
 
 

@@ -70,6 +70,9 @@ def get_config(model='base'):
       'mask_equal_captions': True,
       # Area of the region that is labelled by the prompter, SPEC 7.6.
       'region_area': (0.3, 0.5),
+      # 'original' redraws boxes that stick out, which makes them smaller than
+      # that (31.5 % on average, defect 23); 'nominal' keeps the area.
+      'region_rule': 'original',
   })
 
   config.prompter = ml_collections.ConfigDict({

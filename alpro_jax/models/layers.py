@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 Initializer = Callable[..., jax.Array]
 
-# Every logical axis a parameter here may name. train/sharding.py must have a
+# Every logical axis a parameter here may name. sharding.py must have a
 # rule for each: flax replicates an unknown name without a word.
 LOGICAL_AXES = (
     'pixels',  # P * P * 3 values of a patch.

@@ -227,20 +227,21 @@ class Pretrain:
     if options.vtm:
       logits = model.match_logits(fused[:, :3, 0])
       is_match = jnp.array([1, 0, 0])
-      vtm, accuracy = losses.vtm(
-          rearrange(logits, 'b k c -> (b k) c'),
-          jnp.tile(is_match, logits.shape[0]),
-          rearrange(found, 'b k -> (b k)'),
-      )
+      is_match = jnp.broadcast_to(is_match, found.shape)
+      vtm = losses.mean(*losses.vtm(logits, is_match, found))
+      right = jnp.argmax(logits, axis=-1) == is_match
       total += options.vtm * vtm
-      parts |= {'loss/vtm': vtm, 'accuracy/vtm': accuracy}
+      parts |= {'loss/vtm': vtm, 'accuracy/vtm': _share(right, found)}
 
     if options.mlm:
-      mlm, accuracy = losses.mlm(
-          model.mlm_logits(fused[:, -1, :length]), labels
-      )
+      logits = model.mlm_logits(fused[:, -1, :length])
+      mlm = losses.mean(*losses.mlm(logits, labels))
+      right = jnp.argmax(logits, axis=-1) == labels
       total += options.mlm * mlm
-      parts |= {'loss/mlm': mlm, 'accuracy/mlm': accuracy}
+      parts |= {
+          'loss/mlm': mlm,
+          'accuracy/mlm': _share(right, labels != masking.NO_LABEL),
+      }
 
     if options.pem:
       region, target, keep = self._pseudo_labels(frozen, batch, keys['region'])
@@ -248,9 +249,11 @@ class Pretrain:
       patches = fused[:, 0, length + 1 :].astype(jnp.float32)
       weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
       pooled = jnp.einsum('bnd,bn->bd', patches, weight)
-      pem, accuracy = losses.pem(model.entity_logits(pooled), target, keep)
+      logits = model.entity_logits(pooled)
+      pem = losses.mean(*losses.pem(logits, target, keep))
+      right = jnp.argmax(logits, axis=1) == jnp.argmax(target, axis=1)
       total += options.pem * pem
-      parts |= {'loss/pem': pem, 'accuracy/pem': accuracy}
+      parts |= {'loss/pem': pem, 'accuracy/pem': _share(right, keep)}
       parts |= _health(target, keep)
     return total, parts
 
@@ -289,9 +292,7 @@ class Pretrain:
     size = mask.shape[0] // self.blocks
     block = jnp.arange(mask.shape[0]) // size
     forbidden = same | (block[:, None] != block[None, :])
-    similarity = jax.lax.stop_gradient(
-        text_feature @ video_feature.T / temperature
-    )
+    similarity = losses.similarity(video_feature, text_feature, temperature)
     uniform_share = negative_ramp(
         step, options.uniform_negative_steps, options.negative_ramp_steps
     )
@@ -302,10 +303,10 @@ class Pretrain:
       )
 
     other_video, video_found = losses.hard_negatives(
-        keys['videos'], similarity, forbidden, uniform_share=uniform_share
+        keys['videos'], similarity.T, forbidden, uniform_share=uniform_share
     )
     other_text, text_found = losses.hard_negatives(
-        keys['texts'], similarity.T, forbidden, uniform_share=uniform_share
+        keys['texts'], similarity, forbidden, uniform_share=uniform_share
     )
     kinds = [
         (tokens, mask, take(video, other_video)),
@@ -323,7 +324,8 @@ class Pretrain:
     """
     size, patch = batch.video.shape[2], self.model.config.video.patch_size
     region = masking.sample_regions(
-        key, batch.video.shape[0], size // patch, area=self.options.region_area
+        key, batch.video.shape[0], size // patch,
+        area=self.options.region_area, rule=self.options.region_rule,
     )
     crop = masking.crop_regions(batch.video, region, patch)
     model = Alpro(teacher.config).bind({'params': teacher.params})
@@ -359,6 +361,12 @@ def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:
     return jnp.zeros(())
   late = jnp.asarray(step, jnp.float32) - uniform_steps
   return jnp.clip(1 - late / max(ramp_steps, 1), 0, 1)
+
+
+def _share(right, counted):
+  """The share of what counts that is right; 0 if nothing counts."""
+  counted = counted.astype(jnp.float32)
+  return losses.mean(jnp.sum(right * counted), jnp.sum(counted))
 
 
 def _health(target, keep):

@@ -73,7 +73,15 @@ def model_config(config, vocab_size: int, *, entities: int) -> AlproConfig:
 
 def init_model(model: Alpro, key: jax.Array) -> Any:
   """Returns fresh parameters of a model, boxed."""
-  return model.init(key, method=Alpro.init_all)['params']
+  video = model.config.video
+  size = (1, video.frames, video.image_size, video.image_size, 3)
+  return model.init(
+      key,
+      jnp.zeros(size, jnp.uint8),
+      jnp.zeros((1, 2), jnp.int32),
+      jnp.ones((1, 2), bool),
+      method='init_all',
+  )['params']
 
 
 def duplicates(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:
@@ -103,13 +111,15 @@ def contrast(video_feature, text_feature, temperature, same):
     temperature: float32[].
     same: bool[B, B], pairs that are no negatives, diagonal True.
   """
-  loss = losses.vtc(video_feature, text_feature, temperature, same=same)
-  similarity = text_feature @ video_feature.T
-  rows = jnp.arange(same.shape[0])
-  other = same & ~jnp.eye(same.shape[0], dtype=bool)
-  left = jnp.where(other, -jnp.inf, jax.lax.stop_gradient(similarity))
+  loss = losses.mean(
+      *losses.vtc(video_feature, text_feature, temperature, same=same)
+  )
+  scores = losses.similarity(video_feature, text_feature, temperature)
+  own = jnp.arange(same.shape[0])
+  rivals = same & (own[:, None] != own[None, :])
+  scores = jnp.where(rivals, -jnp.inf, jax.lax.stop_gradient(scores))
   accuracy = {
-      'accuracy/t2v': jnp.mean(jnp.argmax(left, axis=1) == rows),
-      'accuracy/v2t': jnp.mean(jnp.argmax(left, axis=0) == rows),
+      'accuracy/v2t': jnp.mean(jnp.argmax(scores, axis=1) == own),
+      'accuracy/t2v': jnp.mean(jnp.argmax(scores, axis=0) == own),
   }
   return loss, accuracy

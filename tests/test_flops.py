@@ -1,0 +1,45 @@
+"""The formulas against counts of the original's operations (SPEC 17)."""
+
+import dataclasses
+
+import pytest
+
+from alpro_jax import flops
+from alpro_jax.models.alpro import AlproConfig
+from configs import models
+
+BASE = AlproConfig.from_dict({**models.base().to_dict(), 'entities': 1000})
+
+
+def test_parts_of_the_base_model():
+  assert flops.video_forward(BASE, 4, 224) / 1e9 == pytest.approx(
+      195.77, rel=1e-4
+  )
+  assert 2 * flops.text_forward(BASE, 30) / 1e9 == pytest.approx(5.13, rel=2e-3)
+  assert flops.fusion_forward(BASE, 30, 224) / 1e9 == pytest.approx(
+      20.23, rel=1e-3
+  )
+  assert flops.mlm_head_forward(BASE, 30) / 1e9 == pytest.approx(1.44, rel=5e-3)
+
+
+def test_step_of_the_base_model():
+  step = flops.pretrain_step(
+      BASE, frames=4, image_size=224, length=30, vtm=True, mlm=True, pem=True
+  )
+  assert step / 1e9 == pytest.approx(1044.65, rel=2e-3)
+
+
+def test_a_loss_of_weight_zero_costs_nothing():
+  shape = dict(frames=4, image_size=224, length=30)
+  vtc = flops.pretrain_step(BASE, **shape, vtm=False, mlm=False, pem=False)
+  both = flops.video_forward(BASE, 4, 224) + flops.text_forward(BASE, 30)
+  assert vtc == 3 * both
+
+
+def test_one_frame_costs_the_same_jointly_and_by_frame():
+  def cost(attention):
+    video = dataclasses.replace(BASE.video, attention=attention)
+    config = dataclasses.replace(BASE, video=video)
+    return flops.video_forward(config, 1, 224)
+
+  assert cost('joint') == cost('space_only')
