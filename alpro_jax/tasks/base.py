@@ -40,6 +40,9 @@ class Task(Protocol):
       load_params: (checkpoint path, abstract parameters) -> parameters.
     """
 
+  def untrained_frozen(self, key: jax.Array) -> Any:
+    """Returns what `load_frozen` does, of random weights: for benchmarks."""
+
   def loss(
       self,
       params: Any,

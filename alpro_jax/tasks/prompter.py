@@ -37,6 +37,9 @@ class Prompter:
   def load_frozen(self, encode, load_meta, load_params) -> None:
     return None
 
+  def untrained_frozen(self, key: jax.Array) -> None:
+    return None
+
   def loss(
       self,
       params: Any,
