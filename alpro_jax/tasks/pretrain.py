@@ -145,15 +145,18 @@ class Pretrain:
   def _make_bank(self, model, params, encode):
     options = self.prompter
 
-    def features(texts):
-      ids, mask = encode(texts, options.max_prompt_tokens)
-      encoded = model.apply(
+    @jax.jit
+    def encode_text(params, ids, mask):
+      return model.apply(
           {'params': params}, ids, mask, train=False, method='encode_text'
-      )
-      return encoded.feature
+      ).feature
+
+    def text_features(texts):
+      ids, mask = encode(texts, options.max_prompt_tokens)
+      return encode_text(params, jnp.asarray(ids), jnp.asarray(mask))
 
     return prompting.build_prompt_bank(
-        jax.jit(features),
+        text_features,
         self.entities,
         video_templates=(
             options.video_templates or prompting.VIDEO_TEMPLATES
