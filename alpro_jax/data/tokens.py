@@ -1,0 +1,198 @@
+"""Captions as ids, by a BERT vocabulary or a SentencePiece model."""
+
+import hashlib
+import io
+import pathlib
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from alpro_jax.batch import SpecialTokens
+
+# One name for each field of SpecialTokens, the same in every tokenizer here.
+PIECES = SpecialTokens('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+
+class Tokenizer(Protocol):
+  """What the pipeline and the models need of a tokenizer.
+
+  Attributes:
+    vocab_size: ids are 0..vocab_size-1.
+    special: ids of the five special tokens.
+    digest: sha256 of the file; another digest means other ids.
+  """
+
+  vocab_size: int
+  special: SpecialTokens
+  digest: str
+
+  def encode(self, texts, max_tokens):
+    """Turns texts into rows of the same length.
+
+    With max_tokens 7, where 5 and 6 are words, 2 is [CLS], 3 is [SEP]:
+
+      'disc'                  [2 5 3 0 0 0 0]  mask [1 1 1 0 0 0 0]
+      ''                      [2 3 0 0 0 0 0]  mask [1 1 0 0 0 0 0]
+      six words and more      [2 5 6 5 6 5 3]  mask [1 1 1 1 1 1 1]
+
+    Args:
+      texts: list of str.
+      max_tokens: L, at least 3.
+
+    Returns:
+      int32[B, L] ids and bool[B, L], True on every token but padding.
+    """
+
+  def decode(self, ids):
+    """Returns the text of one row of ids, without special tokens."""
+
+
+class WordPieceTokenizer:
+  """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
+
+  def __init__(self, path):
+    data = pathlib.Path(path).read_bytes()
+    pieces = data.decode('utf-8').splitlines()
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    if len(vocab) != len(pieces):
+      twice = next(p for i, p in enumerate(pieces) if vocab[p] != i)
+      raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
+    self.special = _special(path, vocab.get)
+    self.vocab_size = len(pieces)
+    self.digest = hashlib.sha256(data).hexdigest()
+    self._pieces = pieces
+    # A vocabulary without capitals is meant for lower-cased text.
+    lower = not any(p != p.lower() for p in pieces if not p.startswith('['))
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(
+        vocab, unk_token=PIECES.unk))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=lower, strip_accents=lower)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    self._model = model
+
+  def encode(self, texts, max_tokens):
+    rows = self._model.encode_batch_fast(
+        list(texts), add_special_tokens=False)
+    return _rows([row.ids for row in rows], max_tokens, self.special)
+
+  def decode(self, ids):
+    pieces = [self._pieces[i] for i in ids if i not in self.special]
+    return ' '.join(pieces).replace(' ##', '')
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model that has the five special pieces."""
+
+  def __init__(self, path):
+    data = pathlib.Path(path).read_bytes()
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as e:
+      raise ValueError(
+          f'{path} is no SentencePiece model; make one with '
+          'launch/tokenizer.py.') from e
+    self.vocab_size = self._model.get_piece_size()
+
+    def find(piece):
+      place = self._model.piece_to_id(piece)
+      return place if self._model.id_to_piece(place) == piece else None
+
+    self.special = _special(path, find)
+    self.digest = hashlib.sha256(data).hexdigest()
+
+  def encode(self, texts, max_tokens):
+    return _rows(self._model.encode(list(texts)), max_tokens, self.special)
+
+  def decode(self, ids):
+    return self._model.decode(
+        [int(i) for i in ids if i not in self.special])
+
+
+def load_tokenizer(path):
+  """Opens a tokenizer file; .txt is a vocabulary, .model is SentencePiece."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(
+        f'No tokenizer at {str(path)!r}; set data.tokenizer to a BERT '
+        'vocab.txt or to a model made by launch/tokenizer.py.')
+  if path.suffix == '.txt':
+    return WordPieceTokenizer(path)
+  if path.suffix == '.model':
+    return SentencePieceTokenizer(path)
+  raise ValueError(
+      f'{path.name!r} ends in {path.suffix!r}; a tokenizer is a BERT '
+      'vocab.txt or a SentencePiece .model file.')
+
+
+def train_sentencepiece(captions, path, vocab_size, *,
+                        max_captions=1_000_000):
+  """Trains a lower-casing byte-pair model; the same captions, the same file.
+
+  The vocabulary comes out smaller when the captions have no more pieces.
+
+  Args:
+    captions: list of str.
+    path: file to write, ending in .model.
+    vocab_size: largest number of pieces, the special ones included.
+    max_captions: of more captions, an even spread of this many is used.
+
+  Returns:
+    The trained tokenizer.
+  """
+  path = pathlib.Path(path)
+  if path.suffix != '.model':
+    raise ValueError(f'{path.name!r} must end in .model.')
+  captions = [x for x in captions if x.strip()]
+  if not captions:
+    raise ValueError('There are no captions to train a tokenizer from.')
+  if len(captions) > max_captions:
+    chosen = np.arange(max_captions) * len(captions) // max_captions
+    captions = [captions[i] for i in chosen]
+  model = io.BytesIO()
+  try:
+    # Byte pairs, not unigrams: on a few hundred captions those stay letters.
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions), model_writer=model,
+        vocab_size=vocab_size, hard_vocab_limit=False, model_type='bpe',
+        character_coverage=0.9999 if len(captions) > 10_000 else 1.0,
+        normalization_rule_name='nmt_nfkc_cf',
+        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=PIECES.pad,
+        unk_piece=PIECES.unk, bos_piece=PIECES.cls, eos_piece=PIECES.sep,
+        control_symbols=[PIECES.mask], num_threads=1, minloglevel=2)
+  except RuntimeError as e:
+    raise ValueError(
+        f'SentencePiece cannot make {vocab_size=} pieces from '
+        f'{len(captions)} captions; every letter needs one, so allow more. '
+        f'It says: {e}') from e
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(model.getvalue())
+  return SentencePieceTokenizer(path)
+
+
+def _special(path, find):
+  ids = SpecialTokens(*(find(piece) for piece in PIECES))
+  missing = [p for p, i in zip(PIECES, ids, strict=True) if i is None]
+  if missing:
+    raise ValueError(
+        f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
+        'launch/tokenizer.py makes one that has them.')
+  return ids
+
+
+def _rows(encoded, max_tokens, special):
+  """Adds [CLS] and [SEP], cuts what is too long before [SEP], pads."""
+  if max_tokens < 3:
+    raise ValueError(
+        f'{max_tokens=} leaves no room for a word between [CLS] and [SEP]; '
+        'set data.max_text_tokens.')
+  ids = np.full((len(encoded), max_tokens), special.pad, np.int32)
+  mask = np.zeros((len(encoded), max_tokens), bool)
+  ids[:, 0] = special.cls
+  for i, row in enumerate(encoded):
+    row = row[:max_tokens - 2]
+    ids[i, 1:len(row) + 1] = row
+    ids[i, len(row) + 1] = special.sep
+    mask[i, :len(row) + 2] = True
+  return ids, mask

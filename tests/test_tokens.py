@@ -1,0 +1,117 @@
+"""Tokenizers: rows, truncation, special pieces, training."""
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from alpro_jax.data import tokens
+
+CAPTIONS = [
+    f'a {colour} {shape} moves {way}'
+    for colour in ('red', 'green', 'blue') for shape in ('disc', 'ring')
+    for way in ('left', 'right', 'up', 'down')]
+VOCAB = ['[PAD]', '[unused0]', '[UNK]', '[CLS]', '[SEP]', '[MASK]',
+         'a', 'dog', 'run', '##s', ',', 'cafe', '[', ']', 'mask']
+
+
+@pytest.fixture(scope='module')
+def wordpiece(tmp_path_factory):
+  path = tmp_path_factory.mktemp('vocab') / 'vocab.txt'
+  path.write_text('\n'.join(VOCAB) + '\n')
+  return tokens.load_tokenizer(path)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'new' / 'captions.model'
+  return tokens.train_sentencepiece(CAPTIONS, path, 90)
+
+
+def test_wordpiece_rows_by_hand(wordpiece):
+  ids, mask = wordpiece.encode(
+      ['A dog runs', '', 'a, a, a, a', 'Café zebra'], 7)
+  np.testing.assert_array_equal(ids, [
+      [3, 6, 7, 8, 9, 4, 0],
+      [3, 4, 0, 0, 0, 0, 0],
+      [3, 6, 10, 6, 10, 6, 4],
+      [3, 11, 2, 4, 0, 0, 0]])
+  np.testing.assert_array_equal(mask.sum(1), [6, 2, 7, 4])
+  assert (mask[:, :1] & (np.diff(mask.astype(int)) <= 0).all()).all()
+  assert ids.dtype == np.int32 and mask.dtype == bool
+  assert wordpiece.special == (0, 2, 3, 4, 5)
+  assert wordpiece.vocab_size == len(VOCAB) and len(wordpiece.digest) == 64
+  assert wordpiece.decode(ids[0]) == 'a dog runs'
+
+
+def test_a_special_name_in_a_caption_is_plain_text(wordpiece, trained):
+  ids, _ = wordpiece.encode(['[MASK]'], 8)
+  np.testing.assert_array_equal(ids[0, :5], [3, 12, 14, 13, 4])
+  ids, _ = trained.encode(['[MASK] [PAD] [SEP]'], 40)
+  assert (ids[0] == trained.special.mask).sum() == 0
+  assert (ids[0] == trained.special.sep).sum() == 1
+
+
+def test_sentencepiece_learns_whole_words(trained):
+  assert trained.special == (0, 1, 2, 3, 4)
+  ids, mask = trained.encode(['A red disc moves LEFT', 'a blue ring'], 12)
+  assert mask.sum(1)[0] <= 8
+  assert trained.decode(ids[0]) == 'a red disc moves left'
+  assert trained.decode(ids[1]) == 'a blue ring'
+  assert ids.max() < trained.vocab_size <= 90
+
+
+def test_training_is_deterministic(trained, tmp_path):
+  again = tokens.train_sentencepiece(CAPTIONS, tmp_path / 'x.model', 90)
+  assert again.digest == trained.digest
+  loaded = tokens.load_tokenizer(tmp_path / 'x.model')
+  assert loaded.digest == trained.digest
+
+
+def test_a_large_vocabulary_is_lowered_and_a_small_one_refused(tmp_path):
+  model = tokens.train_sentencepiece(CAPTIONS, tmp_path / 'x.model', 5000)
+  assert 30 < model.vocab_size < 300
+  with pytest.raises(ValueError, match='every letter needs one'):
+    tokens.train_sentencepiece(CAPTIONS, tmp_path / 'y.model', 12)
+  with pytest.raises(ValueError, match='no captions'):
+    tokens.train_sentencepiece([' '], tmp_path / 'y.model', 12)
+  with pytest.raises(ValueError, match='must end in .model'):
+    tokens.train_sentencepiece(CAPTIONS, tmp_path / 'y.spm', 90)
+  assert not (tmp_path / 'y.model').exists()
+
+
+def test_trains_from_an_even_spread(tmp_path):
+  texts = ['aa'] * 50 + ['bb'] * 50
+  model = tokens.train_sentencepiece(
+      texts, tmp_path / 'x.model', 50, max_captions=4)
+  ids, _ = model.encode(['aa', 'bb'], 6)
+  assert (ids != model.special.unk).all()
+
+
+def test_refuses_files_that_are_no_tokenizer(tmp_path):
+  with pytest.raises(FileNotFoundError, match='set data.tokenizer'):
+    tokens.load_tokenizer(tmp_path / 'none.txt')
+  (tmp_path / 'a.json').write_text('{}')
+  with pytest.raises(ValueError, match="ends in '.json'"):
+    tokens.load_tokenizer(tmp_path / 'a.json')
+  (tmp_path / 'a.model').write_text('no model')
+  with pytest.raises(ValueError, match='no SentencePiece model'):
+    tokens.load_tokenizer(tmp_path / 'a.model')
+  (tmp_path / 'a.txt').write_text('[PAD]\n[UNK]\n[CLS]\nword\n')
+  with pytest.raises(ValueError, match=r"lacks \['\[SEP\]', '\[MASK\]'\]"):
+    tokens.load_tokenizer(tmp_path / 'a.txt')
+  (tmp_path / 'a.txt').write_text('\n'.join(VOCAB + ['dog']))
+  with pytest.raises(ValueError, match="lists 'dog' twice"):
+    tokens.load_tokenizer(tmp_path / 'a.txt')
+
+
+def test_refuses_a_model_without_special_pieces(tmp_path):
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(CAPTIONS), model_prefix=str(tmp_path / 'plain'),
+      vocab_size=60, hard_vocab_limit=False, model_type='bpe', minloglevel=2)
+  with pytest.raises(ValueError, match=r'lacks \[.*\[MASK\]'):
+    tokens.load_tokenizer(tmp_path / 'plain.model')
+
+
+def test_refuses_rows_without_room(wordpiece):
+  with pytest.raises(ValueError, match='set data.max_text_tokens'):
+    wordpiece.encode(['a'], 2)
