@@ -1,0 +1,66 @@
+"""Makes the entity list of the prompter from the nouns of captions."""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from absl import logging  # noqa: E402
+
+from alpro_jax.data import captions, entities  # noqa: E402
+
+EXAMPLES = """
+examples:
+    python launch/entities.py --captions=sets/webvid --output=entities.txt
+    python launch/entities.py --captions=captions.jsonl --limit=100 \\
+      --stop_words=footage,video,background --output=entities.txt
+"""
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+      prog='python launch/entities.py', description=__doc__, epilog=EXAMPLES,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False)
+  add = parser.add_argument
+  add('--captions', required=True, action='append',
+      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
+  add('--split', default='train', help='split of the captions (train)')
+  add('--output', required=True, help='file to write: noun, blank, count')
+  add('--limit', type=int, default=1000, help='how many nouns (1000)')
+  add('--stop_words', default='',
+      help='nouns to leave out: a,b,c or a file with one a line')
+  return parser
+
+
+def _stop_words(text):
+  if os.path.isfile(text):
+    with open(text, encoding='utf-8') as file:
+      return file.read().split()
+  return [word.strip() for word in text.split(',') if word.strip()]
+
+
+def main(argv=None):
+  options = _parser().parse_args(argv)
+  logging.set_verbosity(logging.INFO)
+  texts = []
+  for path in options.captions:
+    texts += captions.read_captions(path, options.split)
+  counted = entities.count_entities(
+      texts, options.limit, stop_words=_stop_words(options.stop_words))
+  entities.write_entities(counted, options.output)
+  print(f'{len(counted)} entities from {len(texts)} captions -> '
+        f'{options.output}')
+  for noun, count in counted[:10]:
+    print(f'  {count:8d}  {noun}')
+  if len(counted) < options.limit:
+    print(f'Only {len(counted)} of {options.limit}: set '
+          'config.prompter.num_entities accordingly.')
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except (FileNotFoundError, ValueError) as e:
+    sys.exit(f'entities: {e}')

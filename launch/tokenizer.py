@@ -1,0 +1,56 @@
+"""Trains a SentencePiece tokenizer on captions."""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from alpro_jax.data import captions, tokens  # noqa: E402
+
+EXAMPLES = """
+examples:
+    python launch/tokenizer.py --captions=sets/clips --output=clips.model
+    python launch/tokenizer.py --captions=captions.jsonl --vocab_size=8000 \\
+      --output=clips.model
+
+A BERT vocab.txt needs no training: give its path as config.data.tokenizer.
+"""
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+      prog='python launch/tokenizer.py', description=__doc__, epilog=EXAMPLES,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False)
+  add = parser.add_argument
+  add('--captions', required=True, action='append',
+      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
+  add('--split', default='train', help='split of the captions (train)')
+  add('--output', required=True, help='file to write, ending in .model')
+  add('--vocab_size', type=int, default=30000,
+      help='most pieces; few captions give fewer (30000)')
+  return parser
+
+
+def main(argv=None):
+  options = _parser().parse_args(argv)
+  texts = []
+  for path in options.captions:
+    texts += captions.read_captions(path, options.split)
+  model = tokens.train_sentencepiece(
+      texts, options.output, options.vocab_size)
+  _, mask = model.encode(texts[:10_000], 512)
+  lengths = sorted(mask.sum(1))
+  print(f'{model.vocab_size} pieces from {len(texts)} captions -> '
+        f'{options.output}')
+  print(f'Tokens per caption, [CLS] and [SEP] included: median '
+        f'{lengths[len(lengths) // 2]}, most {lengths[-1]}.')
+  print('Set config.data.tokenizer to the file.')
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except (FileNotFoundError, ValueError) as e:
+    sys.exit(f'tokenizer: {e}')
