@@ -59,15 +59,15 @@ def test_order_of_events():
   boxes = shapes_world.draw(TINY, clip).boxes
   centre = (boxes[:, 0] + boxes[:, 2]) / 2
   assert centre[0] - centre[3] > 0.2 > abs(centre[4] - centre[6]) * 2
-  assert shapes_world.caption(clip.scene) == 'a red disc moves left, then grows'
+  assert shapes_world.caption(clip.scene) == 'a red disc drifts left, then grows'
   assert shapes_world.caption(clip.scene.reversed()) == (
-      'a red disc shrinks, then moves right')
+      'a red disc shrinks, then drifts right')
 
 
 def test_only_shapes_whose_turning_is_seen_turn():
   turning = {
       s.shape for s in shapes_world.list_scenes(TINY) if s.family == 'turn'}
-  assert turning == {'triangle', 'cross'}
+  assert turning == {'triangle', 'bar'}
 
 
 def test_never_trained_captions_are_in_the_test_split_alone():

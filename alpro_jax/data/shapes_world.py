@@ -4,11 +4,11 @@ A clip shows one coloured shape on a textured background. It moves, grows,
 shrinks, turns, passes a wall, or does two things in order:
 
   family  caption                                  played backwards
-  move    a red disc moves left                    a red disc moves right
+  move    a red disc drifts left                   a red disc drifts right
   resize  a blue ring grows                        a blue ring shrinks
-  turn    a green cross turns                      (the same)
+  turn    a green bar turns                        (the same)
   wall    a red disc passes behind a wall          (the same)
-  event   a red disc moves left, then grows        ... shrinks, then moves right
+  event   a red disc drifts left, then grows       ... shrinks, drifts right
 
 Every path is centred on the middle of the frame and every size on its mean, so
 captions that differ only in the order of frames cannot be told apart by a
@@ -35,9 +35,9 @@ COLOURS = {
     'white': (240, 240, 240),
     'purple': (150, 50, 170),
 }
-SHAPES = ('disc', 'ring', 'triangle', 'cross', 'square')
+SHAPES = ('disc', 'ring', 'triangle', 'bar', 'cross', 'square')
 # A turning disc or ring looks like a still one.
-TURNING_SHAPES = ('triangle', 'cross', 'square')
+TURNING_SHAPES = ('triangle', 'bar', 'cross', 'square')
 FAMILIES = ('move', 'resize', 'turn', 'wall', 'event')
 STYLES = ('full', 'entity', 'motion')
 SPLITS = ('train', 'test')
@@ -49,10 +49,10 @@ _REVERSED = {
 }
 # Several ways to say each motion; the first is the one of the test split.
 _PHRASES = {
-    'left': ('moves left', 'is moving left', 'goes to the left'),
-    'right': ('moves right', 'is moving right', 'goes to the right'),
-    'up': ('moves up', 'is moving up', 'goes up'),
-    'down': ('moves down', 'is moving down', 'goes down'),
+    'left': ('drifts left', 'is drifting left', 'goes to the left'),
+    'right': ('drifts right', 'is drifting right', 'goes to the right'),
+    'up': ('drifts up', 'is drifting up', 'goes up'),
+    'down': ('drifts down', 'is drifting down', 'goes down'),
     'grow': ('grows', 'is growing', 'becomes larger'),
     'shrink': ('shrinks', 'is shrinking', 'becomes smaller'),
     'turn': ('turns', 'is turning', 'turns around'),
@@ -65,6 +65,8 @@ _PHRASES = {
         'goes in front of a wall',
     ),
 }
+# Half the side of the box around a shape, over its radius.
+_REACH = {'triangle': 1.16, 'bar': 1.1}
 _THEN = ('{}, then {}', '{} and then {}', 'first {}, then {}')
 _SUBJECTS = {
     'full': ('a {} {}', 'the {} {}', 'one {} {}'),
@@ -98,7 +100,7 @@ class World:
   frames: int = 8
   rate: int = 4
   colours: tuple[str, ...] = ('red', 'green', 'blue', 'yellow')
-  shapes: tuple[str, ...] = ('disc', 'ring', 'triangle', 'cross')
+  shapes: tuple[str, ...] = ('disc', 'ring', 'triangle', 'bar')
   train: Mapping[str, int] = dataclasses.field(default_factory=lambda: {
       'move': 4800, 'resize': 1800, 'turn': 400, 'wall': 600, 'event': 400,
   })
@@ -323,7 +325,7 @@ def draw(world: World, clip: Clip) -> Drawing:
   frames += world.noise * rng.standard_normal(frames.shape, dtype=np.float32)
   frames = np.clip(frames + 0.5, 0, 255).astype(np.uint8)
 
-  reach = radius[:, None] * (1.16 if clip.scene.shape == 'triangle' else 1.0)
+  reach = radius[:, None] * _REACH.get(clip.scene.shape, 1.0)
   boxes = np.concatenate([centre - reach, centre + reach], axis=1) + 0.5
   return Drawing(frames, np.clip(boxes, 0, 1).astype(np.float32))
 
@@ -438,6 +440,8 @@ def _cover(shape, x, y, centre, radius, angle):
     side = np.float32(np.sqrt(3) / 2)
     distance = np.maximum(
         v, np.maximum(side * u - 0.5 * v, -side * u - 0.5 * v)) - 0.58 * r
+  elif shape == 'bar':
+    distance = np.maximum(np.abs(u) - 1.1 * r, np.abs(v) - 0.36 * r)
   elif shape == 'cross':
     a, b = np.abs(u), np.abs(v)
     distance = np.minimum(np.maximum(a - r, b - 0.26 * r),
