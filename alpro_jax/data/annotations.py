@@ -1,0 +1,382 @@
+"""Reads the caption files of the sources into one list of clips.
+
+A clip is one video or photo with all of its captions. Nothing here opens a
+video: a bad row is reported with its file and line, never raised, so that one
+typing error does not cost a night of preparation.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+SOURCES = ('folder', 'webvid', 'cc3m')
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One future record.
+
+  Attributes:
+    video: name in the set, relative to the folder of videos.
+    files: where it may lie below that folder; the first that exists counts.
+    captions: at least one.
+    styles: one per caption, '' where there is none.
+    still: True for a photo.
+  """
+  video: str
+  files: tuple[str, ...]
+  captions: tuple[str, ...]
+  styles: tuple[str, ...]
+  still: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+  """Something that is not in the set, and why."""
+  item: str
+  reason: str
+  detail: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+  """What a caption file says.
+
+  Attributes:
+    clips: in the order in which the file first names them.
+    skipped: rows that cannot be used.
+    rows: rows read.
+    other_splits: rows left out because they belong to another split.
+  """
+  clips: list[Clip]
+  skipped: list[Skipped]
+  rows: int
+  other_splits: int = 0
+
+  def digest(self):
+    """Returns the sha256 of all clips, in order, as hex."""
+    sha = hashlib.sha256()
+    for clip in self.clips:
+      sha.update(json.dumps(dataclasses.astuple(clip)).encode())
+      sha.update(b'\n')
+    return sha.hexdigest()
+
+
+class _Rows:
+  """Gathers rows into clips; says no to what cannot be used."""
+
+  def __init__(self):
+    self.rows = 0
+    self.other_splits = 0
+    self._clips = {}
+    self._skipped = []
+
+  def skip(self, item, reason, detail=''):
+    self._skipped.append(Skipped(_printable(item), reason, detail))
+
+  def add(self, where, files, captions, style='', still=False):
+    """Adds the captions of one row.
+
+    Args:
+      where: 'file:line', for the report.
+      files: candidate paths relative to the folder of videos; the first is
+        the name of the clip.
+      captions: list of str.
+      style: str, for all of these captions.
+      still: bool.
+    """
+    video = files[0]
+    for name in files:
+      if problem := _name_problem(name):
+        return self.skip(video, problem, where)
+    if not captions:
+      return self.skip(video, 'empty caption', where)
+    for caption in captions:
+      if not isinstance(caption, str):
+        return self.skip(
+            video, 'bad row',
+            f'{where}: caption is {type(caption).__name__}, expected text')
+      if not _encodable(caption):
+        return self.skip(video, 'bad row', f'{where}: caption is not UTF-8')
+    known = self._clips.setdefault(video, {'files': tuple(files), 'rows': {},
+                                           'still': still})
+    for caption in captions:
+      caption = caption.strip()
+      if not caption:
+        self.skip(video, 'empty caption', where)
+      elif (caption, style) in known['rows']:
+        self.skip(video, 'duplicate row', where)
+      else:
+        known['rows'][caption, style] = True
+
+  def result(self):
+    clips = []
+    for video, known in self._clips.items():
+      if not known['rows']:
+        continue  # Its rows are named as empty already.
+      captions, styles = zip(*known['rows'], strict=True)
+      clips.append(Clip(video, known['files'], captions, styles,
+                        known['still']))
+    return Annotations(clips, self._skipped, self.rows, self.other_splits)
+
+
+def _printable(text):
+  return str(text).encode('utf-8', 'backslashreplace').decode()
+
+
+def _encodable(text):
+  try:
+    text.encode('utf-8')
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _name_problem(name):
+  """Returns why a name may not be opened, or ''."""
+  if not isinstance(name, str) or not name.strip():
+    return 'no video name'
+  if '\0' in name or not _encodable(name):
+    return 'bad video name'
+  path = pathlib.PurePosixPath(name)
+  if path.is_absolute() or '..' in path.parts:
+    return 'outside the folder of videos'
+  if not path.parts:  # '.' names the folder itself.
+    return 'no video name'
+  return ''
+
+
+def _check_file(path, flag):
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'{flag}={path} is not a file.')
+  return path
+
+
+def _csv_rows(path):
+  """Yields (where, row dict, problem) for each row below the header."""
+  csv.field_size_limit(1 << 24)
+  # Bytes that are not UTF-8 become surrogates and are found row by row.
+  with open(path, encoding='utf-8-sig', errors='surrogateescape',
+            newline='') as file:
+    reader = csv.DictReader(file)
+    columns = reader.fieldnames or []
+    yield f'{path}:1', columns, None
+    while True:
+      where = f'{path}:{reader.line_num + 1}'
+      try:
+        row = next(reader)
+      except StopIteration:
+        return
+      except csv.Error as e:
+        yield where, {}, str(e)
+        continue
+      problem = ''
+      if None in row:
+        problem = (f'{len(columns) + len(row[None])} columns, expected '
+                   f'{len(columns)}; quote fields that hold a comma')
+      elif None in row.values():
+        got = sum(value is not None for value in row.values())
+        problem = f'{got} columns, expected {len(columns)}'
+      elif not all(_encodable(value) for value in row.values()):
+        problem = 'not UTF-8'
+      yield where, row, problem
+
+
+def _jsonl_rows(path):
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      where = f'{path}:{number}'
+      if number == 1:
+        line = line.removeprefix(b'\xef\xbb\xbf')
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line.decode('utf-8'))
+      except UnicodeDecodeError:
+        yield where, {}, 'not UTF-8'
+      except (ValueError, RecursionError) as e:
+        yield where, {}, f'not JSON: {e}'
+      else:
+        if isinstance(row, dict):
+          yield where, row, ''
+        else:
+          yield where, {}, f'{type(row).__name__}, expected an object'
+
+
+def _need_columns(path, got, wanted):
+  missing = [' or '.join(names) for names in wanted
+             if not any(name in got for name in names)]
+  if missing:
+    raise ValueError(
+        f'{path} has the columns {list(got)}, but not {", ".join(missing)}; '
+        'the first line of a csv file must name its columns.')
+
+
+def read_folder(path, *, split='train'):
+  """Reads rows of `video`, `caption` and, optional, `style` and `split`.
+
+  Args:
+    path: a .csv file with a header, or one JSON object per line (.jsonl).
+      In JSON `caption` may be a list.
+    split: rows that name another split are left out.
+  Returns:
+    Annotations.
+  """
+  path = _check_file(path, '--captions')
+  rows = _Rows()
+  if path.lower().endswith('.csv'):
+    source = _csv_rows(path)
+    _, columns, _ = next(source)
+    _need_columns(path, columns, [('video',), ('caption',)])
+  elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
+    source = _jsonl_rows(path)
+  else:
+    raise ValueError(f'--captions={path} must end in .csv or .jsonl.')
+  for where, row, problem in source:
+    rows.rows += 1
+    if not problem:
+      problem = _folder_problem(row)
+    if problem:
+      rows.skip(row.get('video') or where, 'bad row', f'{where}: {problem}')
+      continue
+    if row.get('split') and row['split'] != split:
+      rows.other_splits += 1
+      continue
+    caption = row['caption']
+    rows.add(where, (row['video'],),
+             caption if isinstance(caption, list) else [caption],
+             (row.get('style') or '').strip())
+  return rows.result()
+
+
+def _folder_problem(row):
+  for key in ('video', 'caption'):
+    if key not in row:
+      return f'no {key!r}, only {sorted(row)}'
+  for key in ('video', 'style', 'split'):
+    if not isinstance(row.get(key) or '', str):
+      return f'{key} is {type(row[key]).__name__}, expected text'
+  if not _encodable(row.get('style') or ''):
+    return 'style is not UTF-8'
+  return ''
+
+
+def read_webvid(path, *, max_text_length=0, allow_pickle=False):
+  """Reads WebVid's rows: video_id, text and, optional, txt_len and page_dir.
+
+  The names of the published csv files (videoid, name, page_dir) count too.
+  Videos are <page_dir>/<id>.mp4 or <id>.mp4.
+
+  Args:
+    path: a .csv file, or the original's pandas pickle.
+    max_text_length: rows whose txt_len is this or more are left out, as the
+      original does with 80. 0 keeps all.
+    allow_pickle: a pickle can run any code when it is opened, so only with
+      this.
+  Returns:
+    Annotations.
+  """
+  path = _check_file(path, '--captions')
+  if path.lower().endswith('.csv'):
+    source = _csv_rows(path)
+    _, columns, _ = next(source)
+  elif not path.lower().endswith(('.pkl', '.pickle')):
+    raise ValueError(f'--captions={path} must end in .csv, .pkl or .pickle.')
+  elif not allow_pickle:
+    raise ValueError(
+        f'--captions={path} is a pickle, which can run any code when it is '
+        'opened; pass --allow_pickle if you trust it, or give a csv file.')
+  else:
+    columns, source = _pickle_rows(path)
+  ids, texts = ('video_id', 'videoid'), ('text', 'name')
+  _need_columns(path, columns, [ids, texts])
+  if max_text_length:
+    _need_columns(path, columns, [('txt_len',)])
+  id_key = next(key for key in ids if key in columns)
+  text_key = next(key for key in texts if key in columns)
+  rows = _Rows()
+  for where, row, problem in source:
+    rows.rows += 1
+    video_id = str(row.get(id_key) or '').strip()
+    if not problem and not video_id:
+      problem = f'{id_key} is empty'
+    length = 0
+    if not problem and max_text_length:
+      try:
+        length = int(row['txt_len'])
+      except (TypeError, ValueError, OverflowError):
+        problem = f'txt_len is {row["txt_len"]!r}, expected a whole number'
+    if problem:
+      rows.skip(video_id or where, 'bad row', f'{where}: {problem}')
+      continue
+    if max_text_length and length >= max_text_length:
+      rows.skip(f'{video_id}.mp4', 'text too long', f'{where}: {length=}')
+      continue
+    files = (f'{video_id}.mp4',)
+    if page := str(row.get('page_dir') or '').strip():
+      files = (f'{page}/{video_id}.mp4', *files)
+    rows.add(where, files, [row[text_key]])
+  return rows.result()
+
+
+def _pickle_rows(path):
+  try:
+    import pandas  # noqa: PLC0415  Only this format needs it.
+  except ImportError as e:
+    raise ValueError(
+        f'{path} is a pandas pickle, and pandas is not installed; '
+        'pip install pandas, or give a csv file.') from e
+  try:
+    table = pandas.read_pickle(path)
+    columns = [str(column) for column in table.columns]
+  except Exception as e:
+    raise ValueError(f'{path} holds no pandas DataFrame: {e}') from e
+
+  def rows():
+    for number, values in enumerate(table.itertuples(index=False)):
+      yield f'{path}:row {number}', dict(zip(columns, values,
+                                             strict=True)), ''
+  return columns, rows()
+
+
+def read_cc3m(path, images):
+  """Reads a JSON list of {"image": path, "caption": text or list of texts}.
+
+  Args:
+    path: the .json file.
+    images: folder that the paths are relative to. An absolute path counts
+      when it lies in this folder.
+  Returns:
+    Annotations; every clip is still.
+  """
+  path = _check_file(path, '--captions')
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      entries = json.load(file)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f'{path} is not JSON: {e}') from e
+  if not isinstance(entries, list):
+    raise ValueError(
+        f'{path} holds a JSON {type(entries).__name__}, expected a list of '
+        '{"image": path, "caption": text}.')
+  root = os.path.abspath(images)
+  rows = _Rows()
+  for number, entry in enumerate(entries):
+    rows.rows += 1
+    where = f'{path}:entry {number}'
+    image = entry.get('image') if isinstance(entry, dict) else None
+    if not isinstance(image, str) or 'caption' not in entry:
+      rows.skip(image or where, 'bad row',
+                f'{where}: expected "image" and "caption"')
+      continue
+    if os.path.isabs(image) and os.path.normpath(image).startswith(
+        root + os.sep):
+      image = os.path.relpath(os.path.normpath(image), root)
+    caption = entry['caption']
+    rows.add(where, (image,),
+             caption if isinstance(caption, list) else [caption], still=True)
+  return rows.result()

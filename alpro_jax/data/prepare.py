@@ -1,0 +1,587 @@
+"""Turns clips into a TensorFlow Datasets data set on disk.
+
+The list of clips is cut into parts of `part_size`. A part becomes one shard:
+
+  out/.preparing-train/plan.json                options, digest of the list
+  out/.preparing-train/part-00000.array_record  its records
+  out/.preparing-train/part-00000.json          written last: the part is done
+
+A run that was killed finds the parts that are done and makes the others. What
+a part holds depends on the list and the options alone, so the set is the same
+to the last byte however often it was interrupted and whatever the number of
+workers. When all parts are there they get their TFDS names, and manifest.json
+is written last of all: a folder without it is not a set.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+
+from alpro_jax.data import annotations, video, workers
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+REPORT = 'report.json'
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg',
+                  '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
+
+
+class PrepareError(ValueError):
+  """Something the user can mend; the message is one clear sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What decides the content of a set.
+
+  Attributes:
+    fps: frames to keep per second; 0 keeps all.
+    short_side: longest allowed shorter side in pixels; 0 keeps the size.
+      Videos are never enlarged.
+    quality: of the JPEG files, 1 to 95.
+    max_frames: frames to keep of one clip; 0 is no limit.
+    max_seconds: seconds to read of one clip; 0 is no limit.
+    on_partial: 'skip' or 'keep' a video that breaks off after some frames.
+    part_size: clips per shard.
+  """
+  fps: float = 1.0
+  short_side: int = 256
+  quality: int = 85
+  max_frames: int = 0
+  max_seconds: float = 0.0
+  on_partial: str = 'skip'
+  part_size: int = 1000
+
+  def __post_init__(self):
+    for name, low, high in [
+        ('fps', 0, 1000), ('short_side', 0, 8192), ('quality', 1, 95),
+        ('max_frames', 0, 10**9), ('max_seconds', 0, 10**9),
+        ('part_size', 1, 10**6)]:
+      value = getattr(self, name)
+      if not low <= value <= high:
+        raise PrepareError(f'--{name}={value} must be {low} to {high}.')
+    if self.on_partial not in ('skip', 'keep'):
+      raise PrepareError(
+          f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
+
+
+# --- In the workers ---------------------------------------------------------
+
+
+def _varint(number):
+  out = bytearray()
+  while number > 127:
+    out.append(number & 127 | 128)
+    number >>= 7
+  out.append(number)
+  return bytes(out)
+
+
+def _field(number, payload):
+  return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _bytes_list(values):
+  return _field(1, b''.join(_field(1, value) for value in values))
+
+
+def _example(features):
+  """Returns a tf.train.Example in its wire format, keys in sorted order.
+
+  Written out here because workers must not pay for importing TensorFlow, and
+  because protobuf promises no order of map keys, so no digests.
+  """
+  entries = b''.join(
+      _field(1, _field(1, key.encode()) + _field(2, feature))
+      for key, feature in sorted(features.items()))
+  return _field(1, entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a worker makes of a clip: a serialised example, or why not."""
+  example: bytes = b''
+  frames: int = 0
+  reason: str = ''
+  detail: str = ''
+
+  @property
+  def size(self):
+    return len(self.example)
+
+
+def make_record(clip, *, root, fps, short_side, quality, max_frames,
+                max_seconds, on_partial):
+  """Decodes one clip; never raises."""
+  import numpy as np  # noqa: PLC0415
+
+  detail = ''
+  try:
+    paths = [os.path.join(root, name) for name in clip.files]
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
+      raise video.UnreadableVideo('missing file')
+    if clip.still:
+      frames = [video.read_still(path, short_side=short_side)]
+      seconds = [0.0]
+    else:
+      try:
+        frames, seconds = video.read_frames(
+            path, fps=fps, short_side=short_side, max_frames=max_frames,
+            max_seconds=max_seconds)
+      except video.PartlyReadable as e:
+        if on_partial == 'skip':
+          raise
+        frames, seconds, detail = e.frames, e.seconds, e.detail
+    jpegs = [video.encode_jpeg(frame, quality) for frame in frames]
+  except video.UnreadableVideo as e:
+    return Record(reason=e.reason, detail=e.detail)
+  except Exception as e:
+    return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
+  example = _example({
+      'video': _bytes_list([clip.video.encode()]),
+      'frames': _bytes_list(jpegs),
+      'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
+      'captions': _bytes_list([text.encode() for text in clip.captions]),
+      'styles': _bytes_list([text.encode() for text in clip.styles]),
+      'still': _field(3, _field(1, _varint(int(clip.still)))),
+  })
+  return Record(example, len(frames), '', detail)
+
+
+# --- In the parent ----------------------------------------------------------
+
+
+def sha256_file(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _write_atomic(path, text):
+  """The file has its old content or the new, whatever happens."""
+  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(f'{path}.tmp', path)
+
+
+def _dump(value):
+  return json.dumps(value, indent=1, ensure_ascii=False) + '\n'
+
+
+def _load(path):
+  with open(path, encoding='utf-8') as file:
+    return json.load(file)
+
+
+class Progress:
+  """One line: done, rate, skipped, time left. And the first skipped items."""
+
+  def __init__(self, total, out=None, named=100, every_s=None):
+    self._total = total
+    self._out = out or sys.stderr
+    self._live = self._out.isatty()
+    self._every = every_s or (.2 if self._live else 10.)
+    self._named = named
+    self._start = self._last = time.monotonic()
+    self._made = self._done = self._skipped = 0
+
+  def found(self, items, skipped):
+    """Counts items that an earlier run did."""
+    self._done += items
+    self._skipped += skipped
+
+  def item(self, skipped=None):
+    self._done += 1
+    self._made += 1
+    if skipped is not None:
+      self._skipped += 1
+      self.name(skipped)
+    if time.monotonic() - self._last > self._every:
+      self.line()
+
+  def name(self, skipped):
+    """Says which item is skipped and why, for the first hundred."""
+    self._named -= 1
+    if self._named >= 0:
+      self._say(f'skipped {skipped.item!r}: {skipped.reason}'
+                + (f' ({skipped.detail})' if skipped.detail else ''))
+    elif self._named == -1:
+      self._say(f'more are skipped; all are named in {REPORT}')
+
+  def line(self):
+    self._last = time.monotonic()
+    rate = self._made / max(self._last - self._start, 1e-9)
+    left = (self._total - self._done) / rate if rate else 0
+    text = (f'{self._done}/{self._total} clips, {rate:.1f}/s, '
+            f'{self._skipped} skipped, {int(left // 60)} min '
+            f'{int(left % 60):02} s left')
+    if self._live:
+      self._out.write(f'\r{text}\x1b[K')
+      self._out.flush()
+    else:
+      self._say(text)
+
+  def _say(self, text):
+    start, end = ('\r\x1b[K', '\n') if self._live else ('', '\n')
+    self._out.write(f'{start}{text}{end}')
+    self._out.flush()
+
+  def close(self):
+    self.line()
+    if self._live:
+      self._out.write('\n')
+
+
+def prepare(source, root, output, *, split='train', options=None,
+            num_workers=0, timeout_s=120.0, list_uncaptioned=False, out=None):
+  """Prepares one split, or continues with it.
+
+  Args:
+    source: Annotations.
+    root: folder that the names in `source` are relative to.
+    output: folder of the set; other splits may be there already.
+    split: name of the split.
+    options: Options.
+    num_workers: processes; 0 is one per core.
+    timeout_s: longest time for one clip, in seconds.
+    list_uncaptioned: name the videos below root that have no caption.
+    out: file for progress lines (stderr).
+  Returns:
+    dict, the report of this split.
+  Raises:
+    PrepareError: with one sentence that says what to do.
+  """
+  options = options or Options()
+  root, output = os.path.abspath(root), os.path.abspath(output)
+  if not re.fullmatch(r'[a-z][a-z0-9_]*', split):
+    raise PrepareError(f'--split={split} must be lower-case letters, digits '
+                       'and _, as in train or val_2.')
+  if not timeout_s > 0:
+    raise PrepareError(f'--timeout_s={timeout_s} must be more than 0.')
+  if num_workers < 0:
+    raise PrepareError(f'--workers={num_workers} must not be negative.')
+  _check_source(source, root)
+  work = os.path.join(output, f'.preparing-{split}')
+  _check_output(output)
+  plan = {
+      'format': FORMAT,
+      'split': split,
+      'options': dataclasses.asdict(options),
+      'clips': len(source.clips),
+      'source_digest': source.digest(),
+  }
+  with _lock(output):
+    manifest = read_manifest(output, missing_ok=True)
+    if split in manifest['splits']:
+      _check_plan(manifest['splits'][split]['plan'], plan,
+                  f'{output} has a finished split {split!r}')
+      shutil.rmtree(work, ignore_errors=True)
+      return {**_load(os.path.join(output, REPORT))['splits'][split],
+              'already_prepared': True}
+    plan_path = os.path.join(work, 'plan.json')
+    if os.path.exists(plan_path):
+      _check_plan(_load(plan_path), plan,
+                  f'{output} has an unfinished split {split!r}')
+    else:
+      os.makedirs(work, exist_ok=True)
+      _write_atomic(plan_path, _dump(plan))
+    start = time.monotonic()
+    parts, made = _make_parts(source, root, work, options,
+                              num_workers or os.cpu_count() or 1, timeout_s,
+                              out)
+    report = _report(source, root, plan, parts, list_uncaptioned)
+    report['seconds'] = round(time.monotonic() - start, 3)
+    report['clips_made_in_this_run'] = made
+    _finish(output, work, split, plan, parts, report, manifest)
+    if not report['counts']['prepared']:
+      raise PrepareError(
+          f'No clip of {len(source.clips)} could be prepared: '
+          + ', '.join(f'{n} {reason}' for reason, n in
+                      report['skipped_by_reason'].items())
+          + f'; every one is named in {os.path.join(output, REPORT)}.')
+  return report
+
+
+def _check_source(source, root):
+  """Says so at once when captions and videos do not belong together."""
+  if not os.path.isdir(root):
+    raise PrepareError(f'{root} is not a folder.')
+  if not source.clips:
+    first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})'
+                      for s in source.skipped[:5])
+    raise PrepareError(
+        f'The captions file has {source.rows} rows and no usable one'
+        + (f' for this split ({source.other_splits} belong to others)'
+           if source.other_splits else '') + (f': {first}.' if first else '.'))
+  if any(os.path.isfile(os.path.join(root, name))
+         for clip in source.clips for name in clip.files):
+    return
+  wanted = [clip.video for clip in source.clips[:5]]
+  there = []
+  for folder, _, names in os.walk(root):
+    there += [os.path.relpath(os.path.join(folder, n), root) for n in names]
+    if len(there) > 1000:
+      break
+  raise PrepareError(
+      f'None of the {len(source.clips)} captioned files is in {root}: the '
+      f'captions name {wanted}, the folder holds {sorted(there)[:5]}; names '
+      'must be relative to the folder and have their suffix.')
+
+
+def _check_output(output):
+  try:
+    os.makedirs(output, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+      pass
+  except OSError as e:
+    raise PrepareError(
+        f'--output={output} cannot be written: {e.strerror}.') from e
+  names = [name for name in sorted(os.listdir(output)) if name != '.lock']
+  ours = MANIFEST in names or any(n.startswith('.preparing-') for n in names)
+  if names and not ours:
+    raise PrepareError(
+        f'--output={output} holds other files ({", ".join(names[:5])}); '
+        'give a folder that is new or empty.')
+
+
+def _check_plan(old, new, where):
+  if old == new:
+    return
+  changed = [f'--{key} was {old["options"].get(key)!r} and is now {value!r}'
+             for key, value in new['options'].items()
+             if old['options'].get(key) != value]
+  if old['source_digest'] != new['source_digest']:
+    changed.append(f'the list of clips changed (it had {old["clips"]}, now '
+                   f'{new["clips"]})')
+  if old['format'] != new['format']:
+    changed.append(f'format {old["format"]}, now {new["format"]}')
+  raise PrepareError(
+      f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or '
+      'another --output.')
+
+
+@contextlib.contextmanager
+def _lock(output):
+  with open(os.path.join(output, '.lock'), 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise PrepareError(
+          f'Another run is preparing {output}; wait for it.') from None
+    yield
+
+
+def _make_parts(source, root, work, options, num_workers, timeout_s, out):
+  """Makes the parts that are not there; returns all, in order."""
+  clips, size = source.clips, options.part_size
+  num_parts = -(-len(clips) // size)
+  parts, missing = {}, []
+  progress = Progress(len(clips), out)
+  for skipped in source.skipped:
+    progress.name(skipped)
+  for number in range(num_parts):
+    path = os.path.join(work, f'part-{number:05}.json')
+    if os.path.exists(path):
+      parts[number] = _load(path)
+      progress.found(len(clips[number * size:(number + 1) * size]),
+                     len(parts[number]['skipped']))
+    else:
+      missing.append(number)
+  items = [clip for number in missing
+           for clip in clips[number * size:(number + 1) * size]]
+  settings = {'root': root, **dataclasses.asdict(options)}
+  settings.pop('part_size')
+  results = workers.run_in_order(
+      'alpro_jax.data.prepare:make_record', settings, items,
+      workers=num_workers, timeout_s=timeout_s)
+  with contextlib.closing(results):
+    for number in missing:
+      parts[number] = _make_part(
+          os.path.join(work, f'part-{number:05}'),
+          clips[number * size:(number + 1) * size], results, progress)
+  progress.close()
+  return [parts[number] for number in range(num_parts)], len(items)
+
+
+def _make_part(stem, clips, results, progress):
+  from array_record.python import array_record_module  # noqa: PLC0415
+
+  path = f'{stem}.array_record'
+  index, skipped, partial = [], [], []
+  # JPEG does not compress further.
+  writer = array_record_module.ArrayRecordWriter(
+      path, 'group_size:1,uncompressed')
+  for clip in clips:
+    record = next(results)
+    if record.reason:
+      skip = annotations.Skipped(clip.video, record.reason, record.detail)
+      skipped.append(dataclasses.asdict(skip))
+      progress.item(skip)
+      continue
+    writer.write(record.example)
+    if record.detail:
+      partial.append({'item': clip.video, 'detail': record.detail})
+    index.append({
+        'video': clip.video, 'captions': clip.captions, 'styles': clip.styles,
+        'still': clip.still, 'frames': record.frames})
+    progress.item()
+  writer.close()
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+  part = {'examples': len(index), 'bytes': os.path.getsize(path),
+          'sha256': sha256_file(path), 'skipped': skipped,
+          'partial': partial, 'index': index}
+  _write_atomic(f'{stem}.json', json.dumps(part, ensure_ascii=False))
+  return part
+
+
+def _report(source, root, plan, parts, list_uncaptioned):
+  skipped = [dataclasses.asdict(skip) for skip in source.skipped]
+  skipped += [skip for part in parts for skip in part['skipped']]
+  if list_uncaptioned:
+    known = {name for clip in source.clips for name in clip.files}
+    known |= {skip.item for skip in source.skipped}
+    for folder, folders, names in os.walk(root):
+      folders.sort()
+      for name in sorted(names):
+        item = os.path.relpath(os.path.join(folder, name), root)
+        if item.lower().endswith(VIDEO_SUFFIXES) and item not in known:
+          skipped.append({
+              'item': item.encode('utf-8', 'backslashreplace').decode(),
+              'reason': 'no caption', 'detail': ''})
+  rows = [row for part in parts for row in part['index']]
+  return {
+      'split': plan['split'],
+      'options': plan['options'],
+      'counts': {
+          'rows': source.rows,
+          'rows_of_other_splits': source.other_splits,
+          'clips': plan['clips'],
+          'prepared': len(rows),
+          'captions': sum(len(row['captions']) for row in rows),
+          'frames': sum(row['frames'] for row in rows),
+          'bytes': sum(part['bytes'] for part in parts if part['examples']),
+          'skipped': len(skipped),
+      },
+      'skipped_by_reason': dict(sorted(
+          Counter(skip['reason'] for skip in skipped).items())),
+      'skipped': skipped,
+      'partial': [item for part in parts for item in part['partial']],
+  }
+
+
+def _finish(output, work, split, plan, parts, report, manifest):
+  """Names the shards and writes index, TFDS files, report, manifest."""
+  full = [number for number, part in enumerate(parts) if part['examples']]
+  name = re.sub(r'[^a-z0-9_]', '_', os.path.basename(output).lower())
+  name = name if name[0].isalpha() else f'set_{name}'
+  if manifest['splits']:
+    name = manifest['name']
+  shards = []
+  for number, part_number in enumerate(full):
+    part = parts[part_number]
+    file = f'{name}-{split}.array_record-{number:05}-of-{len(full):05}'
+    target = os.path.join(output, file)
+    with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
+      os.rename(os.path.join(work, f'part-{part_number:05}.array_record'),
+                target)
+    if not os.path.exists(target):
+      raise PrepareError(
+          f'{work} lost part {part_number}; remove {output} and prepare it '
+          'again.')
+    shards.append({'file': file, **{key: part[key] for key in
+                                    ('examples', 'bytes', 'sha256')}})
+  report_path = os.path.join(output, REPORT)
+  reports = _load(report_path) if os.path.exists(report_path) else {
+      'splits': {}}
+  reports['splits'][split] = report
+  _write_atomic(report_path, _dump(reports))
+  if not full:
+    return
+  index = ''.join(json.dumps(row, ensure_ascii=False) + '\n'
+                  for part in parts for row in part['index'])
+  index_file = f'index-{split}.jsonl'
+  _write_atomic(os.path.join(output, index_file), index)
+  index_sha = hashlib.sha256(index.encode()).hexdigest()
+  digest = hashlib.sha256(json.dumps(
+      [FORMAT, index_sha, [shard['sha256'] for shard in shards]]).encode())
+  manifest = {'format': FORMAT, 'name': name, 'splits': {
+      **manifest['splits'],
+      split: {
+          'examples': report['counts']['prepared'],
+          'captions': report['counts']['captions'],
+          'bytes': sum(shard['bytes'] for shard in shards),
+          'digest': digest.hexdigest(),
+          'index': {'file': index_file, 'bytes': len(index.encode()),
+                    'sha256': index_sha},
+          'shards': shards,
+          'plan': plan,
+      }}}
+  _write_dataset_info(output, manifest)
+  _write_atomic(os.path.join(output, MANIFEST), _dump(manifest))
+  shutil.rmtree(work)
+
+
+def _write_dataset_info(output, manifest):
+  """Writes what TFDS needs to open the folder."""
+  import tensorflow_datasets as tfds  # noqa: PLC0415  Slow, so only now.
+
+  from alpro_jax.data import dataset  # noqa: PLC0415
+
+  identity = tfds.core.dataset_info.DatasetIdentity(
+      name=manifest['name'], version=tfds.core.Version('1.0.0'),
+      data_dir=output, module_name='')
+  info = tfds.core.DatasetInfo(
+      builder=identity, features=dataset.features(),
+      description='Clips as JPEG frames with captions, by alpro_jax.')
+  info.set_file_format(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
+  template = tfds.core.ShardedFileTemplate(
+      data_dir=output, dataset_name=manifest['name'],
+      filetype_suffix='array_record',
+      template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}')
+  info.set_splits(tfds.core.splits.SplitDict([
+      tfds.core.SplitInfo(
+          name=split, num_bytes=entry['bytes'],
+          shard_lengths=[shard['examples'] for shard in entry['shards']],
+          filename_template=template.replace(split=split))
+      for split, entry in sorted(manifest['splits'].items())]))
+  with tempfile.TemporaryDirectory(dir=output, prefix='.info-') as folder:
+    info.write_to_directory(folder)
+    for file in os.listdir(folder):
+      os.replace(os.path.join(folder, file), os.path.join(output, file))
+
+
+def read_manifest(output, *, missing_ok=False):
+  """Returns manifest.json; with missing_ok an empty one if there is none."""
+  path = os.path.join(output, MANIFEST)
+  if not os.path.exists(path):
+    if missing_ok:
+      return {'format': FORMAT, 'splits': {}}
+    unfinished = os.path.isdir(output) and any(
+        name.startswith('.preparing-') for name in os.listdir(output))
+    if unfinished:
+      raise FileNotFoundError(
+          f'{output} is not finished; run launch/prepare.py again with the '
+          'same options and it continues.')
+    raise FileNotFoundError(
+        f'{output} has no {MANIFEST}; make a set with launch/prepare.py.')
+  try:
+    manifest = _load(path)
+    known = manifest['format']
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(f'{path} is damaged: {e}.') from e
+  if known != FORMAT:
+    raise ValueError(
+        f'{path} has format {known}, expected {FORMAT}; prepare it again.')
+  return manifest
