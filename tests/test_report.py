@@ -1,0 +1,126 @@
+"""The report: stands alone, escapes, shows what it is given, in numbers too."""
+
+import html.parser
+import io
+import json
+
+import numpy as np
+import pytest
+
+from alpro_jax.evaluation import report
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects tags, and checks that they are closed in order."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.tags, self.open, self.text = [], [], ''
+    self.feed(page)
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in ('meta', 'img', 'line', 'polyline', 'br'):
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def full_report():
+  region = np.zeros((2, 2), bool)
+  region[0] = True
+  clip = report.Clip(FRAMES, 'its <own> clip')
+  return report.Report(
+      title='A & B', notes=['one <i>note</i>'], warning='careful',
+      figures={'zero_shot.t2v_r1': 27.0, 'rank': 3.0, 'absent_target': 1.0},
+      headlines=[
+          report.Headline('zero_shot.t2v_r1', 'Found?', 'R@1.', 20, .4),
+          report.Headline('rank', 'Rank?', 'Median.', percent=False),
+          report.Headline('not_measured', 'Never shown', '')],
+      best=[report.Search('a red disc', 1, [clip])],
+      worst=[report.Search('"><script>alert(1)</script>', 9, [clip, clip])],
+      regions=[report.Region(
+          FRAMES, region, 'a disc', [('disc', .6), ('ring', .1)], False,
+          ('disc', .5), ('disc',))],
+      entities=[('disc', 5), ('ring', 2)],
+      comparison=report.Table(['', 'x'], [('R@1', 27.0), ('R@5', None)]),
+      details={'More': report.Table(['group', 'x'], [('all', 50.0)])},
+      curves={'run': [report.Curve('loss', [0, 1, 2], [3, 2, 1.], 2.5),
+                      report.Curve('flat', [0], [1.])]},
+      stages=[report.Stage('train', 12.0, 'python x.py --a=<b>', False),
+              report.Stage('draw', 0.0, '', True)],
+      files={'model': 'runs/x'})
+
+
+def test_page_stands_alone_and_escapes():
+  text = report.render(full_report())
+  page = _Page(text)
+  assert 'script' not in [tag for tag, _ in page.tags]
+  assert '"><script>alert(1)</script>' in page.text
+  for tag, attributes in page.tags:
+    assert tag != 'link'
+    source = attributes.get('src', attributes.get('href'))
+    assert source is None or source.startswith('data:image/png;base64,')
+  assert 'http' not in text
+  for part in ('A & B', 'careful', 'its <own> clip', 'rank 9', 'Median.',
+               'ignored', '27.0 %', 'Together 0.2 minutes', 'disc', 'runs/x'):
+    assert part in page.text
+  assert 'Never shown' not in page.text
+
+
+def test_empty_parts_are_left_out():
+  page = _Page(report.render(report.Report(title='Nothing')))
+  assert 'section' not in [tag for tag, _ in page.tags]
+
+
+def test_figures_are_written_as_they_are(tmp_path):
+  path = report.write(full_report(), tmp_path / 'new')
+  assert path.name == 'report.html'
+  figures = json.loads((tmp_path / 'new' / 'report.json').read_text())
+  assert figures['zero_shot.t2v_r1'] == 27.0
+  assert list(figures) == sorted(figures)
+  with pytest.raises(ValueError, match='not finite'):
+    report.write(report.Report('x', figures={'a': float('nan')}), tmp_path)
+
+
+def test_png_is_what_others_read():
+  image = pytest.importorskip('PIL.Image')
+  decoded = image.open(io.BytesIO(report.encode_png(FRAMES[0])))
+  np.testing.assert_array_equal(np.asarray(decoded), FRAMES[0])
+
+
+def test_film_strip_and_region():
+  strip = report.film_strip(FRAMES, gap=2)
+  assert strip.shape == (24, 4 * 24 + 3 * 2, 3)
+  np.testing.assert_array_equal(strip[:, 26:50], FRAMES[1])
+  region = np.zeros((2, 2), bool)
+  region[1, 1] = True
+  shown = report.dim_outside(FRAMES, region)
+  np.testing.assert_array_equal(shown[:, 13:23, 13:23], FRAMES[:, 13:23, 13:23])
+  assert (shown[:, 12, 12] == (214, 69, 0)).all()
+  assert (shown[:, :12] >= 150).all()
+
+
+def test_reads_the_curves_that_training_writes(tmp_path):
+  metric_writers = pytest.importorskip('clu.metric_writers')
+  for start in (0, 2):  # The second start repeats step 2.
+    writer = metric_writers.create_default_writer(tmp_path, asynchronous=False)
+    for step in (start, start + 1):
+      writer.write_scalars(
+          step, {'train/loss': 10. * start + step, 'other': 0.})
+    writer.flush()
+    writer.close()
+  curves = report.read_curves(
+      tmp_path, ['absent', 'train/loss'], {'train/loss': .5})
+  assert curves == [report.Curve(
+      'train/loss', (0, 1, 2, 3), (0., 1., 22., 23.), .5)]
