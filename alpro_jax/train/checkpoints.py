@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 
 from alpro_jax.train.state import TrainState
@@ -93,6 +94,7 @@ class Checkpoints:
     """Returns the step of the best checkpoint that has metrics."""
     if not self._best_metric:
       return None
+    self._manager.wait_until_finished()
     steps = [
         s for s in self._manager.all_steps()
         if self._manager.metrics(s) is not None
@@ -205,8 +207,7 @@ def find(path) -> pathlib.Path:
 
 def load_meta(path) -> dict:
   """Returns what was stored with a checkpoint; `path` as in `find`."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(find(path) / 'meta')
+  return json.loads((find(path) / 'meta' / 'metadata').read_text())
 
 
 def load_params(
@@ -230,30 +231,32 @@ def load_params(
     ValueError: with all names that are missing, left over, or of another shape
       or type.
   """
-  folder = find(path) / 'params'
-  with ocp.StandardCheckpointer() as reader:
-    stored = reader.metadata(folder).item_metadata.tree
-    wanted, found = _by_name(abstract), _by_name(stored)
-    missing = _check_names(wanted, found, f'parameters in {path}', new, unused)
-    if missing and initial is None:
-      raise ValueError(
-          f'parameters in {path}: {_listed(missing)} missing and no initial '
-          'values were given.'
-      )
-    # Leftover leaves are read as well: orbax restores whole trees only.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = {
-        name: jax.ShapeDtypeStruct(
-            leaf.shape,
-            leaf.dtype,
-            sharding=getattr(wanted.get(name), 'sharding', None) or here,
-        )
-        for name, leaf in found.items()
-    }
-    target = jax.tree_util.tree_map_with_path(
-        lambda path, _: targets[_name(path)], stored
+  folder = epath.Path(find(path) / 'params')
+  reader = ocp.StandardCheckpointHandler()
+  stored = reader.metadata(folder).tree
+  wanted, found = _by_name(abstract), _by_name(stored)
+  missing = _check_names(wanted, found, f'parameters in {path}', new, unused)
+  if missing and initial is None:
+    raise ValueError(
+        f'parameters in {path}: {_listed(missing)} missing and no initial '
+        'values were given.'
     )
-    restored = _by_name(reader.restore(folder, target))
+  # Leftover leaves are read as well: orbax restores whole trees only.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  targets = {
+      name: jax.ShapeDtypeStruct(
+          leaf.shape,
+          leaf.dtype,
+          sharding=getattr(wanted.get(name), 'sharding', None) or here,
+      )
+      for name, leaf in found.items()
+  }
+  target = jax.tree_util.tree_map_with_path(
+      lambda path, _: targets[_name(path)], stored
+  )
+  restored = _by_name(
+      reader.restore(folder, args=ocp.args.StandardRestore(target))
+  )
   fresh = _by_name(initial) if missing else {}
   if missing:
     logging.info('new parameters, initialised: %s', _listed(missing))

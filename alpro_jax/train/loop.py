@@ -1,0 +1,240 @@
+"""The training loop: when to step, log, evaluate, save and stop.
+
+What happens in a step is train/step.py's, what is learned is the task's.
+Everything that decides the result is a function of the config and the step,
+so a run may be stopped anywhere, in any way, and go on as if it had not been.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+
+from alpro_jax import sharding
+from alpro_jax.tasks.base import Task, TextInfo, get_task
+from alpro_jax.train import checkpoints, optimizer, workdir
+from alpro_jax.train.progress import Progress
+from alpro_jax.train.state import TrainState, abstract_state, create_state
+from alpro_jax.train.step import make_train_step
+from alpro_jax.train.stopping import StopRequest
+
+
+class Setting(NamedTuple):
+  """What an evaluation may need beside the parameters."""
+
+  config: Any
+  task: Task
+  tokenizer: Any
+  mesh: jax.sharding.Mesh
+
+
+# (setting, params, step) -> figures by name, such as 'eval/t2v_r1'.
+Evaluation = Callable[[Setting, Any, int], dict[str, float]]
+
+
+class Outcome(NamedTuple):
+  """How a run ended: the last step done, and if that was all of them."""
+
+  step: int
+  finished: bool
+
+
+def train(
+    config, folder, *, evaluations: Sequence[Evaluation] = ()
+) -> Outcome:
+  """Trains what a config says in a workdir, from where it was left.
+
+  Args:
+    config: see configs/common.py.
+    folder: of the run; made if it is not there.
+    evaluations: called every `train.eval_every_steps` and at the end.
+  Raises:
+    ValueError: for options that contradict each other, the devices, or the
+      run in the workdir, and for parameters that do not fit.
+    NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
+  """
+  with workdir.claim(folder) as folder, StopRequest() as stop:
+    return _train(config, folder, evaluations, stop)
+
+
+def _train(config, folder, evaluations, stop):
+  # Here, not at the top: the input side imports TensorFlow.
+  from alpro_jax.data import feed, pipeline, tokens
+
+  steps = config.train.steps
+  _check_positive(config)
+
+  # Devices and data.
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  sharding.check_batch_size(
+      config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
+  )
+  logging.info(
+      '%d devices (%s) in %d processes, mesh %s, global batch %d', mesh.size,
+      mesh.devices.flat[0].device_kind, jax.process_count(), dict(mesh.shape),
+      config.data.batch_size)
+  tokenizer = tokens.load_tokenizer(config.data.tokenizer)
+  sources = pipeline.open_sources(config.data)
+
+  # The task, and the shape of what it trains.
+  text = TextInfo(tokenizer.special, tokenizer.vocab_size)
+  task = get_task(config, text, mesh)
+  tx, schedule = optimizer.from_config(config.optimizer, steps)
+  abstract = abstract_state(task.init, tx, mesh)
+  logging.info('\n%s', parameter_overview.get_parameter_overview(
+      abstract.params, include_stats=False))
+  meta = workdir.describe(config, task, tokenizer, sources)
+
+  # Where to start.
+  store = checkpoints.Checkpoints(
+      folder, keep_newest=config.train.keep_newest,
+      best_metric=config.train.best_metric,
+  )
+  state = _first_state(config, task, tx, mesh, abstract, store, meta)
+  step = int(state.step)
+  if step >= steps:
+    logging.info('already finished: step %d of %d', step, steps)
+    if not (folder / 'report.json').exists():
+      # The last start was killed between its last save and its report.
+      workdir.write_json(folder / 'report.json', {
+          'step': step, 'finished': True,
+          'evaluation': store.meta(step)['evaluation'],
+          'best_step': store.best(),
+      })
+    store.close()
+    return Outcome(step, finished=True)
+  workdir.write_json(folder / 'config.json', workdir.plain(config))
+
+  # The step, and what flows into it.
+  frozen = task.load_frozen(
+      tokenizer.encode, checkpoints.load_meta, checkpoints.load_params
+  )
+  train_step = make_train_step(
+      task, tx, schedule, mesh,
+      jax.tree.map(lambda leaf: leaf.sharding, abstract),
+      seed=config.seed, accumulation=config.optimizer.accumulation,
+  )
+  batches = feed.prefetch(
+      pipeline.train_batches(
+          config.data, sources, tokenizer, seed=config.seed, start_step=step,
+          batch_size=config.data.batch_size,
+          rows=feed.host_rows(mesh, config.data.batch_size),
+      ),
+      mesh,
+  )
+  setting = Setting(config, task, tokenizer, mesh)
+  progress = Progress(
+      folder / 'tensorboard', steps=steps, describe=task.describe,
+      batch_size=config.data.batch_size,
+  )
+  saved_at, first, results = time.monotonic(), step + 1, None
+  try:
+    while step < steps:
+      # No implicit uploads in the loop: a Python number that slips into the
+      # step would stall every device for it.
+      with jax.transfer_guard_host_to_device('disallow'):
+        state, metrics = train_step(state, frozen, next(batches))
+      step += 1
+      progress.add(step, metrics)
+      if step == first:
+        progress.skip_compilation(batches.wait_seconds)
+
+      last, stopping = step == steps, stop.requested(step)
+      if last or stopping or _every(config.train.log_every_steps, step):
+        progress.report(batches.wait_seconds)
+      fresh = None
+      if evaluations and (
+          last or _every(config.train.eval_every_steps, step)
+      ):
+        with progress.paused():
+          results = fresh = _evaluate(evaluations, setting, state.params, step)
+        progress.write(step, results)
+      if last or stopping or fresh or _due(config.train, step, saved_at):
+        # Save nothing that was computed from a loss that is not finite.
+        progress.fetch()
+        store.save(state, {**meta, 'evaluation': results}, fresh)
+        saved_at = time.monotonic()
+      if stopping and not last:
+        logging.warning('stopped on request at step %d of %d', step, steps)
+        break
+  finally:
+    # Whatever ended the loop: a save that has begun is finished.
+    batches.close()
+    best = store.best()
+    store.close()
+    progress.close()
+  report = {
+      **progress.summary(), 'step': step, 'finished': step == steps,
+      'evaluation': results, 'best_step': best,
+      'data': pipeline.report(sources),
+  }
+  if step == steps:
+    workdir.write_json(folder / 'report.json', report)
+    logging.info(
+        'finished %d steps: %.1f clips/s, waiting for data %.1f%%', step,
+        report['clips_per_second'], 100 * report['waiting_share'])
+  return Outcome(step, finished=step == steps)
+
+
+def _first_state(config, task, tx, mesh, abstract, store, meta) -> TrainState:
+  """Decides where the run starts, and says so."""
+  # 1. This run has a checkpoint: go on from the newest intact one.
+  if (step := store.newest()) is not None:
+    workdir.check_same_run(store.meta(step), meta)
+    logging.info('restore: going on with this run from step %d', step)
+    return store.restore(step, abstract)
+  state = create_state(task.init, tx, mesh, config.seed)
+  # 2. Another run is named: take its parameters, with a fresh optimizer.
+  if config.train.init_from:
+    params = checkpoints.load_params(
+        config.train.init_from, abstract.params, initial=state.params,
+        new=config.train.new_parameters,
+        unused=config.train.unused_parameters,
+    )
+    logging.info('restore: parameters from %s, optimizer from scratch',
+                 config.train.init_from)
+    return state.replace(params=params)
+  # 3. Neither: random weights from the seed.
+  logging.info('restore: nothing to restore; from scratch, seed %d',
+               config.seed)
+  return state
+
+
+def _evaluate(evaluations, setting, params, step):
+  results = {}
+  for evaluation in evaluations:
+    results |= evaluation(setting, params, step)
+  logging.info('step %d: %s', step, '  '.join(
+      f'{k} {v:.4g}' for k, v in sorted(results.items())))
+  return results
+
+
+def _every(interval, step):
+  return interval > 0 and step % interval == 0
+
+
+def _due(train, step, saved_at):
+  """Whether a checkpoint is due; all processes answer alike."""
+  if _every(train.checkpoint_every_steps, step):
+    return True
+  seconds = train.checkpoint_every_seconds
+  late = 0 < seconds <= time.monotonic() - saved_at
+  if jax.process_count() == 1:
+    return late
+  # Clocks differ: ask process 0, but not at every step.
+  if not seconds or not _every(train.log_every_steps, step):
+    return False
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
+
+
+def _check_positive(config):
+  for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
+    if config.train[name] < 1:
+      raise ValueError(
+          f'config.train.{name}={config.train[name]} must be at least 1.'
+      )

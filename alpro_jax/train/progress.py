@@ -1,0 +1,167 @@
+"""What a run says while it trains: averages, rates, time left, curves."""
+
+import contextlib
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+
+class NonFiniteError(ArithmeticError):
+  """The loss or a part of it is not a number any more."""
+
+
+class Progress:
+  """Collects the metrics of every step, one step late.
+
+  Fetching the metrics of step n - 1 after step n was dispatched keeps the
+  devices busy: the host never waits for the step it has just started.
+  """
+
+  def __init__(self, folder, *, steps: int, batch_size: int, describe):
+    """Opens the curves.
+
+    Args:
+      folder: for TensorBoard's files.
+      steps: of the whole run.
+      batch_size: clips per step, over all devices.
+      describe: averaged metrics -> a line for the log, or ''.
+    """
+    # Here, not at the top: they import TensorFlow.
+    from clu import metric_writers
+
+    self._writer = metric_writers.create_default_writer(
+        folder if jax.process_index() == 0 else None,
+        just_logging=jax.process_index() != 0,
+    )
+    self._steps, self._batch_size, self._describe = steps, batch_size, describe
+    self._pending = None
+    self._sums: dict[str, Any] = {}
+    self._count = 0
+    self.step = 0
+    self.averages: dict[str, Any] = {}
+    self._total = {'steps': 0, 'seconds': 0.0, 'waiting': 0.0}
+    self._restart(0.0)
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step that was just dispatched."""
+    self.fetch()
+    self._pending = (step, metrics)
+
+  def fetch(self) -> None:
+    """Waits for the newest metrics.
+
+    Raises:
+      NonFiniteError: with the step and the parts.
+    """
+    if self._pending is None:
+      return
+    self.step, metrics = self._pending
+    self._pending = None
+    metrics = jax.device_get(metrics)
+    if not all(np.isfinite(value).all() for value in metrics.values()):
+      parts = ', '.join(
+          f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0
+      )
+      raise NonFiniteError(
+          f'step {self.step} is not finite: {parts}. Nothing was saved from '
+          'it; lower config.optimizer.learning_rate or look at the data of '
+          'this step, then start again.'
+      )
+    for name, value in metrics.items():
+      self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
+    self._count += 1
+    self._timed += 1
+
+  def skip_compilation(self, waiting: float) -> None:
+    """Starts the clock after the first step, which compiled the program."""
+    self.fetch()
+    logging.info('first step done after %.1f s, compilation included',
+                 time.monotonic() - self._start)
+    self._restart(waiting)
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Keeps what happens inside (an evaluation) out of the rates."""
+    start = time.monotonic()
+    yield
+    self._start += time.monotonic() - start
+
+  def report(self, waiting: float) -> None:
+    """Logs one line and writes the averages since the last one.
+
+    Args:
+      waiting: seconds the loop has waited for data since it started.
+    """
+    self.fetch()
+    if not self._count:
+      return
+    self.averages = {k: v / self._count for k, v in self._sums.items()}
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    waited = waiting - self._waiting
+    self._total['steps'] += self._timed
+    self._total['seconds'] += seconds
+    self._total['waiting'] += waited
+    rate = self._timed * self._batch_size / seconds
+    share = waited / seconds
+    left = (self._steps - self.step) * self._batch_size / rate if rate else 0
+    logging.info(
+        'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%'
+        '  %s left', self.step, self._steps, self.averages['loss'],
+        self._losses(), rate, 100 * share, duration(left))
+    if line := self._describe(self.averages):
+      logging.info('%s', line)
+    scalars = {
+        f'train/{k}': float(v) for k, v in self.averages.items()
+        if np.ndim(v) == 0
+    }
+    times = {'time/clips_per_second': rate, 'time/waiting_share': share}
+    self.write(self.step, scalars | (times if self._timed else {}))
+    self._sums, self._count = {}, 0
+    self._restart(waiting)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes scalars under their names."""
+    self._writer.write_scalars(
+        step, {k: v for k, v in scalars.items() if math.isfinite(v)}
+    )
+
+  def summary(self) -> dict[str, Any]:
+    """Returns rates of this start, and the last averages."""
+    seconds = max(self._total['seconds'], 1e-9)
+    return {
+        'step': self.step,
+        'metrics': {
+            k: float(v) for k, v in self.averages.items() if np.ndim(v) == 0
+        },
+        'clips_per_second': self._total['steps'] * self._batch_size / seconds,
+        'waiting_share': self._total['waiting'] / seconds,
+        'seconds': self._total['seconds'],
+        'steps_timed': self._total['steps'],
+    }
+
+  def close(self) -> None:
+    self._writer.flush()
+    self._writer.close()
+
+  def _losses(self):
+    prefix = 'loss/'
+    return ' '.join(
+        f'{k.removeprefix(prefix)} {float(v):.4f}'
+        for k, v in sorted(self.averages.items()) if k.startswith(prefix)
+    )
+
+  def _restart(self, waiting):
+    self._start, self._waiting, self._timed = time.monotonic(), waiting, 0
+
+
+def duration(seconds: float) -> str:
+  """Returns 75 as '1:15' and 3,700 as '1:01:40'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02d}:{seconds:02d}'
+  return f'{minutes}:{seconds:02d}'

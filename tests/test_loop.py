@@ -1,0 +1,318 @@
+"""The loop with a toy task: a linear model and batches from the step."""
+
+import dataclasses
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+
+from alpro_jax import sharding
+from alpro_jax.batch import SpecialTokens
+from alpro_jax.data import feed, pipeline, tokens
+from alpro_jax.train import checkpoints, loop, workdir
+from alpro_jax.train.progress import NonFiniteError, Progress, duration
+from configs import common
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyModelConfig:
+  width: int = 4
+
+
+class ToyTask:
+  """Linear regression; `bad_step` has a loss that is not a number."""
+
+  model = SimpleNamespace(config=ToyModelConfig())
+
+  def __init__(self, bad_step=-1, head='head'):
+    self.bad_step, self.head = bad_step, head
+
+  def init(self, key):
+    kernel = jax.random.normal(key, (4, 4))
+    return {'body': {'kernel': kernel}, self.head: {'bias': jnp.zeros((4,))}}
+
+  def load_frozen(self, encode, load_meta, load_params):
+    return None
+
+  def loss(self, params, frozen, batch, key, step, *, train):
+    noise = jax.random.normal(key, (4,))
+    out = batch @ params['body']['kernel'] + params[self.head]['bias'] + noise
+    loss = jnp.mean(jnp.square(out))
+    loss = jnp.where(step == self.bad_step, jnp.nan, loss)
+    return loss, {'loss/toy': loss, 'share': jnp.ones((2,))}
+
+  def describe(self, metrics):
+    return f"shares {metrics['share'][0]:.0f}"
+
+
+class ToyBatches:
+  """Batch k is a function of k; calls `at[k]` before it is given."""
+
+  wait_seconds = 0.0
+
+  def __init__(self, mesh, step, size, at):
+    self.mesh, self.step, self.size, self.at = mesh, step, size, at
+
+  def __next__(self):
+    self.at.pop(self.step, lambda: None)()
+    rows = np.random.default_rng(self.step).normal(size=(self.size, 4))
+    self.step += 1
+    return jax.make_array_from_process_local_data(
+        sharding.batch_sharding(self.mesh), rows.astype(np.float32)
+    )
+
+  def close(self):
+    pass
+
+
+@pytest.fixture
+def toy(monkeypatch):
+  """Puts the toy in place of tasks and data; returns what tests may set."""
+  parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1')
+  tokenizer = SimpleNamespace(
+      special=SpecialTokens(0, 1, 2, 3, 4), vocab_size=9, digest='t1',
+      encode=None,
+  )
+  monkeypatch.setattr(loop, 'get_task', lambda *_: parts.task)
+  monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
+  monkeypatch.setattr(
+      pipeline, 'open_sources',
+      lambda config: [SimpleNamespace(digest=parts.digest)])
+  monkeypatch.setattr(pipeline, 'report', lambda sources: [])
+  monkeypatch.setattr(
+      pipeline, 'train_batches',
+      lambda config, s, t, *, start_step, batch_size, **_: (
+          start_step, batch_size))
+  monkeypatch.setattr(
+      feed, 'prefetch',
+      lambda where, mesh: ToyBatches(mesh, *where, parts.at))
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.INFO)
+  yield parts
+  logging.set_verbosity(before)
+
+
+def toy_config(**train):
+  config = common.get_config('tiny')
+  config.data.batch_size = 8
+  config.optimizer.learning_rate = 1e-2
+  config.train.update({
+      'steps': 12, 'log_every_steps': 4, 'checkpoint_every_steps': 3, **train,
+  })
+  return config
+
+
+def params_of(folder):
+  task = ToyTask()
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  return jax.device_get(checkpoints.load_params(folder, shapes))
+
+
+def assert_same_params(first, second):
+  jax.tree.map(
+      np.testing.assert_array_equal, params_of(first), params_of(second)
+  )
+
+
+def raise_(error):
+  raise error
+
+
+def log_of(folder):
+  return (folder / 'log.txt').read_text()
+
+
+def test_a_whole_run(toy, tmp_path):
+  seen = []
+  def evaluation(setting, params, step):
+    seen.append((step, setting.config.data.batch_size))
+    return {'eval/r1': float(step)}
+  config = toy_config(eval_every_steps=6, best_metric='eval/r1')
+  outcome = loop.train(config, tmp_path, evaluations=[evaluation])
+  assert outcome == (12, True)
+  assert seen == [(6, 8), (12, 8)]
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['step'] == 12 and report['finished']
+  assert report['evaluation'] == {'eval/r1': 12.0}
+  assert report['best_step'] == 12
+  assert set(report['metrics']) == {
+      'loss', 'loss/toy', 'grad_norm', 'learning_rate'}
+  assert report['clips_per_second'] > 0
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  assert stored['train']['steps'] == 12
+  log = log_of(tmp_path)
+  for text in (
+      'global batch 8', 'body/kernel', 'from scratch, seed 42',
+      'step 8 of 12  loss', 'waiting for data 0%', 'shares 1',
+      'step 12: eval/r1 12', 'finished 12 steps',
+  ):
+    assert text in log
+  assert list((tmp_path / 'tensorboard').glob('events*'))
+  meta = checkpoints.load_meta(tmp_path)
+  assert meta['model'] == {'width': 4} and meta['step'] == 12
+  assert meta['tokenizer']['special']['mask'] == 4
+
+  # A finished run says so and does nothing.
+  assert loop.train(config, tmp_path) == (12, True)
+  assert 'already finished: step 12 of 12' in log_of(tmp_path)
+  assert len(seen) == 2
+
+
+def test_a_report_lost_by_a_kill_is_written_again(toy, tmp_path):
+  loop.train(toy_config(), tmp_path)
+  (tmp_path / 'report.json').unlink()
+  loop.train(toy_config(), tmp_path)
+  assert json.loads((tmp_path / 'report.json').read_text())['finished']
+
+
+def test_broken_off_and_resumed_equals_straight(toy, tmp_path):
+  loop.train(toy_config(), tmp_path / 'straight')
+  for step in (1, 5, 9):
+    toy.at[step] = lambda: raise_(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(
+          toy_config(checkpoint_every_seconds=1e-3), tmp_path / 'broken')
+  outcome = loop.train(toy_config(), tmp_path / 'broken')
+  assert outcome == (12, True)
+  assert 'going on with this run from step 9' in log_of(tmp_path / 'broken')
+  assert_same_params(tmp_path / 'straight', tmp_path / 'broken')
+
+
+def test_resumes_on_one_device(toy, tmp_path, monkeypatch):
+  toy.at[5] = lambda: raise_(KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(toy_config(), tmp_path)
+  make_mesh = sharding.make_mesh
+  monkeypatch.setattr(
+      sharding, 'make_mesh',
+      lambda data, fsdp: make_mesh(data, fsdp, jax.devices()[:1]))
+  assert loop.train(toy_config(), tmp_path).finished
+  assert '1 devices' in log_of(tmp_path)
+  assert 'going on with this run from step 3' in log_of(tmp_path)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(toy, tmp_path, number):
+  before = signal.getsignal(number)
+  toy.at[6] = lambda: os.kill(os.getpid(), number)
+  outcome = loop.train(toy_config(checkpoint_every_steps=100), tmp_path)
+  assert outcome == (7, False)
+  assert signal.getsignal(number) is before
+  assert checkpoints.load_meta(tmp_path)['step'] == 7
+  assert not (tmp_path / 'report.json').exists()
+  loop.train(toy_config(), tmp_path / 'straight')
+  assert loop.train(toy_config(), tmp_path).finished
+  assert_same_params(tmp_path / 'straight', tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):
+  toy.task = ToyTask(bad_step=5)  # The sixth: a checkpoint is due after it.
+  with pytest.raises(NonFiniteError, match=r'step 6 .*loss/toy=nan'):
+    loop.train(toy_config(), tmp_path)
+  assert checkpoints.load_meta(tmp_path)['step'] == 3
+  toy.task = ToyTask()
+  assert loop.train(toy_config(), tmp_path).finished
+
+
+def test_a_damaged_newest_changes_nothing(toy, tmp_path):
+  loop.train(toy_config(), tmp_path / 'straight')
+  toy.at[10] = lambda: raise_(KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(toy_config(), tmp_path / 'damaged')
+  for file in (tmp_path / 'damaged/checkpoints/9/params').glob('**/d/*'):
+    file.write_bytes(file.read_bytes()[:-7])
+  assert loop.train(toy_config(), tmp_path / 'damaged').finished
+  log = log_of(tmp_path / 'damaged')
+  assert 'checkpoints/9 is damaged' in log and 'from step 6' in log
+  assert_same_params(tmp_path / 'straight', tmp_path / 'damaged')
+
+
+def test_other_options_are_refused_by_name(toy, tmp_path):
+  loop.train(toy_config(steps=3), tmp_path)
+  config = toy_config(steps=2)
+  config.optimizer.learning_rate = 0.5
+  config.loss.vtm = 2.0
+  toy.digest = 'd2'
+  with pytest.raises(ValueError) as error:
+    loop.train(config, tmp_path)
+  for text in (
+      'config.optimizer.learning_rate: was 0.01, is 0.5',
+      'config.loss.vtm: was 1.0, is 2.0', "data: was ['d1'], is ['d2']",
+      'config.train.steps: was 3, is 2; may grow',
+  ):
+    assert text in str(error.value)
+
+
+def test_more_steps_and_other_intervals_are_allowed(toy, tmp_path):
+  loop.train(toy_config(steps=3), tmp_path)
+  config = toy_config(steps=5, log_every_steps=1, keep_newest=1)
+  config.data.tokenizer = 'moved'
+  assert loop.train(config, tmp_path) == (5, True)
+  assert 'train.steps grew from 3 to 5' in log_of(tmp_path)
+
+
+def test_starts_from_another_run(toy, tmp_path):
+  loop.train(toy_config(), tmp_path / 'first')
+  config = toy_config(init_from=str(tmp_path / 'first'), steps=1)
+  toy.task = ToyTask(head='entity_head')
+  with pytest.raises(ValueError, match='unknown to the model: head/bias'):
+    loop.train(config, tmp_path / 'second')
+  config.train.unused_parameters = ('head',)
+  loop.train(config, tmp_path / 'second')
+  log = log_of(tmp_path / 'second')
+  assert 'new parameters, initialised: entity_head/bias' in log
+  assert 'not used: head/bias' in log
+  assert 'restore: parameters from' in log
+  config.train.new_parameters = ()
+  with pytest.raises(ValueError, match='missing from it: entity_head/bias'):
+    loop.train(config, tmp_path / 'third')
+
+
+def test_two_runs_in_one_workdir_are_refused(toy, tmp_path):
+  with workdir.claim(tmp_path):
+    with pytest.raises(ValueError, match=f'process {os.getpid()}'):
+      loop.train(toy_config(), tmp_path)
+  assert loop.train(toy_config(), tmp_path).finished
+
+
+def test_a_batch_that_does_not_divide_is_refused(toy, tmp_path):
+  config = toy_config()
+  config.data.batch_size = 12
+  with pytest.raises(ValueError, match='set config.data.batch_size to a mult'):
+    loop.train(config, tmp_path)
+
+
+def test_intervals_must_be_positive(toy, tmp_path):
+  with pytest.raises(ValueError, match='log_every_steps=0 must be at least 1'):
+    loop.train(toy_config(log_every_steps=0), tmp_path)
+
+
+def test_rates_count_timed_steps_and_waiting(tmp_path, monkeypatch):
+  clock = [100.0]
+  monkeypatch.setattr('time.monotonic', lambda: clock[0])
+  progress = Progress(
+      tmp_path, steps=10, batch_size=6, describe=lambda _: '')
+  clock[0] += 50  # Compilation.
+  progress.add(1, {'loss': jnp.float32(9.0)})
+  progress.skip_compilation(1.0)
+  for step in (2, 3):
+    progress.add(step, {'loss': jnp.float32(step)})
+    clock[0] += 2
+  with progress.paused():
+    clock[0] += 1000
+  progress.report(waiting=2.0)
+  summary = progress.summary()
+  progress.close()
+  assert summary['clips_per_second'] == pytest.approx(12 / 4)
+  assert summary['waiting_share'] == pytest.approx(1 / 4)
+  assert summary['metrics']['loss'] == pytest.approx((9 + 2 + 3) / 3)
+
+
+def test_durations():
+  assert [duration(s) for s in (5, 75, 3700)] == ['0:05', '1:15', '1:01:40']
