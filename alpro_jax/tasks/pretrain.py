@@ -221,10 +221,11 @@ class Pretrain:
       pairs.append((masked, batch.text_mask, video.tokens))
     if not pairs:
       return total, parts
-    fused = _unstack(
-        model.fuse(*map(_stack, zip(*pairs, strict=True)), train=train),
-        len(pairs),
+    fused = model.fuse(
+        *(self._stack(kinds) for kinds in zip(*pairs, strict=True)),
+        train=train,
     )
+    fused = self._unstack(fused, len(pairs))
     length = batch.text_ids.shape[1]
 
     if options.vtm:
@@ -272,14 +273,12 @@ class Pretrain:
         probability=self.options.mask_probability,
     )
     both = model.encode_text(
-        _stack((batch.text_ids, masked_ids)),
-        _stack((batch.text_mask, batch.text_mask)),
+        self._stack((batch.text_ids, masked_ids)),
+        self._stack((batch.text_mask, batch.text_mask)),
         train=train,
     )
-    tokens = _unstack(both.tokens, 2)
-    clean = type(both)(
-        tokens=tokens[:, 0], feature=_unstack(both.feature, 2)[:, 0]
-    )
+    tokens, feature = self._unstack(both.tokens, 2), both.feature[::2]
+    clean = type(both)(tokens=tokens[:, 0], feature=feature)
     return clean, tokens[:, 1], labels
 
   def _mismatch(
@@ -342,6 +341,19 @@ class Pretrain:
     )
     return region, jax.lax.stop_gradient(target), keep
 
+  def _stack(self, arrays):
+    """[f[B, ...]] * K -> f[B * K, ...], the K of one row side by side.
+
+    Side by side, not one after the other: so every device keeps its own rows.
+    """
+    rows = rearrange(jnp.stack(arrays, axis=1), 'b k ... -> (b k) ...')
+    return sharding.constrain_batch(rows, self.mesh)
+
+  def _unstack(self, array, kinds):
+    """f[B * K, ...] -> f[B, K, ...]."""
+    rows = sharding.constrain_batch(array, self.mesh)
+    return rearrange(rows, '(b k) ... -> b k ...', k=kinds)
+
   def describe(self, metrics: dict[str, Any]) -> str:
     """Returns the entities that the teacher names most, with their shares."""
     if 'pseudo/entities' not in metrics:
@@ -387,19 +399,6 @@ def _health(target, keep):
       'pseudo/confidence': jnp.mean(target.max(axis=1)),
       'pseudo/entities': jnp.mean(top, axis=0),
   }
-
-
-def _stack(arrays):
-  """[f[B, ...]] * K -> f[B * K, ...], the K of one row side by side.
-
-  Side by side, not one after the other: so every device keeps its own rows.
-  """
-  return rearrange(jnp.stack(arrays, axis=1), 'b k ... -> (b k) ...')
-
-
-def _unstack(array, kinds):
-  """f[B * K, ...] -> f[B, K, ...]."""
-  return rearrange(array, '(b k) ... -> b k ...', k=kinds)
 
 
 def _video_side(params):
