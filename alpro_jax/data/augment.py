@@ -48,6 +48,12 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
     raise ValueError(
         f'{image_size=} must be between 1 and {resize=}; set data.resize.')
   count = frames.shape[0]
+  # The default, fast DCT makes every frame about one level too dark.
+  exact = {'channels': 3, 'dct_method': 'INTEGER_ACCURATE'}
+  if resize == image_size and resize_mode == 'squash':
+    whole = tf.stack([
+        tf.io.decode_jpeg(frames[i], **exact) for i in range(count)])
+    return _scale(whole, image_size)
   frame_size = tf.image.extract_jpeg_shape(frames[0])[:2]
   side = frame_size
   if resize_mode == 'short_side':
@@ -59,21 +65,9 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
   # 0..room inclusive, each as likely as the next for a uniform place.
   start = tf.cast(tf.floor(place * tf.cast(room + 1, tf.float32)), tf.int32)
   window = tf.concat([tf.minimum(start, room), side], 0)
-  # The default, fast DCT makes every frame about one level too dark.
-  clip = tf.stack([
-      tf.image.decode_and_crop_jpeg(
-          frames[i], window, channels=3, dct_method='INTEGER_ACCURATE')
-      for i in range(count)])
-  scale = tf.cast(tf.reduce_max(side), tf.float32) / image_size
-  size = (image_size, image_size)
-  clip = tf.cond(
-      tf.reduce_all(side == image_size),
-      lambda: clip,
-      lambda: tf.cond(
-          scale > SHRINK_PLAINLY,
-          lambda: _to_pixels(tf.image.resize(clip, size, antialias=True)),
-          lambda: _to_pixels(tf.image.resize(clip, size))))
-  return tf.ensure_shape(clip, (count, image_size, image_size, 3))
+  return _scale(tf.stack([
+      tf.image.decode_and_crop_jpeg(frames[i], window, **exact)
+      for i in range(count)]), image_size)
 
 
 def rand_augment(clip, seed, *, operations, level, exclude=()):
@@ -199,6 +193,19 @@ def _warps(height, width, level):
         [sin, cos, y - sin * x - cos * y],
         [0, 0, 1]]
   return table
+
+
+def _scale(clip, image_size):
+  side = tf.shape(clip)[1:3]
+  size = (image_size, image_size)
+  clip = tf.cond(
+      tf.reduce_all(side == image_size),
+      lambda: clip,
+      lambda: tf.cond(
+          tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size),
+          lambda: _to_pixels(tf.image.resize(clip, size, antialias=True)),
+          lambda: _to_pixels(tf.image.resize(clip, size))))
+  return tf.ensure_shape(clip, (clip.shape[0], *size, 3))
 
 
 def _warp(pixels, warp):

@@ -1,0 +1,569 @@
+"""Batches of prepared sets, addressed by step.
+
+The global batch of step k is a function of (seed, k) alone: of no file
+position, no shuffle buffer and no number of hosts. So a run that resumes at k
+reads exactly what it would have read, at once, and every host reads its own
+rows only. For each step, in Python and for the whole batch at a time:
+
+  step k -> source -> place in its order -> records, captions -> bytes
+
+and then for each clip, in TensorFlow's own threads:
+
+  bytes -> JPEG of all frames -> choose T -> decode, crop, scale -> augment
+
+All randomness of a clip is keyed by (seed, source, epoch, record).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from alpro_jax.data import augment, dataset, frames
+
+# Streams of random numbers: one for each kind of choice.
+SOURCE, SHUFFLE, CAPTION, PIXELS, VIDEO = range(1, 6)
+# Nothing here needs its control flow rewritten, which costs seconds.
+_plain = tf.autograph.experimental.do_not_convert
+BLOCK = 4096  # Steps whose sources are drawn at once.
+
+
+class TooManyBroken(RuntimeError):
+  """More records cannot be read than `data.broken_share` allows."""
+
+
+@dataclasses.dataclass(eq=False)
+class Source:
+  """A prepared set as training uses it: which captions, when, how often.
+
+  Attributes:
+    dataset: the PreparedDataset.
+    key: number that keys its randomness, its place in the list.
+    weight, style, from_step, until_step: see configs.common.source.
+    records: int64[n], those with a caption of the style.
+    texts: their captions of the style, one after the other.
+    first: int64[n + 1], where the captions of each begin in texts.
+    broken: record -> why it could not be read; grows while reading.
+  """
+
+  dataset: dataset.PreparedDataset
+  key: int
+  weight: float = 1.0
+  style: str = ''
+  from_step: int = 0
+  until_step: int = -1
+  broken: dict[int, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if not self.weight >= 0:
+      raise ValueError(
+          f'{self.name}: weight={self.weight} must not be negative.')
+    numbers, texts, counts = [], [], []
+    for number, record in enumerate(self.dataset.metadata()):
+      chosen = _of_style(record, self.style)
+      if chosen:
+        numbers.append(number)
+        texts += chosen
+        counts.append(len(chosen))
+    if not numbers:
+      styles = {s for r in self.dataset.metadata() for s in r.styles}
+      raise ValueError(
+          f'{self.name}: no caption has style={self.style!r}, only '
+          f'{sorted(styles)}; set style in data.sources.')
+    self.records = np.array(numbers, np.int64)
+    self.texts = texts
+    self.first = np.concatenate([[0], np.cumsum(counts)])
+
+  @property
+  def name(self):
+    return f'{os.path.basename(self.dataset.path)}/{self.dataset.split}'
+
+  @property
+  def digest(self):
+    return self.dataset.digest
+
+  def __len__(self):
+    return len(self.records)
+
+
+def open_sources(config):
+  """Opens `config.sources`; returns list of Source.
+
+  Args:
+    config: config.data.
+  """
+  if not config.sources:
+    raise ValueError(
+        'data.sources is empty; list prepared sets by common.source(path).')
+  opened = {}
+  for entry in config.sources:
+    where = entry.path, entry.split
+    if where not in opened:
+      opened[where] = dataset.open_dataset(
+          *where, verify=None if config.verify else False)
+  return [
+      Source(opened[entry.path, entry.split], key, entry.weight, entry.style,
+             entry.from_step, entry.until_step)
+      for key, entry in enumerate(config.sources)]
+
+
+def report(sources):
+  """Returns what was read from where, and what could not be, as JSON."""
+  return [{
+      'source': source.name, 'style': source.style, 'digest': source.digest,
+      'records': len(source), 'captions': len(source.texts),
+      'replaced': {
+          source.dataset.metadata()[record].video: reason
+          for record, reason in sorted(source.broken.items())},
+  } for source in sources]
+
+
+# --- The order: all numbers, no input ---------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What the rows of a host hold at one step.
+
+  Attributes:
+    source: the Source.
+    epoch: int64[b], how often the order of the source had begun anew.
+    place: int64[b], in source.records.
+  """
+
+  source: Source
+  epoch: np.ndarray
+  place: np.ndarray
+
+  @property
+  def records(self):
+    return self.source.records[self.place]
+
+
+class Order:
+  """Says what every step reads."""
+
+  def __init__(self, sources, seed, batch_size):
+    self._sources = sources
+    self._seed = seed
+    self._batch_size = batch_size
+    self._lock = threading.Lock()
+    self._block = None  # Number of the block, its choices, earlier counts.
+
+  def plan(self, step, rows):
+    """Returns the Plan of a step for a slice of the global batch."""
+    choice, batches_before = self._choice(step)
+    source = self._sources[choice]
+    place = batches_before * self._batch_size + np.arange(
+        rows.start, rows.stop)
+    epoch, offset = np.divmod(place, len(source))
+    chosen = np.empty_like(place)
+    for number in np.unique(epoch):
+      shuffled = self._shuffled(choice, int(number))
+      now = epoch == number
+      chosen[now] = _next_readable(source, shuffled, offset[now])
+    return Plan(source, epoch, chosen)
+
+  def _choice(self, step):
+    """Returns the source of a step and how many batches it gave before."""
+    with self._lock:
+      number = step // BLOCK
+      if self._block is None or self._block[0] != number:
+        self._block = number, *self._choose_block(number)
+      _, choices, counts = self._block
+    here = choices[step % BLOCK]
+    if here < 0:
+      raise ValueError(
+          f'No source is active at {step=}; look at from_step, until_step '
+          'and weight in data.sources.')
+    return here, counts[here] + np.sum(choices[:step % BLOCK] == here)
+
+  def _choose_block(self, number):
+    counts = np.zeros(len(self._sources), np.int64)
+    for earlier in range(number):  # 0.2 ms each: 50 ms at step 1,000,000.
+      choices = self._draw(earlier)
+      counts += np.bincount(choices[choices >= 0], minlength=len(counts))
+    return self._draw(number), counts
+
+  def _draw(self, number):
+    """Draws sources by weight among the active: int64[BLOCK], -1 if none."""
+    steps = np.arange(number * BLOCK, (number + 1) * BLOCK)
+    weights = np.stack([
+        source.weight * ((steps >= source.from_step) & (
+            (source.until_step < 0) | (steps < source.until_step)))
+        for source in self._sources])
+    upper = np.cumsum(weights, 0)
+    # In 0..1, 53 bits; times a total it stays below that total.
+    uniform = (hash64(self._seed, SOURCE, steps) >> np.uint64(11)) / 2**53
+    choices = np.sum(uniform * upper[-1] >= upper, 0)
+    return np.where(upper[-1] > 0, choices, -1)
+
+  @functools.lru_cache(maxsize=8)  # noqa: B019  Lives as long as the run.
+  def _shuffled(self, choice, epoch):
+    source = self._sources[choice]
+    noise = hash64(
+        self._seed, SHUFFLE, source.key, epoch, np.arange(len(source)))
+    return np.argsort(noise, kind='stable')
+
+
+def hash64(*parts):
+  """Mixes whole numbers, or arrays of them, to uint64 of full range.
+
+  The same on every machine and under every version, which a generator of
+  numpy does not promise.
+  """
+  mixed = np.zeros(1, np.uint64)
+  for part in parts:
+    part = np.asarray(part).astype(np.uint64)
+    # A round of splitmix64 after each part.
+    mixed = (mixed ^ part) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = mixed ^ (mixed >> np.uint64(31))
+  return mixed
+
+
+def text_id(text):
+  """Returns a number in 0..2^31-1, the same for the same text."""
+  return _hash_text(text) >> 33
+
+
+def video_ids(prepared, records):
+  """Returns int32[b], the same for the same record of the same set."""
+  name = f'{os.path.basename(prepared.path)}/{prepared.split}'
+  mixed = hash64(VIDEO, _hash_text(name), records)
+  return (mixed >> np.uint64(33)).astype(np.int32)
+
+
+def _hash_text(text):
+  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+  return int.from_bytes(digest, 'little')
+
+
+def _next_readable(source, shuffled, offset):
+  """Returns places, each broken record replaced by the next in the order."""
+  chosen = shuffled[offset]
+  if source.broken:
+    broken = np.isin(source.records, list(source.broken))
+    for i in np.flatnonzero(broken[chosen]):
+      for step in range(1, len(shuffled)):
+        chosen[i] = shuffled[(offset[i] + step) % len(shuffled)]
+        if not broken[chosen[i]]:
+          break
+      else:
+        raise TooManyBroken(f'No record of {source.name} can be read.')
+  return chosen
+
+
+def _of_style(record, style):
+  return [caption for caption, its in zip(
+      record.captions, record.styles, strict=True) if style in ('', its)]
+
+
+# --- Training ---------------------------------------------------------------
+
+
+class TrainBatches(Iterator):
+  """Batches for training; made by train_batches."""
+
+  def __init__(self, config, sources, tokenizer, *, seed, start_step,
+               batch_size, rows):
+    if not 0 <= rows.start < rows.stop <= batch_size:
+      raise ValueError(f'{rows=} is no part of {batch_size=}.')
+    self._config = config
+    self._order = Order(sources, seed, batch_size)
+    self._tokenizer = tokenizer
+    self._seed = seed
+    self._rows = rows
+    self._step = start_step
+    self._batches = None
+    self._order.plan(start_step, rows)  # Options that cannot work fail here.
+
+  def __next__(self):
+    while True:
+      if self._batches is None:
+        self._batches = self._open(self._step)
+      try:
+        batch = next(self._batches)
+      except tf.errors.OpError as error:
+        self.close()
+        self._find_broken(error)
+        continue
+      self._step += 1
+      return batch
+
+  def close(self):
+    """Stops the threads that read ahead."""
+    self._batches = None
+
+  def _open(self, start):
+    count = self._rows.stop - self._rows.start
+    length = self._config.max_text_tokens
+    names = ('serialized', 'seed', 'text_ids', 'text_mask', 'video_id',
+             'caption_id')
+    specs = (((), tf.string), ((2,), tf.int64), ((length,), tf.int32),
+             ((length,), tf.bool), ((), tf.int32), ((), tf.int32))
+
+    def read(step):
+      columns = tf.numpy_function(self._read, [step], [x for _, x in specs])
+      return {
+          name: tf.ensure_shape(column, (count, *shape))
+          for name, column, (shape, _) in zip(
+              names, columns, specs, strict=True)}
+
+    def decode(row):
+      pixels, still = self._decode(row.pop('serialized'), row.pop('seed'))
+      return {**row, 'video': pixels, 'still': still, 'valid': True}
+
+    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+    return _run(steps.map(_plain(read)), decode, count, self._config.threads)
+
+  def _read(self, step):
+    """Reads the rows of one step; runs in a thread of TensorFlow."""
+    plan = self._order.plan(int(step), self._rows)
+    source, records = plan.source, plan.records
+    key = self._seed, source.key
+    first = source.first[plan.place]
+    among = source.first[plan.place + 1] - first
+    drawn = hash64(*key, CAPTION, plan.epoch, records) % among.astype('uint64')
+    texts = [source.texts[i] for i in first + drawn.astype(np.int64)]
+    ids, mask = self._tokenizer.encode(texts, self._config.max_text_tokens)
+    pixels = hash64(*key, PIXELS, plan.epoch, records).view(np.int64)
+    return (
+        np.array(source.dataset.fetch(records), object),
+        np.stack([pixels, np.zeros_like(pixels)], 1), ids, mask,
+        video_ids(source.dataset, records),
+        np.array([text_id(text) for text in texts], np.int32))
+
+  def _decode(self, serialized, seed):
+    return decode_record(serialized, seed, self._config, train=True)
+
+  def _find_broken(self, error):
+    """Marks what cannot be read at this step, or raises the error.
+
+    Which records are broken is a property of the data, so the replacement is
+    the same whenever and wherever it is found out.
+    """
+    plan = self._order.plan(self._step, self._rows)
+    source, found = plan.source, {}
+    for record in np.unique(plan.records).tolist():
+      reason = _reason_unreadable(
+          source.dataset, record, lambda x: self._decode(
+              x, tf.constant([0, 0], tf.int64)))
+      if reason:
+        found[record] = reason
+    if not found:
+      raise error
+    for reason in found.values():
+      logging.warning(
+          'Replacing a record of %s from step %d on: %s', source.name,
+          self._step, reason)
+    source.broken.update(found)
+    allowed = max(1, int(self._config.broken_share * len(source)))
+    if len(source.broken) > allowed:
+      raise TooManyBroken(
+          f'{len(source.broken)} records of {source.name} cannot be read, '
+          f'data.broken_share allows {allowed} of {len(source)}; the last: '
+          f'{reason}. Copy or prepare the set again.') from error
+
+
+def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size,
+                  rows):
+  """Returns an endless iterator over the batches from a step on.
+
+  Args:
+    config: config.data.
+    sources: from open_sources.
+    tokenizer: see tokens.Tokenizer.
+    seed: of the run.
+    start_step: step of the first batch.
+    batch_size: global, B.
+    rows: slice of the global batch that this host reads.
+
+  Returns:
+    TrainBatches of dicts with the fields of VideoTextBatch, as numpy arrays
+    with the rows of this host.
+  """
+  return TrainBatches(
+      config, sources, tokenizer, seed=seed, start_step=start_step,
+      batch_size=batch_size, rows=rows)
+
+
+# --- Evaluation -------------------------------------------------------------
+
+
+def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
+                 style=''):
+  """Yields every record once: same frames, centre crop, no augmentation.
+
+  The last batch is filled with copies marked by valid = False, so that all
+  hosts take the same number of steps.
+
+  Args:
+    config: config.data.
+    prepared: PreparedDataset.
+    tokenizer: adds the text fields, from the first caption of each record in
+      the style ('' is any); None leaves them out.
+    batch_size: global, B.
+    rows: slice of the global batch that this host reads; None is all.
+    style: of the captions.
+
+  Yields:
+    dicts with the fields of VideoTextBatch and `record` int32[B], numbers of
+    the records, as numpy arrays with the rows of this host.
+
+  Raises:
+    ValueError: a record cannot be read, or lacks a caption of the style.
+  """
+  rows = rows or slice(0, batch_size)
+  mine = np.arange(rows.start, rows.stop)
+  total = len(prepared)
+
+  def numbers(step):
+    return np.minimum(step * batch_size + mine, total - 1)
+
+  def read(step):
+    serialized = tf.numpy_function(
+        lambda k: np.array(prepared.fetch(numbers(k)), object), [step],
+        tf.string)
+    return {'serialized': tf.ensure_shape(serialized, (len(mine),))}
+
+  def decode(row):
+    seed = tf.constant([0, 0], tf.int64)
+    pixels, still = decode_record(
+        row['serialized'], seed, config, train=False)
+    return {'video': pixels, 'still': still}
+
+  texts = None
+  if tokenizer is not None:
+    texts = [_of_style(record, style) for record in prepared.metadata()]
+    for record, known in zip(prepared.metadata(), texts, strict=True):
+      if not known:
+        raise ValueError(
+            f'{record.video} of {prepared.path} has no caption of {style=}.')
+
+  steps = -(-total // batch_size)
+  batches = _run(
+      tf.data.Dataset.range(steps).map(_plain(read)), decode, len(mine),
+      config.threads)
+  for step in range(steps):
+    records = numbers(step)
+    try:
+      batch = next(batches)
+    except tf.errors.OpError as error:
+      for record in records.tolist():
+        if reason := _reason_unreadable(
+            prepared, record, lambda x: decode({'serialized': x})):
+          raise ValueError(
+              f'{reason}. Evaluation leaves nothing out: copy or prepare the '
+              'set again.') from error
+      raise
+    batch['record'] = records.astype(np.int32)
+    batch['valid'] = step * batch_size + mine < total
+    batch['video_id'] = video_ids(prepared, records)
+    if texts is not None:
+      chosen = [texts[record][0] for record in records]
+      batch['text_ids'], batch['text_mask'] = tokenizer.encode(
+          chosen, config.max_text_tokens)
+      batch['caption_id'] = np.array([text_id(x) for x in chosen], np.int32)
+    yield batch
+
+
+def record_captions(prepared, style=''):
+  """Returns the captions of every record in the style ('' is any).
+
+  Returns:
+    list, one entry per record in order, of lists of str.
+  """
+  return [_of_style(record, style) for record in prepared.metadata()]
+
+
+# --- Pixels -----------------------------------------------------------------
+
+
+# What the pixels need of a record; the rest is known from its metadata.
+# TFDS's own parser reads all of it and takes ten times as long.
+FEATURES = {
+    'frames': tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    'still': tf.io.FixedLenFeature([], tf.int64),
+}
+
+
+def decode_record(serialized, seed, config, *, train):
+  """Makes the clip of one record, in TensorFlow alone.
+
+  Args:
+    serialized: string[], a record of a PreparedDataset.
+    seed: int64[2].
+    config: config.data.
+    train: random crop and augmentation; else centre crop.
+
+  Returns:
+    uint8[T, H, W, 3] and bool[], whether it is a photo.
+  """
+  record = tf.io.parse_single_example(serialized, FEATURES)
+  stored = record['frames']
+  strategy = config.sampling if train else config.eval_sampling
+
+  def stream(number):
+    return seed + tf.constant([0, number], tf.int64)
+
+  index = frames.choose_frames(
+      strategy, tf.shape(stored)[0], config.frames, stream(0))
+  place = tf.constant([0.5, 0.5])
+  if train:
+    place = tf.random.stateless_uniform([2], stream(10))
+  decode = functools.partial(
+      augment.decode_clip, place=place, image_size=config.image_size,
+      resize=config.resize, resize_mode=config.resize_mode)
+  # A photo is decoded and augmented once, then repeated.
+  clip = tf.cond(
+      tf.shape(stored)[0] == 1,
+      lambda: decode(tf.ensure_shape(stored, [1])),
+      lambda: decode(tf.ensure_shape(
+          tf.gather(stored, index), [config.frames])))
+  if train and config.randaugment.enabled:
+    clip = augment.rand_augment(
+        clip, stream(20), operations=config.randaugment.operations,
+        level=config.randaugment.level,
+        exclude=tuple(config.randaugment.exclude))
+  shape = config.frames, config.image_size, config.image_size, 3
+  return tf.broadcast_to(clip, shape), record['still'] > 0
+
+
+def _run(read, decode, count, threads):
+  """Decodes rows in parallel, in order; returns an iterator of batches."""
+  options = tf.data.Options()
+  options.deterministic = True
+  # One clip is one thread's work; clips run beside each other.
+  options.threading.max_intra_op_parallelism = 1
+  if threads:
+    options.threading.private_threadpool_size = threads
+  batches = read.prefetch(2).unbatch().map(
+      _plain(decode),
+      num_parallel_calls=threads or os.cpu_count())
+  batches = batches.batch(count, drop_remainder=True).prefetch(2)
+  return batches.with_options(options).as_numpy_iterator()
+
+
+def _reason_unreadable(prepared, record, decode):
+  """Returns why a record cannot be read, or ''."""
+  name = f'record {record} ({prepared.metadata()[record].video!r}) of ' + (
+      prepared.path)
+  try:
+    serialized, = prepared.fetch([record])
+  except dataset.UnreadableRecord as e:
+    return str(e)
+  try:
+    decode(tf.constant(serialized))
+  except tf.errors.OpError as e:
+    # Without the name of the kernel before it and of the call behind.
+    reason = e.message.split('}} ')[-1].split(' [Op:')[0]
+    return f'{name}: {reason}'
+  return ''

@@ -1,0 +1,84 @@
+"""Prepared sets in memory for tests: frames of one colour that say who."""
+
+import numpy as np
+import tensorflow as tf
+
+from alpro_jax.data import dataset
+
+SIZE = 16
+
+
+class MemorySet(dataset.PreparedDataset):
+  """A PreparedDataset whose records never were on disk.
+
+  Frame f of record r is one colour: red 10 r, green 10 f, blue 100.
+
+  Attributes:
+    fetched: every record number that was read, in order.
+    damaged: record numbers that fetch cannot read.
+    rotten: record numbers whose frames are no JPEG.
+  """
+
+  def __init__(self, records=10, frames=8, *, name='set', captions=None,
+               styles=None, stills=(), size=SIZE):
+    captions = captions or [(f'clip {i}',) for i in range(records)]
+    styles = styles or [('',) * len(texts) for texts in captions]
+    infos = [
+        dataset.RecordInfo(
+            f'{i}.mp4', tuple(captions[i]), tuple(styles[i]), i in stills,
+            1 if i in stills else frames)
+        for i in range(records)]
+    super().__init__(
+        f'sets/{name}', 'train', {'digest': name, 'shards': []}, infos)
+    self.fetched = []
+    self.damaged = set()
+    self.rotten = set()
+    self.size = size
+
+  def fetch(self, indices):
+    self.fetched += list(indices)
+    for index in indices:
+      if index in self.damaged:
+        raise dataset.UnreadableRecord(f'record {index} is damaged', index)
+    return [self._serialize(int(index)) for index in indices]
+
+  def _serialize(self, index):
+    info = self.metadata()[index]
+    stored = [
+        b'no jpeg' if index in self.rotten else jpeg(index, frame, self.size)
+        for frame in range(info.frames)]
+    return dataset.features().serialize_example({
+        'video': info.video, 'frames': stored,
+        'seconds': np.arange(info.frames, dtype=np.float32),
+        'captions': list(info.captions), 'styles': list(info.styles),
+        'still': info.still})
+
+
+def jpeg(record, frame, size):
+  pixels = np.zeros((size, size, 3), np.uint8)
+  pixels[:] = 10 * record, 10 * frame, 100
+  return tf.io.encode_jpeg(pixels, quality=100).numpy()
+
+
+def who(video):
+  """uint8[B, T, H, W, 3] of such frames -> records [B], frames [B, T]."""
+  middle = video[:, :, SIZE // 2, SIZE // 2].astype(float)
+  tens = np.rint(middle / 10).astype(int)
+  return tens[:, 0, 0], tens[:, :, 1]
+
+
+class Letters:
+  """A tokenizer of one id per letter, which can be read back."""
+
+  vocab_size = 256
+  digest = 'letters'
+
+  def encode(self, texts, max_tokens):
+    ids = np.zeros((len(texts), max_tokens), np.int32)
+    for i, text in enumerate(texts):
+      row = [2, *text.encode()][:max_tokens - 1] + [3]
+      ids[i, :len(row)] = row
+    return ids, ids > 0
+
+  def decode(self, ids):
+    return bytes(int(i) for i in ids if i > 3).decode()

@@ -1,0 +1,357 @@
+"""The pipeline: order, resumption, hosts, captions, pixels, broken records."""
+
+import collections
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_sets import SIZE, Letters, MemorySet, who
+
+from alpro_jax.data import pipeline
+from configs import common
+
+
+def options(**changes):
+  config = common.get_config().data
+  config.update({
+      'image_size': SIZE, 'resize': SIZE, 'max_text_tokens': 12,
+      'threads': 2, 'randaugment': {'enabled': False}})
+  config.update(changes)
+  return config
+
+
+def train(sources, *, seed=1, start=0, size=6, rows=None, **changes):
+  if isinstance(sources, MemorySet):
+    sources = [pipeline.Source(sources, 0)]
+  return pipeline.train_batches(
+      options(**changes), sources, Letters(), seed=seed, start_step=start,
+      batch_size=size, rows=rows or slice(0, size))
+
+
+def take(batches, count):
+  got = [next(batches) for _ in range(count)]
+  batches.close()
+  return got
+
+
+def records(batches, count):
+  return [who(batch['video'])[0].tolist() for batch in take(batches, count)]
+
+
+def check_equal(left, right):
+  assert left.keys() == right.keys()
+  for name, value in left.items():
+    np.testing.assert_array_equal(value, right[name], name)
+
+
+# --- Order ------------------------------------------------------------------
+
+
+def test_hash_does_not_change():
+  """Runs must resume under a newer version; the numbers are fixed."""
+  np.testing.assert_array_equal(
+      pipeline.hash64(1, 2, np.arange(2)) >> np.uint64(40),
+      [15109743, 12064036])
+  assert pipeline.text_id('a red disc') == 584743332
+
+
+def test_fields_and_types():
+  batch, = take(train(MemorySet(), frames=3), 1)
+  assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+      'video': ((6, 3, SIZE, SIZE, 3), np.uint8),
+      'text_ids': ((6, 12), np.int32), 'text_mask': ((6, 12), bool),
+      'video_id': ((6,), np.int32), 'caption_id': ((6,), np.int32),
+      'still': ((6,), bool), 'valid': ((6,), bool)}
+  assert batch['valid'].all()
+  assert (batch['video_id'] >= 0).all() and (batch['caption_id'] >= 0).all()
+
+
+def test_each_epoch_reads_all_once_in_an_order_of_its_own():
+  read = np.concatenate(records(train(MemorySet(12)), 6)).reshape(3, 12)
+  for epoch in read:
+    assert sorted(epoch) == list(range(12))
+  assert len({tuple(epoch) for epoch in read}) == 3
+  other = np.concatenate(records(train(MemorySet(12), seed=2), 2))
+  assert (other != read[0]).any()
+
+
+def test_captions_and_pixels_belong_together():
+  for batch in take(train(MemorySet(9)), 3):
+    said = [Letters().decode(ids) for ids in batch['text_ids']]
+    assert said == [f'clip {i}' for i in who(batch['video'])[0]]
+
+
+def test_any_step_can_be_the_first():
+  straight = take(train(MemorySet(), sampling='rand'), 7)
+  resumed = take(train(MemorySet(), sampling='rand', start=4), 3)
+  for left, right in zip(straight[4:], resumed, strict=True):
+    check_equal(left, right)
+
+
+def test_a_late_step_costs_what_an_early_one_does():
+  sources = [pipeline.Source(MemorySet(1000), i, weight=i + 1.0)
+             for i in range(3)]
+  start = time.perf_counter()
+  plan = pipeline.Order(sources, 0, 64).plan(100_000, slice(0, 64))
+  assert len(plan.records) == 64
+  assert time.perf_counter() - start < 1.0
+
+
+def test_the_number_of_hosts_changes_nothing():
+  whole = take(train(MemorySet()), 3)
+  sets = MemorySet(), MemorySet()
+  parts = [take(train(data, rows=rows), 3) for data, rows in zip(
+      sets, (slice(0, 2), slice(2, 6)), strict=True)]
+  for batch, *pieces in zip(whole, *parts, strict=True):
+    check_equal(batch, {
+        name: np.concatenate([piece[name] for piece in pieces])
+        for name in batch})
+  # Two rows of six: a host reads nothing for the others.
+  assert len(sets[0].fetched) % 2 == 0
+  assert set(sets[0].fetched[:2]).isdisjoint(sets[1].fetched[:4])
+
+
+def test_batches_larger_than_the_set():
+  read = records(train(MemorySet(4), size=10), 2)
+  count = collections.Counter(read[0] + read[1])
+  assert set(count.values()) == {5}
+
+
+# --- Sources ----------------------------------------------------------------
+
+
+def test_a_batch_has_one_source_drawn_by_weight():
+  sources = [
+      pipeline.Source(MemorySet(50, name='a'), 0, weight=3.0),
+      pipeline.Source(MemorySet(7, name='b'), 1, weight=1.0)]
+  order = pipeline.Order(sources, 5, 4)
+  names = [order.plan(k, slice(0, 4)).source.name for k in range(400)]
+  assert 270 < names.count('a/train') < 330
+  # A small set starts anew on its own; the large one does not.
+  last = order.plan(4000, slice(0, 4))
+  assert last.epoch.min() > 50
+
+
+def test_sources_come_and_go():
+  sources = [
+      pipeline.Source(MemorySet(5, name='early'), 0, until_step=10),
+      pipeline.Source(MemorySet(5, name='late'), 1, from_step=10)]
+  order = pipeline.Order(sources, 5, 4)
+  names = [order.plan(k, slice(0, 4)).source.name for k in range(20)]
+  assert names == ['early/train'] * 10 + ['late/train'] * 10
+  np.testing.assert_array_equal(order.plan(10, slice(0, 4)).epoch, [0] * 4)
+
+
+def test_a_step_without_a_source_is_refused():
+  sources = [pipeline.Source(MemorySet(), 0, until_step=2)]
+  assert len(records(train(sources), 2)) == 2
+  with pytest.raises(ValueError, match='No source is active at step=2'):
+    train(sources, start=2)
+  batches = train(sources, start=1)
+  next(batches)
+  with pytest.raises(ValueError, match='No source is active at step=2'):
+    next(batches)
+
+
+def test_earlier_counts_are_exact_across_blocks():
+  sources = [pipeline.Source(MemorySet(10_000, name=name), i)
+             for i, name in enumerate('ab')]
+  order = pipeline.Order(sources, 3, 1)
+  step = 2 * pipeline.BLOCK + 5
+  before = np.concatenate([order._draw(i) for i in range(3)])[:step]
+  choice, count = order._choice(step)
+  assert count == (before == choice).sum()
+
+
+def test_styles():
+  data = MemorySet(
+      4, captions=[('one', 'move'), ('two',), ('three', 'trip', 'go'), ('x',)],
+      styles=[('', 'motion'), ('',), ('', 'motion', 'motion'), ('other',)])
+  source = pipeline.Source(data, 0, style='motion')
+  assert source.records.tolist() == [0, 2]
+  said = collections.Counter()
+  for batch in take(train([source], size=8), 5):
+    for record, ids in zip(
+        who(batch['video'])[0], batch['text_ids'], strict=True):
+      said[record, Letters().decode(ids)] += 1
+  assert set(said) == {(0, 'move'), (2, 'trip'), (2, 'go')}
+  assert said[2, 'trip'] > 2 and said[2, 'go'] > 2
+  every = pipeline.Source(data, 0)
+  assert len(every) == 4 and len(every.texts) == 7
+  with pytest.raises(ValueError, match=r"style='verb', only \['', 'motion'"):
+    pipeline.Source(data, 0, style='verb')
+
+
+def test_ids_say_same_video_and_same_caption():
+  data = MemorySet(3, captions=[('same', 'other'), ('same',), ('third',)])
+  seen = collections.defaultdict(set)
+  for batch in take(train(data, size=8), 4):
+    for row in range(8):
+      said = Letters().decode(batch['text_ids'][row])
+      seen['caption', said].add(int(batch['caption_id'][row]))
+      seen['video', int(who(batch['video'])[0][row])].add(
+          int(batch['video_id'][row]))
+  assert all(len(ids) == 1 for ids in seen.values())
+  assert len(set.union(*seen.values())) == 6
+  # The same set under another style or key is still the same videos.
+  again, = take(train([pipeline.Source(data, 7)]), 1)
+  assert set(again['video_id'].tolist()) <= set.union(*seen.values())
+
+
+def test_refuses_options_that_cannot_work(tmp_path):
+  with pytest.raises(ValueError, match='data.sources is empty'):
+    pipeline.open_sources(options())
+  with pytest.raises(ValueError, match='must not be negative'):
+    pipeline.Source(MemorySet(), 0, weight=-1.0)
+  with pytest.raises(ValueError, match='is no part of batch_size=6'):
+    train(MemorySet(), rows=slice(4, 8))
+  config = options()
+  config.sources = (common.source(str(tmp_path / 'none')),)
+  with pytest.raises((FileNotFoundError, ValueError), match='none'):
+    pipeline.open_sources(config)
+
+
+# --- Pixels -----------------------------------------------------------------
+
+
+def test_frames_are_the_chosen_ones():
+  batch, = take(train(MemorySet(frames=8), sampling='uniform'), 1)
+  np.testing.assert_array_equal(
+      who(batch['video'])[1], [[0, 2, 4, 6]] * 6)
+
+
+def test_a_photo_is_repeated_after_augmentation():
+  data = MemorySet(6, stills=range(6), size=SIZE + 8)
+  batch, = take(train(
+      data, resize=SIZE + 8, randaugment={'enabled': True, 'level': 7}), 1)
+  assert batch['still'].all()
+  assert (batch['video'] == batch['video'][:, :1]).all()
+  assert batch['video'].std((2, 3)).max() > 5  # Something was warped.
+
+
+def test_pixels_depend_on_the_epoch_and_the_seed():
+  def first(seed, start):
+    batch, = take(train(
+        MemorySet(6), seed=seed, start=start, sampling='rand',
+        randaugment={'enabled': True}), 1)
+    return batch['video'][np.argsort(batch['video_id'])]
+
+  same = first(1, 0)
+  np.testing.assert_array_equal(same, first(1, 0))
+  assert (same != first(1, 1)).any() and (same != first(2, 0)).any()
+
+
+def test_rows_do_not_share_their_randomness():
+  batch, = take(train(MemorySet(12, frames=24), size=12, sampling='rand'), 1)
+  assert len(np.unique(who(batch['video'])[1], axis=0)) > 9
+
+
+def test_the_fast_parser_agrees_with_tfds():
+  data = MemorySet(2, stills=(1,))
+  for number, serialized in enumerate(data.fetch([0, 1])):
+    slow = data.parse(tf.constant(serialized))
+    fast = tf.io.parse_single_example(serialized, pipeline.FEATURES)
+    assert slow['frames'].numpy().tolist() == fast['frames'].numpy().tolist()
+    assert bool(slow['still']) == bool(fast['still']) == (number == 1)
+
+
+# --- Broken records ---------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ('damaged', 'rotten'))
+def test_a_broken_record_is_replaced_by_the_next(kind, caplog):
+  whole = np.concatenate(records(train(MemorySet(12)), 4)).reshape(2, 12)
+  data = MemorySet(12)
+  getattr(data, kind).add(4)
+  sources = [pipeline.Source(data, 0)]
+  read = np.concatenate(records(train(sources), 4)).reshape(2, 12)
+  for before, after in zip(whole, read, strict=True):
+    place = np.flatnonzero(before == 4)[0]
+    expected = before.copy()
+    expected[place] = np.roll(before, -1)[place]
+    np.testing.assert_array_equal(after, expected)
+  # A run that resumes finds it out anew and replaces it the same way.
+  fresh = MemorySet(12)
+  getattr(fresh, kind).add(4)
+  assert records(train(fresh, start=2), 2) == read[1].reshape(2, 6).tolist()
+  named, = pipeline.report(sources)
+  assert list(named['replaced']) == ['4.mp4']
+  assert sum('Replacing' in x.message for x in caplog.records) == 2
+
+
+def test_too_many_broken_records_stop_the_run():
+  data = MemorySet(12)
+  data.rotten = {2, 3, 7}
+  with pytest.raises(pipeline.TooManyBroken, match='broken_share allows 1 of'):
+    records(train(data), 4)
+  assert len(records(train(data, broken_share=0.3), 4)) == 4
+  data.rotten = set(range(12))
+  with pytest.raises(pipeline.TooManyBroken, match='set/train'):
+    records(train(data, broken_share=1.0), 4)
+
+
+def test_other_errors_are_not_taken_for_broken_records():
+  class Careless(Letters):
+    def encode(self, texts, max_tokens):
+      raise KeyError('the tokenizer is broken')
+
+  batches = pipeline.train_batches(
+      options(), [pipeline.Source(MemorySet(), 0)], Careless(), seed=0,
+      start_step=0, batch_size=2, rows=slice(0, 2))
+  with pytest.raises(tf.errors.OpError, match='the tokenizer is broken'):
+    next(batches)
+
+
+# --- Evaluation -------------------------------------------------------------
+
+
+def evaluate(data, **arguments):
+  return list(pipeline.eval_batches(
+      options(), data, **{'batch_size': 4, **arguments}))
+
+
+def test_evaluation_reads_everything_once_and_pads():
+  batches = evaluate(MemorySet(6))
+  assert [b['valid'].tolist() for b in batches] == [
+      [True] * 4, [True, True, False, False]]
+  record = np.concatenate([b['record'] for b in batches])
+  assert record.tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
+  video = np.concatenate([b['video'] for b in batches])
+  shown, frames = who(video)
+  assert shown.tolist() == record.tolist()
+  assert (frames == [0, 2, 4, 6]).all()
+  assert set(batches[0]) == {'video', 'still', 'record', 'valid', 'video_id'}
+
+
+def test_evaluation_on_two_hosts_takes_equal_steps():
+  whole = evaluate(MemorySet(5))
+  parts = [evaluate(MemorySet(5), rows=rows)
+           for rows in (slice(0, 2), slice(2, 4))]
+  assert [len(part) for part in parts] == [len(whole)] * 2
+  for batch, *pieces in zip(whole, *parts, strict=True):
+    check_equal(batch, {
+        name: np.concatenate([piece[name] for piece in pieces])
+        for name in batch})
+
+
+def test_evaluation_with_text_is_a_whole_batch():
+  data = MemorySet(3, captions=[('a', 'b'), ('c',), ('d', 'e')],
+                   styles=[('', 's'), ('s',), ('s', '')])
+  batch, = evaluate(data, tokenizer=Letters(), style='s')
+  assert [Letters().decode(x) for x in batch['text_ids']] == [
+      'b', 'c', 'd', 'd']
+  trained, = take(train(data), 1)
+  assert set(batch) == {*trained, 'record'}
+  assert set(trained['video_id'].tolist()) == set(batch['video_id'].tolist())
+  assert pipeline.record_captions(data, 's') == [['b'], ['c'], ['d']]
+  assert pipeline.record_captions(data) == [['a', 'b'], ['c'], ['d', 'e']]
+
+
+def test_evaluation_leaves_nothing_out():
+  data = MemorySet(6)
+  data.rotten = {5}
+  with pytest.raises(ValueError, match='5.mp4.*leaves nothing out'):
+    evaluate(data)
+  with pytest.raises(ValueError, match="no caption of style='s'"):
+    evaluate(MemorySet(2), tokenizer=Letters(), style='s')
