@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_sets import SIZE, Letters, MemorySet, who
 
 from alpro_jax.data import pipeline
 from configs import common
+from tests.small_sets import SIZE, Letters, MemorySet, who
 
 
 def options(**changes):
