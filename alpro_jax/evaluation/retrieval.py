@@ -18,7 +18,7 @@ the devices, so that a + b features travel for a * b scores.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -107,6 +107,48 @@ class Progress:
         self._total, rate, max(self._total - self._done, 0) / rate)
 
 
+class _Calls(NamedTuple):
+  video: Callable
+  text: Callable
+  pairs: Callable
+  block: Callable
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model, mesh) -> _Calls:
+  """The jitted calls of a model; an evaluation during training reuses them."""
+
+  def video(params, video, record, valid):
+    encoding = model.bind({'params': params}).encode_video(video, train=False)
+    return encoding.tokens, encoding.feature, record, valid
+
+  def text(params, ids, mask):
+    encoding = model.bind({'params': params}).encode_text(
+        ids, mask, train=False)
+    return encoding.tokens, encoding.feature
+
+  def pairs(params, text_tokens, mask, video_tokens):
+    """f[Q, L, D], bool[Q, L], f[Q, S, D] -> logit margins float32[Q]."""
+    bound = model.bind({'params': params})
+    fused = bound.fuse(text_tokens, mask, video_tokens, train=False)
+    logits = bound.match_logits(fused[:, 0])
+    return logits[:, 1] - logits[:, 0]
+
+  def block(params, text_tokens, mask, video_tokens):
+    """a texts, b videos (cut over the devices) -> float32[a, b]."""
+    a, b = len(text_tokens), len(video_tokens)
+    margin = pairs(
+        params,
+        repeat(text_tokens, 'a l d -> (b a) l d', b=b),
+        repeat(mask, 'a l -> (b a) l', b=b),
+        repeat(video_tokens, 'b s d -> (b a) s d', a=a))
+    return rearrange(margin, '(b a) -> a b', a=a)
+
+  # Results leave the devices whole, so that every host can read them.
+  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  return _Calls(*map(jit, (video, text, pairs, block)))
+
+
 class Scorer:
   """Encodes and scores with one model, on all devices of a mesh."""
 
@@ -131,40 +173,8 @@ class Scorer:
     self._videos_per_call = max(side // mesh.size, 1) * mesh.size
     self._texts_per_call = max(pairs_per_call // self._videos_per_call, 1)
     self._rows = sharding.batch_sharding(mesh)
-    # Results leave the devices whole, so that every host can read them.
     self._everywhere = sharding.replicated(mesh)
-    jit = functools.partial(jax.jit, out_shardings=self._everywhere)
-    self._video_call = jit(self._video)
-    self._text_call = jit(self._text)
-    self._block_call = jit(self._block)
-    self._pair_call = jit(self._pair)
-
-  def _video(self, params, video, record, valid):
-    encoding = self.model.bind({'params': params}).encode_video(
-        video, train=False)
-    return encoding.tokens, encoding.feature, record, valid
-
-  def _text(self, params, ids, mask):
-    encoding = self.model.bind({'params': params}).encode_text(
-        ids, mask, train=False)
-    return encoding.tokens, encoding.feature
-
-  def _pair(self, params, text_tokens, mask, video_tokens):
-    """f[Q, L, D], bool[Q, L], f[Q, S, D] -> logit margins float32[Q]."""
-    model = self.model.bind({'params': params})
-    fused = model.fuse(text_tokens, mask, video_tokens, train=False)
-    logits = model.match_logits(fused[:, 0])
-    return logits[:, 1] - logits[:, 0]
-
-  def _block(self, params, text_tokens, mask, video_tokens):
-    """a texts, b videos (cut over the devices) -> float32[a, b]."""
-    a, b = len(text_tokens), len(video_tokens)
-    margin = self._pair(
-        params,
-        repeat(text_tokens, 'a l d -> (b a) l d', b=b),
-        repeat(mask, 'a l -> (b a) l', b=b),
-        repeat(video_tokens, 'b s d -> (b a) s d', a=a))
-    return rearrange(margin, '(b a) -> a b', a=a)
+    self._call = _compiled(model, mesh)
 
   def _place(self, array, where):
     """Puts an array that every host has whole onto the devices."""
@@ -189,7 +199,7 @@ class Scorer:
           jax.make_array_from_process_local_data(self._rows, np.asarray(x))
           for x in (batch['video'], np.asarray(batch['record'], np.int32),
                     np.asarray(batch['valid'], bool))]
-      *part, valid = jax.device_get(self._video_call(self.params, *rows))
+      *part, valid = jax.device_get(self._call.video(self.params, *rows))
       parts.append([x[valid] for x in part])
       progress.add(int(valid.sum()))
     if not parts:
@@ -210,7 +220,7 @@ class Scorer:
     ids, mask = self._encode(list(texts), self._max_text_tokens)
     progress, tokens, feature = Progress('texts', len(texts)), [], []
     for rows in _chunks(len(texts), self._batch_size):
-      part = jax.device_get(self._text_call(
+      part = jax.device_get(self._call.text(
           self.params, self._place(ids[rows.padded], self._rows),
           self._place(mask[rows.padded], self._rows)))
       tokens.append(part[0][:rows.count])
@@ -232,7 +242,7 @@ class Scorer:
     for columns in _chunks(b, self._videos_per_call):
       video = self._place(videos.tokens[columns.padded], self._rows)
       for rows in _chunks(a, self._texts_per_call):
-        block = jax.device_get(self._block_call(
+        block = jax.device_get(self._call.block(
             self.params,
             self._place(texts.tokens[rows.padded], self._everywhere),
             self._place(texts.mask[rows.padded], self._everywhere), video))
@@ -249,7 +259,7 @@ class Scorer:
     scores = []
     for rows in _chunks(len(pairs), size):
       text, video = np.asarray(pairs)[rows.padded].T
-      margin = jax.device_get(self._pair_call(
+      margin = jax.device_get(self._call.pairs(
           self.params, self._place(texts.tokens[text], self._rows),
           self._place(texts.mask[text], self._rows),
           self._place(videos.tokens[video], self._rows)))

@@ -1,0 +1,372 @@
+"""From nothing to a report: data, prompter, pre-training, figures.
+
+  python launch/demo.py --output=runs/demo
+
+Draws a world of moving shapes, prepares it, makes tokenizer and entities,
+trains the prompter, pre-trains ALPRO with it, pre-trains once more with
+contrast alone to compare, asks both what they know, and writes report.html.
+Every step is one of the commands of this repository, printed before it runs. A
+step that is done is not done again: start it again after an interruption.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+QUICK = (
+    'Made with --quick: a few steps on a few clips, to see that everything '
+    'runs. The figures mean nothing.')
+QUICK_WORLD = {
+    'train': {'move': 48, 'resize': 24, 'turn': 8, 'wall': 8, 'event': 8},
+    'test_captions': {
+        'move': 6, 'resize': 4, 'turn': 2, 'wall': 2, 'event': 2},
+}
+QUICK_STEPS = 6
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+      prog='python launch/demo.py', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  add = parser.add_argument
+  add('--output', default='runs/demo', help='folder for everything')
+  add('--seed', type=int, default=0, help='of the world and of training (0)')
+  add('--quick', action='store_true',
+      help='a few steps on a few clips; the figures mean nothing')
+  return parser
+
+
+class Stages:
+  """Runs commands once, and remembers how long each took."""
+
+  def __init__(self, output: pathlib.Path, total: int):
+    self._file = output / 'stages.json'
+    self._done = {}
+    if self._file.exists():
+      self._done = json.loads(self._file.read_text())
+    self._number, self._total = 0, total
+    self.shown = []  # (name, seconds, command, kept)
+
+  def run(self, name: str, *command: str) -> None:
+    """Runs a Python command unless the same one is done already."""
+    line = shlex.join(('python', *command))
+    self._announce(name)
+    print(f'$ {line}', flush=True)
+    known = self._done.get(name)
+    if known and known['command'] == line:
+      print(f'done before, {known["seconds"]:.0f} s', flush=True)
+      self.shown.append((name, known['seconds'], line, True))
+      return
+    start = time.monotonic()
+    code = _wait(command)
+    seconds = time.monotonic() - start
+    if code:
+      raise SystemExit(
+          f'demo: "{name}" ended with code {code} after {seconds:.0f} s. Give '
+          'the same command again to go on from here.')
+    self.finish(name, seconds, line)
+
+  def finish(self, name, seconds, line=''):
+    print(f'{seconds:.0f} s', flush=True)
+    self.shown.append((name, seconds, line, False))
+    if line:
+      self._done[name] = {'command': line, 'seconds': seconds}
+      draft = self._file.with_name(self._file.name + '.draft')
+      draft.write_text(json.dumps(self._done, indent=1) + '\n')
+      draft.replace(self._file)
+
+  def _announce(self, name):
+    self._number += 1
+    print(f'\n[{self._number}/{self._total}] {name}', flush=True)
+
+  def begin(self, name):
+    self._announce(name)
+    return time.monotonic()
+
+
+def _wait(command):
+  """Runs a command to its end; Ctrl-C lets it save first."""
+  environment = dict(os.environ)
+  environment['PYTHONPATH'] = os.pathsep.join(
+      filter(None, (str(ROOT), environment.get('PYTHONPATH'))))
+  process = subprocess.Popen((sys.executable, *command), env=environment)
+  previous = signal.signal(
+      signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+  try:
+    while True:
+      try:
+        return process.wait()
+      except KeyboardInterrupt:
+        pass  # The child got it as well, and saves.
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
+def main(argv=None):
+  options = _parser().parse_args(argv)
+  output = pathlib.Path(options.output)
+  output.mkdir(parents=True, exist_ok=True)
+
+  def script(name):
+    return os.path.relpath(ROOT / 'launch' / f'{name}.py')
+
+  stages = Stages(output, total=10)
+  world, shapes = output / 'world', output / 'data' / 'shapes'
+  tokenizer = output / 'data' / 'tokenizer.model'
+  entities = output / 'data' / 'entities.txt'
+
+  changes = {'seed': options.seed} | (QUICK_WORLD if options.quick else {})
+  stages.run(
+      'draw the world', script('make_shapes_world'), f'--output={world}',
+      f'--options={json.dumps(changes)}')
+  for split in ('train', 'test'):
+    stages.run(
+        f'prepare the {split} split', script('prepare'), '--source=folder',
+        f'--videos={world / split / "videos"}',
+        f'--captions={world / split / "captions.jsonl"}',
+        f'--output={shapes}', f'--split={split}', '--fps=0', '--short_side=0',
+        '--quality=95')
+  stages.run(
+      'make the tokenizer', script('tokenizer'), f'--captions={shapes}',
+      '--vocab_size=256', f'--output={tokenizer}')
+  stages.run(
+      'list the entities', script('entities'), f'--captions={shapes}',
+      '--limit=100', f'--output={entities}')
+  number = len(entities.read_text().splitlines())
+
+  prompter, pretrain, contrast = (
+      output / name for name in ('prompter', 'pretrain', 'contrast_only'))
+  stages.run(
+      'train the prompter', script('main'),
+      *_config('pretrain_prompter', options, shapes, tokenizer),
+      f'--workdir={prompter}')
+  started = (
+      *_config('pretrain', options, shapes, tokenizer),
+      f'--config.train.init_from={prompter}')
+  stages.run(
+      'pre-train with all four losses', script('main'), *started,
+      f'--config.prompter.checkpoint={prompter}',
+      f'--config.prompter.entities={entities}',
+      f'--config.prompter.num_entities={number}', f'--workdir={pretrain}')
+  stages.run(
+      'pre-train with contrast alone, to compare', script('main'), *started,
+      '--config.loss.vtm=0', '--config.loss.mlm=0', '--config.loss.pem=0',
+      f'--workdir={contrast}')
+  _evaluate(options, stages, output, world, shapes, {
+      'prompter': prompter, 'contrast_only': contrast, 'pretrain': pretrain})
+
+
+def _config(name, options, shapes, tokenizer):
+  """The flags that make a demo config read this folder."""
+  import importlib
+
+  config = importlib.import_module(f'configs.{name}').get_config('demo')
+  path = os.path.relpath(ROOT / 'configs' / f'{name}.py')
+  flags = [
+      f'--config={path}:demo', f'--config.seed={options.seed}',
+      *(f'--config.data.sources[{i}].path={shapes}'
+        for i in range(len(config.data.sources))),
+      f'--config.data.tokenizer={tokenizer}']
+  if options.quick:
+    flags += [
+        f'--config.train.steps={QUICK_STEPS}',
+        f'--config.train.log_every_steps={QUICK_STEPS // 3}',
+        '--config.data.batch_size=16', '--config.optimizer.warmup_steps=1']
+  return flags
+
+
+def _evaluate(options, stages, output, world, shapes, runs):
+  start = stages.begin('ask what they know')
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], 'GPU')
+  from alpro_jax.evaluation import zero_shot
+
+  zero_shot.log_to_console()
+  truth = world / 'test' / 'truth.jsonl'
+  results = {}
+  for name, folder in runs.items():
+    results[name] = zero_shot.evaluate(
+        zero_shot.load(folder), shapes, 'test', truth=str(truth))
+  stages.finish('ask what they know', time.monotonic() - start)
+
+  start = stages.begin('write the report')
+  page = _write_report(options, stages, output, runs, results)
+  figures = json.loads((output / 'report.json').read_text())
+  _print_table(figures, results)
+  stages.finish('write the report', time.monotonic() - start)
+  total = sum(seconds for _, seconds, _, _ in stages.shown)
+  print(f'\n{total / 60:.1f} minutes of work in all.\nReport: {page}\n'
+        f'Figures: {output / "report.json"}\nModel: {runs["pretrain"]}')
+  if options.quick:
+    print(QUICK)
+
+
+def headlines(results):
+  """The figures that answer whether it worked, with what they should reach."""
+  from alpro_jax.evaluation.report import Headline
+
+  found = results['pretrain'].figures
+  texts, videos = (int(found[f'zero_shot.{x}']) for x in ('texts', 'videos'))
+  ceiling = found['zero_shot.t2v_r1_ceiling']
+  low, high = (found[f'zero_shot.t2v_r1_{x}'] for x in ('low', 'high'))
+  start = results['prompter'].figures
+  return [
+      Headline(
+          'zero_shot.t2v_r1', 'Does a text find its clip?',
+          f'R@1 of {texts} texts among {videos} clips never seen in training, '
+          f'95 % interval {low:.1f} to {high:.1f} %. Each text describes '
+          f'several clips and only one can be first, so {ceiling:.0f} % is the '
+          'most there is.', 0.6 * ceiling, 100 / videos),
+      Headline(
+          'zero_shot.t2v_r10', 'Is it at least among the first ten?',
+          'R@10 of the same search.', 80.0, 1000 / videos),
+      Headline(
+          'probes.right_caption.matching.all',
+          'Does a clip find its caption?',
+          f'Its own caption scores highest of all {texts}. This is the honest '
+          'figure in this world: equal captions do not compete.', 80.0,
+          100 / texts),
+      Headline(
+          'probes.right_caption.matching.never_trained',
+          'Also captions that were never trained?',
+          'Colours, shapes and motions were seen, but not in this combination.',
+          50.0, 100 / texts),
+      Headline(
+          'probes.order.matching.all',
+          'Can it tell a motion from the same frames backwards?',
+          'A clip scores higher with its caption than with the one for its '
+          'frames in reverse order. No single frame can tell.', 90.0, 50.0),
+      Headline(
+          'probes.vtm.random', 'Can it tell a right pair from a wrong one?',
+          'Video-text matching with random wrong partners. Always saying no '
+          'gives 66.7 %.', 80.0, 200 / 3),
+      Headline(
+          'probes.vtm.hard', 'And from a wrong one that looks right?',
+          'Wrong partners drawn by similarity, as in training.', 70.0,
+          200 / 3),
+      Headline(
+          'probes.pseudo.right', 'Does the prompter name what a region shows?',
+          'Of random crops that hold the object, labelled from the crop alone. '
+          'The grey mark is one answer for all crops.', None,
+          found.get('probes.pseudo.right_constant')),
+      Headline(
+          'probes.pem.agrees', 'Does the model learn these names?',
+          'It sees the whole clip and predicts the label of the region. The '
+          'grey mark is one answer for all crops.', None,
+          found.get('probes.pem.agrees_constant')),
+      Headline(
+          'probes.pem.right', 'And are they true?',
+          'The predicted entity names the object. Before pre-training, R@1 '
+          f'was {start["zero_shot.t2v_r1"]:.1f} %.', None,
+          found.get('probes.pseudo.right_constant')),
+  ]
+
+
+def _write_report(options, stages, output, runs, results):
+  import jax
+
+  from alpro_jax.evaluation import report, zero_shot
+
+  main_result = results['pretrain']
+  figures = dict(main_result.figures)
+  for name in ('prompter', 'contrast_only'):
+    figures |= {f'{name}.{k}': v for k, v in results[name].figures.items()}
+  figures |= {
+      f'seconds.{name.replace(" ", "_").replace(",", "")}': seconds
+      for name, seconds, _, _ in stages.shown}
+  best, worst = zero_shot.searches(main_result)
+  parameters = sum(x.size for x in jax.tree.leaves(main_result.trained.params))
+  device = jax.devices()[0].device_kind
+  config = main_result.trained.config
+  matching = 'train/accuracy/vtm'
+  return report.write(report.Report(
+      title='What a small ALPRO learned from moving shapes',
+      notes=[
+          f'A model of {parameters / 1e6:.1f} million parameters, trained from '
+          'random weights on clips drawn by this program (seed '
+          f'{options.seed}), on {jax.device_count()} device(s) of kind '
+          f'{device} and {os.cpu_count()} processor cores. First the prompter '
+          'learns by contrast, then all four losses of the paper for '
+          f'{config.train.steps} steps, with the frozen prompter naming '
+          'regions.',
+          'All figures are on clips and, where it says so, captions that were '
+          'never trained. Ties count against the model.'],
+      warning=QUICK if options.quick else '',
+      figures=figures, headlines=headlines(results), best=best, worst=worst,
+      regions=zero_shot.regions(main_result, seed=options.seed),
+      entities=zero_shot.chosen_entities(main_result),
+      comparison=_comparison(results),
+      details=zero_shot.detail_tables(figures),
+      curves={
+          'the prompter': report.read_curves(
+              runs['prompter'] / 'tensorboard',
+              ['train/loss/vtc', 'train/accuracy/t2v', 'train/temperature']),
+          'all four losses': report.read_curves(
+              runs['pretrain'] / 'tensorboard',
+              ['train/loss/vtc', 'train/loss/vtm', 'train/loss/mlm',
+               'train/loss/pem', matching, 'train/accuracy/mlm',
+               'train/accuracy/pem', 'train/pseudo/entropy',
+               'train/pseudo/kept'],
+              {'train/loss/vtm': 0.6365, matching: 2 / 3})},
+      stages=[report.Stage(*stage) for stage in stages.shown],
+      files={
+          'this page, as numbers': str(output / 'report.json'),
+          'the model': str(runs['pretrain']),
+          'the prompter': str(runs['prompter']),
+          'the model of contrast alone': str(runs['contrast_only']),
+          'data': str(output / 'data'), 'videos': str(output / 'world')},
+  ), output)
+
+
+def _comparison(results):
+  from alpro_jax.evaluation.report import Table
+
+  def pick(name, key):
+    return results[name].figures.get(key)
+
+  rows = []
+  for label, key in (
+      ('text to clip, R@1', 't2v_r1'), ('text to clip, R@5', 't2v_r5'),
+      ('text to clip, R@10', 't2v_r10'), ('clip to text, R@1', 'v2t_r1')):
+    rows.append((
+        label, *(pick(name, f'zero_shot.similarity.{key}')
+                 for name in ('prompter', 'contrast_only', 'pretrain')),
+        pick('pretrain', f'zero_shot.{key}')))
+  for label, key in (
+      ('right caption, never trained', 'right_caption.{}.never_trained'),
+      ('order of frames', 'order.{}.all')):
+    rows.append((
+        label, *(pick(name, 'probes.' + key.format('similarity'))
+                 for name in ('prompter', 'contrast_only', 'pretrain')),
+        pick('pretrain', 'probes.' + key.format('matching'))))
+  return Table(
+      ['%', 'at the start', 'contrast alone', 'four losses, by similarity',
+       'four losses, by matching'], rows)
+
+
+def _print_table(figures, results):
+  print(f'\n{"":<58}{"found":>8}{"target":>9}{"nothing":>9}')
+  for line in headlines(results):
+    if line.key in figures:
+      target, nothing = (
+          '' if x is None else f'{x:.1f}' for x in (line.target, line.nothing))
+      print(f'{line.question:<58}{figures[line.key]:>8.1f}{target:>9}'
+            f'{nothing:>9}')
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except (FileNotFoundError, ValueError) as e:
+    sys.exit(f'demo: {e}')
