@@ -90,30 +90,23 @@ def _train(config, folder, evaluations, stop):
       abstract.params, include_stats=False))
   meta = workdir.describe(config, task, tokenizer, sources)
 
-  # Where to start.
+  # What this workdir holds already.
   store = checkpoints.Checkpoints(
       folder, keep_newest=config.train.keep_newest,
       best_metric=config.train.best_metric,
   )
-  state = _first_state(config, task, tx, mesh, abstract, store, meta)
-  step = int(state.step)
-  if step >= steps:
-    logging.info('already finished: step %d of %d', step, steps)
-    if not (folder / 'report.json').exists():
-      # The last start was killed between its last save and its report.
-      workdir.write_json(folder / 'report.json', {
-          'step': step, 'finished': True,
-          'evaluation': store.meta(step)['evaluation'],
-          'best_step': store.best(),
-      })
-    store.close()
-    return Outcome(step, finished=True)
+  if (newest := store.newest()) is not None:
+    workdir.check_same_run(store.meta(newest), meta)
+    if newest >= steps:
+      return _already_finished(folder, store, newest, steps)
   workdir.write_json(folder / 'config.json', workdir.plain(config))
 
-  # The step, and what flows into it.
+  # The state, the step, and what flows into it.
   frozen = task.load_frozen(
       tokenizer.encode, checkpoints.load_meta, checkpoints.load_params
   )
+  state = _first_state(config, task, tx, mesh, abstract, store)
+  step = int(state.step)
   train_step = make_train_step(
       task, tx, schedule, mesh,
       jax.tree.map(lambda leaf: leaf.sharding, abstract),
@@ -123,7 +116,7 @@ def _train(config, folder, evaluations, stop):
       pipeline.train_batches(
           config.data, sources, tokenizer, seed=config.seed, start_step=step,
           batch_size=config.data.batch_size,
-          rows=feed.host_rows(mesh, config.data.batch_size),
+          rows=feed.host_rows(config.data.batch_size),
       ),
       mesh,
   )
@@ -181,11 +174,10 @@ def _train(config, folder, evaluations, stop):
   return Outcome(step, finished=step == steps)
 
 
-def _first_state(config, task, tx, mesh, abstract, store, meta) -> TrainState:
+def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
   """Decides where the run starts, and says so."""
   # 1. This run has a checkpoint: go on from the newest intact one.
   if (step := store.newest()) is not None:
-    workdir.check_same_run(store.meta(step), meta)
     logging.info('restore: going on with this run from step %d', step)
     return store.restore(step, abstract)
   state = create_state(task.init, tx, mesh, config.seed)
@@ -203,6 +195,18 @@ def _first_state(config, task, tx, mesh, abstract, store, meta) -> TrainState:
   logging.info('restore: nothing to restore; from scratch, seed %d',
                config.seed)
   return state
+
+
+def _already_finished(folder, store, step, steps):
+  logging.info('already finished: step %d of %d', step, steps)
+  if not (folder / 'report.json').exists():
+    # The last start was killed between its last save and its report.
+    workdir.write_json(folder / 'report.json', {
+        'step': step, 'finished': True, 'best_step': store.best(),
+        'evaluation': store.meta(step)['evaluation'],
+    })
+  store.close()
+  return Outcome(step, finished=True)
 
 
 def _evaluate(evaluations, setting, params, step):
