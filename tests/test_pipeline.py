@@ -1,15 +1,19 @@
 """The pipeline: order, resumption, hosts, captions, pixels, broken records."""
 
 import collections
+import json
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from alpro_jax.data import pipeline
+from alpro_jax.data import annotations, pipeline, prepare
 from configs import common
-from tests.small_sets import SIZE, Letters, MemorySet, who
+from tests.small_sets import SIZE, Letters, MemorySet, jpeg, who
 
 
 def options(**changes):
@@ -289,6 +293,70 @@ def test_too_many_broken_records_stop_the_run():
   data.rotten = set(range(12))
   with pytest.raises(pipeline.TooManyBroken, match='set/train'):
     records(train(data, broken_share=1.0), 4)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """A set on disk: 12 photos in 3 files."""
+  root = tmp_path_factory.mktemp('photos')
+  for number in range(12):
+    (root / f'{number}.jpg').write_bytes(jpeg(number, 5, SIZE))
+  (root / 'captions.json').write_text(json.dumps([
+      {'image': f'{number}.jpg', 'caption': f'clip {number}'}
+      for number in range(12)]))
+  prepare.prepare(
+      annotations.read_cc3m(root / 'captions.json', root), root, root / 'set',
+      options=prepare.Options(part_size=4), num_workers=1)
+  return root / 'set'
+
+
+def test_trains_from_a_set_on_disk(photos):
+  config = options()
+  config.sources = (
+      common.source(str(photos)), common.source(str(photos), weight=2))
+  sources = pipeline.open_sources(config)
+  assert sources[0].dataset is sources[1].dataset
+  batch, = take(train(sources, size=12), 1)
+  assert sorted(who(batch['video'])[0]) == list(range(12))
+  assert batch['still'].all()
+
+
+def test_a_flipped_bit_costs_a_record_and_says_so(photos, tmp_path):
+  shutil.copytree(photos, tmp_path / 'set')
+  file = sorted((tmp_path / 'set').glob('*array_record*'))[1]
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 4
+  file.write_bytes(data)
+  config = options(verify=False, broken_share=0.5)
+  config.sources = (common.source(str(tmp_path / 'set')),)
+  sources = pipeline.open_sources(config)
+  read = np.concatenate(records(train(sources, broken_share=0.5), 4))
+  replaced = pipeline.report(sources)[0]['replaced']
+  assert replaced and all('is damaged' in x for x in replaced.values())
+  assert len(set(read)) == 12 - len(replaced)
+  config.verify = True
+  with pytest.raises(ValueError, match='sha256'):
+    pipeline.open_sources(config)
+
+
+@pytest.mark.slow
+def test_a_script_that_never_closes_still_ends():
+  script = '''
+from alpro_jax import sharding
+from alpro_jax.data import feed
+from tests import test_pipeline
+
+batches = test_pipeline.train(test_pipeline.MemorySet())
+next(batches)
+ahead = feed.prefetch(
+    test_pipeline.train(test_pipeline.MemorySet()), sharding.make_mesh())
+next(ahead)
+print('done')
+'''
+  out = subprocess.run(
+      [sys.executable, '-c', script], capture_output=True, text=True,
+      timeout=120, env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'})
+  assert out.returncode == 0 and out.stdout == 'done\n', out.stderr
 
 
 def test_other_errors_are_not_taken_for_broken_records():

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -294,13 +295,15 @@ class TrainBatches(Iterator):
       except tf.errors.OpError as error:
         self.close()
         self._find_broken(error)
-        continue
+        continue  # Opens anew at this step.
       self._step += 1
       return batch
 
   def close(self):
     """Stops the threads that read ahead."""
-    self._batches = None
+    if self._batches is not None:
+      self._batches.close()
+      self._batches = None
 
   def _open(self, start):
     count = self._rows.stop - self._rows.start
@@ -549,7 +552,23 @@ def _run(read, decode, count, threads):
       _plain(decode),
       num_parallel_calls=threads or os.cpu_count())
   batches = batches.batch(count, drop_remainder=True).prefetch(2)
-  return batches.with_options(options).as_numpy_iterator()
+  return _Reader(batches.with_options(options).as_numpy_iterator())
+
+
+class _Reader(Iterator):
+  """An iterator of TensorFlow that ends before Python does.
+
+  Its threads call Python; one that does so during shutdown aborts the process.
+  """
+
+  def __init__(self, iterator):
+    held = [iterator]
+    self._held = held
+    # Runs when called, when the reader is forgotten, and at exit.
+    self.close = weakref.finalize(self, held.clear)
+
+  def __next__(self):
+    return next(self._held[0])
 
 
 def _reason_unreadable(prepared, record, decode):
