@@ -85,7 +85,8 @@ def test_launchers(tmp_path, monkeypatch, capsys):
   launch(monkeypatch, 'launch/tokenizer.py',
          f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model')
   model = tokens.load_tokenizer(tmp_path / 't.model')
-  assert f'{model.vocab_size} pieces from 18 captions' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f'{model.vocab_size} pieces from 18 captions' in said
   with pytest.raises(SystemExit, match='is not a file'):
     launch(monkeypatch, 'launch/tokenizer.py',
            f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')
