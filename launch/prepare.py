@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 
@@ -29,8 +30,14 @@ An interrupted run continues when the same command is given again.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+
+  def error(self, message):
+    self.exit(2, f'error: {message}; see --help for examples.\n')
+
+
 def _parser():
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
       prog='python launch/prepare.py', description=__doc__, epilog=EXAMPLES,
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False)
@@ -67,6 +74,7 @@ def _parser():
       '0 keeps all (0)')
   add('--allow_pickle', action='store_true',
       help='webvid: open a pandas pickle, which can run any code')
+  add('--debug', action='store_true', help='show where an error comes from')
   return parser
 
 
@@ -103,6 +111,9 @@ def _print_report(report, output):
     lines.append(('kept though they break off', len(report['partial'])))
   if counts['rows_of_other_splits']:
     lines.append(('rows of other splits', counts['rows_of_other_splits']))
+  if counts['videos_without_caption']:
+    lines.append(('videos without a caption',
+                  counts['videos_without_caption']))
   for name, value in lines:
     print(f'{name:<32}{value:>12,}')
   print(f'report: {os.path.join(output, prepare.REPORT)}')
@@ -110,7 +121,7 @@ def _print_report(report, output):
 
 def main(argv=None):
   args = _parser().parse_args(argv)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
   start = time.monotonic()
   try:
@@ -127,12 +138,16 @@ def main(argv=None):
     print('\nInterrupted. Give the same command again to continue.',
           file=sys.stderr)
     return 130
-  except (ValueError, OSError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 1
+  except (ValueError, OSError, RuntimeError) as e:
+    if args.debug:
+      raise
+    print(f'\nerror: {e}', file=sys.stderr)
+    return 2
   _print_report(report, args.output)
-  print(f'{time.monotonic() - start:.1f} s in all. Train on it with '
-        f'data.sources path={args.output!r}, split={args.split!r}.')
+  print(f'{time.monotonic() - start:.1f} s in all. Next, unless you have a '
+        f'BERT vocab.txt:\n  python launch/tokenizer.py '
+        f'--captions={shlex.quote(args.output)} --split={args.split} '
+        f'--output=tokenizer.model')
   return 0
 
 

@@ -15,7 +15,7 @@ import pathlib
 SOURCES = ('folder', 'webvid', 'cc3m')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
   """One future record.
 
@@ -50,17 +50,20 @@ class Annotations:
     skipped: rows that cannot be used.
     rows: rows read.
     other_splits: rows left out because they belong to another split.
+    named: every video that a row names, whether it can be used or not.
   """
   clips: list[Clip]
   skipped: list[Skipped]
   rows: int
   other_splits: int = 0
+  named: frozenset[str] = frozenset()
 
   def digest(self):
     """Returns the sha256 of all clips, in order, as hex."""
     sha = hashlib.sha256()
     for clip in self.clips:
-      sha.update(json.dumps(dataclasses.astuple(clip)).encode())
+      sha.update(json.dumps([clip.video, clip.files, clip.captions,
+                             clip.styles, clip.still]).encode())
       sha.update(b'\n')
     return sha.hexdigest()
 
@@ -71,6 +74,7 @@ class _Rows:
   def __init__(self):
     self.rows = 0
     self.other_splits = 0
+    self.named = set()
     self._clips = {}
     self._skipped = []
 
@@ -88,10 +92,12 @@ class _Rows:
       style: str, for all of these captions.
       still: bool.
     """
-    video = files[0]
     for name in files:
       if problem := _name_problem(name):
-        return self.skip(video, problem, where)
+        return self.skip(files[0], problem, where)
+    files = tuple(str(pathlib.PurePosixPath(name)) for name in files)
+    self.named.update(files)
+    video = files[0]
     if not captions:
       return self.skip(video, 'empty caption', where)
     for caption in captions:
@@ -101,8 +107,8 @@ class _Rows:
             f'{where}: caption is {type(caption).__name__}, expected text')
       if not _encodable(caption):
         return self.skip(video, 'bad row', f'{where}: caption is not UTF-8')
-    known = self._clips.setdefault(video, {'files': tuple(files), 'rows': {},
-                                           'still': still})
+    known = self._clips.setdefault(
+        video, {'files': files, 'rows': {}, 'still': still})
     for caption in captions:
       caption = caption.strip()
       if not caption:
@@ -120,7 +126,8 @@ class _Rows:
       captions, styles = zip(*known['rows'], strict=True)
       clips.append(Clip(video, known['files'], captions, styles,
                         known['still']))
-    return Annotations(clips, self._skipped, self.rows, self.other_splits)
+    return Annotations(clips, self._skipped, self.rows, self.other_splits,
+                       frozenset(self.named))
 
 
 def _printable(text):
@@ -245,6 +252,7 @@ def read_folder(path, *, split='train'):
       continue
     if row.get('split') and row['split'] != split:
       rows.other_splits += 1
+      rows.named.add(row['video'])
       continue
     caption = row['caption']
     rows.add(where, (row['video'],),

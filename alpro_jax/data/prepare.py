@@ -31,6 +31,7 @@ from alpro_jax.data import annotations, video, workers
 FORMAT = 1
 MANIFEST = 'manifest.json'
 REPORT = 'report.json'
+_MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg',
                   '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
 
@@ -124,25 +125,31 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
   """Decodes one clip; never raises."""
   import numpy as np  # noqa: PLC0415
 
-  detail = ''
+  detail, jpegs, seconds, size = '', [], [], 0
   try:
     paths = [os.path.join(root, name) for name in clip.files]
     path = next((path for path in paths if os.path.isfile(path)), None)
     if path is None:
       raise video.UnreadableVideo('missing file')
     if clip.still:
-      frames = [video.read_still(path, short_side=short_side)]
-      seconds = [0.0]
+      frames = [(video.read_still(path, short_side=short_side), 0.0)]
     else:
-      try:
-        frames, seconds = video.read_frames(
-            path, fps=fps, short_side=short_side, max_frames=max_frames,
-            max_seconds=max_seconds)
-      except video.PartlyReadable as e:
-        if on_partial == 'skip':
-          raise
-        frames, seconds, detail = e.frames, e.seconds, e.detail
-    jpegs = [video.encode_jpeg(frame, quality) for frame in frames]
+      frames = video.iterate_frames(
+          path, fps=fps, short_side=short_side, max_frames=max_frames,
+          max_seconds=max_seconds)
+    try:
+      for frame, second in frames:
+        jpegs.append(video.encode_jpeg(frame, quality))
+        seconds.append(second)
+        size += len(jpegs[-1])
+        if size > _MAX_RECORD_BYTES:
+          raise video.UnreadableVideo(
+              'too long', f'{len(jpegs)} frames are over {size >> 20} MiB; '
+              'lower --fps or set --max_frames')
+    except video.PartlyReadable as e:
+      if on_partial == 'skip':
+        raise
+      detail = e.detail
   except video.UnreadableVideo as e:
     return Record(reason=e.reason, detail=e.detail)
   except Exception as e:
@@ -155,7 +162,7 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
       'styles': _bytes_list([text.encode() for text in clip.styles]),
       'still': _field(3, _field(1, _varint(int(clip.still)))),
   })
-  return Record(example, len(frames), '', detail)
+  return Record(example, len(jpegs), '', detail)
 
 
 # --- In the parent ----------------------------------------------------------
@@ -255,7 +262,7 @@ def prepare(source, root, output, *, split='train', options=None,
     options: Options.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds.
-    list_uncaptioned: name the videos below root that have no caption.
+    list_uncaptioned: name the videos below root that no row names.
     out: file for progress lines (stderr).
   Returns:
     dict, the report of this split.
@@ -309,7 +316,8 @@ def prepare(source, root, output, *, split='train', options=None,
           f'No clip of {len(source.clips)} could be prepared: '
           + ', '.join(f'{n} {reason}' for reason, n in
                       report['skipped_by_reason'].items())
-          + f'; every one is named in {os.path.join(output, REPORT)}.')
+          + f'; every one is named in {os.path.join(output, REPORT)}. '
+          f'Remove {output} to start again.')
   return report
 
 
@@ -449,17 +457,7 @@ def _make_part(stem, clips, results, progress):
 def _report(source, root, plan, parts, list_uncaptioned):
   skipped = [dataclasses.asdict(skip) for skip in source.skipped]
   skipped += [skip for part in parts for skip in part['skipped']]
-  if list_uncaptioned:
-    known = {name for clip in source.clips for name in clip.files}
-    known |= {skip.item for skip in source.skipped}
-    for folder, folders, names in os.walk(root):
-      folders.sort()
-      for name in sorted(names):
-        item = os.path.relpath(os.path.join(folder, name), root)
-        if item.lower().endswith(VIDEO_SUFFIXES) and item not in known:
-          skipped.append({
-              'item': item.encode('utf-8', 'backslashreplace').decode(),
-              'reason': 'no caption', 'detail': ''})
+  uncaptioned = _uncaptioned(source, root) if list_uncaptioned else []
   rows = [row for part in parts for row in part['index']]
   return {
       'split': plan['split'],
@@ -473,12 +471,25 @@ def _report(source, root, plan, parts, list_uncaptioned):
           'frames': sum(row['frames'] for row in rows),
           'bytes': sum(part['bytes'] for part in parts if part['examples']),
           'skipped': len(skipped),
+          'videos_without_caption': len(uncaptioned),
       },
       'skipped_by_reason': dict(sorted(
           Counter(skip['reason'] for skip in skipped).items())),
       'skipped': skipped,
       'partial': [item for part in parts for item in part['partial']],
+      'without_caption': uncaptioned,
   }
+
+
+def _uncaptioned(source, root):
+  found = []
+  for folder, folders, names in os.walk(root):
+    folders.sort()
+    for name in sorted(names):
+      item = os.path.relpath(os.path.join(folder, name), root)
+      if item.lower().endswith(VIDEO_SUFFIXES) and item not in source.named:
+        found.append(item.encode('utf-8', 'backslashreplace').decode())
+  return found
 
 
 def _finish(output, work, split, plan, parts, report, manifest):
@@ -528,12 +539,12 @@ def _finish(output, work, split, plan, parts, report, manifest):
           'shards': shards,
           'plan': plan,
       }}}
-  _write_dataset_info(output, manifest)
+  _write_dataset_info(output, work, manifest)
   _write_atomic(os.path.join(output, MANIFEST), _dump(manifest))
   shutil.rmtree(work)
 
 
-def _write_dataset_info(output, manifest):
+def _write_dataset_info(output, work, manifest):
   """Writes what TFDS needs to open the folder."""
   import tensorflow_datasets as tfds  # noqa: PLC0415  Slow, so only now.
 
@@ -556,7 +567,7 @@ def _write_dataset_info(output, manifest):
           shard_lengths=[shard['examples'] for shard in entry['shards']],
           filename_template=template.replace(split=split))
       for split, entry in sorted(manifest['splits'].items())]))
-  with tempfile.TemporaryDirectory(dir=output, prefix='.info-') as folder:
+  with tempfile.TemporaryDirectory(dir=work) as folder:
     info.write_to_directory(folder)
     for file in os.listdir(folder):
       os.replace(os.path.join(folder, file), os.path.join(output, file))

@@ -7,6 +7,7 @@ own threads cost 40 % more CPU in all.
 import io
 import math
 import os
+import warnings
 from fractions import Fraction
 
 import av
@@ -30,12 +31,10 @@ class UnreadableVideo(Exception):
 
 
 class PartlyReadable(UnreadableVideo):
-  """A file that breaks off; `frames` and `seconds` are what came before."""
+  """A file that breaks off after at least one frame."""
 
-  def __init__(self, detail, frames, seconds):
+  def __init__(self, detail):
     super().__init__('breaks off', detail)
-    self.frames = frames
-    self.seconds = seconds
 
 
 def target_size(width, height, *, short_side=0, pixel_aspect=None):
@@ -72,7 +71,8 @@ def _pick_stream(container):
   return streams[0]
 
 
-def read_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
+def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
+                   max_seconds=0.0):
   """Decodes a video, upright and at an even rate.
 
   The clock starts at the first frame. With fps, the first frame at or after
@@ -86,8 +86,8 @@ def read_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
       video has, keeps the size.
     max_frames: stop after so many; 0 is no limit.
     max_seconds: stop before the first frame at this time; 0 is no limit.
-  Returns:
-    list of uint8[H, W, 3] RGB, all of one size, and list of float seconds.
+  Yields:
+    uint8[H, W, 3] RGB, all of one size, and the time in seconds.
   Raises:
     UnreadableVideo: no frame can be read.
     PartlyReadable: the file breaks off after some frames.
@@ -95,35 +95,43 @@ def read_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
   path = os.path.abspath(path)
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')
-  frames, seconds = [], []
+  count = 0
   try:
     with av.open(path, options={'protocol_whitelist': 'file'}) as container:
       if _REFUSED_FORMATS & set(container.format.name.split(',')):
         raise UnreadableVideo('unreadable', 'a playlist, not a video')
-      _read_into(container, frames, seconds, fps, short_side, max_frames,
-                 max_seconds)
+      for frame in _decode(container, fps, short_side, max_frames,
+                           max_seconds):
+        count += 1
+        yield frame
   except UnreadableVideo:
     raise
   except (av.FFmpegError, OSError, ValueError, MemoryError,
           ArithmeticError) as e:
     detail = getattr(e, 'strerror', None) or str(e) or type(e).__name__
-    if frames:
-      raise PartlyReadable(f'{len(frames)} frames, then: {detail}', frames,
-                           seconds) from e
+    if count:
+      raise PartlyReadable(f'{count} frames kept, then: {detail}') from e
     raise UnreadableVideo('unreadable', detail) from e
-  if not frames:
+  if not count:
     raise UnreadableVideo('no frames')
-  return frames, seconds
 
 
-def _read_into(container, frames, seconds, fps, short_side, max_frames,
-               max_seconds):
+def read_frames(path, **options):
+  """Returns lists of frames and seconds; see iterate_frames."""
+  frames, seconds = zip(*iterate_frames(path, **options), strict=True)
+  return list(frames), list(seconds)
+
+
+def _decode(container, fps, short_side, max_frames, max_seconds):
   stream = _pick_stream(container)
+  if stream.codec_context is None:
+    raise UnreadableVideo('unreadable', 'unknown codec')
   stream.codec_context.thread_count = 1
   rate = stream.average_rate or Fraction(25)
   scaler = av.video.reformatter.VideoReformatter()
   size = None
   start = None
+  kept = 0
   last_tick = -1
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
   for number, frame in enumerate(container.decode(stream)):
@@ -150,10 +158,10 @@ def _read_into(container, frames, seconds, fps, short_side, max_frames,
         frame, width=size[0], height=size[1], format='rgb24',
         src_color_range=frame.color_range,
         interpolation=av.video.reformatter.Interpolation.BICUBIC, threads=1)
-    frames.append(np.ascontiguousarray(
-        np.rot90(frame.to_ndarray(), quarter_turns)))
-    seconds.append(float(max(time, 0)))
-    if max_frames and len(frames) >= max_frames:
+    kept += 1
+    yield (np.ascontiguousarray(np.rot90(frame.to_ndarray(), quarter_turns)),
+           float(max(time, 0)))
+    if kept == max_frames:
       break
 
 
@@ -171,7 +179,10 @@ def read_still(path, *, short_side=0):
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')
   try:
-    with Image.open(path) as image:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      image = Image.open(path)
+    with image:
       if image.width * image.height > _MAX_PIXELS:
         raise UnreadableVideo('too large', f'{image.width}x{image.height}')
       image = ImageOps.exif_transpose(image)

@@ -38,7 +38,6 @@ class _Worker:
         os.path.abspath(__file__))))
     path = os.pathsep.join(
         [root] + [p for p in [os.environ.get('PYTHONPATH')] if p])
-    os.set_inheritable(theirs.fileno(), True)
     self.process = subprocess.Popen(
         [sys.executable, '-m', __name__, str(theirs.fileno()),
          str(os.getpid())],

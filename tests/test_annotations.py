@@ -1,0 +1,198 @@
+"""Captions files: what is read, and how what cannot be is named."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from alpro_jax.data import annotations
+
+
+def _write(tmp_path, name, text):
+  path = tmp_path / name
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  return path
+
+
+def _reasons(source):
+  return [(skip.item, skip.reason) for skip in source.skipped]
+
+
+def test_captions_of_a_video_come_together(tmp_path):
+  path = _write(tmp_path, 'c.jsonl', '\n'.join([
+      '\ufeff{"video": "a.mp4", "caption": " one ", "style": "full"}',
+      '{"video": "b.mp4", "caption": ["two", "three"]}',
+      '',
+      '{"video": "./a.mp4", "caption": "four", "style": null}']))
+  source = annotations.read_folder(path)
+  a, b = source.clips
+  assert (a.video, a.captions, a.styles) == (
+      'a.mp4', ('one', 'four'), ('full', ''))
+  assert (b.captions, b.styles) == (('two', 'three'), ('', ''))
+  assert source.rows == 3 and not source.skipped
+  assert not a.still
+
+
+def test_bad_rows_are_named_with_their_line(tmp_path):
+  path = _write(tmp_path, 'c.jsonl', b'\n'.join([
+      b'{"video": "a.mp4", "caption": "fine"}',
+      b'{"video": "a.mp4", "caption": "fine"}',
+      b'{"video": "b.mp4", "caption": "  "}',
+      b'not json',
+      b'[1, 2]',
+      b'{"video": "c.mp4"}',
+      b'{"video": "d.mp4", "caption": 3}',
+      b'{"video": 4, "caption": "x"}',
+      b'{"video": "e.mp4", "caption": "\xff"}',
+      b'{"video": "f.mp4", "caption": "\\ud800"}',
+      b'{"video": "g.mp4", "caption": []}',
+      b'{"video": "", "caption": "x"}',
+      b'{"video": "h.mp4", "caption": "x", "style": 5}',
+      b'[' * 100000]))
+  source = annotations.read_folder(path)
+  assert [clip.video for clip in source.clips] == ['a.mp4']
+  assert _reasons(source) == [
+      ('a.mp4', 'duplicate row'), ('b.mp4', 'empty caption'),
+      (f'{path}:4', 'bad row'), (f'{path}:5', 'bad row'),
+      ('c.mp4', 'bad row'), ('d.mp4', 'bad row'), ('4', 'bad row'),
+      (f'{path}:9', 'bad row'), ('f.mp4', 'bad row'),
+      ('g.mp4', 'empty caption'), ('', 'no video name'),
+      ('h.mp4', 'bad row'), (f'{path}:14', 'bad row')]
+  assert all(f'{path}:' in skip.detail for skip in source.skipped)
+
+
+def test_csv_with_quotes_newlines_and_wrong_columns(tmp_path):
+  path = _write(tmp_path, 'c.csv', (
+      'video,caption,style\r\n'
+      'a.mp4,"one, with ""quotes""\nand a new line",full\r\n'
+      'b.mp4,two,a,b\r\n'
+      'c.mp4,three\r\n'
+      '"d é\n.mp4",four,\r\n').encode() + b'e.mp4,\xff,\r\n')
+  source = annotations.read_folder(path)
+  assert [clip.video for clip in source.clips] == ['a.mp4', 'd é\n.mp4']
+  assert source.clips[0].captions == ('one, with "quotes"\nand a new line',)
+  assert [(s.item, s.detail.removeprefix(f'{path}:')) for s in
+          source.skipped] == [
+      ('b.mp4', '4: 4 columns, expected 3; quote fields that hold a comma'),
+      ('c.mp4', '5: 2 columns, expected 3'),
+      ('e.mp4', '8: not UTF-8')]
+
+
+@pytest.mark.parametrize('name', [
+    '../a.mp4', 'x/../../a.mp4', '/etc/passwd', 'a\0.mp4', '.', ' '])
+def test_names_stay_in_the_folder(tmp_path, name):
+  path = _write(tmp_path, 'c.jsonl', '\n'.join(
+      json.dumps({'video': video, 'caption': 'x'}) for video in
+      (name, 'ok.mp4')))
+  source = annotations.read_folder(path)
+  assert [clip.video for clip in source.clips] == ['ok.mp4']
+  assert source.skipped[0].reason in (
+      'outside the folder of videos', 'bad video name', 'no video name')
+
+
+def test_rows_of_other_splits_are_counted(tmp_path):
+  path = _write(tmp_path, 'c.csv', 'video,caption,split\na.mp4,x,train\n'
+                'b.mp4,y,val\nc.mp4,z,\n')
+  assert [c.video for c in annotations.read_folder(path).clips] == [
+      'a.mp4', 'c.mp4']
+  source = annotations.read_folder(path, split='val')
+  assert [c.video for c in source.clips] == ['b.mp4', 'c.mp4']
+  assert source.other_splits == 1
+  assert source.named == {'a.mp4', 'b.mp4', 'c.mp4'}
+
+
+def test_digest_follows_the_list(tmp_path):
+  def digest(*captions):
+    path = _write(tmp_path, 'c.jsonl', '\n'.join(
+        json.dumps({'video': f'{c}.mp4', 'caption': c}) for c in captions))
+    return annotations.read_folder(path).digest()
+  assert digest('a', 'b') == digest('a', 'b')
+  assert len({digest('a', 'b'), digest('b', 'a'), digest('a')}) == 3
+
+
+def test_webvid_csv(tmp_path):
+  path = _write(tmp_path, 'w.csv', 'video_id,txt_len,text\n1,79,short\n'
+                '2,80,long\n3,many,odd\n../4,5,bad\n')
+  source = annotations.read_webvid(path)
+  assert [clip.files for clip in source.clips] == [
+      ('1.mp4',), ('2.mp4',), ('3.mp4',)]
+  source = annotations.read_webvid(path, max_text_length=80)
+  assert [clip.video for clip in source.clips] == ['1.mp4']
+  assert _reasons(source) == [
+      ('2.mp4', 'text too long'), ('3', 'bad row'),
+      ('../4.mp4', 'outside the folder of videos')]
+
+
+def test_webvid_csv_as_published(tmp_path):
+  path = _write(tmp_path, 'w.csv', 'videoid,contentUrl,duration,page_dir,name'
+                '\n12,http://x,PT1S,000_050,A dog\n')
+  clip, = annotations.read_webvid(path).clips
+  assert clip.files == ('000_050/12.mp4', '12.mp4')
+  with pytest.raises(ValueError, match='not txt_len'):
+    annotations.read_webvid(path, max_text_length=80)
+
+
+def test_webvid_pickle_only_with_the_flag(tmp_path, monkeypatch):
+  path = _write(tmp_path, 'w.pkl', b'')
+  with pytest.raises(ValueError, match='pass --allow_pickle'):
+    annotations.read_webvid(path)
+  table = types.SimpleNamespace(
+      columns=['video_id', 'txt_len', 'text'],
+      itertuples=lambda index: [(1, 9, 'a'), (2, 9, float('nan'))])
+  monkeypatch.setitem(sys.modules, 'pandas', types.SimpleNamespace(
+      read_pickle=lambda path: table))
+  source = annotations.read_webvid(path, allow_pickle=True)
+  assert [clip.video for clip in source.clips] == ['1.mp4']
+  assert _reasons(source) == [('2.mp4', 'bad row')]
+  monkeypatch.setitem(sys.modules, 'pandas', None)
+  with pytest.raises(ValueError, match='pandas is not installed'):
+    annotations.read_webvid(path, allow_pickle=True)
+
+
+def test_real_pickle(tmp_path):
+  pandas = pytest.importorskip('pandas')
+  path = tmp_path / 'w.pkl'
+  pandas.DataFrame({'video_id': [1, 2], 'txt_len': [5, 90],
+                    'text': ['a', 'b']}).to_pickle(path)
+  source = annotations.read_webvid(path, allow_pickle=True,
+                                   max_text_length=80)
+  assert [clip.video for clip in source.clips] == ['1.mp4']
+
+
+def test_cc3m(tmp_path):
+  images = tmp_path / 'images'
+  path = _write(tmp_path, 'cc.json', json.dumps([
+      {'image': 'a.jpg', 'caption': 'one'},
+      {'image': str(images / 'sub' / 'b.jpg'), 'caption': ['two', 'three']},
+      {'image': '/etc/passwd', 'caption': 'no'},
+      {'image': f'{images}/../x.jpg', 'caption': 'no'},
+      {'image': 'c.jpg'}, 'text']))
+  source = annotations.read_cc3m(path, images)
+  assert [(c.video, c.captions, c.still) for c in source.clips] == [
+      ('a.jpg', ('one',), True), ('sub/b.jpg', ('two', 'three'), True)]
+  assert [reason for _, reason in _reasons(source)] == [
+      'outside the folder of videos'] * 2 + ['bad row'] * 2
+
+
+@pytest.mark.parametrize(('name', 'text', 'match'), [
+    ('c.csv', 'file,caption\n', 'but not video'),
+    ('c.csv', '', 'but not video, caption'),
+    ('c.txt', 'x', 'must end in .csv or .jsonl')])
+def test_wrong_files(tmp_path, name, text, match):
+  with pytest.raises(ValueError, match=match):
+    annotations.read_folder(_write(tmp_path, name, text))
+
+
+def test_wrong_files_of_the_other_sources(tmp_path):
+  with pytest.raises(FileNotFoundError, match='--captions=.* is not a file'):
+    annotations.read_folder(tmp_path / 'none.csv')
+  with pytest.raises(ValueError, match='expected a list'):
+    annotations.read_cc3m(_write(tmp_path, 'a.json', '{}'), tmp_path)
+  with pytest.raises(ValueError, match='is not JSON'):
+    annotations.read_cc3m(_write(tmp_path, 'a.json', 'x'), tmp_path)
+  with pytest.raises(ValueError, match='must end in .csv'):
+    annotations.read_webvid(_write(tmp_path, 'a.json', 'x'))
+  with pytest.raises(ValueError, match='holds no pandas DataFrame|pandas is'):
+    annotations.read_webvid(_write(tmp_path, 'a.pkl', 'x'),
+                            allow_pickle=True)

@@ -1,0 +1,508 @@
+"""Preparation: nothing is lost in silence, and the result is always one."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro_jax.data import annotations, dataset, prepare, workers
+from tests import small_videos
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CLIPS = os.environ.get('ALPRO_CLIPS', '')
+ALL_FRAMES = {'fps': 0, 'short_side': 0}
+
+
+@pytest.fixture(scope='module')
+def clips(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('clips')
+  small_videos.write_folder(folder, 12)
+  return folder
+
+
+def _prepare(folder, output, *, captions=None, num_workers=1, timeout_s=60.,
+             **changes):
+  source = annotations.read_folder(captions or folder / 'captions.jsonl')
+  return prepare.prepare(
+      source, folder, output, num_workers=num_workers, timeout_s=timeout_s,
+      options=prepare.Options(**{**ALL_FRAMES, **changes}),
+      list_uncaptioned=True)
+
+
+def _content(output):
+  """Every byte that training reads, by name without the name of the set."""
+  return {path.name.removeprefix(output.name): path.read_bytes()
+          for path in output.iterdir()
+          if 'array_record' in path.name or path.name.startswith('index')}
+
+
+def _manifest(output):
+  return json.loads((output / 'manifest.json').read_text())
+
+
+def _run(*args, wait=True):
+  process = subprocess.Popen(
+      [sys.executable, str(ROOT / 'launch/prepare.py'), *map(str, args)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  if not wait:
+    return process
+  out, err = process.communicate(timeout=120)
+  return process.returncode, out, err
+
+
+# --- Workers ----------------------------------------------------------------
+
+
+def _map(items, num_workers=2, timeout_s=60., **more):
+  return list(workers.run_in_order(
+      'tests.worker_targets:act', {'factor': 2}, items, workers=num_workers,
+      timeout_s=timeout_s, **more))
+
+
+def test_results_keep_their_order():
+  assert _map([]) == []
+  assert _map(list(range(300))) == [2 * i for i in range(300)]
+  assert _map([.2, 1, .1, 2, 3], window=1) == [.2, 2, .1, 4, 6]
+
+
+def test_messages_larger_than_a_pipe():
+  items = [bytes([i]) * 300_000 for i in range(12)]
+  assert _map(items, max_bytes=1) == items
+
+
+def test_hanging_and_crashing_items_are_named(tmp_path):
+  results = _map([1, 'hang', 2, 'crash', 3, 'exit', 4, 5,
+                  f'crash once {tmp_path / "flag"}', 6], timeout_s=1.)
+  assert results[1] == workers.Lost('time-out', 'more than 1 s')
+  assert results[3] == workers.Lost('decoder crashed', 'signal 11')
+  assert results[5] == workers.Lost('decoder crashed', 'exit code 3')
+  assert results[8] == 'recovered'
+  assert [r for i, r in enumerate(results) if i not in (1, 3, 5, 8)] == [
+      2, 4, 6, 8, 10, 12]
+
+
+def test_a_slow_reader_is_no_time_out():
+  results = workers.run_in_order(
+      'tests.worker_targets:act', {'factor': 2}, list(range(40)), workers=1,
+      timeout_s=.5)
+  got = []
+  for result in results:
+    got.append(result)
+    if len(got) == 2:
+      time.sleep(1.)  # As if a disk were slow.
+  assert got == [2 * i for i in range(40)]
+
+
+def test_workers_that_cannot_start_say_why():
+  with pytest.raises(RuntimeError, match='No module named'):
+    list(workers.run_in_order('no.module:f', {}, [1], workers=1, timeout_s=9))
+
+
+def test_workers_end_with_their_parent():
+  code = (
+      'from alpro_jax.data import workers\n'
+      'pids = []\n'
+      'start = workers._Worker.__init__\n'
+      'def init(self, *args):\n'
+      '  start(self, *args)\n'
+      '  print(self.process.pid, flush=True)\n'
+      'workers._Worker.__init__ = init\n'
+      'list(workers.run_in_order("tests.worker_targets:act", {"factor": 1},\n'
+      '                          ["hang"], workers=1, timeout_s=99))\n')
+  parent = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT,
+                            stdout=subprocess.PIPE, text=True)
+  worker = int(parent.stdout.readline())
+  time.sleep(1)  # Let it hang.
+  parent.kill()
+  parent.wait()
+  for _ in range(100):
+    status = pathlib.Path(f'/proc/{worker}/stat')
+    if not status.exists() or ') Z ' in status.read_text():
+      return
+    time.sleep(.05)
+  pytest.fail('the worker outlived its parent')
+
+
+# --- The result -------------------------------------------------------------
+
+
+def test_same_content_whatever_the_workers(clips, tmp_path):
+  _prepare(clips, tmp_path / 'one', part_size=5)
+  _prepare(clips, tmp_path / 'two', part_size=5, num_workers=3)
+  one, two = _content(tmp_path / 'one'), _content(tmp_path / 'two')
+  assert one == two and len(one) == 4
+  assert (_manifest(tmp_path / 'one')['splits']['train']['digest'] ==
+          _manifest(tmp_path / 'two')['splits']['train']['digest'])
+  assert not list((tmp_path / 'one').glob('.preparing*'))
+
+
+def test_killed_again_and_again(clips, tmp_path):
+  _prepare(clips, tmp_path / 'whole', part_size=2)
+  output = tmp_path / 'set'
+  args = ['--source=folder', f'--videos={clips}',
+          f'--captions={clips / "captions.jsonl"}', f'--output={output}',
+          '--fps=0', '--short_side=0', '--clips_per_shard=2', '--workers=1']
+  work = output / '.preparing-train'
+  for parts in (1, 3):
+    process = _run(*args, wait=False)
+    while process.poll() is None and (
+        len(list(work.glob('part-*.json'))) < parts):
+      time.sleep(.002)
+    process.kill()
+    process.communicate()
+  kept = {path.name: path.stat().st_mtime_ns
+          for path in work.glob('part-*.json')}
+  assert 3 <= len(kept) < 6
+  with pytest.raises(FileNotFoundError, match='is not finished'):
+    dataset.open_dataset(output)
+  code, out, _ = _run(*args)
+  assert code == 0, out
+  report = json.loads((output / 'report.json').read_text())
+  assert report['splits']['train']['clips_made_in_this_run'] == 12 - 2 * len(
+      kept)
+  assert _content(output) == {
+      name: data for name, data in _content(tmp_path / 'whole').items()}
+  assert (_manifest(output)['splits']['train']['digest'] ==
+          _manifest(tmp_path / 'whole')['splits']['train']['digest'])
+
+
+@pytest.mark.parametrize('where', ['_write_dataset_info', '_write_atomic'])
+def test_killed_while_finishing(clips, tmp_path, monkeypatch, where):
+  _prepare(clips, tmp_path / 'whole', part_size=5)
+  real = getattr(prepare, where)
+
+  def die(*args):
+    if where == '_write_atomic' and 'report' not in str(args[0]):
+      return real(*args)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(prepare, where, die)
+  with pytest.raises(KeyboardInterrupt):
+    _prepare(clips, tmp_path / 'set', part_size=5)
+  monkeypatch.undo()
+  report = _prepare(clips, tmp_path / 'set', part_size=5)
+  assert report['clips_made_in_this_run'] == 0
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
+  dataset.open_dataset(tmp_path / 'set', verify=True)
+
+
+def test_other_options_or_clips_are_refused(clips, tmp_path):
+  output = tmp_path / 'set'
+  _prepare(clips, output, part_size=5)
+  before = _content(output)
+  assert _prepare(clips, output, part_size=5)['already_prepared']
+  with pytest.raises(prepare.PrepareError,
+                     match='finished .* --quality was 85 and is now 50'):
+    _prepare(clips, output, part_size=5, quality=50)
+  (output / '.preparing-train').mkdir()
+  manifest = output / 'manifest.json'
+  plan = _manifest(output)['splits']['train']['plan']
+  (output / '.preparing-train' / 'plan.json').write_text(json.dumps(plan))
+  manifest.unlink()
+  fewer = tmp_path / 'fewer.jsonl'
+  fewer.write_text(''.join((clips / 'captions.jsonl').open().readlines()[:8]))
+  with pytest.raises(prepare.PrepareError,
+                     match='unfinished .* list of clips changed .it had 12, '
+                     'now 4'):
+    _prepare(clips, output, part_size=5, captions=fewer)
+  assert _content(output) == before
+
+
+def test_splits_share_a_folder(clips, tmp_path):
+  output = tmp_path / 'Some Set'
+  _prepare(clips, output)
+  source = annotations.read_folder(clips / 'captions.jsonl')
+  val = annotations.Annotations(source.clips[:3], [], 3)
+  prepare.prepare(val, clips, output, split='val', num_workers=1,
+                  options=prepare.Options(fps=2, quality=50))
+  train, val = (dataset.open_dataset(output, split, verify=True)
+                for split in ('train', 'val'))
+  assert (len(train), len(val)) == (12, 3)
+  assert train.digest != val.digest
+  assert set(json.loads((output / 'report.json').read_text())['splits']) == {
+      'train', 'val'}
+  import tensorflow_datasets as tfds
+  builder = tfds.builder_from_directory(output)
+  assert builder.info.splits['val'].num_examples == 3
+  assert builder.info.splits['train'].num_examples == 12
+  assert builder.info.name == 'some_set'
+
+
+def test_every_skipped_item_is_named(clips, tmp_path, capsys):
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  (folder / 'text.mp4').write_text('hello')
+  rows = [json.loads(line) for line in (folder / 'captions.jsonl').open()]
+  rows += [{'video': 'gone.mp4', 'caption': 'x'},
+           {'video': 'text.mp4', 'caption': 'x'},
+           {'video': '../clips/000.mp4', 'caption': 'x'},
+           {'video': '000.mp4', 'caption': ' '}, {'video': '000.mp4'}]
+  rows = [row for row in rows if row['video'] != '005.mp4']
+  captions = small_videos.write_captions(folder, rows)
+  report = _prepare(folder, tmp_path / 'set', captions=captions)
+  assert report['skipped_by_reason'] == {
+      'bad row': 1, 'empty caption': 1, 'missing file': 1,
+      'outside the folder of videos': 1, 'unreadable': 1}
+  assert {skip['item'] for skip in report['skipped']} == {
+      'gone.mp4', 'text.mp4', '../clips/000.mp4', '000.mp4'}
+  assert report['without_caption'] == ['005.mp4']
+  counts = report['counts']
+  assert (counts['prepared'], counts['captions'], counts['frames']) == (
+      11, 22, 88)
+  assert counts['prepared'] + 2 == counts['clips']  # gone and text.
+  screen = capsys.readouterr().err
+  for skip in report['skipped']:
+    assert f'{skip["item"]!r}: {skip["reason"]}' in screen
+
+
+def test_only_regular_files_are_opened(clips, tmp_path):
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  os.mkfifo(folder / 'pipe.mp4')  # Opening it would wait for ever.
+  rows = [{'video': 'pipe.mp4', 'caption': 'x'},
+          {'video': '000.mp4', 'caption': 'y'}]
+  report = _prepare(folder, tmp_path / 'set',
+                    captions=small_videos.write_captions(folder, rows))
+  assert report['skipped_by_reason'] == {'missing file': 1}
+
+
+def test_lost_items_reach_the_report(clips, tmp_path, monkeypatch):
+  real = workers.run_in_order
+
+  def lose_one(*args, **kwargs):
+    for number, result in enumerate(real(*args, **kwargs)):
+      yield workers.Lost('time-out', 'more than 1 s') if (
+          number == 3) else result
+
+  monkeypatch.setattr(workers, 'run_in_order', lose_one)
+  report = _prepare(clips, tmp_path / 'set')
+  assert report['skipped'] == [
+      {'item': '003.mp4', 'reason': 'time-out', 'detail': 'more than 1 s'}]
+  assert len(dataset.open_dataset(tmp_path / 'set')) == 11
+
+
+def test_a_video_that_breaks_off(tmp_path):
+  folder = tmp_path / 'videos'
+  folder.mkdir()
+  path = small_videos.write_video(folder / 'a.avi', frames=60, codec='mpeg4')
+  data = bytearray(path.read_bytes())
+  random = np.random.default_rng(3)
+  captions = small_videos.write_captions(
+      folder, [{'video': 'a.avi', 'caption': 'x'},
+               {'video': 'b.mp4', 'caption': 'y'}])
+  small_videos.write_video(folder / 'b.mp4')
+  from alpro_jax.data import video
+  for _ in range(200):  # Damage it until it breaks off.
+    broken = bytearray(data)
+    for where in random.integers(6000, len(data), 30):
+      broken[where] = random.integers(256)
+    path.write_bytes(broken)
+    try:
+      video.read_frames(path)
+    except video.PartlyReadable:
+      break
+    except video.UnreadableVideo:
+      pass
+  skip = _prepare(folder, tmp_path / 'skip', captions=captions)
+  assert skip['skipped_by_reason'] == {'breaks off': 1}
+  keep = _prepare(folder, tmp_path / 'keep', captions=captions,
+                  on_partial='keep')
+  assert keep['counts']['prepared'] == 2 and not keep['skipped']
+  assert [item['item'] for item in keep['partial']] == ['a.avi']
+
+
+def test_strange_names(tmp_path):
+  folder = tmp_path / 'videos'
+  names = ['with space.mp4', "it's \"quoted\".mp4", 'ünï/日本.mp4',
+           'new\nline.mp4', '-rf.mp4', '%05d.mp4', 'a:b.mp4', 'x.MP4']
+  (folder / 'ünï').mkdir(parents=True)
+  for name in names:
+    small_videos.write_video(tmp_path / 'any.mp4')
+    shutil.copy(tmp_path / 'any.mp4', folder / name)
+  captions = small_videos.write_captions(
+      folder, [{'video': name, 'caption': name} for name in names])
+  report = _prepare(folder, tmp_path / 'sét', captions=captions)
+  assert report['counts']['prepared'] == len(names), report['skipped']
+  assert [record.video for record in
+          dataset.open_dataset(tmp_path / 'sét').metadata()] == names
+
+
+def test_photos(tmp_path):
+  images = tmp_path / 'images'
+  images.mkdir()
+  Image.new('RGB', (40, 20), 'red').save(images / 'a.jpg')
+  Image.new('RGB', (400, 300), 'red').save(images / 'b.png')
+  path = tmp_path / 'cc.json'
+  path.write_text(json.dumps([
+      {'image': 'a.jpg', 'caption': 'one'},
+      {'image': 'b.png', 'caption': ['two', 'three']}]))
+  code, out, err = _run('--source=cc3m', f'--images={images}',
+                        f'--captions={path}', f'--output={tmp_path / "set"}')
+  assert code == 0, err
+  records = dataset.open_dataset(tmp_path / 'set').metadata()
+  assert [(r.still, r.frames, len(r.captions)) for r in records] == [
+      (True, 1, 1), (True, 1, 2)]
+
+
+def test_webvid_layout(clips, tmp_path):
+  folder = tmp_path / 'videos'
+  (folder / '000_050').mkdir(parents=True)
+  shutil.copy(clips / '000.mp4', folder / '000_050' / '12.mp4')
+  shutil.copy(clips / '001.mp4', folder / '13.mp4')
+  path = tmp_path / 'w.csv'
+  path.write_text('videoid,page_dir,name\n12,000_050,one\n13,000_050,two\n')
+  code, _, err = _run('--source=webvid', f'--videos={folder}',
+                      f'--captions={path}', f'--output={tmp_path / "set"}',
+                      '--fps=0')
+  assert code == 0, err
+  assert len(dataset.open_dataset(tmp_path / 'set')) == 2
+
+
+# --- Mistakes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('name', 'value'), [
+    ('fps', -1), ('fps', float('nan')), ('quality', 0), ('quality', 96),
+    ('short_side', -5), ('part_size', 0), ('on_partial', 'perhaps'),
+    ('max_frames', -1), ('max_seconds', -1.)])
+def test_wrong_options(name, value):
+  with pytest.raises(prepare.PrepareError, match=f'--.*={value} must be'):
+    prepare.Options(**{name: value})
+
+
+def test_wrong_arguments(clips, tmp_path):
+  source = annotations.read_folder(clips / 'captions.jsonl')
+  for match, changes in [
+      ('--split=Train must be', {'split': 'Train'}),
+      ('--timeout_s=0 must be', {'timeout_s': 0}),
+      ('--workers=-1 must not', {'num_workers': -1})]:
+    with pytest.raises(prepare.PrepareError, match=match):
+      prepare.prepare(source, clips, tmp_path / 'set', **changes)
+  with pytest.raises(prepare.PrepareError, match='is not a folder'):
+    prepare.prepare(source, tmp_path / 'none', tmp_path / 'set')
+
+
+def test_no_caption_matches(clips, tmp_path):
+  captions = small_videos.write_captions(
+      tmp_path, [{'video': f'x{i}', 'caption': 'x'} for i in range(9)])
+  with pytest.raises(prepare.PrepareError) as e:
+    _prepare(clips, tmp_path / 'set', captions=captions)
+  assert "None of the 9 captioned files is in" in str(e.value)
+  assert "'x4'" in str(e.value) and "'x5'" not in str(e.value)
+  assert "'003.mp4'" in str(e.value)
+  assert not (tmp_path / 'set').exists()
+
+
+def test_no_usable_row(clips, tmp_path):
+  captions = small_videos.write_captions(tmp_path, [{'video': 'a'}])
+  with pytest.raises(prepare.PrepareError, match='1 rows and no usable one'):
+    _prepare(clips, tmp_path / 'set', captions=captions)
+
+
+def test_no_clip_prepared(tmp_path):
+  (tmp_path / 'a.mp4').write_text('x')
+  captions = small_videos.write_captions(
+      tmp_path, [{'video': 'a.mp4', 'caption': 'x'}])
+  with pytest.raises(prepare.PrepareError,
+                     match='No clip of 1 could be prepared: 1 unreadable'):
+    _prepare(tmp_path, tmp_path / 'set', captions=captions)
+
+
+def test_output_of_others_is_left_alone(clips, tmp_path):
+  output = tmp_path / 'set'
+  output.mkdir()
+  (output / 'thesis.txt').write_text('x')
+  with pytest.raises(prepare.PrepareError,
+                     match='holds other files .thesis.txt'):
+    _prepare(clips, output)
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(prepare.PrepareError, match='cannot be written'):
+    _prepare(clips, tmp_path / 'file')
+  with pytest.raises(prepare.PrepareError, match='cannot be written'):
+    _prepare(clips, '/proc/set')
+
+
+def test_one_run_at_a_time(clips, tmp_path):
+  output = tmp_path / 'set'
+  output.mkdir()
+  with prepare._lock(output), pytest.raises(
+      prepare.PrepareError, match='Another run is preparing'):
+    _prepare(clips, output)
+
+
+def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, '_finish', lambda *args: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    _prepare(clips, tmp_path / 'set')
+  monkeypatch.undo()
+  (tmp_path / 'set/.preparing-train/part-00000.array_record').unlink()
+  with pytest.raises(prepare.PrepareError, match='lost part 0'):
+    _prepare(clips, tmp_path / 'set')
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['--fps=x'], "argument --fps: invalid float value: 'x'"),
+    (['--source=disc'], "argument --source: invalid choice: 'disc'"),
+    (['--qualtiy=9'], 'unrecognized arguments: --qualtiy=9'),
+    (['--quality=100'], '--quality=100 must be 1 to 95'),
+    (['--videos=/none'], '--videos=/none is not a folder'),
+    (['--videos='], '--source=folder needs --videos'),
+    (['--captions=/none.csv'], '--captions=/none.csv is not a file')])
+def test_mistakes_are_one_sentence(clips, tmp_path, capsys, args, message):
+  sys.path.insert(0, str(ROOT / 'launch'))
+  try:
+    import prepare as launch
+  finally:
+    sys.path.pop(0)
+  base = ['--source=folder', f'--videos={clips}',
+          f'--captions={clips / "captions.jsonl"}',
+          f'--output={tmp_path / "set"}']
+  try:
+    code = launch.main(base + args)
+  except SystemExit as e:
+    code = e.code
+  assert code == 2
+  err = capsys.readouterr().err.strip()
+  assert message in err and err.count('\n') == 0 and err.startswith('error: ')
+
+
+def test_interrupt_says_how_to_continue(clips, tmp_path):
+  process = _run('--source=folder', f'--videos={clips}',
+                 f'--captions={clips / "captions.jsonl"}',
+                 f'--output={tmp_path / "set"}', wait=False)
+  while not (tmp_path / 'set/.preparing-train/plan.json').exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(.002)
+  process.send_signal(signal.SIGINT)  # The workers are still starting.
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert 'same command again to continue' in err and 'Traceback' not in err
+
+
+def test_help_has_an_example_of_every_source():
+  code, out, _ = _run('--help')
+  assert code == 0
+  for source in annotations.SOURCES:
+    assert re.search(rf'prepare.py --source={source} ', out)
+
+
+@pytest.mark.skipif(not os.path.isdir(CLIPS),
+                    reason='set ALPRO_CLIPS to the folder of clips')
+def test_real_clips_are_in_or_named(tmp_path):
+  source = annotations.read_folder(os.path.join(CLIPS, 'captions.jsonl'))
+  report = prepare.prepare(source, CLIPS, tmp_path / 'set', num_workers=2)
+  records = dataset.open_dataset(tmp_path / 'set').metadata()
+  named = {skip['item']: skip['reason'] for skip in report['skipped']}
+  assert named == {'corrupted.mp4': 'breaks off',
+                   'not_there.mp4': 'missing file'}
+  assert {r.video for r in records} | set(named) == {
+      clip.video for clip in source.clips}

@@ -1,0 +1,193 @@
+"""Frames come upright, evenly, never enlarged, and failures say why."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro_jax.data import video
+from tests import small_videos
+
+CLIPS = os.environ.get('ALPRO_CLIPS', '')
+needs_clips = pytest.mark.skipif(
+    not os.path.isdir(CLIPS), reason='set ALPRO_CLIPS to the folder of clips')
+
+
+def _is(pixel, *, red=False, blue=False):
+  r, g, b = pixel.astype(int)
+  return (r > 150) == red and (b > 150) == blue and g < 100
+
+
+def test_all_frames_in_order(tmp_path):
+  path = small_videos.write_video(tmp_path / 'a.mp4')
+  frames, seconds = video.read_frames(path)
+  np.testing.assert_allclose(seconds, np.arange(8) / 8, atol=1e-6)
+  assert {frame.shape for frame in frames} == {(32, 48, 3)}
+  assert frames[0].dtype == np.uint8
+  grey = [frame[16, 40].mean() for frame in frames]
+  np.testing.assert_allclose(grey, np.arange(8) * 20, atol=4)
+  assert _is(frames[3][4, 4], red=True) and _is(frames[3][28, 4], blue=True)
+
+
+@pytest.mark.parametrize(('rate', 'fps', 'kept'), [
+    (8, 4, [0, 2, 4, 6, 8, 10, 12, 14]),
+    (8, 3, [0, 3, 6, 8, 11, 14]),  # The first at or after 0, 1/3, 2/3, ...
+    (8, 8, list(range(16))),
+    (8, 100, list(range(16))),  # A frame is never kept twice.
+    (8, .5, [0]),
+])
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi'])
+def test_fps(tmp_path, rate, fps, kept, suffix):
+  path = small_videos.write_video(
+      tmp_path / f'a.{suffix}', frames=16, rate=rate,
+      codec='mpeg4' if suffix == 'avi' else 'libx264')
+  _, seconds = video.read_frames(path, fps=fps)
+  np.testing.assert_allclose(seconds, np.array(kept) / rate, atol=2e-3)
+
+
+def test_rounded_times_lose_no_frame(tmp_path):
+  # Matroska rounds 1 / 30 s to 33 ms, a little early.
+  path = small_videos.write_video(tmp_path / 'a.mkv', frames=30, rate=30)
+  assert len(video.read_frames(path, fps=30)[0]) == 30
+  assert len(video.read_frames(path, fps=10)[0]) == 10
+
+
+def test_limits(tmp_path):
+  path = small_videos.write_video(tmp_path / 'a.mp4')
+  assert len(video.read_frames(path, max_frames=3)[0]) == 3
+  assert len(video.read_frames(path, max_seconds=.5)[0]) == 4
+  assert len(video.read_frames(path, fps=2, max_seconds=.75)[0]) == 2
+
+
+def test_sizes():
+  assert video.target_size(340, 256, short_side=128) == (170, 128)
+  assert video.target_size(256, 340, short_side=128) == (128, 170)
+  assert video.target_size(48, 32, short_side=256) == (48, 32)
+  assert video.target_size(48, 32) == (48, 32)
+  assert video.target_size(720, 576, pixel_aspect=2) == (720, 288)
+  assert video.target_size(720, 576, pixel_aspect=.5) == (360, 576)
+  assert video.target_size(720, 576, pixel_aspect=0) == (720, 576)
+  assert video.target_size(4000, 2, short_side=1) == (2000, 1)
+
+
+def test_short_side(tmp_path):
+  path = small_videos.write_video(tmp_path / 'a.mp4')
+  assert video.read_frames(path, short_side=16)[0][0].shape == (16, 24, 3)
+  assert video.read_frames(path, short_side=99)[0][0].shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize('rotation', [0, 90, 180, -90])
+def test_rotation(tmp_path, rotation):
+  path = small_videos.write_video(
+      tmp_path / 'a.mp4', size=(64, 32), rotation=rotation)
+  frame = video.read_frames(path, short_side=16)[0][2]
+  # Counter-clockwise, as FFmpeg's display matrix counts. Stored, red is the
+  # upper left corner and blue the lower left one.
+  red, blue = {0: ((2, 2), (-3, 2)), 90: ((-3, 2), (-3, -3)),
+               180: ((-3, -3), (2, -3)), -90: ((2, -3), (2, 2))}[rotation]
+  assert frame.shape == ((32, 16, 3) if rotation in (90, -90)
+                         else (16, 32, 3))
+  assert _is(frame[red], red=True)
+  assert _is(frame[blue], blue=True)
+
+
+def test_unreadable_files(tmp_path):
+  with pytest.raises(video.UnreadableVideo, match='missing file'):
+    video.read_frames(tmp_path / 'none.mp4')
+  (tmp_path / 'empty.mp4').write_bytes(b'')
+  (tmp_path / 'text.mp4').write_text('not a video\n' * 100)
+  for name in ('empty.mp4', 'text.mp4'):
+    with pytest.raises(video.UnreadableVideo, match='unreadable'):
+      video.read_frames(tmp_path / name)
+
+
+def test_sound_alone_is_no_video(tmp_path):
+  import av
+  path = str(tmp_path / 'a.wav')
+  with av.open(path, 'w') as container:
+    stream = container.add_stream('pcm_s16le', rate=8000, layout='mono')
+    frame = av.AudioFrame.from_ndarray(
+        np.zeros((1, 800), np.int16), format='s16', layout='mono')
+    frame.sample_rate = 8000
+    for packet in [*stream.encode(frame), *stream.encode()]:
+      container.mux(packet)
+  with pytest.raises(video.UnreadableVideo, match='no video stream'):
+    video.read_frames(path)
+
+
+def test_playlists_are_not_followed(tmp_path):
+  secret = small_videos.write_video(tmp_path / 'secret.ts',
+                                    codec='mpeg2video', rate=25)
+  path = tmp_path / 'a.m3u8'
+  path.write_text('#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n'
+                  f'{secret}\n#EXT-X-ENDLIST\n')
+  with pytest.raises(video.UnreadableVideo):
+    video.read_frames(path)
+
+
+def test_damage_gives_no_silent_half(tmp_path):
+  # Whatever a decoder makes of it, the call ends and the reason has words.
+  path = small_videos.write_video(tmp_path / 'a.mp4', frames=60)
+  good = path.read_bytes()
+  random = np.random.default_rng(0)
+  for _ in range(20):
+    data = bytearray(good)
+    for where in random.integers(0, len(data), 40):
+      data[where] = random.integers(256)
+    path.write_bytes(data)
+    try:
+      frames, _ = video.read_frames(path)
+      assert frames
+    except video.UnreadableVideo as e:
+      assert e.reason in ('unreadable', 'breaks off', 'no frames',
+                          'no video stream', 'too large')
+
+
+def test_stills(tmp_path):
+  picture = np.zeros((20, 40, 3), np.uint8)
+  picture[:, :20, 0] = 255
+  exif = Image.Exif()
+  exif[0x0112] = 6  # To be turned 90 degrees clockwise.
+  Image.fromarray(picture).save(tmp_path / 'a.jpg', exif=exif, quality=95)
+  frame = video.read_still(tmp_path / 'a.jpg')
+  assert frame.shape == (40, 20, 3)
+  assert _is(frame[5, 10], red=True) and not _is(frame[35, 10], red=True)
+  assert video.read_still(tmp_path / 'a.jpg', short_side=10).shape == (
+      20, 10, 3)
+  Image.new('RGBA', (8, 8), (0, 0, 0, 0)).save(tmp_path / 'a.png')
+  assert (video.read_still(tmp_path / 'a.png') == 255).all()
+  Image.new('L', (8, 8), 7).save(tmp_path / 'l.png')
+  assert (video.read_still(tmp_path / 'l.png') == 7).all()
+  half = (tmp_path / 'a.jpg').read_bytes()
+  (tmp_path / 'half.jpg').write_bytes(half[:len(half) * 3 // 4])
+  for name in ('half.jpg', 'none.jpg'):
+    with pytest.raises(video.UnreadableVideo):
+      video.read_still(tmp_path / name)
+
+
+def test_jpeg_quality():
+  frame = np.random.default_rng(0).integers(
+      0, 255, (32, 48, 3)).astype(np.uint8)
+  low, high = video.encode_jpeg(frame, 30), video.encode_jpeg(frame, 95)
+  assert len(low) < len(high)
+  assert Image.open(io.BytesIO(high)).size == (48, 32)
+
+
+@needs_clips
+def test_real_clips():
+  shapes = {}
+  for path in sorted(pathlib.Path(CLIPS).glob('*.m*')):
+    if path.suffix == '.md':
+      continue
+    try:
+      frames, seconds = video.read_frames(path, fps=1, short_side=256)
+      shapes[path.name] = frames[0].shape
+      assert len(frames) == len(seconds) and seconds == sorted(seconds)
+    except video.PartlyReadable as e:
+      assert path.name == 'corrupted.mp4' and 'frames kept' in e.detail
+  assert shapes['keyboard_rotated_90.mov'][:2] == (454, 256)
+  assert shapes['crane.mp4'] == (180, 320, 3)  # The default stream.
+  assert shapes['test_pattern_av1.mkv'] == (256, 455, 3)
