@@ -181,7 +181,10 @@ def _config(name, options, shapes, tokenizer):
     flags += [
         f'--config.train.steps={QUICK_STEPS}',
         f'--config.train.log_every_steps={QUICK_STEPS // 3}',
-        '--config.data.batch_size=16', '--config.optimizer.warmup_steps=1']
+        '--config.data.batch_size=16', '--config.optimizer.warmup_steps=1',
+        # Compiling takes nearly all of the time.
+        '--config.model.video.depth=1', '--config.model.text.depth=2',
+        '--config.model.text.fusion_layer=1']
   return flags
 
 

@@ -338,7 +338,8 @@ def entity_figures(
 ) -> dict[str, float]:
   """How true, how followed and how varied the pseudo-labels are.
 
-  A label is true if it names the colour or the shape of the object, or both.
+  A label is true if it names the shape or the colour of the object, or both,
+  or the wall that it passes.
   Shares of truth and of agreement are over crops that hold the object and
   whose label is kept; each is given beside the best constant answer and beside
   the same answers dealt to other crops.
@@ -391,7 +392,8 @@ def top_entities(
 
 def names_of(row: Mapping) -> tuple[str, ...]:
   """The entities that are true of a clip."""
-  return (row['colour'], row['shape'], f'{row["colour"]} {row["shape"]}')
+  names = (row['shape'], row['colour'], f'{row["colour"]} {row["shape"]}')
+  return (*names, 'wall') if row['family'] == 'wall' else names
 
 
 def ask_all(

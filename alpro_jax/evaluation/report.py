@@ -169,7 +169,7 @@ def render(report: Report) -> str:
           'is what the model preferred.')),
       ('What it names', _regions(report.regions)),
       ('Entities', _entities(report.entities)),
-      ('Four losses against contrast alone', _table(report.comparison)),
+      ('Four losses against contrast alone', _comparison(report.comparison)),
       *((name, _table(table)) for name, table in report.details.items()),
       *((f'Training: {run}', _curves(curves))
         for run, curves in report.curves.items()),
@@ -282,7 +282,8 @@ def _headlines(report):
              f'{min(max(value, 0), 100):.1f}%"></b>{ticks}</div>')
     goals = [
         f'{name} {_(format_figure(at, line.percent))}'
-        for name, at in (('target', line.target), ('by chance', line.nothing))
+        for name, at in (
+            ('target', line.target), ('knowing nothing', line.nothing))
         if at is not None]
     rows.append(
         f'<div class="figure"><div class="value">'
@@ -370,6 +371,12 @@ def _table(table):
   return f'<table class="plain"><tr>{head}</tr>{rows}</table>'
 
 
+def _comparison(table):
+  return _table(table) and (
+      '<p>Both go on from the prompter\'s weights, with the same data, for the '
+      'same number of steps.</p>' + _table(table))
+
+
 def _curves(curves):
   return curves and (
       '<div class="curves">' + ''.join(map(_curve, curves)) + '</div>')
@@ -405,11 +412,12 @@ def _curve(curve):
   level = '' if curve.level is None else (
       f'<line x1="{left}" x2="{width - 6}" y1="{up(curve.level):.1f}" '
       f'y2="{up(curve.level):.1f}" class="level"/>')
+  name = curve.name.removeprefix('train/')
   return (
-      f'<figure class="curve"><figcaption>{_(curve.name)} '
+      f'<figure class="curve"><figcaption>{_(name)} '
       f'<b>{values[-1]:.3g}</b></figcaption>'
       f'<svg viewBox="0 0 {width} {height}" role="img" '
-      f'aria-label="{_(curve.name)}">{marks}{level}'
+      f'aria-label="{_(name)}">{marks}{level}'
       f'<polyline points="{points}"/>{ends}</svg></figure>')
 
 
@@ -444,7 +452,8 @@ def _image(image):
 
 
 def _(text) -> str:
-  return html.escape(str(text))
+  # A number and its sign stay on one line.
+  return html.escape(str(text)).replace(' %', '\N{NO-BREAK SPACE}%')
 
 
 def _replace(path, text):

@@ -277,7 +277,7 @@ def log_to_console() -> None:
   def ours(record):
     return record.levelno > 30 or 'alpro_jax' in record.pathname
 
-  logging.get_absl_logger().addFilter(ours)
+  logging.get_absl_handler().addFilter(ours)
 
 
 def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:

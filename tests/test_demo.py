@@ -1,0 +1,50 @@
+"""The whole way, small: videos, set, tokenizer, training, figures, page."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _run(script, *flags):
+  return subprocess.run(
+      [sys.executable, ROOT / 'launch' / f'{script}.py', *flags], cwd=ROOT,
+      capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
+  output = tmp_path / 'demo'
+  first = _run('demo', f'--output={output}', '--quick')
+  assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+  assert 'The figures mean nothing.' in first.stdout
+  figures = json.loads((output / 'report.json').read_text())
+  for name in ('zero_shot.t2v_r1', 'zero_shot.similarity.v2t_r10',
+               'probes.right_caption.matching.all', 'probes.vtm.hard',
+               'probes.order.similarity.all', 'probes.pseudo.kept',
+               'contrast_only.zero_shot.t2v_r1'):
+    assert name in figures
+  page = (output / 'report.html').read_text()
+  assert 'Four losses against contrast alone' in page
+  assert 'data:image/png;base64,' in page and 'figures mean nothing' in page
+
+  # Nothing is trained again, and the figures are the same.
+  again = _run('demo', f'--output={output}', '--quick')
+  assert again.returncode == 0, again.stderr[-2000:]
+  assert again.stdout.count('done before') == 8
+  repeated = json.loads((output / 'report.json').read_text())
+  same = {k for k in figures if not k.startswith('seconds.')}
+  assert {k: figures[k] for k in same} == {k: repeated[k] for k in same}
+
+  # One model alone, by the command for any checkpoint.
+  alone = _run(
+      'evaluate', f'--checkpoint={output / "pretrain"}',
+      f'--data={output / "data" / "shapes"}', '--split=test',
+      f'--output={tmp_path / "alone"}')
+  assert alone.returncode == 0, alone.stderr[-2000:]
+  found = json.loads((tmp_path / 'alone' / 'report.json').read_text())
+  assert found['zero_shot.t2v_r1'] == figures['zero_shot.t2v_r1']
