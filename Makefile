@@ -1,0 +1,33 @@
+# make demo   installs, then trains and evaluates on the embedded data set
+# make test   installs what is missing, then lints and runs the tests
+# The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
+  echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+OUTPUT ?= runs/demo
+SEED ?= 0
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found;" \
+	  "install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: install
+	$(RUN) launch/demo.py --output=$(OUTPUT) --seed=$(SEED)
+
+lint: install
+	$(RUN) -m ruff check .
+
+test: install lint
+	$(RUN) -m pytest
+
+clean:
+	rm -rf runs/demo .pytest_cache .ruff_cache

@@ -1,0 +1,194 @@
+"""The step: the same on any devices, and what it must not do."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alpro_jax import sharding
+from alpro_jax.train import optimizer, state
+from alpro_jax.train.step import make_gradients, make_train_step
+from tests import small_task
+
+# Sums run in another order on other devices; float32 has 24 bits.
+TOLERANCE = 1e-5
+
+
+def mesh_of(data, fsdp=1):
+  return sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+
+
+def assert_equal_results(one, other):
+  for name in one[0]:
+    np.testing.assert_allclose(
+        other[0][name], one[0][name], rtol=TOLERANCE, atol=1e-6, err_msg=name
+    )
+  flat = dict(jax.tree.leaves_with_path(other[1]))
+  for path, leaf in jax.tree.leaves_with_path(one[1]):
+    scale = np.abs(leaf).max()
+    np.testing.assert_allclose(
+        flat[path], leaf, atol=TOLERANCE * scale + 1e-8, rtol=0,
+        err_msg=jax.tree_util.keystr(path),
+    )
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  return small_task.small_config(tmp_path_factory.mktemp('step'))
+
+
+@pytest.fixture(scope='module')
+def on_one_device(config):
+  return small_task.gradients_on(config, mesh_of(1))
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+def test_same_losses_and_gradients_on_eight_devices(
+    config, on_one_device, shape
+):
+  assert_equal_results(
+      on_one_device, small_task.gradients_on(config, mesh_of(*shape))
+  )
+
+
+def test_local_negatives_are_the_same_on_any_devices(config):
+  config = config.copy_and_resolve_references()
+  config.loss.negatives = 'local'
+  config.loss.negative_blocks = 8
+  assert_equal_results(
+      small_task.gradients_on(config, mesh_of(1)),
+      small_task.gradients_on(config, mesh_of(8)),
+  )
+
+
+class MeanBrightness:
+  """A toy task whose loss is a mean over rows, so that no cut shows."""
+
+  def loss(self, params, frozen, batch, key, step, *, train):
+    rows = batch.video.astype(jnp.float32).mean((1, 2, 3, 4))
+    loss = jnp.mean(jnp.square(params * rows - batch.video_id))
+    return loss, {'brightness': jnp.mean(rows)}
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_accumulation_averages_micro_batches(devices):
+  mesh = mesh_of(devices)
+  batch = jax.device_put(
+      small_task.small_batch(), sharding.batch_sharding(mesh)
+  )
+
+  def run(accumulation):
+    gradients = make_gradients(
+        MeanBrightness(), mesh, accumulation=accumulation
+    )
+    return jax.jit(gradients)(
+        jnp.float32(0.1), None, batch, jax.random.key(0), 0
+    )
+
+  whole, cut = run(1), run(2)
+  np.testing.assert_allclose(cut[0]['loss'], whole[0]['loss'], rtol=1e-6)
+  np.testing.assert_allclose(cut[1], whole[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('negatives', ['global', 'local'])
+def test_no_device_gathers_the_video_tokens(config, negatives):
+  config = config.copy_and_resolve_references()
+  config.loss.negatives = negatives
+  text = small_task.gradients_on(config, mesh_of(8), compiled=True)
+  b, s, d = 16, 1 + 4, 32
+  assert f'[{b},{s},{d}]' not in text
+  assert f'[{b // 8},{s},{d}]' in text
+  if negatives == 'local':
+    assert 'collective-permute' not in text
+
+
+def test_loss_of_weight_zero_skips_its_work(config, tmp_path):
+  config = small_task.small_config(tmp_path)
+  config.loss.update({'vtm': 0.0, 'mlm': 0.0, 'pem': 0.0})
+  config.prompter.entities = ''  # Not needed without PEM.
+  metrics, gradients = small_task.gradients_on(config, mesh_of(1))
+  assert {k for k in metrics if k.startswith('loss/')} == {'loss/vtc'}
+  assert not np.any(jax.tree.leaves(gradients['fusion_encoder'])[0])
+  assert 'entity_head' not in gradients
+
+
+def test_teacher_gets_no_gradient_and_is_no_parameter(config):
+  task = small_task.small_task(config, mesh_of(1))
+  frozen = task.untrained_frozen(jax.random.key(1))
+  from flax import linen as nn
+
+  params = nn.unbox(task.init(jax.random.key(0)))
+
+  def loss(frozen):
+    batch = small_task.small_batch()
+    return task.loss(
+        params, frozen, batch, jax.random.key(2), 0, train=True
+    )[0]
+
+  gradient = jax.jit(jax.grad(loss, allow_int=True))(frozen)
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_step_counts_donates_and_learns(config):
+  mesh = mesh_of(4, 2)
+  task = small_task.small_task(config, mesh)
+  tx, schedule = optimizer.from_config(config.optimizer, steps=100)
+  layout = jax.tree.map(
+      lambda x: x.sharding, state.abstract_state(task.init, tx, mesh)
+  )
+  train_step = make_train_step(task, tx, schedule, mesh, layout, seed=0)
+  now = state.create_state(task.init, tx, mesh, seed=0)
+  frozen = task.untrained_frozen(jax.random.key(1))
+  batch = jax.device_put(
+      small_task.small_batch(), sharding.batch_sharding(mesh)
+  )
+  losses = []
+  for _ in range(30):
+    before = now
+    now, metrics = train_step(now, frozen, batch)
+    losses.append(float(metrics['loss/vtc']))
+  assert int(now.step) == 30
+  assert before.params['text_embedding']['words'].is_deleted()
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+  moments = now.opt_state[1].mu['video_encoder']['block0']['mlp']['fc1']
+  assert moments['kernel'].sharding.spec[0] == 'fsdp'
+
+
+def test_two_processes_agree_with_one_device(config, on_one_device, tmp_path):
+  import socket
+
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  root = pathlib.Path(__file__).parents[1]
+  workers = [
+      subprocess.Popen(
+          [sys.executable, '-m', 'tests.two_processes', str(port), str(index),
+           str(tmp_path)],
+          cwd=root,
+          env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+      )
+      for index in range(2)
+  ]
+  outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+  for worker, output in zip(workers, outputs, strict=True):
+    assert worker.returncode == 0, output[-3000:]
+  with np.load(tmp_path / 'gradients.npz') as there:
+    metrics, gradients = on_one_device
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+          there[f'metrics/{name}'], value, rtol=TOLERANCE, atol=1e-6
+      )
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+      np.testing.assert_allclose(
+          there[jax.tree_util.keystr(path)], leaf, rtol=0,
+          atol=TOLERANCE * np.abs(leaf).max() + 1e-8,
+      )
