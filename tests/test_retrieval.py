@@ -66,15 +66,20 @@ def scorer(model, devices=1, pairs_per_call=6):
 
 
 def plain_scores(model, text, video):
-  """One pair at a time, straight from the model."""
-  module = model[0].bind({'params': model[1]})
+  """One pair alone, straight from the model."""
   ids, mask = encode([text], 12)
-  text = module.encode_text(ids, mask, train=False)
-  video = module.encode_video(video[None], train=False)
-  fused = module.fuse(text.tokens, mask, video.tokens, train=False)
-  logits = module.match_logits(fused[:, 0])[0]
-  similarity = (text.feature @ video.feature.T)[0, 0]
-  return float(similarity), float(logits[1] - logits[0])
+
+  @jax.jit
+  def score(params, video):
+    module = model[0].bind({'params': params})
+    text = module.encode_text(ids, mask, train=False)
+    video = module.encode_video(video[None], train=False)
+    fused = module.fuse(text.tokens, mask, video.tokens, train=False)
+    logits = module.match_logits(fused[:, 0])[0]
+    similarity = (text.feature @ video.feature.T)[0, 0]
+    return similarity, logits[1] - logits[0]
+
+  return map(float, score(model[1], video))
 
 
 def test_lists_every_caption_once():
@@ -88,7 +93,7 @@ def test_scores_are_those_of_the_model(model):
   found, _, _ = retrieval.retrieve(
       scorer(model), batches(3, videos), CAPTIONS)
   assert found.similarity.shape == found.matching.shape == (7, 7)
-  for text, video in ((0, 0), (2, 6), (6, 3), (4, 2)):
+  for text, video in ((2, 6), (6, 3)):
     similarity, margin = plain_scores(
         model, found.texts[text], videos[video])
     assert found.similarity[text, video] == pytest.approx(similarity, abs=1e-5)

@@ -1,7 +1,6 @@
 """From a checkpoint and a prepared split to figures, and a page about them."""
 
 import dataclasses
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -114,28 +113,6 @@ def search(
   captions = pipeline.record_captions(prepared, style)
   return scorer, *retrieve(
       scorer, _batches(trained, prepared), captions, rerank=rerank)
-
-
-def during_training(setting, params, step) -> dict[str, float]:
-  """Zero-shot retrieval on `config.eval.sources`; see train.loop.Evaluation.
-
-  Returns:
-    eval/t2v_r1 and the like; with several sources eval/NAME/t2v_r1.
-  """
-  del step
-  config, found = setting.config, {}
-  trained = Trained(
-      setting.task.model, params, config, setting.tokenizer, setting.mesh)
-  for entry in config.eval.sources:
-    prepared = dataset.open_dataset(entry.path, entry.split, verify=False)
-    _, retrieval, _, _ = search(
-        trained, prepared, style=entry.style,
-        rerank=config.eval.rerank and knows_matching(config))
-    prefix = 'eval'
-    if len(config.eval.sources) > 1:
-      prefix += f'/{pathlib.Path(entry.path).name}-{entry.split}'
-    found |= {f'{prefix}/{k}': v for k, v in retrieval.metrics.items()}
-  return found
 
 
 def evaluate(
