@@ -26,7 +26,8 @@ def make_state(step=0, *, devices=8, extra=()):
   state = TrainState(
       step=jnp.int32(step), params=params, opt_state=tx.init(params)
   )
-  place = lambda x: NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
+  def place(x):
+    return NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
   return jax.tree.map(lambda x: jax.device_put(x, place(x)), state)
 
 

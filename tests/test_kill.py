@@ -9,8 +9,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests import tiny_run
 from alpro_jax.train import checkpoints
+from tests import tiny_run
 
 
 def stored_state(workdir):

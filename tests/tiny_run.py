@@ -7,7 +7,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two seconds of compiling instead of ten, and none at the second start.
-_FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+_FAST = (
+    '--xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true'
+)
 
 CONFIG = '''
 from configs import common

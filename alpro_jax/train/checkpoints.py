@@ -7,6 +7,7 @@ is written before the folder gets its final name, so a folder with a number for
 a name is complete, and later damage to any of its files is found.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -61,7 +62,7 @@ class Checkpoints:
     keep = [policies.LatestN(keep_newest)]
     score = None
     if best_metric:
-      score = lambda metrics: _score(metrics, best_metric)
+      score = functools.partial(_score, name=best_metric)
       keep.append(
           policies.BestN(
               get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
@@ -95,12 +96,12 @@ class Checkpoints:
     if not self._best_metric:
       return None
     self._manager.wait_until_finished()
-    steps = [
-        s for s in self._manager.all_steps()
-        if self._manager.metrics(s) is not None
-    ]
-    score = lambda s: _score(self._manager.metrics(s), self._best_metric)
-    return max(steps, key=score, default=None)
+    metrics = {s: self._manager.metrics(s) for s in self._manager.all_steps()}
+    scores = {
+        step: _score(given, self._best_metric)
+        for step, given in metrics.items() if given is not None
+    }
+    return max(scores, key=scores.get, default=None)
 
   def save(self, state: TrainState, meta: dict, metrics=None) -> bool:
     """Starts to save a state, unless its step is stored already.
