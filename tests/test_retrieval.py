@@ -1,5 +1,10 @@
 """Retrieval: features once, uneven batches, several devices, full precision."""
 
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -33,13 +38,17 @@ def small_config():
   return AlproConfig.from_dict(values)
 
 
-@pytest.fixture(scope='module')
-def model():
+def make_model():
   module = Alpro(small_config())
   init = jax.jit(lambda key: nn.unbox(module.init(
       key, np.zeros((1, 2, 24, 24, 3), np.uint8), np.ones((1, 12), np.int32),
       np.ones((1, 12), bool), method='init_all')['params']))
   return module, init(jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def model():
+  return make_model()
 
 
 def clips(seed=0):
@@ -113,6 +122,29 @@ def test_batches_order_and_devices_do_not_matter(model, devices):
   np.testing.assert_allclose(got.similarity, want.similarity, atol=1e-5)
   np.testing.assert_allclose(got.matching, want.matching, atol=1e-4)
   np.testing.assert_array_equal(got.pairs, want.pairs)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(model, tmp_path):
+  want, _, _ = retrieval.retrieve(
+      scorer(model), batches(7, clips()), CAPTIONS)
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  files = [tmp_path / f'{index}.npz' for index in range(2)]
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-m', 'tests.two_processes_retrieve', str(port),
+           str(index), str(file)], cwd=pathlib.Path(__file__).parents[1],
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+      for index, file in enumerate(files)]
+  for process in processes:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-2000:]
+  for file in files:
+    with np.load(file) as got:
+      np.testing.assert_allclose(got['similarity'], want.similarity, atol=1e-5)
+      np.testing.assert_allclose(got['matching'], want.matching, atol=1e-4)
 
 
 def test_chosen_pairs_score_as_in_the_matrix(model):
