@@ -9,13 +9,13 @@ import dataclasses
 import os
 
 import einops
-from flax import linen as nn
-from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from alpro_jax import losses, masking
 from alpro_jax.models import prompter
@@ -149,8 +149,9 @@ def forward(config, params, inputs, label, *, tag, negatives=None):
       (text.tokens[texts], inputs['mask'][texts], video.tokens),
   ]
   if tag == 'pretrain':
-    masked = model.encode_text(inputs['masked_ids'], inputs['mask'], train=False)
-    pairs.append((masked.tokens, inputs['mask'], video.tokens))
+    mask = inputs['mask']
+    masked = model.encode_text(inputs['masked_ids'], mask, train=False)
+    pairs.append((masked.tokens, mask, video.tokens))
   stacked = [jnp.concatenate(kind) for kind in zip(*pairs, strict=True)]
   fused = model.fuse(*stacked, train=False)
   out['fusion_pos_last_hidden'] = fused[:B]

@@ -1,17 +1,15 @@
 """ALPRO: a video encoder, a text encoder, and an encoder that fuses both."""
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from alpro_jax.models import bert
-from alpro_jax.models import layers
-from alpro_jax.models import timesformer
+from alpro_jax.models import bert, layers, timesformer
 
 DTYPES = ('float32', 'bfloat16')
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -210,7 +208,8 @@ class Alpro(nn.Module):
     The original clamps the parameter in place, outside autograd.
     """
     free = self.free_temperature
-    return free + jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE) - free)
+    clipped = jnp.clip(free, *TEMPERATURE_RANGE)
+    return free + jax.lax.stop_gradient(clipped - free)
 
   def init_all(
       self, video: jax.Array, ids: jax.Array, mask: jax.Array

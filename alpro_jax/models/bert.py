@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from alpro_jax.models import layers
 

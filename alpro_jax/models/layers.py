@@ -1,12 +1,12 @@
 """Attention, MLP and drop path: the pieces both encoders are made of."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 import einops
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 Initializer = Callable[..., jax.Array]
 

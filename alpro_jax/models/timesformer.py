@@ -1,13 +1,13 @@
 """TimeSformer: the video encoder, with divided, joint or no time attention."""
 
-from collections.abc import Sequence
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import einops
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from alpro_jax.models import layers
 
@@ -65,7 +65,7 @@ def normalize_pixels(video: jax.Array) -> jax.Array:
 def resize_positions(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int]
 ) -> jax.Array:
-  """Resizes f[N, D] patch positions bilinearly on their two-dimensional grid."""
+  """Resizes f[N, D] patch positions bilinearly, as the grid they are."""
   if old == new:
     return table
   grid = einops.rearrange(table, '(h w) d -> h w d', h=old[0], w=old[1])

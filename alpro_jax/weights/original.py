@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import einops
-from flax import traverse_util
 import numpy as np
+from flax import traverse_util
 
 from alpro_jax.models.alpro import AlproConfig
 
