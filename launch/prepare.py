@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 
@@ -63,8 +64,8 @@ def _parser():
   add('--on_partial', default=defaults.on_partial, choices=['skip', 'keep'],
       help='what to do with a video that breaks off after some frames; it is '
       'named in the report either way (skip)')
-  add('--clips_per_shard', type=int, default=defaults.part_size,
-      help='also the most work that an interruption costs (1000)')
+  add('--part_size', type=int, default=defaults.part_size,
+      help='clips per shard; also the most that an interruption costs (1000)')
   add('--workers', type=int, default=0,
       help='decoding processes; 0 is one per core (0)')
   add('--timeout_s', type=float, default=120.,
@@ -124,22 +125,30 @@ def main(argv=None):
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
   start = time.monotonic()
+  stopped = []
+
+  def stop(number, _):
+    stopped.append(number)
+    raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, stop)
+  signal.signal(signal.SIGTERM, stop)
   try:
     options = prepare.Options(
         fps=args.fps, short_side=args.short_side, quality=args.quality,
         max_frames=args.max_frames, max_seconds=args.max_seconds,
-        on_partial=args.on_partial, part_size=args.clips_per_shard)
+        on_partial=args.on_partial, part_size=args.part_size)
     root, source = _read_source(args)
     report = prepare.prepare(
         source, root, args.output, split=args.split, options=options,
         num_workers=args.workers, timeout_s=args.timeout_s,
         list_uncaptioned=args.source == 'folder')
-  except KeyboardInterrupt:
-    print('\nInterrupted. Give the same command again to continue.',
-          file=sys.stderr)
-    return 130
-  except (ValueError, OSError, RuntimeError) as e:
-    if args.debug:
+  except (Exception, KeyboardInterrupt) as e:
+    if stopped:  # Whatever it became: a library that loads hides it.
+      print('\nInterrupted. Give the same command again to continue.',
+            file=sys.stderr)
+      return 128 + stopped[0]
+    if args.debug or not isinstance(e, (ValueError, OSError, RuntimeError)):
       raise
     print(f'\nerror: {e}', file=sys.stderr)
     return 2

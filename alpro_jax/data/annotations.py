@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 
 SOURCES = ('folder', 'webvid', 'cc3m')
 
@@ -95,7 +94,7 @@ class _Rows:
     for name in files:
       if problem := _name_problem(name):
         return self.skip(files[0], problem, where)
-    files = tuple(str(pathlib.PurePosixPath(name)) for name in files)
+    files = tuple(_canonical(name) for name in files)
     self.named.update(files)
     video = files[0]
     if not captions:
@@ -148,12 +147,15 @@ def _name_problem(name):
     return 'no video name'
   if '\0' in name or not _encodable(name):
     return 'bad video name'
-  path = pathlib.PurePosixPath(name)
-  if path.is_absolute() or '..' in path.parts:
+  if name.startswith('/') or '..' in name.split('/'):
     return 'outside the folder of videos'
-  if not path.parts:  # '.' names the folder itself.
+  if not _canonical(name):  # '.' names the folder itself.
     return 'no video name'
   return ''
+
+
+def _canonical(name):
+  return '/'.join(part for part in name.split('/') if part not in ('', '.'))
 
 
 def _check_file(path, flag):

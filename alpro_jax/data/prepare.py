@@ -52,7 +52,7 @@ class Options:
     max_frames: frames to keep of one clip; 0 is no limit.
     max_seconds: seconds to read of one clip; 0 is no limit.
     on_partial: 'skip' or 'keep' a video that breaks off after some frames.
-    part_size: clips per shard.
+    part_size: clips per part, that is per shard.
   """
   fps: float = 1.0
   short_side: int = 256

@@ -214,15 +214,22 @@ def _work():
   if os.getppid() != parent:
     return
   pipe = connection.Connection(fd)
-  target, settings = pipe.recv()
+  try:
+    target, settings = pipe.recv()
+  except (EOFError, OSError):
+    return
   try:
     module, name = target.split(':')
     function = getattr(importlib.import_module(module), name)
   except Exception as e:
-    pipe.send(f'{type(e).__name__}: {e}')
+    failure = f'{type(e).__name__}: {e}'
+  else:
+    failure = ''
+  try:
+    pipe.send(failure)
+  except OSError:
     return
-  pipe.send('')
-  while True:
+  while not failure:
     try:
       message = pipe.recv_bytes()
     except (EOFError, OSError):
