@@ -5,16 +5,16 @@
 
 16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
 clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
-pre-training of `make demo`.
+pre-training of `make demo`, `:own` a run on a set of one's own, as in the README.
 """
 
 from configs import common
 
-SCALES = ('base', 'large', 'demo')
+SCALES = ('base', 'large', 'own', 'demo')
 
 
 def get_config(scale=''):
-  """Returns the paper's run for '' or 'base', or 'large', 'demo'.
+  """Returns the paper's run for '' or 'base', or 'large', 'own', 'demo'.
 
   Raises:
     ValueError: for another scale.
@@ -24,7 +24,9 @@ def get_config(scale=''):
     raise ValueError(
         f"unknown {scale=} after ':' in --config; choose one of {SCALES}."
     )
-  return demo() if scale == 'demo' else paper(scale)
+  if scale == 'demo':
+    return demo()
+  return own() if scale == 'own' else paper(scale)
 
 
 def paper(model):
@@ -40,6 +42,20 @@ def paper(model):
   config.optimizer.warmup_steps = 5_000
   config.train.steps = 100_000
   config.train.checkpoint_every_steps = 1_000
+  return config
+
+
+def own():
+  """The base model on one set in sets/clips, in batches for one GPU."""
+  config = paper('base')
+  config.data.update({
+      'sources': (common.source('sets/clips'),),
+      'tokenizer': 'sets/tokenizer.model',
+      'batch_size': 32,
+  })
+  config.prompter.entities = 'sets/entities.txt'
+  config.optimizer.warmup_steps = 500
+  config.train.steps = 10_000
   return config
 
 

@@ -6,11 +6,11 @@
 prompter of `make demo`.
 """
 
-from configs import common, pretrain
+from configs import pretrain
 
 
 def get_config(scale=''):
-  """Returns the paper's run for '' or 'base', or 'large', 'demo'."""
+  """Returns the paper's run for '' or 'base', or 'large', 'own', 'demo'."""
   config = pretrain.get_config(scale)
   config.task = 'prompter'
   return config

@@ -73,7 +73,8 @@ def test_page_stands_alone_and_escapes():
     assert source is None or source.startswith('data:image/png;base64,')
   assert 'http' not in text
   for part in ('A & B', 'careful', 'its <own> clip', 'rank 9', 'Median.',
-               'ignored', '27.0\N{NO-BREAK SPACE}%', 'Together 0.2 minutes', 'disc', 'runs/x'):
+               'ignored', '27.0\N{NO-BREAK SPACE}%', 'Together 0.2 minutes',
+               'disc', 'runs/x'):
     assert part in page.text
   assert 'Never shown' not in page.text
 

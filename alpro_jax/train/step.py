@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alpro_jax.batch import VideoTextBatch
 from alpro_jax import sharding
+from alpro_jax.batch import VideoTextBatch
 from alpro_jax.train.state import TrainState
 
 
