@@ -5,7 +5,7 @@
 
 16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
 clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
-pre-training of `make demo`, `:own` a run on a set of one's own, as in the README.
+pre-training of `make demo`, `:own` a run on the set that the README makes.
 """
 
 from configs import common
