@@ -222,31 +222,37 @@ def headlines(results):
   found = results['pretrain'].figures
   texts, videos = (int(found[f'zero_shot.{x}']) for x in ('texts', 'videos'))
   ceiling = found['zero_shot.t2v_r1_ceiling']
-  low, high = (found[f'zero_shot.t2v_r1_{x}'] for x in ('low', 'high'))
+  low, high = (
+      found[f'zero_shot.similarity.t2v_r1_{x}'] for x in ('low', 'high'))
   start = results['prompter'].figures
   return [
       Headline(
-          'zero_shot.t2v_r1', 'Does a text find its clip?',
+          'zero_shot.similarity.t2v_r1', 'Does a text find its clip?',
           f'R@1 of {texts} texts among {videos} clips never seen in training, '
-          f'95 % interval {low:.1f} to {high:.1f} %. Each text describes '
-          f'several clips and only one can be first, so {ceiling:.0f} % is the '
-          'most there is.', 0.6 * ceiling, 100 / videos),
+          'by the similarity of their features (95 % interval '
+          f'{low:.1f} to {high:.1f} %). Each text describes several clips and '
+          f'only one can be first, so {ceiling:.0f} % is the most there is.',
+          0.6 * ceiling, 100 / videos),
       Headline(
-          'zero_shot.t2v_r10', 'Is it at least among the first ten?',
-          'R@10 of the same search.', 80.0, 1000 / videos),
+          'zero_shot.t2v_r1', 'And if the fusion encoder reads both?',
+          'R@1 of the same search, ordered by the match that it sees in every '
+          'pair of text and clip.', 0.6 * ceiling, 100 / videos),
       Headline(
-          'probes.right_caption.matching.all',
+          'zero_shot.similarity.t2v_r10', 'Is it at least among the first ten?',
+          'R@10 by similarity.', 80.0, 1000 / videos),
+      Headline(
+          'probes.right_caption.similarity.all',
           'Does a clip find its caption?',
-          f'Its own caption scores highest of all {texts}. This is the honest '
-          'figure in this world: equal captions do not compete.', 80.0,
-          100 / texts),
+          f'Its own caption scores highest of all {texts}, by similarity. This '
+          'is the honest figure in this world: equal captions do not compete.',
+          80.0, 100 / texts),
       Headline(
-          'probes.right_caption.matching.never_trained',
+          'probes.right_caption.similarity.never_trained',
           'Also captions that were never trained?',
           'Colours, shapes and motions were seen, but not in this combination.',
           50.0, 100 / texts),
       Headline(
-          'probes.order.matching.all',
+          'probes.order.similarity.all',
           'Can it tell a motion from the same frames backwards?',
           'A clip scores higher with its caption than with the one for its '
           'frames in reverse order. No single frame can tell.', 90.0, 50.0),
