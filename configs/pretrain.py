@@ -60,21 +60,60 @@ def own():
 
 
 def demo():
-  """A small model on the embedded data set, from random weights."""
+  """A small model on the embedded data set, from random weights.
+
+  Starts from the prompter of `pretrain_prompter:demo`, which has learned the
+  same captions by contrast. One style of caption per batch: a short caption is
+  right for many clips that a full one is wrong for.
+  """
+  shapes = 'runs/demo/data/shapes'
   config = common.get_config('tiny')
+  # Large, or captions and clips all start out alike and neither side has
+  # anything to learn from; but not so large that attention sees one token.
+  config.model.video.update({
+      'drop_path': 0.0,
+      'matrix_std': 0.16,
+      'temporal_fc_std': 0.16,
+      'position_std': 1.0,
+      'time_std': 1.0,
+      'smooth_positions': True,
+  })
+  config.model.text.update({
+      'dropout': 0.0,
+      'max_positions': 32,
+      'matrix_std': 0.15,
+      'word_std': 1.0,
+      'position_std': 0.3,
+      'mlm_logit_scale': 0.125,
+  })
   config.data.update({
-      'sources': (common.source('runs/demo/data/shapes', style='full'),),
+      'sources': (
+          common.source(shapes, style='full', weight=0.6),
+          common.source(shapes, style='entity', weight=0.25),
+          common.source(shapes, style='motion', weight=0.15),
+      ),
       'tokenizer': 'runs/demo/data/tokenizer.model',
       'batch_size': 64,
-      'max_text_tokens': 20,
+      'max_text_tokens': 16,
       'image_size': 48,
       'resize': 48,
       'sampling': 'headtail',
   })
   config.data.randaugment.enabled = False
+  config.loss.update({
+      'uniform_negative_steps': 250,
+      'negative_ramp_steps': 300,
+      'region_rule': 'nominal',
+      'region_area': (0.4, 0.6),
+  })
   config.prompter.update({
       'entities': 'runs/demo/data/entities.txt',
-      'num_entities': 100,
+      'num_entities': 5,
+      # In the words of the captions: no caption says "a video of a disc".
+      'video_templates': tuple(
+          f'a {colour} {{entity}}'
+          for colour in ('red', 'green', 'blue', 'yellow')
+      ),
   })
   config.optimizer.update({
       'learning_rate': 1e-3,
@@ -83,5 +122,5 @@ def demo():
       'final_fraction': 0.05,
       'clip_norm': 1.0,
   })
-  config.train.steps = 500
+  config.train.steps = 700
   return config

@@ -35,9 +35,9 @@ COLOURS = {
     'white': (240, 240, 240),
     'purple': (150, 50, 170),
 }
-SHAPES = ('disc', 'ring', 'triangle', 'bar', 'cross', 'square')
-# A turning disc or ring looks like a still one.
-TURNING_SHAPES = ('triangle', 'bar', 'cross', 'square')
+SHAPES = ('disc', 'ring', 'bar', 'pole', 'triangle', 'cross', 'square')
+# A turning disc looks like a still one, and a turning pole becomes a bar.
+TURNING_SHAPES = ('bar', 'triangle', 'cross', 'square')
 FAMILIES = ('move', 'resize', 'turn', 'wall', 'event')
 STYLES = ('full', 'entity', 'motion')
 SPLITS = ('train', 'test')
@@ -65,8 +65,12 @@ _PHRASES = {
         'goes in front of a wall',
     ),
 }
-# Half the side of the box around a shape, over its radius.
-_REACH = {'triangle': 1.16, 'bar': 1.1}
+# Half the sides of the box around a shape, over its radius.
+_REACH = {
+    'disc': (0.9, 0.9), 'ring': (1.15, 1.15), 'bar': (1.25, 0.4),
+    'pole': (0.4, 1.25), 'triangle': (1.16, 1.16), 'cross': (1.0, 1.0),
+    'square': (0.85, 0.85),
+}
 _THEN = ('{}, then {}', '{} and then {}', 'first {}, then {}')
 _SUBJECTS = {
     'full': ('a {} {}', 'the {} {}', 'one {} {}'),
@@ -100,7 +104,7 @@ class World:
   frames: int = 8
   rate: int = 4
   colours: tuple[str, ...] = ('red', 'green', 'blue', 'yellow')
-  shapes: tuple[str, ...] = ('disc', 'ring', 'triangle', 'bar')
+  shapes: tuple[str, ...] = ('disc', 'ring', 'bar', 'pole')
   train: Mapping[str, int] = dataclasses.field(default_factory=lambda: {
       'move': 4800, 'resize': 1800, 'turn': 400, 'wall': 600, 'event': 400,
   })
@@ -326,7 +330,9 @@ def draw(world: World, clip: Clip) -> Drawing:
   frames += world.noise * rng.standard_normal(frames.shape, dtype=np.float32)
   frames = np.clip(frames + 0.5, 0, 255).astype(np.uint8)
 
-  reach = radius[:, None] * _REACH.get(clip.scene.shape, 1.0)
+  reach = radius[:, None] * np.array(_REACH[clip.scene.shape])
+  if clip.scene.family == 'turn':
+    reach = np.broadcast_to(reach.max(1, keepdims=True), reach.shape)
   boxes = np.concatenate([centre - reach, centre + reach], axis=1) + 0.5
   return Drawing(frames, np.clip(boxes, 0, 1).astype(np.float32))
 
@@ -421,7 +427,7 @@ def _path(rng, scene, t):
       centre[:, 0] += sense * rng.uniform(0.5, 0.66) * phase
   # Centred over time: the mean place and size say nothing of the order.
   centre += rng.uniform(-0.05, 0.05, 2) - centre.mean(0)
-  radius = rng.uniform(0.18, 0.24) * np.exp(log_radius - log_radius.mean())
+  radius = rng.uniform(0.19, 0.24) * np.exp(log_radius - log_radius.mean())
   return centre, radius, angle
 
 
@@ -434,15 +440,17 @@ def _cover(shape, x, y, centre, radius, angle):
   x, y = x - cx, y - cy
   u, v = cos * x + sin * y, cos * y - sin * x
   if shape == 'disc':
-    distance = np.hypot(u, v) - r
+    distance = np.hypot(u, v) - 0.9 * r
   elif shape == 'ring':
-    distance = np.abs(np.hypot(u, v) - 0.78 * r) - 0.22 * r
+    distance = np.abs(np.hypot(u, v) - 0.95 * r) - 0.2 * r
   elif shape == 'triangle':
     side = np.float32(np.sqrt(3) / 2)
     distance = np.maximum(
         v, np.maximum(side * u - 0.5 * v, -side * u - 0.5 * v)) - 0.58 * r
   elif shape == 'bar':
-    distance = np.maximum(np.abs(u) - 1.1 * r, np.abs(v) - 0.36 * r)
+    distance = np.maximum(np.abs(u) - 1.25 * r, np.abs(v) - 0.4 * r)
+  elif shape == 'pole':
+    distance = np.maximum(np.abs(u) - 0.4 * r, np.abs(v) - 1.25 * r)
   elif shape == 'cross':
     a, b = np.abs(u), np.abs(v)
     distance = np.minimum(np.maximum(a - r, b - 0.26 * r),
