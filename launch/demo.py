@@ -10,6 +10,7 @@ step that is done is not done again: start it again after an interruption.
 """
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -139,9 +140,11 @@ def main(argv=None):
   stages.run(
       'make the tokenizer', script('tokenizer'), f'--captions={shapes}',
       '--vocab_size=256', f'--output={tokenizer}')
+  # Nouns, but no things that a region could show.
   stages.run(
       'list the entities', script('entities'), f'--captions={shapes}',
-      '--limit=100', f'--output={entities}')
+      '--limit=100', '--stop_words=shape,right,front',
+      f'--output={entities}')
   number = len(entities.read_text().splitlines())
 
   prompter, pretrain, contrast = (
@@ -168,8 +171,6 @@ def main(argv=None):
 
 def _config(name, options, shapes, tokenizer):
   """The flags that make a demo config read this folder."""
-  import importlib
-
   config = importlib.import_module(f'configs.{name}').get_config('demo')
   path = os.path.relpath(ROOT / 'configs' / f'{name}.py')
   flags = [
