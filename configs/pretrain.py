@@ -88,8 +88,9 @@ def demo():
   })
   config.data.update({
       'sources': (
-          common.source(shapes, style='full', weight=0.6),
-          common.source(shapes, style='entity', weight=0.25),
+          common.source(shapes, style='full', weight=0.55),
+          common.source(shapes, style='shape', weight=0.2),
+          common.source(shapes, style='entity', weight=0.1),
           common.source(shapes, style='motion', weight=0.15),
       ),
       'tokenizer': 'runs/demo/data/tokenizer.model',
@@ -110,10 +111,10 @@ def demo():
       'entities': 'runs/demo/data/entities.txt',
       'num_entities': 5,
       # In the words of the captions: no caption says "a video of a disc".
-      'video_templates': tuple(
+      'video_templates': ('a {entity}', *(
           f'a {colour} {{entity}}'
           for colour in ('red', 'green', 'blue', 'yellow')
-      ),
+      )),
   })
   config.optimizer.update({
       'learning_rate': 1e-3,

@@ -18,16 +18,18 @@ def get_config(scale=''):
 
 def demo(config):
   """Motion first: colours are easy and would hide it."""
-  motion_steps = 180
+  motion_steps = 200
   shapes = config.data.sources[0].path
   config.data.sources = (
       common.source(shapes, style='motion', until_step=motion_steps),
-      common.source(
-          shapes, style='full', weight=0.6, from_step=motion_steps),
-      common.source(
-          shapes, style='entity', weight=0.25, from_step=motion_steps),
-      common.source(
-          shapes, style='motion', weight=0.15, from_step=motion_steps),
+      *(
+          common.source(
+              shapes, style=style, weight=weight, from_step=motion_steps
+          )
+          for style, weight in (
+              ('full', 0.55), ('shape', 0.2), ('entity', 0.1), ('motion', 0.15)
+          )
+      ),
   )
   config.optimizer.learning_rate = 2e-3
   config.train.steps = 1200

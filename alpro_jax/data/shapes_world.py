@@ -39,7 +39,7 @@ SHAPES = ('disc', 'ring', 'bar', 'pole', 'triangle', 'cross', 'square')
 # A turning disc looks like a still one, and a turning pole becomes a bar.
 TURNING_SHAPES = ('bar', 'triangle', 'cross', 'square')
 FAMILIES = ('move', 'resize', 'turn', 'wall', 'event')
-STYLES = ('full', 'entity', 'motion')
+STYLES = ('full', 'entity', 'shape', 'motion')
 SPLITS = ('train', 'test')
 
 _DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
@@ -75,6 +75,7 @@ _THEN = ('{}, then {}', '{} and then {}', 'first {}, then {}')
 _SUBJECTS = {
     'full': ('a {} {}', 'the {} {}', 'one {} {}'),
     'entity': ('a {} {}',),
+    'shape': ('a {1}',),
     'motion': ('a shape',),
 }
 
@@ -257,7 +258,7 @@ def caption(scene: Scene, style: str = 'full', *, subject: int = 0,
   """Says a scene; `subject` and `phrase` choose among the wordings."""
   _check_names('style', (style,), STYLES)
   words = _SUBJECTS[style][subject].format(scene.colour, scene.shape)
-  if style == 'entity':
+  if style in ('entity', 'shape'):
     return words
   if len(scene.motions) == 1:
     return f'{words} {_PHRASES[scene.motion][phrase]}'
@@ -269,8 +270,8 @@ def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
   """The rows of captions.jsonl for a clip.
 
   A test clip has its plain full caption alone. A training clip has one caption
-  of each style and a second full one in other words. Entity and motion captions
-  come in one wording: they say so little that the other wordings would be
+  of each style and a second full one in other words. The short captions come in
+  one wording: they say so little that the other wordings would be
   negatives that are right.
   """
   rows = [_row(clip, 'full', caption(clip.scene))]
@@ -282,7 +283,7 @@ def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
     rows.append(_row(clip, 'full', other))
   return rows + [
       _row(clip, style, caption(clip.scene, style))
-      for style in ('entity', 'motion')
+      for style in ('entity', 'shape', 'motion')
   ]
 
 
