@@ -208,8 +208,8 @@ class Alpro(nn.Module):
     The original clamps the parameter in place, outside autograd.
     """
     free = self.free_temperature
-    clipped = jnp.clip(free, *TEMPERATURE_RANGE)
-    return free + jax.lax.stop_gradient(clipped - free)
+    clipped = jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE))
+    return clipped + (free - jax.lax.stop_gradient(free))
 
   def init_all(
       self, video: jax.Array, ids: jax.Array, mask: jax.Array
