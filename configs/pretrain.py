@@ -102,8 +102,9 @@ def demo():
   })
   config.data.randaugment.enabled = False
   config.loss.update({
-      'uniform_negative_steps': 250,
-      'negative_ramp_steps': 300,
+      # The ramp is cut short: with hard negatives alone it says no too often.
+      'uniform_negative_steps': 200,
+      'negative_ramp_steps': 800,
       'region_rule': 'nominal',
       'region_area': (0.4, 0.6),
   })
@@ -117,7 +118,7 @@ def demo():
       )),
   })
   config.optimizer.update({
-      'learning_rate': 1e-3,
+      'learning_rate': 2e-3,
       'schedule': 'cosine',
       'warmup_steps': 40,
       'final_fraction': 0.05,

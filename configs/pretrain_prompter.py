@@ -31,6 +31,5 @@ def demo(config):
           )
       ),
   )
-  config.optimizer.learning_rate = 2e-3
   config.train.steps = 1200
   return config
