@@ -64,27 +64,31 @@ class Stages:
     self._announce(name)
     print(f'$ {line}', flush=True)
     known = self._done.get(name)
-    if known and known['command'] == line:
+    if not known or known['command'] != line:
+      known = {'command': line, 'seconds': 0.0, 'done': False}
+    if known['done']:
       print(f'done before, {known["seconds"]:.0f} s', flush=True)
       self.shown.append((name, known['seconds'], line, True))
       return
     start = time.monotonic()
     code = _wait(command)
     seconds = time.monotonic() - start
+    # An interrupted command goes on where it was: its time adds up.
+    known['seconds'] += seconds
+    known['done'] = not code
+    self._done[name] = known
+    draft = self._file.with_name(self._file.name + '.draft')
+    draft.write_text(json.dumps(self._done, indent=1) + '\n')
+    draft.replace(self._file)
     if code:
       raise SystemExit(
           f'demo: "{name}" ended with code {code} after {seconds:.0f} s. Give '
           'the same command again to go on from here.')
-    self.finish(name, seconds, line)
+    self.finish(name, known['seconds'], line)
 
   def finish(self, name, seconds, line=''):
     print(f'{seconds:.0f} s', flush=True)
     self.shown.append((name, seconds, line, False))
-    if line:
-      self._done[name] = {'command': line, 'seconds': seconds}
-      draft = self._file.with_name(self._file.name + '.draft')
-      draft.write_text(json.dumps(self._done, indent=1) + '\n')
-      draft.replace(self._file)
 
   def _announce(self, name):
     self._number += 1
@@ -121,6 +125,7 @@ def main(argv=None):
   def script(name):
     return os.path.relpath(ROOT / 'launch' / f'{name}.py')
 
+  _claim(output, {'seed': options.seed, 'quick': options.quick})
   stages = Stages(output, total=10)
   world, shapes = output / 'world', output / 'data' / 'shapes'
   tokenizer = output / 'data' / 'tokenizer.model'
@@ -167,6 +172,17 @@ def main(argv=None):
       f'--workdir={contrast}')
   _evaluate(options, stages, output, world, shapes, {
       'prompter': prompter, 'contrast_only': contrast, 'pretrain': pretrain})
+
+
+def _claim(output, options):
+  """Refuses a folder that was made with other options."""
+  file = output / 'options.json'
+  known = json.loads(file.read_text()) if file.exists() else options
+  if known != options:
+    raise ValueError(
+        f'{output} holds a demo with {known}, this is one with {options}; '
+        'choose another --output, or remove that folder.')
+  file.write_text(json.dumps(options) + '\n')
 
 
 def _config(name, options, shapes, tokenizer):
@@ -301,6 +317,11 @@ def _write_report(options, stages, output, runs, results):
   figures = dict(main_result.figures)
   for name in ('prompter', 'contrast_only'):
     figures |= {f'{name}.{k}': v for k, v in results[name].figures.items()}
+  for name, folder in runs.items():
+    run = json.loads((folder / 'report.json').read_text())
+    for key in ('clips_per_second', 'waiting_share'):
+      if key in run:
+        figures[f'{name}.{key}'] = run[key]
   figures |= {
       f'seconds.{name.replace(" ", "_").replace(",", "")}': seconds
       for name, seconds, _, _ in stages.shown}

@@ -40,6 +40,10 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   same = {k for k in figures if not k.startswith('seconds.')}
   assert {k: figures[k] for k in same} == {k: repeated[k] for k in same}
 
+  # Other options in the same folder would mix two worlds.
+  other = _run('demo', f'--output={output}', '--quick', '--seed=1')
+  assert other.returncode == 1 and 'holds a demo with' in other.stderr
+
   # One model alone, by the command for any checkpoint.
   alone = _run(
       'evaluate', f'--checkpoint={output / "pretrain"}',
