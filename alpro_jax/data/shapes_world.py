@@ -107,7 +107,7 @@ class World:
   colours: tuple[str, ...] = ('red', 'green', 'blue', 'yellow')
   shapes: tuple[str, ...] = ('disc', 'ring', 'bar', 'pole')
   train: Mapping[str, int] = dataclasses.field(default_factory=lambda: {
-      'move': 4800, 'resize': 1800, 'turn': 400, 'wall': 600, 'event': 400,
+      'move': 4000, 'resize': 1700, 'turn': 400, 'wall': 700, 'event': 1200,
   })
   test_captions: Mapping[str, int] = dataclasses.field(
       default_factory=lambda: {
