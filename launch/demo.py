@@ -241,7 +241,6 @@ def headlines(results):
   ceiling = found['zero_shot.t2v_r1_ceiling']
   low, high = (
       found[f'zero_shot.similarity.t2v_r1_{x}'] for x in ('low', 'high'))
-  start = results['prompter'].figures
   return [
       Headline(
           'zero_shot.similarity.t2v_r1', 'Does a text find its clip?',
@@ -295,9 +294,10 @@ def headlines(results):
           _twice(found, 'probes.pem.agrees'),
           found.get('probes.pem.agrees_constant')),
       Headline(
-          'probes.pem.right', 'And are they true?',
-          'The predicted entity names the object. Before pre-training, R@1 '
-          f'was {start["zero_shot.t2v_r1"]:.1f} %.', None,
+          'probes.pem.right_misled', 'Does it look, or only read the caption?',
+          'The entity that it predicts names what is in the clip even beside a '
+          'caption that names another shape. With the right caption: '
+          f'{found.get("probes.pem.right", 0):.1f} %.', None,
           found.get('probes.pseudo.right_constant')),
   ]
 

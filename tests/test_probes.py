@@ -97,7 +97,8 @@ def test_entity_figures_of_known_answers():
   crops = probes.Crops(
       video=np.array([0, 0, 1, 1, 1]), region=np.ones((5, 4), bool),
       labels=_one_hot([0, 3, 2, 2, 0]), keep=np.array([1, 1, 1, 1, 0], bool),
-      answers=_one_hot([1, 3, 2, 1, 0]), holds=np.ones(5, bool))
+      answers=_one_hot([1, 3, 2, 1, 0]), misled=_one_hot([2, 2, 2, 2, 2]),
+      holds=np.ones(5, bool))
   figures = probes.entity_figures(crops, entities, truth)
   assert figures['pseudo/kept'] == 80
   assert figures['pseudo/right'] == 75  # wall is not in clip 0.
@@ -105,6 +106,7 @@ def test_entity_figures_of_known_answers():
   assert figures['pem/agrees'] == 50
   assert figures['pem/agrees_constant'] == 50
   assert figures['pem/right'] == 50
+  assert figures['pem/right_misled'] == figures['pem/agrees_misled'] == 50
   assert figures['pseudo/entropy'] == pytest.approx(0, abs=1e-6)
   assert figures['pseudo/entropy_limit'] == pytest.approx(np.log(4))
   assert probes.top_entities(crops, entities) == [
@@ -114,7 +116,7 @@ def test_entity_figures_of_known_answers():
 def test_entity_figures_without_a_held_object():
   crops = probes.Crops(
       np.array([0]), np.ones((1, 4), bool), _one_hot([0]),
-      np.array([True]), _one_hot([0]), np.array([False]))
+      np.array([True]), _one_hot([0]), _one_hot([0]), np.array([False]))
   figures = probes.entity_figures(
       crops, ['red', 'disc', 'ring', 'wall'], [row()])
   assert figures['crops_held'] == 0 and 'pem/agrees' not in figures
@@ -135,7 +137,8 @@ model = small.model
 
 def test_a_small_model_through_all_probes(model):
   truth = [
-      row(motion='left', other='right'), row(motion='up', other='down'),
+      row(motion='left', other='right'),
+      row(motion='up', other='down', shape='ring'),
       row(motion='grow', other='shrink', family='resize'),
       row(motion='left, then grow', other='shrink, then right',
           family='event', trained=False),
@@ -173,5 +176,6 @@ def test_a_small_model_through_all_probes(model):
   np.testing.assert_allclose(crops.labels.sum(1), 1, rtol=1e-5)
   np.testing.assert_allclose(crops.answers.sum(1), 1, rtol=1e-5)
   assert crops.region.any(1).all()
+  assert np.abs(crops.misled - crops.answers).max() > 0
   figures = probes.entity_figures(crops, ['red', 'disc', 'wall'], truth)
   assert figures['pseudo/kept'] == 100 and figures['crops'] == 15

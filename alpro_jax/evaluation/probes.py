@@ -199,6 +199,8 @@ class Crops:
     labels: float32[crops, Z], the prompter's pseudo-labels.
     keep: bool[crops], False where training would ignore the label.
     answers: float32[crops, Z], the entity head's probabilities.
+    misled: float32[crops, Z], the same beside a caption that names another
+      shape, to see whether the answer is read off the caption.
     holds: bool[crops], the crop holds the object.
   """
 
@@ -207,6 +209,7 @@ class Crops:
   labels: np.ndarray
   keep: np.ndarray
   answers: np.ndarray
+  misled: np.ndarray
   holds: np.ndarray
 
 
@@ -278,6 +281,12 @@ def label_crops(
     logits = model.entity_logits(jnp.einsum('bnd,bn->bd', patches, weight))
     return jax.nn.softmax(logits, axis=-1)
 
+  def place(array):
+    return jax.make_array_from_callback(
+        array.shape, rows, lambda index: array[index])
+
+  generator = np.random.default_rng(seed)
+  wrong = _captions_of_other_shapes(retrieval, truth, generator)
   teacher_params, bank = jax.device_put(
       (teacher.params, teacher.bank), everywhere)
   parts = []
@@ -293,17 +302,19 @@ def label_crops(
       region, labels, keep, record, valid = jax.device_get(
           label(teacher_params, bank, *inputs, key))
       valid = valid & np.isin(record, list(caption))
-      text = np.array([caption.get(int(video), 0) for video in record])
-      answers = jax.device_get(answer(scorer.params, *(
-          jax.make_array_from_callback(x.shape, rows, lambda i, x=x: x[i])
-          for x in (texts.tokens[text], texts.mask[text],
-                    videos.tokens[record], region))))
+      own = np.array([caption.get(int(video), 0) for video in record])
+      video_tokens, where = place(videos.tokens[record]), place(region)
+      answers, misled = (
+          jax.device_get(answer(
+              scorer.params, place(texts.tokens[text]), place(texts.mask[text]),
+              video_tokens, where))
+          for text in (own, wrong[record]))
       shape = tuple(side // patch for side in batch['video'].shape[2:4])
       holds = np.array([
           held_share(truth[video]['boxes'], r.reshape(shape), crop_share)
           >= HELD for video, r in zip(record, region, strict=True)])
       parts.append([x[valid] for x in (
-          record, region, labels, keep, answers, holds)])
+          record, region, labels, keep, answers, misled, holds)])
   return Crops(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -347,11 +358,13 @@ def entity_figures(
   Returns:
     pseudo/kept, /entropy (nats), /entropy_limit, /confidence over all crops;
     pseudo/right, /right_constant, /right_shuffled; pem/agrees,
-    /agrees_constant, /agrees_shuffled; pem/right; crops, crops_held.
+    /agrees_constant, /agrees_shuffled, pem/right; with _misled beside a caption
+    that names another shape; crops, crops_held.
   """
   true = _true_entities(entities, truth)[crops.video]
   use = crops.holds & crops.keep
-  label, answer = crops.labels.argmax(1), crops.answers.argmax(1)
+  label, answer, misled = (
+      x.argmax(1) for x in (crops.labels, crops.answers, crops.misled))
   q = np.maximum(crops.labels.astype(np.float64), 1e-30)
   figures = {
       'crops': float(len(label)), 'crops_held': float(crops.holds.sum()),
@@ -362,17 +375,20 @@ def entity_figures(
   }
   if not use.any():
     return figures
-  true, label, answer = true[use], label[use], answer[use]
+  true, label, answer, misled = (x[use] for x in (true, label, answer, misled))
   row = np.arange(len(label))
   dealt = np.random.default_rng(seed).permutation(len(label))
   named = true.any(1)
   if named.any():
-    for name, said in (('pseudo', label), ('pem', answer)):
-      figures[f'{name}/right'] = _percent(true[row, said])
+    for name, said in (
+        ('pseudo/right', label), ('pem/right', answer),
+        ('pem/right_misled', misled)):
+      figures[name] = _percent(true[row, said])
     figures['pseudo/right_constant'] = 100.0 * float(true.mean(0).max())
     figures['pseudo/right_shuffled'] = _percent(true[row, label[dealt]])
   figures |= {
       'pem/agrees': _percent(answer == label),
+      'pem/agrees_misled': _percent(misled == label),
       'pem/agrees_constant': 100.0 * float(np.bincount(label).max()) / len(row),
       'pem/agrees_shuffled': _percent(answer == label[dealt]),
   }
@@ -414,6 +430,18 @@ def ask_all(
         retrieval, temperature=float(temperature)))
   return figures | _prefixed('order', order(
       scorer, videos, truth, matching=retrieval.matching is not None))
+
+
+def _captions_of_other_shapes(retrieval, truth, generator):
+  """int[videos]: for each a random text that names another shape."""
+  shapes = {}
+  for text, video in retrieval.pairs:
+    shapes.setdefault(int(text), truth[video]['shape'])
+  chosen = []
+  for row in truth:
+    others = [text for text, shape in shapes.items() if shape != row['shape']]
+    chosen.append(generator.choice(others or list(shapes)))
+  return np.array(chosen)
 
 
 def _true_entities(entities, truth):

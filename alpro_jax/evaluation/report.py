@@ -165,8 +165,8 @@ def render(report: Report) -> str:
           report.best, 'Texts whose video came first. The first strip is the '
           'video that belongs to the text.')),
       ('What it misses', _searches(
-          report.worst, 'The texts whose video came last. The strip below it '
-          'is what the model preferred.')),
+          report.worst, 'The texts whose video came latest. The strip below '
+          'it is what the model preferred.')),
       ('What it names', _regions(report.regions)),
       ('Entities', _entities(report.entities)),
       ('Four losses against contrast alone', _comparison(report.comparison)),
@@ -512,6 +512,7 @@ table{border-collapse:collapse;font-size:14px}
 .plain th,.plain td{padding:4px 18px 4px 0;border-bottom:1px solid var(--line);
 text-align:left;vertical-align:top}
 .plain th{color:var(--soft);font-weight:400}
+.plain th:not(:first-child){text-align:right}
 .number{text-align:right!important;font-variant-numeric:tabular-nums}
 code{font-size:13px;overflow-wrap:anywhere}
 pre{font:12px/1.5 ui-monospace,'DejaVu Sans Mono',monospace;background:#f1f2ee;

@@ -283,16 +283,17 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
     rows.append(('always no', probes.MATCHING_PRIOR, probes.MATCHING_PRIOR))
     tables['Match or no match'] = report.Table(
         ['rows', 'random negatives, %', 'hard negatives, %'], rows)
-  rows = [(label, figures.get(f'{prefix}probes.{key}'),
-           figures.get(f'{prefix}probes.{key}_constant'),
-           figures.get(f'{prefix}probes.{key}_shuffled'))
-          for label, key in (
-              ('the pseudo-label is true', 'pseudo.right'),
-              ('the model says the pseudo-label', 'pem.agrees'),
-              ('the model says the truth', 'pem.right'))]
+  rows = [
+      (label, *(figures.get(f'{prefix}probes.{key}{part}')
+                for part in ('', '_misled', '_constant', '_shuffled')))
+      for label, key in (
+          ('the pseudo-label is true', 'pseudo.right'),
+          ('the model says the pseudo-label', 'pem.agrees'),
+          ('the model says the truth', 'pem.right'))]
   if rows[0][1] is not None:
     tables['Entities of crops that hold the object'] = report.Table(
-        ['share of crops', '%', 'one answer for all, %', 'shuffled, %'], rows)
+        ['share of crops', '%', 'beside a wrong caption, %',
+         'one answer for all, %', 'shuffled, %'], rows)
   return tables
 
 
