@@ -27,7 +27,7 @@ lint: install
 	$(RUN) -m ruff check .
 
 test: install lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache
