@@ -80,7 +80,7 @@ def get_config(model='base'):
   config.prompter = ml_collections.ConfigDict({
       'checkpoint': '',  # Made by configs/pretrain_prompter.py.
       'entities': '',  # A text file, one entity per line, most frequent first.
-      'num_entities': 1000,
+      'num_entities': 1000,  # 0: every line of the file.
       'video_templates': (),  # () means the paper's twelve.
       'image_templates': (),
       'max_prompt_tokens': 15,

@@ -54,6 +54,7 @@ def own():
       'batch_size': 32,
   })
   config.prompter.entities = 'sets/entities.txt'
+  config.prompter.num_entities = 0  # As many as the captions gave.
   config.optimizer.warmup_steps = 500
   config.train.steps = 10_000
   return config

@@ -63,7 +63,7 @@ def made_up_batch(config, text: TextInfo) -> VideoTextBatch:
 def made_up_entities(config, folder: str) -> None:
   """Points the config at a list of as many entities as it asks for."""
   path = pathlib.Path(folder) / 'entities.txt'
-  count = config.prompter.num_entities
+  count = config.prompter.num_entities or 1000
   path.write_text(''.join(f'entity{i} {count - i}\n' for i in range(count)))
   config.prompter.entities = str(path)
 

@@ -90,3 +90,12 @@ def test_launchers(tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit, match='is not a file'):
     launch(monkeypatch, 'launch/tokenizer.py',
            f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')
+
+
+def test_limit_zero_reads_every_line(tmp_path):
+  path = tmp_path / 'entities.txt'
+  path.write_text('dog 3\ncat 1\n')
+  assert entities.read_entities(path, 0) == ['dog', 'cat']
+  path.write_text('')
+  with pytest.raises(ValueError, match='is empty'):
+    entities.read_entities(path, 0)

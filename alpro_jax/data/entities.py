@@ -59,7 +59,7 @@ def read_entities(path, limit):
   Args:
     path: one entity a line, most frequent first; what follows the first blank
       of a line, such as a count, is not read.
-    limit: number of entities, Z.
+    limit: number of entities, Z; 0 takes every line.
 
   Returns:
     list of str, all different.
@@ -70,6 +70,9 @@ def read_entities(path, limit):
         f'No entities at {str(path)!r}; set prompter.entities to a file made '
         'by launch/entities.py.')
   lines = path.read_text(encoding='utf-8').splitlines()
+  limit = limit or len(lines)
+  if not lines:
+    raise ValueError(f'{path} is empty; make it with launch/entities.py.')
   if len(lines) < limit:
     raise ValueError(
         f'{path} has {len(lines)} lines, {limit} entities are wanted; make a '
