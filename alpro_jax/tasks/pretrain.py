@@ -67,7 +67,7 @@ class Pretrain:
     """Returns the task of `config`; see tasks/base.py.
 
     Raises:
-      ValueError: for an unknown kind of negatives, or a masked loss alone.
+      ValueError: for an unknown kind of negatives, or if every weight is 0.
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
