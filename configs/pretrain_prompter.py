@@ -31,5 +31,5 @@ def demo(config):
           )
       ),
   )
-  config.train.steps = 1200
+  config.train.steps = 1800
   return config
