@@ -118,10 +118,17 @@ def get_config(model='base'):
   })
 
   config.eval = ml_collections.ConfigDict({
-      'sources': (),  # Held-out sets for zero-shot retrieval.
+      'sources': (),  # Held-out sets: common.source(path, split='test').
       'batch_size': 64,
       'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
-      'rerank': True,
+      # What orders the results of retrieval: 'matching' (the paper),
+      # 'matching+similarity' (as LAVIS does) or 'similarity'; 'auto' takes
+      # matching if it was trained.
+      'scoring': 'auto',
+      # Pairs that matching scores: the k nearest by similarity of every text
+      # and of every video; 0 is all pairs.
+      'rerank_k': 0,
+      'dual_softmax': False,  # Report it as well, under its own name.
   })
 
   # Devices along each axis; -1 is all that are left.

@@ -105,7 +105,7 @@ class ZeroShot:
       )
     self._scorer.params = params
     # Without VTM in the loss the fusion encoder knows nothing.
-    rerank = options.rerank and config.task != 'prompter' and config.loss.vtm
+    rerank = options.scoring != 'similarity' and config.task != 'prompter' and config.loss.vtm
     figures = {}
     for number, source in enumerate(options.sources):
       prepared = dataset.open_dataset(source.path, source.split)
