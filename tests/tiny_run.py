@@ -30,7 +30,7 @@ def get_config():
   })
   config.eval.update({
       'sources': (common.source('%(folder)s/set'),),
-      'batch_size': 8, 'rerank': False,
+      'batch_size': 8, 'scoring': 'similarity',
   })
   config.train.update({
       'steps': 40, 'log_every_steps': 10, 'checkpoint_every_steps': 1000})
