@@ -46,7 +46,9 @@ def _parser():
   add('--source', required=True, choices=annotations.SOURCES)
   add('--videos', default='', help='folder of videos (folder, webvid)')
   add('--images', default='', help='folder of photos (cc3m)')
-  add('--captions', required=True, help='captions file')
+  add('--captions', default='', help='captions file')
+  add('--questions', default='',
+      help='questions file, with or without captions (folder)')
   add('--output', required=True, help='folder of the set, new or unfinished')
   add('--split', default='train', help='one run makes one split (train)')
   defaults = prepare.Options()
@@ -80,6 +82,11 @@ def _parser():
 
 
 def _read_source(args):
+  if not (args.captions or args.questions):
+    raise prepare.PrepareError('Give --captions, --questions, or both.')
+  if args.questions and args.source != 'folder':
+    raise prepare.PrepareError(
+        f'--source={args.source} has no --questions.')
   root, flag = args.videos, '--videos'
   if args.source == 'cc3m':
     root, flag = args.images or args.videos, '--images'
@@ -88,7 +95,8 @@ def _read_source(args):
   if not os.path.isdir(root):
     raise prepare.PrepareError(f'{flag}={root} is not a folder.')
   if args.source == 'folder':
-    return root, annotations.read_folder(args.captions, split=args.split)
+    return root, annotations.read_folder(
+        args.captions, args.questions, split=args.split)
   if args.source == 'webvid':
     return root, annotations.read_webvid(
         args.captions, max_text_length=args.txt_len_below,
@@ -100,9 +108,10 @@ def _print_report(report, output):
   counts = report['counts']
   if report.get('already_prepared'):
     print(f'{output} has this split already; nothing to do.')
-  lines = [('clips in the captions', counts['clips']),
+  lines = [('clips in the annotations', counts['clips']),
            ('prepared', counts['prepared']),
            ('  captions', counts['captions']),
+           ('  questions', counts['questions']),
            ('  frames', counts['frames']),
            ('  megabytes', round(counts['bytes'] / 1e6, 1)),
            ('skipped rows and clips', counts['skipped'])]
@@ -112,9 +121,8 @@ def _print_report(report, output):
     lines.append(('kept though they break off', len(report['partial'])))
   if counts['rows_of_other_splits']:
     lines.append(('rows of other splits', counts['rows_of_other_splits']))
-  if counts['videos_without_caption']:
-    lines.append(('videos without a caption',
-                  counts['videos_without_caption']))
+  if counts['videos_not_named']:
+    lines.append(('videos that no row names', counts['videos_not_named']))
   for name, value in lines:
     print(f'{name:<32}{value:>12,}')
   print(f'report: {os.path.join(output, prepare.REPORT)}')
@@ -142,7 +150,7 @@ def main(argv=None):
     report = prepare.prepare(
         source, root, args.output, split=args.split, options=options,
         num_workers=args.workers, timeout_s=args.timeout_s,
-        list_uncaptioned=args.source == 'folder')
+        list_unnamed=args.source == 'folder')
   except (Exception, KeyboardInterrupt) as e:
     if stopped:  # Whatever it became: a library that loads hides it.
       print('\nInterrupted. Give the same command again to continue.',

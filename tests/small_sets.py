@@ -20,13 +20,14 @@ class MemorySet(dataset.PreparedDataset):
   """
 
   def __init__(self, records=10, frames=8, *, name='set', captions=None,
-               styles=None, stills=(), size=SIZE):
+               styles=None, questions=None, stills=(), size=SIZE):
     captions = captions or [(f'clip {i}',) for i in range(records)]
     styles = styles or [('',) * len(texts) for texts in captions]
     infos = [
         dataset.RecordInfo(
             f'{i}.mp4', tuple(captions[i]), tuple(styles[i]), i in stills,
-            1 if i in stills else frames)
+            1 if i in stills else frames,
+            tuple(questions[i]) if questions else ())
         for i in range(records)]
     super().__init__(
         f'sets/{name}', 'train', {'digest': name, 'shards': []}, infos)
@@ -51,6 +52,9 @@ class MemorySet(dataset.PreparedDataset):
         'video': info.video, 'frames': stored,
         'seconds': np.arange(info.frames, dtype=np.float32),
         'captions': list(info.captions), 'styles': list(info.styles),
+        'questions': [question.text for question in info.questions],
+        'answers': [question.answer for question in info.questions],
+        'kinds': [question.kind for question in info.questions],
         'still': info.still})
 
 

@@ -55,3 +55,12 @@ def write_captions(folder, rows):
   path = folder / 'captions.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return path
+
+
+def write_questions(folder, rows):
+  """Writes (video, question, answer) to questions.jsonl; returns its path."""
+  path = folder / 'questions.jsonl'
+  path.write_text(''.join(
+      json.dumps(dict(zip(('video', 'question', 'answer'), row, strict=True)))
+      + '\n' for row in rows))
+  return path

@@ -60,6 +60,49 @@ def test_metadata_needs_no_frames(path):
       '003.mp4', ('clip 3', 'a clip'), ('full', 'short'), False, 8)
 
 
+def test_questions_are_kept(path, tmp_path):
+  source = annotations.read_folder(questions=small_videos.write_questions(
+      tmp_path, [('a.mp4', 'what is it', 'grey'), ('a.mp4', 'is it', 'yes')]))
+  small_videos.write_video(tmp_path / 'a.mp4')
+  prepare.prepare(source, tmp_path, path, split='test', num_workers=1,
+                  options=prepare.Options(fps=0))
+  data = dataset.open_dataset(path, 'test')
+  assert data.metadata() == [dataset.RecordInfo(
+      'a.mp4', (), (), False, 8, (
+          annotations.Question('what is it', 'grey', 'what'),
+          annotations.Question('is it', 'yes', 'other')))]
+  record = data.parse(tf.constant(data.fetch([0])[0]))
+  assert record['captions'].shape == (0,)
+  assert record['questions'].numpy().tolist() == [b'what is it', b'is it']
+  assert record['answers'].numpy().tolist() == [b'grey', b'yes']
+  assert record['kinds'].numpy().tolist() == [b'what', b'other']
+
+
+def test_sets_of_format_1_have_no_questions(path, tmp_path):
+  manifest = json.loads((path / 'manifest.json').read_text())
+  index = path / 'index-train.jsonl'
+  rows = [json.loads(line) for line in index.open()]
+  for row in rows:
+    for key in ('questions', 'answers', 'kinds'):
+      assert row.pop(key) == []
+  index.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  manifest['splits']['train']['index']['bytes'] = index.stat().st_size
+  (path / 'manifest.json').write_text(json.dumps({**manifest, 'format': 1}))
+  data = dataset.open_dataset(path, verify=False)
+  assert data.metadata()[3].questions == ()
+  example = tf.train.Example.FromString(data.fetch([3])[0])
+  for key in ('questions', 'answers', 'kinds'):
+    del example.features.feature[key]
+  record = data.parse(tf.constant(example.SerializeToString()))
+  assert record['captions'].shape == (2,)
+  assert record['questions'].shape == (0,)
+  with pytest.raises(prepare.PrepareError, match='has format 1, which can be'):
+    prepare.prepare(
+        annotations.Annotations([annotations.Clip(
+            'a.mp4', ('a.mp4',), ('x',), ('',), False)], [], 1),
+        small_videos.write_video(tmp_path / 'a.mp4').parent, path)
+
+
 def test_fetch_in_any_order(path):
   data = dataset.open_dataset(path)
   everything = data.fetch(range(7))
@@ -150,7 +193,7 @@ def test_wrong_paths_and_manifests(path, tmp_path):
   with pytest.raises(ValueError, match=r"no split 'val', only \['train'\]"):
     dataset.open_dataset(path, 'val')
   (path / 'manifest.json').write_text('{"format": 99}')
-  with pytest.raises(ValueError, match='has format 99, expected 1'):
+  with pytest.raises(ValueError, match='has format 99, expected 2'):
     dataset.open_dataset(path)
   (path / 'manifest.json').write_text('{')
   with pytest.raises(ValueError, match='manifest.json is damaged'):

@@ -35,7 +35,7 @@ def _prepare(folder, output, *, captions=None, num_workers=1, timeout_s=60.,
   return prepare.prepare(
       source, folder, output, num_workers=num_workers, timeout_s=timeout_s,
       options=prepare.Options(**{**ALL_FRAMES, **changes}),
-      list_uncaptioned=True)
+      list_unnamed=True)
 
 
 def _content(output):
@@ -254,7 +254,7 @@ def test_every_skipped_item_is_named(clips, tmp_path, capsys):
       'outside the folder of videos': 1, 'unreadable': 1}
   assert {skip['item'] for skip in report['skipped']} == {
       'gone.mp4', 'text.mp4', '../clips/000.mp4', '000.mp4'}
-  assert report['without_caption'] == ['005.mp4']
+  assert report['not_named'] == ['005.mp4']
   counts = report['counts']
   assert (counts['prepared'], counts['captions'], counts['frames']) == (
       11, 22, 88)
@@ -396,7 +396,7 @@ def test_no_caption_matches(clips, tmp_path):
       tmp_path, [{'video': f'x{i}', 'caption': 'x'} for i in range(9)])
   with pytest.raises(prepare.PrepareError) as e:
     _prepare(clips, tmp_path / 'set', captions=captions)
-  assert "None of the 9 captioned files is in" in str(e.value)
+  assert "None of the 9 annotated files is in" in str(e.value)
   assert "'x4'" in str(e.value) and "'x5'" not in str(e.value)
   assert "'003.mp4'" in str(e.value)
   assert not (tmp_path / 'set').exists()

@@ -1,8 +1,8 @@
-"""Reads the caption files of the sources into one list of clips.
+"""Reads the annotation files of the sources into one list of clips.
 
-A clip is one video or photo with all of its captions. Nothing here opens a
-video: a bad row is reported with its file and line, never raised, so that one
-typing error does not cost a night of preparation.
+A clip is one video or photo with all of its captions and questions. Nothing
+here opens a video: a bad row is reported with its file and line, never raised,
+so that one typing error does not cost a night of preparation.
 """
 
 import csv
@@ -10,26 +10,41 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from typing import NamedTuple
 
 SOURCES = ('folder', 'webvid', 'cc3m')
 
 
+_KINDS = {'what': 'what', 'who': 'who', 'whose': 'who', 'whom': 'who',
+          'how': 'how', 'where': 'where', 'when': 'when'}
+
+
+class Question(NamedTuple):
+  """A question about a video, its answer, and the kind it is counted in."""
+  text: str
+  answer: str
+  kind: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-  """One future record.
+  """One future record, with a caption or a question at least.
 
   Attributes:
     video: name in the set, relative to the folder of videos.
     files: where it may lie below that folder; the first that exists counts.
-    captions: at least one.
+    captions: each pair of caption and style once.
     styles: one per caption, '' where there is none.
     still: True for a photo.
+    questions: as often as the file has them.
   """
   video: str
   files: tuple[str, ...]
   captions: tuple[str, ...]
   styles: tuple[str, ...]
   still: bool
+  questions: tuple[Question, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +57,7 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-  """What a caption file says.
+  """What annotation files say.
 
   Attributes:
     clips: in the order in which the file first names them.
@@ -62,12 +77,19 @@ class Annotations:
     sha = hashlib.sha256()
     for clip in self.clips:
       sha.update(json.dumps([clip.video, clip.files, clip.captions,
-                             clip.styles, clip.still]).encode())
+                             clip.styles, clip.still,
+                             clip.questions]).encode())
       sha.update(b'\n')
     return sha.hexdigest()
 
 
-class _Rows:
+def kind_of(question):
+  """Returns 'what', 'who', 'how', 'where', 'when' or 'other', as str."""
+  first = re.match(r'\W*([a-z]+)', question.lower())
+  return _KINDS.get(first and first[1], 'other')
+
+
+class Rows:
   """Gathers rows into clips; says no to what cannot be used."""
 
   def __init__(self):
@@ -80,7 +102,11 @@ class _Rows:
   def skip(self, item, reason, detail=''):
     self._skipped.append(Skipped(_printable(item), reason, detail))
 
-  def add(self, where, files, captions, style='', still=False):
+  def bad(self, item, where, problem):
+    """Names a row that is not as it should be; item may be unknown ('')."""
+    self.skip(item or where, 'bad row', f'{where}: {problem}')
+
+  def add_captions(self, where, files, captions, style='', still=False):
     """Adds the captions of one row.
 
     Args:
@@ -91,40 +117,70 @@ class _Rows:
       style: str, for all of these captions.
       still: bool.
     """
+    known = self._clip(where, files, still)
+    if known is None:
+      return
+    video = known['files'][0]
+    if not captions:
+      return self.skip(video, 'empty caption', where)
+    for caption in captions:
+      if problem := _text_problem('caption', caption):
+        return self.bad(video, where, problem)
+    for caption in captions:
+      caption = caption.strip()
+      if not caption:
+        self.skip(video, 'empty caption', where)
+      elif (caption, style) in known['captions']:
+        self.skip(video, 'duplicate row', where)
+      else:
+        known['captions'][caption, style] = True
+
+  def add_question(self, where, files, question, answer, kind=''):
+    """Adds one question.
+
+    The same question may come twice: the sizes of the published test sets,
+    and so their accuracies, count both.
+
+    Args:
+      where, files: as for captions.
+      question, answer: str.
+      kind: str; '' takes it from the first word of the question.
+    """
+    known = self._clip(where, files, still=False)
+    if known is None:
+      return
+    video = known['files'][0]
+    for name, text in [('question', question), ('answer', answer),
+                       ('type', kind)]:
+      if problem := _text_problem(name, text):
+        return self.bad(video, where, problem)
+    question, answer = question.strip(), answer.strip()
+    if not question:
+      return self.skip(video, 'empty question', where)
+    if not answer:
+      return self.skip(video, 'empty answer', where)
+    known['questions'].append(
+        Question(question, answer, kind.strip() or kind_of(question)))
+
+  def _clip(self, where, files, still):
+    """Returns what is known of a clip, or None if its name is no good."""
     for name in files:
       if problem := _name_problem(name):
         return self.skip(files[0], problem, where)
     files = tuple(_canonical(name) for name in files)
     self.named.update(files)
-    video = files[0]
-    if not captions:
-      return self.skip(video, 'empty caption', where)
-    for caption in captions:
-      if not isinstance(caption, str):
-        return self.skip(
-            video, 'bad row',
-            f'{where}: caption is {type(caption).__name__}, expected text')
-      if not _encodable(caption):
-        return self.skip(video, 'bad row', f'{where}: caption is not UTF-8')
-    known = self._clips.setdefault(
-        video, {'files': files, 'rows': {}, 'still': still})
-    for caption in captions:
-      caption = caption.strip()
-      if not caption:
-        self.skip(video, 'empty caption', where)
-      elif (caption, style) in known['rows']:
-        self.skip(video, 'duplicate row', where)
-      else:
-        known['rows'][caption, style] = True
+    return self._clips.setdefault(files[0], {
+        'files': files, 'captions': {}, 'questions': [], 'still': still})
 
   def result(self):
+    """Returns Annotations."""
     clips = []
     for video, known in self._clips.items():
-      if not known['rows']:
-        continue  # Its rows are named as empty already.
-      captions, styles = zip(*known['rows'], strict=True)
-      clips.append(Clip(video, known['files'], captions, styles,
-                        known['still']))
+      pairs, questions = tuple(known['captions']), tuple(known['questions'])
+      if pairs or questions:  # Empty rows are named already.
+        clips.append(Clip(
+            video, known['files'], tuple(caption for caption, _ in pairs),
+            tuple(style for _, style in pairs), known['still'], questions))
     return Annotations(clips, self._skipped, self.rows, self.other_splits,
                        frozenset(self.named))
 
@@ -139,6 +195,12 @@ def _encodable(text):
   except UnicodeEncodeError:
     return False
   return True
+
+
+def _text_problem(name, value):
+  if not isinstance(value, str):
+    return f'{name} is {type(value).__name__}, expected text'
+  return '' if _encodable(value) else f'{name} is not UTF-8'
 
 
 def _name_problem(name):
@@ -225,49 +287,66 @@ def _need_columns(path, got, wanted):
         'the first line of a csv file must name its columns.')
 
 
-def read_folder(path, *, split='train'):
-  """Reads rows of `video`, `caption` and, optional, `style` and `split`.
+def read_folder(captions=None, questions=None, *, split='train'):
+  """Reads captions, questions, or both, of videos named by their files.
 
   Args:
-    path: a .csv file with a header, or one JSON object per line (.jsonl).
-      In JSON `caption` may be a list.
+    captions: a .csv file with a header, or one JSON object per line (.jsonl),
+      with `video`, `caption` and, optional, `style` and `split`. In JSON
+      `caption` may be a list.
+    questions: such a file with `video`, `question`, `answer` and, optional,
+      `type` (or `answer_type`) and `split`.
     split: rows that name another split are left out.
   Returns:
     Annotations.
   """
-  path = _check_file(path, '--captions')
-  rows = _Rows()
-  if path.lower().endswith('.csv'):
-    source = _csv_rows(path)
-    _, columns, _ = next(source)
-    _need_columns(path, columns, [('video',), ('caption',)])
-  elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
-    source = _jsonl_rows(path)
-  else:
-    raise ValueError(f'--captions={path} must end in .csv or .jsonl.')
-  for where, row, problem in source:
-    rows.rows += 1
-    if not problem:
-      problem = _folder_problem(row)
-    if problem:
-      rows.skip(row.get('video') or where, 'bad row', f'{where}: {problem}')
-      continue
-    if row.get('split') and row['split'] != split:
-      rows.other_splits += 1
-      rows.named.add(row['video'])
-      continue
-    caption = row['caption']
-    rows.add(where, (row['video'],),
-             caption if isinstance(caption, list) else [caption],
-             (row.get('style') or '').strip())
+  rows = Rows()
+  if captions:
+    for where, row in _folder_rows(
+        rows, captions, '--captions', ('video', 'caption'), split):
+      caption = row['caption']
+      rows.add_captions(
+          where, (row['video'],),
+          caption if isinstance(caption, list) else [caption],
+          (row.get('style') or '').strip())
+  if questions:
+    for where, row in _folder_rows(
+        rows, questions, '--questions', ('video', 'question', 'answer'),
+        split):
+      rows.add_question(
+          where, (row['video'],), row['question'], row['answer'],
+          row.get('type') or row.get('answer_type') or '')
   return rows.result()
 
 
-def _folder_problem(row):
-  for key in ('video', 'caption'):
+def _folder_rows(rows, path, flag, keys, split):
+  """Yields (where, row) of what can be used; counts and names the rest."""
+  path = _check_file(path, flag)
+  if path.lower().endswith('.csv'):
+    source = _csv_rows(path)
+    _, columns, _ = next(source)
+    _need_columns(path, columns, [(key,) for key in keys])
+  elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
+    source = _jsonl_rows(path)
+  else:
+    raise ValueError(f'{flag}={path} must end in .csv or .jsonl.')
+  for where, row, problem in source:
+    rows.rows += 1
+    problem = problem or _folder_problem(row, keys)
+    if problem:
+      rows.bad(row.get('video'), where, problem)
+    elif row.get('split') and row['split'] != split:
+      rows.other_splits += 1
+      rows.named.add(row['video'])
+    else:
+      yield where, row
+
+
+def _folder_problem(row, keys):
+  for key in keys:
     if key not in row:
       return f'no {key!r}, only {sorted(row)}'
-  for key in ('video', 'style', 'split'):
+  for key in ('video', 'style', 'split', 'type', 'answer_type'):
     if not isinstance(row.get(key) or '', str):
       return f'{key} is {type(row[key]).__name__}, expected text'
   if not _encodable(row.get('style') or ''):
@@ -308,7 +387,7 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
     _need_columns(path, columns, [('txt_len',)])
   id_key = next(key for key in ids if key in columns)
   text_key = next(key for key in texts if key in columns)
-  rows = _Rows()
+  rows = Rows()
   for where, row, problem in source:
     rows.rows += 1
     video_id = str(row.get(id_key) or '').strip()
@@ -321,7 +400,7 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
       except (TypeError, ValueError, OverflowError):
         problem = f'txt_len is {row["txt_len"]!r}, expected a whole number'
     if problem:
-      rows.skip(video_id or where, 'bad row', f'{where}: {problem}')
+      rows.bad(video_id, where, problem)
       continue
     if max_text_length and length >= max_text_length:
       rows.skip(f'{video_id}.mp4', 'text too long', f'{where}: {length=}')
@@ -329,7 +408,7 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
     files = (f'{video_id}.mp4',)
     if page := str(row.get('page_dir') or '').strip():
       files = (f'{page}/{video_id}.mp4', *files)
-    rows.add(where, files, [row[text_key]])
+    rows.add_captions(where, files, [row[text_key]])
   return rows.result()
 
 
@@ -374,19 +453,19 @@ def read_cc3m(path, images):
         f'{path} holds a JSON {type(entries).__name__}, expected a list of '
         '{"image": path, "caption": text}.')
   root = os.path.abspath(images)
-  rows = _Rows()
+  rows = Rows()
   for number, entry in enumerate(entries):
     rows.rows += 1
     where = f'{path}:entry {number}'
     image = entry.get('image') if isinstance(entry, dict) else None
     if not isinstance(image, str) or 'caption' not in entry:
-      rows.skip(image or where, 'bad row',
-                f'{where}: expected "image" and "caption"')
+      rows.bad(image, where, 'expected "image" and "caption"')
       continue
     if os.path.isabs(image) and os.path.normpath(image).startswith(
         root + os.sep):
       image = os.path.relpath(os.path.normpath(image), root)
     caption = entry['caption']
-    rows.add(where, (image,),
-             caption if isinstance(caption, list) else [caption], still=True)
+    rows.add_captions(
+        where, (image,), caption if isinstance(caption, list) else [caption],
+        still=True)
   return rows.result()

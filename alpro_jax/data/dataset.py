@@ -8,14 +8,14 @@ from concurrent import futures
 
 import numpy as np
 
-from alpro_jax.data import prepare
+from alpro_jax.data import annotations, prepare
 
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
 
 
 def features():
-  """Returns the TFDS features of a record: one clip, all its captions."""
+  """Returns the TFDS features of a record: one clip and all its texts."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   return tfds.features.FeaturesDict({
@@ -25,6 +25,9 @@ def features():
       'seconds': tfds.features.Sequence(tfds.features.Scalar(np.float32)),
       'captions': tfds.features.Sequence(tfds.features.Text()),
       'styles': tfds.features.Sequence(tfds.features.Text()),
+      'questions': tfds.features.Sequence(tfds.features.Text()),
+      'answers': tfds.features.Sequence(tfds.features.Text()),
+      'kinds': tfds.features.Sequence(tfds.features.Text()),
       'still': tfds.features.Scalar(np.bool_),
   })
 
@@ -38,12 +41,14 @@ class RecordInfo:
     captions, styles: one style per caption, '' where there is none.
     still: True for a photo.
     frames: how many are stored.
+    questions: with their answers and kinds.
   """
   video: str
   captions: tuple[str, ...]
   styles: tuple[str, ...]
   still: bool
   frames: int
+  questions: tuple[annotations.Question, ...] = ()
 
 
 class UnreadableRecord(ValueError):
@@ -120,7 +125,8 @@ class PreparedDataset:
       serialized: tf string[].
     Returns:
       dict: video string[], frames string[F] (JPEG), seconds float32[F],
-      captions string[K], styles string[K], still bool[].
+      captions string[K], styles string[K], questions, answers and kinds
+      string[Q], still bool[].
     """
     import tensorflow_datasets as tfds  # noqa: PLC0415
     return self._features.deserialize_example(
@@ -190,5 +196,12 @@ def _read_index(file):
   with open(file, encoding='utf-8') as lines:
     return [
         RecordInfo(row['video'], tuple(row['captions']), tuple(row['styles']),
-                   row['still'], row['frames'])
+                   row['still'], row['frames'], _questions(row))
         for row in map(json.loads, lines)]
+
+
+def _questions(row):
+  if 'questions' not in row:  # Format 1.
+    return ()
+  return tuple(map(annotations.Question, row['questions'], row['answers'],
+                   row['kinds']))

@@ -28,7 +28,8 @@ from collections import Counter
 
 from alpro_jax.data import annotations, video, workers
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # Sets of format 1 have no questions.
 MANIFEST = 'manifest.json'
 REPORT = 'report.json'
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
@@ -160,6 +161,9 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
       'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
       'captions': _bytes_list([text.encode() for text in clip.captions]),
       'styles': _bytes_list([text.encode() for text in clip.styles]),
+      'questions': _bytes_list([q.text.encode() for q in clip.questions]),
+      'answers': _bytes_list([q.answer.encode() for q in clip.questions]),
+      'kinds': _bytes_list([q.kind.encode() for q in clip.questions]),
       'still': _field(3, _field(1, _varint(int(clip.still)))),
   })
   return Record(example, len(jpegs), '', detail)
@@ -251,7 +255,7 @@ class Progress:
 
 
 def prepare(source, root, output, *, split='train', options=None,
-            num_workers=0, timeout_s=120.0, list_uncaptioned=False, out=None):
+            num_workers=0, timeout_s=120.0, list_unnamed=False, out=None):
   """Prepares one split, or continues with it.
 
   Args:
@@ -262,7 +266,7 @@ def prepare(source, root, output, *, split='train', options=None,
     options: Options.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds.
-    list_uncaptioned: name the videos below root that no row names.
+    list_unnamed: name the videos below root that no row names.
     out: file for progress lines (stderr).
   Returns:
     dict, the report of this split.
@@ -290,6 +294,10 @@ def prepare(source, root, output, *, split='train', options=None,
   }
   with _lock(output):
     manifest = read_manifest(output, missing_ok=True)
+    if manifest['format'] != FORMAT:
+      raise PrepareError(
+          f'{output} has format {manifest["format"]}, which can be read but '
+          f'not added to; this is format {FORMAT}. Give another --output.')
     if split in manifest['splits']:
       _check_plan(manifest['splits'][split]['plan'], plan,
                   f'{output} has a finished split {split!r}')
@@ -307,7 +315,7 @@ def prepare(source, root, output, *, split='train', options=None,
     parts, made = _make_parts(source, root, work, options,
                               num_workers or os.cpu_count() or 1, timeout_s,
                               out)
-    report = _report(source, root, plan, parts, list_uncaptioned)
+    report = _report(source, root, plan, parts, list_unnamed)
     report['seconds'] = round(time.monotonic() - start, 3)
     report['clips_made_in_this_run'] = made
     _finish(output, work, split, plan, parts, report, manifest)
@@ -322,14 +330,14 @@ def prepare(source, root, output, *, split='train', options=None,
 
 
 def _check_source(source, root):
-  """Says so at once when captions and videos do not belong together."""
+  """Says so at once when annotations and videos do not belong together."""
   if not os.path.isdir(root):
     raise PrepareError(f'{root} is not a folder.')
   if not source.clips:
     first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})'
                       for s in source.skipped[:5])
     raise PrepareError(
-        f'The captions file has {source.rows} rows and no usable one'
+        f'The annotations have {source.rows} rows and no usable one'
         + (f' for this split ({source.other_splits} belong to others)'
            if source.other_splits else '') + (f': {first}.' if first else '.'))
   if any(os.path.isfile(os.path.join(root, name))
@@ -342,9 +350,9 @@ def _check_source(source, root):
     if len(there) > 1000:
       break
   raise PrepareError(
-      f'None of the {len(source.clips)} captioned files is in {root}: the '
-      f'captions name {wanted}, the folder holds {sorted(there)[:5]}; names '
-      'must be relative to the folder and have their suffix.')
+      f'None of the {len(source.clips)} annotated files is in {root}: the '
+      f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
+      'names must be relative to the folder and have their suffix.')
 
 
 def _check_output(output):
@@ -442,6 +450,9 @@ def _make_part(stem, clips, results, progress):
       partial.append({'item': clip.video, 'detail': record.detail})
     index.append({
         'video': clip.video, 'captions': clip.captions, 'styles': clip.styles,
+        'questions': [question.text for question in clip.questions],
+        'answers': [question.answer for question in clip.questions],
+        'kinds': [question.kind for question in clip.questions],
         'still': clip.still, 'frames': record.frames})
     progress.item()
   writer.close()
@@ -454,10 +465,10 @@ def _make_part(stem, clips, results, progress):
   return part
 
 
-def _report(source, root, plan, parts, list_uncaptioned):
+def _report(source, root, plan, parts, list_unnamed):
   skipped = [dataclasses.asdict(skip) for skip in source.skipped]
   skipped += [skip for part in parts for skip in part['skipped']]
-  uncaptioned = _uncaptioned(source, root) if list_uncaptioned else []
+  unnamed = _unnamed(source, root) if list_unnamed else []
   rows = [row for part in parts for row in part['index']]
   return {
       'split': plan['split'],
@@ -468,20 +479,21 @@ def _report(source, root, plan, parts, list_uncaptioned):
           'clips': plan['clips'],
           'prepared': len(rows),
           'captions': sum(len(row['captions']) for row in rows),
+          'questions': sum(len(row['questions']) for row in rows),
           'frames': sum(row['frames'] for row in rows),
           'bytes': sum(part['bytes'] for part in parts if part['examples']),
           'skipped': len(skipped),
-          'videos_without_caption': len(uncaptioned),
+          'videos_not_named': len(unnamed),
       },
       'skipped_by_reason': dict(sorted(
           Counter(skip['reason'] for skip in skipped).items())),
       'skipped': skipped,
       'partial': [item for part in parts for item in part['partial']],
-      'without_caption': uncaptioned,
+      'not_named': unnamed,
   }
 
 
-def _uncaptioned(source, root):
+def _unnamed(source, root):
   found = []
   for folder, folders, names in os.walk(root):
     folders.sort()
@@ -532,6 +544,7 @@ def _finish(output, work, split, plan, parts, report, manifest):
       split: {
           'examples': report['counts']['prepared'],
           'captions': report['counts']['captions'],
+          'questions': report['counts']['questions'],
           'bytes': sum(shard['bytes'] for shard in shards),
           'digest': digest.hexdigest(),
           'index': {'file': index_file, 'bytes': len(index.encode()),
@@ -555,7 +568,7 @@ def _write_dataset_info(output, work, manifest):
       data_dir=output, module_name='')
   info = tfds.core.DatasetInfo(
       builder=identity, features=dataset.features(),
-      description='Clips as JPEG frames with captions, by alpro_jax.')
+      description='Clips as JPEG frames with their texts, by alpro_jax.')
   info.set_file_format(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
   template = tfds.core.ShardedFileTemplate(
       data_dir=output, dataset_name=manifest['name'],
@@ -592,7 +605,7 @@ def read_manifest(output, *, missing_ok=False):
     known = manifest['format']
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f'{path} is damaged: {e}.') from e
-  if known != FORMAT:
+  if known not in _READABLE:
     raise ValueError(
         f'{path} has format {known}, expected {FORMAT}; prepare it again.')
   return manifest
