@@ -143,6 +143,24 @@ def retrieval_metrics(scores, pairs, ties='pessimistic'):
   return figures
 
 
+def rank_intervals(ranks, groups, prefix):
+  """95 % bootstrap intervals of the figures of summarize_ranks.
+
+  Args:
+    ranks: float[Q].
+    groups: int[Q], see bootstrap_interval.
+    prefix: of the names.
+  Returns:
+    {name: (low, high)}.
+  """
+  ranks = np.asarray(ranks, np.float64)
+  intervals = {
+      f'{prefix}_r{k}': bootstrap_interval(100.0 * (ranks <= k), groups=groups)
+      for k in (1, 5, 10)}
+  intervals[f'{prefix}_mean_rank'] = bootstrap_interval(ranks, groups=groups)
+  return intervals
+
+
 def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000,
                        seed=0):
   """Percentile bootstrap interval of the mean of values.

@@ -116,7 +116,7 @@ class ZeroShot:
               rows=feed.host_rows(options.batch_size),
           ),
           pipeline.record_captions(prepared, source.style),
-          rerank=bool(rerank),
+          retrieval.Scoring('matching' if rerank else 'similarity'),
       )
       where = f'eval/{number}/' if len(options.sources) > 1 else 'eval/'
       figures |= {where + k: float(v) for k, v in result.metrics.items()}

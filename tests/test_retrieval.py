@@ -164,7 +164,7 @@ def test_an_equal_clip_finds_its_text_by_similarity_of_features(model):
   videos[5] = videos[0]
   found, _, features = retrieval.retrieve(
       scorer(model), batches(3, videos, np.arange(7)[::-1]), CAPTIONS,
-      rerank=False)
+      retrieval.Scoring('similarity'))
   np.testing.assert_array_equal(features.record, np.arange(7))
   np.testing.assert_allclose(
       found.similarity[:, 5], found.similarity[:, 0], atol=1e-6)

@@ -60,6 +60,24 @@ class TextFeatures(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoring:
+  """How a split is scored.
+
+  Attributes:
+    rule: 'matching', 'matching+similarity' or 'similarity'.
+    rerank_k: the fusion encoder reads the k videos nearest to every text and
+      the k texts nearest to every video; 0 is all pairs.
+    ties: one of metrics.TIES.
+    dual_softmax: report the order by dual softmax beside, labelled.
+  """
+
+  rule: str = 'matching'
+  rerank_k: int = 0
+  ties: str = 'pessimistic'
+  dual_softmax: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Retrieval:
   """Scores of a split and what follows from them.
 
@@ -72,6 +90,13 @@ class Retrieval:
     metrics: figures of the final order as t2v_r1, ..., of the contrastive
       order as similarity/t2v_r1, ..., and texts, videos.
     seconds: time of each part.
+    ranks: float64[distinct pairs], text to video, in the order of
+      np.unique(pairs, axis=0).
+    top: int32[texts, min(10, videos)], the best videos, best first.
+    top_scores: float32, their scores.
+    intervals: of the figures, {name: (low, high)}, 95 % bootstrap by video.
+    scoring: how it was scored.
+    cost: pairs that the fusion encoder read, and their share of all pairs.
   """
 
   texts: tuple[str, ...]
@@ -80,6 +105,13 @@ class Retrieval:
   matching: np.ndarray | None
   metrics: dict[str, float]
   seconds: dict[str, float]
+  ranks: np.ndarray | None = None
+  top: np.ndarray | None = None
+  top_scores: np.ndarray | None = None
+  intervals: dict[str, tuple[float, float]] = dataclasses.field(
+      default_factory=dict)
+  scoring: Scoring = Scoring()
+  cost: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def scores(self) -> np.ndarray:
@@ -290,9 +322,7 @@ def retrieve(
     scorer: Scorer,
     batches: Iterable[Mapping[str, np.ndarray]],
     captions: Sequence[Sequence[str]],
-    *,
-    rerank: bool = True,
-    ties: str = 'pessimistic',
+    scoring: Scoring = Scoring(),
 ) -> tuple[Retrieval, TextFeatures, VideoFeatures]:
   """Scores all captions of a split against all its videos.
 
@@ -301,11 +331,14 @@ def retrieve(
     batches: see Scorer.embed_videos.
     captions: of every record of the split; a video without any is only a
       competitor.
-    rerank: score all pairs with the fusion encoder, and order by that.
-    ties: see metrics.py.
+    scoring: how.
   Returns:
     The scores, and the features for the probes.
   """
+  if (scoring.rule not in ('matching', 'similarity') or scoring.rerank_k
+      or scoring.dual_softmax):
+    raise ValueError(f'{scoring} is not supported.')
+  rerank, ties = scoring.rule == 'matching', scoring.ties
   texts, pairs = list_pairs(captions)
   seconds, start = {}, time.monotonic()
 
@@ -333,7 +366,18 @@ def retrieve(
       'texts': float(len(texts)), 'videos': float(len(captions)),
   }
   lap('metrics')
-  retrieval = Retrieval(texts, pairs, similarity, matching, figures, seconds)
+  scores = matching if rerank else similarity
+  top = np.argsort(-scores, axis=1, kind='stable')[:, :10].astype(np.int32)
+  ranks = metrics.text_to_video_ranks(scores, pairs, ties)
+  back = metrics.video_to_text_ranks(scores, pairs, ties)
+  intervals = {
+      **metrics.rank_intervals(ranks, np.unique(pairs, axis=0)[:, 1], 't2v'),
+      **metrics.rank_intervals(back, np.arange(len(back)), 'v2t')}
+  retrieval = Retrieval(
+      texts, pairs, similarity, matching, figures, seconds, ranks, top,
+      np.take_along_axis(scores, top, 1), intervals, scoring,
+      {'pairs': float(scores.size) if rerank else 0.0,
+       'share': 1.0 if rerank else 0.0})
   return retrieval, text_features, video_features
 
 

@@ -14,6 +14,7 @@ from alpro_jax.evaluation import probes, report
 from alpro_jax.evaluation.retrieval import (
     Retrieval,
     Scorer,
+    Scoring,
     TextFeatures,
     VideoFeatures,
     retrieve,
@@ -112,7 +113,8 @@ def search(
       pairs_per_call=config.eval.pairs_per_call)
   captions = pipeline.record_captions(prepared, style)
   return scorer, *retrieve(
-      scorer, _batches(trained, prepared), captions, rerank=rerank)
+      scorer, _batches(trained, prepared), captions,
+      Scoring('matching' if rerank else 'similarity'))
 
 
 def evaluate(
