@@ -1,7 +1,6 @@
 """The report: stands alone, escapes, shows what it is given, in numbers too."""
 
 import html.parser
-import io
 import json
 
 import numpy as np
@@ -94,16 +93,7 @@ def test_figures_are_written_as_they_are(tmp_path):
     report.write(report.Report('x', figures={'a': float('nan')}), tmp_path)
 
 
-def test_png_is_what_others_read():
-  image = pytest.importorskip('PIL.Image')
-  decoded = image.open(io.BytesIO(report.encode_png(FRAMES[0])))
-  np.testing.assert_array_equal(np.asarray(decoded), FRAMES[0])
-
-
-def test_film_strip_and_region():
-  strip = report.film_strip(FRAMES, gap=2)
-  assert strip.shape == (24, 4 * 24 + 3 * 2, 3)
-  np.testing.assert_array_equal(strip[:, 26:50], FRAMES[1])
+def test_what_lies_outside_a_region_fades():
   region = np.zeros((2, 2), bool)
   region[1, 1] = True
   shown = report.dim_outside(FRAMES, region)

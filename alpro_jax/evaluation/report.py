@@ -4,18 +4,18 @@ The page stands alone: style, curves and pictures are inside the file, nothing
 is fetched, every text is escaped. A part without content is left out.
 """
 
-import base64
 import dataclasses
-import html
 import json
 import math
 import pathlib
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from alpro_jax.evaluation import page
+from alpro_jax.evaluation.page import Table, film_strip, format_figure, image
+from alpro_jax.evaluation.page import escape as _
 
 
 class Headline(NamedTuple):
@@ -93,13 +93,6 @@ class Stage(NamedTuple):
   kept: bool
 
 
-class Table(NamedTuple):
-  """Rows of text and numbers; the first column is text."""
-
-  columns: Sequence[str]
-  rows: Sequence[Sequence]
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
   """Everything a page shows.
@@ -151,10 +144,10 @@ def write(report: Report, folder) -> pathlib.Path:
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   figures = {k: float(report.figures[k]) for k in sorted(report.figures)}
-  _replace(folder / 'report.json', json.dumps(figures, indent=1) + '\n')
-  page = folder / 'report.html'
-  _replace(page, render(report))
-  return page
+  page.write_text(
+      folder / 'report.json', json.dumps(figures, indent=1) + '\n')
+  page.write_text(folder / 'report.html', render(report))
+  return folder / 'report.html'
 
 
 def render(report: Report) -> str:
@@ -170,30 +163,16 @@ def render(report: Report) -> str:
       ('What it names', _regions(report.regions)),
       ('Entities', _entities(report.entities)),
       ('Four losses against contrast alone', _comparison(report.comparison)),
-      *((name, _table(table)) for name, table in report.details.items()),
+      *((name, page.table(table)) for name, table in report.details.items()),
       *((f'Training: {run}', _curves(curves))
         for run, curves in report.curves.items()),
       ('Time', _stages(report.stages)),
       ('Files', _files(report.files)),
   ]
   warning = f'<p class="warning">{_(report.warning)}</p>'
-  body = ''.join(
-      f'<section><h2>{_(title)}</h2>{content}</section>'
-      for title, content in parts if content)
   notes = ''.join(f'<p>{_(note)}</p>' for note in report.notes)
-  return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width,initial-scale=1">'
-      f'<title>{_(report.title)}</title><style>{_STYLE}</style></head><body>'
-      f'<main><h1>{_(report.title)}</h1>{warning if report.warning else ""}'
-      f'{notes}{body}</main></body></html>\n')
-
-
-def format_figure(value: float, percent: bool = True) -> str:
-  """97.46 -> '97.5 %'; 3.0 without percent -> '3'."""
-  if percent:
-    return f'{value:.1f} %'
-  return f'{value:.0f}' if value == round(value) else f'{value:.2f}'
+  top = (warning if report.warning else '') + notes
+  return page.document(report.title, top, parts)
 
 
 def read_curves(
@@ -223,32 +202,6 @@ def read_curves(
       for name, found in points.items() if found]
 
 
-def encode_png(image: np.ndarray) -> bytes:
-  """uint8[H, W, 3] -> a PNG file."""
-  height, width, _ = image.shape
-
-  def chunk(kind, data):
-    check = zlib.crc32(kind + data)
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
-
-  # Every row starts with the number of its filter, 0 for none.
-  rows = np.zeros((height, 1 + 3 * width), np.uint8)
-  rows[:, 1:] = image.reshape(height, 3 * width)
-  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
-          + chunk(b'IDAT', zlib.compress(rows.tobytes(), 9))
-          + chunk(b'IEND', b''))
-
-
-def film_strip(frames: np.ndarray, gap: int = 2) -> np.ndarray:
-  """uint8[T, H, W, 3] -> the frames side by side on white."""
-  t, h, w, _ = frames.shape
-  strip = np.full((h, t * w + (t - 1) * gap, 3), 255, np.uint8)
-  for i, frame in enumerate(frames):
-    strip[:, i * (w + gap):i * (w + gap) + w] = frame
-  return strip
-
-
 def dim_outside(frames: np.ndarray, region: np.ndarray) -> np.ndarray:
   """Fades what lies outside a region bool[rows, columns] and frames it."""
   _, h, w, _ = frames.shape
@@ -274,12 +227,8 @@ def _headlines(report):
         f'{"reached" if reached else "missed"}</span>')
     bar = ''
     if line.percent:
-      ticks = ''.join(
-          f'<i class="{kind}" style="left:{min(max(at, 0), 100):.1f}%"></i>'
-          for kind, at in (('nothing', line.nothing), ('target', line.target))
-          if at is not None)
-      bar = (f'<div class="bar wide"><b style="width:'
-             f'{min(max(value, 0), 100):.1f}%"></b>{ticks}</div>')
+      bar = page.bar(value, wide=True, marks=(
+          ('nothing', line.nothing), ('target', line.target)))
     goals = [
         f'{name} {_(format_figure(at, line.percent))}'
         for name, at in (
@@ -303,7 +252,7 @@ def _searches(searches, introduction):
   blocks = []
   for search in searches:
     clips = ''.join(
-        f'<figure>{_image(film_strip(clip.frames))}<figcaption>'
+        f'<figure>{image(film_strip(clip.frames))}<figcaption>'
         f'{_(clip.note)}</figcaption></figure>' for clip in search.clips)
     blocks.append(f'<div class="search"><h3>“{_(search.text)}”'
                   f'<span class="rank">rank {search.rank}</span></h3>'
@@ -318,7 +267,7 @@ def _regions(regions):
   for item in regions:
     bars = ''.join(
         f'<tr{_true(name, item.truth)}><td>{_(name)}</td><td>'
-        f'<div class="bar"><b style="width:{100 * share:.1f}%"></b></div></td>'
+        f'{page.bar(100 * share)}</td>'
         f'<td class="number">{100 * share:.0f} %</td></tr>'
         for name, share in item.labels)
     answer, share = item.answer
@@ -326,7 +275,7 @@ def _regions(regions):
     ignored = '' if item.kept else '<p>Not sure enough: ignored.</p>'
     blocks.append(
         f'<div class="region"><div>'
-        f'{_image(film_strip(dim_outside(item.frames, item.region)))}'
+        f'{image(film_strip(dim_outside(item.frames, item.region)))}'
         f'<p class="caption">“{_(item.caption)}”</p></div>'
         f'<div><table class="bars">{bars}</table>{ignored}'
         f'<p>The model answers <em{_true(answer, item.truth)}>{_(answer)}</em> '
@@ -359,22 +308,10 @@ def _entities(entities):
       f'sees nothing.</p><table class="bars">{rows}</table>')
 
 
-def _table(table):
-  if table is None or not table.rows:
-    return ''
-  head = ''.join(f'<th>{_(name)}</th>' for name in table.columns)
-  rows = ''.join(
-      '<tr>' + ''.join(
-          f'<td>{_(cell)}</td>' if isinstance(cell, str)
-          else f'<td class="number">{"" if cell is None else f"{cell:.1f}"}'
-          '</td>' for cell in row) + '</tr>' for row in table.rows)
-  return f'<table class="plain"><tr>{head}</tr>{rows}</table>'
-
-
 def _comparison(table):
-  return _table(table) and (
+  return page.table(table) and (
       '<p>Both go on from the prompter\'s weights, with the same data, for the '
-      'same number of steps.</p>' + _table(table))
+      'same number of steps.</p>' + page.table(table))
 
 
 def _curves(curves):
@@ -441,93 +378,3 @@ def _files(files):
   rows = ''.join(f'<tr><td>{_(what)}</td><td><code>{_(where)}</code></td></tr>'
                  for what, where in files.items())
   return rows and f'<table class="plain">{rows}</table>'
-
-
-def _image(image):
-  # Small pictures are enlarged by whole pixels, large ones shrunk to fit.
-  scale = max(int(round(84 / image.shape[0])), 1)
-  data = base64.b64encode(encode_png(image)).decode()
-  return (f'<img alt="frames of a clip" width="{image.shape[1] * scale}" '
-          f'src="data:image/png;base64,{data}">')
-
-
-def _(text) -> str:
-  # A number and its sign stay on one line.
-  return html.escape(str(text)).replace(' %', '\N{NO-BREAK SPACE}%')
-
-
-def _replace(path, text):
-  draft = path.with_name(path.name + '.draft')
-  draft.write_text(text, encoding='utf-8')
-  draft.replace(path)
-
-
-_STYLE = '''
-:root{--ink:#1c2430;--soft:#5d6875;--line:#dfe3e8;--paper:#fbfaf7;
---blue:#2c5f8a;--good:#2e7d4f;--bad:#b4451f}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.55 Georgia,'Iowan Old Style','Times New Roman',serif}
-main{max-width:860px;margin:0 auto;padding:48px 24px 96px}
-h1{font-size:34px;line-height:1.2;margin:0 0 16px;font-weight:600}
-h2{font-size:23px;margin:56px 0 12px;font-weight:600;
-border-top:1px solid var(--line);padding-top:24px}
-h3{font-size:17px;margin:0 0 4px;font-weight:600}
-p{margin:4px 0 10px;max-width:66ch}
-table,.bar,.value,.goal,.legend,.rank,.good,.bad,svg,figcaption,pre,code{
-font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-.warning{border:1px solid var(--bad);background:#fdf0ea;padding:10px 14px;
-border-radius:4px}
-.figure{display:grid;grid-template-columns:116px 1fr;gap:20px;padding:14px 0;
-border-bottom:1px solid var(--line)}
-.value{font-size:27px;text-align:right;font-variant-numeric:tabular-nums;
-line-height:1.15}
-.goal,.legend{color:var(--soft);font-size:13px;margin:2px 0 4px}
-.good,.bad,.rank{font-size:12px;font-weight:400;margin-left:10px;
-padding:1px 7px;border-radius:9px;color:#fff;background:var(--good);
-white-space:nowrap}
-.bad{background:var(--bad)}.rank{background:var(--soft)}
-.bar{position:relative;background:#e9ecf0;height:9px;border-radius:2px;
-min-width:140px}
-.bar.wide{margin:6px 0;height:10px}
-.bar b{position:absolute;left:0;top:0;bottom:0;background:var(--blue);
-border-radius:2px}
-.bar i,.legend i{position:absolute;top:-3px;bottom:-3px;width:2px;
-background:var(--ink)}
-i.nothing{background:#a9b1ba!important}
-.legend i{position:static;display:inline-block;height:13px;margin:0 3px -2px}
-.search{margin:20px 0}
-figure{margin:0 0 6px}
-figcaption{font-size:13px;color:var(--soft)}
-img{max-width:100%;image-rendering:pixelated;display:block;border-radius:2px}
-.region{display:grid;grid-template-columns:auto 1fr;gap:24px;margin:18px 0;
-align-items:start}
-.region img{max-width:440px}
-.region p{font-size:14px;margin:4px 0}.caption{color:var(--soft)}
-.true,tr.true td:first-child{color:var(--good);font-weight:600}
-table{border-collapse:collapse;font-size:14px}
-.bars{width:100%}.bars td{padding:2px 10px 2px 0;white-space:nowrap}
-.bars td:nth-child(2){width:70%}
-.region .bars td:nth-child(2){width:50%}.region .bar{min-width:60px}
-.plain th,.plain td{padding:4px 18px 4px 0;border-bottom:1px solid var(--line);
-text-align:left;vertical-align:top}
-.plain th{color:var(--soft);font-weight:400}
-.plain th:not(:first-child){text-align:right}
-.number{text-align:right!important;font-variant-numeric:tabular-nums}
-code{font-size:13px;overflow-wrap:anywhere}
-pre{font:12px/1.5 ui-monospace,'DejaVu Sans Mono',monospace;background:#f1f2ee;
-padding:12px;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;
-border-radius:4px}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));
-gap:14px 18px}
-.curve b{color:var(--ink);font-weight:600}
-svg{width:100%;display:block}
-svg text{font-size:10px;fill:var(--soft)}
-svg .grid{stroke:var(--line)}
-svg .level{stroke:var(--soft);stroke-dasharray:3 3}
-svg polyline{fill:none;stroke:var(--blue);stroke-width:1.8;
-stroke-linejoin:round}
-@media(max-width:640px){.figure,.region{grid-template-columns:1fr}
-.value{text-align:left}}
-@media print{body{background:#fff}section{break-inside:avoid}}
-'''
