@@ -29,6 +29,8 @@ class VideoTextBatch:
     text_mask: bool[B, L], True on real tokens, class and separator included.
     video_id: int32[B], equal for rows that show the same video.
     caption_id: int32[B], equal for rows with the same caption text.
+    answer: int32[B], the place of a question's answer in the list of answers,
+      -1 where there is none or it is not in the list.
     still: bool[B], True for a photo repeated over time.
     valid: bool[B], False on rows that only pad an evaluation batch.
   """
@@ -38,5 +40,6 @@ class VideoTextBatch:
   text_mask: jax.Array
   video_id: jax.Array
   caption_id: jax.Array
+  answer: jax.Array
   still: jax.Array
   valid: jax.Array

@@ -30,13 +30,19 @@ def source(path, *, split='train', weight=1.0, style='', from_step=0,
 def get_config(model='base'):
   """Returns the defaults with the sizes of a model preset."""
   config = ml_collections.ConfigDict()
-  config.task = 'pretrain'  # Or 'prompter'.
+  # Or 'prompter', 'retrieval', 'question_answering'.
+  config.task = 'pretrain'
   config.seed = 42
   config.model = models.PRESETS[model]()
 
   config.data = ml_collections.ConfigDict({
       'sources': (),
       'tokenizer': '',  # A BERT vocab.txt or a SentencePiece .model file.
+      'text': 'captions',  # Or 'questions'.
+      # What an epoch visits once: 'videos', each with one of its texts drawn
+      # at random, or 'texts', each with its video.
+      'examples': 'videos',
+      'answers': '',  # Of questions: a file made by launch/answers.py.
       'batch_size': 256,  # Global, over all devices, before accumulation.
       'max_text_tokens': 30,
       'frames': 4,
@@ -99,6 +105,10 @@ def get_config(model='base'):
       'weight_decay': 1e-3,
       'clip_norm': 20.0,  # 0 switches clipping off.
       'accumulation': 1,  # Micro-batches per step; gradients are averaged.
+      # 'video_attention_and_mlp' keeps these weights of the video encoder as
+      # they are, as the original did by accident in its published question
+      # answering (SPEC defect 2).
+      'freeze': '',
   })
 
   config.train = ml_collections.ConfigDict({

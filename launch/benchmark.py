@@ -55,6 +55,7 @@ def made_up_batch(config, text: TextInfo) -> VideoTextBatch:
       text_mask=np.ones(ids.shape, bool),
       video_id=np.arange(b, dtype=np.int32),
       caption_id=np.arange(b, dtype=np.int32),
+      answer=np.zeros(b, np.int32),
       still=np.zeros(b, bool),
       valid=np.ones(b, bool),
   )

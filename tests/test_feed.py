@@ -21,6 +21,7 @@ def rows(number, count=8):
       'text_mask': np.ones((count, 5), bool),
       'video_id': np.arange(count, dtype=np.int32),
       'caption_id': np.arange(count, dtype=np.int32),
+      'answer': np.full(count, -1, np.int32),
       'still': np.zeros(count, bool),
       'valid': np.ones(count, bool),
   }

@@ -66,6 +66,7 @@ def test_fields_and_types():
       'video': ((6, 3, SIZE, SIZE, 3), np.uint8),
       'text_ids': ((6, 12), np.int32), 'text_mask': ((6, 12), bool),
       'video_id': ((6,), np.int32), 'caption_id': ((6,), np.int32),
+      'answer': ((6,), np.int32),
       'still': ((6,), bool), 'valid': ((6,), bool)}
   assert batch['valid'].all()
   assert (batch['video_id'] >= 0).all() and (batch['caption_id'] >= 0).all()

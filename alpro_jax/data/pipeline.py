@@ -26,13 +26,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from alpro_jax.data import augment, dataset, frames
+from alpro_jax.data import answers, augment, dataset, frames
 
 # Streams of random numbers: one for each kind of choice.
 SOURCE, SHUFFLE, CAPTION, PIXELS, VIDEO = range(1, 6)
 # Nothing here needs its control flow rewritten, which costs seconds.
 _plain = tf.autograph.experimental.do_not_convert
 BLOCK = 4096  # Steps whose sources are drawn at once.
+TEXTS = ('captions', 'questions')
+EXAMPLES = ('videos', 'texts')
 
 
 class TooManyBroken(RuntimeError):
@@ -41,15 +43,23 @@ class TooManyBroken(RuntimeError):
 
 @dataclasses.dataclass(eq=False)
 class Source:
-  """A prepared set as training uses it: which captions, when, how often.
+  """A prepared set as training uses it: which texts, when, how often.
+
+  An example is a video with one of its texts drawn at random, or, where
+  `examples` is 'texts', one text with its video.
 
   Attributes:
     dataset: the PreparedDataset.
     key: number that keys its randomness, its place in the list.
     weight, style, from_step, until_step: see configs.common.source.
-    records: int64[n], those with a caption of the style.
-    texts: their captions of the style, one after the other.
-    first: int64[n + 1], where the captions of each begin in texts.
+    text: 'captions', or 'questions', whose kind is their style.
+    examples: 'videos' or 'texts'; what an epoch visits once.
+    answers: the known ones, for questions.
+    records: int64[n], the record of each example.
+    keys: int64[n], what keys the randomness of each example.
+    texts: those of the examples, one after the other.
+    labels: int32[texts], place among the known answers, -1 for none.
+    first: int64[n + 1], where the texts of each example begin.
     broken: record -> why it could not be read; grows while reading.
   """
 
@@ -59,27 +69,59 @@ class Source:
   style: str = ''
   from_step: int = 0
   until_step: int = -1
+  text: str = 'captions'
+  examples: str = 'videos'
+  answers: tuple[str, ...] = ()
   broken: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if not self.weight >= 0:
       raise ValueError(
           f'{self.name}: weight={self.weight} must not be negative.')
-    numbers, texts, counts = [], [], []
+    if self.text not in TEXTS or self.examples not in EXAMPLES:
+      raise ValueError(
+          f'config.data.text={self.text!r} must be one of {TEXTS} and '
+          f'config.data.examples={self.examples!r} one of {EXAMPLES}.')
+    numbers, texts, answered, counts = [], [], [], []
     for number, record in enumerate(self.dataset.metadata()):
-      chosen = _of_style(record, self.style)
+      chosen = self._texts_of(record)
       if chosen:
         numbers.append(number)
-        texts += chosen
+        texts += [text for text, _ in chosen]
+        answered += [answer for _, answer in chosen]
         counts.append(len(chosen))
     if not numbers:
-      styles = {s for r in self.dataset.metadata() for s in r.styles}
-      raise ValueError(
-          f'{self.name}: no caption has style={self.style!r}, only '
-          f'{sorted(styles)}; set style in data.sources.')
+      raise ValueError(self._nothing())
     self.records = np.array(numbers, np.int64)
+    self.keys = self.records
     self.texts = texts
     self.first = np.concatenate([[0], np.cumsum(counts)])
+    self.labels = np.full(len(texts), -1, np.int32)
+    if self.text == 'questions':
+      self.labels = answers.label_answers(answered, self.answers)
+    if self.examples == 'texts':
+      self.records = np.repeat(self.records, counts)
+      self.keys = np.arange(len(texts))
+      self.first = np.arange(len(texts) + 1)
+
+  def _texts_of(self, record):
+    """Returns [(text, answer)]; the answer of a caption is ''."""
+    if self.text == 'captions':
+      return [(text, '') for text in _of_style(record, self.style)]
+    return [(asked.text, asked.answer) for asked in record.questions
+            if self.style in ('', asked.kind)]
+
+  def _nothing(self):
+    records = self.dataset.metadata()
+    if self.text == 'captions':
+      styles = {style for record in records for style in record.styles}
+    else:
+      styles = {asked.kind for record in records for asked in record.questions}
+    if not styles:
+      return (f'{self.name} has no {self.text}; prepare it with a file of '
+              f'{self.text}.')
+    return (f'{self.name}: none of its {self.text} has style={self.style!r}, '
+            f'only {sorted(styles)}; set style in data.sources.')
 
   @property
   def name(self):
@@ -98,6 +140,9 @@ def open_sources(config):
 
   Args:
     config: config.data.
+  Raises:
+    ValueError: if there is no source, or one has no text of the wanted kind.
+    FileNotFoundError: if a set or the list of answers is not there.
   """
   if not config.sources:
     raise ValueError(
@@ -108,9 +153,13 @@ def open_sources(config):
     if where not in opened:
       opened[where] = dataset.open_dataset(
           *where, verify=None if config.verify else False)
+  known = ()
+  if config.text == 'questions':
+    known = answers.read_answers(config.answers)
   return [
       Source(opened[entry.path, entry.split], key, entry.weight, entry.style,
-             entry.from_step, entry.until_step)
+             entry.from_step, entry.until_step, config.text, config.examples,
+             known)
       for key, entry in enumerate(config.sources)]
 
 
@@ -118,7 +167,10 @@ def report(sources):
   """Returns what was read from where, and what could not be, as JSON."""
   return [{
       'source': source.name, 'style': source.style, 'digest': source.digest,
-      'records': len(source), 'captions': len(source.texts),
+      'records': len(np.unique(source.records)),
+      source.text: len(source.texts),
+      **({'unknown_answers': int((source.labels < 0).sum())}
+         if source.text == 'questions' else {}),
       'replaced': {
           source.dataset.metadata()[record].video: reason
           for record, reason in sorted(source.broken.items())},
@@ -309,9 +361,10 @@ class TrainBatches(Iterator):
     count = self._rows.stop - self._rows.start
     length = self._config.max_text_tokens
     names = ('serialized', 'seed', 'text_ids', 'text_mask', 'video_id',
-             'caption_id')
+             'caption_id', 'answer')
     specs = (((), tf.string), ((2,), tf.int64), ((length,), tf.int32),
-             ((length,), tf.bool), ((), tf.int32), ((), tf.int32))
+             ((length,), tf.bool), ((), tf.int32), ((), tf.int32),
+             ((), tf.int32))
 
     def read(step):
       columns = tf.numpy_function(self._read, [step], [x for _, x in specs])
@@ -334,15 +387,18 @@ class TrainBatches(Iterator):
     key = self._seed, source.key
     first = source.first[plan.place]
     among = source.first[plan.place + 1] - first
-    drawn = hash64(*key, CAPTION, plan.epoch, records) % among.astype('uint64')
-    texts = [source.texts[i] for i in first + drawn.astype(np.int64)]
+    own = source.keys[plan.place]
+    drawn = hash64(*key, CAPTION, plan.epoch, own) % among.astype('uint64')
+    chosen = first + drawn.astype(np.int64)
+    texts = [source.texts[i] for i in chosen]
     ids, mask = self._tokenizer.encode(texts, self._config.max_text_tokens)
-    pixels = hash64(*key, PIXELS, plan.epoch, records).view(np.int64)
+    pixels = hash64(*key, PIXELS, plan.epoch, own).view(np.int64)
     return (
         np.array(source.dataset.fetch(records), object),
         np.stack([pixels, np.zeros_like(pixels)], 1), ids, mask,
         video_ids(source.dataset, records),
-        np.array([text_id(text) for text in texts], np.int32))
+        np.array([text_id(text) for text in texts], np.int32),
+        source.labels[chosen])
 
   def _decode(self, serialized, seed):
     return decode_record(serialized, seed, self._config, train=True)
@@ -368,11 +424,12 @@ class TrainBatches(Iterator):
           'Replacing a record of %s from step %d on: %s', source.name,
           self._step, reason)
     source.broken.update(found)
-    allowed = max(1, int(self._config.broken_share * len(source)))
+    records = len(np.unique(source.records))
+    allowed = max(1, int(self._config.broken_share * records))
     if len(source.broken) > allowed:
       raise TooManyBroken(
           f'{len(source.broken)} records of {source.name} cannot be read, '
-          f'data.broken_share allows {allowed} of {len(source)}; the last: '
+          f'data.broken_share allows {allowed} of {records}; the last: '
           f'{reason}. Copy or prepare the set again.') from error
 
 
@@ -475,6 +532,7 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
       batch['text_ids'], batch['text_mask'] = tokenizer.encode(
           chosen, config.max_text_tokens)
       batch['caption_id'] = np.array([text_id(x) for x in chosen], np.int32)
+      batch['answer'] = np.full(len(mine), -1, np.int32)
     yield batch
 
 

@@ -13,6 +13,8 @@ from alpro_jax.models import bert, layers, timesformer
 
 DTYPES = ('float32', 'bfloat16')
 TEMPERATURE_RANGE = (0.001, 0.5)
+# The heads that a model has unless its task says otherwise.
+HEADS = {'match': True, 'mlm': True, 'entities': 0, 'answers': 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +23,12 @@ class AlproConfig:
 
   video: timesformer.VideoConfig
   text: bert.TextConfig
-  embed_size: int
+  embed_size: int  # 0: no contrastive features, so no temperature.
   temperature: float
+  match: bool  # Whether there is a head for match or no match.
+  mlm: bool  # Whether there is a head for masked words.
   entities: int  # 0: no entity head.
+  answers: int  # 0: no answer head.
   dtype: str
   remat: bool
 
@@ -40,8 +45,9 @@ class AlproConfig:
   def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
     """Builds the nested config; unknown and missing keys are refused."""
     values = dict(values)
-    # Presets leave the number of entities to the task.
-    values.setdefault('entities', 0)
+    # Presets leave the heads to the task.
+    for name, value in HEADS.items():
+      values.setdefault(name, value)
     for name, part in (
         ('video', timesformer.VideoConfig), ('text', bert.TextConfig)
     ):
@@ -85,17 +91,17 @@ def unit_length(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-class EntityHead(nn.Module):
-  """D -> 2D -> Z with a ReLU: which entity a region shows."""
+class Classifier(nn.Module):
+  """D -> 2D -> classes with a ReLU: entities of regions, answers."""
 
-  entities: int
+  classes: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     x = _head(2 * width, width, ('embed', 'mlp'), 'hidden')(x)
     x = jax.nn.relu(x)
-    return _head(self.entities, 2 * width, ('mlp', 'classes'), 'out')(x)
+    return _head(self.classes, 2 * width, ('mlp', 'classes'), 'out')(x)
 
 
 def _head(features, fan_in, axes, name=None):
@@ -127,15 +133,21 @@ class Alpro(nn.Module):
     self.fusion_encoder = bert.BertLayers(
         text, dtype, remat, text.fusion_layer, text.depth
     )
-    self.mlm_head = bert.MlmHead(text, dtype)
-    self.video_projection = _head(config.embed_size, width, ('embed', 'joint'))
-    self.text_projection = _head(config.embed_size, width, ('embed', 'joint'))
-    self.match_head = _head(2, width, ('embed', 'classes'))
-    self.free_temperature = self.param(
-        'temperature', nn.initializers.constant(config.temperature), ()
-    )
+    if config.embed_size:
+      axes = ('embed', 'joint')
+      self.video_projection = _head(config.embed_size, width, axes)
+      self.text_projection = _head(config.embed_size, width, axes)
+      self.free_temperature = self.param(
+          'temperature', nn.initializers.constant(config.temperature), ()
+      )
+    if config.mlm:
+      self.mlm_head = bert.MlmHead(text, dtype)
+    if config.match:
+      self.match_head = _head(2, width, ('embed', 'classes'))
     if config.entities:
-      self.entity_head = EntityHead(config.entities)
+      self.entity_head = Classifier(config.entities)
+    if config.answers:
+      self.answer_head = Classifier(config.answers)
 
   def encode_video(self, video: jax.Array, *, train: bool) -> VideoEncoding:
     """Encodes clips.
@@ -148,6 +160,8 @@ class Alpro(nn.Module):
       Tokens f[B, S, D] and features float32[B, E].
     """
     tokens = self.video_encoder(video, train=train)
+    if not self.config.embed_size:
+      return VideoEncoding(tokens, jnp.zeros((len(tokens), 0)))
     feature = self.video_projection(tokens[:, 0].astype(jnp.float32))
     return VideoEncoding(tokens, unit_length(feature))
 
@@ -157,6 +171,8 @@ class Alpro(nn.Module):
     """int32[B, L] and bool[B, L] -> tokens f[B, L, D], float32[B, E]."""
     tokens = self.text_embedding(ids, train=train)
     tokens = self.text_encoder(tokens, mask, train=train)
+    if not self.config.embed_size:
+      return TextEncoding(tokens, jnp.zeros((len(tokens), 0)))
     feature = self.text_projection(tokens[:, 0].astype(jnp.float32))
     return TextEncoding(tokens, unit_length(feature))
 
@@ -202,6 +218,15 @@ class Alpro(nn.Module):
       )
     return self.entity_head(pooled.astype(jnp.float32))
 
+  def answer_logits(self, pair: jax.Array) -> jax.Array:
+    """f[B, D], token 0 of fused pairs -> float32[B, answers] (SPEC 11)."""
+    if not self.config.answers:
+      raise ValueError(
+          'This model has no answer head; train it with config.task='
+          "'question_answering'."
+      )
+    return self.answer_head(pair.astype(jnp.float32))
+
   def temperature(self) -> jax.Array:
     """float32[], clipped to its range; the gradient passes as if it were not.
 
@@ -218,8 +243,13 @@ class Alpro(nn.Module):
     video = self.encode_video(video, train=False)
     text = self.encode_text(ids, mask, train=False)
     fused = self.fuse(text.tokens, mask, video.tokens, train=False)
-    self.match_logits(fused[:, 0])
-    self.mlm_logits(fused[:, : ids.shape[1]])
-    if self.config.entities:
-      self.entity_logits(fused[:, 0])
-    return self.temperature()
+    config, pair = self.config, fused[:, 0]
+    if config.match:
+      self.match_logits(pair)
+    if config.mlm:
+      self.mlm_logits(fused[:, : ids.shape[1]])
+    if config.entities:
+      self.entity_logits(pair)
+    if config.answers:
+      self.answer_logits(pair)
+    return fused

@@ -84,6 +84,29 @@ def resize_times(table: jax.Array, frames: int) -> jax.Array:
   return table[jnp.arange(frames) * old // frames]
 
 
+def fit_table(name: str, table: jax.Array, rows: int) -> jax.Array:
+  """Resizes a table of a stored encoder to another image size or clip length.
+
+  Args:
+    name: 'positions' of a square grid or 'times'.
+    table: f[old rows, D].
+    rows: new number of rows.
+  Returns:
+    f[rows, D]; positions in 2-D (SPEC defect 15).
+  Raises:
+    ValueError: if positions are not those of square grids.
+  """
+  if name == 'times':
+    return resize_times(table, rows)
+  old, new = math.isqrt(len(table)), math.isqrt(rows)
+  if old * old != len(table) or new * new != rows:
+    raise ValueError(
+        f'cannot resize {len(table)} patch positions to {rows}: both must be '
+        'square grids.'
+    )
+  return resize_positions(table, (old, old), (new, new))
+
+
 def smooth_init(std: float, sizes: Sequence[int]) -> layers.Initializer:
   """Random Fourier features over a grid: neighbours start out alike.
 

@@ -21,7 +21,15 @@ class TextInfo(NamedTuple):
 
 
 class Task(Protocol):
-  """A way to train. A new task is one file here and one line in `get_task`."""
+  """A way to train. A new task is one file here and one line in `get_task`.
+
+  Attributes:
+    model: an Alpro.
+    answers: the answers that it chooses from; () unless it answers questions.
+  """
+
+  model: Any
+  answers: tuple[str, ...]
 
   def init(self, key: jax.Array) -> Any:
     """Returns fresh float32 parameters, boxed with their logical axes."""
@@ -69,9 +77,19 @@ def get_task(config, text: TextInfo, mesh) -> Task:
     ValueError: for an unknown name.
   """
   # Here, not at the top: a task imports this file.
-  from alpro_jax.tasks import pretrain, prompter
+  from alpro_jax.tasks import (
+      pretrain,
+      prompter,
+      question_answering,
+      retrieval,
+  )
 
-  tasks = {'pretrain': pretrain.Pretrain, 'prompter': prompter.Prompter}
+  tasks = {
+      'pretrain': pretrain.Pretrain,
+      'prompter': prompter.Prompter,
+      'question_answering': question_answering.QuestionAnswering,
+      'retrieval': retrieval.Retrieval,
+  }
   if config.task not in tasks:
     raise ValueError(
         f'{config.task=} is unknown; choose one of {sorted(tasks)}.'

@@ -15,6 +15,7 @@ from alpro_jax.data import entities
 from alpro_jax.models import prompter as prompting
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.prompter import (
+    abstract_params,
     contrast,
     duplicates,
     init_model,
@@ -61,6 +62,13 @@ class Pretrain:
   prompter: Any
   blocks: int
   mesh: jax.sharding.Mesh
+  answers = ()
+
+  @staticmethod
+  def heads(options, entity_names) -> dict[str, Any]:
+    """The heads of the model, as models.alpro.HEADS names them."""
+    del options
+    return {'entities': len(entity_names)}
 
   @classmethod
   def from_config(cls, config, text, mesh):
@@ -83,7 +91,9 @@ class Pretrain:
     names = _entity_names(config.prompter) if options.pem else ()
     return cls(
         model=Alpro(
-            model_config(config.model, text.vocab_size, entities=len(names))
+            model_config(
+                config.model, text.vocab_size, **cls.heads(options, names)
+            )
         ),
         entities=names,
         special=text.special,
@@ -114,9 +124,8 @@ class Pretrain:
     meta = load_meta(self.prompter.checkpoint)
     config = AlproConfig.from_dict(meta['model'])
     model = Alpro(config)
-    boxed = jax.eval_shape(lambda k: init_model(model, k), jax.random.key(0))
     params = load_params(
-        self.prompter.checkpoint, sharding.abstract(boxed, self.mesh)
+        self.prompter.checkpoint, abstract_params(model, self.mesh)
     )
     return Teacher(
         params=_video_side(params),

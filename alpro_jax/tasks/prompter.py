@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alpro_jax import losses
+from alpro_jax import losses, sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models.alpro import Alpro, AlproConfig
 
@@ -22,12 +22,13 @@ class Prompter:
 
   model: Alpro
   mask_equal_captions: bool
+  answers = ()
 
   @classmethod
   def from_config(cls, config, text, mesh):
     del mesh
     return cls(
-        model=Alpro(model_config(config.model, text.vocab_size, entities=0)),
+        model=Alpro(model_config(config.model, text.vocab_size)),
         mask_equal_captions=config.loss.mask_equal_captions,
     )
 
@@ -66,12 +67,18 @@ class Prompter:
     return ''
 
 
-def model_config(config, vocab_size: int, *, entities: int) -> AlproConfig:
-  """Returns the model's config with what the data decides filled in."""
+def model_config(config, vocab_size: int, **heads) -> AlproConfig:
+  """Returns the model's config with what task and data decide filled in.
+
+  Args:
+    config: config.model.
+    vocab_size: of the tokenizer.
+    **heads: that differ from models.alpro.HEADS; embed_size=0 leaves the
+      contrastive features out.
+  """
   values = config.to_dict()
   values['text']['vocab_size'] = vocab_size
-  values['entities'] = entities
-  return AlproConfig.from_dict(values)
+  return AlproConfig.from_dict(values | heads)
 
 
 def init_model(model: Alpro, key: jax.Array) -> Any:
@@ -85,6 +92,12 @@ def init_model(model: Alpro, key: jax.Array) -> Any:
       jnp.ones((1, 2), bool),
       method='init_all',
   )['params']
+
+
+def abstract_params(model: Alpro, mesh: jax.sharding.Mesh) -> Any:
+  """Returns shape, type and place of every parameter, to load them into."""
+  boxed = jax.eval_shape(lambda key: init_model(model, key), jax.random.key(0))
+  return sharding.abstract(boxed, mesh)
 
 
 def duplicates(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -218,6 +218,7 @@ def load_params(
     initial: Any = None,
     new: Sequence[str] = (),
     unused: Sequence[str] = (),
+    resize: Mapping[str, Callable[[jax.Array, int], jax.Array]] | None = None,
 ) -> Any:
   """Returns the parameters of a checkpoint, by name.
 
@@ -228,6 +229,8 @@ def load_params(
     initial: values of the parameters that may be missing.
     new: names that start with one of these may be missing.
     unused: names that start with one of these may be left over.
+    resize: for tables that may have another number of rows, by name: (stored
+      table, wanted rows) -> table.
   Raises:
     ValueError: with all names that are missing, left over, or of another shape
       or type.
@@ -236,7 +239,15 @@ def load_params(
   reader = ocp.StandardCheckpointHandler()
   stored = reader.metadata(folder).tree
   wanted, found = _by_name(abstract), _by_name(stored)
-  missing = _check_names(wanted, found, f'parameters in {path}', new, unused)
+  resized = {
+      name: function for name, function in (resize or {}).items()
+      if name in wanted and name in found
+      and wanted[name].shape[0] != found[name].shape[0]
+      and wanted[name].shape[1:] == tuple(found[name].shape[1:])
+  }
+  missing = _check_names(
+      wanted, found, f'parameters in {path}', new, unused, set(resized)
+  )
   if missing and initial is None:
     raise ValueError(
         f'parameters in {path}: {_listed(missing)} missing and no initial '
@@ -248,7 +259,10 @@ def load_params(
       name: jax.ShapeDtypeStruct(
           leaf.shape,
           leaf.dtype,
-          sharding=getattr(wanted.get(name), 'sharding', None) or here,
+          sharding=(
+              None if name in resized
+              else getattr(wanted.get(name), 'sharding', None)
+          ) or here,
       )
       for name, leaf in found.items()
   }
@@ -258,6 +272,16 @@ def load_params(
   restored = _by_name(
       reader.restore(folder, args=ocp.args.StandardRestore(target))
   )
+  for name, function in resized.items():
+    rows = wanted[name].shape[0]
+    logging.info(
+        'resized: %s from %d to %d rows', name, found[name].shape[0], rows
+    )
+    table = np.asarray(function(restored[name], rows), wanted[name].dtype)
+    restored[name] = jax.make_array_from_callback(
+        table.shape, getattr(wanted[name], 'sharding', None) or here,
+        lambda index, table=table: table[index],
+    )
   fresh = _by_name(initial) if missing else {}
   if missing:
     logging.info('new parameters, initialised: %s', _listed(missing))
@@ -380,7 +404,7 @@ def _check_same(abstract, stored, what):
   _check_names(_by_name(abstract), _by_name(stored), what)
 
 
-def _check_names(wanted, found, what, new=(), unused=()):
+def _check_names(wanted, found, what, new=(), unused=(), resized=()):
   """Compares trees by name, shape and type; returns the allowed missing ones.
 
   Orbax names no path for a wrong shape and casts a wrong type silently.
@@ -400,7 +424,7 @@ def _check_names(wanted, found, what, new=(), unused=()):
         f'unknown to the model: {_listed(extra)} (allow them with '
         'config.train.unused_parameters)'
     )
-  for name in sorted(set(wanted) & set(found)):
+  for name in sorted(set(wanted) & set(found) - set(resized)):
     got = (tuple(found[name].shape), np.dtype(found[name].dtype))
     expected = (tuple(wanted[name].shape), np.dtype(wanted[name].dtype))
     if got != expected:

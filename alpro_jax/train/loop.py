@@ -5,6 +5,7 @@ Everything that decides the result is a function of the config and the step,
 so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from alpro_jax import sharding
+from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo, get_task
 from alpro_jax.train import checkpoints, optimizer, workdir
 from alpro_jax.train.progress import Progress
@@ -187,6 +189,12 @@ def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
         config.train.init_from, abstract.params, initial=state.params,
         new=config.train.new_parameters,
         unused=config.train.unused_parameters,
+        resize={
+            f'video_encoder/{name}': functools.partial(
+                timesformer.fit_table, name
+            )
+            for name in ('positions', 'times')
+        },
     )
     logging.info('restore: parameters from %s, optimizer from scratch',
                  config.train.init_from)

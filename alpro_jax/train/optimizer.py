@@ -1,5 +1,7 @@
 """AdamW with a decay mask, warm-up and clipping (SPEC 8, defects 1, 19, 20)."""
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,12 @@ import optax
 SCHEDULES = ('linear', 'cosine', 'constant')
 # The original never lets the learning rate reach zero.
 _SMALLEST_RATE = 1e-8
+# What config.optimizer.freeze may hold still, by the names of parameters.
+FROZEN = {
+    'video_attention_and_mlp': (
+        r'video_encoder/block\d+/(temporal_attention|attention|mlp)/'
+    ),
+}
 
 
 def make_schedule(
@@ -65,10 +73,22 @@ def decay_mask(params: Any) -> Any:
   )
 
 
+def frozen_mask(params: Any, *, freeze: str) -> Any:
+  """True for the parameters that a name of FROZEN holds."""
+  pattern = re.compile(FROZEN[freeze])
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: bool(pattern.match('/'.join(_names(path)))), params
+  )
+
+
 def _leaf_name(path) -> str:
+  return _names(path)[-1]
+
+
+def _names(path) -> list[str]:
   # Boxed parameters have the attribute `value` below their name.
   names = [str(getattr(p, 'key', getattr(p, 'name', p))) for p in path]
-  return [n for n in names if n != 'value'][-1]
+  return [n for n in names if n != 'value']
 
 
 def make_optimizer(
@@ -80,6 +100,7 @@ def make_optimizer(
     eps_rule: str,
     weight_decay: float,
     clip_norm: float,
+    freeze: str = '',
 ) -> optax.GradientTransformation:
   """Returns clipping, AdamW and the learning rate as one transformation.
 
@@ -92,8 +113,10 @@ def make_optimizer(
       uncorrected one, as the PyTorch system did (SPEC 8).
     weight_decay: decoupled, scaled by the learning rate, on matrices alone.
     clip_norm: largest global norm of the gradients; 0 does not clip.
+    freeze: '' or a name of FROZEN; those parameters stay as they are, and do
+      not count in the norm that is clipped.
   Raises:
-    ValueError: for an unknown `eps_rule`.
+    ValueError: for an unknown `eps_rule` or `freeze`.
   """
   if eps_rule == 'standard':
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
@@ -105,11 +128,22 @@ def make_optimizer(
     raise ValueError(
         f"config.optimizer.{eps_rule=} must be 'standard' or 'original'."
     )
+  if freeze and freeze not in FROZEN:
+    raise ValueError(
+        f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}."
+    )
+  hold = optax.identity()
+  if freeze:
+    hold = optax.masked(
+        optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze)
+    )
   return optax.chain(
+      hold,
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
       adam,
       optax.add_decayed_weights(weight_decay, mask=decay_mask),
       optax.scale_by_learning_rate(schedule),
+      hold,
   )
 
 
@@ -130,5 +164,6 @@ def from_config(config, steps: int):
       eps_rule=config.eps_rule,
       weight_decay=config.weight_decay,
       clip_norm=config.clip_norm,
+      freeze=config.freeze,
   )
   return optimizer, schedule

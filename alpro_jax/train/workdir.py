@@ -9,6 +9,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging as python_logging
@@ -22,7 +23,8 @@ from absl import logging
 
 # Options that may differ when a run goes on: they decide what is shown, kept
 # or measured, or where things run and lie, but not what is learned. Data and
-# tokenizer are known by their digests, so their paths may change.
+# tokenizer are known by their digests, answers by themselves: their paths may
+# change.
 FREE = (
     'train.log_every_steps',
     'train.checkpoint_every_steps',
@@ -35,6 +37,7 @@ FREE = (
     'data.threads',
     'data.verify',
     'data.tokenizer',
+    'data.answers',
 )
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -107,6 +110,7 @@ def describe(config, task, tokenizer, sources):
           'special': tokenizer.special._asdict(),
       },
       'data': [source.digest for source in sources],
+      'answers': list(task.answers),
       'config': plain(config),
       'versions': {
           'python': sys.version.split()[0],
@@ -167,6 +171,9 @@ def _identity(meta):
 
   names = ('config', 'model', 'tokenizer', 'data')
   visit('', {name: plain(meta[name]) for name in names})
+  # Thousands of answers would hide what differs.
+  answers = '\n'.join(meta.get('answers', ())).encode()
+  flat['.answers'] = hashlib.sha256(answers).hexdigest()[:12]
   flat = {name[1:]: value for name, value in flat.items()}
   free = tuple(f'config.{name}' for name in (*FREE, 'train.steps'))
   return {

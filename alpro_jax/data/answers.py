@@ -1,0 +1,95 @@
+"""The answers that question answering chooses from, most frequent first."""
+
+import collections
+import json
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def canonical(answer: str) -> str:
+  """Returns an answer with single blanks and none around it."""
+  return ' '.join(answer.split())
+
+
+def count_answers(
+    answers: Iterable[str], limit: int = 0
+) -> list[tuple[str, int]]:
+  """Counts answers, most frequent first.
+
+  Args:
+    answers: of all training questions.
+    limit: keep the most frequent ones; 0 keeps all.
+  Returns:
+    [(answer, count)]; equally frequent ones in alphabetical order.
+  Raises:
+    ValueError: if there is none.
+  """
+  counted = collections.Counter(map(canonical, answers))
+  if not counted:
+    raise ValueError(
+        'there is no answer to count; the split has no questions.')
+  ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+  return ordered[:limit or None]
+
+
+def write_answers(answers: Iterable[str], path) -> None:
+  """Writes one answer a line."""
+  folder = os.path.dirname(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  with open(path, 'w', encoding='utf-8') as file:
+    file.writelines(f'{answer}\n' for answer in answers)
+
+
+def read_answers(path) -> tuple[str, ...]:
+  """Reads a list of answers; the place of an answer is its label.
+
+  Args:
+    path: a text file, one answer a line; or the original's ans2label, a JSON
+      object of answer -> label (.json).
+  Raises:
+    FileNotFoundError: if it is not there.
+    ValueError: if it is empty, or lists an answer twice.
+  """
+  if not path or not os.path.isfile(path):
+    raise FileNotFoundError(
+        f'config.data.answers={os.fspath(path)!r} is no file; question '
+        'answering needs the answers to choose from. Make them with `python '
+        'launch/answers.py --data=SET --split=train --output=answers.txt`.')
+  with open(path, encoding='utf-8') as file:
+    text = file.read()
+  if os.fspath(path).endswith('.json'):
+    answers = _of_labels(path, text)
+  else:
+    answers = [canonical(line) for line in text.splitlines()]
+  blank = [i + 1 for i, answer in enumerate(answers) if not answer]
+  twice = [a for a, n in collections.Counter(answers).items() if a and n > 1]
+  if not answers or blank or twice:
+    raise ValueError(
+        f'{path} has {len(answers)} answers, lines {blank[:5]} are blank and '
+        f'{twice[:5]} occur twice; expected one answer a line, each once.')
+  return tuple(answers)
+
+
+def _of_labels(path, text):
+  try:
+    labels = json.loads(text)
+    ordered = sorted(labels, key=labels.get)
+    fits = [labels[answer] for answer in ordered] == list(range(len(ordered)))
+  except (ValueError, AttributeError, TypeError):
+    fits = False
+  if not fits:
+    raise ValueError(
+        f'{path} is not a JSON object of answer -> label with the labels 0, '
+        '1, 2, ..., each once.')
+  return [canonical(answer) for answer in ordered]
+
+
+def label_answers(
+    answers: Iterable[str], known: Iterable[str]
+) -> np.ndarray:
+  """int32[n]: the place of each answer among the known ones, -1 for none."""
+  place = {answer: label for label, answer in enumerate(known)}
+  return np.array(
+      [place.get(canonical(answer), -1) for answer in answers], np.int32)

@@ -1,0 +1,93 @@
+"""Video question answering: choosing among the training answers (SPEC 11)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alpro_jax import losses
+from alpro_jax.batch import VideoTextBatch
+from alpro_jax.data.answers import read_answers
+from alpro_jax.models.alpro import Alpro
+from alpro_jax.tasks.prompter import init_model, model_config
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering:
+  """Question and clip are fused; token 0 of the pair names the answer.
+
+  The list of answers has as many labels as answers (SPEC defect 24). A
+  question whose answer is not in it teaches nothing (defect 52).
+
+  Attributes:
+    model: with an answer head, and no other one.
+    answers: most frequent first; the place is the label.
+  """
+
+  model: Alpro
+  answers: tuple[str, ...]
+
+  @classmethod
+  def from_config(cls, config, text, mesh):
+    """Returns the task of `config`; see tasks/base.py.
+
+    Raises:
+      FileNotFoundError: if config.data.answers is no file.
+      ValueError: if the batches do not hold questions.
+    """
+    del mesh
+    if config.data.text != 'questions':
+      raise ValueError(
+          f"config.data.text={config.data.text!r} must be 'questions' for "
+          "config.task='question_answering'."
+      )
+    answers = read_answers(config.data.answers)
+    return cls(
+        model=Alpro(
+            model_config(
+                config.model, text.vocab_size, embed_size=0, match=False,
+                mlm=False, answers=len(answers),
+            )
+        ),
+        answers=answers,
+    )
+
+  def init(self, key: jax.Array) -> Any:
+    return init_model(self.model, key)
+
+  def load_frozen(self, encode, load_meta, load_params) -> None:
+    return None
+
+  def untrained_frozen(self, key: jax.Array) -> None:
+    return None
+
+  def loss(
+      self,
+      params: Any,
+      frozen: None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      step: jax.Array,
+      *,
+      train: bool,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    del frozen, step
+    model = self.model.bind({'params': params}, rngs={'dropout': key})
+    video = model.encode_video(batch.video, train=train)
+    text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
+    fused = model.fuse(
+        text.tokens, batch.text_mask, video.tokens, train=train
+    )
+    logits = model.answer_logits(fused[:, 0])
+    loss = losses.mean(*losses.answering(logits, batch.answer))
+    # -1 is never the largest: an answer outside the list is a wrong one.
+    right = jnp.argmax(logits, axis=1) == batch.answer
+    return loss, {
+        'loss/answer': loss,
+        'accuracy/answer': jnp.mean(right.astype(jnp.float32)),
+    }
+
+  def describe(self, metrics: dict[str, Any]) -> str:
+    return ''
