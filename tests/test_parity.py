@@ -64,6 +64,14 @@ def config(golden):
 
 
 @pytest.fixture(scope='module')
+def golden_answers():
+  """As golden, of question answering."""
+  if FOLDER:
+    return (*trim.trim_answers(FOLDER, None), {})
+  return trim.unpack(trim.ANSWERS_FILE)
+
+
+@pytest.fixture(scope='module')
 def params(golden, config):
   student = {
       k: v for k, v in golden[0].items() if not k.startswith('prompter.')
@@ -87,11 +95,12 @@ def inputs(golden):
 
 
 @pytest.fixture(scope='module')
-def expected(golden):
+def expected(golden, golden_answers):
   """Compares an array with the record of that name."""
+  records = golden[2] | golden_answers[2]
 
   def compare(name, ours, floor=0.0):
-    entries, shape, scale = golden[2][name]
+    entries, shape, scale = records[name]
     ours = np.asarray(ours)
     assert ours.shape == shape, name
     limit = None if len(entries) == ours.size else trim.LIMIT
@@ -347,6 +356,48 @@ def test_losses_and_gradients_agree(
     else:
       assert tag != 'pretrain', name
       np.testing.assert_array_equal(array, 0, err_msg=name)
+
+
+def test_question_answering_agrees(
+    golden, golden_answers, config, inputs, expected
+):
+  """Every layer of the pair, the loss and the gradients of every parameter."""
+  state = {
+      k.replace('text_encoder.bert.', 'text_encoder.'): v
+      for k, v in golden[0].items()
+      if not k.startswith(('prompter.', 'mpm_head', 'text_encoder.cls'))
+  } | golden_answers[0]
+  config = dataclasses.replace(
+      config, embed_size=0, match=False, mlm=False, entities=0, answers=15
+  )
+  params = original.from_original(state, config)
+  labels = jnp.asarray(golden_answers[1]['in.labels'], jnp.int32)
+
+  def loss(params):
+    model = Alpro(config).bind({'params': params})
+    video = model.encode_video(inputs['video'], train=False)
+    text = model.encode_text(inputs['ids'], inputs['mask'], train=False)
+    fused = model.fuse(text.tokens, inputs['mask'], video.tokens, train=False)
+    logits = model.answer_logits(fused[:, 0])
+    total = losses.mean(*losses.answering(logits, labels))
+    return total, {
+        'video_embeds': video.tokens, 'txt.layer1': text.tokens,
+        'txt.layer3': fused, 'out.logits': logits, 'out.loss': total,
+        'out.total_loss': total,
+    }
+
+  (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  for name, array in out.items():
+    expected(f'qa/out/{name}', array)
+  expected('qa/out/grad_global_norm', optax.tree.norm(grads))
+  records = golden_answers[2]
+  ours = original.to_original(grads, config)
+  assert set(ours) == {
+      name.removeprefix('qa/grad/') for name in records if '/grad/' in name
+  }
+  for name, array in ours.items():
+    query = f'qa/grad/{name.replace("key.bias", "query.bias")}'
+    expected(f'qa/grad/{name}', array, floor=records[query][2])
 
 
 def test_both_ignore_rules_agree(golden, expected):

@@ -75,6 +75,15 @@ UNUSED = (
 )
 
 
+# In the original's question answering, which never reads them (SPEC 11).
+UNUSED_BY_ANSWERS = (
+    'temp',
+    *(f'{head}.{part}' for head in ('vision_proj', 'text_proj', 'itm_head')
+      for part in ('weight', 'bias')),
+    'text_encoder.embeddings.position_ids',
+)
+
+
 def rename_table(config: AlproConfig) -> list[Row]:
   """Returns every tensor of a model, in the original's order.
 
@@ -85,7 +94,9 @@ def rename_table(config: AlproConfig) -> list[Row]:
     raise ValueError(
         f'{config.video.attention=}: the original has divided attention only.'
     )
-  rows = [Row('temp', ('temperature',), AS_IS)]
+  rows = []
+  if config.embed_size:
+    rows.append(Row('temp', ('temperature',), AS_IS))
 
   def add(original, ours, layout=AS_IS):
     ours = (ours,) if isinstance(ours, str) else tuple(ours)
@@ -131,13 +142,15 @@ def rename_table(config: AlproConfig) -> list[Row]:
     linear(f'{theirs}.mlp.fc2', f'{ours}/mlp/fc2')
   norm('visual_encoder.model.norm', 'video_encoder/norm')
 
-  theirs, ours = 'text_encoder.bert.embeddings', 'text_embedding'
+  # Question answering has a bare BERT, the others one below a head for words.
+  bert = 'text_encoder.bert' if config.mlm else 'text_encoder'
+  theirs, ours = f'{bert}.embeddings', 'text_embedding'
   add(f'{theirs}.word_embeddings.weight', f'{ours}/words')
   add(f'{theirs}.position_embeddings.weight', f'{ours}/positions')
   add(f'{theirs}.token_type_embeddings.weight', f'{ours}/types')
   norm(f'{theirs}.LayerNorm', f'{ours}/norm')
   for i in range(config.text.depth):
-    theirs = f'text_encoder.bert.encoder.layer.{i}'
+    theirs = f'{bert}.encoder.layer.{i}'
     fused = i >= config.text.fusion_layer
     ours = f'{"fusion" if fused else "text"}_encoder/layer{i}'
     for name in ('query', 'key', 'value'):
@@ -147,17 +160,23 @@ def rename_table(config: AlproConfig) -> list[Row]:
     linear(f'{theirs}.intermediate.dense', f'{ours}/mlp/fc1')
     linear(f'{theirs}.output.dense', f'{ours}/mlp/fc2')
     norm(f'{theirs}.output.LayerNorm', f'{ours}/mlp_norm')
-  theirs, ours = 'text_encoder.cls.predictions', 'mlm_head'
-  add(f'{theirs}.bias', f'{ours}/bias')
-  linear(f'{theirs}.transform.dense', f'{ours}/transform')
-  norm(f'{theirs}.transform.LayerNorm', f'{ours}/norm')
+  if config.mlm:
+    theirs, ours = 'text_encoder.cls.predictions', 'mlm_head'
+    add(f'{theirs}.bias', f'{ours}/bias')
+    linear(f'{theirs}.transform.dense', f'{ours}/transform')
+    norm(f'{theirs}.transform.LayerNorm', f'{ours}/norm')
 
-  linear('vision_proj', 'video_projection')
-  linear('text_proj', 'text_projection')
-  linear('itm_head', 'match_head')
+  if config.embed_size:
+    linear('vision_proj', 'video_projection')
+    linear('text_proj', 'text_projection')
+  if config.match:
+    linear('itm_head', 'match_head')
   if config.entities:
     linear('mpm_head.0', 'entity_head/hidden')
     linear('mpm_head.2', 'entity_head/out')
+  if config.answers:
+    linear('classifier.0', 'answer_head/hidden')
+    linear('classifier.2', 'answer_head/out')
   return rows
 
 
@@ -174,8 +193,9 @@ def from_original(
   """
   rows = rename_table(config)
   expected = {row.original for row in rows}
+  unused = {*UNUSED, *(UNUSED_BY_ANSWERS if config.answers else ())}
   missing = sorted(expected - set(state))
-  unknown = sorted(set(state) - expected - set(UNUSED))
+  unknown = sorted(set(state) - expected - unused)
   if missing or unknown:
     raise ValueError(
         f'{len(missing)} tensors missing: {missing[:5]}; {len(unknown)} not '

@@ -23,6 +23,9 @@ KEPT_OF_TEACHER = ('prompter.temp', 'prompter.video_prompt_feat')
 WHOLE = ('teacher.crop_video_feat', 'pseudo_labels', 'out.mpm_logits')
 DERIVED = ('crop_visual_inputs', 'context_visual_inputs')
 FILE = pathlib.Path(__file__).parent / 'model.npz'
+ANSWERS_FILE = pathlib.Path(__file__).parent / 'answers.npz'
+# Random in the recording of question answering, which never reads them.
+NOT_READ = ('temp', 'vision_proj', 'text_proj', 'itm_head')
 
 
 def pick(array, limit):
@@ -85,6 +88,37 @@ def trim(folder, limit):
   return weights, inputs, records, sizes['config']
 
 
+def trim_answers(folder, limit):
+  """Reads the recording of question answering; see trim.
+
+  Returns:
+    The weights of its classifier (the others are the student's), its labels as
+    in.labels, and its records as qa/KIND/NAME.
+  """
+  folder = pathlib.Path(folder)
+
+  def load(name):
+    with np.load(folder / name) as file:
+      return dict(file)
+
+  student, weights, records = load('state_small_pretrain.npz'), {}, {}
+  for name, array in load('state_small_qa.npz').items():
+    if name.startswith('classifier.'):
+      weights[name] = array
+    elif not name.startswith(NOT_READ) and name not in student:
+      theirs = name.replace('text_encoder.', 'text_encoder.bert.')
+      np.testing.assert_array_equal(array, student[theirs])
+  recorded = load('golden_small_qa.npz')
+  for kind, arrays in (
+      ('out', recorded), ('grad', load('grads_small_qa.npz'))
+  ):
+    for name, array in arrays.items():
+      if not name.startswith(('in.', 'grad.')):
+        scale = float(np.abs(np.float64(array)).max())
+        records[f'qa/{kind}/{name}'] = pick(array, limit), array.shape, scale
+  return weights, {'in.labels': recorded['in.labels']}, records
+
+
 def pack(path, weights, inputs, records, sizes):
   """Writes one array of weights, one of records, and an index of both.
 
@@ -140,7 +174,9 @@ def _join(arrays):
 
 def main():
   pack(FILE, *trim(sys.argv[1], LIMIT))
-  print(f'{FILE.name}: {FILE.stat().st_size} bytes')
+  pack(ANSWERS_FILE, *trim_answers(sys.argv[1], LIMIT), {})
+  for file in (FILE, ANSWERS_FILE):
+    print(f'{file.name}: {file.stat().st_size} bytes')
 
 
 if __name__ == '__main__':
