@@ -2,7 +2,14 @@
 
   python launch/make_shapes_world.py --output=runs/shapes
 
-Then launch/prepare.py reads runs/shapes/{train,test}.
+Then launch/prepare.py reads runs/shapes/{train,test}. The world for fine-tuning
+says the same in other words and has questions too:
+
+  python launch/make_shapes_world.py --output=runs/downstream \
+      --options='{"purpose": "downstream", "seed": 1000}'
+
+Take another seed than that of pre-training: clips of one seed may share their
+background and their path.
 """
 
 import json

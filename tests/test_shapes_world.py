@@ -13,6 +13,18 @@ TINY = shapes_world.World(
     train={'move': 6, 'resize': 4, 'turn': 2, 'wall': 2, 'event': 4},
     test_captions={'move': 3, 'resize': 2, 'turn': 1, 'wall': 1, 'event': 1},
 )
+DOWNSTREAM = shapes_world.World(purpose='downstream', seed=1000)
+# All questions whose answer is not the look or the number of the shapes.
+TWO_WAY = {
+    'does it move left or right?': ('direction', {'left', 'right'}),
+    'does it move up or down?': ('direction', {'up', 'down'}),
+    'does it get bigger or smaller?': ('change', {'bigger', 'smaller'}),
+    'does it pass behind or in front of the wall?': (
+        'depth', {'behind', 'in front'}),
+    'does it move before or after it changes its size?': (
+        'order', {'before', 'after'}),
+    'when does it move?': ('order', {'at first', 'at the end'}),
+}
 
 
 def _clip(family, motions, colour='red', shape='disc', number=0):
@@ -23,6 +35,19 @@ def _clip(family, motions, colour='red', shape='disc', number=0):
 def _centres(motions, family='move'):
   boxes = shapes_world.draw(TINY, _clip(family, motions)).boxes
   return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def _parts(mask):
+  """Number of connected parts of bool[H, W]."""
+  labels = np.arange(1, mask.size + 1).reshape(mask.shape) * mask
+  while True:
+    padded = np.pad(labels, 1)
+    spread = mask * np.max([
+        padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1],
+        padded[1:-1, :-2], padded[1:-1, 2:]], axis=0)
+    if np.array_equal(spread, labels):
+      return len(np.unique(labels[mask]))
+    labels = spread
 
 
 def test_boxes_follow_the_caption():
@@ -71,9 +96,11 @@ def test_only_shapes_whose_turning_is_seen_turn():
   assert turning == {'bar'}
 
 
-def test_never_trained_captions_are_in_the_test_split_alone():
-  world = shapes_world.World(test_captions={
-      family: -1 for family in shapes_world.FAMILIES})
+@pytest.mark.parametrize('purpose', shapes_world.PURPOSES)
+def test_never_trained_captions_are_in_the_test_split_alone(purpose):
+  world = shapes_world.World(
+      purpose=purpose, train=dict.fromkeys(shapes_world.FAMILIES, 300),
+      test_captions=dict.fromkeys(shapes_world.FAMILIES, -1))
   train = {c.scene for c in shapes_world.list_clips(world, 'train')}
   test = shapes_world.list_clips(world, 'test')
   kept = shapes_world.never_trained(world)
@@ -83,7 +110,7 @@ def test_never_trained_captions_are_in_the_test_split_alone():
   counts = collections.Counter(c.scene for c in test)
   assert set(counts.values()) == {world.renderings}
   # Every word of a caption that is never trained is met in another.
-  for part in ('colour', 'shape', 'motions'):
+  for part in ('colour', 'shape', 'motions', 'number'):
     assert ({getattr(s, part) for s in kept}
             <= {getattr(s, part) for s in train})
 
@@ -112,6 +139,144 @@ def test_arrays():
   assert not np.array_equal(arrays['frames'], other['frames'])
 
 
+@pytest.mark.parametrize('split, texts, frames', [
+    ('train', 'e3a02fbe59fd88d7',
+     [140.961, 137.013, 112.976, 147.938, 103.232, 125.459, 118.889, 122.007,
+      138.601, 107.848, 139.088, 120.446, 133.888, 113.088, 112.98, 134.301,
+      106.699, 99.13]),
+    ('test', '34592bc44cba9598',
+     [106.985, 137.71, 140.652, 93.823, 123.633, 142.815, 126.097, 149.599,
+      110.421, 138.589, 105.507, 107.985, 147.378, 123.957, 97.221, 107.035]),
+])
+def test_the_world_of_pre_training_stays_as_it_is(split, texts, frames):
+  # From the code before there was a downstream world. Frames by their mean:
+  # another processor may round a pixel otherwise.
+  arrays = shapes_world.make_arrays(TINY, split)
+  text = json.dumps([arrays['rows'], arrays['truth']])
+  assert hashlib.sha256(text.encode()).hexdigest()[:16] == texts
+  np.testing.assert_allclose(
+      arrays['frames'].mean((1, 2, 3, 4)), frames, atol=2e-3)
+  assert arrays['questions'] == [[] for _ in frames]
+
+
+def test_downstream_texts():
+  def captions_of(world, split):
+    return [[row['caption'] for row in shapes_world.caption_rows(world, clip)]
+            for clip in shapes_world.list_clips(world, split)]
+
+  test = captions_of(DOWNSTREAM, 'test')
+  assert {len(texts) for texts in test} == {1}
+  assert len({texts[0] for texts in test}) == len(test) == 236
+  train = captions_of(DOWNSTREAM, 'train')
+  assert {len(set(texts)) for texts in train} == {2}
+  words = {word for texts in test + train for text in texts
+           for word in text.replace(',', '').split()}
+  before = {word for texts in captions_of(TINY, 'train') for text in texts
+            for word in text.replace(',', '').split()}
+  assert not words & set(DOWNSTREAM.shapes)
+  assert set(DOWNSTREAM.colours) <= words & before
+  assert {'rises', 'planks', 'three', 'afterwards', 'circles'} <= words - before
+
+
+@pytest.mark.parametrize('split', shapes_world.SPLITS)
+def test_questions_are_balanced(split):
+  answers = collections.defaultdict(collections.Counter)
+  by_look = collections.defaultdict(collections.Counter)
+  groups, ones, others = collections.Counter(), 0, 0
+  for clip in shapes_world.list_clips(DOWNSTREAM, split):
+    rows = shapes_world.question_rows(DOWNSTREAM, clip)
+    assert 3 <= len(rows) <= 5
+    assert {row['video'] for row in rows} == {clip.name}
+    for row in rows:
+      question, answer = row['question'], row['answer']
+      if question in TWO_WAY:
+        assert row['type'] == TWO_WAY[question][0]
+        answers[question][answer] += 1
+        by_look[question, clip.scene.colour, clip.scene.shape][answer] += 1
+      else:
+        assert row['type'] in ('shape', 'colour', 'count')
+        assert answer not in question
+    counts = [row['answer'] for row in rows if row['type'] == 'count']
+    if clip.scene.family == 'count':
+      groups.update(counts)
+    else:
+      ones += counts == ['one']
+      others += 1
+  assert answers.keys() == TWO_WAY.keys()
+  for question, (_, known) in TWO_WAY.items():
+    few, many = sorted(answers[question].values())
+    assert answers[question].keys() == known and many <= 1.02 * few
+  # The look of a shape does not tell either.
+  for counts in by_look.values():
+    few, many = sorted(counts.values())
+    assert many <= few + 1
+  assert groups.keys() == {'two', 'three', 'four'}
+  assert max(groups.values()) <= 1.02 * min(groups.values())
+  assert 0.15 < ones / others < 0.35
+
+
+def test_the_questions_of_an_event():
+  clip = _clip('event', ('shrink', 'right'))
+  rows = shapes_world.question_rows(DOWNSTREAM, clip)
+  assert [(row['type'], row['answer']) for row in rows[1:]] == [
+      ('change', 'smaller'), ('direction', 'right'), ('order', 'after'),
+      ('order', 'at the end')]
+
+
+def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
+  def tilt(motions):
+    # Whether the shape is large where it is on the right, over all frames.
+    boxes = [shapes_world.draw(TINY, _clip('event', motions, number=i)).boxes
+             for i in range(30)]
+    return np.mean([
+        np.cov((b[:, 0] + b[:, 2]) / 2, b[:, 3] - b[:, 1])[0, 1]
+        for b in boxes])
+
+  forwards, backwards = tilt(('left', 'grow')), tilt(('shrink', 'right'))
+  assert forwards < -0.01
+  assert backwards == pytest.approx(forwards, rel=0.2)
+  assert tilt(('right', 'grow')) == pytest.approx(-forwards, rel=0.2)
+
+
+@pytest.mark.parametrize('number', [2, 3, 4])
+@pytest.mark.parametrize('shape', ['disc', 'ring', 'pole', 'cross'])
+def test_a_group_shows_its_number_of_shapes(number, shape):
+  scene = shapes_world.Scene('count', 'red', shape, (), number)
+  world = shapes_world.World(purpose='downstream', noise=0)
+  drawing = shapes_world.draw(
+      world, shapes_world.Clip('x.mp4', scene, True, 'train', number))
+  for frame, box in zip(drawing.frames, drawing.boxes, strict=True):
+    frame = frame.astype(int)
+    red = frame[..., 0] - frame[..., 1:].max(-1) > 40
+    assert _parts(red) == number
+    places = np.argwhere(red)[:, ::-1] / world.size
+    assert (places.min(0) > box[:2] - 0.05).all()
+    assert (places.max(0) < box[2:] + 0.05).all()
+  assert drawing.boxes.min() > 0 and drawing.boxes.max() < 1
+  assert np.ptp(drawing.boxes, axis=0).max() < 0.03
+  assert scene.reversed() is None
+
+
+def test_files_of_the_downstream_world(tmp_path):
+  pytest.importorskip('av')
+  world = shapes_world.world_from_options({
+      'purpose': 'downstream', 'train': {'event': 2, 'count': 1},
+      'test_captions': {'count': 2}})
+  assert world.renderings == 1
+  assert shapes_world.write(world, tmp_path) == {'train': 3, 'test': 2}
+  assert shapes_world.world_from_options(
+      json.loads((tmp_path / 'world.json').read_text())) == world
+  rows = [json.loads(line) for line in open(tmp_path / 'test/questions.jsonl')]
+  assert rows[0].keys() == {'video', 'question', 'answer', 'type'}
+  assert rows == sum(shapes_world.make_arrays(world, 'test')['questions'], [])
+  truth = [json.loads(line) for line in open(tmp_path / 'test/truth.jsonl')]
+  numbers = {'two': 2, 'three': 3, 'four': 4}
+  assert [row['number'] for row in truth] == [
+      numbers[row['answer']] for row in rows if row['type'] == 'count']
+  assert {(row['motion'], row['reversed_caption']) for row in truth} == {
+      ('', '')}
+
+
 def test_files_repeat_and_show_what_was_drawn(tmp_path):
   av = pytest.importorskip('av')
   digests = []
@@ -124,6 +289,7 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
         for path in (tmp_path / name).rglob('*') if path.is_file()
     })
   assert digests[0] == digests[1]
+  # Two captions.jsonl, two truth.jsonl and world.json, but no questions.
   assert len(digests[0]) == 18 + 16 + 5
 
   truth = [json.loads(line)
@@ -148,6 +314,7 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
     ({'renderings': 0}, 'at least 1'),
     ({'never_trained': 0.9}, 'share'),
     ({'speed': 3}, 'speed'),
+    ({'purpose': 'fun'}, 'fun'),
 ])
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):

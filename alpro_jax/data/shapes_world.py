@@ -12,12 +12,36 @@ shrinks, turns, passes a wall, or does two things in order:
 
 Every path is centred on the middle of the frame and every size on its mean, so
 captions that differ only in the order of frames cannot be told apart by a
-single frame. Some captions are never trained: they occur in the test split
-alone. All is drawn from a seed; the same options give the same files.
+single frame, unless its time is known: at a given time the place or the size
+tells. Some captions are never trained: they occur in the test split alone. All
+is drawn from a seed; the same options give the same files.
+
+That is the world for pre-training. The world for fine-tuning, with
+purpose='downstream', is smaller and says the same in other words. Each test
+clip has a caption of its own, there is one more family, and each clip has
+questions:
+
+  count   three red circles: two to four equal shapes that stay where they are
+
+  type       question and answers
+  shape      what shape is it? circle, hoop, ...
+  colour     what colour is the circle? red, green, ...
+  count      how many shapes are there? one, two, three, four
+  direction  does it move left or right? does it move up or down?
+  change     does it get bigger or smaller?
+  depth      does it pass behind or in front of the wall?
+  order      does it move before or after it changes its size?
+             when does it move? at first, at the end
+
+Wherever a question has two answers, each is right for half of the clips. A clip
+played backwards is one whose direction, change and order are the opposite: the
+frames without their order say nothing of these.
 """
 
 import concurrent.futures
+import copy
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -38,32 +62,16 @@ COLOURS = {
 SHAPES = ('disc', 'ring', 'bar', 'pole', 'triangle', 'cross', 'square')
 # A turning disc looks like a still one, and a turning pole becomes a bar.
 TURNING_SHAPES = ('bar', 'triangle', 'cross', 'square')
-FAMILIES = ('move', 'resize', 'turn', 'wall', 'event')
+# New families come last: the place of a family seeds its scenes.
+FAMILIES = ('move', 'resize', 'turn', 'wall', 'event', 'count')
 STYLES = ('full', 'entity', 'shape', 'motion')
 SPLITS = ('train', 'test')
+PURPOSES = ('pretrain', 'downstream')
 
 _DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
 _REVERSED = {
     'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up',
     'grow': 'shrink', 'shrink': 'grow',
-}
-# Several ways to say each motion; the first is the one of the test split.
-_PHRASES = {
-    'left': ('drifts left', 'is drifting left', 'goes to the left'),
-    'right': ('drifts right', 'is drifting right', 'goes to the right'),
-    'up': ('drifts up', 'is drifting up', 'goes up'),
-    'down': ('drifts down', 'is drifting down', 'goes down'),
-    'grow': ('grows', 'is growing', 'becomes larger'),
-    'shrink': ('shrinks', 'is shrinking', 'becomes smaller'),
-    'turn': ('turns', 'is turning', 'turns around'),
-    'behind': (
-        'passes behind a wall', 'is passing behind a wall',
-        'goes behind a wall',
-    ),
-    'front': (
-        'passes in front of a wall', 'is passing in front of a wall',
-        'goes in front of a wall',
-    ),
 }
 # Half the sides of the box around a shape, over its radius.
 _REACH = {
@@ -71,12 +79,137 @@ _REACH = {
     'pole': (0.4, 1.25), 'triangle': (1.16, 1.16), 'cross': (1.0, 1.0),
     'square': (0.85, 0.85),
 }
-_THEN = ('{}, then {}', '{} and then {}', 'first {}, then {}')
-_SUBJECTS = {
-    'full': ('a {} {}', 'the {} {}', 'one {} {}'),
-    'entity': ('a {} {}',),
-    'shape': ('a {1}',),
-    'motion': ('a shape',),
+# Number, colour and shapes of the family count.
+_GROUPS = {
+    'full': (
+        '{} {} {}', 'there are {} {} {}', '{0} {2}, all of them {1}',
+    ),
+    'entity': ('{} {} {}',),
+    'shape': ('{0} {2}',),
+    'motion': ('{} shapes',),
+}
+_NUMBERS = {1: 'one', 2: 'two', 3: 'three', 4: 'four'}
+# Type, question and answer of each motion.
+_ASKED = {
+    'left': ('direction', 'does it move left or right?', 'left'),
+    'right': ('direction', 'does it move left or right?', 'right'),
+    'up': ('direction', 'does it move up or down?', 'up'),
+    'down': ('direction', 'does it move up or down?', 'down'),
+    'grow': ('change', 'does it get bigger or smaller?', 'bigger'),
+    'shrink': ('change', 'does it get bigger or smaller?', 'smaller'),
+    'behind': (
+        'depth', 'does it pass behind or in front of the wall?', 'behind'),
+    'front': (
+        'depth', 'does it pass behind or in front of the wall?', 'in front'),
+}
+# Share of the clips of one shape whose number is asked.
+_ONES = 0.25
+
+_DEFAULTS = {
+    'pretrain': {
+        'train': {
+            'move': 4000, 'resize': 1700, 'turn': 400, 'wall': 700,
+            'event': 1200,
+        },
+        'test_captions': {
+            'move': -1, 'resize': -1, 'turn': -1, 'wall': 12, 'event': 8,
+        },
+        'renderings': 2,
+    },
+    'downstream': {
+        'train': {
+            'move': 900, 'resize': 400, 'turn': 100, 'wall': 200, 'event': 500,
+            'count': 300,
+        },
+        'test_captions': {
+            'move': -1, 'resize': -1, 'turn': -1, 'wall': 16, 'event': 96,
+            'count': 24,
+        },
+        'renderings': 1,
+    },
+}
+
+
+class _Wording(NamedTuple):
+  """How a world says things; the first way of each is that of the test split.
+
+  Attributes:
+    shapes: the word for each shape.
+    subjects: of each style, with the places of the colour and the shape.
+    phrases: of each motion.
+    then: puts two motions in order.
+  """
+
+  shapes: Mapping[str, str]
+  subjects: Mapping[str, tuple[str, ...]]
+  phrases: Mapping[str, tuple[str, ...]]
+  then: tuple[str, ...]
+
+
+_WORDINGS = {
+    'pretrain': _Wording(
+        shapes={shape: shape for shape in SHAPES},
+        subjects={
+            'full': ('a {} {}', 'the {} {}', 'one {} {}'),
+            'entity': ('a {} {}',),
+            'shape': ('a {1}',),
+            'motion': ('a shape',),
+        },
+        phrases={
+            'left': ('drifts left', 'is drifting left', 'goes to the left'),
+            'right': (
+                'drifts right', 'is drifting right', 'goes to the right'),
+            'up': ('drifts up', 'is drifting up', 'goes up'),
+            'down': ('drifts down', 'is drifting down', 'goes down'),
+            'grow': ('grows', 'is growing', 'becomes larger'),
+            'shrink': ('shrinks', 'is shrinking', 'becomes smaller'),
+            'turn': ('turns', 'is turning', 'turns around'),
+            'behind': (
+                'passes behind a wall', 'is passing behind a wall',
+                'goes behind a wall',
+            ),
+            'front': (
+                'passes in front of a wall', 'is passing in front of a wall',
+                'goes in front of a wall',
+            ),
+        },
+        then=('{}, then {}', '{} and then {}', 'first {}, then {}'),
+    ),
+    'downstream': _Wording(
+        shapes={
+            'disc': 'circle', 'ring': 'hoop', 'bar': 'plank', 'pole': 'stick',
+            'triangle': 'wedge', 'cross': 'plus', 'square': 'block',
+        },
+        subjects={
+            'full': ('a {} {}', 'the {} {}', 'this {} {}'),
+            'entity': ('a {} {}',),
+            'shape': ('a {1}',),
+            'motion': ('a shape',),
+        },
+        phrases={
+            'left': (
+                'moves to the left', 'moves left', 'travels to the left'),
+            'right': (
+                'moves to the right', 'moves right', 'travels to the right'),
+            'up': ('rises', 'moves upwards', 'climbs'),
+            'down': ('sinks', 'moves downwards', 'descends'),
+            'grow': ('gets bigger', 'is getting bigger', 'swells'),
+            'shrink': ('gets smaller', 'is getting smaller', 'contracts'),
+            'turn': ('spins', 'is spinning', 'rotates'),
+            'behind': (
+                'disappears behind a wall', 'vanishes behind a wall',
+                'is partly hidden by a wall',
+            ),
+            'front': (
+                'crosses in front of a wall', 'slides in front of a wall',
+                'hides part of a wall',
+            ),
+        },
+        then=(
+            '{} before it {}', '{} and afterwards {}',
+            '{}, and after that it {}',
+        ),
+    ),
 }
 
 
@@ -98,6 +231,9 @@ class World:
     never_trained: share of the captions of each family that is kept out of
       the training split.
     noise: standard deviation of the noise of each pixel, of 255.
+    purpose: 'pretrain', or 'downstream' for the world of fine-tuning. It
+      chooses the words, whether there are questions, and the numbers of clips
+      (`train`, `test_captions`, `renderings`) that are None.
   """
 
   seed: int = 0
@@ -106,18 +242,18 @@ class World:
   rate: int = 4
   colours: tuple[str, ...] = ('red', 'green', 'blue', 'yellow')
   shapes: tuple[str, ...] = ('disc', 'ring', 'bar', 'pole')
-  train: Mapping[str, int] = dataclasses.field(default_factory=lambda: {
-      'move': 4000, 'resize': 1700, 'turn': 400, 'wall': 700, 'event': 1200,
-  })
-  test_captions: Mapping[str, int] = dataclasses.field(
-      default_factory=lambda: {
-          'move': -1, 'resize': -1, 'turn': -1, 'wall': 12, 'event': 8,
-      })
-  renderings: int = 2
+  train: Mapping[str, int] | None = None
+  test_captions: Mapping[str, int] | None = None
+  renderings: int | None = None
   never_trained: float = 0.125
   noise: float = 5.0
+  purpose: str = 'pretrain'
 
   def __post_init__(self):
+    _check_names('purpose', (self.purpose,), PURPOSES)
+    for name, value in _DEFAULTS[self.purpose].items():
+      if getattr(self, name) is None:
+        object.__setattr__(self, name, copy.copy(value))
     _check_names('colours', self.colours, COLOURS)
     _check_names('shapes', self.shapes, SHAPES)
     _check_names('train', self.train, FAMILIES)
@@ -145,12 +281,16 @@ def world_from_options(options: Mapping) -> World:
 
 
 class Scene(NamedTuple):
-  """What a caption says: a coloured shape and one or two motions in order."""
+  """What a caption says: coloured shapes and their motions in order.
+
+  A shape alone has one motion or two, several shapes have none.
+  """
 
   family: str
   colour: str
   shape: str
   motions: tuple[str, ...]
+  number: int = 1
 
   @property
   def motion(self) -> str:
@@ -175,8 +315,8 @@ class Clip(NamedTuple):
 class Drawing(NamedTuple):
   """Frames uint8[T, H, W, 3] and boxes float32[T, 4].
 
-  A box is (left, top, right, bottom) of the coloured shape as fractions of
-  the frame, cut off at its borders.
+  A box is (left, top, right, bottom) around the coloured shapes as fractions
+  of the frame, cut off at its borders.
   """
 
   frames: np.ndarray
@@ -185,22 +325,25 @@ class Drawing(NamedTuple):
 
 def list_scenes(world: World) -> list[Scene]:
   """Every scene of the world, in a fixed order."""
-  motions = {
-      'move': [(m,) for m in _DIRECTIONS],
-      'resize': [('grow',), ('shrink',)],
-      'turn': [('turn',)],
-      'wall': [('behind',), ('front',)],
+  # Motions and number of shapes.
+  shown = {
+      'move': [((m,), 1) for m in _DIRECTIONS],
+      'resize': [(('grow',), 1), (('shrink',), 1)],
+      'turn': [(('turn',), 1)],
+      'wall': [(('behind',), 1), (('front',), 1)],
       'event': [
-          pair for direction in ('left', 'right') for size in ('grow', 'shrink')
+          (pair, 1)
+          for direction in ('left', 'right') for size in ('grow', 'shrink')
           for pair in ((direction, size), (size, direction))
       ],
+      'count': [((), 2), ((), 3), ((), 4)],
   }
   return [
-      Scene(family, colour, shape, motion)
+      Scene(family, colour, shape, motions, number)
       for family in FAMILIES for colour in world.colours
       for shape in world.shapes
       if family != 'turn' or shape in TURNING_SHAPES
-      for motion in motions[family]
+      for motions, number in shown[family]
   ]
 
 
@@ -210,8 +353,7 @@ def never_trained(world: World) -> set[Scene]:
   for number, family in enumerate(FAMILIES):
     scenes = [s for s in list_scenes(world) if s.family == family]
     rng = np.random.default_rng([world.seed, 1, number])
-    order = rng.permutation(len(scenes))
-    kept.update(scenes[i] for i in order[:int(
+    kept.update(_shuffled(world, scenes, rng)[:int(
         round(world.never_trained * len(scenes)))])
   return kept
 
@@ -236,11 +378,11 @@ def list_clips(world: World, split: str) -> list[Clip]:
             f'the world has no {family!r} scenes with {world.shapes=}; set '
             'their number of training clips to 0.')
       while count > 0:
-        turn = rng.permutation(len(scenes))[:count]
-        chosen.extend(scenes[i] for i in turn)
+        turn = _shuffled(world, scenes, rng)[:count]
+        chosen.extend(turn)
         count -= len(turn)
     else:
-      order = [scenes[i] for i in rng.permutation(len(scenes))]
+      order = _shuffled(world, scenes, rng)
       order.sort(key=lambda scene: scene not in kept)
       limit = world.test_captions.get(family, 0)
       order = order if limit < 0 else order[:limit]
@@ -254,32 +396,45 @@ def list_clips(world: World, split: str) -> list[Clip]:
 
 
 def caption(scene: Scene, style: str = 'full', *, subject: int = 0,
-            phrase: int = 0) -> str:
+            phrase: int = 0, purpose: str = 'pretrain') -> str:
   """Says a scene; `subject` and `phrase` choose among the wordings."""
   _check_names('style', (style,), STYLES)
-  words = _SUBJECTS[style][subject].format(scene.colour, scene.shape)
+  wording = _WORDINGS[purpose]
+  if scene.family == 'count':
+    return _GROUPS[style][subject].format(
+        _NUMBERS[scene.number], scene.colour, _shape_word(scene, purpose))
+  words = wording.subjects[style][subject].format(
+      scene.colour, _shape_word(scene, purpose))
   if style in ('entity', 'shape'):
     return words
   if len(scene.motions) == 1:
-    return f'{words} {_PHRASES[scene.motion][phrase]}'
-  first, then = (_PHRASES[motion][0] for motion in scene.motions)
-  return f'{words} {_THEN[phrase].format(first, then)}'
+    return f'{words} {wording.phrases[scene.motion][phrase]}'
+  first, then = (wording.phrases[motion][0] for motion in scene.motions)
+  return f'{words} {wording.then[phrase].format(first, then)}'
 
 
 def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
   """The rows of captions.jsonl for a clip.
 
   A test clip has its plain full caption alone. A training clip has one caption
-  of each style and a second full one in other words. The short captions come in
-  one wording: they say so little that the other wordings would be
-  negatives that are right.
+  of each style and a second full one in other words; downstream it has the two
+  full ones alone. The short captions come in one wording: they say so little
+  that the other wordings would be negatives that are right.
   """
-  rows = [_row(clip, 'full', caption(clip.scene))]
+  plain = caption(clip.scene, purpose=world.purpose)
+  rows = [_row(clip, 'full', plain)]
   if clip.split == 'test':
     return rows
-  subject, phrase = _clip_rng(world, clip, 0).integers(0, 3, 2)
+  rng = _clip_rng(world, clip, 0)
+  if world.purpose == 'downstream':
+    others = sorted({
+        caption(clip.scene, subject=s, phrase=p, purpose='downstream')
+        for s, p in itertools.product(range(3), repeat=2)
+    } - {plain})
+    return rows + [_row(clip, 'full', others[rng.integers(len(others))])]
+  subject, phrase = rng.integers(0, 3, 2)
   other = caption(clip.scene, subject=subject, phrase=phrase)
-  if other != rows[0]['caption']:
+  if other != plain:
     rows.append(_row(clip, 'full', other))
   return rows + [
       _row(clip, style, caption(clip.scene, style))
@@ -287,21 +442,64 @@ def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
   ]
 
 
-def truth_row(clip: Clip, boxes: np.ndarray) -> dict:
-  """The row of truth.jsonl for a clip: what a probe may ask about it."""
+def question_rows(world: World, clip: Clip) -> list[dict[str, str]]:
+  """The rows of questions.jsonl for a clip: three to five, downstream alone."""
+  if world.purpose == 'pretrain':
+    return []
+  scene = clip.scene
+  rng = _clip_rng(world, clip, 2)
+  word = _shape_word(scene, 'downstream')
+  be, they = ('is', 'it') if scene.number == 1 else ('are', 'they')
+  looks = [
+      ('shape', f'what shape {be} {they}?',
+       _WORDINGS['downstream'].shapes[scene.shape]),
+      ('colour', f'what colour {be} the {word}?', scene.colour),
+  ]
+  number = [
+      ('count', 'how many shapes are there?', _NUMBERS[scene.number])]
+  count = scene.family in ('turn', 'count') or rng.random() < _ONES
+  if scene.family == 'event':
+    # Motion is asked four times already.
+    asked = number if count else [looks[rng.integers(2)]]
+  else:
+    asked = looks + number if count else looks
+  asked = asked + [_ASKED[m] for m in scene.motions if m in _ASKED]
+  if len(scene.motions) == 2:
+    before = scene.motions[0] in _DIRECTIONS
+    asked += [
+        ('order', 'does it move before or after it changes its size?',
+         'before' if before else 'after'),
+        ('order', 'when does it move?', 'at first' if before else 'at the end'),
+    ]
+  return [
+      {'video': clip.name, 'question': question, 'answer': answer, 'type': kind}
+      for kind, question, answer in asked
+  ]
+
+
+def truth_row(world: World, clip: Clip, boxes: np.ndarray) -> dict:
+  """The row of truth.jsonl for a clip: what a probe may ask about it.
+
+  'shape' names what is drawn, in the words of pre-training. Downstream there is
+  the 'number' of shapes too.
+  """
   backwards = clip.scene.reversed()
-  return {
+  row = {
       'video': clip.name,
       'family': clip.scene.family,
       'colour': clip.scene.colour,
       'shape': clip.scene.shape,
       'motion': clip.scene.motion,
-      'caption': caption(clip.scene),
+      'caption': caption(clip.scene, purpose=world.purpose),
       # The caption of the same frames backwards; '' if that is the same one.
-      'reversed_caption': caption(backwards) if backwards else '',
+      'reversed_caption': (
+          caption(backwards, purpose=world.purpose) if backwards else ''),
       'trained': clip.trained,
       'boxes': [[round(float(x), 4) for x in box] for box in boxes],
   }
+  if world.purpose == 'downstream':
+    row['number'] = clip.scene.number
+  return row
 
 
 def draw(world: World, clip: Clip) -> Drawing:
@@ -312,9 +510,12 @@ def draw(world: World, clip: Clip) -> Drawing:
   y, x = axis[:, None], axis[None, :]
 
   frames = np.broadcast_to(_background(rng, size), (t, size, size, 3)).copy()
-  centre, radius, angle = _path(rng, clip.scene, t)
+  if clip.scene.family == 'count':
+    paths = _group(rng, clip.scene, t)
+  else:
+    paths = [_path(rng, clip.scene, t)]
   colour = np.array(COLOURS[clip.scene.colour]) + rng.uniform(-20, 20, 3)
-  cover = _cover(clip.scene.shape, x, y, centre, radius, angle)
+  cover = np.max([_cover(clip.scene.shape, x, y, *p) for p in paths], axis=0)
   if clip.scene.family == 'wall':
     half = rng.uniform(0.09, 0.13)
     wall = np.clip((half - np.abs(x - rng.uniform(-0.03, 0.03))) * size + 0.5,
@@ -331,10 +532,13 @@ def draw(world: World, clip: Clip) -> Drawing:
   frames += world.noise * rng.standard_normal(frames.shape, dtype=np.float32)
   frames = np.clip(frames + 0.5, 0, 255).astype(np.uint8)
 
-  reach = radius[:, None] * np.array(_REACH[clip.scene.shape])
+  reach = np.array(_REACH[clip.scene.shape])
   if clip.scene.family == 'turn':
-    reach = np.broadcast_to(reach.max(1, keepdims=True), reach.shape)
-  boxes = np.concatenate([centre - reach, centre + reach], axis=1) + 0.5
+    reach = reach.max()
+  low, high = (
+      [centre + sign * radius[:, None] * reach for centre, radius, _ in paths]
+      for sign in (-1, 1))
+  boxes = np.concatenate([np.min(low, 0), np.max(high, 0)], axis=1) + 0.5
   return Drawing(frames, np.clip(boxes, 0, 1).astype(np.float32))
 
 
@@ -343,8 +547,8 @@ def make_arrays(world: World, split: str, workers: int = 1) -> dict:
 
   Returns:
     A dict with `clips` (list of Clip), `frames` uint8[n, T, H, W, 3], `boxes`
-    float32[n, T, 4], `rows` (list of the caption rows of each clip) and
-    `truth` (list of truth rows).
+    float32[n, T, 4], `rows` and `questions` (lists of the caption rows and of
+    the question rows of each clip) and `truth` (list of truth rows).
   """
   clips = list_clips(world, split)
   drawings = list(_map(_draw_one, [(world, c) for c in clips], workers))
@@ -354,7 +558,9 @@ def make_arrays(world: World, split: str, workers: int = 1) -> dict:
       'frames': np.stack([d.frames for d in drawings]),
       'boxes': boxes,
       'rows': [caption_rows(world, clip) for clip in clips],
-      'truth': [truth_row(c, b) for c, b in zip(clips, boxes, strict=True)],
+      'questions': [question_rows(world, clip) for clip in clips],
+      'truth': [
+          truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True)],
   }
 
 
@@ -363,7 +569,9 @@ def write(world: World, output: str | pathlib.Path, workers: int = 1) -> dict:
 
     output/world.json          the options
     output/train/captions.jsonl   rows of video, caption, style
-    output/train/truth.jsonl      what each clip shows
+    output/train/questions.jsonl  rows of video, question, answer, type; of the
+                                downstream world alone
+  output/train/truth.jsonl      what each clip shows
     output/train/videos/*.mp4
     output/test/...               the same
 
@@ -380,8 +588,11 @@ def write(world: World, output: str | pathlib.Path, workers: int = 1) -> dict:
     boxes = list(_map(_write_one, jobs, workers))
     _write_rows(folder / 'captions.jsonl', (
         row for clip in clips for row in caption_rows(world, clip)))
+    if world.purpose == 'downstream':
+      _write_rows(folder / 'questions.jsonl', (
+          row for clip in clips for row in question_rows(world, clip)))
     _write_rows(folder / 'truth.jsonl', (
-        truth_row(c, b) for c, b in zip(clips, boxes, strict=True)))
+        truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True)))
     counts[split] = len(clips)
   (output / 'world.json').write_text(
       json.dumps(dataclasses.asdict(world), indent=1) + '\n')
@@ -432,6 +643,27 @@ def _path(rng, scene, t):
   return centre, radius, angle
 
 
+def _group(rng, scene, t):
+  """A path for each of several equal shapes, at random places apart."""
+  radius = rng.uniform(0.09, 0.115)
+  angles = rng.uniform(-0.1, 0.1, scene.number)
+  shake = max(0, rng.uniform(-0.012, 0.012))  # Every other clip is still.
+  reach = np.array(_REACH[scene.shape])
+  # The box of a tilted shape with its shaking and half of the gap to the next.
+  half = radius * (reach + 0.1 * reach[::-1]) + shake + 0.025
+  while True:
+    places = rng.uniform(half - 0.5, 0.5 - half, (256, scene.number, 2))
+    gaps = np.abs(places[:, :, None] - places[:, None])
+    near = (gaps < 2 * half).all(-1).sum((1, 2)) > scene.number
+    if not near.all():
+      break
+  places = places[np.argmin(near)]
+  return [
+      (place + rng.uniform(-shake, shake, (t, 2)), np.full(t, radius),
+       np.full(t, angle)) for place, angle in zip(places, angles, strict=True)
+  ]
+
+
 def _cover(shape, x, y, centre, radius, angle):
   """float32[T, H, W] in 0..1: how much of each pixel the shape covers."""
   cos, sin = (f(angle)[:, None, None].astype(np.float32)
@@ -477,6 +709,27 @@ def _background(rng, size):
   level = rng.uniform(95, 150) + rng.uniform(-12, 12, 3)
   texture = rng.uniform(0, 14) * smooth + rng.uniform(0, 10) * stripes
   return (level + texture[..., None]).astype(np.float32)
+
+
+def _shuffled(world, scenes, rng):
+  """The scenes in a random order.
+
+  Downstream all scenes of a coloured shape stand in a row. Whatever is taken
+  from the front has then, of each coloured shape, all answers or none, and
+  neither a question nor the look of a shape tells the answer.
+  """
+  shuffled = [scenes[i] for i in rng.permutation(len(scenes))]
+  if world.purpose == 'downstream':
+    entities = list(dict.fromkeys((s.colour, s.shape) for s in shuffled))
+    shuffled.sort(key=lambda s: entities.index((s.colour, s.shape)))
+  return shuffled
+
+
+def _shape_word(scene, purpose):
+  word = _WORDINGS[purpose].shapes[scene.shape]
+  if scene.number == 1:
+    return word
+  return word + ('es' if word.endswith('s') else 's')
 
 
 def _clip_rng(world, clip, use):
