@@ -205,6 +205,33 @@ def test_params_of_another_run(tmp_path):
   assert checkpoints.load_meta(one) == {'task': 'toy', 'step': 1}
 
 
+def test_tables_are_resized_when_asked(tmp_path):
+  save(tmp_path, 1)
+  wanted = abstract(make_state().params)
+  stored = wanted['dense']['kernel']
+  assert stored.shape == (8, 4)
+  wanted['dense']['kernel'] = jax.ShapeDtypeStruct(
+      (16, 4), stored.dtype, sharding=stored.sharding)
+  asked = []
+
+  def double(table, rows):
+    asked.append((table.shape, rows))
+    return jnp.repeat(table, 2, axis=0)
+
+  got = checkpoints.load_params(
+      tmp_path, wanted, resize={'dense/kernel': double, 'absent': double})
+  assert asked == [((8, 4), 16)]
+  whole = checkpoints.load_params(tmp_path, abstract(make_state().params))
+  np.testing.assert_array_equal(
+      got['dense']['kernel'], np.repeat(whole['dense']['kernel'], 2, axis=0))
+  assert got['dense']['kernel'].sharding == stored.sharding
+  # Another width is no resizing.
+  wanted['dense']['kernel'] = jax.ShapeDtypeStruct((16, 5), stored.dtype)
+  with pytest.raises(ValueError, match='expected float32'):
+    checkpoints.load_params(
+        tmp_path, wanted, resize={'dense/kernel': double})
+
+
 def test_no_checkpoint_is_said(tmp_path):
   with pytest.raises(FileNotFoundError, match='no checkpoint in'):
     checkpoints.find(tmp_path)

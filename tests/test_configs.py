@@ -1,21 +1,89 @@
 """The configs load at every scale and hold the paper's values."""
 
+import importlib
+import pathlib
+
 import pytest
 
 from alpro_jax.models.alpro import AlproConfig
-from configs import common, models, pretrain, pretrain_prompter
+from configs import (
+    common,
+    finetune,
+    finetune_didemo_retrieval,
+    finetune_msrvtt_qa,
+    finetune_msrvtt_retrieval,
+    finetune_msvd_qa,
+    models,
+    pretrain,
+    pretrain_prompter,
+)
+from configs.ablations import stages
+
+FINETUNINGS = (
+    finetune_msrvtt_retrieval, finetune_didemo_retrieval, finetune_msrvtt_qa,
+    finetune_msvd_qa)
+ABLATIONS = sorted(
+    file.stem for file in pathlib.Path(stages.__file__).parent.glob('*.py')
+    if file.stem != 'stages')
 
 
-@pytest.mark.parametrize('scale', ('', *pretrain.SCALES))
-@pytest.mark.parametrize('file', [pretrain, pretrain_prompter])
-def test_every_scale_fits_the_model(file, scale):
-  config = file.get_config(scale).lock()
+def check(config):
   AlproConfig.from_dict(config.model.to_dict())
   assert config.data.sources and config.train.steps > 0
   # Run files change options; they never invent any.
   assert set(config) == set(common.get_config())
   for section in ('data', 'loss', 'prompter', 'optimizer', 'train', 'eval'):
     assert set(config[section]) == set(common.get_config()[section])
+
+
+@pytest.mark.parametrize('scale', ('', *pretrain.SCALES))
+@pytest.mark.parametrize('file', [pretrain, pretrain_prompter])
+def test_every_scale_fits_the_model(file, scale):
+  check(file.get_config(scale).lock())
+
+
+@pytest.mark.parametrize('scale', ('', *finetune.SCALES))
+@pytest.mark.parametrize('file', FINETUNINGS)
+def test_every_finetuning_fits_the_model(file, scale):
+  config = file.get_config(scale).lock()
+  check(config)
+  assert config.train.init_from and config.eval.sources
+  assert config.data.frames == config.model.video.frames
+
+
+def test_finetunings_are_the_papers():
+  found = {}
+  for file in FINETUNINGS:
+    config = file.get_config()
+    found[file.__name__.removeprefix('configs.finetune_')] = (
+        config.data.batch_size, config.optimizer.accumulation,
+        config.data.frames, config.data.max_text_tokens,
+        config.optimizer.learning_rate, config.optimizer.clip_norm,
+        config.data.resize, config.data.sampling)
+  # SPEC 2.3.
+  assert found == {
+      'msrvtt_retrieval': (64, 1, 8, 40, 2.5e-5, 5.0, 224, 'rand'),
+      'didemo_retrieval': (96, 1, 8, 50, 4e-5, 20.0, 224, 'rand'),
+      'msrvtt_qa': (192, 2, 16, 40, 5e-5, 5.0, 224, 'rand'),
+      'msvd_qa': (192, 2, 16, 40, 5e-5, 20.0, 224, 'rand'),
+  }
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_an_ablation_changes_something_and_nothing_else(name):
+  file = importlib.import_module(f'configs.ablations.{name}')
+  changed = set()
+  for stage, made in stages.STAGES.items():
+    for scale in ('', 'demo'):
+      if (name, stage) == ('from_scratch', 'pretrain'):
+        continue
+      config = file.get_config(f'{stage},{scale}')
+      check(config.lock())
+      if config.to_dict() != made(scale).to_dict():
+        changed.add(stage)
+  assert bool(changed) == (name != 'full')
+  with pytest.raises(ValueError, match='choose one of'):
+    file.get_config('train')
 
 
 def test_pretraining_is_the_papers():

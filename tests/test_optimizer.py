@@ -95,3 +95,30 @@ def test_clipping_is_by_the_norm_of_everything():
   moments = optax.tree.get(state, 'mu')
   np.testing.assert_allclose(moments['a'], 0.1 * 0.6, rtol=1e-5)
   np.testing.assert_allclose(moments['b'], 0.1 * 0.8, rtol=1e-5)
+
+
+def test_freezing_is_the_originals_accident():
+  """Weights of the video encoder's attention and MLP, and nothing else."""
+  block = {
+      name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+      for name in ('attention', 'temporal_attention', 'mlp', 'temporal_fc')
+  }
+  params = {
+      'video_encoder': {'block0': {**block, 'norm': {'scale': jnp.ones(2)}}},
+      'fusion_encoder': {'layer0': {'attention': {'kernel': jnp.ones(2)}}},
+  }
+  tx = adamw(
+      make('constant', warmup=0), freeze='video_attention_and_mlp',
+      weight_decay=0.1, clip_norm=1.0)
+  updates, _ = jax.jit(tx.update)(
+      jax.tree.map(lambda x: 100 * x, params), tx.init(params), params)
+  still = {
+      '/'.join(str(p.key) for p in path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+      if not leaf.any()}
+  assert still == {
+      f'video_encoder/block0/{name}/{leaf}'
+      for name in ('attention', 'temporal_attention', 'mlp')
+      for leaf in ('kernel', 'bias')}
+  with pytest.raises(ValueError, match='one of'):
+    adamw(make(), freeze='all')

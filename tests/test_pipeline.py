@@ -123,6 +123,56 @@ def test_batches_larger_than_the_set():
   assert set(count.values()) == {5}
 
 
+# --- Questions --------------------------------------------------------------
+
+
+def asked():
+  """Five videos; video i has i + 1 questions, answered by 'a' or 'b'."""
+  return MemorySet(5, questions=[
+      [annotations.Question(f'q{i} {n}', 'ab'[n % 2], 'what')
+       for n in range(i + 1)] for i in range(5)])
+
+
+def test_an_epoch_of_texts_asks_every_question_once():
+  source = pipeline.Source(
+      asked(), 0, text='questions', examples='texts', answers=('b',))
+  assert len(source) == 15
+  read = take(train([source], size=5), 6)
+  for epoch in (read[:3], read[3:]):
+    said = {
+        Letters().decode(ids): (int(label), int(who(video[None])[0][0]))
+        for batch in epoch for ids, label, video in zip(
+            batch['text_ids'], batch['answer'], batch['video'], strict=True)}
+    # 'b' is the list; 'a' is not in it.
+    assert said == {
+        f'q{i} {n}': (0 if n % 2 else -1, i)
+        for i in range(5) for n in range(i + 1)}
+  assert pipeline.report([source])[0] == {
+      'source': 'set/train', 'style': '', 'digest': 'set', 'records': 5,
+      'questions': 15, 'unknown_answers': 9, 'replaced': {}}
+
+
+def test_an_epoch_of_videos_asks_one_question_of_each():
+  source = pipeline.Source(asked(), 0, text='questions', answers=('a', 'b'))
+  for batch in take(train([source], size=5), 4):
+    assert sorted(who(batch['video'])[0]) == [0, 1, 2, 3, 4]
+    assert (batch['answer'] >= 0).all()
+
+
+def test_captions_have_no_answer():
+  batch, = take(train(MemorySet()), 1)
+  assert (batch['answer'] == -1).all()
+
+
+def test_a_set_without_questions_says_so():
+  with pytest.raises(ValueError, match='has no questions'):
+    pipeline.Source(MemorySet(), 0, text='questions')
+  with pytest.raises(ValueError, match=r"style='why', only \['what'\]"):
+    pipeline.Source(asked(), 0, text='questions', style='why')
+  with pytest.raises(ValueError, match='must be one of'):
+    pipeline.Source(asked(), 0, text='words')
+
+
 # --- Sources ----------------------------------------------------------------
 
 

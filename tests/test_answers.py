@@ -1,0 +1,49 @@
+"""The list of answers: counted, written, read back, given labels."""
+
+import numpy as np
+import pytest
+
+from alpro_jax.data import answers
+
+
+def test_counts_by_frequency_then_alphabet():
+  counted = answers.count_answers(['b', 'a', ' dog  show', 'b', 'dog show'])
+  assert counted == [('b', 2), ('dog show', 2), ('a', 1)]
+  assert answers.count_answers(['b', 'a', 'b'], limit=1) == [('b', 2)]
+  with pytest.raises(ValueError, match='no questions'):
+    answers.count_answers([])
+
+
+def test_a_list_survives_its_file(tmp_path):
+  path = tmp_path / 'new' / 'answers.txt'
+  answers.write_answers(['red', 'at first'], path)
+  assert answers.read_answers(path) == ('red', 'at first')
+
+
+def test_the_originals_labels_are_read(tmp_path):
+  path = tmp_path / 'ans2label.json'
+  path.write_text('{"guitar": 1, "man": 0}')
+  assert answers.read_answers(path) == ('man', 'guitar')
+  for text in ('{"man": 0, "guitar": 2}', '["man"]', '{"man": "0"}', 'man'):
+    path.write_text(text)
+    with pytest.raises(ValueError, match='labels 0, 1, 2'):
+      answers.read_answers(path)
+
+
+def test_a_list_that_cannot_be_used_is_said(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'launch/answers\.py'):
+    answers.read_answers('')
+  path = tmp_path / 'answers.txt'
+  for text, said in (
+      ('', 'has 0 answers'), ('a\n\nb\n', r'lines \[2\]'),
+      ('a\nb\na\n', r"\['a'\] occur"),
+  ):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+      answers.read_answers(path)
+
+
+def test_an_answer_outside_the_list_has_no_label():
+  np.testing.assert_array_equal(
+      answers.label_answers(['dog', ' at  first', 'cat'], ['at first', 'dog']),
+      [1, 0, -1])
