@@ -14,11 +14,14 @@ background and their path.
 
 import json
 import os
+import sys
 import time
 
-from absl import app, flags, logging
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from alpro_jax.data import shapes_world
+from absl import app, flags, logging  # noqa: E402
+
+from alpro_jax.data import shapes_world  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder to write to.', required=True)
