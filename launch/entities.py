@@ -24,9 +24,7 @@ def _parser():
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False)
   add = parser.add_argument
-  add('--captions', required=True, action='append',
-      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
-  add('--split', default='train', help='split of the captions (train)')
+  captions.add_flags(parser)
   add('--output', required=True, help='file to write: noun, blank, count')
   add('--limit', type=int, default=1000, help='how many nouns (1000)')
   add('--stop_words', default='',
@@ -44,9 +42,7 @@ def _stop_words(text):
 def main(argv=None):
   options = _parser().parse_args(argv)
   logging.set_verbosity(logging.INFO)
-  texts = []
-  for path in options.captions:
-    texts += captions.read_captions(path, options.split)
+  texts = captions.read_all(options.captions, options.split)
   counted = entities.count_entities(
       texts, options.limit, stop_words=_stop_words(options.stop_words))
   entities.write_entities(counted, options.output)

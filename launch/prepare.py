@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from alpro_jax.data import annotations, prepare  # noqa: E402
+from alpro_jax.data import annotations, downstream, prepare  # noqa: E402
 
 EXAMPLES = """
 examples:
@@ -19,6 +19,13 @@ examples:
     python launch/prepare.py --source=folder --videos=clips \\
       --captions=captions.jsonl --output=sets/clips --split=train
 
+  Questions, with captions or without. questions.jsonl (or .csv) holds
+  {"video": "a/dog.mp4", "question": "what swims", "answer": "dog"}
+  (type is optional: the kind of question to count it with)
+    python launch/prepare.py --source=folder --videos=clips \\
+      --captions=captions.jsonl --questions=questions.jsonl \\
+      --output=sets/clips
+
   WebVid, a csv file with video_id (or videoid) and text (or name):
     python launch/prepare.py --source=webvid --videos=webvid/videos \\
       --captions=webvid/train.csv --txt_len_below=80 --output=sets/webvid
@@ -27,8 +34,49 @@ examples:
     python launch/prepare.py --source=cc3m --images=cc3m/images \\
       --captions=cc3m/train.json --output=sets/cc3m
 
+  MSRVTT retrieval. The 7,010 videos of the 7k split, then the 1k-A list:
+    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+      --captions=msrvtt/train_val_videodatainfo.json --subset=7k \\
+      --output=sets/msrvtt
+    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+      --captions=msrvtt/MSRVTT_JSFUSION_test.csv \\
+      --output=sets/msrvtt --split=test
+  The 9k split is all videos that the 1k-A list does not have, 9,000:
+      --captions=msrvtt/MSRVTT_data.json \\
+      --except_ids=msrvtt/MSRVTT_JSFUSION_test.csv
+  Or give a list: --ids=msrvtt/MSRVTT_train.9k.csv
+
+  MSRVTT-QA; --captions may be given too, a video is stored once:
+    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+      --questions=msrvtt_qa/train_qa.json --output=sets/msrvtt_qa
+
+  DiDeMo, where all sentences of a video become one paragraph (about its first
+  30 seconds; the original reads all of it, --max_seconds=30 no more):
+    python launch/prepare.py --source=didemo --videos=didemo/videos \\
+      --captions=didemo/train_data.json --output=sets/didemo
+
+  MSVD-QA:
+    python launch/prepare.py --source=msvd --videos=msvd/YouTubeClips \\
+      --questions=msvd_qa/train_qa.json \\
+      --mapping=msvd_qa/youtube_mapping.txt --output=sets/msvd_qa
+
+  The .jsonl files of the original ALPRO, {"caption", "clip_name"} and
+  {"question", "answer", "answer_type", "video_id"}, are read in their place.
+
 An interrupted run continues when the same command is given again.
 """
+
+
+# Flags that only some sources have.
+_SOURCES_OF = {
+    'questions': ('folder', 'msrvtt', 'msvd'),
+    'subset': ('msrvtt',),
+    'ids': ('msrvtt', 'didemo', 'msvd'),
+    'except_ids': ('msrvtt', 'didemo', 'msvd'),
+    'mapping': ('msvd',),
+    'txt_len_below': ('webvid',),
+    'allow_pickle': ('webvid',),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,11 +92,11 @@ def _parser():
       allow_abbrev=False)
   add = parser.add_argument
   add('--source', required=True, choices=annotations.SOURCES)
-  add('--videos', default='', help='folder of videos (folder, webvid)')
+  add('--videos', default='', help='folder of videos')
   add('--images', default='', help='folder of photos (cc3m)')
   add('--captions', default='', help='captions file')
   add('--questions', default='',
-      help='questions file, with or without captions (folder)')
+      help='folder, msrvtt, msvd: questions file, with or without captions')
   add('--output', required=True, help='folder of the set, new or unfinished')
   add('--split', default='train', help='one run makes one split (train)')
   defaults = prepare.Options()
@@ -77,16 +125,32 @@ def _parser():
       '0 keeps all (0)')
   add('--allow_pickle', action='store_true',
       help='webvid: open a pandas pickle, which can run any code')
+  add('--subset', default='', choices=[*downstream.SUBSETS],
+      help="msrvtt: videos of this split, as the videodatainfo file has it; "
+      "7k is 'train' and 'validate' (all)")
+  add('--ids', default='',
+      help='msrvtt, didemo, msvd: keep only the videos of this list, a .csv '
+      'file with video_id or a .txt file with one a line')
+  add('--except_ids', default='',
+      help='msrvtt, didemo, msvd: leave out the videos of this list')
+  add('--mapping', default='',
+      help='msvd: youtube_mapping.txt; without it the videos must be called '
+      'vid<number>')
   add('--debug', action='store_true', help='show where an error comes from')
   return parser
 
 
 def _read_source(args):
+  for flag, sources in _SOURCES_OF.items():
+    if getattr(args, flag) and args.source not in sources:
+      raise prepare.PrepareError(
+          f'--source={args.source} has no --{flag}; it is for '
+          f'{", ".join(sources)}.')
   if not (args.captions or args.questions):
-    raise prepare.PrepareError('Give --captions, --questions, or both.')
-  if args.questions and args.source != 'folder':
     raise prepare.PrepareError(
-        f'--source={args.source} has no --questions.')
+        f'--source={args.source} needs --captions'
+        + (', --questions, or both.'
+           if args.source in _SOURCES_OF['questions'] else '.'))
   root, flag = args.videos, '--videos'
   if args.source == 'cc3m':
     root, flag = args.images or args.videos, '--images'
@@ -101,7 +165,16 @@ def _read_source(args):
     return root, annotations.read_webvid(
         args.captions, max_text_length=args.txt_len_below,
         allow_pickle=args.allow_pickle)
-  return root, annotations.read_cc3m(args.captions, root)
+  if args.source == 'cc3m':
+    return root, annotations.read_cc3m(args.captions, root)
+  lists = {'ids': args.ids, 'except_ids': args.except_ids}
+  if args.source == 'didemo':
+    return root, downstream.read_didemo(args.captions, **lists)
+  if args.source == 'msvd':
+    return root, downstream.read_msvd(
+        args.captions, args.questions, mapping=args.mapping, **lists)
+  return root, downstream.read_msrvtt(
+      args.captions, args.questions, subset=args.subset, **lists)
 
 
 def _print_report(report, output):
@@ -120,7 +193,7 @@ def _print_report(report, output):
   if report['partial']:
     lines.append(('kept though they break off', len(report['partial'])))
   if counts['rows_of_other_splits']:
-    lines.append(('rows of other splits', counts['rows_of_other_splits']))
+    lines.append(('rows not asked for', counts['rows_of_other_splits']))
   if counts['videos_not_named']:
     lines.append(('videos that no row names', counts['videos_not_named']))
   for name, value in lines:
@@ -165,6 +238,10 @@ def main(argv=None):
         f'BERT vocab.txt:\n  python launch/tokenizer.py '
         f'--captions={shlex.quote(args.output)} --split={args.split} '
         f'--output=tokenizer.model')
+  if report['counts'].get('questions') and args.split.startswith('train'):
+    print(f'And the list of answers:\n  python launch/answers.py '
+          f'--data={shlex.quote(args.output)} --split={args.split} '
+          f'--output=answers.txt')
   return 0
 
 

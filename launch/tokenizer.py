@@ -1,4 +1,4 @@
-"""Trains a SentencePiece tokenizer on captions."""
+"""Trains a SentencePiece tokenizer on captions and questions."""
 
 import argparse
 import os
@@ -24,9 +24,7 @@ def _parser():
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False)
   add = parser.add_argument
-  add('--captions', required=True, action='append',
-      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
-  add('--split', default='train', help='split of the captions (train)')
+  captions.add_flags(parser)
   add('--output', required=True, help='file to write, ending in .model')
   add('--vocab_size', type=int, default=30000,
       help='most pieces; few captions give fewer (30000)')
@@ -35,16 +33,14 @@ def _parser():
 
 def main(argv=None):
   options = _parser().parse_args(argv)
-  texts = []
-  for path in options.captions:
-    texts += captions.read_captions(path, options.split)
+  texts = captions.read_all(options.captions, options.split, questions=True)
   model = tokens.train_sentencepiece(
       texts, options.output, options.vocab_size)
   _, mask = model.encode(texts[:10_000], 512)
   lengths = sorted(mask.sum(1))
-  print(f'{model.vocab_size} pieces from {len(texts)} captions -> '
+  print(f'{model.vocab_size} pieces from {len(texts)} texts -> '
         f'{options.output}')
-  print(f'Tokens per caption, [CLS] and [SEP] included: median '
+  print(f'Tokens per text, [CLS] and [SEP] included: median '
         f'{lengths[len(lengths) // 2]}, most {lengths[-1]}.')
   print('Set config.data.tokenizer to the file.')
 

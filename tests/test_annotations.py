@@ -34,6 +34,61 @@ def test_captions_of_a_video_come_together(tmp_path):
   assert not a.still
 
 
+def test_questions_with_captions_and_alone(tmp_path):
+  captions = _write(tmp_path, 'c.jsonl', '{"video": "a.mp4", "caption": "x"}')
+  questions = _write(tmp_path, 'q.csv', (
+      'video,question,answer,type,split\n'
+      'b.mp4,Is it?,yes,,\n'
+      './a.mp4, what colour , red ,colour,train\n'
+      'a.mp4,who,dog,,test\n'))
+  source = annotations.read_folder(captions, questions)
+  a, b = source.clips
+  assert (a.video, a.captions, a.questions) == ('a.mp4', ('x',), (
+      annotations.Question('what colour', 'red', 'colour'),))
+  assert (b.captions, b.styles) == ((), ())
+  assert b.questions == (annotations.Question('Is it?', 'yes', 'other'),)
+  assert (source.rows, source.other_splits) == (4, 1)
+  alone = annotations.read_folder(questions=questions)
+  assert [clip.video for clip in alone.clips] == ['b.mp4', 'a.mp4']
+  assert len({alone.digest(), source.digest(),
+              annotations.read_folder(captions).digest()}) == 3
+
+
+@pytest.mark.parametrize(('question', 'kind'), [
+    ('What is it?', 'what'), ("who's there", 'who'), ('whose hat', 'who'),
+    (' "How many', 'how'), ('where', 'where'), ('When', 'when'),
+    ('whatever', 'other'), ('is it', 'other'), ('3 what', 'other'),
+    ('', 'other'), ('было', 'other')])
+def test_kinds_follow_the_first_word(question, kind):
+  assert annotations.kind_of(question) == kind
+
+
+def test_bad_questions_are_named_with_their_line(tmp_path):
+  path = _write(tmp_path, 'q.jsonl', '\n'.join(json.dumps(row) for row in [
+      {'video': 'a.mp4', 'question': 'who', 'answer': 'dog'},
+      {'video': 'b.mp4', 'question': '', 'answer': 'dog'},
+      {'video': 'c.mp4', 'question': 'who', 'answer': ' '},
+      {'video': 'd.mp4', 'question': 'who'},
+      {'video': 'e.mp4', 'question': 'who', 'answer': 2},
+      {'video': 'f.mp4', 'question': ['who'], 'answer': 'dog'},
+      {'video': 'g.mp4', 'question': 'who', 'answer': 'dog', 'type': 1},
+      {'video': 'h.mp4', 'question': 'who', 'answer': '\ud800'},
+      {'video': '../a.mp4', 'question': 'who', 'answer': 'dog'}]))
+  source = annotations.read_folder(questions=path)
+  assert [clip.video for clip in source.clips] == ['a.mp4']
+  assert _reasons(source) == [
+      ('b.mp4', 'empty question'), ('c.mp4', 'empty answer'),
+      ('d.mp4', 'bad row'), ('e.mp4', 'bad row'), ('f.mp4', 'bad row'),
+      ('g.mp4', 'bad row'), ('h.mp4', 'bad row'),
+      ('../a.mp4', 'outside the folder of videos')]
+  assert all(f'{path}:' in skip.detail for skip in source.skipped)
+  with pytest.raises(ValueError, match='--questions=.*.txt must end in'):
+    annotations.read_folder(questions=_write(tmp_path, 'q.txt', 'x'))
+  with pytest.raises(ValueError, match='but not answer'):
+    annotations.read_folder(
+        questions=_write(tmp_path, 'q.csv', 'video,question\n'))
+
+
 def test_bad_rows_are_named_with_their_line(tmp_path):
   path = _write(tmp_path, 'c.jsonl', b'\n'.join([
       b'{"video": "a.mp4", "caption": "fine"}',

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alpro_jax.data import captions, entities, tokens
+from alpro_jax.data import entities, tokens
 
 CAPTIONS = [
     'A dog runs after two dogs', 'Dogs in New York', 'a woman in a dress',
@@ -61,16 +61,6 @@ def write_jsonl(path, texts):
       for i, text in enumerate(texts)))
 
 
-def test_reads_captions_of_files(tmp_path):
-  write_jsonl(tmp_path / 'a.jsonl', CAPTIONS)
-  assert captions.read_captions(tmp_path / 'a.jsonl') == CAPTIONS
-  (tmp_path / 'a.csv').write_text('video,caption,split\na,one,\nb,two,test\n')
-  assert captions.read_captions(tmp_path / 'a.csv') == ['one']
-  assert captions.read_captions(tmp_path / 'a.csv', 'test') == ['one', 'two']
-  (tmp_path / 'a.txt').write_text('one\n\n two \n')
-  assert captions.read_captions(tmp_path / 'a.txt') == ['one', 'two']
-
-
 def launch(monkeypatch, script, *flags):
   monkeypatch.setattr(sys, 'argv', [script, *map(str, flags)])
   runpy.run_path(script, run_name='__main__')
@@ -86,7 +76,7 @@ def test_launchers(tmp_path, monkeypatch, capsys):
          f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model')
   model = tokens.load_tokenizer(tmp_path / 't.model')
   said = capsys.readouterr().out
-  assert f'{model.vocab_size} pieces from 18 captions' in said
+  assert f'{model.vocab_size} pieces from 18 texts' in said
   with pytest.raises(SystemExit, match='is not a file'):
     launch(monkeypatch, 'launch/tokenizer.py',
            f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')

@@ -367,6 +367,23 @@ def test_webvid_layout(clips, tmp_path):
   assert len(dataset.open_dataset(tmp_path / 'set')) == 2
 
 
+def test_questions_of_the_command(clips, tmp_path):
+  questions = small_videos.write_questions(
+      tmp_path, [(7, 'who is it', 'dog')] * 2)
+  questions.write_text(questions.read_text().replace('"video"', '"video_id"'))
+  (tmp_path / 'map.txt').write_text('003 vid7\n')
+  code, out, err = _run(
+      '--source=msvd', f'--videos={clips}', f'--questions={questions}',
+      f'--mapping={tmp_path / "map.txt"}', f'--output={tmp_path / "set"}',
+      '--fps=0', '--workers=1')
+  assert code == 0, err
+  assert re.search(r'questions +2\n', out)
+  assert (f'launch/answers.py --data={tmp_path / "set"} --split=train '
+          '--output=answers.txt') in out
+  record, = dataset.open_dataset(tmp_path / 'set').metadata()
+  assert (record.video, len(record.questions)) == ('003.avi', 2)
+
+
 # --- Mistakes ---------------------------------------------------------------
 
 
@@ -456,6 +473,11 @@ def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
     (['--quality=100'], '--quality=100 must be 1 to 95'),
     (['--videos=/none'], '--videos=/none is not a folder'),
     (['--videos='], '--source=folder needs --videos'),
+    (['--captions='], '--source=folder needs --captions, --questions, or'),
+    (['--source=didemo', '--questions=q.json'],
+     '--source=didemo has no --questions; it is for folder, msrvtt, msvd'),
+    (['--mapping=m.txt'], '--source=folder has no --mapping; it is for msvd'),
+    (['--source=msrvtt', '--subset=8k'], "invalid choice: '8k'"),
     (['--captions=/none.csv'], '--captions=/none.csv is not a file')])
 def test_mistakes_are_one_sentence(clips, tmp_path, capsys, monkeypatch, args,
                                    message):

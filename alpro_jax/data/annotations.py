@@ -13,7 +13,9 @@ import os
 import re
 from typing import NamedTuple
 
-SOURCES = ('folder', 'webvid', 'cc3m')
+SOURCES = ('folder', 'webvid', 'cc3m', 'msrvtt', 'didemo', 'msvd')
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.m4v', '.mkv', '.webm', '.mpg',
+                  '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
 
 
 _KINDS = {'what': 'what', 'who': 'who', 'whose': 'who', 'whom': 'who',
@@ -103,8 +105,9 @@ class Rows:
     self._skipped.append(Skipped(_printable(item), reason, detail))
 
   def bad(self, item, where, problem):
-    """Names a row that is not as it should be; item may be unknown ('')."""
-    self.skip(item or where, 'bad row', f'{where}: {problem}')
+    """Names a row that is not as it should be; item may be '' or None."""
+    self.skip(where if item in ('', None) else item, 'bad row',
+              f'{where}: {problem}')
 
   def add_captions(self, where, files, captions, style='', still=False):
     """Adds the captions of one row.
@@ -124,7 +127,7 @@ class Rows:
     if not captions:
       return self.skip(video, 'empty caption', where)
     for caption in captions:
-      if problem := _text_problem('caption', caption):
+      if problem := text_problem('caption', caption):
         return self.bad(video, where, problem)
     for caption in captions:
       caption = caption.strip()
@@ -152,7 +155,7 @@ class Rows:
     video = known['files'][0]
     for name, text in [('question', question), ('answer', answer),
                        ('type', kind)]:
-      if problem := _text_problem(name, text):
+      if problem := text_problem(name, text):
         return self.bad(video, where, problem)
     question, answer = question.strip(), answer.strip()
     if not question:
@@ -197,7 +200,8 @@ def _encodable(text):
   return True
 
 
-def _text_problem(name, value):
+def text_problem(name, value):
+  """Returns why a value is no text, or ''."""
   if not isinstance(value, str):
     return f'{name} is {type(value).__name__}, expected text'
   return '' if _encodable(value) else f'{name} is not UTF-8'
@@ -220,15 +224,16 @@ def _canonical(name):
   return '/'.join(part for part in name.split('/') if part not in ('', '.'))
 
 
-def _check_file(path, flag):
+def check_file(path, flag):
+  """Returns path as str, or raises FileNotFoundError."""
   path = os.fspath(path)
   if not os.path.isfile(path):
     raise FileNotFoundError(f'{flag}={path} is not a file.')
   return path
 
 
-def _csv_rows(path):
-  """Yields (where, row dict, problem) for each row below the header."""
+def csv_rows(path):
+  """Yields (where, row dict, problem); the first row is the columns."""
   csv.field_size_limit(1 << 24)
   # Bytes that are not UTF-8 become surrogates and are found row by row.
   with open(path, encoding='utf-8-sig', errors='surrogateescape',
@@ -257,7 +262,8 @@ def _csv_rows(path):
       yield where, row, problem
 
 
-def _jsonl_rows(path):
+def jsonl_rows(path):
+  """Yields (where, row dict, problem) for each line that is not blank."""
   with open(path, 'rb') as file:
     for number, line in enumerate(file, 1):
       where = f'{path}:{number}'
@@ -278,7 +284,31 @@ def _jsonl_rows(path):
           yield where, {}, f'{type(row).__name__}, expected an object'
 
 
-def _need_columns(path, got, wanted):
+def read_json(path):
+  """Returns what a .json file holds."""
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      return json.load(file)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f'{path} is not JSON: {e}') from e
+
+
+def list_rows(path, entries, expected, word='entry'):
+  """Yields (where, row dict, problem) for each entry of a JSON list."""
+  if not isinstance(entries, list):
+    raise ValueError(
+        f'{path} holds a JSON {type(entries).__name__}, expected a list of '
+        f'{expected}.')
+  for number, entry in enumerate(entries):
+    where = f'{path}:{word} {number}'
+    if isinstance(entry, dict):
+      yield where, entry, ''
+    else:
+      yield where, {}, f'{type(entry).__name__}, expected an object'
+
+
+def need_columns(path, got, wanted):
+  """Raises ValueError unless one name of each tuple in wanted is there."""
   missing = [' or '.join(names) for names in wanted
              if not any(name in got for name in names)]
   if missing:
@@ -321,13 +351,13 @@ def read_folder(captions=None, questions=None, *, split='train'):
 
 def _folder_rows(rows, path, flag, keys, split):
   """Yields (where, row) of what can be used; counts and names the rest."""
-  path = _check_file(path, flag)
+  path = check_file(path, flag)
   if path.lower().endswith('.csv'):
-    source = _csv_rows(path)
+    source = csv_rows(path)
     _, columns, _ = next(source)
-    _need_columns(path, columns, [(key,) for key in keys])
+    need_columns(path, columns, [(key,) for key in keys])
   elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
-    source = _jsonl_rows(path)
+    source = jsonl_rows(path)
   else:
     raise ValueError(f'{flag}={path} must end in .csv or .jsonl.')
   for where, row, problem in source:
@@ -369,9 +399,9 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
   Returns:
     Annotations.
   """
-  path = _check_file(path, '--captions')
+  path = check_file(path, '--captions')
   if path.lower().endswith('.csv'):
-    source = _csv_rows(path)
+    source = csv_rows(path)
     _, columns, _ = next(source)
   elif not path.lower().endswith(('.pkl', '.pickle')):
     raise ValueError(f'--captions={path} must end in .csv, .pkl or .pickle.')
@@ -382,9 +412,9 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
   else:
     columns, source = _pickle_rows(path)
   ids, texts = ('video_id', 'videoid'), ('text', 'name')
-  _need_columns(path, columns, [ids, texts])
+  need_columns(path, columns, [ids, texts])
   if max_text_length:
-    _need_columns(path, columns, [('txt_len',)])
+    need_columns(path, columns, [('txt_len',)])
   id_key = next(key for key in ids if key in columns)
   text_key = next(key for key in texts if key in columns)
   rows = Rows()
@@ -442,24 +472,15 @@ def read_cc3m(path, images):
   Returns:
     Annotations; every clip is still.
   """
-  path = _check_file(path, '--captions')
-  try:
-    with open(path, encoding='utf-8-sig') as file:
-      entries = json.load(file)
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f'{path} is not JSON: {e}') from e
-  if not isinstance(entries, list):
-    raise ValueError(
-        f'{path} holds a JSON {type(entries).__name__}, expected a list of '
-        '{"image": path, "caption": text}.')
+  path = check_file(path, '--captions')
   root = os.path.abspath(images)
   rows = Rows()
-  for number, entry in enumerate(entries):
+  for where, entry, problem in list_rows(
+      path, read_json(path), '{"image": path, "caption": text}'):
     rows.rows += 1
-    where = f'{path}:entry {number}'
-    image = entry.get('image') if isinstance(entry, dict) else None
-    if not isinstance(image, str) or 'caption' not in entry:
-      rows.bad(image, where, 'expected "image" and "caption"')
+    image = entry.get('image')
+    if problem or not isinstance(image, str) or 'caption' not in entry:
+      rows.bad(image, where, problem or 'expected "image" and "caption"')
       continue
     if os.path.isabs(image) and os.path.normpath(image).startswith(
         root + os.sep):

@@ -1,4 +1,4 @@
-"""Captions alone, of a prepared set or of a captions file."""
+"""Captions and questions alone, of prepared sets or of captions files."""
 
 import os
 
@@ -7,22 +7,52 @@ from absl import logging
 from alpro_jax.data import annotations, dataset
 
 
-def read_captions(path, split='train'):
-  """Returns every caption, in order, as list of str.
+def add_flags(parser):
+  """Adds --captions and --split to an argparse parser; see read_all."""
+  parser.add_argument(
+      '--captions', required=True, action='append',
+      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
+  parser.add_argument(
+      '--split', default='train', help='split of the captions (train)')
+
+
+def read_all(paths, split='train', *, questions=False):
+  """Returns the captions of all paths, in order, as list of str.
 
   Args:
-    path: folder made by launch/prepare.py, the .csv or .jsonl file it was
-      made from, or a .txt file with one caption a line.
-    split: of a set, or of rows that name one.
+    paths: folders made by launch/prepare.py, the .csv or .jsonl files they
+      were made from, or .txt files with one caption a line.
+    split: of sets, or of rows that name one.
+    questions: return questions and answers of sets too.
+  Raises:
+    ValueError: there is no text at all.
   """
-  path = os.fspath(path)
-  if os.path.isdir(path):
-    # Frames are not looked at, so their digests need no check.
-    records = dataset.open_dataset(path, split, verify=False).metadata()
-    return [caption for record in records for caption in record.captions]
-  if path.lower().endswith('.txt'):
-    with open(path, encoding='utf-8') as lines:
-      return [line.strip() for line in lines if line.strip()]
+  texts = []
+  for path in map(os.fspath, paths):
+    if os.path.isdir(path):
+      texts += _of_set(path, split, questions)
+    elif path.lower().endswith('.txt'):
+      with open(path, encoding='utf-8') as lines:
+        texts += [line.strip() for line in lines if line.strip()]
+    else:
+      texts += _of_rows(path, split)
+  if not texts:
+    raise ValueError(
+        f'{", ".join(map(str, paths))}: no caption in split {split!r}.')
+  return texts
+
+
+def _of_set(path, split, questions):
+  # Frames are not looked at, so their digests need no check.
+  records = dataset.open_dataset(path, split, verify=False).metadata()
+  texts = [caption for record in records for caption in record.captions]
+  if questions:
+    texts += [text for record in records for question in record.questions
+              for text in (question.text, question.answer)]
+  return texts
+
+
+def _of_rows(path, split):
   rows = annotations.read_folder(path, split=split)
   for skipped in rows.skipped[:5]:
     logging.warning(

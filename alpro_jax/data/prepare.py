@@ -33,8 +33,6 @@ _READABLE = (1, 2)  # Sets of format 1 have no questions.
 MANIFEST = 'manifest.json'
 REPORT = 'report.json'
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
-VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg',
-                  '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
 
 
 class PrepareError(ValueError):
@@ -338,7 +336,8 @@ def _check_source(source, root):
                       for s in source.skipped[:5])
     raise PrepareError(
         f'The annotations have {source.rows} rows and no usable one'
-        + (f' for this split ({source.other_splits} belong to others)'
+        + (f' for this split ({source.other_splits} are of others or not '
+              'asked for)'
            if source.other_splits else '') + (f': {first}.' if first else '.'))
   if any(os.path.isfile(os.path.join(root, name))
          for clip in source.clips for name in clip.files):
@@ -499,7 +498,8 @@ def _unnamed(source, root):
     folders.sort()
     for name in sorted(names):
       item = os.path.relpath(os.path.join(folder, name), root)
-      if item.lower().endswith(VIDEO_SUFFIXES) and item not in source.named:
+      if item not in source.named and item.lower().endswith(
+          annotations.VIDEO_SUFFIXES):
         found.append(item.encode('utf-8', 'backslashreplace').decode())
   return found
 
