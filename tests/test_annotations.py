@@ -104,6 +104,7 @@ def test_bad_rows_are_named_with_their_line(tmp_path):
       b'{"video": "g.mp4", "caption": []}',
       b'{"video": "", "caption": "x"}',
       b'{"video": "h.mp4", "caption": "x", "style": 5}',
+      b'{"video": [], "caption": "x", "split": "val"}',
       b'[' * 100000]))
   source = annotations.read_folder(path)
   assert [clip.video for clip in source.clips] == ['a.mp4']
@@ -113,7 +114,7 @@ def test_bad_rows_are_named_with_their_line(tmp_path):
       ('c.mp4', 'bad row'), ('d.mp4', 'bad row'), ('4', 'bad row'),
       (f'{path}:9', 'bad row'), ('f.mp4', 'bad row'),
       ('g.mp4', 'empty caption'), ('', 'no video name'),
-      ('h.mp4', 'bad row'), (f'{path}:14', 'bad row')]
+      ('h.mp4', 'bad row'), ('[]', 'bad row'), (f'{path}:15', 'bad row')]
   assert all(f'{path}:' in skip.detail for skip in source.skipped)
 
 

@@ -167,9 +167,12 @@ class Rows:
 
   def _clip(self, where, files, still):
     """Returns what is known of a clip, or None if its name is no good."""
+    video = files[0]
+    if not _name_problem(video) and _canonical(video) in self._clips:
+      return self._clips[_canonical(video)]
     for name in files:
       if problem := _name_problem(name):
-        return self.skip(files[0], problem, where)
+        return self.skip(video, problem, where)
     files = tuple(_canonical(name) for name in files)
     self.named.update(files)
     return self._clips.setdefault(files[0], {
@@ -377,7 +380,7 @@ def _folder_problem(row, keys):
     if key not in row:
       return f'no {key!r}, only {sorted(row)}'
   for key in ('video', 'style', 'split', 'type', 'answer_type'):
-    if not isinstance(row.get(key) or '', str):
+    if not isinstance(row.get(key), str | None):
       return f'{key} is {type(row[key]).__name__}, expected text'
   if not _encodable(row.get('style') or ''):
     return 'style is not UTF-8'
