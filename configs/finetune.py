@@ -95,7 +95,6 @@ def demo(config, *, steps, learning_rate):
   config.data.sources = (common.source(downstream),)
   config.data.answers = 'runs/demo/data/answers.txt'
   config.data.examples = 'texts'
-  config.data.max_text_tokens = 24
   config.optimizer.learning_rate = learning_rate
   config.loss.uniform_negative_steps = 0
   config.loss.negative_ramp_steps = 0

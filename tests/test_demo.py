@@ -26,8 +26,14 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   for name in ('zero_shot.t2v_r1', 'zero_shot.similarity.v2t_r10',
                'probes.right_caption.matching.all', 'probes.vtm.hard',
                'probes.order.similarity.all', 'probes.pseudo.kept',
-               'contrast_only.zero_shot.t2v_r1'):
+               'contrast_only.zero_shot.t2v_r1', 'retrieval.t2v_r1_high',
+               'retrieval_zero_shot.t2v_r1', 'retrieval_scratch.v2t_r5',
+               'qa.accuracy_order', 'qa_frames.accuracy_low'):
     assert name in figures
+  for name in ('retrieval', 'qa'):
+    card = json.loads((output / 'cards' / name / 'card.json').read_text())
+    metric = {'retrieval': 't2v_r1', 'qa': 'accuracy'}[name]
+    assert card['metrics'][metric]['value'] == figures[f'{name}.{metric}']
   page = (output / 'report.html').read_text()
   assert 'Four losses against contrast alone' in page
   assert 'data:image/png;base64,' in page and 'figures mean nothing' in page
@@ -35,7 +41,7 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   # Nothing is trained again, and the figures are the same.
   again = _run('demo', f'--output={output}', '--quick')
   assert again.returncode == 0, again.stderr[-2000:]
-  assert again.stdout.count('done before') == 8
+  assert again.stdout.count('done before') == 17
   repeated = json.loads((output / 'report.json').read_text())
   same = {k for k in figures if not k.startswith('seconds.')}
   assert {k: figures[k] for k in same} == {k: repeated[k] for k in same}
