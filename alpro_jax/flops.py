@@ -60,6 +60,20 @@ def mlm_head_forward(config: AlproConfig, length: int) -> int:
   return 2 * length * d * (d + config.text.vocab_size)
 
 
+def retrieval(
+    config: AlproConfig, *, texts: int, videos: int, pairs: int, frames: int,
+    image_size: int, length: int,
+) -> int:
+  """Evaluation: everything encoded once, and `pairs` read (SPEC 10)."""
+  fusion = fusion_forward(config, length, image_size)
+  return (
+      videos * video_forward(config, frames, image_size)
+      + texts * text_forward(config, length)
+      + pairs * (fusion + 2 * config.text.width * 2)
+      + 2 * texts * videos * config.embed_size
+  )
+
+
 def pretrain_step(
     config: AlproConfig,
     *,

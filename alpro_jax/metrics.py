@@ -18,20 +18,166 @@ The tie rule is always explicit. 'pessimistic', the default, puts a competitor
 of equal score ahead, so a model that gives one score to everything has recall
 0. 'optimistic' puts it behind, 'expected' is the mean over all orders. Scores
 are compared at full precision, never rounded (defect 12).
+
+A rank needs no sorted row: it is one more than the competitors ahead. So the
+matrix is visited in blocks of rows, (index of the first row, f[rows, columns]),
+and nobody has to hold all of it; see evaluation/candidates.py.
 """
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 TIES = ('pessimistic', 'optimistic', 'expected')
-_ROWS_AT_ONCE = 1024
+# Scores in a block of rows; a float64 copy of it takes 128 MiB.
+CELLS = 2**24
+_SHARE_AHEAD = {'pessimistic': 1.0, 'optimistic': 0.0, 'expected': 0.5}
 
 
-def _ranks(gold, scores, competes, ties):
-  """float64[Q]: ranks from 1 of gold f[Q] among scores f[Q, R]."""
-  ahead = ((scores > gold[:, None]) & competes).sum(1)
-  equal = ((scores == gold[:, None]) & competes).sum(1)
-  share = {'pessimistic': 1.0, 'optimistic': 0.0, 'expected': 0.5}[ties]
-  return 1.0 + ahead + share * equal
+class Queries(NamedTuple):
+  """Who asks, and which columns are right.
+
+  Attributes:
+    row: int[Q], ascending, the row of the score matrix that a query reads.
+    column: int[P], the right columns of all queries, one after the other.
+    start: int[Q + 1], those of query q are column[start[q]:start[q + 1]].
+    video: int[Q], queries about one video are not independent.
+  """
+
+  row: np.ndarray
+  column: np.ndarray
+  start: np.ndarray
+  video: np.ndarray
+
+
+def text_queries(pairs: np.ndarray) -> Queries:
+  """One query for every distinct pair; rows are texts, columns videos."""
+  text, video = np.unique(pairs, axis=0).T
+  return Queries(text, video, np.arange(len(text) + 1), video)
+
+
+def video_queries(pairs: np.ndarray) -> Queries:
+  """One query for every video with captions; rows are videos, columns texts."""
+  video, text = np.unique(np.asarray(pairs)[:, ::-1], axis=0).T
+  row, start = np.unique(video, return_index=True)
+  return Queries(row, text, np.append(start, len(video)), row)
+
+
+class Standing(NamedTuple):
+  """Where the best right item of every query stands.
+
+  Attributes:
+    score: f[Q], of the best right item.
+    ahead: int64[Q], competitors of a greater score.
+    equal: int64[Q], competitors of the same score.
+  """
+
+  score: np.ndarray
+  ahead: np.ndarray
+  equal: np.ndarray
+
+  def ranks(self, ties: str = 'pessimistic') -> np.ndarray:
+    """float64[Q], from 1."""
+    if ties not in TIES:
+      raise ValueError(f'{ties=} is none of {TIES}.')
+    return 1.0 + self.ahead + _SHARE_AHEAD[ties] * self.equal
+
+
+def blocks_of(scores: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields a matrix in blocks of whole rows, as (first row, rows)."""
+  for first, last in spans(len(scores), scores.shape[1]):
+    yield first, np.ascontiguousarray(scores[first:last])
+
+
+def spans(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+  """Yields (first, last) of runs of rows that hold at most CELLS scores."""
+  size = max(CELLS // max(columns, 1), 1)
+  for first in range(0, rows, size):
+    yield first, min(first + size, rows)
+
+
+def standing(
+    blocks: Iterable[tuple[int, np.ndarray]],
+    queries: Queries,
+    penalty: np.ndarray | None = None,
+) -> Standing:
+  """Counts who stands ahead of the right items.
+
+  Args:
+    blocks: all rows in their order, see blocks_of.
+    queries: who asks.
+    penalty: float64[columns], taken off all scores of a column, or None.
+  """
+  return join([
+      standing_in(first, block, queries, penalty) for first, block in blocks])
+
+
+def standing_in(first, block, queries, penalty=None) -> Standing:
+  """The part of `standing` whose queries read the rows of one block."""
+  low, high = np.searchsorted(queries.row, (first, first + len(block)))
+  parts = []
+  # A row is read once for every video of its text: no more rows at a time.
+  for start in range(low, high, len(block)):
+    stop = min(start + len(block), high)
+    rows = block[queries.row[start:stop] - first]
+    if penalty is not None:
+      rows = rows - penalty
+    query, column, bounds = right_columns(queries, start, stop)
+    right = rows[query, column]
+    best = np.maximum.reduceat(right, bounds)
+    own = np.add.reduceat((right == best[query]).astype(np.int64), bounds)
+    parts.append(Standing(
+        best, (rows > best[:, None]).sum(1),
+        (rows == best[:, None]).sum(1) - own))
+  return join(parts)
+
+
+def right_columns(queries: Queries, start: int, stop: int):
+  """The right columns of queries start..stop.
+
+  Returns:
+    int[P] query, counted from `start`; int[P] column; int[Q] the first place of
+    each query in both.
+  """
+  bounds = queries.start[start:stop + 1]
+  query = np.repeat(np.arange(stop - start), np.diff(bounds))
+  return query, queries.column[bounds[0]:bounds[-1]], bounds[:-1] - bounds[0]
+
+
+def join(parts: list[Standing]) -> Standing:
+  """Puts the parts of a Standing together."""
+  if not parts:
+    return Standing(np.zeros(0), np.zeros(0, int), np.zeros(0, int))
+  return Standing(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def dual_softmax_penalty(
+    blocks: Iterable[tuple[int, np.ndarray]], scale: float = 1.0
+) -> np.ndarray:
+  """What dual softmax takes off a score for the popularity of its row.
+
+  Dual softmax scores a pair by p(video | text) p(text | video). Its logarithm
+  over 2 scale is the score minus one term of the row and one of the column.
+  The term of the asking side moves nobody, so that the order is that of
+  score - penalty[competitor]. The penalty is a sum over the WHOLE TEST SET of
+  queries, which nobody has who gets one query at a time: report it apart.
+
+  Args:
+    blocks: rows are the competitors, columns the queries.
+    scale: of the scores, 1 / temperature for similarities.
+  Returns:
+    float64[rows]: log(sum over columns of exp(scale score)) / (2 scale).
+  """
+  parts = [penalty_in(block, scale) for _, block in blocks]
+  return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def penalty_in(block: np.ndarray, scale: float) -> np.ndarray:
+  """dual_softmax_penalty of the rows of one block."""
+  logits = block.astype(np.float64) * scale
+  top = logits.max(1, keepdims=True)
+  return (top[:, 0] + np.log(np.exp(logits - top).sum(1))) / (2 * scale)
 
 
 def _check(scores, pairs, ties):
@@ -41,19 +187,25 @@ def _check(scores, pairs, ties):
   if scores.ndim != 2:
     raise ValueError(
         f'{scores.shape=} must be [texts, videos]; pass one matrix.')
+  check_pairs(pairs, *scores.shape)
+  wrong = sum(int(np.isnan(block).sum()) for _, block in blocks_of(scores))
+  if wrong:
+    raise ValueError(
+        f'{wrong} of {scores.size} scores are NaN; '
+        'a NaN has no rank. Check the parameters.')
+  return scores, pairs
+
+
+def check_pairs(pairs: np.ndarray, texts: int, videos: int) -> None:
+  """Raises ValueError if pairs are not (text, video) of a score matrix."""
   if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
     raise ValueError(
         f'{pairs.shape=} must be [pairs, 2] with at least one row of '
         '(text, video).')
-  if pairs.min() < 0 or (pairs.max(0) >= scores.shape).any():
+  if pairs.min() < 0 or (pairs.max(0) >= (texts, videos)).any():
     raise ValueError(
-        f'pairs reach {tuple(pairs.max(0))} from {pairs.min()} but '
-        f'{scores.shape=}; index rows and columns of the matrix.')
-  if np.isnan(scores).any():
-    raise ValueError(
-        f'{int(np.isnan(scores).sum())} of {scores.size} scores are NaN; '
-        'a NaN has no rank. Check the parameters.')
-  return scores, np.unique(pairs, axis=0)
+        f'pairs reach {tuple(pairs.max(0))} from {pairs.min()} but scores are '
+        f'[{texts}, {videos}]; index rows and columns of the matrix.')
 
 
 def text_to_video_ranks(scores, pairs, ties='pessimistic'):
@@ -70,14 +222,7 @@ def text_to_video_ranks(scores, pairs, ties='pessimistic'):
     ValueError: if a score is NaN, an index is out of range, or ties unknown.
   """
   scores, pairs = _check(scores, pairs, ties)
-  ranks = []
-  for start in range(0, len(pairs), _ROWS_AT_ONCE):
-    text, video = pairs[start:start + _ROWS_AT_ONCE].T
-    own = np.arange(scores.shape[1]) == video[:, None]
-    row = np.asarray(scores[text], np.float64)
-    gold = scores[text, video].astype(np.float64)
-    ranks.append(_ranks(gold, row, ~own, ties))
-  return np.concatenate(ranks)
+  return standing(blocks_of(scores), text_queries(pairs)).ranks(ties)
 
 
 def video_to_text_ranks(scores, pairs, ties='pessimistic'):
@@ -93,17 +238,7 @@ def video_to_text_ranks(scores, pairs, ties='pessimistic'):
     ValueError: as text_to_video_ranks.
   """
   scores, pairs = _check(scores, pairs, ties)
-  videos = np.unique(pairs[:, 1])
-  ranks = []
-  for start in range(0, len(videos), _ROWS_AT_ONCE):
-    chunk = videos[start:start + _ROWS_AT_ONCE]
-    own = np.zeros((len(chunk), len(scores)), bool)
-    text, video = pairs[np.isin(pairs[:, 1], chunk)].T
-    own[np.searchsorted(chunk, video), text] = True
-    column = np.asarray(scores[:, chunk].T, np.float64)
-    gold = np.where(own, column, -np.inf).max(1)
-    ranks.append(_ranks(gold, column, ~own, ties))
-  return np.concatenate(ranks)
+  return standing(blocks_of(scores.T), video_queries(pairs)).ranks(ties)
 
 
 def summarize_ranks(ranks, prefix):
@@ -120,45 +255,82 @@ def summarize_ranks(ranks, prefix):
 def retrieval_metrics(scores, pairs, ties='pessimistic'):
   """All figures of one score matrix, both directions, as a flat dict.
 
-  Keys: t2v_r1, t2v_r5, t2v_r10 (percent), t2v_median_rank, t2v_mean_rank, the
-  same with v2t; t2v_r1_low and t2v_r1_high (95 % interval over queries, by
-  video); t2v_r1_ceiling (the same text on m videos can be first on one only)
-  and t2v_r1_chance. Where optimistic ties would give another R@1 it is added
-  as t2v_r1_optimistic: a difference says that scores are not distinct.
+  Keys: see `retrieval_figures`.
   """
-  _, distinct = _check(scores, pairs, ties)
-  t2v = text_to_video_ranks(scores, pairs, ties)
-  v2t = video_to_text_ranks(scores, pairs, ties)
-  figures = {**summarize_ranks(t2v, 't2v'), **summarize_ranks(v2t, 'v2t')}
-  low, high = bootstrap_interval(100.0 * (t2v <= 1), groups=distinct[:, 1])
-  figures['t2v_r1_low'], figures['t2v_r1_high'] = low, high
-  figures['t2v_r1_ceiling'] = (
-      100.0 * len(np.unique(distinct[:, 0])) / len(distinct))
-  figures['t2v_r1_chance'] = 100.0 / np.shape(scores)[1]
-  for name, function, ranks in (
-      ('t2v', text_to_video_ranks, t2v), ('v2t', video_to_text_ranks, v2t)):
-    best = function(scores, pairs, 'optimistic')
-    if (best != ranks).any():
-      figures[f'{name}_r1_optimistic'] = summarize_ranks(best, 'x')['x_r1']
+  scores, pairs = _check(scores, pairs, ties)
+  by_text, by_video = text_queries(pairs), video_queries(pairs)
+  figures, _ = retrieval_figures(
+      by_text, standing(blocks_of(scores), by_text),
+      by_video, standing(blocks_of(scores.T), by_video),
+      videos=scores.shape[1], ties=ties)
   return figures
 
 
-def rank_intervals(ranks, groups, prefix):
-  """95 % bootstrap intervals of the figures of summarize_ranks.
+def retrieval_figures(
+    by_text: Queries, t2v: Standing, by_video: Queries, v2t: Standing, *,
+    videos: int, ties: str = 'pessimistic',
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+  """All figures of both directions, and their intervals.
+
+  Returns:
+    {t2v_r1, t2v_r5, t2v_r10 (percent), t2v_median_rank, t2v_mean_rank, the same
+    with v2t; t2v_r1_low and t2v_r1_high (as in the intervals); t2v_r1_ceiling
+    (the same text on m videos can be first on one only); t2v_r1_chance}. Where
+    another tie rule gives other ranks, its figures stand beside, as
+    t2v_r1_optimistic or _pessimistic: scores are not distinct then.
+    {name: (low, high)} of the first ten: 95 % bootstrap, by video.
+  """
+  figures, intervals = {}, {}
+  for prefix, queries, found in (
+      ('t2v', by_text, t2v), ('v2t', by_video, v2t)):
+    ranks = found.ranks(ties)
+    figures |= summarize_ranks(ranks, prefix)
+    intervals |= rank_intervals(ranks, queries.video, prefix)
+    for rule in ('optimistic', 'pessimistic'):
+      other = found.ranks(rule)
+      if (other != ranks).any():
+        figures |= {f'{name}_{rule}': value for name, value
+                    in summarize_ranks(other, prefix).items()}
+  figures['t2v_r1_low'], figures['t2v_r1_high'] = intervals['t2v_r1']
+  figures['t2v_r1_ceiling'] = (
+      100.0 * len(np.unique(by_text.row)) / len(by_text.row))
+  figures['t2v_r1_chance'] = 100.0 / videos
+  return figures, intervals
+
+
+def rank_intervals(ranks, groups, prefix, *, level=0.95, samples=1000, seed=0):
+  """Percentile bootstrap intervals of all figures of `summarize_ranks`.
+
+  All of them see the same draws. A sample costs one pass over the queries: a
+  second per direction for 100,000 queries.
 
   Args:
     ranks: float[Q].
-    groups: int[Q], see bootstrap_interval.
+    groups: int[Q], see bootstrap_interval; level, samples and seed, too.
     prefix: of the names.
   Returns:
-    {name: (low, high)}.
+    {name: (low, high)}, names as in summarize_ranks.
   """
   ranks = np.asarray(ranks, np.float64)
-  intervals = {
-      f'{prefix}_r{k}': bootstrap_interval(100.0 * (ranks <= k), groups=groups)
-      for k in (1, 5, 10)}
-  intervals[f'{prefix}_mean_rank'] = bootstrap_interval(ranks, groups=groups)
-  return intervals
+  _, group = np.unique(groups, return_inverse=True)
+  parts = [100.0 * (ranks <= k) for k in (1, 5, 10)] + [ranks]
+  total = np.stack([np.bincount(group, part) for part in parts])
+  count = np.bincount(group)
+  order = np.argsort(ranks, kind='stable')
+  ordered, ordered_group = ranks[order], group[order]
+  means, medians = [], []
+  for weight in _draws(len(count), samples, seed):
+    means.append(total @ weight / (count @ weight))
+    # The two middle ones of all queries drawn, each as often as its group.
+    place = np.cumsum(weight[ordered_group])
+    middle = np.searchsorted(
+        place, ((place[-1] - 1) // 2, place[-1] // 2), side='right')
+    medians.append(ordered[middle].mean())
+  means = np.array(means).T
+  names = [f'{prefix}_r1', f'{prefix}_r5', f'{prefix}_r10',
+           f'{prefix}_mean_rank', f'{prefix}_median_rank']
+  return {name: _middle(values, level) for name, values
+          in zip(names, [*means, np.array(medians)], strict=True)}
 
 
 def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000,
@@ -182,10 +354,19 @@ def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000,
     groups = np.arange(len(values))
   _, group = np.unique(groups, return_inverse=True)
   total, count = np.bincount(group, values), np.bincount(group)
+  return _middle([
+      total @ weight / (count @ weight)
+      for weight in _draws(len(total), samples, seed)], level)
+
+
+def _draws(groups, samples, seed):
+  """Yields int64[groups]: how often each was drawn."""
   generator = np.random.default_rng(seed)
-  means = []
   for _ in range(samples):
-    drawn = generator.integers(0, len(total), len(total))
-    means.append(total[drawn].sum() / count[drawn].sum())
-  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = generator.integers(0, groups, groups)
+    yield np.bincount(drawn, minlength=groups)
+
+
+def _middle(values, level):
+  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)

@@ -29,6 +29,16 @@ def test_step_of_the_base_model():
   assert step / 1e9 == pytest.approx(1044.65, rel=2e-3)
 
 
+def test_retrieval_is_nearly_all_fusion():
+  shape = dict(texts=1000, videos=1000, frames=8, image_size=224, length=30)
+  every = flops.retrieval(BASE, **shape, pairs=10**6)
+  near = flops.retrieval(BASE, **shape, pairs=0)
+  fusion = flops.fusion_forward(BASE, 30, 224)
+  assert every - near == pytest.approx(10**6 * fusion, rel=1e-6)
+  assert near == pytest.approx(
+      1000 * flops.video_forward(BASE, 8, 224), rel=0.01)
+
+
 def test_a_loss_of_weight_zero_costs_nothing():
   shape = dict(frames=4, image_size=224, length=30)
   vtc = flops.pretrain_step(BASE, **shape, vtm=False, mlm=False, pem=False)

@@ -88,7 +88,7 @@ def _brute_force(scores, pairs, ties):
 @pytest.mark.parametrize('ties', ['pessimistic', 'optimistic'])
 def test_agrees_with_a_brute_force_on_matrices_with_ties(
     seed, ties, monkeypatch):
-  monkeypatch.setattr(metrics, '_ROWS_AT_ONCE', 5)
+  monkeypatch.setattr(metrics, 'CELLS', 40)
   generator = np.random.default_rng(seed)
   texts, videos = generator.integers(3, 16, 2)
   scores = generator.integers(0, 5, (texts, videos)).astype(np.float32)
@@ -114,6 +114,57 @@ def test_equals_the_figures_of_the_original(ties):
     for name, original in (('r1', 'r1'), ('r5', 'r5'), ('r10', 'r10'),
                            ('median_rank', 'medianR'), ('mean_rank', 'meanR')):
       assert ours[f'{prefix}_{name}'] == pytest.approx(theirs[original])
+
+
+def test_figures_of_another_tie_rule_stand_beside_where_they_differ():
+  scores = np.array([[1., 1.], [0., 1.]])
+  pairs = [[0, 0], [1, 1]]
+  figures = metrics.retrieval_metrics(scores, pairs)
+  assert (figures['t2v_r1'], figures['t2v_r1_optimistic']) == (50, 100)
+  assert (figures['v2t_mean_rank'], figures['v2t_mean_rank_optimistic']) == (
+      1.5, 1)
+  assert 't2v_r1_pessimistic' not in figures
+  figures = metrics.retrieval_metrics(scores, pairs, 'expected')
+  assert [figures[f't2v_mean_rank{rule}'] for rule in (
+      '', '_optimistic', '_pessimistic')] == [1.25, 1, 1.5]
+  assert not any(name.endswith('mistic') for name in metrics.retrieval_metrics(
+      np.eye(2), pairs))
+
+
+def test_dual_softmax_is_the_product_of_both(monkeypatch):
+  monkeypatch.setattr(metrics, 'CELLS', 12)
+  scores = np.random.default_rng(3).normal(size=(7, 5)).astype(np.float32)
+  pairs = np.array([[0, 0], [1, 0], [2, 1], [6, 4], [3, 3], [3, 2]])
+  odds = np.exp(4 * scores.astype(np.float64))
+  product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
+  for matrix, both, queries in (
+      (scores, product, metrics.text_queries(pairs)),
+      (scores.T, product.T, metrics.video_queries(pairs))):
+    penalty = metrics.dual_softmax_penalty(metrics.blocks_of(matrix.T), 4.)
+    got = metrics.standing(metrics.blocks_of(matrix), queries, penalty)
+    want = metrics.standing(metrics.blocks_of(both), queries)
+    np.testing.assert_array_equal(got.ranks(), want.ranks())
+    assert (got.ranks() != metrics.standing(
+        metrics.blocks_of(matrix), queries).ranks()).any()
+
+
+def test_intervals_of_ranks_are_those_of_plain_resampling():
+  generator = np.random.default_rng(0)
+  groups = generator.integers(0, 30, 80)
+  ranks = generator.geometric(.1, 80).astype(float)
+  got = metrics.rank_intervals(ranks, groups, 't2v', samples=200)
+  names, members = np.unique(groups), []
+  draws = np.random.default_rng(0)
+  for _ in range(200):
+    drawn = draws.integers(0, len(names), len(names))
+    rows = np.concatenate([ranks[groups == names[i]] for i in drawn])
+    members.append(metrics.summarize_ranks(rows, 't2v'))
+  assert got.keys() == members[0].keys()
+  for name, interval in got.items():
+    assert interval == pytest.approx(tuple(np.quantile(
+        [figures[name] for figures in members], [.025, .975])))
+  assert got['t2v_r5'] == pytest.approx(metrics.bootstrap_interval(
+      100. * (ranks <= 5), groups=groups, samples=200))
 
 
 def test_interval_holds_the_mean_and_repeats():

@@ -1,17 +1,25 @@
-"""Retrieval: features once, uneven batches, several devices, full precision."""
+"""Retrieval: features once, uneven batches, several devices, full precision.
 
+Ranks are compared with loops over single pairs, on made-up features and a
+made-up matcher; only the tests of Scorer compile a model.
+"""
+
+import json
 import pathlib
 import socket
 import subprocess
 import sys
+import tracemalloc
+import types
 
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax import sharding
-from alpro_jax.evaluation import retrieval
+from alpro_jax import metrics, sharding
+from alpro_jax.evaluation import candidates, retrieval
+from alpro_jax.evaluation import scorer as scoring_on_devices
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from configs import models
 
@@ -111,27 +119,50 @@ def test_scores_are_those_of_the_model(model):
   assert found.matching.std() > 1e-3
 
 
-@pytest.mark.parametrize('devices', [1, 4])
-def test_batches_order_and_devices_do_not_matter(model, devices):
-  videos = clips()
-  want, _, _ = retrieval.retrieve(scorer(model), batches(7, videos), CAPTIONS)
-  order = np.random.default_rng(1).permutation(len(videos))
-  got, _, _ = retrieval.retrieve(
-      scorer(model, devices, pairs_per_call=20), batches(4, videos, order),
-      CAPTIONS)
-  np.testing.assert_allclose(got.similarity, want.similarity, atol=1e-5)
-  np.testing.assert_allclose(got.matching, want.matching, atol=1e-4)
-  np.testing.assert_array_equal(got.pairs, want.pairs)
+# Everything that is scored, in ways that do not divide evenly.
+WAYS = {
+    'all': retrieval.Scoring(dual_softmax=True),
+    'near': retrieval.Scoring('matching+similarity', 2, dual_softmax=True),
+}
+ONE = [['a red disc']]
+
+
+def figures_of(make, batches_of):
+  """{name: figures} of all WAYS on CAPTIONS, and on a split of one video."""
+  found = {}
+  for name, scoring in WAYS.items():
+    for captions in (CAPTIONS, ONE):
+      result, _, _ = retrieval.retrieve(
+          make, batches_of(len(captions)), captions, scoring)
+      found[f'{name} {len(captions)}'] = {
+          **result.metrics, **result.cost, 'top': result.top[0].tolist(),
+          **{f'{k} interval': list(v) for k, v in result.intervals.items()}}
+  return found
+
+
+@pytest.fixture(scope='module')
+def want(model):
+  """What one device finds, one video at a time in the fusion encoder."""
+  return figures_of(
+      scorer(model, pairs_per_call=1), lambda n: batches(n, clips()[:n]))
+
+
+def test_eight_devices_agree_with_one(model, want):
+  order = np.random.default_rng(1).permutation(7)
+  got = figures_of(
+      scorer(model, 8, pairs_per_call=20), lambda n: batches(
+          8, clips()[:n], order[order < n]))
+  assert got == want
+  assert want['all 1']['t2v_r1'] == want['near 1']['v2t_r1'] == 100
+  assert want['near 7']['pairs'] < 49 == want['all 7']['pairs']
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(model, tmp_path):
-  want, _, _ = retrieval.retrieve(
-      scorer(model), batches(7, clips()), CAPTIONS)
+def test_two_processes_agree_with_one(want, tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  files = [tmp_path / f'{index}.npz' for index in range(2)]
+  files = [tmp_path / f'{index}.json' for index in range(2)]
   processes = [
       subprocess.Popen(
           [sys.executable, '-m', 'tests.two_processes_retrieve', str(port),
@@ -142,9 +173,7 @@ def test_two_processes_agree_with_one(model, tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-2000:]
   for file in files:
-    with np.load(file) as got:
-      np.testing.assert_allclose(got['similarity'], want.similarity, atol=1e-5)
-      np.testing.assert_allclose(got['matching'], want.matching, atol=1e-4)
+    assert json.loads(file.read_text()) == want
 
 
 def test_chosen_pairs_score_as_in_the_matrix(model):
@@ -156,6 +185,13 @@ def test_chosen_pairs_score_as_in_the_matrix(model):
       score.matching_of(texts, videos, pairs),
       found.matching[pairs[:, 0], pairs[:, 1]], atol=1e-4)
   assert score.matching_of(texts, videos, np.zeros((0, 2), int)).shape == (0,)
+  # The rule of LAVIS adds the bare logit of a match and the cosine.
+  both, _, _ = retrieval.retrieve(
+      score, batches(4, clips()), CAPTIONS,
+      retrieval.Scoring('matching+similarity'))
+  logit = score.matching(texts, videos).logit
+  np.testing.assert_array_equal(both.scores, logit + found.similarity)
+  assert np.abs(logit - found.matching).max() > .1
 
 
 def test_an_equal_clip_finds_its_text_by_similarity_of_features(model):
@@ -200,9 +236,9 @@ def test_refuses_missing_and_repeated_records(model):
 
 def test_progress_says_rate_and_time_left(caplog, monkeypatch):
   clock = iter([0.0, 5.0, 20.0, 21.0])
-  monkeypatch.setattr(retrieval.time, 'monotonic', lambda: next(clock))
+  monkeypatch.setattr(scoring_on_devices.time, 'monotonic', lambda: next(clock))
   with caplog.at_level('INFO', logger='absl'):
-    progress = retrieval.Progress('pairs', 100)
+    progress = scoring_on_devices.Progress('pairs', 100)
     progress.add(10)
     progress.add(30)
     progress.add(60)
@@ -210,3 +246,301 @@ def test_progress_says_rate_and_time_left(caplog, monkeypatch):
       'pairs: 40 of 100, 2/s, 30 s left', 'pairs: 100 of 100, 5/s, 0 s left']
 
 
+def test_rows_of_one_video_each():
+  width, first, count = scoring_on_devices._rows_of(
+      np.repeat([0, 2, 3], [17, 2, 8]), 64)
+  assert width == 2
+  assert first.tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17, 19, 21, 23, 25]
+  assert count.tolist() == [2] * 8 + [1] + [2] * 5
+  assert scoring_on_devices._rows_of(np.zeros(100, int), 3)[0] == 2
+  assert scoring_on_devices._rows_of(np.array([5]), 8)[0] == 1
+
+
+def test_large_tokens_go_to_a_file(model, tmp_path):
+  score = scorer(model)
+  score._folder, score._memory_limit = str(tmp_path), 7 * 12 * 16 * 4
+  videos = score.embed_videos(batches(3, clips()), 7)
+  texts = score.embed_texts([f'text {i}' for i in range(7)])
+  # 5 tokens a video, 12 a text: only the texts reach the limit.
+  assert type(videos.tokens) is np.ndarray
+  score._memory_limit -= 1
+  on_disk = score.embed_texts([f'text {i}' for i in range(7)])
+  assert isinstance(on_disk.tokens, np.memmap)
+  np.testing.assert_array_equal(on_disk.tokens, texts.tokens)
+  assert not list(tmp_path.iterdir())
+
+
+class Matcher:
+  """Stands for a Scorer: scores of pairs from a table."""
+
+  def __init__(self, margin, logit):
+    self.table = scoring_on_devices.Matching(margin, logit)
+    self.read = []
+
+  def matching(self, texts, videos):
+    return self.table
+
+  def matching_by_video(self, texts, videos, text, video):
+    assert (np.diff(video) >= 0).all()
+    self.read = list(zip(text.tolist(), video.tolist(), strict=True))
+    return scoring_on_devices.Matching(*(x[text, video] for x in self.table))
+
+  def temperature(self):
+    return .5
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+  """Intervals of 20 samples, for tests that do not look at them."""
+  draws = metrics._draws
+  monkeypatch.setattr(
+      metrics, '_draws', lambda groups, _, seed: draws(groups, 20, seed))
+
+
+def made_up(seed, texts=13, videos=9):
+  """Features, scores and pairs with many ties; whole numbers, so exact."""
+  generator = np.random.default_rng(seed)
+  text, video = (
+      generator.integers(-1, 2, (n, 3)).astype(np.float32)
+      for n in (texts, videos))
+  margin, logit = generator.integers(
+      0, 6, (2, texts, videos)).astype(np.float32)
+  # Several captions a video, one caption for several, some without any.
+  pairs = np.stack([generator.integers(0, texts, 16),
+                    generator.integers(0, videos, 16)], 1)
+  return (
+      Matcher(margin, logit),
+      retrieval.TextFeatures(np.ones((texts, 1), bool), None, text),
+      retrieval.VideoFeatures(np.arange(videos), None, video),
+      list(map(str, range(texts))), pairs)
+
+
+def brute_force(similarity, scores, pairs, k, ties):
+  """Ranks of texts and of videos, one comparison at a time."""
+  def rank(near, score, own):
+    first = sorted(range(len(near)), key=lambda i: (-near[i], i))[:k]
+    key = [(0, -score[i]) if i in first else (1, -near[i])
+           for i in range(len(near))]
+    best = min(key[i] for i in own)
+    others = [key[i] for i in range(len(near)) if i not in own]
+    level = sum(x == best for x in others)
+    share = {'pessimistic': 1, 'optimistic': 0, 'expected': .5}[ties]
+    return 1 + sum(x < best for x in others) + share * level
+
+  pairs = sorted({tuple(map(int, pair)) for pair in pairs})
+  return (
+      [rank(similarity[t], scores[t], {v}) for t, v in pairs],
+      [rank(similarity[:, v], scores[:, v], {t for t, u in pairs if u == v})
+       for v in sorted({v for _, v in pairs})])
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('rule', retrieval.RULES)
+@pytest.mark.parametrize('dense', [True, False])
+def test_ranks_agree_with_a_brute_force(
+    seed, rule, dense, few_draws, monkeypatch):
+  monkeypatch.setattr(metrics, 'CELLS', 30)
+  monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 10**6 if dense else 0)
+  matcher, texts, videos, names, pairs = made_up(seed)
+  similarity = texts.feature @ videos.feature.T
+  scores = {'matching': matcher.table.margin, 'similarity': similarity,
+            'matching+similarity': matcher.table.logit + similarity}[rule]
+  ks = (0, 1, 3, 9, 11, 13, 50) if dense else (1, 3, 9, 11, 13, 50)
+  for k in (0, 5) if rule == 'similarity' else ks:
+    for ties in metrics.TIES:
+      found = retrieval.score(
+          matcher, texts, videos, names, pairs,
+          retrieval.Scoring(rule, k, ties))
+      reads = k if found.scoring.reads else 0
+      t2v, v2t = brute_force(similarity, scores, pairs, reads or 50, ties)
+      np.testing.assert_array_equal(found.ranks, t2v)
+      wanted = {**metrics.summarize_ranks(t2v, 't2v'),
+                **metrics.summarize_ranks(v2t, 'v2t')}
+      assert {name: found.metrics[name] for name in wanted} == wanted
+      near = metrics.retrieval_metrics(similarity, pairs, ties)
+      assert {f'similarity/{name}': value for name, value in near.items()} == {
+          name: value for name, value in found.metrics.items()
+          if name.startswith('similarity/')}
+      assert (found.similarity is not None) == dense
+      assert found.intervals.keys() == {
+          prefix + name for prefix in ('', 'similarity/') for name in wanted}
+
+
+def test_all_candidates_are_as_all_pairs():
+  matcher, texts, videos, names, pairs = made_up(7)
+  for rule in retrieval.RULES[:2]:
+    every, near = (
+        retrieval.score(matcher, texts, videos, names, pairs,
+                        retrieval.Scoring(rule, k, dual_softmax=True))
+        for k in (0, 13))
+    assert every.metrics == near.metrics and every.cost == near.cost
+    assert every.intervals == near.intervals
+    assert every.metrics['dual_softmax/t2v_r1'] >= 0
+    for name in ('matching', 'ranks', 'top_scores'):
+      np.testing.assert_array_equal(getattr(every, name), getattr(near, name))
+    assert near.scores is None and every.scores is not None
+
+
+def test_candidates_are_read_once_and_come_first():
+  matcher, texts, videos, names, pairs = made_up(2)
+  found = retrieval.score(
+      matcher, texts, videos, names, pairs, retrieval.Scoring(rerank_k=2))
+  similarity = texts.feature @ videos.feature.T
+  by_text = np.argsort(-similarity, axis=1, kind='stable')
+  by_video = np.argsort(-similarity.T, axis=1, kind='stable')
+  wanted = {(t, v) for t in range(13) for v in by_text[t, :2].tolist()}
+  wanted |= {(t, v) for v in range(9) for t in by_video[v, :2].tolist()}
+  assert len(matcher.read) == len(wanted) == found.cost['pairs']
+  assert set(matcher.read) == wanted
+  assert found.cost['share'] == len(wanted) / (13 * 9)
+  assert found.matching is None and found.similarity is not None
+  margin = matcher.table.margin
+  for t in range(13):
+    first = sorted(by_text[t, :2], key=lambda v, t=t: -margin[t, v])
+    assert found.top[t].tolist() == [*first, *by_text[t, 2:]]
+    assert found.top_scores[t].tolist() == [
+        *margin[t, first], *similarity[t, by_text[t, 2:]]]
+
+
+@pytest.mark.parametrize('dense', [True, False])
+def test_dual_softmax_of_similarity_uses_the_temperature(dense, monkeypatch):
+  monkeypatch.setattr(metrics, 'CELLS', 30)
+  monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 10**6 if dense else 0)
+  matcher, texts, videos, names, pairs = made_up(3)
+  texts = texts._replace(feature=np.random.default_rng(0).normal(
+      size=texts.feature.shape).astype(np.float32))
+  found = retrieval.score(
+      matcher, texts, videos, names, pairs,
+      retrieval.Scoring('similarity', dual_softmax=True))
+  odds = np.exp(2 * (texts.feature @ videos.feature.T).astype(np.float64))
+  product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
+  want = metrics.retrieval_metrics(product, pairs)
+  for name in ('t2v_mean_rank', 'v2t_mean_rank', 't2v_r1'):
+    assert found.metrics[f'dual_softmax/{name}'] == want[name]
+  assert found.metrics['similarity/t2v_r1'] == found.metrics['t2v_r1']
+
+
+def test_dual_softmax_of_candidates_sums_over_what_was_read():
+  _, texts, videos, names, pairs = made_up(5)
+  matcher = Matcher(*np.random.default_rng(0).normal(size=(2, 13, 9)))
+  found = retrieval.score(
+      matcher, texts, videos, names, pairs,
+      retrieval.Scoring(rerank_k=4, dual_softmax=True))
+  odds = np.zeros((13, 9))
+  for t, v in matcher.read:
+    odds[t, v] = np.exp(matcher.table.margin[t, v])
+  product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
+  t2v, v2t = brute_force(
+      texts.feature @ videos.feature.T, product, pairs, 4, 'pessimistic')
+  for name, value in {**metrics.summarize_ranks(t2v, 't2v'),
+                      **metrics.summarize_ranks(v2t, 'v2t')}.items():
+    assert found.metrics[f'dual_softmax/{name}'] == value
+
+
+@pytest.mark.parametrize('rule', retrieval.RULES[:2])
+def test_recall_against_k_is_that_of_smaller_k(rule, few_draws):
+  matcher, texts, videos, names, pairs = made_up(4)
+  args = matcher, texts, videos, names, pairs
+  every = retrieval.score(*args, retrieval.Scoring(rule))
+  eight = retrieval.score(*args, retrieval.Scoring(rule, 8))
+  rows = retrieval.recall_against_k(every, flops=lambda pairs: 10. * pairs)
+  assert [row.k for row in rows] == [1, 2, 4, 8, 0]
+  for k, row in zip((1, 2, 4, 8, 0), rows, strict=True):
+    alone = retrieval.score(*args, retrieval.Scoring(rule, k))
+    assert row == (
+        k, *(alone.metrics[x] for x in ('t2v_r1', 't2v_r5', 't2v_r10',
+                                        'v2t_r1')),
+        alone.cost['pairs'], alone.cost['share'], 10 * alone.cost['pairs'])
+  from_eight = retrieval.recall_against_k(eight)
+  assert [row[:-1] for row in from_eight] == [row[:-1] for row in rows[:4]]
+  short = retrieval.recall_against_k(every, largest=3)
+  assert [row.k for row in short] == [1, 2, 0]
+  with pytest.raises(ValueError, match='read no pairs'):
+    retrieval.recall_against_k(
+        retrieval.score(*args, retrieval.Scoring('similarity')))
+
+
+def test_best_columns_prefer_the_smaller_index():
+  block = np.array([[1, 3, 1, 2, 1], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1.]])
+  assert candidates.best_columns(block, 3).tolist() == [
+      [1, 3, 0], [0, 1, 2], [0, 1, 2]]
+  assert candidates.best_columns(block, 9).shape == (3, 5)
+
+
+def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
+  # One matrix of 3,000 x 3,000 would take 36 MB, in float64 72 MB.
+  monkeypatch.setattr(metrics, 'CELLS', 2**16)
+  monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 10**6)
+  n, k = 3000, 8
+  generator = np.random.default_rng(0)
+  text, video = generator.normal(size=(2, n, 16)).astype(np.float32)
+
+  class Cheap(Matcher):
+    def matching_by_video(self, texts, videos, text, video):
+      margin = np.sin(text + 7. * video).astype(np.float32)
+      return scoring_on_devices.Matching(margin, margin)
+
+  texts = retrieval.TextFeatures(np.ones((n, 1), bool), None, text)
+  videos = retrieval.VideoFeatures(np.arange(n), None, video)
+  names, pairs = ['text'] * n, np.stack([np.arange(n)] * 2, 1)
+  tracemalloc.start()
+  try:
+    found = retrieval.score(
+        Cheap(None, None), texts, videos, names, pairs,
+        retrieval.Scoring('matching+similarity', k, dual_softmax=True))
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  formula = (
+      8 * 16 * n  # Features once more in float64.
+      + 8 * 10 * 2 * n + 32 * found.cost['pairs'] + 8 * k * 2 * n
+      + 20 * metrics.CELLS)
+  assert peak < formula
+  assert found.similarity is None and found.top.shape == (n, 10)
+  assert found.cost['share'] < 2 * k / n
+
+
+def test_refuses_what_cannot_be_scored(monkeypatch):
+  matcher, texts, videos, names, pairs = made_up(0)
+
+  def score(texts=texts, pairs=pairs):
+    return retrieval.score(matcher, texts, videos, names, pairs)
+
+  with pytest.raises(ValueError, match="rule='vtm' is none of"):
+    retrieval.Scoring('vtm')
+  with pytest.raises(ValueError, match="ties='lucky' is none of"):
+    retrieval.Scoring(ties='lucky')
+  with pytest.raises(ValueError, match='number of candidates'):
+    retrieval.Scoring(rerank_k=-1)
+  with pytest.raises(ValueError, match='at least one row'):
+    score(pairs=np.zeros((0, 2), int))
+  broken = texts._replace(feature=np.where(
+      np.arange(3) == 1, np.nan, texts.feature))
+  with pytest.raises(ValueError, match='13 of 39 text features are NaN'):
+    score(texts=broken)
+  matcher.table.margin[0, 0] = np.nan
+  with pytest.raises(ValueError, match='1 of 117 scores are NaN'):
+    score()
+  monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 100)
+  with pytest.raises(ValueError, match='set config.eval.rerank_k'):
+    score()
+
+
+def test_a_model_without_contrast_is_ranked_by_matching_alone():
+  matcher, texts, videos, names, pairs = made_up(1)
+  texts, videos = (
+      x._replace(feature=x.feature[:, :0]) for x in (texts, videos))
+  found = retrieval.score(matcher, texts, videos, names, pairs)
+  assert found.metrics['t2v_r5'] > 0
+  assert not any(name.startswith('similarity/') for name in found.metrics)
+  with pytest.raises(ValueError, match='no contrastive features'):
+    retrieval.score(matcher, texts, videos, names, pairs,
+                    retrieval.Scoring(rerank_k=2))
+
+
+def test_a_model_without_the_head_does_not_match(model):
+  score = scorer(model)
+  score.model = types.SimpleNamespace(
+      config=types.SimpleNamespace(match=False))
+  with pytest.raises(ValueError, match="score by 'similarity'"):
+    score.matching(None, None)

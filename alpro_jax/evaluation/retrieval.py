@@ -1,62 +1,56 @@
-"""Zero-shot retrieval: every text of a split against every video of it.
+"""Retrieval on a split: every text against every video, in both directions.
 
-Each video and each distinct text is encoded once (the original encodes the
-videos again for every chunk of captions, SPEC defect 57). Two scores follow:
+  1. Every video and every distinct text is encoded once    (scorer.py)
+  2. Similarities say what is near, in blocks of rows       (candidates.py)
+  3. The fusion encoder reads all pairs, or the near ones   (scorer.py)
+  4. Ranks, recall and intervals                            (metrics.py)
 
-  similarity   dot product of the contrastive features; cheap, exact for all
-  matching     logit(match) - logit(no match) of the fusion encoder, all pairs
+The rules of scoring:
 
-Matching decides the final order. It is the logit of the probability of a
-match, so it orders pairs as the probability does, but does not saturate: a
-softmax in float32 is exactly 1 from a margin of 17 on and would make ties.
+  matching             logit(match) - logit(no match), in the order of the
+                       paper's probability of a match (SPEC 10)
+  matching+similarity  logit(match) + cosine of the features, as
+                       AlproRetrieval.compute_sim_matrix of LAVIS adds them:
+                       the bare logit, before any softmax, and the similarity
+                       not divided by the temperature
+  similarity           the cosine alone; the fusion encoder is not asked
 
-Token features stay in host memory. A call to the fusion encoder takes a block
-of videos, cut over the devices, and a block of texts, and forms their pairs on
-the devices, so that a + b features travel for a * b scores.
+Memory of a host, in bytes, for N texts of L tokens, M videos of S tokens,
+width D, features of size E, tokens of b bytes (2 for a bfloat16 model), k
+candidates, K = max(k, 10), P <= k (N + M) pairs read, C = metrics.CELLS:
+
+  tokens       b D (N L + M S)        on disk if larger than Scorer allows
+  features     4 E (N + M) + 8 E max(N, M)
+  near         8 K (N + M)            columns and similarities
+  pairs        32 P                   keys, their texts and videos, both logits
+  scores       8 k (N + M)
+  one block    20 C = 320 MiB         nothing is ever larger than these
+
+100,000 texts of 30 tokens, as many videos of 197, D = 768, E = 256, k = 128:
+35 GB of tokens; 0.4 + 0.2 + 0.8 + 0.2 + 0.3 = 1.9 GB beside. The matrices
+[texts, videos] are formed only up to DENSE_PAIRS, 4 bytes each for similarity,
+margin, logit and their sum.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
-from einops import rearrange, repeat
+from jax.experimental import multihost_utils
 
-from alpro_jax import metrics, sharding
+from alpro_jax import metrics
+from alpro_jax.evaluation import candidates
+from alpro_jax.evaluation.candidates import Survey
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 
-_SECONDS_BETWEEN_LINES = 10.0
-
-
-class VideoFeatures(NamedTuple):
-  """Encoded videos, in the order of their records.
-
-  Attributes:
-    record: int[videos], index of each video in its split.
-    tokens: f[videos, S, D].
-    feature: float32[videos, E], unit length.
-  """
-
-  record: np.ndarray
-  tokens: np.ndarray
-  feature: np.ndarray
-
-
-class TextFeatures(NamedTuple):
-  """Encoded texts.
-
-  Attributes:
-    mask: bool[texts, L].
-    tokens: f[texts, L, D].
-    feature: float32[texts, E], unit length.
-  """
-
-  mask: np.ndarray
-  tokens: np.ndarray
-  feature: np.ndarray
+RULES = ('matching', 'matching+similarity', 'similarity')
+# Pairs up to which matrices are formed: 1 GiB for each of them.
+DENSE_PAIRS = 2**28
+# Best videos of a text that are kept.
+TOP = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +58,49 @@ class Scoring:
   """How a split is scored.
 
   Attributes:
-    rule: 'matching', 'matching+similarity' or 'similarity'.
+    rule: one of RULES.
     rerank_k: the fusion encoder reads the k videos nearest to every text and
-      the k texts nearest to every video; 0 is all pairs.
+      the k texts nearest to every video; 0 is all pairs. No matter to
+      'similarity'.
     ties: one of metrics.TIES.
-    dual_softmax: report the order by dual softmax beside, labelled.
+    dual_softmax: give the figures of dual softmax beside, as dual_softmax/...
+      It uses the whole test set for every query (metrics.py), so that these
+      figures do not compare with others.
   """
 
   rule: str = 'matching'
   rerank_k: int = 0
   ties: str = 'pessimistic'
   dual_softmax: bool = False
+
+  def __post_init__(self):
+    for name, choices in (('rule', RULES), ('ties', metrics.TIES)):
+      if getattr(self, name) not in choices:
+        raise ValueError(
+            f'scoring {name}={getattr(self, name)!r} is none of {choices}.')
+    if self.rerank_k < 0:
+      raise ValueError(
+          f'scoring {self.rerank_k=} must be a number of candidates, or 0 for '
+          'all pairs.')
+
+  @property
+  def reads(self) -> bool:
+    """Whether the fusion encoder is asked."""
+    return self.rule != 'similarity'
+
+
+class Direction(NamedTuple):
+  """Who asks in one direction, and what was found.
+
+  Attributes:
+    queries: rows ask.
+    near: by similarity; at least rerank_k columns of every row.
+    scores: float32[rows, k], of near.item[:, :k], if only those were read.
+  """
+
+  queries: metrics.Queries
+  near: Survey
+  scores: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +111,29 @@ class Retrieval:
     texts: distinct captions, rows of the matrices.
     pairs: int[pairs, 2], (text, video) that belong together; the column of a
       video is its record.
-    similarity: float32[texts, videos].
-    matching: float32[texts, videos], or None without re-scoring.
-    metrics: figures of the final order as t2v_r1, ..., of the contrastive
-      order as similarity/t2v_r1, ..., and texts, videos.
+    similarity: float32[texts, videos], or None beyond DENSE_PAIRS.
+    matching: float32[texts, videos], logit margins; None if not all were read.
+    metrics: figures of the final order as t2v_r1, ..., see
+      metrics.retrieval_figures; of the order by similarity as
+      similarity/t2v_r1, ...; of dual softmax as dual_softmax/t2v_r1, ...;
+      texts, videos.
     seconds: time of each part.
     ranks: float64[distinct pairs], text to video, in the order of
       np.unique(pairs, axis=0).
     top: int32[texts, min(10, videos)], the best videos, best first.
-    top_scores: float32, their scores.
+    top_scores: float32, their scores; the similarity of a video that stands
+      behind the candidates.
     intervals: of the figures, {name: (low, high)}, 95 % bootstrap by video.
     scoring: how it was scored.
     cost: pairs that the fusion encoder read, and their share of all pairs.
+    summed: float32[texts, videos], the scores of 'matching+similarity' if all
+      pairs were read.
+    directions: text to video and video to text; empty if made by hand.
   """
 
   texts: tuple[str, ...]
   pairs: np.ndarray
-  similarity: np.ndarray
+  similarity: np.ndarray | None
   matching: np.ndarray | None
   metrics: dict[str, float]
   seconds: dict[str, float]
@@ -112,191 +144,17 @@ class Retrieval:
       default_factory=dict)
   scoring: Scoring = Scoring()
   cost: dict[str, float] = dataclasses.field(default_factory=dict)
+  summed: np.ndarray | None = None
+  directions: tuple[Direction, ...] = ()
 
   @property
-  def scores(self) -> np.ndarray:
-    """The matrix that decides the final order."""
+  def scores(self) -> np.ndarray | None:
+    """The matrix that decides the final order; None if it was not formed."""
+    if any(side.scores is not None for side in self.directions):
+      return None
+    if self.summed is not None:
+      return self.summed
     return self.similarity if self.matching is None else self.matching
-
-
-class Progress:
-  """Logs a line with rate and time left, every ten seconds and at the end."""
-
-  def __init__(self, what: str, total: int):
-    self._what, self._total, self._done = what, total, 0
-    self._start = self._last = time.monotonic()
-
-  def add(self, count: int) -> None:
-    self._done += count
-    now = time.monotonic()
-    end = self._done >= self._total
-    if not end and now - self._last < _SECONDS_BETWEEN_LINES:
-      return
-    self._last = now
-    rate = self._done / max(now - self._start, 1e-6)
-    logging.info(
-        '%s: %d of %d, %.0f/s, %.0f s left', self._what, self._done,
-        self._total, rate, max(self._total - self._done, 0) / rate)
-
-
-class _Calls(NamedTuple):
-  video: Callable
-  text: Callable
-  pairs: Callable
-  block: Callable
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(model, mesh) -> _Calls:
-  """The jitted calls of a model; an evaluation during training reuses them."""
-
-  def video(params, video, record, valid):
-    encoding = model.bind({'params': params}).encode_video(video, train=False)
-    return encoding.tokens, encoding.feature, record, valid
-
-  def text(params, ids, mask):
-    encoding = model.bind({'params': params}).encode_text(
-        ids, mask, train=False)
-    return encoding.tokens, encoding.feature
-
-  def pairs(params, text_tokens, mask, video_tokens):
-    """f[Q, L, D], bool[Q, L], f[Q, S, D] -> logit margins float32[Q]."""
-    bound = model.bind({'params': params})
-    fused = bound.fuse(text_tokens, mask, video_tokens, train=False)
-    logits = bound.match_logits(fused[:, 0])
-    return logits[:, 1] - logits[:, 0]
-
-  def block(params, text_tokens, mask, video_tokens):
-    """a texts, b videos (cut over the devices) -> float32[a, b]."""
-    a, b = len(text_tokens), len(video_tokens)
-    margin = pairs(
-        params,
-        repeat(text_tokens, 'a l d -> (b a) l d', b=b),
-        repeat(mask, 'a l -> (b a) l', b=b),
-        repeat(video_tokens, 'b s d -> (b a) s d', a=a))
-    return rearrange(margin, '(b a) -> a b', a=a)
-
-  # Results leave the devices whole, so that every host can read them.
-  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  return _Calls(*map(jit, (video, text, pairs, block)))
-
-
-class Scorer:
-  """Encodes and scores with one model, on all devices of a mesh."""
-
-  def __init__(self, model, params, mesh, *, encode, max_text_tokens: int,
-               batch_size: int, pairs_per_call: int):
-    """Compiles nothing yet.
-
-    Args:
-      model: an Alpro (models/alpro.py).
-      params: its parameters, boxes off.
-      mesh: from sharding.make_mesh.
-      encode: tokenizer.encode, (texts, max_tokens) -> int32[B, L], bool[B, L].
-      max_text_tokens: L.
-      batch_size: texts per call of the text encoder.
-      pairs_per_call: pairs per call of the fusion encoder, over all devices;
-        rounded to whole blocks of videos and texts.
-    """
-    self.model, self.params, self.mesh = model, params, mesh
-    self._encode, self._max_text_tokens = encode, max_text_tokens
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    side = max(int(np.sqrt(pairs_per_call)), 1)
-    self._videos_per_call = max(side // mesh.size, 1) * mesh.size
-    self._texts_per_call = max(pairs_per_call // self._videos_per_call, 1)
-    self._rows = sharding.batch_sharding(mesh)
-    self._everywhere = sharding.replicated(mesh)
-    self._call = _compiled(model, mesh)
-
-  def _place(self, array, where):
-    """Puts an array that every host has whole onto the devices."""
-    return jax.make_array_from_callback(
-        array.shape, where, lambda index: array[index])
-
-  def embed_videos(
-      self, batches: Iterable[Mapping[str, np.ndarray]], total: int
-  ) -> VideoFeatures:
-    """Encodes the videos of a split, each once.
-
-    Args:
-      batches: dicts with `video` uint8[B, T, H, W, 3], `record` int[B] and
-        `valid` bool[B], the rows of this host; the last one is padded.
-      total: records of the split.
-    Raises:
-      ValueError: if the batches do not hold every record exactly once.
-    """
-    progress, parts = Progress('videos', total), []
-    for batch in batches:
-      rows = [
-          jax.make_array_from_process_local_data(self._rows, np.asarray(x))
-          for x in (batch['video'], np.asarray(batch['record'], np.int32),
-                    np.asarray(batch['valid'], bool))]
-      *part, valid = jax.device_get(self._call.video(self.params, *rows))
-      parts.append([x[valid] for x in part])
-      progress.add(int(valid.sum()))
-    if not parts:
-      raise ValueError(f'saw no batch of a split of {total} records.')
-    tokens, feature, record = map(np.concatenate, zip(*parts, strict=True))
-    order = np.argsort(record, kind='stable')
-    if not np.array_equal(record[order], np.arange(total)):
-      raise ValueError(
-          f'saw {len(record)} videos, {len(np.unique(record))} of them '
-          f'distinct, but the split has {total}; every record must come '
-          'exactly once, padding rows marked with valid=False.')
-    return VideoFeatures(record[order], tokens[order], feature[order])
-
-  def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
-    """Encodes texts; the last batch is padded with its last text."""
-    if not texts:
-      raise ValueError('there is no text to encode; the split has no captions.')
-    ids, mask = self._encode(list(texts), self._max_text_tokens)
-    progress, tokens, feature = Progress('texts', len(texts)), [], []
-    for rows in _chunks(len(texts), self._batch_size):
-      part = jax.device_get(self._call.text(
-          self.params, self._place(ids[rows.padded], self._rows),
-          self._place(mask[rows.padded], self._rows)))
-      tokens.append(part[0][:rows.count])
-      feature.append(part[1][:rows.count])
-      progress.add(rows.count)
-    return TextFeatures(mask, np.concatenate(tokens), np.concatenate(feature))
-
-  def similarity(
-      self, texts: TextFeatures, videos: VideoFeatures
-  ) -> np.ndarray:
-    """float32[texts, videos]: cosine of the contrastive features."""
-    return np.asarray(texts.feature @ videos.feature.T, np.float32)
-
-  def matching(self, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
-    """float32[texts, videos]: logit margin of a match, for all pairs."""
-    a, b = len(texts.mask), len(videos.feature)
-    scores = np.empty((a, b), np.float32)
-    progress = Progress('pairs', a * b)
-    for columns in _chunks(b, self._videos_per_call):
-      video = self._place(videos.tokens[columns.padded], self._rows)
-      for rows in _chunks(a, self._texts_per_call):
-        block = jax.device_get(self._call.block(
-            self.params,
-            self._place(texts.tokens[rows.padded], self._everywhere),
-            self._place(texts.mask[rows.padded], self._everywhere), video))
-        scores[rows.real, columns.real] = (
-            block[:rows.count, :columns.count])
-        progress.add(rows.count * columns.count)
-    return scores
-
-  def matching_of(
-      self, texts: TextFeatures, videos: VideoFeatures, pairs: np.ndarray
-  ) -> np.ndarray:
-    """float32[Q]: logit margins of chosen pairs int[Q, 2] (text, video)."""
-    size = self._videos_per_call * self._texts_per_call
-    scores = []
-    for rows in _chunks(len(pairs), size):
-      text, video = np.asarray(pairs)[rows.padded].T
-      margin = jax.device_get(self._call.pairs(
-          self.params, self._place(texts.tokens[text], self._rows),
-          self._place(texts.mask[text], self._rows),
-          self._place(videos.tokens[video], self._rows)))
-      scores.append(margin[:rows.count])
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
 def list_pairs(
@@ -334,62 +192,330 @@ def retrieve(
     scoring: how.
   Returns:
     The scores, and the features for the probes.
+  Raises:
+    ValueError: if there is nothing to score, a feature or a score is not
+      finite, or the model cannot score by this rule.
   """
-  if (scoring.rule not in ('matching', 'similarity') or scoring.rerank_k
-      or scoring.dual_softmax):
-    raise ValueError(f'{scoring} is not supported.')
-  rerank, ties = scoring.rule == 'matching', scoring.ties
   texts, pairs = list_pairs(captions)
-  seconds, start = {}, time.monotonic()
-
-  def lap(name):
-    nonlocal start
-    now = time.monotonic()
-    seconds[name], start = now - start, now
-
+  clock = _Clock()
   text_features = scorer.embed_texts(texts)
-  lap('texts')
+  clock.lap('texts')
   video_features = scorer.embed_videos(batches, len(captions))
-  lap('videos')
-  similarity = scorer.similarity(text_features, video_features)
-  matching = None
-  if rerank:
-    matching = scorer.matching(text_features, video_features)
-    lap('pairs')
-  by_similarity = metrics.retrieval_metrics(similarity, pairs, ties)
-  final = by_similarity
-  if rerank:
-    final = metrics.retrieval_metrics(matching, pairs, ties)
-  figures = {
-      **final,
-      **{f'similarity/{name}': value for name, value in by_similarity.items()},
-      'texts': float(len(texts)), 'videos': float(len(captions)),
-  }
-  lap('metrics')
-  scores = matching if rerank else similarity
-  top = np.argsort(-scores, axis=1, kind='stable')[:, :10].astype(np.int32)
-  ranks = metrics.text_to_video_ranks(scores, pairs, ties)
-  back = metrics.video_to_text_ranks(scores, pairs, ties)
-  intervals = {
-      **metrics.rank_intervals(ranks, np.unique(pairs, axis=0)[:, 1], 't2v'),
-      **metrics.rank_intervals(back, np.arange(len(back)), 'v2t')}
-  retrieval = Retrieval(
-      texts, pairs, similarity, matching, figures, seconds, ranks, top,
-      np.take_along_axis(scores, top, 1), intervals, scoring,
-      {'pairs': float(scores.size) if rerank else 0.0,
-       'share': 1.0 if rerank else 0.0})
-  return retrieval, text_features, video_features
+  clock.lap('videos')
+  found = score(scorer, text_features, video_features, texts, pairs, scoring)
+  found = dataclasses.replace(found, seconds=clock.seconds | found.seconds)
+  return found, text_features, video_features
 
 
-class _Chunk(NamedTuple):
-  real: slice  # Rows of this chunk.
-  padded: np.ndarray  # Their indices, the last repeated up to a full chunk.
-  count: int  # Rows that are not padding.
+def score(
+    scorer: Scorer,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    names: Sequence[str],
+    pairs: np.ndarray,
+    scoring: Scoring = Scoring(),
+) -> Retrieval:
+  """Scores encoded texts against encoded videos; see `retrieve`.
+
+  Args:
+    scorer: reads pairs; only `matching`, `matching_by_video` and `temperature`
+      are asked.
+    texts: encoded.
+    videos: encoded.
+    names: the texts.
+    pairs: int[pairs, 2], see list_pairs.
+    scoring: how.
+  """
+  clock = _Clock()
+  split = _look(scorer, texts, videos, np.asarray(pairs), scoring)
+  clock.lap('similarity')
+  if not scoring.reads:
+    order = _order_by_similarity(split, scoring)
+  elif scoring.rerank_k:
+    order = _order_of_candidates(split, scorer, scoring, clock)
+  else:
+    order = _order_of_all(split, scorer, scoring, clock)
+  by_similarity = [side.near.standing for side in split.sides]
+  if not split.texts.feature.shape[1]:
+    by_similarity = None
+  figures, intervals = {}, {}
+  for prefix, found in (
+      ('', order.standings), ('similarity/', by_similarity),
+      ('dual_softmax/', order.dual)):
+    if found:
+      parts = metrics.retrieval_figures(
+          split.sides[0].queries, found[0], split.sides[1].queries, found[1],
+          videos=split.shape[1], ties=scoring.ties)
+      for into, part in zip((figures, intervals), parts, strict=True):
+        into |= {prefix + name: value for name, value in part.items()}
+  figures['texts'], figures['videos'] = map(float, split.shape)
+  clock.lap('metrics')
+  return Retrieval(
+      tuple(names), pairs, split.similarity, order.margin, figures,
+      clock.seconds, order.standings[0].ranks(scoring.ties), order.top,
+      order.top_scores, intervals, scoring,
+      {'pairs': float(order.read), 'share': order.read / split.size},
+      order.summed, order.sides)
 
 
-def _chunks(total, size):
-  for start in range(0, total, size):
-    stop = min(start + size, total)
-    yield _Chunk(slice(start, stop),
-                 np.minimum(np.arange(start, start + size), total - 1),
-                 stop - start)
+class _Clock:
+  """Seconds between laps, by name."""
+
+  def __init__(self):
+    self.seconds, self._last = {}, time.monotonic()
+
+  def lap(self, name: str) -> None:
+    now = time.monotonic()
+    self.seconds[name], self._last = now - self._last, now
+
+
+class _Split(NamedTuple):
+  """A split whose similarities have been visited."""
+
+  texts: TextFeatures
+  videos: VideoFeatures
+  similarity: np.ndarray | None
+  sides: tuple[Direction, Direction]
+
+  @property
+  def shape(self):
+    return len(self.texts.feature), len(self.videos.feature)
+
+  @property
+  def size(self):
+    return self.shape[0] * self.shape[1]
+
+  def blocks(self, side):
+    """Of similarities: texts ask (0) or videos do (1)."""
+    return _similarity_blocks(self.texts, self.videos, self.similarity, side)
+
+
+def _similarity_blocks(texts, videos, similarity, side):
+  if similarity is not None:
+    return metrics.blocks_of(similarity.T if side else similarity)
+  rows, columns = texts.feature, videos.feature
+  if side:
+    rows, columns = columns, rows
+  return candidates.similarity_blocks(rows, columns)
+
+
+def _look(scorer, texts, videos, pairs, scoring) -> _Split:
+  """Checks everything, and visits the similarities once a side."""
+  shape = len(texts.feature), len(videos.feature)
+  size = shape[0] * shape[1]
+  metrics.check_pairs(pairs, *shape)
+  for name, feature in (('text', texts.feature), ('video', videos.feature)):
+    _check_finite(feature, f'{name} features')
+  width = texts.feature.shape[1]
+  if not width and (scoring.rule != 'matching' or scoring.rerank_k):
+    raise ValueError(
+        f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
+        "this model has no contrastive features; score by 'matching' and "
+        'rerank_k=0.')
+  if scoring.reads and not scoring.rerank_k and size > DENSE_PAIRS:
+    raise ValueError(
+        f'all {size} pairs of {shape[0]} texts and {shape[1]} videos do not '
+        f'fit into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. '
+        'to 128.')
+  similarity = None
+  if size <= DENSE_PAIRS:
+    similarity = np.empty(shape, np.float32)
+    for first, block in candidates.similarity_blocks(
+        texts.feature, videos.feature):
+      similarity[first:first + len(block)] = block
+  scale = 0.0
+  if scoring.dual_softmax and not scoring.reads:
+    scale = 1 / scorer.temperature()
+  keep = max(scoring.rerank_k if scoring.reads else 0, TOP)
+  sides = []
+  for side, queries in enumerate(
+      (metrics.text_queries(pairs), metrics.video_queries(pairs))):
+    near = candidates.survey(
+        _similarity_blocks(texts, videos, similarity, side), queries, keep,
+        scale=scale)
+    sides.append(Direction(queries, near, None))
+  return _Split(texts, videos, similarity, tuple(sides))
+
+
+class _Order(NamedTuple):
+  """What a rule makes of a split; see Retrieval."""
+
+  standings: Sequence[metrics.Standing]
+  dual: Sequence[metrics.Standing] | None
+  top: np.ndarray
+  top_scores: np.ndarray
+  sides: tuple[Direction, Direction]
+  read: int = 0
+  margin: np.ndarray | None = None
+  summed: np.ndarray | None = None
+
+
+def _order_by_similarity(split, scoring) -> _Order:
+  near = [side.near for side in split.sides]
+  dual = None
+  if scoring.dual_softmax:
+    dual = [
+        metrics.standing(
+            split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
+        for i, side in enumerate(split.sides)]
+  return _Order(
+      [side.standing for side in near], dual, near[0].item[:, :TOP],
+      near[0].score[:, :TOP], split.sides)
+
+
+def _order_of_all(split, scorer, scoring, clock) -> _Order:
+  margin, logit = scorer.matching(split.texts, split.videos)
+  _check_finite(margin, 'scores')
+  clock.lap('pairs')
+  summed = None
+  if scoring.rule == 'matching+similarity':
+    summed = logit + split.similarity
+  del logit
+  scores = margin if summed is None else summed
+  matrices = scores, scores.T
+  best, back = (
+      candidates.survey(
+          metrics.blocks_of(matrix), side.queries, TOP,
+          scale=float(scoring.dual_softmax))
+      for matrix, side in zip(matrices, split.sides, strict=True))
+  dual = None
+  if scoring.dual_softmax:
+    dual = [
+        metrics.standing(
+            metrics.blocks_of(matrix), side.queries, other.penalty)
+        for matrix, side, other in zip(
+            matrices, split.sides, (back, best), strict=True)]
+  return _Order(
+      [best.standing, back.standing], dual, best.item, best.score,
+      split.sides, split.size, margin, summed)
+
+
+def _order_of_candidates(split, scorer, scoring, clock) -> _Order:
+  k = scoring.rerank_k
+  sides = [side._replace(near=_agreed(side.near)) for side in split.sides]
+  near = [side.near.item[:, :k] for side in sides]
+  wanted = candidates.union(*near)
+  text, video = wanted.text, wanted.video
+  matching = scorer.matching_by_video(split.texts, split.videos, text, video)
+  scores = matching.margin
+  _check_finite(scores, 'scores')
+  clock.lap('pairs')
+  if scoring.rule == 'matching+similarity':
+    scores = matching.logit + candidates.similarity_of(
+        split.texts.feature, split.videos.feature, text, video)
+  values = wanted.of_texts(scores, near[0]), wanted.of_videos(scores, near[1])
+  sides = tuple(side._replace(scores=value)
+                for side, value in zip(sides, values, strict=True))
+  dual = None
+  if scoring.dual_softmax:
+    penalties = candidates.penalties(wanted, scores, split.shape[1])
+    dual = [
+        candidates.reranked(side.queries, side.near, value - other[item])
+        for side, value, item, other in zip(
+            sides, values, near, penalties[::-1], strict=True)]
+  margin = None
+  if len(text) == split.size:
+    margin = np.ascontiguousarray(
+        matching.margin.reshape(split.shape[::-1]).T)
+  return _Order(
+      [candidates.reranked(*side) for side in sides], dual,
+      *candidates.reordered(sides[0].near, values[0], TOP), sides, len(text),
+      margin)
+
+
+def _agreed(near):
+  """What the first process found: others may round otherwise, and then they
+  would read other pairs, in another number of calls."""
+  if jax.process_count() == 1:
+    return near
+  narrow = jax.tree.map(
+      lambda x: x.astype(np.int32) if x.dtype == np.int64 else x, near)
+  return jax.tree.map(
+      np.asarray, multihost_utils.broadcast_one_to_all(narrow))
+
+
+def _check_finite(array, name):
+  wrong = sum(
+      int((~np.isfinite(array[first:last])).sum())
+      for first, last in metrics.spans(len(array), array[:1].size))
+  if wrong:
+    raise ValueError(
+        f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
+        'rank. Check the parameters.')
+
+
+class Tradeoff(NamedTuple):
+  """What k costs and brings.
+
+  Attributes:
+    k: candidates per text and per video; 0 is all pairs.
+    t2v_r1: percent; t2v_r5, t2v_r10 and v2t_r1, too.
+    pairs: that the fusion encoder reads.
+    share: of all pairs.
+    flops: of the whole evaluation; 0 if not asked.
+  """
+
+  k: int
+  t2v_r1: float
+  t2v_r5: float
+  t2v_r10: float
+  v2t_r1: float
+  pairs: int
+  share: float
+  flops: float
+
+
+def recall_against_k(
+    retrieval: Retrieval, *, flops: Callable[[int], float] | None = None,
+    largest: int = 1024,
+) -> list[Tradeoff]:
+  """Recall that smaller rerank_k would have had, without reading any more.
+
+  Args:
+    retrieval: by a rule that reads pairs: all of them, or candidates.
+    flops: operations of an evaluation that reads so many pairs, e.g.
+      lambda pairs: flops.retrieval(config, pairs=pairs, ...).
+    largest: k that is tried where all pairs were read; memory grows with it.
+  Returns:
+    Rows of k = 1, 2, 4, ..., and of the evaluation as it was, last.
+  """
+  if not retrieval.scoring.reads or not retrieval.directions:
+    raise ValueError(
+        f'{retrieval.scoring.rule=} read no pairs; recall against k needs '
+        "'matching' or 'matching+similarity'.")
+  sides = retrieval.directions
+  texts, videos = (int(retrieval.metrics[name]) for name in ('texts', 'videos'))
+  end = retrieval.scoring.rerank_k
+  if retrieval.scores is not None:
+    end = min(largest + 1, max(texts, videos))
+    sides = _sides_of_matrices(retrieval, end)
+  rows, k = [], 1
+  while k < end:
+    near = [side.near.item[:, :k] for side in sides]
+    found = [candidates.reranked(side.queries, side.near, side.scores[:, :k])
+             for side in sides]
+    ranks = [x.ranks(retrieval.scoring.ties) for x in found]
+    figures = {**metrics.summarize_ranks(ranks[0], 't2v'),
+               **metrics.summarize_ranks(ranks[1], 'v2t')}
+    rows.append((k, figures, len(candidates.union(*near).key)))
+    k *= 2
+  rows.append((retrieval.scoring.rerank_k, retrieval.metrics,
+               int(retrieval.cost['pairs'])))
+  return [
+      Tradeoff(k, *(figures[name] for name in Tradeoff._fields[1:5]), pairs,
+               pairs / (texts * videos), flops(pairs) if flops else 0.0)
+      for k, figures, pairs in rows]
+
+
+def _sides_of_matrices(retrieval, keep):
+  """The nearest `keep` of both directions with their scores."""
+  sides = []
+  for i, side in enumerate(retrieval.directions):
+    similarity, scores = retrieval.similarity, retrieval.scores
+    if i:
+      similarity, scores = similarity.T, scores.T
+    near = candidates.survey(
+        metrics.blocks_of(similarity), side.queries, keep)
+    sides.append(Direction(
+        side.queries, near, np.take_along_axis(scores, near.item, 1)))
+  return sides
