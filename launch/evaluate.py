@@ -1,78 +1,274 @@
-"""Zero-shot retrieval, and probes, of any checkpoint on any prepared split."""
+"""Evaluates any checkpoint on any prepared split, and writes its card.
 
-import argparse
+A model that answers questions is asked all questions of the split; every other
+one ranks every caption's video and every video's caption, zero-shot if it was
+pre-trained. Figures are printed with their 95 % intervals; --output gets
+card.json, card.html and, for questions, answers.jsonl.
+
+The size of the model always comes from the checkpoint, and so do all options
+unless --config is given: then its `eval`, and its frames, image and text
+lengths in `data`, count. A flag counts more than either.
+
+Zero-shot retrieval of a pre-trained model, and of the same with 8 frames:
+
+  python launch/evaluate.py --checkpoint=runs/pretrain --data=data/msrvtt \\
+    --split=test --output=runs/pretrain/msrvtt
+  python launch/evaluate.py --checkpoint=runs/pretrain --data=data/msrvtt \\
+    --split=test --frames=8
+
+A fine-tuned model on the held-out sets of its config, scored as the paper does
+but for the 128 nearest, and how much recall that costs:
+
+  python launch/evaluate.py --checkpoint=runs/msrvtt \\
+    --config=configs/finetune_msrvtt_retrieval.py --rerank_k=128 \\
+    --output=runs/msrvtt/test
+  python launch/evaluate.py --checkpoint=runs/msrvtt --data=data/msrvtt \\
+    --split=test --recall_table
+
+Question answering, by the step that was best during training:
+
+  python launch/evaluate.py --checkpoint=runs/msvd_qa/checkpoints/2400 \\
+    --data=data/msvd_qa --split=test --output=runs/msvd_qa/test
+
+A model of the demo, with the truth about the clips, for report.html with all
+probes:
+
+  python launch/evaluate.py --checkpoint=runs/demo/pretrain \\
+    --data=runs/demo/data/shapes --split=test \\
+    --truth=runs/demo/world/test/truth.jsonl --output=runs/demo/test
+"""
+
 import os
 import pathlib
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# TensorFlow only reads clips here; what it says while starting is noise.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-EXAMPLES = """
-examples:
-    python launch/evaluate.py --checkpoint=runs/pretrain --data=sets/msrvtt \\
-      --split=test --output=runs/pretrain/test
-    python launch/evaluate.py --checkpoint=runs/demo/pretrain \\
-      --data=runs/demo/data/shapes --split=test \\
-      --truth=runs/demo/world/test/truth.jsonl
+import jax  # noqa: E402
+import ml_collections  # noqa: E402
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
 
-Every text is ranked against every video of the split. The order is that of the
-fusion encoder if it was trained, else that of the contrastive similarity; both
-are printed. Ties count against the model.
-"""
+from configs import common  # noqa: E402
+from launch import command  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file; without one the options of the run count.',
+    lock_config=True,
+)
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.')
+_DATA = flags.DEFINE_string(
+    'data', '', 'Prepared set; by default every entry of config.eval.sources.')
+_SPLIT = flags.DEFINE_string('split', '', "Split of the set ('test').")
+_STYLE = flags.DEFINE_string(
+    'style', '', 'Use captions of this style, or questions of this kind, only.')
+_FRAMES = flags.DEFINE_integer('frames', 0, 'Frames of every clip.')
+_IMAGE_SIZE = flags.DEFINE_integer(
+    'image_size', 0, 'Side of the image; what is cropped from scales along.')
+_SCORING = flags.DEFINE_enum(
+    'scoring', None, ['auto', 'matching', 'matching+similarity', 'similarity'],
+    'What orders the results of retrieval; auto: matching if it was trained.')
+_RERANK_K = flags.DEFINE_integer(
+    'rerank_k', None, 'Read the k nearest by similarity only; 0: all pairs.')
+_DUAL_SOFTMAX = flags.DEFINE_bool(
+    'dual_softmax', None, 'Report the order by dual softmax beside.')
+_RECALL_TABLE = flags.DEFINE_bool(
+    'recall_table', False, 'Add a table of recall against k and cost.')
+_TRUTH = flags.DEFINE_string(
+    'truth', '', 'truth.jsonl of the split, for the probes.')
+_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Folder for the card; one below it for each of several sets.')
+
+# Options of config.data that decide what the model is shown.
+_SHOWN = ('frames', 'eval_sampling', 'image_size', 'resize', 'resize_mode',
+          'max_text_tokens', 'threads', 'verify')
 
 
-def _parser():
-  parser = argparse.ArgumentParser(
-      prog='python launch/evaluate.py', description=__doc__, epilog=EXAMPLES,
-      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  add = parser.add_argument
-  add('--checkpoint', required=True, help='workdir of a run, or a checkpoint')
-  add('--data', required=True, help='prepared set')
-  add('--split', default='test', help='split of the set (test)')
-  add('--style', default='', help='use captions of this style only')
-  add('--tokenizer', default='', help='its file, if it has moved')
-  add('--truth', default='', help='truth.jsonl of the split, for the probes')
-  add('--rerank', default='auto', choices=['auto', 'yes', 'no'],
-      help='score all pairs with the fusion encoder (auto: if it was trained)')
-  add('--output', default='', help='folder for report.html and report.json')
-  return parser
+def main(argv):
+  try:
+    if argv[1:] or not _CHECKPOINT.value:
+      raise ValueError(
+          f'unexpected {argv[1:]}.' if argv[1:] else
+          '--checkpoint is needed, e.g. --checkpoint=runs/pretrain --data='
+          'data/msrvtt --split=test; see --help.')
+    command.start()
+    evaluate()
+  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    if not command.is_mistake(error):
+      raise
+    command.fail(error, command.MISTAKE)
 
 
-def main(argv=None):
-  options = _parser().parse_args(argv)
-  import tensorflow as tf
+def evaluate():
+  """Does what the flags say."""
+  from alpro_jax.data import dataset
+  from alpro_jax.evaluation import trained
+  from alpro_jax.train import checkpoints
 
-  tf.config.set_visible_devices([], 'GPU')
+  start = time.monotonic()
+  meta = checkpoints.load_meta(_CHECKPOINT.value)
+  config = choose_options(meta)
+  splits = [
+      (dataset.open_dataset(source['path'], source['split']), source['style'])
+      for source in config.eval.sources]
+  model = trained.load(
+      _CHECKPOINT.value, config=config, tokenizer=_TOKENIZER.value)
+  for prepared, style in splits:
+    _evaluate(model, prepared, style, several=len(splits) > 1)
+  print(f'{time.monotonic() - start:.1f} s in all.')
+
+
+def choose_options(meta):
+  """Returns the options of a run, with those of --config and the flags.
+
+  Raises:
+    ValueError: if --config, or a flag, asks for what the checkpoint is not.
+  """
+  name = _CHECKPOINT.value
+  # Runs that are older than an option have its default.
+  config = ml_collections.ConfigDict(
+      _fill(meta['config'], common.get_config().to_dict()))
+  answers = config.task == 'question_answering'
+  if _CONFIG.value is not None:
+    _check_fits(name, meta, _CONFIG.value)
+  for flag, given in (
+      ('scoring', _SCORING.value is not None), ('truth', _TRUTH.value),
+      ('rerank_k', _RERANK_K.value is not None),
+      ('dual_softmax', _DUAL_SOFTMAX.value is not None),
+      ('recall_table', _RECALL_TABLE.value)):
+    if answers and given:
+      raise ValueError(
+          f'--{flag} is of retrieval, but {name} was trained to answer '
+          'questions; leave it out.')
+  with config.ignore_type():
+    if _CONFIG.value is not None:
+      config.eval = _CONFIG.value.eval
+      for option in _SHOWN:
+        config.data[option] = _CONFIG.value.data[option]
+      config.data.tokenizer = (
+          _CONFIG.value.data.tokenizer or config.data.tokenizer)
+    if _DATA.value:
+      config.eval.sources = (common.source(_DATA.value, split='test'),)
+    if not config.eval.sources:
+      raise ValueError(
+          'there is nothing to evaluate on: pass --data and --split, or a '
+          '--config with eval.sources.')
+    config.eval.sources = tuple(
+        common.source(
+            source['path'], split=_SPLIT.value or source['split'],
+            style=_STYLE.value or source['style'])
+        for source in config.eval.sources)
+    if _TRUTH.value and len(config.eval.sources) > 1:
+      raise ValueError(
+          f'--truth is of one split, but there are '
+          f'{len(config.eval.sources)}; choose one with --data and --split.')
+    _change(config)
+  return config
+
+
+def _change(config):
+  """Makes a config follow the flags about frames and scoring."""
+  if _FRAMES.value:
+    config.data.frames = _FRAMES.value
+  if _IMAGE_SIZE.value:
+    data = config.data
+    data.resize = round(data.resize * _IMAGE_SIZE.value / data.image_size)
+    data.image_size = _IMAGE_SIZE.value
+  for option, flag in (
+      ('scoring', _SCORING), ('rerank_k', _RERANK_K),
+      ('dual_softmax', _DUAL_SOFTMAX)):
+    if flag.value is not None:
+      config.eval[option] = flag.value
+
+
+def _check_fits(name, meta, asked):
+  """Refuses a --config of another task, size or list of answers."""
+  from alpro_jax.data.answers import read_answers
+  from alpro_jax.evaluation import trained
+
+  task = meta['config']['task']
+  if (asked.task == 'question_answering') != (task == 'question_answering'):
+    raise ValueError(
+        f'--config has task={asked.task!r}, but {name} was trained for '
+        f'{task!r}, which cannot do that; pass a config of its own task.')
+  trained.check_sizes(name, meta, asked)
+  if task == 'question_answering' and asked.data.answers:
+    listed = read_answers(asked.data.answers)
+    if listed != tuple(meta['answers']):
+      raise ValueError(
+          f'{asked.data.answers} lists {len(listed)} answers that are not '
+          f'the {len(meta["answers"])} which {name} was trained with; pass '
+          "--config.data.answers='' to use those.")
+
+
+def _evaluate(model, prepared, style, several):
+  """Evaluates on one split, prints the figures and writes what is asked."""
+  from alpro_jax.evaluation import card, split, zero_shot
+
+  start = time.monotonic()
+  result = None
+  if _TRUTH.value:
+    result = zero_shot.evaluate(
+        model, prepared.path, prepared.split, style=style, truth=_TRUTH.value)
+    evaluated = split.Evaluated(model, prepared, style, result.retrieval)
+  else:
+    evaluated = split.evaluate(model, prepared, style=style)
+  recall = split.recall_against_cost(evaluated) if _RECALL_TABLE.value else ()
+  seconds = time.monotonic() - start
+  if jax.process_index() > 0:
+    return
+  print(f'{os.path.basename(prepared.path)}, {prepared.split}')
+  found = evaluated.found
+  for name, value in found.metrics.items():
+    if name.endswith(('_low', '_high')):
+      continue  # They stand beside what they belong to.
+    low, high = found.intervals.get(name, (None, None))
+    between = '' if low is None else f'   {low:>8.2f} to {high:.2f}'
+    print(f'  {name:<46}{value:>10.2f}{between}')
+  for name, value in (result.figures if result else {}).items():
+    if name.startswith('probes.'):
+      print(f'  {name:<46}{value:>10.2f}')
+  if recall:
+    table = card.recall_table(recall)
+    for row in (table.columns, *table.rows):
+      print('  ' + '  '.join(
+          f'{cell if isinstance(cell, (str, int)) else f"{cell:.1f}":>17}'
+          for cell in row))
+  if not _OUTPUT.value:
+    return
+  folder = pathlib.Path(_OUTPUT.value)
+  if several:
+    name = (os.path.basename(prepared.path), prepared.split, style)
+    folder /= '-'.join(filter(None, name))
+  page = card.write(card.make(evaluated, recall=recall), folder)
+  print(f'Written: {page}')
+  if result:
+    print(f'Written: {_write_report(result, folder, seconds)}')
+
+
+def _write_report(result, folder, seconds):
   from alpro_jax.evaluation import report, zero_shot
 
-  zero_shot.log_to_console()
-  start = time.monotonic()
-  trained = zero_shot.load(options.checkpoint, tokenizer=options.tokenizer)
-  result = zero_shot.evaluate(
-      trained, options.data, options.split, style=options.style,
-      truth=options.truth,
-      rerank={'auto': None, 'yes': True, 'no': False}[options.rerank])
-  seconds = time.monotonic() - start
-  for name, value in result.figures.items():
-    print(f'{name:<48}{value:>10.2f}')
-  print(f'{seconds:.1f} s in all.')
-  if options.output:
-    best, worst = zero_shot.searches(result)
-    page = report.write(report.Report(
-        title=f'{pathlib.Path(options.checkpoint).name} on '
-              f'{pathlib.Path(options.data).name}, {options.split}',
-        notes=['Zero-shot retrieval: every text against every video. Ties '
-               'count against the model.'],
-        figures=result.figures, headlines=headlines(result.figures),
-        best=best, worst=worst, regions=zero_shot.regions(result),
-        entities=zero_shot.chosen_entities(result),
-        details=zero_shot.detail_tables(result.figures),
-        stages=[report.Stage('evaluate', seconds, '', False)],
-        files={'checkpoint': str(options.checkpoint),
-               'data': str(options.data)}), options.output)
-    print(f'Written: {page}')
+  best, worst = zero_shot.searches(result)
+  prepared = result.prepared
+  return report.write(report.Report(
+      title=f'{pathlib.Path(_CHECKPOINT.value).name} on '
+            f'{pathlib.Path(prepared.path).name}, {prepared.split}',
+      notes=['Zero-shot retrieval: every text against every video. Ties '
+             'count against the model.'],
+      figures=result.figures, headlines=headlines(result.figures),
+      best=best, worst=worst, regions=zero_shot.regions(result),
+      entities=zero_shot.chosen_entities(result),
+      details=zero_shot.detail_tables(result.figures),
+      stages=[report.Stage('evaluate', seconds, '', False)],
+      files={'checkpoint': _CHECKPOINT.value, 'data': prepared.path,
+             'how it was measured': str(folder / 'card.html')}), folder)
 
 
 def headlines(figures):
@@ -97,8 +293,16 @@ def headlines(figures):
   return lines
 
 
+def _fill(values, defaults):
+  """Adds the defaults that a nested dict does not have."""
+  filled = {**defaults, **values}
+  for key, value in values.items():
+    if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+      filled[key] = _fill(value, defaults[key])
+  return filled
+
+
 if __name__ == '__main__':
-  try:
-    main()
-  except (FileNotFoundError, ValueError) as e:
-    sys.exit(f'evaluate: {e}')
+  flags.FLAGS.set_default('verbosity', 0)
+  flags.adopt_module_key_flags(command)
+  app.run(main, flags_parser=command.parse)

@@ -68,10 +68,11 @@ def main(argv):
     import tensorflow as tf
 
     tf.config.set_visible_devices([], 'GPU')
+    from alpro_jax.evaluation import split
     from alpro_jax.train import loop
 
     config = _CONFIG.value
-    evaluations = [ZeroShot()] if config.eval.sources else []
+    evaluations = [split.DuringTraining()] if config.eval.sources else []
     outcome = loop.train(config, _WORKDIR.value, evaluations=evaluations)
   except NonFiniteError as error:
     _fail(error, NOT_FINITE)
@@ -80,48 +81,6 @@ def main(argv):
       raise
     _fail(error, MISTAKE)
   sys.exit(0 if outcome.finished else STOPPED)
-
-
-class ZeroShot:
-  """Retrieval on `config.eval.sources` between the steps.
-
-  Figures are called `eval/t2v_r1`, or with several sources `eval/0/t2v_r1`.
-  """
-
-  def __init__(self):
-    self._scorer = None
-
-  def __call__(self, setting, params, step):
-    from alpro_jax.data import dataset, feed, pipeline
-    from alpro_jax.evaluation import retrieval
-
-    config, options = setting.config, setting.config.eval
-    if self._scorer is None:
-      self._scorer = retrieval.Scorer(
-          setting.task.model, params, setting.mesh,
-          encode=setting.tokenizer.encode,
-          max_text_tokens=config.data.max_text_tokens,
-          batch_size=options.batch_size, pairs_per_call=options.pairs_per_call,
-      )
-    self._scorer.params = params
-    # Without VTM in the loss the fusion encoder knows nothing.
-    rerank = options.scoring != 'similarity' and config.task != 'prompter' and config.loss.vtm
-    figures = {}
-    for number, source in enumerate(options.sources):
-      prepared = dataset.open_dataset(source.path, source.split)
-      result, _, _ = retrieval.retrieve(
-          self._scorer,
-          pipeline.eval_batches(
-              config.data, prepared, batch_size=options.batch_size,
-              rows=feed.host_rows(options.batch_size),
-          ),
-          pipeline.record_captions(prepared, source.style),
-          retrieval.Scoring('matching' if rerank else 'similarity'),
-      )
-      where = f'eval/{number}/' if len(options.sources) > 1 else 'eval/'
-      figures |= {where + k: float(v) for k, v in result.metrics.items()}
-    self._scorer.params = None  # They are given to the next step.
-    return figures
 
 
 def _connect():

@@ -1,12 +1,12 @@
-"""Choosing what a page shows, and refusing a wrong tokenizer."""
+"""The page about zero-shot retrieval: what it shows."""
 
 import types
 
 import numpy as np
 import pytest
 
-from alpro_jax.evaluation import probes, retrieval, zero_shot
-from configs import common
+from alpro_jax.evaluation import cases, probes, zero_shot
+from tests.test_cases import searched
 
 
 class Prepared:
@@ -21,19 +21,18 @@ class Prepared:
 
 
 def _result(scores, families=None):
-  captions = [f'text {i}' for i in range(len(scores))]
-  pairs = np.stack([np.arange(len(scores))] * 2, 1)
+  found = searched(scores)
   truth = families and [{'family': family} for family in families]
+  trained = types.SimpleNamespace(config=types.SimpleNamespace(data=None))
   return zero_shot.Result(
-      {}, None, Prepared(captions), retrieval.Retrieval(
-          tuple(captions), pairs, scores, None, {}, {}), truth, None, ())
+      {}, trained, Prepared(found.texts), found, truth, None, ())
 
 
 @pytest.fixture
 def clips(monkeypatch):
   monkeypatch.setattr(
-      zero_shot, 'read_clips',
-      lambda result, records: [int(record) for record in records])
+      cases, 'read_clips',
+      lambda config, prepared, records: [int(record) for record in records])
 
 
 def test_shows_clear_finds_and_far_misses(clips):
@@ -66,25 +65,3 @@ def test_tables_of_what_was_asked():
       'always no', probes.MATCHING_PRIOR, probes.MATCHING_PRIOR)
   assert len(tables) == 2
   assert zero_shot.detail_tables({}) == {}
-
-
-def test_matching_decides_only_where_it_was_trained():
-  config = common.get_config('tiny')
-  assert zero_shot.knows_matching(config)
-  config.loss.vtm = 0.0
-  assert not zero_shot.knows_matching(config)
-  config = common.get_config('tiny')
-  config.task = 'prompter'
-  assert not zero_shot.knows_matching(config)
-
-
-def test_another_tokenizer_is_refused(monkeypatch):
-  config = common.get_config('tiny')
-  config.data.tokenizer = 'there.model'
-  monkeypatch.setattr(zero_shot.checkpoints, 'load_meta', lambda path: {
-      'config': config.to_dict(), 'tokenizer': {'digest': 'abc'}})
-  monkeypatch.setattr(
-      zero_shot.tokens, 'load_tokenizer',
-      lambda path: types.SimpleNamespace(digest='xyz'))
-  with pytest.raises(ValueError, match='there.model has digest xyz'):
-    zero_shot.load('run')

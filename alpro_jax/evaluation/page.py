@@ -53,16 +53,24 @@ def format_figure(value: float, percent: bool = True) -> str:
 
 
 def table(content: Table | None) -> str:
-  """'' for a table without rows."""
+  """'' for a table without rows; all but the first column is to the right."""
   if content is None or not content.rows:
     return ''
+
+  def cells(row):
+    return ''.join(
+        f'<td{" class=number" if i else ""}>{escape(_cell(cell))}</td>'
+        for i, cell in enumerate(row))
+
   head = ''.join(f'<th>{escape(name)}</th>' for name in content.columns)
-  rows = ''.join(
-      '<tr>' + ''.join(
-          f'<td>{escape(cell)}</td>' if isinstance(cell, str)
-          else f'<td class="number">{"" if cell is None else f"{cell:.1f}"}'
-          '</td>' for cell in row) + '</tr>' for row in content.rows)
+  rows = ''.join(f'<tr>{cells(row)}</tr>' for row in content.rows)
   return f'<table class="plain"><tr>{head}</tr>{rows}</table>'
+
+
+def _cell(value):
+  if value is None or isinstance(value, str):
+    return value or ''
+  return f'{value:,}' if isinstance(value, int) else f'{value:.1f}'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
@@ -71,6 +79,12 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
       f'<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>'
       for what, value in rows if value)
   return lines and f'<table class="plain facts">{lines}</table>'
+
+
+def figure(value: str, title: str, body: str) -> str:
+  """A large figure beside what it says; value is plain text."""
+  return (f'<div class="figure"><div class="value">{escape(value)}</div><div>'
+          f'<h3>{title}</h3>{body}</div></div>')
 
 
 def bar(
@@ -251,8 +265,12 @@ align-items:start;margin-top:8px}
 .asked .bars td:nth-child(2){width:45%}.asked .bar{min-width:40px}
 .asked .bars td:first-child{white-space:normal;overflow-wrap:anywhere}
 .asked p{font-size:14px;margin:6px 0 0}
-details summary{cursor:pointer;color:var(--soft);font-size:14px;
-font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
+.figures{margin:14px 0 22px}.figures td:nth-child(2){width:42%}
+.figures td,.figures th{padding-top:4px;padding-bottom:4px}
+.figures .number,.wide .number{padding-left:12px}
+.wide{overflow-x:auto;margin:8px 0}.wide table{font-size:13px}
+.wide th,.wide td{padding-right:10px}
+.false{color:var(--bad);font-weight:600}
 @media(max-width:640px){.figure,.region,.asked{grid-template-columns:1fr}
 .clips{grid-template-columns:1fr 1fr}
 .value{text-align:left}}

@@ -234,12 +234,10 @@ def _headlines(report):
         for name, at in (
             ('target', line.target), ('knowing nothing', line.nothing))
         if at is not None]
-    rows.append(
-        f'<div class="figure"><div class="value">'
-        f'{_(format_figure(value, line.percent))}</div><div>'
-        f'<h3>{_(line.question)}{mark}</h3>{bar}'
-        f'<p class="goal">{", ".join(goals)}</p>'
-        f'<p>{_(line.meaning)}</p></div></div>')
+    rows.append(page.figure(
+        format_figure(value, line.percent), f'{_(line.question)}{mark}',
+        f'{bar}<p class="goal">{", ".join(goals)}</p>'
+        f'<p>{_(line.meaning)}</p>'))
   if not rows:
     return ''
   legend = (

@@ -1,0 +1,203 @@
+"""One way from a model and a prepared split to figures, for every task.
+
+A model that answers questions is asked all questions of the split; every other
+one searches: each caption among all videos, each video among all captions. The
+same code serves a checkpoint and the parameters of a training.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from alpro_jax import flops
+from alpro_jax.data import dataset, pipeline
+from alpro_jax.evaluation import question_answering
+from alpro_jax.evaluation.question_answering import Answered
+from alpro_jax.evaluation.retrieval import (
+    Retrieval,
+    Scoring,
+    Tradeoff,
+    recall_against_k,
+    retrieve,
+)
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.trained import Trained
+
+SCORINGS = ('auto', 'matching', 'matching+similarity', 'similarity')
+
+
+class Evaluated(NamedTuple):
+  """What a model does on a split.
+
+  Attributes:
+    trained: the model.
+    prepared: the split.
+    style: of the captions, or kind of the questions, that were used; '' is
+      all.
+    found: everything that was found out, with its metrics and intervals.
+  """
+
+  trained: Trained
+  prepared: dataset.PreparedDataset
+  style: str
+  found: Retrieval | Answered
+
+
+def evaluate(trained: Trained, prepared, *, style: str = '') -> Evaluated:
+  """Evaluates a model by what it was trained for.
+
+  Args:
+    trained: the model; data and eval of its config say how.
+    prepared: from dataset.open_dataset.
+    style: of the captions, or kind of the questions; '' is all.
+  Raises:
+    ValueError: if the split has nothing to ask.
+  """
+  if trained.answers_questions:
+    found = ask(trained, prepared, style=style)
+  else:
+    _, found, _, _ = search(trained, prepared, style=style)
+  return Evaluated(trained, prepared, style, found)
+
+
+def search(
+    trained: Trained, prepared, *, style: str = '',
+    scoring: Scoring | None = None,
+) -> tuple[Scorer, Retrieval, TextFeatures, VideoFeatures]:
+  """Retrieval in both directions.
+
+  Args:
+    trained: the model.
+    prepared: from dataset.open_dataset.
+    style: of the captions, '' for all.
+    scoring: how; None asks config.eval.
+  """
+  captions = pipeline.record_captions(prepared, style)
+  if not any(captions):
+    raise ValueError(_nothing(
+        prepared, 'caption', style,
+        (s for record in prepared.metadata() for s in record.styles)))
+  scorer = _scorer(trained)
+  return scorer, *retrieve(
+      scorer, batches(trained, prepared), captions,
+      scoring or choose_scoring(trained))
+
+
+def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
+  """Answers the questions of a split; `style` is their kind, '' for all."""
+  questions = [
+      [asked for asked in record.questions if style in ('', asked.kind)]
+      for record in prepared.metadata()]
+  if not any(questions):
+    raise ValueError(_nothing(
+        prepared, 'question', style,
+        (q.kind for record in prepared.metadata() for q in record.questions)))
+  return question_answering.answer(
+      _scorer(trained), batches(trained, prepared), questions,
+      trained.answers, pairs_per_call=trained.config.eval.pairs_per_call)
+
+
+def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
+  """What fewer pairs for the fusion encoder would have cost in recall."""
+  trained, found = evaluated.trained, evaluated.found
+  data = trained.config.data
+
+  def count(pairs):
+    return flops.retrieval(
+        trained.model.config, texts=len(found.texts),
+        videos=len(evaluated.prepared), pairs=pairs, frames=data.frames,
+        image_size=data.image_size, length=data.max_text_tokens)
+
+  return recall_against_k(found, flops=count)
+
+
+def choose_scoring(trained: Trained) -> Scoring:
+  """Returns how retrieval is scored, as config.eval says.
+
+  Raises:
+    ValueError: for an unknown rule, or if matching is asked of a model without
+      a head for it.
+  """
+  options = trained.config.eval
+  rule = options.scoring
+  if rule not in SCORINGS:
+    raise ValueError(
+        f'config.eval.scoring={rule!r} is unknown; choose one of {SCORINGS}.')
+  if rule == 'auto':
+    rule = 'matching' if trained.knows_matching else 'similarity'
+  if rule != 'similarity' and not trained.model.config.match:
+    raise ValueError(
+        f'config.eval.scoring={rule!r} asks for matching, which this model '
+        "was trained without; choose 'similarity' or 'auto'.")
+  if rule != 'similarity' and not trained.knows_matching:
+    logging.warning(
+        'scored by %s, but matching was never trained: expect chance.', rule)
+  return Scoring(
+      rule, rerank_k=0 if rule == 'similarity' else options.rerank_k,
+      dual_softmax=options.dual_softmax)
+
+
+def batches(trained: Trained, prepared) -> Iterator[dict]:
+  """This host's rows of every batch of a split, without texts."""
+  size = trained.mesh.size
+  size *= -(-trained.config.eval.batch_size // size)
+  share = size // jax.process_count()
+  first = jax.process_index() * share
+  return pipeline.eval_batches(
+      trained.config.data, prepared, batch_size=size,
+      rows=slice(first, first + share))
+
+
+class DuringTraining:
+  """Evaluates on `config.eval.sources` between the steps of a training.
+
+  Figures are called eval/t2v_r1 or eval/accuracy, with several sources
+  eval/0/t2v_r1 and so on.
+  """
+
+  def __init__(self):
+    self._opened = {}
+
+  def __call__(self, setting, params, step: int) -> dict[str, float]:
+    """See train/loop.py."""
+    del step
+    trained = Trained(
+        setting.task.model, params, setting.config, setting.tokenizer,
+        setting.mesh, tuple(setting.task.answers))
+    sources, figures = setting.config.eval.sources, {}
+    for number, source in enumerate(sources):
+      where = source.path, source.split
+      if where not in self._opened:
+        self._opened[where] = dataset.open_dataset(*where)
+      found = evaluate(
+          trained, self._opened[where], style=source.style).found
+      name = f'eval/{number}' if len(sources) > 1 else 'eval'
+      figures |= {f'{name}/{k}': float(v) for k, v in found.metrics.items()}
+    return figures
+
+
+def _scorer(trained):
+  config = trained.config
+  return Scorer(
+      trained.model, trained.params, trained.mesh,
+      encode=trained.tokenizer.encode,
+      max_text_tokens=config.data.max_text_tokens,
+      batch_size=config.eval.batch_size,
+      pairs_per_call=config.eval.pairs_per_call)
+
+
+def _nothing(prepared, what, style, styles):
+  """Says why a split has nothing to ask."""
+  where = f'split {prepared.split!r} of {prepared.path}'
+  if known := sorted(set(styles)):
+    return (f'{where} has no {what} of style {style!r}, only of {known}; '
+            'choose another --style, or none.')
+  task, other = {
+      'caption': ('retrieval', 'questions'),
+      'question': ('question answering', 'captions')}[what]
+  text = f'{where} has no {what}s, which {task} needs'
+  if any(getattr(record, other) for record in prepared.metadata()):
+    return f'{text}; it has {other}, for a checkpoint of another task.'
+  return f'{text}; prepare it with a file of {what}s.'
