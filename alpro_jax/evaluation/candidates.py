@@ -48,8 +48,16 @@ def similarity_blocks(
   """Yields (first row, float32[n, C]) of rows f[R, E] times columns f[C, E]."""
   columns = np.asarray(columns, np.float64).T
   for first, last in metrics.spans(len(rows), columns.shape[1]):
-    part = np.asarray(rows[first:last], np.float64) @ columns
-    yield first, part.astype(np.float32)
+    rows_now = np.asarray(rows[first:last], np.float64)
+    yield first, (rows_now @ columns).astype(np.float32)
+
+
+def similarity_matrix(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+  """float32[R, C]: all similarities, as similarity_blocks gives them."""
+  matrix = np.empty((len(rows), len(columns)), np.float32)
+  for first, block in similarity_blocks(rows, columns):
+    matrix[first:first + len(block)] = block
+  return matrix
 
 
 def survey(

@@ -24,12 +24,12 @@ candidates, K = max(k, 10), P <= k (N + M) pairs read, C = metrics.CELLS:
   near         8 K (N + M)            columns and similarities
   pairs        32 P                   keys, their texts and videos, both logits
   scores       8 k (N + M)
-  one block    20 C = 320 MiB         nothing is ever larger than these
+  one block    24 C = 384 MiB
 
 100,000 texts of 30 tokens, as many videos of 197, D = 768, E = 256, k = 128:
-35 GB of tokens; 0.4 + 0.2 + 0.8 + 0.2 + 0.3 = 1.9 GB beside. The matrices
-[texts, videos] are formed only up to DENSE_PAIRS, 4 bytes each for similarity,
-margin, logit and their sum.
+35 GB of tokens; at most 0.4 + 0.2 + 0.8 + 0.2 + 0.4 = 2 GB beside. Matrices
+[texts, videos] are formed up to DENSE_PAIRS only, 4 bytes a pair for each of
+similarity, margin, logit and their sum.
 """
 
 import dataclasses
@@ -197,6 +197,7 @@ def retrieve(
       finite, or the model cannot score by this rule.
   """
   texts, pairs = list_pairs(captions)
+  _check_size(len(texts), len(captions), scoring)
   clock = _Clock()
   text_features = scorer.embed_texts(texts)
   clock.lap('texts')
@@ -302,7 +303,6 @@ def _similarity_blocks(texts, videos, similarity, side):
 def _look(scorer, texts, videos, pairs, scoring) -> _Split:
   """Checks everything, and visits the similarities once a side."""
   shape = len(texts.feature), len(videos.feature)
-  size = shape[0] * shape[1]
   metrics.check_pairs(pairs, *shape)
   for name, feature in (('text', texts.feature), ('video', videos.feature)):
     _check_finite(feature, f'{name} features')
@@ -312,17 +312,10 @@ def _look(scorer, texts, videos, pairs, scoring) -> _Split:
         f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
         "this model has no contrastive features; score by 'matching' and "
         'rerank_k=0.')
-  if scoring.reads and not scoring.rerank_k and size > DENSE_PAIRS:
-    raise ValueError(
-        f'all {size} pairs of {shape[0]} texts and {shape[1]} videos do not '
-        f'fit into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. '
-        'to 128.')
+  _check_size(*shape, scoring)
   similarity = None
-  if size <= DENSE_PAIRS:
-    similarity = np.empty(shape, np.float32)
-    for first, block in candidates.similarity_blocks(
-        texts.feature, videos.feature):
-      similarity[first:first + len(block)] = block
+  if shape[0] * shape[1] <= DENSE_PAIRS:
+    similarity = candidates.similarity_matrix(texts.feature, videos.feature)
   scale = 0.0
   if scoring.dual_softmax and not scoring.reads:
     scale = 1 / scorer.temperature()
@@ -434,6 +427,15 @@ def _agreed(near):
       np.asarray, multihost_utils.broadcast_one_to_all(narrow))
 
 
+def _check_size(texts, videos, scoring):
+  size = texts * videos
+  if scoring.reads and not scoring.rerank_k and size > DENSE_PAIRS:
+    raise ValueError(
+        f'all {size} pairs of {texts} texts and {videos} videos do not fit '
+        f'into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to '
+        '128.')
+
+
 def _check_finite(array, name):
   wrong = sum(
       int((~np.isfinite(array[first:last])).sum())
@@ -477,7 +479,8 @@ def recall_against_k(
       lambda pairs: flops.retrieval(config, pairs=pairs, ...).
     largest: k that is tried where all pairs were read; memory grows with it.
   Returns:
-    Rows of k = 1, 2, 4, ..., and of the evaluation as it was, last.
+    Rows of k = 1, 2, 4, ..., and of the evaluation as it was, last; that alone
+    for a model without contrastive features, to which all are equally near.
   """
   if not retrieval.scoring.reads or not retrieval.directions:
     raise ValueError(
@@ -489,6 +492,8 @@ def recall_against_k(
   if retrieval.scores is not None:
     end = min(largest + 1, max(texts, videos))
     sides = _sides_of_matrices(retrieval, end)
+  if 'similarity/t2v_r1' not in retrieval.metrics:
+    end = 0
   rows, k = [], 1
   while k < end:
     near = [side.near.item[:, :k] for side in sides]

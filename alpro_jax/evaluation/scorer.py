@@ -245,8 +245,7 @@ class Scorer:
       self, texts: TextFeatures, videos: VideoFeatures
   ) -> np.ndarray:
     """float32[texts, videos]: cosine of the contrastive features."""
-    return np.concatenate([block for _, block in candidates.similarity_blocks(
-        texts.feature, videos.feature)])
+    return candidates.similarity_matrix(texts.feature, videos.feature)
 
   def matching(self, texts: TextFeatures, videos: VideoFeatures) -> Matching:
     """Reads all pairs: arrays [texts, videos]."""
