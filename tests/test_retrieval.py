@@ -4,6 +4,7 @@ Ranks are compared with loops over single pairs, on made-up features and a
 made-up matcher; only the tests of Scorer compile a model.
 """
 
+import dataclasses
 import json
 import pathlib
 import socket
@@ -268,6 +269,17 @@ def test_large_tokens_go_to_a_file(model, tmp_path):
   assert isinstance(on_disk.tokens, np.memmap)
   np.testing.assert_array_equal(on_disk.tokens, texts.tokens)
   assert not list(tmp_path.iterdir())
+
+
+def test_tokens_keep_the_compute_type(model):
+  config = dataclasses.replace(small_config(), dtype='bfloat16')
+  score = scorer((Alpro(config), model[1]))
+  tokens, feature = jax.eval_shape(
+      score._call.text, score.params, np.ones((4, 12), np.int32),
+      np.ones((4, 12), bool))
+  stored = score._store(9, np.zeros(tokens.shape, tokens.dtype))
+  assert stored.dtype == tokens.dtype == jax.numpy.bfloat16
+  assert stored.shape == (9, 12, 16) and feature.dtype == np.float32
 
 
 class Matcher:
