@@ -114,6 +114,19 @@ def test_fetch_in_any_order(path):
       data.fetch([index])
 
 
+def test_a_selection_is_numbered_anew(path):
+  data = dataset.open_dataset(path)
+  odd = data.select(lambda record: int(record.video[:3]) % 2)
+  last = odd.select(lambda record: record.video == '005.mp4')
+  assert [len(x) for x in (data, odd, last)] == [7, 3, 1]
+  assert [record.video for record in odd.metadata()] == [
+      '001.mp4', '003.mp4', '005.mp4']
+  assert odd.fetch([2, 0]) == data.fetch([5, 1])
+  assert last.fetch([0]) == data.fetch([5])
+  with pytest.raises(IndexError):
+    odd.fetch([3])
+
+
 def test_tfds_reads_it(path):
   builder = tfds.builder_from_directory(path)
   assert builder.info.splits['train'].num_examples == 7

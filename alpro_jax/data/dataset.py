@@ -1,5 +1,6 @@
 """Opens a prepared set: counts and digests checked, records by number."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -73,6 +74,7 @@ class PreparedDataset:
     self.digest = entry['digest']
     self._records = records
     self._shards = entry['shards']
+    self._stored = range(len(records))  # Number on disk of each record.
 
   def __len__(self):
     return len(self._records)
@@ -80,6 +82,18 @@ class PreparedDataset:
   def metadata(self):
     """Returns list of RecordInfo, one per record, in order."""
     return self._records
+
+  def select(self, keep):
+    """Returns the same split with some of its records, numbered anew.
+
+    Args:
+      keep: RecordInfo -> bool.
+    """
+    kept = [i for i, record in enumerate(self._records) if keep(record)]
+    view = copy.copy(self)
+    view._records = [self._records[i] for i in kept]
+    view._stored = [self._stored[i] for i in kept]
+    return view
 
   @functools.cached_property
   def _source(self):
@@ -102,13 +116,14 @@ class PreparedDataset:
     if not indices:
       return []
     try:
-      return list(self._source.__getitems__(indices))
+      return list(self._source.__getitems__(
+          [self._stored[index] for index in indices]))
     except Exception:
       return [self._fetch_one(index) for index in indices]
 
   def _fetch_one(self, index):
     try:
-      return self._source[index]
+      return self._source[self._stored[index]]
     except Exception as e:
       raise UnreadableRecord(
           f'Record {index} ({self._records[index].video!r}) of {self.path} '
