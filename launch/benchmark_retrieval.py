@@ -1,0 +1,154 @@
+"""Times the evaluation of retrieval on made-up data; needs no TensorFlow.
+
+  python launch/benchmark_retrieval.py \\
+    --config=configs/finetune_msrvtt_retrieval.py --texts=1000 --videos=1000 \\
+    --rerank_k=128
+
+Encodes some videos and texts, reads some pairs by the fusion encoder, and says
+what all pairs and the candidates of k cost: FLOPs by formula, time from the
+measured rates. With --sample=0 nothing is extrapolated: everything is encoded,
+and all pairs and then the candidates are read. Features of random weights say
+nothing about recall; for that see the table of evaluate.py --recall_table.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import linen as nn
+from ml_collections import config_flags
+
+from alpro_jax import flops, sharding
+from alpro_jax.batch import SpecialTokens
+from alpro_jax.evaluation import candidates, retrieval
+from alpro_jax.evaluation.scorer import Scorer
+from alpro_jax.tasks.base import TextInfo, get_task
+
+_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+_TEXTS = flags.DEFINE_integer('texts', 1000, 'Distinct texts.', lower_bound=2)
+_VIDEOS = flags.DEFINE_integer('videos', 1000, 'Videos.', lower_bound=2)
+_K = flags.DEFINE_integer(
+    'rerank_k', 128, 'Candidates of every text and video.', lower_bound=1
+)
+_SAMPLE = flags.DEFINE_integer(
+    'sample', 16,
+    'Texts and videos that are really encoded and paired; 0 is all.',
+    lower_bound=0,
+)
+_OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
+
+
+def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
+  """Returns counts, rates and times of an evaluation; see the module."""
+  rng = np.random.default_rng(0)
+  data, length = config.data, config.data.max_text_tokens
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  text = TextInfo(SpecialTokens(0, 1, 2, 3, 4), config.model.text.vocab_size)
+  task = get_task(config, text, mesh)
+  boxed = jax.eval_shape(task.init, jax.random.key(0))
+  params = jax.jit(
+      lambda key: nn.unbox(task.init(key)),
+      out_shardings=sharding.tree_sharding(boxed, mesh),
+  )(jax.random.key(0))
+
+  def encode(names, tokens):
+    ids = rng.integers(5, text.vocab_size, (len(names), tokens), np.int32)
+    return ids, np.ones(ids.shape, bool)
+
+  scorer = Scorer(
+      task.model, params, mesh, encode=encode, max_text_tokens=length,
+      batch_size=config.eval.batch_size,
+      pairs_per_call=config.eval.pairs_per_call,
+  )
+  some = [min(sample or total, total) for total in (texts, videos)]
+
+  def batches(total):
+    size = -(-min(config.eval.batch_size, total) // mesh.size) * mesh.size
+    shape = (size, data.frames, data.image_size, data.image_size, 3)
+    pixels = rng.integers(0, 256, shape, np.uint8)
+    for start in range(0, total, size):
+      record = np.arange(start, start + size)
+      yield {'video': pixels, 'record': np.minimum(record, total - 1),
+             'valid': record < total}
+
+  def timed(call):
+    call()  # Compiles.
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+  encoded_texts, text_s = timed(lambda: scorer.embed_texts(['x'] * some[0]))
+  encoded_videos, video_s = timed(
+      lambda: scorer.embed_videos(batches(some[1]), some[1]))
+  _, pairs_s = timed(lambda: scorer.matching(encoded_texts, encoded_videos))
+  text_s, video_s = text_s / some[0], video_s / some[1]
+  pairs_per_s = some[0] * some[1] / pairs_s
+
+  if sample:
+    # The worst case: no text is near a video that it is near to.
+    read, near_s = _candidates(rng, texts, videos, k), 0.0
+  else:
+    own = np.arange(min(texts, videos))
+    found, near_s = timed(lambda: retrieval.score(
+        scorer, encoded_texts, encoded_videos, [str(i) for i in range(texts)],
+        np.stack([own, own], 1), retrieval.Scoring(rerank_k=k)))
+    read = int(found.cost['pairs'])
+
+  encoding_s = texts * text_s + videos * video_s
+  count = lambda pairs: flops.retrieval(  # noqa: E731
+      task.model.config, texts=texts, videos=videos, pairs=pairs,
+      frames=data.frames, image_size=data.image_size, length=length)
+  near_s = near_s or read / pairs_per_s
+  return {
+      'device': jax.devices()[0].device_kind,
+      'devices': jax.device_count(),
+      'dtype': config.model.dtype,
+      'texts': texts, 'videos': videos, 'rerank_k': k,
+      'extrapolated_from': some if sample else None,
+      'texts_per_s': 1 / text_s, 'videos_per_s': 1 / video_s,
+      'pairs_per_s': pairs_per_s,
+      'encoding_s': encoding_s,
+      'all_pairs': texts * videos,
+      'all_pairs_tflop': count(texts * videos) / 1e12,
+      'all_pairs_s': encoding_s + texts * videos / pairs_per_s,
+      'candidates': read,
+      'candidates_tflop': count(read) / 1e12,
+      'candidates_s': encoding_s + near_s,
+      'times_fewer_flop': count(texts * videos) / count(read),
+  }
+
+
+def _candidates(rng, texts, videos, k):
+  """Distinct pairs among the k nearest of both sides, of random features."""
+  rows, columns = (rng.standard_normal((n, 64), np.float32)
+                   for n in (texts, videos))
+  near = [
+      candidates.best_columns(x @ y.T, min(k, len(y)))
+      for x, y in ((rows, columns), (columns, rows))]
+  return len(candidates.union(*near).key)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if _CONFIG.value is None:
+    raise app.UsageError(
+        'pass --config=configs/finetune_msrvtt_retrieval.py')
+  figures = measure(
+      _CONFIG.value, texts=_TEXTS.value, videos=_VIDEOS.value, k=_K.value,
+      sample=_SAMPLE.value)
+  for name, value in figures.items():
+    shown = f'{value:,.4g}' if isinstance(value, float) else value
+    print(f'{name:24}{shown}')
+  if _OUTPUT.value:
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
