@@ -11,7 +11,7 @@ from alpro_jax.evaluation import report
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
 
 
-class _Page(html.parser.HTMLParser):
+class Page(html.parser.HTMLParser):
   """Collects tags, and checks that they are closed in order."""
 
   def __init__(self, page):
@@ -63,7 +63,7 @@ def full_report():
 
 def test_page_stands_alone_and_escapes():
   text = report.render(full_report())
-  page = _Page(text)
+  page = Page(text)
   assert 'script' not in [tag for tag, _ in page.tags]
   assert '"><script>alert(1)</script>' in page.text
   for tag, attributes in page.tags:
@@ -79,7 +79,7 @@ def test_page_stands_alone_and_escapes():
 
 
 def test_empty_parts_are_left_out():
-  page = _Page(report.render(report.Report(title='Nothing')))
+  page = Page(report.render(report.Report(title='Nothing')))
   assert 'section' not in [tag for tag, _ in page.tags]
 
 

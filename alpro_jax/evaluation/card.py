@@ -467,7 +467,7 @@ def _orders(card):
   rows = [
       (name, *(card.metrics.get(prefix + key) for key, _ in columns))
       for name, prefix in orders]
-  return '<div class="wide">' + page.table(
+  return '<div class="orders">' + page.table(
       Table(['order', *(label for _, label in columns)], rows)) + '</div>'
 
 
@@ -498,10 +498,10 @@ def _answer_figures(card):
                marks=[('nothing', found['most_frequent'])], wide=True)
       + f'<p class="goal">{_(_interval(card, "accuracy"))}, always the most '
       f'frequent training answer {_(constant)}</p><p>' + _(
-          f'Of {items["questions"]:,} questions, each counted once. The true '
-          f'answer of {found["in_list"]:.1f} % is among the '
-          f'{card.facts["scoring"]["answers"]:,} that the model chooses from; '
-          'the others count as wrong. The best single answer for each kind of '
+          f'Of {items["questions"]:,} questions, each counted once. '
+          f'{found["in_list"]:.1f} % of the true answers are among the '
+          f'{card.facts["scoring"]["answers"]:,} that the model chooses from, '
+          'and no more can be right. The best single answer for each kind of '
           f'question would be right for {found["best_per_kind"]:.1f} %.')
       + '</p>')
   kinds = question_answering.list_kinds(
@@ -557,8 +557,7 @@ def _measured(card):
   stored = f'{low}' if low == high else f'{low} to {high}'
   shape = {'squash': 'squashed to', 'short_side': 'short side scaled to'}
   rows = [
-      ('task', f'{facts["task"]}, of a model trained for '
-       f'{facts["trained_for"].replace("_", " ")}'),
+      ('task', facts['task']), ('trained for', facts['trained_for']),
       ('data set', data['path']), ('split', data['split']),
       ('only of style', data['style']),
       ('digest of the split', data['digest']),

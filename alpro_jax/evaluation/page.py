@@ -248,7 +248,8 @@ opacity:.75;margin:0 3px 3px}
 .bars th{color:var(--soft);font-weight:400;text-align:left;
 padding:2px 10px 4px 0}
 .bars th.number{padding-left:14px}
-.facts td:first-child{color:var(--soft);white-space:nowrap}
+.facts{width:100%}
+.facts td:first-child{width:170px;color:var(--soft);white-space:nowrap}
 .facts td{overflow-wrap:anywhere}
 .case{margin:26px 0 30px}
 .case h3 .rank,.case h3 .good,.case h3 .bad{vertical-align:2px}
@@ -267,9 +268,9 @@ align-items:start;margin-top:8px}
 .asked p{font-size:14px;margin:6px 0 0}
 .figures{margin:14px 0 22px}.figures td:nth-child(2){width:42%}
 .figures td,.figures th{padding-top:4px;padding-bottom:4px}
-.figures .number,.wide .number{padding-left:12px}
-.wide{overflow-x:auto;margin:8px 0}.wide table{font-size:13px}
-.wide th,.wide td{padding-right:10px}
+.figures .number,.orders .number{padding-left:12px}
+.orders{overflow-x:auto;margin:8px 0}.orders table{font-size:13px}
+.orders th,.orders td{padding-right:10px}
 .false{color:var(--bad);font-weight:600}
 @media(max-width:640px){.figure,.region,.asked{grid-template-columns:1fr}
 .clips{grid-template-columns:1fr 1fr}

@@ -154,7 +154,8 @@ class DuringTraining:
   """Evaluates on `config.eval.sources` between the steps of a training.
 
   Figures are called eval/t2v_r1 or eval/accuracy, with several sources
-  eval/0/t2v_r1 and so on.
+  eval/0/t2v_r1 and so on. Those that have an interval are given: the others,
+  such as the number of videos, do not depend on the model.
   """
 
   def __init__(self):
@@ -174,7 +175,8 @@ class DuringTraining:
       found = evaluate(
           trained, self._opened[where], style=source.style).found
       name = f'eval/{number}' if len(sources) > 1 else 'eval'
-      figures |= {f'{name}/{k}': float(v) for k, v in found.metrics.items()}
+      figures |= {f'{name}/{k}': float(found.metrics[k])
+                  for k in found.intervals}
     return figures
 
 

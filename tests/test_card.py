@@ -1,0 +1,183 @@
+"""The card: says everything, stands alone, escapes; JSON and page agree."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from alpro_jax import metrics, sharding
+from alpro_jax.data.annotations import Question
+from alpro_jax.evaluation import card, question_answering
+from alpro_jax.evaluation.question_answering import Answered, Asked
+from alpro_jax.evaluation.retrieval import Scoring, Tradeoff
+from alpro_jax.evaluation.split import Evaluated
+from alpro_jax.evaluation.trained import Origin, Trained
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from configs import common
+from tests import small_sets
+from tests.test_cases import searched
+from tests.test_report import Page
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def trained(task='pretrain'):
+  config = common.get_config('tiny')
+  config.task = task
+  config.data.update({
+      'frames': 2, 'image_size': 16, 'resize': 16,
+      'sources': (common.source('sets/train', style=EVIL),)})
+  model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return Trained(
+      model, {'x': np.zeros((3, 4))}, config, None, mesh, (),
+      Origin('/runs/my run/checkpoints/700', 700, 'abc123'))
+
+
+def search(**scoring):
+  """Seven texts; the video of the last one comes last."""
+  scores = np.diag(np.arange(9., 2, -1)).astype(np.float32)
+  scores[6] = np.arange(7, 0, -1)
+  found = searched(scores)
+  figures = metrics.retrieval_metrics(scores, found.pairs)
+  figures |= {f'similarity/{k}': v for k, v in figures.items()}
+  found = dataclasses.replace(
+      found, texts=(EVIL, *found.texts[1:]), metrics=figures,
+      intervals={'t2v_r1': (70., 95.)}, seconds={'pairs': 1.},
+      scoring=Scoring(**scoring),
+      cost={'pairs': 49., 'share': 1.})
+  return Evaluated(trained(), small_sets.MemorySet(7), '', found)
+
+
+def answers():
+  questions = [[Question(f'{EVIL} what?', 'up', 'what')],
+               [Question('who?', '<b>', 'who'), Question('what?', 'up', 'odd')]]
+  asked = tuple(Asked(i, *q) for i, of in enumerate(questions) for q in of)
+  known, chosen = ('left', 'up'), ['up', 'left', 'left']
+  logits = np.array([[0, 2], [3, 0], [1, 0]], np.float32)
+  found = Answered(
+      asked, known, logits, *question_answering.figures(asked, chosen, known),
+      {'videos': 1.})
+  prepared = small_sets.MemorySet(2, questions=questions)
+  return Evaluated(trained('question_answering'), prepared, '', found)
+
+
+def alone(text):
+  """The page as text, after checking that it needs nothing else."""
+  page = Page(text)
+  assert 'script' not in [tag for tag, _ in page.tags]
+  assert EVIL in page.text
+  for tag, attributes in page.tags:
+    assert tag != 'link'
+    source = attributes.get('src', attributes.get('href'))
+    assert source is None or source.startswith('data:image/png;base64,')
+  assert 'http' not in text
+  return page.text.replace('\N{NO-BREAK SPACE}', ' ')
+
+
+def test_card_of_a_search(tmp_path):
+  content = card.make(
+      search(), recall=[Tradeoff(1, 50., 50., 50., 50., 7, 1 / 7, 2e9)])
+  path = card.write(content, tmp_path / 'new')
+  text = alone(path.read_text())
+  for part in ('Text-video retrieval on set, train', 'my run at step 700',
+               '85.7 %', '70.0 to 95.0', 'rank 7', '6.mp4', 'abc123',
+               'pessimistic: a wrong one of equal score', 'all pairs',
+               '2 of 8, evenly spaced', '16 x 16 pixels', '14.3 %',
+               'Recall against cost'):
+    assert part in text, part
+  stored = json.loads((tmp_path / 'new' / 'card.json').read_text())
+  assert stored['task'] == 'text-video retrieval'
+  assert stored['data']['digest'] == 'set'
+  assert stored['items'] == {'videos': 7, 'texts': 7, 'pairs': 7}
+  assert stored['scoring']['rule'] == 'matching'
+  assert stored['scoring']['k'] == 'all pairs'
+  assert stored['checkpoint'] == {
+      'path': '/runs/my run/checkpoints/700', 'step': 700, 'digest': 'abc123'}
+  assert stored['code'] == card.code_version()
+  assert stored['run']['parameters'] == 12
+  found = stored['metrics']
+  assert found['t2v_r1'] == {
+      'value': pytest.approx(600 / 7), 'low': 70, 'high': 95}
+  assert found['t2v_r1_chance'] == {'value': pytest.approx(100 / 7)}
+  assert 't2v_r1_low' not in found
+  assert stored['recall_against_cost'][0]['pairs'] == 7
+  assert not (tmp_path / 'new' / 'answers.jsonl').exists()
+
+
+def test_cases_of_a_search_mark_the_right_one():
+  content = card.make(search())
+  assert [case.rank for case in content.best] == [1] * 6
+  worst, = content.worst
+  # The first five, and behind them its own.
+  assert [clip.right for clip in worst.clips] == [False] * 5 + [True]
+  assert worst.clips[-1].label == '7'
+  assert worst.clips[0].label == f'1 · {100 / (1 + np.exp(-7)):.1f} % match'
+  records, _ = small_sets.who(np.stack([c.frames for c in worst.clips]))
+  assert records.tolist() == [0, 1, 2, 3, 4, 6]
+  # Behind the candidates a score is no logit of a match.
+  content = card.make(search(rerank_k=2))
+  assert [clip.label for clip in content.worst[0].clips[1:3]] == [
+      f'2 · {100 / (1 + np.exp(-6)):.1f} % match', '3 · 5.000']
+
+
+def test_card_of_answers(tmp_path):
+  content = card.make(answers(), warning='careful')
+  path = card.write(content, tmp_path)
+  text = alone(path.read_text())
+  for part in ('Question answering on set, train', 'careful', '33.3 %',
+               'which is not in the list of answers', 'True answer: <b>',
+               'asked 3 questions about 2 videos', '1.mp4'):
+    assert part in text, part
+  # Kinds of the paper come first, then others.
+  assert text.index('what100.0') < text.index('who0.0') < text.index('odd0.0')
+  stored = json.loads((tmp_path / 'card.json').read_text())
+  assert stored['items'] == {'videos': 2, 'questions': 3}
+  assert stored['scoring']['answers'] == 2
+  assert set(stored['metrics']['accuracy_what']) == {'value', 'low', 'high'}
+  rows = (tmp_path / 'answers.jsonl').read_text().splitlines()
+  assert [json.loads(row)['right'] for row in rows] == [True, False, False]
+  assert json.loads(rows[1])['answer'] == '<b>'
+
+
+def test_figures_must_be_finite(tmp_path):
+  content = dataclasses.replace(
+      card.make(answers()), metrics={'accuracy': float('nan')})
+  with pytest.raises(ValueError, match='not finite'):
+    card.write(content, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which('git'), reason='there is no git')
+def test_code_version(monkeypatch, tmp_path):
+  monkeypatch.setattr(card, 'ROOT', tmp_path)
+  (tmp_path / 'pyproject.toml').write_text('[project]\nversion = "7.8.9"\n')
+  (tmp_path / 'alpro_jax').mkdir()
+  assert card.code_version() == '7.8.9'
+
+  def git(*command):
+    subprocess.run(
+        ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *command],
+        cwd=tmp_path, check=True, capture_output=True)
+
+  git('init')
+  (tmp_path / 'alpro_jax' / 'a.py').write_text('1')
+  git('add', '.')
+  git('commit', '-m', 'x')
+  clean = card.code_version()
+  assert len(clean) == 40
+  (tmp_path / 'notes.txt').write_text('not code')
+  assert card.code_version() == clean
+  (tmp_path / 'alpro_jax' / 'a.py').write_text('2')
+  assert card.code_version() == f'{clean}+changes'
+
+
+def test_a_search_by_similarity_says_so():
+  evaluated = search(rule='similarity')
+  text = alone(card.render(card.make(evaluated)))
+  assert 'no pair is read by the fusion encoder' in text
+  assert '% match' not in text

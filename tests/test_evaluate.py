@@ -1,0 +1,214 @@
+"""launch/evaluate.py: from a checkpoint and a split to a card, or one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from flax import linen as nn
+
+from alpro_jax import sharding
+from alpro_jax.data import dataset, tokens
+from alpro_jax.data.annotations import Question
+from alpro_jax.evaluation import split, trained
+from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train.loop import Setting
+from alpro_jax.train.state import TrainState
+from configs import common
+from launch import evaluate
+from tests import small_sets, small_task
+
+QUESTIONS = [
+    [Question('what is it?', 'disc', 'what')],
+    [Question('what is it?', 'ring', 'what'), Question('who?', 'x', 'who')],
+    []]
+
+
+class Tokenizer(small_sets.Letters):
+  special = small_task.TEXT.special
+
+  def __init__(self, digest='letters'):
+    self.digest = digest
+
+
+def mesh():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A checkpoint of random weights; (workdir, config, task, parameters)."""
+  folder = tmp_path_factory.mktemp('run')
+  config = small_task.small_config(folder, 'question_answering')
+  (folder / 'answers.txt').write_text('disc\nring\n')
+  config.data.update({
+      'text': 'questions', 'answers': str(folder / 'answers.txt'),
+      'tokenizer': 'letters.model', 'resize': 24, 'max_text_tokens': 16})
+  config.eval.update({'batch_size': 2, 'pairs_per_call': 2, 'sources': (
+      common.source('sets/set', split='test'),)})
+  task = get_task(config, TextInfo(Tokenizer.special, 256), mesh())
+  params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+  store = checkpoints.Checkpoints(folder)
+  meta = workdir.describe(config, task, Tokenizer(), [])
+  # A run of before there was this option.
+  del meta['config']['eval']['dual_softmax']
+  store.save(TrainState(
+      step=np.int32(7), params=params, opt_state={'count': np.int32(0)}), meta)
+  store.close()
+  return folder, config, task, params
+
+
+@pytest.fixture
+def sets(monkeypatch):
+  """Opens sets in memory; returns those that are there, by path."""
+  there = {'sets/set': small_sets.MemorySet(3, questions=QUESTIONS)}
+
+  def open_dataset(path, name='train', **_):
+    assert name == 'test'
+    return there[path]
+
+  monkeypatch.setattr(dataset, 'open_dataset', open_dataset)
+  monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: Tokenizer())
+  return there
+
+
+def command(**given):
+  """Runs launch/evaluate.py with these flags, in this process."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['evaluate'])
+  with flagsaver.flagsaver(**given):
+    evaluate.evaluate()
+
+
+def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys):
+  command(checkpoint=str(run[0]), output=str(tmp_path / 'card'))
+  card = json.loads((tmp_path / 'card' / 'card.json').read_text())
+  assert card['checkpoint']['step'] == 7
+  assert card['items'] == {'videos': 3, 'questions': 3}
+  assert card['metrics']['in_list']['value'] == pytest.approx(200 / 3)
+  rows = (tmp_path / 'card' / 'answers.jsonl').read_text().splitlines()
+  assert len(rows) == 3
+  assert (tmp_path / 'card' / 'card.html').exists()
+  assert 'accuracy_what' in capsys.readouterr().out
+
+  # The same figures in the middle of a training, on one device of eight.
+  _, config, task, params = run
+  setting = Setting(config, task, Tokenizer(), mesh())
+  found = split.DuringTraining()(setting, params, 7)
+  assert set(found) == {
+      'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who'}
+  for name, value in found.items():
+    assert card['metrics'][name.removeprefix('eval/')]['value'] == value
+
+
+def test_flags_and_a_config_decide_how(run, sets, tmp_path):
+  folder, config, _, _ = run
+  asked = small_task.small_config(tmp_path, 'question_answering')
+  asked.data.update({
+      'resize': 32, 'tokenizer': '', 'answers': config.data.answers})
+  asked.train.steps = 12345
+  sets['sets/b'] = sets['sets/set']
+  with flagsaver.flagsaver(
+      checkpoint=str(folder), config=asked, data='sets/b', split='other',
+      style='what', frames=3, image_size=48):
+    chosen = evaluate.choose_options(checkpoints.load_meta(folder))
+  assert chosen.data.frames == 3
+  assert (chosen.data.image_size, chosen.data.resize) == (48, 64)
+  assert chosen.data.tokenizer == 'letters.model'
+  assert chosen.train.steps == config.train.steps != 12345
+  source, = chosen.eval.sources
+  assert (source.path, source.split, source.style) == (
+      'sets/b', 'other', 'what')
+  assert not chosen.eval.dual_softmax
+
+
+def test_several_splits_have_a_card_each(run, sets, tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+      evaluate, '_evaluate', lambda model, prepared, style, several:
+      seen.append((prepared, style, several)))
+  config = run[1].copy_and_resolve_references()
+  config.eval.sources = (
+      common.source('sets/set', split='test'),
+      common.source('sets/set', split='test', style='who'))
+  command(checkpoint=str(run[0]), config=config)
+  assert [x[1:] for x in seen] == [('', True), ('who', True)]
+
+
+def refused(match, error=ValueError, **given):
+  with pytest.raises(error, match=match):
+    command(**given)
+
+
+def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
+  folder, config, _, _ = run
+  at = {'checkpoint': str(folder)}
+  refused('no checkpoint in', FileNotFoundError, checkpoint=str(tmp_path))
+  refused('--rerank_k is of retrieval', **at, rerank_k=3)
+  refused('--truth is of retrieval', **at, truth='truth.jsonl')
+  sets['bare'] = small_sets.MemorySet(2)
+  refused("no questions, which question answering needs; it has captions",
+          **at, data='bare')
+  refused("no question of style 'how', only of .'what', 'who'", **at,
+          style='how')
+
+  other = config.copy_and_resolve_references()
+  other.task = 'retrieval'
+  refused("task='retrieval', but .* trained for 'question_answering'", **at,
+          config=other)
+  other = config.copy_and_resolve_references()
+  other.model.video.depth = 5
+  refused('model.video.depth is 1, --config says 5', **at, config=other)
+  other = config.copy_and_resolve_references()
+  other.data.answers = str(tmp_path / 'answers.txt')
+  refused('is no file', FileNotFoundError, **at, config=other)
+  (tmp_path / 'answers.txt').write_text('ring\ndisc\n')
+  refused('lists 2 answers that are not the 2 which', **at, config=other)
+  other = config.copy_and_resolve_references()
+  other.eval.sources = ()
+  refused('nothing to evaluate on', **at, config=other)
+  monkeypatch.setattr(
+      tokens, 'load_tokenizer', lambda path: Tokenizer('others'))
+  refused('letters.model has digest others, but .* with letters', **at)
+
+
+def test_answers_must_be_stored(run, sets, monkeypatch):
+  meta = checkpoints.load_meta(run[0])
+  monkeypatch.setattr(
+      checkpoints, 'load_meta', lambda path: meta | {'answers': ['disc']})
+  with pytest.raises(ValueError, match='from 2 answers and names 1'):
+    trained.load(run[0])
+
+
+def test_matching_decides_only_where_it_was_trained(run):
+  config = common.get_config('tiny')
+  model = trained.Trained(run[2].model, None, config, None, mesh())
+  assert model.knows_matching and not model.answers_questions
+  for change in ({'task': 'prompter'}, {'task': 'question_answering'}):
+    changed = config.copy_and_resolve_references()
+    changed.update(change)
+    assert not model._replace(config=changed).knows_matching
+  config.task = 'retrieval'
+  assert model.knows_matching
+  config.loss.vtm = 0.0
+  assert split.choose_scoring(model).rule == 'similarity'
+  config.eval.scoring = 'matching'
+  with pytest.raises(ValueError, match='trained without'):
+    split.choose_scoring(model)
+  config.eval.scoring = 'nearest'
+  with pytest.raises(ValueError, match="'nearest' is unknown"):
+    split.choose_scoring(model)
+
+
+def test_a_split_without_captions():
+  bare = small_sets.MemorySet(2, captions=[(), ()], styles=[(), ()])
+  with pytest.raises(ValueError, match='no captions, which retrieval needs; '
+                     'prepare it with a file'):
+    split.search(None, bare)
+  asked = small_sets.MemorySet(
+      3, captions=[()] * 3, styles=[()] * 3, questions=QUESTIONS)
+  with pytest.raises(ValueError, match='it has questions'):
+    split.search(None, asked)
