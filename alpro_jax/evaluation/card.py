@@ -45,10 +45,11 @@ _FRAMES = {
     'headtail': 'half of them drawn from each half, always the same draw',
 }
 _RULES = {
-    'matching': 'logit of a match, by the fusion encoder',
+    'matching': 'the probability of a match that the fusion encoder gives',
     'matching+similarity':
-        'matching by the fusion encoder plus similarity of the features',
-    'similarity': 'similarity of the contrastive features',
+        "the fusion encoder's logit of a match plus the similarity of the "
+        'contrastive features',
+    'similarity': 'the similarity of the contrastive features',
 }
 _TIES = {
     'pessimistic': 'a wrong one of equal score counts as better',
@@ -431,11 +432,8 @@ def _search_figures(card):
         nothing = min(k * found['t2v_r1_chance'], 100)
       rows.append(_row(card, f'{direction}_r{k}', f'{name}, R@{k}', nothing))
   lines = [
-      'R@k is the share of queries whose own is among the first k. The dark '
-      'line across the end of a bar is the 95 % interval.',
-      'A text finds a video by '
-      f'{_RULES[card.facts["scoring"]["rule"]]}. ',
-  ]
+      'R@k is the share of queries whose own is among the first k, in the '
+      f'order by {_RULES[card.facts["scoring"]["rule"]]}.']
   ceiling = found.get('t2v_r1_ceiling', 100.0)
   if ceiling < 100:
     lines.append(
@@ -447,8 +445,14 @@ def _search_figures(card):
       lines.append(
           f'Some scores are equal. They count against the model; counted for '
           f'it, R@1 {name} would be {better:.1f} %.')
+  if 'dual_softmax/t2v_r1' in found:
+    lines.append(
+        'Dual softmax uses the whole test set for every query: its figures '
+        'do not compare with others.')
+  legend = ('<p class="legend">In the bars, <i class="nothing"></i> is chance '
+            'and <u></u> is the 95 % interval.</p>')
   table = _bars(['', '', '', '95 % interval'], rows)
-  return f'<p>{_(" ".join(lines))}</p>{table}{_orders(card)}'
+  return f'<p>{_(" ".join(lines))}</p>{legend}{table}{_orders(card)}'
 
 
 def _orders(card):
