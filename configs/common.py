@@ -139,6 +139,9 @@ def get_config(model='base'):
       # and of every video; 0 is all pairs.
       'rerank_k': 0,
       'dual_softmax': False,  # Report it as well, under its own name.
+      # Where tokens of more than 64 GiB are kept, in files that go with the
+      # process; '' keeps everything in memory.
+      'folder': '',
   })
 
   # Devices along each axis; -1 is all that are left.

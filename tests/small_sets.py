@@ -44,9 +44,9 @@ class MemorySet(dataset.PreparedDataset):
     return [self._serialize(int(index)) for index in indices]
 
   def _serialize(self, index):
-    info = self.metadata()[index]
+    info, number = self.metadata()[index], self._stored[index]
     stored = [
-        b'no jpeg' if index in self.rotten else jpeg(index, frame, self.size)
+        b'no jpeg' if number in self.rotten else jpeg(number, frame, self.size)
         for frame in range(info.frames)]
     return dataset.features().serialize_example({
         'video': info.video, 'frames': stored,

@@ -87,7 +87,8 @@ def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys):
   command(checkpoint=str(run[0]), output=str(tmp_path / 'card'))
   card = json.loads((tmp_path / 'card' / 'card.json').read_text())
   assert card['checkpoint']['step'] == 7
-  assert card['items'] == {'videos': 3, 'questions': 3}
+  # The third video has no question.
+  assert card['items'] == {'videos': 2, 'questions': 3}
   assert card['metrics']['in_list']['value'] == pytest.approx(200 / 3)
   rows = (tmp_path / 'card' / 'answers.jsonl').read_text().splitlines()
   assert len(rows) == 3
@@ -203,12 +204,23 @@ def test_matching_decides_only_where_it_was_trained(run):
     split.choose_scoring(model)
 
 
-def test_a_split_without_captions():
+def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):
+  config = common.get_config('tiny')
+  model = trained.Trained(run[2].model, None, config, None, mesh())
   bare = small_sets.MemorySet(2, captions=[(), ()], styles=[(), ()])
   with pytest.raises(ValueError, match='no captions, which retrieval needs; '
                      'prepare it with a file'):
-    split.search(None, bare)
+    split.select(model, bare)
   asked = small_sets.MemorySet(
       3, captions=[()] * 3, styles=[()] * 3, questions=QUESTIONS)
   with pytest.raises(ValueError, match='it has questions'):
-    split.search(None, asked)
+    split.select(model, asked)
+  # Videos without a caption of the style are no competitors.
+  mixed = small_sets.MemorySet(
+      4, captions=[('a', 'b'), (), ('c',), ('d',)],
+      styles=[('x', 'y'), (), ('y',), ('x',)])
+  for style, videos in (('', '023'), ('x', '03'), ('y', '02')):
+    kept = split.select(model, mixed, style=style).metadata()
+    assert [record.video[0] for record in kept] == list(videos)
+  with pytest.raises(ValueError, match=r"of style 'z', only of \['x', 'y'\]"):
+    split.select(model, mixed, style='z')

@@ -55,11 +55,36 @@ def evaluate(trained: Trained, prepared, *, style: str = '') -> Evaluated:
   Raises:
     ValueError: if the split has nothing to ask.
   """
+  prepared = select(trained, prepared, style=style)
   if trained.answers_questions:
     found = ask(trained, prepared, style=style)
   else:
     _, found, _, _ = search(trained, prepared, style=style)
   return Evaluated(trained, prepared, style, found)
+
+
+def select(trained: Trained, prepared, *, style: str = ''):
+  """Returns the records of a split that have something to ask.
+
+  One set may hold videos with captions and videos with questions. Those that
+  have nothing to ask are no competitors: MSRVTT's 1k-A has 1,000 videos, the
+  test split of MSRVTT-QA 2,990.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if trained.answers_questions:
+    what, styles = 'question', lambda record: [
+        asked.kind for asked in record.questions]
+  else:
+    what, styles = 'caption', lambda record: record.styles
+
+  chosen = prepared.select(
+      lambda record: style in styles(record) or not style and styles(record))
+  if not len(chosen):
+    known = {s for record in prepared.metadata() for s in styles(record)}
+    raise ValueError(_nothing(prepared, what, style, known))
+  return chosen
 
 
 def search(
@@ -70,15 +95,11 @@ def search(
 
   Args:
     trained: the model.
-    prepared: from dataset.open_dataset.
+    prepared: from `select`.
     style: of the captions, '' for all.
     scoring: how; None asks config.eval.
   """
   captions = pipeline.record_captions(prepared, style)
-  if not any(captions):
-    raise ValueError(_nothing(
-        prepared, 'caption', style,
-        (s for record in prepared.metadata() for s in record.styles)))
   scorer = _scorer(trained)
   return scorer, *retrieve(
       scorer, batches(trained, prepared), captions,
@@ -86,14 +107,10 @@ def search(
 
 
 def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
-  """Answers the questions of a split; `style` is their kind, '' for all."""
+  """Answers the questions of what `select` gave; `style` is their kind."""
   questions = [
       [asked for asked in record.questions if style in ('', asked.kind)]
       for record in prepared.metadata()]
-  if not any(questions):
-    raise ValueError(_nothing(
-        prepared, 'question', style,
-        (q.kind for record in prepared.metadata() for q in record.questions)))
   return question_answering.answer(
       _scorer(trained), batches(trained, prepared), questions,
       trained.answers, pairs_per_call=trained.config.eval.pairs_per_call)
@@ -187,7 +204,9 @@ def _scorer(trained):
       encode=trained.tokenizer.encode,
       max_text_tokens=config.data.max_text_tokens,
       batch_size=config.eval.batch_size,
-      pairs_per_call=config.eval.pairs_per_call)
+      pairs_per_call=config.eval.pairs_per_call,
+      # Checkpoints of older versions do not have it.
+      folder=config.eval.get('folder', ''))
 
 
 def _nothing(prepared, what, style, styles):

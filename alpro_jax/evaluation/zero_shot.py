@@ -50,7 +50,8 @@ def evaluate(
     truth: truth.jsonl of the split, '' without one.
     scoring: see split.search.
   """
-  prepared = dataset.open_dataset(path, name)
+  prepared = split.select(
+      trained, dataset.open_dataset(path, name), style=style)
   scorer, retrieval, texts, videos = split.search(
       trained, prepared, style=style, scoring=scoring)
   found = {f'zero_shot/{k}': v for k, v in retrieval.metrics.items()}
