@@ -74,7 +74,7 @@ def retrieval(
   )
 
 
-def pretrain_step(
+def train_step(
     config: AlproConfig,
     *,
     frames: int,
@@ -90,14 +90,16 @@ def pretrain_step(
   merged or repeated, and recomputation for memory is not counted: this is
   what the method needs, not what a program does.
   """
-  pairs = (3 if vtm else 1 if pem else 0) + (1 if mlm else 0)
+  pairs = (3 if vtm else 1 if pem or config.answers else 0)
+  pairs += 1 if mlm else 0
   trained = video_forward(config, frames, image_size)
   trained += text_forward(config, length) * (2 if mlm else 1)
   trained += pairs * fusion_forward(config, length, image_size)
   if mlm:
     trained += mlm_head_forward(config, length)
-  if pem:
-    d = config.text.width
-    trained += 2 * (2 * d * d + 2 * d * config.entities)
+  d = config.text.width
+  for classes in (config.entities if pem else 0, config.answers):
+    if classes:
+      trained += 2 * (2 * d * d + 2 * d * classes)
   teacher = video_forward(config, frames, image_size) if pem else 0
   return 3 * trained + teacher

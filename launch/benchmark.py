@@ -1,4 +1,4 @@
-"""Times the pre-training step on made-up data; needs no TensorFlow.
+"""Times the training step of a config on made-up data; needs no TensorFlow.
 
   python launch/benchmark.py --config=configs/pretrain.py \\
     --config.data.batch_size=64 --peak_tflops=790
@@ -38,6 +38,7 @@ _PEAK = flags.DEFINE_float(
     'Peak of all devices together in TFLOP/s; 0 leaves the share out.',
 )
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
+ANSWERS = 1500  # As many as the original's question answering has.
 
 
 def made_up_batch(config, text: TextInfo) -> VideoTextBatch:
@@ -61,12 +62,15 @@ def made_up_batch(config, text: TextInfo) -> VideoTextBatch:
   )
 
 
-def made_up_entities(config, folder: str) -> None:
-  """Points the config at a list of as many entities as it asks for."""
+def made_up_lists(config, folder: str) -> None:
+  """Points the config at lists of entities, as many as it asks, and answers."""
   path = pathlib.Path(folder) / 'entities.txt'
   count = config.prompter.num_entities or 1000
   path.write_text(''.join(f'entity{i} {count - i}\n' for i in range(count)))
   config.prompter.entities = str(path)
+  path = pathlib.Path(folder) / 'answers.txt'
+  path.write_text(''.join(f'answer{i}\n' for i in range(ANSWERS)))
+  config.data.answers = str(path)
 
 
 def measure(config, *, steps: int, warmup: int, peak_tflops: float) -> dict:
@@ -77,7 +81,7 @@ def measure(config, *, steps: int, warmup: int, peak_tflops: float) -> dict:
   )
   text = TextInfo(SpecialTokens(0, 1, 2, 3, 4), config.model.text.vocab_size)
   with tempfile.TemporaryDirectory() as folder:
-    made_up_entities(config, folder)
+    made_up_lists(config, folder)
     task = get_task(config, text, mesh)
   tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
   layout = jax.tree.map(
@@ -108,12 +112,12 @@ def measure(config, *, steps: int, warmup: int, peak_tflops: float) -> dict:
   step_s = (time.perf_counter() - begin) / steps
 
   b = config.data.batch_size
-  flop = b * flops.pretrain_step(
+  flop = b * flops.train_step(
       task.model.config,
       frames=config.data.frames,
       image_size=config.data.image_size,
       length=config.data.max_text_tokens,
-      vtm=bool(config.loss.vtm) and config.task == 'pretrain',
+      vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
       mlm=bool(config.loss.mlm) and config.task == 'pretrain',
       pem=bool(config.loss.pem) and config.task == 'pretrain',
   )

@@ -23,7 +23,7 @@ def test_parts_of_the_base_model():
 
 
 def test_step_of_the_base_model():
-  step = flops.pretrain_step(
+  step = flops.train_step(
       BASE, frames=4, image_size=224, length=30, vtm=True, mlm=True, pem=True
   )
   assert step / 1e9 == pytest.approx(1044.65, rel=2e-3)
@@ -41,7 +41,7 @@ def test_retrieval_is_nearly_all_fusion():
 
 def test_a_loss_of_weight_zero_costs_nothing():
   shape = dict(frames=4, image_size=224, length=30)
-  vtc = flops.pretrain_step(BASE, **shape, vtm=False, mlm=False, pem=False)
+  vtc = flops.train_step(BASE, **shape, vtm=False, mlm=False, pem=False)
   both = flops.video_forward(BASE, 4, 224) + flops.text_forward(BASE, 30)
   assert vtc == 3 * both
 
