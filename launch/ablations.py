@@ -52,7 +52,7 @@ ROWS = {
 COLUMNS = (
     ('pretrain', 't2v_r1', 'R@1, not fine-tuned'),
     ('retrieval', 't2v_r1', 'R@1, fine-tuned'),
-    ('retrieval', 't2v_r10', 'R@10'),
+    ('retrieval', 'similarity/t2v_r1', 'R@1, by similarity'),
     ('qa', 'accuracy', 'questions'),
     ('qa', 'accuracy_direction', 'direction'),
     ('qa', 'accuracy_order', 'order'),
@@ -146,7 +146,7 @@ def _write(found, names, output):
         cells.append('')
         continue
       value, (low, high) = result.metrics[metric], result.intervals[metric]
-      cells.append(f'{value:.1f} ({low:.1f} to {high:.1f})')
+      cells.append(f'{value:.1f} ({low:.0f}–{high:.0f})')
       figures[f'{name}.{stage}.{metric}'] = {
           'value': value, 'low': low, 'high': high}
     rows.append((ROWS[name].title, *cells))

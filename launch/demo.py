@@ -372,7 +372,8 @@ def headlines(results, tuned):
           'probes.order.similarity.all',
           'Can it tell a motion from the same frames backwards?',
           'A clip scores higher with its caption than with the one for its '
-          'frames in reverse order. No single frame can tell.', 95.0, 50.0),
+          'frames in reverse order. A frame of unknown time cannot tell.', 95.0,
+          50.0),
       Headline(
           'probes.vtm.random', 'Can it tell a right pair from a wrong one?',
           'Video-text matching with random wrong partners. Always saying no '
@@ -538,13 +539,14 @@ def tuning_tables(tuned):
 
   def cell(found, name):
     low, high = found.intervals[name]
-    return f'{found.metrics[name]:.1f} ({low:.1f} to {high:.1f})'
+    return f'{found.metrics[name]:.1f} ({low:.0f}–{high:.0f})'
 
   tables = {}
   for title, task, columns in (
       ('Fine-tuned for retrieval, % (95 % interval)', 'retrieval', {
           't2v_r1': 'text to clip, R@1', 't2v_r5': 'R@5', 't2v_r10': 'R@10',
-          'v2t_r1': 'clip to text, R@1'}),
+          'v2t_r1': 'clip to text, R@1',
+          'similarity/t2v_r1': 'text to clip, R@1, by similarity'}),
       ('Fine-tuned for questions, % (95 % interval)', 'qa', {
           'accuracy': 'all', 'accuracy_shape': 'shape',
           'accuracy_colour': 'colour', 'accuracy_count': 'count',

@@ -5,7 +5,8 @@ the figure that knowing nothing would give.
 
   right caption   is the top text of a video one of its own?
   order           does a video score higher with its caption than with that of
-                  the same frames backwards? A single frame cannot tell.
+                  the same frames backwards? A frame of unknown time
+                  cannot tell.
   matching        three rows for every pair, as in training: the pair, its text
                   with a wrong video, its video with a wrong text
   entities        on crops that hold the object: is the prompter's label true,
