@@ -16,6 +16,7 @@ RANKS = (
     ('tasks', 'weights'),
     ('train',),
     ('evaluation',),
+    ('serving', 'search'),
 )
 # Within the second line nobody knows another, but for these.
 FRIENDS = {'flops': {'models'}}

@@ -1,0 +1,176 @@
+"""Cuts a video into clips, in a worker process: neither TensorFlow nor jax.
+
+A clip is a span of a video, of which the model sees T frames. With span 10 and
+stride 10, seconds:
+
+  24 s -> 0-10, 10-24      the rest is less than half a stride: it joins
+  26 s -> 0-10, 10-20, 20-26
+  with stride 5:  17 s -> 0-10, 5-17;   19 s -> 0-10, 5-15, 10-19
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from alpro_jax.data import video
+
+_QUALITY = 90  # Of the frames for the model; thumbnails have less.
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutting:
+  """How videos are cut.
+
+  Attributes:
+    frames: T, of every clip.
+    span: of a clip, in seconds; the last one of a video has up to 1.5 times.
+    stride: from start to start, in seconds, at most `span`.
+    fps: frames per second among which T are chosen; 0 is all.
+    short_side: of the frames, in pixels; smaller videos keep their size.
+    begin: second where the first clip starts.
+  """
+
+  frames: int
+  span: float = 10.0
+  stride: float = 10.0
+  fps: float = 8.0
+  short_side: int = 256
+  begin: float = 0.0
+
+  def __post_init__(self):
+    if not 0 < self.stride <= self.span < math.inf:
+      raise ValueError(
+          f'--span={self.span} and --stride={self.stride} must be above 0, and '
+          'the stride at most the span: clips may overlap, but leave no gaps.')
+    if not 0 <= self.fps <= 1000:
+      raise ValueError(f'--fps={self.fps} must be 0 (all frames) to 1000.')
+    if self.frames < 1 or self.short_side < 0 or not 0 <= self.begin < 1e9:
+      raise ValueError(f'{self} needs a frame and no negative number.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A span of a video.
+
+  Attributes:
+    start, stop: in seconds from the first frame.
+    frames: T files of JPEG.
+    strip: a JPEG of up to four frames side by side, to look at.
+  """
+
+  start: float
+  stop: float
+  frames: tuple[bytes, ...]
+  strip: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class CutVideo:
+  """The clips of a video; without any, `reason` says why.
+
+  A video that breaks off has both: clips, and where it broke.
+  """
+
+  clips: tuple[Clip, ...] = ()
+  reason: str = ''
+  detail: str = ''
+
+  @property
+  def size(self) -> int:
+    """Bytes, for workers.run_in_order."""
+    return sum(sum(map(len, clip.frames)) for clip in self.clips)
+
+
+def cut_video(item, *, cutting: Cutting) -> CutVideo:
+  """Decodes and cuts one video; never raises.
+
+  Args:
+    item: (path, starts); only clips with these starts are kept, None is all.
+    cutting: how.
+  """
+  path, starts = item
+  # Nothing behind the last wanted clip, which may be longer than the others.
+  last = max(starts) + 2 * cutting.span if starts else 0.0
+  clips, broken = [], []
+
+  def frames():
+    try:
+      yield from video.iterate_frames(
+          path, fps=cutting.fps, short_side=cutting.short_side,
+          max_seconds=last)
+    except video.PartlyReadable as error:
+      broken.append(error)
+
+  try:
+    for start, stop, pixels in spans(frames(), cutting):
+      if starts is None or start in starts:
+        clips.append(_make(start, stop, pixels, cutting.frames))
+  except video.UnreadableVideo as error:
+    return CutVideo((), error.reason, error.detail)
+  except Exception as error:  # Whatever a broken file makes a decoder raise.
+    return CutVideo((), 'unreadable', f'{type(error).__name__}: {error}')
+  if broken:
+    return CutVideo(tuple(clips), broken[0].reason, broken[0].detail)
+  return CutVideo(tuple(clips))
+
+
+def spans(
+    frames: Iterable[tuple[np.ndarray, float]], cutting: Cutting
+) -> Iterator[tuple[float, float, list]]:
+  """(frame, second) in order -> (start, stop, frames) of each clip.
+
+  A clip is given as soon as it is known that another one follows it.
+  """
+  held, start = [], cutting.begin
+  step = 1 / cutting.fps if cutting.fps else 0.0
+  for frame, second in frames:
+    if second < cutting.begin:
+      continue
+    while second >= start + cutting.span + cutting.stride / 2:
+      stop = start + cutting.span
+      if inside := [x for x, at in held if at < stop]:
+        yield start, stop, inside
+      start += cutting.stride
+      held = [(x, at) for x, at in held if at >= start]
+    held.append((frame, second))
+  if held:
+    end = held[-1][1]
+    # How long the last frame is shown is not known: as long as the one before.
+    if not step and len(held) > 1:
+      step = end - held[-2][1]
+    yield start, max(end + step, start), [x for x, _ in held]
+
+
+def _make(start, stop, pixels, count):
+  # frames.choose_frames 'uniform': floor(k n / T).
+  chosen = [pixels[k * len(pixels) // count] for k in range(count)]
+  encoded = {}
+  for frame in chosen:
+    if id(frame) not in encoded:
+      encoded[id(frame)] = video.encode_jpeg(frame, _QUALITY)
+  return Clip(start, stop, tuple(encoded[id(frame)] for frame in chosen),
+              _strip(chosen))
+
+
+def _strip(frames, count=4, height=108):
+  """JPEG of up to `count` frames, evenly over time, on white."""
+  if all(frame is frames[0] for frame in frames):
+    frames = frames[:1]
+  count = min(len(frames), count)
+  frames = [frames[(2 * k + 1) * len(frames) // (2 * count)]
+            for k in range(count)]
+  h, w = frames[0].shape[:2]
+  width = max(round(w * height / h), 1)
+  # Small frames are enlarged by whole pixels as far as it goes.
+  how = Image.Resampling.NEAREST if h < height else Image.Resampling.LANCZOS
+  strip = Image.new('RGB', (count * width + 2 * (count - 1), height), 'white')
+  for k, frame in enumerate(frames):
+    strip.paste(Image.fromarray(frame).resize((width, height), how),
+                (k * (width + 2), 0))
+  file = io.BytesIO()
+  strip.save(file, 'JPEG', quality=80)
+  return file.getvalue()

@@ -1,0 +1,279 @@
+"""From a folder of videos to an index: only what is new or changed is decoded.
+
+Worker processes decode (a video that hangs or crashes one is named and left
+out), this process encodes. A video is stored when all its clips are encoded:
+an interrupted run loses at most what is in flight.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alpro_jax.data import annotations, workers
+from alpro_jax.evaluation import page
+from alpro_jax.search.cut import Clip, Cutting, CutVideo
+from alpro_jax.search.encoder import Encoder
+from alpro_jax.search.store import File, Row, Store, show_name
+
+REPORT = 'report.json'
+
+
+class Folder(NamedTuple):
+  """What lies below a folder: videos, and what could not be looked at."""
+
+  files: list[File]
+  problems: list[tuple[bytes, str]]
+
+
+def list_videos(root) -> Folder:
+  """Finds all videos below a folder, by their suffix."""
+  root = os.fsencode(os.path.abspath(root))
+  if not os.path.isdir(root):
+    raise FileNotFoundError(f'{show_name(root)} is not a folder.')
+  files, problems = [], []
+
+  def failed(error):
+    problems.append((os.path.relpath(error.filename, root), error.strerror))
+
+  suffixes = tuple(suffix.encode() for suffix in annotations.VIDEO_SUFFIXES)
+  for folder, _, names in os.walk(root, onerror=failed):
+    for name in names:
+      if not name.lower().endswith(suffixes):
+        continue
+      path = os.path.join(folder, name)
+      try:
+        found = os.stat(path)
+      except OSError as error:
+        problems.append((os.path.relpath(path, root), error.strerror))
+      else:
+        files.append(File(
+            os.path.relpath(path, root), found.st_size, found.st_mtime_ns))
+  return Folder(sorted(files), sorted(problems))
+
+
+def describe(encoder: Encoder, root, cutting: Cutting,
+             keep_tokens: bool) -> dict[str, Any]:
+  """What an index says about itself."""
+  trained = encoder.trained
+  config, data = trained.model.config, trained.config.data
+  if trained.answers_questions or not config.embed_size:
+    raise ValueError(
+        f'{trained.origin.path} has no vectors to search by '
+        f'(task={trained.config.task!r}); index with a pre-trained or a '
+        'retrieval checkpoint.')
+  patches = (data.image_size // config.video.patch_size) ** 2
+  return {
+      'root': show_name(os.fsencode(os.path.abspath(root))),
+      'root_bytes': os.fsencode(os.path.abspath(root)).hex(),
+      'checkpoint': trained.origin._asdict(),
+      'cutting': dataclasses.asdict(cutting),
+      'shown': {name: data[name] for name in (
+          'image_size', 'resize', 'resize_mode')},
+      'vector': config.embed_size,
+      'tokens': [1 + patches, config.video.width] if keep_tokens else None,
+  }
+
+
+def check_same(store: Store, about: dict[str, Any]) -> None:
+  """Refuses to add to an index what was made otherwise.
+
+  Raises:
+    ValueError: that says what differs.
+  """
+  old = store.about
+  check_checkpoint(store, about['checkpoint']['digest'], about['checkpoint'])
+  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(
+      bytes.fromhex(old['root_bytes'])):
+    raise ValueError(
+        f'{store.folder} is an index of {old["root"]}, not of '
+        f'{about["root"]}; give another --index.')
+  changed = [
+      f'--{name} was {old["cutting"][name]}, now {value}'
+      for name, value in about['cutting'].items()
+      if old['cutting'][name] != value]
+  changed += [
+      f'{name} was {old[name]}, now {about[name]}'
+      for name in ('shown', 'tokens') if old[name] != about[name]]
+  if changed:
+    raise ValueError(
+        f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave the '
+        'flags out to go on with it, or give another --index.')
+
+
+def check_checkpoint(store: Store, digest: str, given) -> None:
+  """Refuses another checkpoint than the index was made with."""
+  own = store.about['checkpoint']
+  if own['digest'] != digest:
+    raise ValueError(
+        f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
+        f'digest {own["digest"][:12]}), but {given["path"]} is another '
+        f'checkpoint (step {given["step"]}, digest {digest[:12]}), whose '
+        'vectors do not compare; use that one, or another --index.')
+
+
+@contextlib.contextmanager
+def locked(folder):
+  """One run at a time may write an index."""
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  with open(pathlib.Path(folder) / '.lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+          f'another run is writing {folder}; wait for it.') from None
+    yield
+
+
+@dataclasses.dataclass
+class Progress:
+  """Lines of what is done, how fast, and how long it will take."""
+
+  total: int
+  every_s: float = 5.0
+
+  def __post_init__(self):
+    self._start = self._last = time.monotonic()
+    self._live = sys.stderr.isatty()
+    self.videos = self.clips = self._shown = 0
+    self.seconds = 0.0
+
+  def add(self, result: CutVideo) -> None:
+    """Counts a video that is stored."""
+    self.videos += 1
+    self.clips += len(result.clips)
+    self.seconds += max((clip.stop for clip in result.clips), default=0.0)
+    if time.monotonic() - self._last > (.2 if self._live else self.every_s):
+      self.line()
+
+  def line(self) -> None:
+    self._last, self._shown = time.monotonic(), self.videos
+    spent = max(self._last - self._start, 1e-9)
+    left = spent / max(self.videos, 1) * (self.total - self.videos)
+    self._say(
+        f'{self.videos}/{self.total} videos, {self.clips} clips, '
+        f'{self.videos / spent:.1f} videos/s, '
+        f'{self.seconds / spent:.0f} times real time, '
+        f'{int(left // 60)} min {int(left % 60):02} s left',
+        end='' if self._live else '\n')
+
+  def name(self, file: File, result: CutVideo) -> None:
+    """Says what is wrong with a video."""
+    detail = f' ({result.detail})' if result.detail else ''
+    kept = ', kept what there is' if result.clips else ''
+    self._say(f'{show_name(file.name)}: {result.reason}{detail}{kept}')
+
+  def close(self) -> None:
+    if self.videos > self._shown:
+      self.line()
+    if self._live and self.videos:
+      sys.stderr.write('\n')
+
+  def _say(self, text, end='\n'):
+    start = '\r\x1b[K' if self._live else ''
+    sys.stderr.write(f'{start}{text}{end}')
+    sys.stderr.flush()
+
+
+def index(
+    encoder: Encoder, store: Store, folder: Folder, root, *,
+    num_workers: int = 0, timeout_s: float = 600.0, retry: bool = False,
+) -> dict[str, Any]:
+  """Brings an index up to date with its folder.
+
+  Args:
+    encoder: with the model.
+    store: the index.
+    folder: what is there.
+    root: where it lies.
+    num_workers: processes that decode; 0 is one per core.
+    timeout_s: longest time for one video.
+    retry: try again what could not be read.
+  Returns:
+    the report, which is also written into the folder of the index.
+  """
+  known = store.files()
+  there = {file.name for file in folder.files}
+  gone = sorted(set(known) - there)
+  store.drop(gone)
+  failed = {name for name, _, _, _ in store.problems()} if retry else set()
+  todo = [file for file in folder.files
+          if known.get(file.name) != file or file.name in failed]
+  progress = Progress(len(todo))
+  report = {
+      'videos': len(folder.files), 'already_there': len(folder.files)
+      - len(todo), 'dropped': [show_name(name) for name in gone]}
+  try:
+    for file, result, rows in _encode(
+        encoder, _decode(todo, root, store, num_workers, timeout_s),
+        keep_tokens=store.about['tokens'] is not None):
+      store.put(file, rows, result.reason, result.detail)
+      progress.add(result)
+      if result.reason:
+        progress.name(file, result)
+  finally:
+    progress.close()
+    report |= {'done_in_this_run': progress.videos,
+               'left': len(todo) - progress.videos}
+    report['indexed'], report['clips'] = store.counts()
+    report['problems'] = [
+        {'video': show_name(name), 'reason': reason, 'detail': detail,
+         'clips': clips}
+        for name, reason, detail, clips in store.problems()] + [
+        {'video': show_name(name), 'reason': 'cannot be looked at',
+         'detail': detail, 'clips': 0} for name, detail in folder.problems]
+    page.write_text(store.folder / REPORT, json.dumps(
+        report, indent=1, ensure_ascii=False) + '\n')
+  return report
+
+
+def _decode(files, root, store, num_workers, timeout_s):
+  root = os.fsencode(os.path.abspath(root))
+  results = workers.run_in_order(
+      'alpro_jax.search.cut:cut_video',
+      {'cutting': Cutting(**store.about['cutting'])},
+      [(os.fsdecode(os.path.join(root, file.name)), None) for file in files],
+      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
+  for file, result in zip(files, results, strict=True):
+    if isinstance(result, workers.Lost):
+      result = CutVideo((), result.reason, result.detail)
+    yield file, result
+
+
+def _encode(
+    encoder: Encoder, videos: Iterator[tuple[File, CutVideo]], *,
+    keep_tokens: bool,
+) -> Iterator[tuple[File, CutVideo, list[Row]]]:
+  """Encodes clips in full batches, over the ends of videos."""
+  open_videos = []  # (file, result, rows so far), in order.
+  waiting: list[tuple[list[Row], Clip]] = []
+
+  def run(part):
+    features = encoder.videos([clip for _, clip in part])
+    for (rows, clip), vector, tokens in zip(
+        part, features.feature, features.tokens, strict=True):
+      rows.append(Row(
+          clip.start, clip.stop, vector,
+          tokens.astype(np.float16) if keep_tokens else None, clip.strip))
+
+  for file, result in videos:
+    rows = []
+    open_videos.append((file, result, rows))
+    waiting += [(rows, clip) for clip in result.clips]
+    while len(waiting) >= encoder.batch_size:
+      run(waiting[:encoder.batch_size])
+      del waiting[:encoder.batch_size]
+    while open_videos and len(open_videos[0][2]) == len(
+        open_videos[0][1].clips):
+      yield open_videos.pop(0)
+  if waiting:
+    run(waiting)
+  yield from open_videos

@@ -1,0 +1,59 @@
+"""The vectors of an index for other tools."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from alpro_jax.search.store import Clips, show_name
+
+
+def write(path, clips: Clips, about) -> None:
+  """Writes video, start, stop and vector of every clip.
+
+  Args:
+    path: ending in .npz, or in .parquet, which needs pyarrow.
+    clips: all of an index.
+    about: of the index; stored beside.
+  Raises:
+    ValueError: for another ending, or without pyarrow.
+  """
+  path = pathlib.Path(path)
+  names = [show_name(name) for name in clips.name]
+  note = json.dumps({name: about[name] for name in (
+      'root', 'checkpoint', 'cutting', 'shown')})
+  write_file = {'.npz': _npz, '.parquet': _parquet}.get(path.suffix.lower())
+  if write_file is None:
+    raise ValueError(f'--output={path} must end in .npz or .parquet.')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(path.name + '.draft')
+  try:
+    write_file(draft, names, clips, note)
+    os.replace(draft, path)
+  finally:
+    draft.unlink(missing_ok=True)
+
+
+def _npz(path, names, clips, note):
+  with open(path, 'wb') as file:
+    np.savez(
+        file, video=np.array(names), start=clips.start, stop=clips.stop,
+        vector=clips.vector, about=note)
+
+
+def _parquet(path, names, clips, note):
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError as error:
+    raise ValueError(
+        '.parquet needs pyarrow, which is not installed; pip install pyarrow, '
+        'or give an --output that ends in .npz.') from error
+  size = clips.vector.shape[1]
+  table = pyarrow.table({
+      'video': pyarrow.array(names, pyarrow.string()),
+      'start': clips.start, 'stop': clips.stop,
+      'vector': pyarrow.FixedSizeListArray.from_arrays(
+          pyarrow.array(clips.vector.ravel()), size)})
+  parquet.write_table(table.replace_schema_metadata({'alpro': note}), path)

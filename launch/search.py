@@ -1,0 +1,269 @@
+"""Searches a folder of your own videos by text, and asks about them.
+
+Four steps, each a word before its arguments. Everything stays in the folder
+--index; repeat `index` whenever videos were added: only new and changed ones
+are decoded.
+
+  python launch/search.py index videos/ --checkpoint=runs/msrvtt \\
+    --index=runs/index
+  python launch/search.py query "a red circle moves left" --index=runs/index
+  python launch/search.py ask "videos/a clip.mp4" "what colour is it?" \\
+    --checkpoint=runs/msvd_qa
+  python launch/search.py embed --index=runs/index --output=vectors.npz
+
+index   cuts every video into clips of --span seconds, encodes them and stores
+        vectors, thumbnails and, with --keep_tokens, what the fusion encoder
+        reads. What could not be read is named in report.json of the index.
+query   prints the best clips for each text and writes a page with them. The
+        --rerank_k nearest are read by the fusion encoder, where it was
+        trained to match; --fast goes by similarity alone.
+ask     answers a question about a video, for each span and over all.
+embed   writes name, start, stop and vector of every clip to .npz or .parquet.
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# TensorFlow only scales frames here; what it says while starting is noise.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+from absl import app, flags, logging  # noqa: E402
+
+from launch import command  # noqa: E402
+
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', '', 'Workdir of a run, or the folder of one checkpoint; for '
+    '`query`, only if it is no longer where it was.')
+_INDEX = flags.DEFINE_string('index', '', 'Folder of the index.')
+_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'File for the page of `query` (gallery.html in the index) or '
+    'for the vectors of `embed` (.npz or .parquet).')
+_SPAN = flags.DEFINE_float(
+    'span', None, 'Seconds of a clip; 10 for a new index.')
+_STRIDE = flags.DEFINE_float(
+    'stride', None, 'Seconds from clip to clip, less than --span for overlap.')
+_FPS = flags.DEFINE_float(
+    'fps', None, 'Frames per second among which those of a clip are chosen; 8 '
+    'for a new index, 0 for all.')
+_SHORT_SIDE = flags.DEFINE_integer(
+    'short_side', None, 'Of decoded frames, in pixels; 256 for a new index.')
+_KEEP_TOKENS = flags.DEFINE_bool(
+    'keep_tokens', None, 'Store what the fusion encoder reads; without, `query`'
+    ' decodes its candidates again. On for a new index.')
+_WORKERS = flags.DEFINE_integer(
+    'workers', 0, 'Processes that decode; 0: one per core.', lower_bound=0)
+_TIMEOUT_S = flags.DEFINE_float(
+    'timeout_s', 600.0, 'Longest time for one video.', lower_bound=0.001)
+_RETRY = flags.DEFINE_bool(
+    'retry', False, 'Try again what could not be read last time.')
+_BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', 16, 'Clips that are encoded at once.', lower_bound=1)
+_TOP = flags.DEFINE_integer('top', 10, 'Clips to show.', lower_bound=1)
+_RERANK_K = flags.DEFINE_integer(
+    'rerank_k', 64, 'Nearest clips for the fusion encoder.', lower_bound=1)
+_FAST = flags.DEFINE_bool('fast', False, 'Without the fusion encoder.')
+
+_STEPS = {
+    'index': 'index DIR --checkpoint=... --index=...',
+    'query': 'query "a red circle moves left" --index=...',
+    'ask': 'ask VIDEO "what colour is the circle?" --checkpoint=...',
+    'embed': 'embed --index=... --output=vectors.npz',
+}
+
+
+def main(argv):
+  try:
+    # What runs long has progress lines of its own.
+    logging.set_verbosity(logging.WARNING)
+    step, *rest = argv[1:] or ['']
+    if step not in _STEPS:
+      raise ValueError(
+          f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
+    wanted = {'index': range(1, 2), 'query': range(1, 1000),
+              'ask': range(2, 1000), 'embed': range(0, 1)}[step]
+    if len(rest) not in wanted or not all(text.strip() for text in rest):
+      raise ValueError(
+          f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
+          'texts and names with spaces in quotes.')
+    needed = ('checkpoint',) if step == 'ask' else ('index',)
+    if missing := [name for name in needed if not flags.FLAGS[name].value]:
+      raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
+    {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+  except KeyboardInterrupt:
+    command.fail('interrupted; the same command goes on from here.', 130)
+  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    if not command.is_mistake(error):
+      raise
+    command.fail(error, command.MISTAKE)
+
+
+def index(folder):
+  """Brings an index up to date with a folder."""
+  from alpro_jax.search import indexing
+  from alpro_jax.search.store import Store
+
+  start = time.monotonic()
+  listed = indexing.list_videos(folder)
+  if not listed.files:
+    raise ValueError(f'no video lies below {folder}.')
+  with indexing.locked(_INDEX.value):
+    store = None
+    if Store.exists(_INDEX.value):
+      store = Store.open(_INDEX.value)
+    elif not _CHECKPOINT.value:
+      raise ValueError(
+          f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
+    encoder = _load(store)
+    about = indexing.describe(
+        encoder, folder, _cutting(encoder, store),
+        store.about['tokens'] is not None
+        if store and _KEEP_TOKENS.value is None
+        else _KEEP_TOKENS.value is not False)
+    if store:
+      indexing.check_same(store, about)
+      # The folder may have moved; names below it count.
+      store.change(root=about['root'], root_bytes=about['root_bytes'])
+    else:
+      store = Store.create(_INDEX.value, about)
+    report = indexing.index(
+        encoder, store, listed, folder, num_workers=_WORKERS.value,
+        timeout_s=_TIMEOUT_S.value, retry=_RETRY.value)
+  size = (store.folder / 'index.sqlite').stat().st_size
+  clips = max(report['clips'], 1)
+  print(f'{report["indexed"]} of {report["videos"]} videos are indexed as '
+        f'{report["clips"]} clips, {size / clips / 1e3:.1f} kB a clip; '
+        f'{report["done_in_this_run"]} were decoded now, '
+        f'{len(report["dropped"])} dropped that are gone.')
+  for problem in report['problems']:
+    detail = f' ({problem["detail"]})' if problem['detail'] else ''
+    kept = f', {problem["clips"]} clips kept' if problem['clips'] else ''
+    print(f'  {problem["video"]}: {problem["reason"]}{detail}{kept}')
+  print(f'Written: {store.folder} in {time.monotonic() - start:.1f} s.')
+
+
+def query(*texts):
+  """Prints the best clips for each text, and writes a page with them."""
+  from alpro_jax.evaluation import page
+  from alpro_jax.search import gallery, querying
+  from alpro_jax.search.store import Store, show_name
+
+  store = Store.open(_INDEX.value)
+  clips = store.clips()
+  if not len(clips.id):
+    raise ValueError(f'{_INDEX.value} holds no clip; index a folder first.')
+  encoder = _load(store)
+  rerank_k = _RERANK_K.value
+  if _FAST.value or not encoder.trained.knows_matching:
+    rerank_k = 0
+    if not _FAST.value:
+      print('By similarity: this checkpoint was not trained to match.')
+  found = querying.search(
+      encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
+  for one in found:
+    print(f'{one.text}   ({len(clips.id)} clips, {one.read} read by the '
+          f'fusion encoder, {one.seconds:.2f} s)')
+    for number, hit in enumerate(one.hits, 1):
+      match = '' if hit.match is None else f'match {100 * hit.match:5.1f} %   '
+      span = (f'{gallery.show_time(hit.start)} - '
+              f'{gallery.show_time(hit.stop)}')
+      print(f'  {number:>3}  {span:>17}   {match}similarity '
+            f'{hit.similarity:5.2f}   {show_name(hit.name)}')
+  path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  page.write_text(path, gallery.render(store, found))
+  print(f'Written: {path}')
+
+
+def ask(video, *questions):
+  """Answers questions about a video."""
+  from alpro_jax.search import gallery, querying
+
+  if not os.path.isfile(video):
+    raise FileNotFoundError(f'{video} is not a file.')
+  encoder = _load(None)
+  cut, = querying.decode(
+      [(video, None)], _cutting(encoder, None), _TIMEOUT_S.value)
+  if not cut.clips:
+    raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
+  if cut.reason:
+    print(f'{video}: {cut.reason} ({cut.detail})', file=sys.stderr)
+  for question in questions:
+    whole, each = querying.ask(encoder, cut, question)
+    print(question)
+    for answers in each if len(each) > 1 else ():
+      span = (f'{gallery.show_time(answers.start)} - '
+              f'{gallery.show_time(answers.stop)}')
+      print(f'  {span:>17}   ' + ', '.join(
+          f'{text} {100 * share:.1f} %' for text, share in answers.top))
+    print(f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
+          f'0:00 - {gallery.show_time(whole.stop)}', sep='')
+    for text, share in whole.top:
+      print(f'    {100 * share:5.1f} %  {text}')
+
+
+def embed():
+  """Writes the vectors for other tools."""
+  from alpro_jax.search import vectors
+  from alpro_jax.search.store import Store
+
+  if not _OUTPUT.value:
+    raise ValueError(f'--output is needed, as in: {_STEPS["embed"]}.')
+  store = Store.open(_INDEX.value)
+  clips = store.clips()
+  vectors.write(_OUTPUT.value, clips, store.about)
+  print(f'Written: {_OUTPUT.value}, {len(clips.id)} vectors of '
+        f'{store.about["vector"]}.')
+
+
+def _load(store):
+  """Returns the Encoder of --checkpoint, or of an index."""
+  from alpro_jax.evaluation import trained
+  from alpro_jax.search import indexing
+  from alpro_jax.search.encoder import Encoder
+
+  checkpoint = _CHECKPOINT.value
+  if not checkpoint:
+    checkpoint = store.about['checkpoint']['path']
+    if not os.path.isdir(checkpoint):
+      raise FileNotFoundError(
+          f'{_INDEX.value} was made with {checkpoint}, which is not there; '
+          'pass where it is now as --checkpoint.')
+  command.start()
+  model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
+  if store:
+    indexing.check_checkpoint(
+        store, model.origin.digest, model.origin._asdict())
+  return Encoder(model, batch_size=_BATCH_SIZE.value)
+
+
+def _cutting(encoder, store):
+  """What the flags say, and else the index, and else the defaults."""
+  from alpro_jax.search.cut import Cutting
+
+  given = {'span': _SPAN.value, 'stride': _STRIDE.value, 'fps': _FPS.value,
+           'short_side': _SHORT_SIDE.value}
+  given = {name: value for name, value in given.items() if value is not None}
+  if store:
+    return Cutting(**store.about['cutting'] | given)
+  if 'span' in given:
+    given.setdefault('stride', given['span'])
+  return Cutting(frames=encoder.trained.config.data.frames, **given)
+
+
+def parse(argv):
+  """Flags may stand before, between and after the words."""
+  flags.FLAGS.set_gnu_getopt(True)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    command.fail(str(error), command.MISTAKE)
+
+
+if __name__ == '__main__':
+  flags.adopt_module_key_flags(command)
+  app.run(main, flags_parser=parse)

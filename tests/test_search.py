@@ -1,0 +1,317 @@
+"""Search: cutting, the index and what is found, with an encoder of numpy."""
+
+import json
+import os
+import sys
+import types
+
+import ml_collections
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from alpro_jax.data import frames
+from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.trained import Origin
+from alpro_jax.search import cut, gallery, indexing, querying, vectors
+from alpro_jax.search.cut import Clip, Cutting
+from alpro_jax.search.store import File, Row, Store, show_name
+from launch import search
+from tests import small_videos
+
+ABOUT = {
+    'root': '/v', 'root_bytes': os.fsencode('/v').hex(),
+    'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64},
+    'cutting': {'frames': 2, 'span': 10.0, 'stride': 10.0, 'fps': 8.0,
+                'short_side': 256, 'begin': 0.0},
+    'shown': {}, 'vector': 2, 'tokens': [3, 4]}
+ODD = [b'a "b" <c>.mp4', b'new\nline.mp4', 'ü ß.mp4'.encode(), b'bad\xff.mp4']
+
+
+class NumpyEncoder:
+  """Stands for an Encoder; the vector of a clip is its start and red."""
+
+  batch_size = 3
+
+  def __init__(self):
+    self.encoded, self.fail_after = 0, None
+    config = types.SimpleNamespace(
+        embed_size=2, dtype='float32',
+        video=types.SimpleNamespace(width=4, patch_size=8))
+    self.trained = types.SimpleNamespace(
+        model=types.SimpleNamespace(config=config), answers_questions=False,
+        knows_matching=True, origin=Origin('runs/a', 7, 'd' * 64),
+        config=ml_collections.ConfigDict({'task': 'retrieval', 'data': {
+            'image_size': 8, 'resize': 8, 'resize_mode': 'squash'}}))
+    self.scorer = self
+
+  def videos(self, clips):
+    if self.fail_after is not None and self.encoded >= self.fail_after:
+      raise KeyboardInterrupt
+    self.encoded += len(clips)
+    feature = np.array([[clip.start, 1] for clip in clips], np.float32)
+    tokens = np.zeros((len(clips), 3, 4), np.float32)
+    tokens[:, 0, 0] = feature[:, 0]
+    return VideoFeatures(np.arange(len(clips)), tokens, feature)
+
+  def texts(self, texts):
+    return TextFeatures(None, None, np.array([[1, 0]], np.float32))
+
+  def matching_by_video(self, texts, videos, text, video):
+    # The other way round than the similarity.
+    margin = -videos.tokens[video, 0, 0]
+    return Matching(margin, margin)
+
+
+def numbered(seconds, rate=1):
+  """Frames that are their own number, at even times."""
+  return [(i, i / rate) for i in range(int(seconds * rate))]
+
+
+@pytest.mark.parametrize('seconds, stride, wanted', [
+    (24, 10, [(0, 10), (10, 24)]),
+    (26, 10, [(0, 10), (10, 20), (20, 26)]),
+    (3, 10, [(0, 3)]),
+    (17, 5, [(0, 10), (5, 17)]),
+    (19, 5, [(0, 10), (5, 15), (10, 19)]),
+])
+def test_a_video_is_cut_into_spans(seconds, stride, wanted):
+  cutting = Cutting(frames=2, span=10, stride=stride, fps=1)
+  found = list(cut.spans(iter(numbered(seconds)), cutting))
+  assert [x[:2] for x in found] == wanted
+  for start, stop, held in found:
+    assert held == list(range(int(start), int(stop)))
+
+
+def test_a_clip_may_begin_late_and_frames_may_be_missing():
+  cutting = Cutting(frames=2, span=2, stride=2, fps=1, begin=3)
+  assert [x[:2] for x in cut.spans(iter(numbered(8)), cutting)] == [
+      (3, 5), (5, 8)]
+  # Nothing is shown between 1 and 20 s.
+  gap = iter([(0, 0.0), (1, 1.0), (2, 20.0)])
+  cutting = Cutting(frames=2, span=2, stride=2, fps=0)
+  assert [x[2] for x in cut.spans(gap, cutting)] == [[0, 1], [2]]
+  assert not list(cut.spans(iter([]), cutting))
+
+
+def test_how_to_cut_is_checked():
+  with pytest.raises(ValueError, match='leave no gaps'):
+    Cutting(frames=2, span=2, stride=3)
+  with pytest.raises(ValueError, match='--fps=-1'):
+    Cutting(frames=2, fps=-1)
+  with pytest.raises(ValueError, match='no negative number'):
+    Cutting(frames=0)
+
+
+def test_a_clip_has_the_frames_of_evaluation(tmp_path, monkeypatch):
+  path = small_videos.write_video(tmp_path / 'a b.mp4', frames=10, rate=10)
+  seen = []
+  monkeypatch.setattr(
+      cut.video, 'encode_jpeg', lambda frame, _: bytes([frame[0, -1, 0] // 20]))
+  monkeypatch.setattr(cut, '_strip', lambda chosen: seen.append(chosen))
+  found = cut.cut_video((str(path), None), cutting=Cutting(frames=4, fps=0))
+  clip, = found.clips
+  assert (clip.start, round(clip.stop, 3)) == (0, 1)
+  wanted = frames.choose_frames('uniform', 10, 4, None).numpy()
+  assert [x[0] for x in clip.frames] == pytest.approx(wanted, abs=1)
+  assert found.size == 4 and not found.reason
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+  (tmp_path / 'a.mp4').write_text('no video')
+  cutting = Cutting(frames=2)
+  assert cut.cut_video((str(tmp_path / 'a.mp4'), None),
+                       cutting=cutting).reason == 'unreadable'
+  assert cut.cut_video(('nowhere', None),
+                       cutting=cutting).reason == 'missing file'
+
+
+@pytest.fixture
+def store(tmp_path):
+  store = Store.create(tmp_path / 'index', ABOUT)
+  yield store
+  store.close()
+
+
+def row(start, value=0.0):
+  return Row(start, start + 1, np.array([start, value]),
+             np.full((3, 4), start + value), b'strip')
+
+
+def test_the_index_keeps_any_name(store):
+  for number, name in enumerate(ODD):
+    store.put(File(name, 5, number), [row(1.0), row(0.0)])
+  store.put(File(ODD[0], 6, 0), [row(2.0)])
+  store.put(File(b'broken.mp4', 1, 1), [], 'unreadable', 'why')
+  clips = store.clips()
+  assert clips.name == sorted([*ODD, *ODD[1:]])
+  assert clips.start[clips.name.index(ODD[1])] == 0
+  assert clips.vector.shape == (7, 2)
+  tokens = store.tokens(clips.id[:2])
+  assert tokens.dtype == np.float16 and tokens.shape == (2, 3, 4)
+  assert store.strip(clips.id[0]) == b'strip'
+  assert store.files()[ODD[0]].size == 6
+  assert store.problems() == [(b'broken.mp4', 'unreadable', 'why', 0)]
+  assert store.counts() == (4, 7)
+  store.drop(ODD)
+  assert store.counts() == (0, 0) and not len(store.clips().id)
+  assert [show_name(name) for name in ODD] == [
+      'a "b" <c>.mp4', 'new\\nline.mp4', 'ü ß.mp4', 'bad\\xff.mp4']
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds no index.sqlite'):
+    Store.open(tmp_path)
+  (tmp_path / 'index.sqlite').write_text('something else, long enough')
+  with pytest.raises(ValueError, match='is no index'):
+    Store.open(tmp_path)
+  Store.create(tmp_path / 'old', {}).change(format=0)
+  with pytest.raises(ValueError, match='has format 0'):
+    Store.open(tmp_path / 'old')
+
+
+def test_an_index_is_not_mixed(store):
+  indexing.check_same(store, dict(ABOUT))
+  other = ABOUT | {'checkpoint': {'path': 'runs/b', 'step': 8, 'digest': 'e'}}
+  with pytest.raises(ValueError, match='another checkpoint .step 8'):
+    indexing.check_same(store, other)
+  other = ABOUT | {'cutting': ABOUT['cutting'] | {'span': 5.0}}
+  with pytest.raises(ValueError, match='--span was 10.0, now 5.0'):
+    indexing.check_same(store, other)
+  store.change(root_bytes=os.fsencode('/').hex())
+  with pytest.raises(ValueError, match='is an index of /v, not of'):
+    indexing.check_same(store, ABOUT)
+
+
+def test_only_what_is_missing_is_done(tmp_path, capfd):
+  root = tmp_path / 'my videos'
+  small_videos.write_folder(root, 4)
+  (root / 'broken.avi').write_text('no video')
+  encoder = NumpyEncoder()
+  about = indexing.describe(
+      encoder, root, Cutting(frames=2, span=0.5, stride=0.5), True)
+  assert about['tokens'] == [2, 4]
+  store = Store.create(tmp_path / 'index', about | {'tokens': [3, 4]})
+
+  def run():
+    before = encoder.encoded
+    report = indexing.index(
+        encoder, store, indexing.list_videos(root), root, num_workers=1)
+    return report, encoder.encoded - before
+
+  # Two clips a video, three a call: interrupted in the second call.
+  encoder.fail_after = 3
+  with pytest.raises(KeyboardInterrupt):
+    run()
+  assert store.counts() == (1, 2)
+  encoder.fail_after = None
+  report, encoded = run()
+  assert (report['indexed'], report['clips'], encoded) == (4, 8, 6)
+  assert report['already_there'] == 1
+  problem, = json.loads(
+      (tmp_path / 'index' / 'report.json').read_text())['problems']
+  assert (problem['video'], problem['reason']) == ('broken.avi', 'unreadable')
+  assert 'broken.avi: unreadable' in capfd.readouterr().err
+
+  assert run()[1] == 0
+  os.utime(root / '000.mp4', (1, 1))
+  (root / '001.mp4').unlink()
+  report, encoded = run()
+  assert encoded == 2 and report['dropped'] == ['001.mp4']
+  assert store.counts() == (3, 6)
+  store.close()
+
+
+def test_one_run_at_a_time(tmp_path):
+  with indexing.locked(tmp_path), pytest.raises(
+      ValueError, match='another run'), indexing.locked(tmp_path):
+    pass
+
+
+def test_fusion_orders_the_nearest(store):
+  store.put(File(b'a', 1, 1), [row(float(i)) for i in range(5)])
+  clips, encoder = store.clips(), NumpyEncoder()
+  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=0)
+  assert [hit.start for hit in found.hits] == [4, 3, 2, 1]
+  assert found.read == 0 and found.hits[0].match is None
+  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=2)
+  assert [hit.start for hit in found.hits] == [3, 4, 2, 1]
+  assert found.read == 2 and found.hits[2].match is None
+  assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(3)))
+
+
+def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch):
+  store = Store.create(tmp_path, ABOUT | {'tokens': None})
+  bare = [row(float(i))._replace(tokens=None) for i in range(3)]
+  store.put(File(b'a.mp4', 1, 1), bare)
+  store.put(File(b'gone.mp4', 1, 1), [bare[2]])
+  asked = []
+
+  def decode(items, cutting):
+    asked.extend(items)
+    for path, starts in items:
+      there = () if 'gone' in path else tuple(
+          Clip(start, start + 1, (), b'') for start in starts)
+      yield cut.CutVideo(there, '' if there else 'missing file')
+
+  monkeypatch.setattr(querying, 'decode', decode)
+  found, = querying.search(
+      NumpyEncoder(), store, store.clips(), ['x'], top=4, rerank_k=3)
+  assert dict(asked) == {'/v/a.mp4': (2.0, 1.0), '/v/gone.mp4': (2.0,)}
+  assert found.read == 2
+  assert [(hit.name, hit.start) for hit in found.hits] == [
+      (b'a.mp4', 1), (b'a.mp4', 2), (b'gone.mp4', 2), (b'a.mp4', 0)]
+  store.close()
+
+
+def test_the_page_is_escaped(store):
+  store.put(File(ODD[0], 1, 1), [row(1.0)])
+  found = querying.search(
+      NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
+  shown = gallery.render(store, found)
+  assert '&lt;script&gt;' in shown and '<script>' not in shown
+  assert 'a &quot;b&quot; &lt;c&gt;.mp4' in shown and '<c>' not in shown
+  assert 'file:///v/a%20%22b%22%20%3Cc%3E.mp4#t=1.00,2.00' in shown
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (0, '0:00.0'), (59.96, '1:00.0'), (63.4, '1:03.4'), (3723.4, '1:02:03'),
+    (600, '10:00')])
+def test_times_are_shown(seconds, text):
+  assert gallery.show_time(seconds) == text
+
+
+def test_vectors_leave(store, tmp_path, monkeypatch):
+  store.put(File(ODD[3], 1, 1), [row(1.0), row(2.0)])
+  clips = store.clips()
+  vectors.write(tmp_path / 'v.npz', clips, store.about)
+  with np.load(tmp_path / 'v.npz') as found:
+    assert found['video'].tolist() == ['bad\\xff.mp4'] * 2
+    np.testing.assert_array_equal(found['vector'], clips.vector)
+    assert json.loads(str(found['about']))['checkpoint']['step'] == 7
+  with pytest.raises(ValueError, match='must end in .npz or .parquet'):
+    vectors.write(tmp_path / 'v.csv', clips, store.about)
+  with monkeypatch.context() as patched:
+    patched.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(ValueError, match='needs pyarrow'):
+      vectors.write(tmp_path / 'v.parquet', clips, store.about)
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['index', 'v.npz']
+
+
+@pytest.mark.parametrize('words, match', [
+    ([], "'' is no step"), (['frob'], "'frob' is no step"),
+    (['query'], 'was given'), (['query', ' '], 'was given'),
+    (['query', 'x'], '--index is needed'), (['ask', 'v', 'q'], '--checkpoint'),
+    (['index', '/nowhere', '--index=/tmp/none'], 'is not a folder'),
+])
+def test_mistakes_are_one_clear_sentence(words, match, capsys):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['search'])
+  given = dict(word[2:].split('=') for word in words if word.startswith('--'))
+  words = [word for word in words if not word.startswith('--')]
+  with flagsaver.flagsaver(**given), pytest.raises(SystemExit) as stopped:
+    search.main(['search', *words])
+  assert stopped.value.code == 2
+  error = capsys.readouterr().err
+  assert match in error and error.count('\n') == 1
