@@ -1,0 +1,282 @@
+"""Writes a trained model as a folder that runs without this package.
+
+  manifest.json          all that a program or a person must know
+  programs/*.jax_export  StableHLO by jax.export, any batch size
+  params.npz             parameters, once; programs take them as arguments
+  tokenizer.model        or vocab.txt
+  alpro_loader.py        reads all of this; see there for how to use it
+  saved_model/           on request: the same for TensorFlow
+
+Every program is run from that folder, by that loader, and compared with the
+live model before the folder gets its name.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+
+from alpro_jax.data import tokens
+from alpro_jax.evaluation.trained import Trained
+from alpro_jax.models import timesformer
+from alpro_jax.models.alpro import TEMPERATURE_RANGE
+from alpro_jax.serving import alpro_loader, check, programs, saved_model
+from alpro_jax.train import checkpoints
+
+_PARAMETERS = 'params.npz'
+_LOADER = pathlib.Path(alpro_loader.__file__)
+# The loader chooses evenly; the other rules need TensorFlow's random numbers.
+_EVEN = ('uniform', 'nlvl_uniform')
+
+
+def write(
+    trained: Trained,
+    output,
+    *,
+    tokenizer,
+    platforms: Sequence[str] = programs.PLATFORMS,
+    with_saved_model: bool = False,
+    tolerance: float | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Exports a model and checks what was written.
+
+  Args:
+    trained: the model, on one device; its config.data says what it is shown.
+    output: folder to make.
+    tokenizer: its file.
+    platforms: that the programs run on.
+    with_saved_model: also write a TensorFlow SavedModel.
+    tolerance: None is check.default_tolerance.
+    say: gets a line about each thing that was done.
+  Returns:
+    the manifest.
+  Raises:
+    ValueError: if a program gives other numbers than the live model; nothing
+      is left then.
+    FileExistsError: if the folder is there.
+  """
+  sampling = trained.config.data.eval_sampling
+  if sampling not in _EVEN:
+    raise ValueError(
+        f'the run is evaluated with data.eval_sampling={sampling!r}, but an '
+        f'export can only choose frames by one of {_EVEN}; pass --uniform to '
+        'choose them so.')
+  output = pathlib.Path(output).absolute()
+  partial = _begin(output)
+  try:
+    made = programs.make(trained, platforms)
+    params = _used(made, trained)
+    manifest = _write_parts(trained, made, params, partial, tokenizer)
+    for name, program in made.items():
+      count = sum(params[n].size for n in program.parameters)
+      size = manifest['files'][manifest['programs'][name]['file']]['bytes']
+      say(f'{name}: {size:,} bytes, {count:,} parameters')
+    expected = check.live(trained)
+    found = check.differences(
+        trained, _import_loader(partial).load(partial).call, expected)
+    if with_saved_model:
+      folder = partial / 'saved_model'
+      saved_model.write(made, params, folder)
+      there = check.differences(
+          trained, saved_model.load(made, folder), expected)
+      found |= {f'saved_model/{name}': x for name, x in there.items()}
+    if tolerance is None:
+      tolerance = check.default_tolerance(trained)
+    for name, difference in found.items():
+      say(f'{name}: differs from the live model by {difference:.1e} at most')
+    if wrong := [n for n, x in found.items() if not x <= tolerance]:
+      raise ValueError(
+          f'{", ".join(wrong)} differ from the live model by more than the '
+          f'{tolerance:.1e} that is allowed; nothing was written. If this '
+          'machine multiplies float32 coarsely, pass --tolerance.')
+    manifest['check'] = {
+        'platform': jax.default_backend(), 'tolerance': tolerance,
+        'batch_sizes': list(check.BATCH_SIZES), 'difference': found}
+    _write_json(partial, manifest)
+    partial.rename(output)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  return manifest
+
+
+def write_params(checkpoint, output, *, tokenizer) -> int:
+  """Copies parameters, meta and tokenizer, without the optimizer.
+
+  The folder is a checkpoint that trained.load takes, its tokenizer beside it.
+
+  Args:
+    checkpoint: what checkpoints.find takes.
+    output: folder to make.
+    tokenizer: its file.
+  Returns:
+    bytes in the folder.
+  """
+  found = checkpoints.find(checkpoint)
+  _check_tokenizer(
+      tokenizer, checkpoints.load_meta(found)['tokenizer']['digest'])
+  output = pathlib.Path(output).absolute()
+  partial = _begin(output)
+  try:
+    for name in ('params', 'meta'):
+      shutil.copytree(found / name, partial / name)
+    shutil.copy(tokenizer, partial)
+    checkpoints.write_digests(partial)
+    _check_copy(found, partial)
+    partial.rename(output)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  return sum(p.stat().st_size for p in output.rglob('*') if p.is_file())
+
+
+def _begin(output):
+  """Makes the folder that gets its name when everything is in it."""
+  if output.exists():
+    raise FileExistsError(
+        f'{output} exists; choose another --output, or delete it.')
+  partial = output.with_name(f'{output.name}.partial')
+  shutil.rmtree(partial, ignore_errors=True)  # Of an export that was killed.
+  partial.mkdir(parents=True)
+  return partial
+
+
+def _used(made, trained):
+  """{name: numpy array} of the parameters that programs take."""
+  params = programs.flatten(trained.params)
+  names = {n for program in made.values() for n in program.parameters}
+  return {name: np.asarray(params[name]) for name in sorted(names)}
+
+
+def _write_parts(trained, made, params, folder, tokenizer):
+  """Writes everything but the SavedModel; returns the manifest."""
+  _check_tokenizer(tokenizer, trained.tokenizer.digest)
+  shutil.copy(tokenizer, folder)
+  shutil.copy(_LOADER, folder)
+  np.savez(folder / _PARAMETERS, **params)
+  (folder / 'programs').mkdir()
+  for name, program in made.items():
+    (folder / _file(name)).write_bytes(program.exported.serialize())
+  manifest = _describe(trained, made, params, pathlib.Path(tokenizer).name)
+  parts = [*map(_file, made), _PARAMETERS, manifest['text']['file']]
+  manifest['files'] = {
+      part: {'bytes': (folder / part).stat().st_size,
+             'sha256': _digest(folder / part)} for part in parts}
+  _write_json(folder, manifest)
+  return manifest
+
+
+def _describe(trained, made, params, tokenizer):
+  """Returns the manifest but for its files."""
+  data, text = trained.config.data, trained.tokenizer
+  origin = trained.origin
+  temperature = trained.params.get('temperature')
+  if temperature is not None:
+    temperature = float(np.clip(temperature, *TEMPERATURE_RANGE))
+  return {
+      'format': alpro_loader.FORMAT,
+      'source': {
+          'task': trained.config.task,
+          'step': origin and origin.step,
+          'checkpoint_digest': origin and origin.digest,
+      },
+      'versions': {
+          'python': platform.python_version(), 'jax': jax.__version__,
+          'jaxlib': jaxlib.__version__, 'numpy': np.__version__,
+      },
+      'model': dataclasses.asdict(trained.model.config),
+      'platforms': list(next(iter(made.values())).exported.platforms),
+      'programs': {
+          name: {
+              'file': _file(name),
+              'inputs': _specs(program.input_specs),
+              'outputs': _specs(program.output_specs),
+              'parameters': list(program.parameters),
+              'calling_convention':
+                  program.exported.calling_convention_version,
+          } for name, program in made.items()
+      },
+      'parameters': {
+          'file': _PARAMETERS,
+          'count': sum(x.size for x in params.values()),
+      },
+      'preprocessing': {
+          'frames': data.frames,
+          'choose': 'uniform: frame floor(k n / frames) of n, k from 0',
+          'image_size': data.image_size,
+          'resize': data.resize,
+          'resize_mode': data.resize_mode,
+          'crop': 'centre',
+          'pixels': 'uint8 RGB in 0..255; the program subtracts mean and '
+                    'divides by std, of RGB in 0..1',
+          'mean': list(timesformer.PIXEL_MEAN),
+          'std': list(timesformer.PIXEL_STD),
+      },
+      'text': {
+          'file': tokenizer,
+          'kind': ('wordpiece' if isinstance(text, tokens.WordPieceTokenizer)
+                   else 'sentencepiece'),
+          'vocab_size': text.vocab_size,
+          'max_tokens': data.max_text_tokens,
+          'special': text.special._asdict(),
+      },
+      'temperature': temperature,
+      'answers': list(trained.answers),
+  }
+
+
+def _specs(specs):
+  return [{'name': name, 'shape': [
+      x if isinstance(x, int) else str(x) for x in spec.shape
+  ], 'dtype': str(spec.dtype)} for name, spec in specs.items()]
+
+
+def _file(program):
+  return f'programs/{program}.jax_export'
+
+
+def _import_loader(folder):
+  """The loader as those who get the folder import it."""
+  spec = importlib.util.spec_from_file_location(
+      _LOADER.stem, folder / _LOADER.name)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def _check_tokenizer(path, expected):
+  digest = _digest(path)
+  if digest != expected:
+    raise ValueError(
+        f'{path} has digest {digest}, but the model was trained with '
+        f'{expected}; pass the file of that run as --tokenizer.')
+
+
+def _check_copy(source, copy):
+  """Compares what was copied with the digests of the source."""
+  before, after = (
+      json.loads((folder / 'digests.json').read_text())
+      for folder in (source, copy))
+  for name, digest in before.items():
+    if name.split('/')[0] in ('params', 'meta') and after.get(name) != digest:
+      raise OSError(f'{name} of {source} was not copied as it is; try again.')
+
+
+def _digest(path):
+  with open(path, 'rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _write_json(folder, manifest):
+  (folder / alpro_loader.MANIFEST).write_text(
+      json.dumps(manifest, indent=1, ensure_ascii=False) + '\n')
