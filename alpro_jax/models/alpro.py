@@ -161,7 +161,7 @@ class Alpro(nn.Module):
     """
     tokens = self.video_encoder(video, train=train)
     if not self.config.embed_size:
-      return VideoEncoding(tokens, jnp.zeros((len(tokens), 0)))
+      return VideoEncoding(tokens, jnp.zeros((tokens.shape[0], 0)))
     feature = self.video_projection(tokens[:, 0].astype(jnp.float32))
     return VideoEncoding(tokens, unit_length(feature))
 
@@ -172,7 +172,7 @@ class Alpro(nn.Module):
     tokens = self.text_embedding(ids, train=train)
     tokens = self.text_encoder(tokens, mask, train=train)
     if not self.config.embed_size:
-      return TextEncoding(tokens, jnp.zeros((len(tokens), 0)))
+      return TextEncoding(tokens, jnp.zeros((tokens.shape[0], 0)))
     feature = self.text_projection(tokens[:, 0].astype(jnp.float32))
     return TextEncoding(tokens, unit_length(feature))
 
