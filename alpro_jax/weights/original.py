@@ -64,24 +64,31 @@ def _convolution(patch_size: int) -> Layout:
   )
 
 
-# In the original's state dicts, and no parameters of ours: a head of 400
-# classes that nothing reads, a buffer, and the tied decoder's second copies.
-UNUSED = (
-    'visual_encoder.model.head.weight',
-    'visual_encoder.model.head.bias',
-    'text_encoder.bert.embeddings.position_ids',
-    'text_encoder.cls.predictions.decoder.weight',
-    'text_encoder.cls.predictions.decoder.bias',
-)
+class Rows:
+  """Collects the lines of a table."""
 
+  def __init__(self):
+    self.rows = []
 
-# In the original's question answering, which never reads them (SPEC 11).
-UNUSED_BY_ANSWERS = (
-    'temp',
-    *(f'{head}.{part}' for head in ('vision_proj', 'text_proj', 'itm_head')
-      for part in ('weight', 'bias')),
-    'text_encoder.embeddings.position_ids',
-)
+  def add(self, original, ours, layout=AS_IS):
+    ours = (ours,) if isinstance(ours, str) else tuple(ours)
+    self.rows.append(Row(original, ours, layout))
+
+  def linear(self, original, ours):
+    self.add(f'{original}.weight', f'{ours}/kernel', MATRIX)
+    self.add(f'{original}.bias', f'{ours}/bias')
+
+  def norm(self, original, ours):
+    self.add(f'{original}.weight', f'{ours}/scale')
+    self.add(f'{original}.bias', f'{ours}/bias')
+
+  def fused_attention(self, original, ours):
+    parts = [f'{ours}/{name}' for name in ('query', 'key', 'value')]
+    self.add(
+        f'{original}.qkv.weight', [f'{p}/kernel' for p in parts], QKV_MATRIX
+    )
+    self.add(f'{original}.qkv.bias', [f'{p}/bias' for p in parts], QKV_BIAS)
+    self.linear(f'{original}.proj', f'{ours}/out')
 
 
 def rename_table(config: AlproConfig) -> list[Row]:
@@ -94,108 +101,139 @@ def rename_table(config: AlproConfig) -> list[Row]:
     raise ValueError(
         f'{config.video.attention=}: the original has divided attention only.'
     )
-  rows = []
+  table = Rows()
   if config.embed_size:
-    rows.append(Row('temp', ('temperature',), AS_IS))
+    table.add('temp', 'temperature')
+  _add_video(table, config.video)
+  _add_text(table, config)
+  if config.embed_size:
+    table.linear('vision_proj', 'video_projection')
+    table.linear('text_proj', 'text_projection')
+  if config.match:
+    table.linear('itm_head', 'match_head')
+  if config.entities:
+    table.linear('mpm_head.0', 'entity_head/hidden')
+    table.linear('mpm_head.2', 'entity_head/out')
+  if config.answers:
+    table.linear('classifier.0', 'answer_head/hidden')
+    table.linear('classifier.2', 'answer_head/out')
+  return table.rows
 
-  def add(original, ours, layout=AS_IS):
-    ours = (ours,) if isinstance(ours, str) else tuple(ours)
-    rows.append(Row(original, ours, layout))
 
-  def linear(original, ours):
-    add(f'{original}.weight', f'{ours}/kernel', MATRIX)
-    add(f'{original}.bias', f'{ours}/bias')
-
-  def norm(original, ours):
-    add(f'{original}.weight', f'{ours}/scale')
-    add(f'{original}.bias', f'{ours}/bias')
-
-  def fused_attention(original, ours):
-    parts = [f'{ours}/{name}' for name in ('query', 'key', 'value')]
-    add(f'{original}.qkv.weight', [f'{p}/kernel' for p in parts], QKV_MATRIX)
-    add(f'{original}.qkv.bias', [f'{p}/bias' for p in parts], QKV_BIAS)
-    linear(f'{original}.proj', f'{ours}/out')
-
+def _add_video(table, config):
   theirs, ours = 'visual_encoder.model', 'video_encoder'
-  add(f'{theirs}.cls_token', f'{ours}/class_token', TABLE)
-  add(
+  table.add(f'{theirs}.cls_token', f'{ours}/class_token', TABLE)
+  table.add(
       f'{theirs}.pos_embed',
       (f'{ours}/class_position', f'{ours}/positions'),
       POSITIONS,
   )
-  add(f'{theirs}.time_embed', f'{ours}/times', TABLE)
-  add(
+  table.add(f'{theirs}.time_embed', f'{ours}/times', TABLE)
+  table.add(
       f'{theirs}.patch_embed.proj.weight',
       f'{ours}/patch_embed/kernel',
-      _convolution(config.video.patch_size),
+      _convolution(config.patch_size),
   )
-  add(f'{theirs}.patch_embed.proj.bias', f'{ours}/patch_embed/bias')
-  for i in range(config.video.depth):
+  table.add(f'{theirs}.patch_embed.proj.bias', f'{ours}/patch_embed/bias')
+  for i in range(config.depth):
     theirs, ours = f'visual_encoder.model.blocks.{i}', f'video_encoder/block{i}'
-    norm(f'{theirs}.norm1', f'{ours}/norm')
-    fused_attention(f'{theirs}.attn', f'{ours}/attention')
-    norm(f'{theirs}.temporal_norm1', f'{ours}/temporal_norm')
-    fused_attention(f'{theirs}.temporal_attn', f'{ours}/temporal_attention')
-    linear(f'{theirs}.temporal_fc', f'{ours}/temporal_fc')
-    norm(f'{theirs}.norm2', f'{ours}/mlp_norm')
-    linear(f'{theirs}.mlp.fc1', f'{ours}/mlp/fc1')
-    linear(f'{theirs}.mlp.fc2', f'{ours}/mlp/fc2')
-  norm('visual_encoder.model.norm', 'video_encoder/norm')
+    table.norm(f'{theirs}.norm1', f'{ours}/norm')
+    table.fused_attention(f'{theirs}.attn', f'{ours}/attention')
+    table.norm(f'{theirs}.temporal_norm1', f'{ours}/temporal_norm')
+    table.fused_attention(
+        f'{theirs}.temporal_attn', f'{ours}/temporal_attention'
+    )
+    table.linear(f'{theirs}.temporal_fc', f'{ours}/temporal_fc')
+    table.norm(f'{theirs}.norm2', f'{ours}/mlp_norm')
+    table.linear(f'{theirs}.mlp.fc1', f'{ours}/mlp/fc1')
+    table.linear(f'{theirs}.mlp.fc2', f'{ours}/mlp/fc2')
+  table.norm('visual_encoder.model.norm', 'video_encoder/norm')
 
-  # Question answering has a bare BERT, the others one below a head for words.
-  bert = 'text_encoder.bert' if config.mlm else 'text_encoder'
+
+def bert_prefix(config: AlproConfig) -> str:
+  """Question answering has a bare BERT, the others one below MLM's head."""
+  return 'text_encoder' if config.answers else 'text_encoder.bert'
+
+
+def _add_text(table, config):
+  bert = bert_prefix(config)
   theirs, ours = f'{bert}.embeddings', 'text_embedding'
-  add(f'{theirs}.word_embeddings.weight', f'{ours}/words')
-  add(f'{theirs}.position_embeddings.weight', f'{ours}/positions')
-  add(f'{theirs}.token_type_embeddings.weight', f'{ours}/types')
-  norm(f'{theirs}.LayerNorm', f'{ours}/norm')
+  table.add(f'{theirs}.word_embeddings.weight', f'{ours}/words')
+  table.add(f'{theirs}.position_embeddings.weight', f'{ours}/positions')
+  table.add(f'{theirs}.token_type_embeddings.weight', f'{ours}/types')
+  table.norm(f'{theirs}.LayerNorm', f'{ours}/norm')
   for i in range(config.text.depth):
     theirs = f'{bert}.encoder.layer.{i}'
     fused = i >= config.text.fusion_layer
     ours = f'{"fusion" if fused else "text"}_encoder/layer{i}'
-    for name in ('query', 'key', 'value'):
-      linear(f'{theirs}.attention.self.{name}', f'{ours}/attention/{name}')
-    linear(f'{theirs}.attention.output.dense', f'{ours}/attention/out')
-    norm(f'{theirs}.attention.output.LayerNorm', f'{ours}/norm')
-    linear(f'{theirs}.intermediate.dense', f'{ours}/mlp/fc1')
-    linear(f'{theirs}.output.dense', f'{ours}/mlp/fc2')
-    norm(f'{theirs}.output.LayerNorm', f'{ours}/mlp_norm')
+    for part in ('query', 'key', 'value'):
+      table.linear(
+          f'{theirs}.attention.self.{part}', f'{ours}/attention/{part}'
+      )
+    table.linear(f'{theirs}.attention.output.dense', f'{ours}/attention/out')
+    table.norm(f'{theirs}.attention.output.LayerNorm', f'{ours}/norm')
+    table.linear(f'{theirs}.intermediate.dense', f'{ours}/mlp/fc1')
+    table.linear(f'{theirs}.output.dense', f'{ours}/mlp/fc2')
+    table.norm(f'{theirs}.output.LayerNorm', f'{ours}/mlp_norm')
   if config.mlm:
     theirs, ours = 'text_encoder.cls.predictions', 'mlm_head'
-    add(f'{theirs}.bias', f'{ours}/bias')
-    linear(f'{theirs}.transform.dense', f'{ours}/transform')
-    norm(f'{theirs}.transform.LayerNorm', f'{ours}/norm')
+    table.add(f'{theirs}.bias', f'{ours}/bias')
+    table.linear(f'{theirs}.transform.dense', f'{ours}/transform')
+    table.norm(f'{theirs}.transform.LayerNorm', f'{ours}/norm')
 
-  if config.embed_size:
-    linear('vision_proj', 'video_projection')
-    linear('text_proj', 'text_projection')
-  if config.match:
-    linear('itm_head', 'match_head')
-  if config.entities:
-    linear('mpm_head.0', 'entity_head/hidden')
-    linear('mpm_head.2', 'entity_head/out')
-  if config.answers:
-    linear('classifier.0', 'answer_head/hidden')
-    linear('classifier.2', 'answer_head/out')
-  return rows
+
+def derived(name: str) -> bool:
+  """Whether a tensor of the original follows from others of its file.
+
+  The tied decoder of words, stored a second time, and the numbers of the
+  places in a text.
+  """
+  return name.endswith(
+      ('.embeddings.position_ids', '.predictions.decoder.weight',
+       '.predictions.decoder.bias'))
+
+
+def why_unused(name: str, config: AlproConfig) -> str:
+  """Says why a tensor of the original is no parameter of ours; '' if unknown.
+
+  Args:
+    name: in the original, a prompter's prefix cut off.
+    config: of the model.
+  """
+  if name.endswith('.embeddings.position_ids'):
+    return 'the numbers 0, 1, 2, ...'
+  if derived(name):
+    return 'a second copy of what it is tied to'
+  if name.startswith('visual_encoder.model.head.'):
+    return 'classes of Kinetics, which nothing reads (SPEC defect 62)'
+  if name in ('video_prompt_feat', 'image_prompt_feat'):
+    return 'prompts, which pre-training encodes anew from the list of entities'
+  heads = ('vision_proj.', 'text_proj.', 'itm_head.')
+  if config.answers and (name == 'temp' or name.startswith(heads)):
+    return 'random: question answering never reads it (SPEC 11)'
+  bare = not config.mlm and not config.answers
+  if bare and name.startswith('text_encoder.cls.'):
+    return 'the head for masked words, which retrieval never reads'
+  return ''
 
 
 def from_original(
     state: Mapping[str, Any], config: AlproConfig
 ) -> dict[str, Any]:
-  """Turns a state dict, or gradients named alike, into our parameters.
+  """Turns arrays by their names in the original into our parameters.
 
   Args:
-    state: tensors as NumPy arrays, of one model: a prompter's prefix cut off.
+    state: tensors, or gradients of them, of one model: a prompter's prefix cut
+      off. What `why_unused` explains may be there.
     config: of the model.
   Raises:
     ValueError: naming tensors that are missing or not known.
   """
   rows = rename_table(config)
   expected = {row.original for row in rows}
-  unused = {*UNUSED, *(UNUSED_BY_ANSWERS if config.answers else ())}
   missing = sorted(expected - set(state))
-  unknown = sorted(set(state) - expected - unused)
+  unknown = sorted(
+      name for name in set(state) - expected if not why_unused(name, config))
   if missing or unknown:
     raise ValueError(
         f'{len(missing)} tensors missing: {missing[:5]}; {len(unknown)} not '

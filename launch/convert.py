@@ -1,0 +1,541 @@
+"""Converts published weights to a checkpoint here, and back.
+
+A checkpoint made here has its model's sizes, task and tokenizer with it, like
+one of a training: evaluate.py and --config.train.init_from take it as it is.
+Every tensor of a file is used, or named with the reason why not.
+
+The original's files, or LAVIS's; the task is seen from the tensors. A
+pre-trained file holds its prompter too, which goes to OUTPUT_prompter:
+
+  python launch/convert.py --original=alpro_pretrained_ckpt.pt \\
+    --tokenizer=data/bert-base-uncased/vocab.txt --output=runs/alpro
+  python launch/convert.py --original=msrvtt_qa.pt --answers=ans2label.json \\
+    --tokenizer=data/bert-base-uncased/vocab.txt --output=runs/alpro_qa
+  python launch/evaluate.py --checkpoint=runs/alpro --data=data/msrvtt \\
+    --split=test
+
+A start for pre-training from a ViT (timm, or the .npz of its authors) or a
+TimeSformer, and a BERT of Hugging Face; either may be left out:
+
+  python launch/convert.py --vit=vit_base_patch16_224.safetensors \\
+    --bert=data/bert-base-uncased --output=runs/start
+  python launch/main.py --config=configs/pretrain_prompter.py \\
+    --workdir=runs/prompter --config.train.init_from=runs/start
+
+Back to the original's names and layouts, as .safetensors or with torch as .pt;
+exactly the file that was converted, if one was:
+
+  python launch/convert.py --checkpoint=runs/alpro \\
+    --prompter=runs/alpro_prompter --output=alpro.pt
+
+Reading or writing .pt, .pth, .bin and .pyth needs torch, which is not installed
+with this project: `pip install torch --index-url
+https://download.pytorch.org/whl/cpu`. Nothing in such a file is ever run.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from alpro_jax import sharding  # noqa: E402
+from alpro_jax.data import answers as answer_lists  # noqa: E402
+from alpro_jax.data import tokens  # noqa: E402
+from alpro_jax.models.alpro import Alpro, AlproConfig  # noqa: E402
+from alpro_jax.tasks.prompter import (  # noqa: E402
+    abstract_params,
+    init_model,
+    model_config,
+)
+from alpro_jax.train import checkpoints, workdir  # noqa: E402
+from alpro_jax.train.state import TrainState, create_state  # noqa: E402
+from alpro_jax.weights import (  # noqa: E402
+    assemble,
+    files,
+    kept,
+    original,
+    sizes,
+    sources,
+)
+from configs import (  # noqa: E402
+    finetune_msrvtt_qa,
+    finetune_msrvtt_retrieval,
+    pretrain,
+    pretrain_prompter,
+)
+from launch import command  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config whose options beside the sizes of the model are '
+    "stored; by default the paper's of the task.", lock_config=True)
+_ORIGINAL = flags.DEFINE_string(
+    'original', '', "The original's or LAVIS's weights.")
+_VIT = flags.DEFINE_string(
+    'vit', '', 'Weights of a ViT or a TimeSformer for the video encoder.')
+_BERT = flags.DEFINE_string(
+    'bert', '', 'Weights of a BERT for text and fusion encoder; a file, or a '
+    'folder with its config.json and vocab.txt.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', '', 'Checkpoint to bring back to PyTorch.')
+_PROMPTER = flags.DEFINE_string(
+    'prompter', '', 'With --checkpoint: the prompter to put into the file.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Workdir to make; with --checkpoint, file to write.')
+_TOKENIZER = flags.DEFINE_string(
+    'tokenizer', '', 'vocab.txt of the BERT that the weights come from.')
+_ANSWERS = flags.DEFINE_string(
+    'answers', '', "The original's ans2label.json, of question answering.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    'image_size', 0, 'Resize positions to images of this side.')
+_FRAMES = flags.DEFINE_integer(
+    'frames', 0, 'Resize times to clips of this many frames.')
+_RESIZE_RULE = flags.DEFINE_enum(
+    'resize_rule', '2d', assemble.RESIZE_RULES,
+    "Resize positions as a grid, or in one row as the original does.")
+_HEADS = flags.DEFINE_integer(
+    'heads', 0, 'Of attention; by default one for every 64 channels.')
+_FUSION_LAYER = flags.DEFINE_integer(
+    'fusion_layer', 0, 'First layer of BERT that fuses; by default half way.')
+_SEED = flags.DEFINE_integer(
+    'seed', 42, 'Of what --vit and --bert do not give.')
+
+_CONFIGS = {
+    'pretrain': pretrain, 'prompter': pretrain_prompter,
+    'retrieval': finetune_msrvtt_retrieval,
+    'question_answering': finetune_msrvtt_qa,
+}
+
+
+class Converted(NamedTuple):
+  """A model on its way to a checkpoint.
+
+  Attributes:
+    model: an Alpro.
+    params: nested arrays.
+    config: its options.
+    answers: that it chooses from.
+    notes: {what happened: [lines]}, for the report and the checkpoint.
+  """
+
+  model: Alpro
+  params: Any
+  config: Any
+  answers: tuple[str, ...]
+  notes: dict[str, list[str]]
+
+
+def main(argv):
+  try:
+    if argv[1:]:
+      raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
+    # Conversion is copying; a GPU would only be kept from others.
+    jax.config.update('jax_platforms', 'cpu')
+    # Orbax tells every step of writing a file.
+    logging.set_verbosity(logging.WARNING)
+    _check_flags()
+    if _CHECKPOINT.value:
+      convert_back()
+    elif _ORIGINAL.value:
+      convert_original()
+    else:
+      convert_start()
+  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    if not command.is_mistake(error):
+      raise
+    command.fail(error, command.MISTAKE)
+
+
+def _check_flags():
+  start = bool(_VIT.value or _BERT.value)
+  if (bool(_ORIGINAL.value) + bool(_CHECKPOINT.value) + start) != 1:
+    raise ValueError(
+        'exactly one of --original, --checkpoint, or --vit with --bert (one of '
+        'them suffices) is needed; see --help.')
+  if not _OUTPUT.value:
+    raise ValueError('--output is needed: where the result goes.')
+  needs = {'prompter': 'checkpoint', 'answers': 'original'}
+  for name, other in needs.items():
+    if flags.FLAGS[name].value and not flags.FLAGS[other].value:
+      raise ValueError(f'--{name} goes with --{other} alone.')
+  if _CHECKPOINT.value:
+    for name in ('config', 'tokenizer', 'image_size', 'frames', 'heads',
+                 'fusion_layer'):
+      if flags.FLAGS[name].value:
+        raise ValueError(
+            f'--{name} does not go with --checkpoint, which is written as it '
+            'is.')
+
+
+def convert_original():
+  """The original's file -> one workdir, or two with a prompter in it."""
+  tensors = files.open_tensors(_ORIGINAL.value)
+  task, own, prompter = sources.alpro(tensors)
+  folder = pathlib.Path(_OUTPUT.value)
+  parts = [(folder, task, own)]
+  if prompter:
+    beside = folder.with_name(folder.name + '_prompter')
+    parts.append((beside, 'prompter', prompter))
+  for where, _, _ in parts:
+    _check_free(where)
+  tokenizer, answers = _load_tokenizer(), ()
+  if task == 'question_answering':
+    answers = answer_lists.read_answers(_ANSWERS.value)
+  elif _ANSWERS.value:
+    raise ValueError(
+        f'--answers is of question answering, but {_ORIGINAL.value} is of '
+        f'{task!r}; leave it out.')
+  # Everything is read and checked before anything is written.
+  converted = [
+      _of_original(part_task, part, tokenizer, answers)
+      for _, part_task, part in parts]
+  if prompter:
+    converted[0].config.prompter.checkpoint = str(parts[1][0])
+  places = {
+      tensor.names[0]: name for name, tensor in own.items()
+  } | {
+      tensor.names[0]: f'prompter.{name}' for name, tensor in prompter.items()
+  }
+  order = [
+      (name, places[name], str(tensor.dtype))
+      for name, tensor in tensors.items()]
+  # Of the prompter alone there was no file: its names have no prefix.
+  orders = [order, [
+      (name, name, str(tensor.dtype)) for name, tensor in prompter.items()]]
+  for (where, _, part), one, names in zip(
+      parts, converted, orders, strict=False):
+    _save(where, one, tokenizer)
+    kept.write(where, names, {
+        name: tensor for name, tensor in part.items()
+        if (original.why_unused(name, one.model.config)
+            and not original.derived(name))
+        or ('cut' in one.notes and name.startswith('classifier.2.'))})
+    _report(where, one)
+
+
+def _of_original(task, tensors, tokenizer, answers):
+  """Returns one model of the original's file."""
+  heads = sizes.head_sizes(tensors)
+  notes = {}
+  if answers:
+    tensors = _cut_answers(tensors, len(answers), heads['answers'], notes)
+  video = sizes.video_sizes(tensors, _HEADS.value)
+  text = sizes.text_sizes(tensors, _HEADS.value, _FUSION_LAYER.value)
+  _check_tokenizer(tokenizer, text)
+  config = _options(task)
+  config.model.embed_size = heads['embed_size'] or config.model.embed_size
+  _set_sizes(config, video, text)
+  own_heads = {
+      'pretrain': {'entities': heads['entities']},
+      'prompter': {},
+      'retrieval': {'mlm': False},
+      'question_answering': {
+          'embed_size': 0, 'match': False, 'mlm': False,
+          'answers': len(answers)},
+  }[task]
+  made = model_config(config.model, text['vocab_size'], **own_heads)
+  unused = {
+      name: reason for name in tensors
+      if (reason := original.why_unused(name, made))}
+  _check_derived(tensors)
+  used = {name: t for name, t in tensors.items() if name not in unused}
+  rows = original.rename_table(made)
+  assemble.check(used, rows, _shapes(made))
+  params = assemble.read_params(used, rows)
+  notes['not used'] = [
+      f'{tensors[name].names[0]}: {reason}' for name, reason in unused.items()]
+  params = _resize(params, config, notes)
+  made = model_config(config.model, text['vocab_size'], **own_heads)
+  return Converted(
+      Alpro(made), unflatten_dict(params, sep='/'), config, answers, notes)
+
+
+def _cut_answers(tensors, count, labels, notes):
+  """Leaves out the labels that no answer has (SPEC defect 24)."""
+  if count > labels:
+    raise ValueError(
+        f'{_ANSWERS.value} has {count} answers, but classifier.2.weight of '
+        f'{_ORIGINAL.value} chooses from {labels}; pass the list it was '
+        'trained with.')
+  if count == labels:
+    return tensors
+  notes['cut'] = [
+      f'classifier.2: the last {labels - count} of {labels} labels, which no '
+      f'answer of {_ANSWERS.value} has']
+  return {**tensors, **{
+      name: tensors[name].derive(
+          (count, *tensors[name].shape[1:]), lambda array: array[:count])
+      for name in ('classifier.2.weight', 'classifier.2.bias')
+      if name in tensors}}
+
+
+def _check_derived(tensors):
+  """Checks what will be made again on the way back."""
+  for name, tensor in tensors.items():
+    if not original.derived(name):
+      continue
+    if name.endswith('position_ids'):
+      if not np.array_equal(
+          tensor.read().ravel(), np.arange(np.prod(tensor.shape))):
+        raise ValueError(f'tensor {name} is not 0, 1, 2, ...')
+      continue
+    tied = name.replace('.decoder.bias', '.bias').replace(
+        'cls.predictions.decoder', 'bert.embeddings.word_embeddings')
+    if tied not in tensors:
+      raise ValueError(f'tensor {tied} is missing; {name} is tied to it.')
+    sources.check_tied(name, tensor, tied, tensors[tied])
+
+
+def convert_start():
+  """Backbones -> a checkpoint to train from, the rest from the seed."""
+  folder = pathlib.Path(_OUTPUT.value)
+  _check_free(folder)
+  tensors, given, optional, notes = {}, [], [], {}
+  config = _options('prompter')
+  config.seed = _SEED.value
+  video = text = None
+  if _VIT.value:
+    source = sources.vit(
+        files.open_tensors(_VIT.value), _config_beside(_VIT.value))
+    video = sizes.video_sizes(source.tensors, _HEADS.value or source.heads)
+    given.append('visual_encoder.')
+    if source.copied:
+      optional = ['.temporal_fc.', '.time_embed']
+      notes['copied'] = [
+          f'{name} from {theirs}' for name, theirs in source.copied.items()]
+    tensors.update(source.tensors)
+    notes['not used'] = [f'{n}: {why}' for n, why in source.unused.items()]
+  if _BERT.value:
+    source = sources.bert(
+        files.open_tensors(_BERT.value), _config_beside(_BERT.value))
+    text = sizes.text_sizes(
+        source.tensors, _HEADS.value or source.heads, _FUSION_LAYER.value)
+    given.append('text_encoder.bert.')
+    if any(n.startswith('text_encoder.cls.') for n in source.tensors):
+      given.append('text_encoder.cls.')
+    tensors.update(source.tensors)
+    notes['not used'] = notes.get('not used', []) + [
+        f'{name}: {why}' for name, why in source.unused.items()]
+  tokenizer = _load_tokenizer()
+  _set_sizes(config, video or {}, text or {})
+  _check_tokenizer(tokenizer, text or {'vocab_size': tokenizer.vocab_size})
+  made = model_config(config.model, tokenizer.vocab_size)
+  rows = original.rename_table(made)
+  absent = assemble.check(
+      tensors, rows, _shapes(made), given=given, optional=optional)
+  params = assemble.read_params(tensors, rows)
+  params = _resize(params, config, notes)
+  made = model_config(config.model, tokenizer.vocab_size)
+  model = Alpro(made)
+  fresh = create_state(
+      lambda key: init_model(model, key), optax.identity(),
+      sharding.make_mesh(), _SEED.value).params
+  params = flatten_dict(fresh, sep='/') | params
+  notes['from the seed'] = _grouped(absent, params)
+  one = Converted(model, unflatten_dict(params, sep='/'), config, (), notes)
+  _save(folder, one, tokenizer)
+  _report(folder, one)
+
+
+def _config_beside(path):
+  """Returns Hugging Face's config.json of a file of weights, if it is there."""
+  beside = files.find(path).with_name('config.json')
+  return json.loads(beside.read_text()) if beside.is_file() else {}
+
+
+def _grouped(absent, params):
+  """Names parameters, those of a whole module by its name alone."""
+  lines = []
+  for module in dict.fromkeys(path.partition('/')[0] for path in absent):
+    ours = [path for path in params if path.partition('/')[0] == module]
+    some = [path for path in ours if path in absent]
+    if len(some) == len(ours) > 1:
+      lines.append(f'{module}: all {len(ours)}')
+    else:
+      lines += [f'{path} {params[path].shape}' for path in some]
+  return lines
+
+
+def convert_back():
+  """A checkpoint, with a prompter if given -> the original's file."""
+  files.check_writable(_OUTPUT.value)
+  state, config, remembered = _read_back(_CHECKPOINT.value)
+  if _PROMPTER.value:
+    if not config.entities:
+      raise ValueError(
+          f'{_CHECKPOINT.value} has no head for entities, so it was not '
+          'trained with a prompter; leave --prompter out.')
+    teacher, _, _ = _read_back(_PROMPTER.value)
+    state |= {f'prompter.{name}': array for name, array in teacher.items()}
+  arrays, absent = kept.in_order(state, remembered)
+  files.write_tensors(_OUTPUT.value, arrays)
+  size = sum(array.nbytes for array in arrays.values())
+  print(f'{len(arrays)} tensors, {size / 2**20:.1f} MiB')
+  if absent:
+    _print_list('in the file that was converted, and not in this one', absent)
+    if any(name.startswith('prompter.') for name in absent):
+      print('  (pass --prompter to add the prompter)')
+  if not remembered.order:
+    print(
+        f'{_CHECKPOINT.value} was not converted from a file, so tensors that '
+        'the original has and never reads are not there; it loads without '
+        'them (strict=False).')
+  print(f'Written: {_OUTPUT.value}')
+
+
+def _read_back(checkpoint):
+  """Returns arrays by the original's names, the config, and what was kept."""
+  folder = checkpoints.find(checkpoint)
+  config = AlproConfig.from_dict(checkpoints.load_meta(folder)['model'])
+  params = checkpoints.load_params(
+      folder, abstract_params(Alpro(config), sharding.make_mesh()))
+  # FOLDER/checkpoints/STEP is in the workdir FOLDER.
+  remembered = kept.read(folder.parents[1])
+  state = original.to_original(params, config)
+  return kept.complete(state, remembered, config), config, remembered
+
+
+def _options(task):
+  """Returns the options that are stored beside the sizes of the model."""
+  if _CONFIG.value is not None:
+    config = _CONFIG.value.copy_and_resolve_references()
+    if config.task != task:
+      raise ValueError(
+          f'--config has task={config.task!r}, but the weights are for '
+          f'{task!r}; pass a config of that task, or none.')
+  else:
+    config = _CONFIGS[task].get_config()
+    config.model.dtype = 'float32'
+    with config.ignore_type():
+      config.data.sources = config.eval.sources = ()
+  config.model.video.attention = 'divided'
+  config.train.init_from = ''
+  config.train.steps = 0
+  config.data.tokenizer = _tokenizer_file()
+  config.data.answers = _ANSWERS.value
+  return config
+
+
+def _set_sizes(config, video, text):
+  config.model.video.update(video)
+  config.model.text.update(text)
+  # One backbone alone: the other encoder gets the same width.
+  for part, own, other in (('video', video, text), ('text', text, video)):
+    if not own:
+      config.model[part].update(
+          {name: other[name] for name in ('width', 'heads', 'mlp_size')})
+  _show(config, config.model.video.image_size, config.model.video.frames)
+
+
+def _show(config, image_size, frames):
+  """Makes the options about pixels follow the model."""
+  data = config.data
+  data.resize = round(data.resize * image_size / data.image_size)
+  data.image_size = image_size
+  data.frames = frames
+
+
+def _resize(params, config, notes):
+  """Fits tables to --image_size and --frames, and the options with them."""
+  video = config.model.video
+  if _IMAGE_SIZE.value % video.patch_size:
+    raise ValueError(
+        f'--image_size={_IMAGE_SIZE.value} must be a multiple of '
+        f'{video.patch_size}, the side of a patch.')
+  video.image_size = _IMAGE_SIZE.value or video.image_size
+  video.frames = _FRAMES.value or video.frames
+  _show(config, video.image_size, video.frames)
+  params, lines = assemble.resize(
+      params, positions=(video.image_size // video.patch_size) ** 2,
+      frames=video.frames, rule=_RESIZE_RULE.value)
+  if lines:
+    notes['resized'] = lines
+  return params
+
+
+def _shapes(config):
+  """{path: shape} of every parameter of a model."""
+  abstract = abstract_params(Alpro(config), sharding.make_mesh())
+  flat = flatten_dict(abstract, sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _tokenizer_file():
+  if not _TOKENIZER.value and _BERT.value:
+    beside = files.find(_BERT.value).with_name('vocab.txt')
+    if beside.is_file():
+      return str(beside)
+  return _TOKENIZER.value
+
+
+def _load_tokenizer():
+  if not _tokenizer_file():
+    raise ValueError(
+        '--tokenizer is needed: the vocab.txt of the BERT that the weights '
+        "come from (the original's is bert-base-uncased), since word vectors "
+        'mean nothing without it.')
+  return tokens.load_tokenizer(_tokenizer_file())
+
+
+def _check_tokenizer(tokenizer, text):
+  if tokenizer.vocab_size != text['vocab_size']:
+    raise ValueError(
+        f'{_tokenizer_file()} has {tokenizer.vocab_size} words, but the '
+        f'weights have vectors for {text["vocab_size"]}; pass the vocab.txt '
+        'that they were trained with as --tokenizer.')
+
+
+def _check_free(folder):
+  if (folder / checkpoints.FOLDER).exists():
+    raise ValueError(
+        f'{folder} holds checkpoints already; choose another --output.')
+
+
+def _save(folder, one, tokenizer):
+  """Writes a checkpoint of step 0, like one of a training."""
+  task = one  # Its model and answers are all that is described.
+  meta = workdir.describe(one.config, task, tokenizer, sources=())
+  origin = {
+      name: flags.FLAGS[name].value for name in ('original', 'vit', 'bert')
+      if flags.FLAGS[name].value}
+  meta['converted'] = {'from': origin, **one.notes}
+  store = checkpoints.Checkpoints(folder)
+  params = jax.tree.map(jnp.asarray, one.params)
+  store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)
+  store.close()
+  workdir.write_json(folder / 'config.json', workdir.plain(one.config))
+
+
+def _report(folder, one):
+  config = one.model.config
+  count = sum(array.size for array in jax.tree.leaves(one.params))
+  video, text = config.video, config.text
+  print(
+      f'{one.config.task}: {count:,} parameters; video {video.width} x '
+      f'{video.depth}, {video.heads} heads, {video.frames} frames of '
+      f'{video.image_size} in patches of {video.patch_size}; text {text.width} '
+      f'x {text.depth}, {text.heads} heads, fusion from layer '
+      f'{text.fusion_layer}, {text.vocab_size} words')
+  for what, lines in one.notes.items():
+    _print_list(what, lines)
+  print(f'Written: {folder}')
+
+
+def _print_list(what, lines):
+  print(f'  {what}: {len(lines)}')
+  for line in lines:
+    print(f'    {line}')
+
+
+if __name__ == '__main__':
+  flags.adopt_module_key_flags(command)
+  app.run(main, flags_parser=command.parse)

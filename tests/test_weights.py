@@ -1,0 +1,397 @@
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.prompter import init_model
+from alpro_jax.weights import assemble, files, original, sizes, sources
+from configs import models
+from tests import original_files
+
+FOLDER = os.environ.get('ALPRO_GOLDEN')
+
+
+def config_of(tensors, *, heads=4, **changes):
+  """The config of a model, from its tensors."""
+  values = models.base().to_dict()
+  values['video'].update(sizes.video_sizes(tensors, heads))
+  values['text'].update(sizes.text_sizes(tensors, heads))
+  found = sizes.head_sizes(tensors)
+  values['entities'] = found['entities']
+  values['answers'] = found['answers']
+  return AlproConfig.from_dict(values | changes)
+
+
+@functools.cache
+def _shapes_with_every_head(config):
+  boxed = jax.eval_shape(
+      lambda key: init_model(Alpro(config), key), jax.random.key(0))
+  flat = flatten_dict(nn.unbox(boxed), sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def shapes_of(config):
+  """{path: shape}; heads that a model lacks do no harm, and tracing costs."""
+  return _shapes_with_every_head(dataclasses.replace(
+      config, embed_size=256, match=True, mlm=True,
+      **({'entities': 1000, 'answers': 1500} if config.video.width == 768
+         else {'entities': 20, 'answers': 15})))
+
+
+@pytest.fixture(scope='module')
+def student():
+  tensors = files.in_memory(original_files.student())
+  return {n: t for n, t in tensors.items() if not original.derived(n)}
+
+
+@pytest.fixture(scope='module')
+def config(student):
+  return config_of(student)
+
+
+@pytest.fixture(scope='module')
+def shapes(config):
+  return shapes_of(config)
+
+
+def write(path, arrays, metadata=None):
+  files.write_tensors(path, arrays, metadata)
+  return path
+
+
+def check_equal(ours, theirs):
+  assert list(ours) == list(theirs)
+  for name, array in ours.items():
+    assert array.dtype == theirs[name].dtype, name
+    np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+# Files.
+
+
+def test_safetensors_come_back_as_they_were(tmp_path):
+  arrays = {
+      'scalar': np.float32(0.07).reshape(()),
+      'ids': np.arange(5, dtype=np.int64)[None],
+      'half': np.linspace(0, 1, 6, dtype=np.float16).reshape(2, 3),
+      'brain': np.arange(4).astype(jnp.bfloat16),
+      'view': np.arange(12.0).reshape(3, 4).T, 'empty': np.zeros((0, 3)),
+  }
+  path = write(tmp_path / 'a.safetensors', arrays, {'who': 'me'})
+  tensors = files.open_tensors(path)
+  check_equal({n: t.read() for n, t in tensors.items()}, arrays)
+  assert tensors['view'].shape == (4, 3)
+  assert files.read_metadata(path) == {'who': 'me'}
+  assert not list(tmp_path.glob('*.draft'))
+
+
+def test_safetensors_of_the_package(tmp_path):
+  package = pytest.importorskip('safetensors.numpy')
+  arrays = {'b': np.arange(6.0).reshape(2, 3), 'a': np.float32([1, 2])}
+  package.save_file(arrays, tmp_path / 'theirs.safetensors')
+  found = files.open_tensors(tmp_path / 'theirs.safetensors')
+  assert set(found) == {'a', 'b'}
+  np.testing.assert_array_equal(found['b'].read(), arrays['b'])
+  ours = package.load_file(write(tmp_path / 'ours.safetensors', arrays))
+  np.testing.assert_array_equal(ours['b'], arrays['b'])
+
+
+def test_damaged_safetensors_are_refused(tmp_path):
+  path = write(tmp_path / 'a.safetensors', {'x': np.arange(100.0)})
+  data = path.read_bytes()
+  for cut, message in (
+      (data[:-8], 'is damaged: x'), (data[:40], 'was cut off'),
+      (b'\0', 'was cut off'), (b'\x02\0\0\0\0\0\0\0[x', 'is not JSON'),
+      (data.replace(b'F64', b'F99'), 'x has type F99')):
+    path.write_bytes(cut)
+    with pytest.raises(ValueError, match=message):
+      files.open_tensors(path)
+
+
+def test_npz_is_read_without_pickle(tmp_path):
+  path = tmp_path / 'a.npz'
+  np.savez(path, x=np.arange(6.0).reshape(2, 3), y=np.float32(2))
+  found = files.open_tensors(path)
+  assert found['x'].shape == (2, 3) and found['y'].shape == ()
+  np.testing.assert_array_equal(found['x'].read(), [[0, 1, 2], [3, 4, 5]])
+  np.savez(path, x=np.array([{}], object))
+  with pytest.raises(ValueError, match='holds Python objects'):
+    files.open_tensors(path)
+  path.write_bytes(b'nothing')
+  with pytest.raises(ValueError, match='no npz file'):
+    files.open_tensors(path)
+
+
+def test_what_is_not_there_or_cannot_be_written_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match='model.safetensors.*bin not'):
+    files.open_tensors(tmp_path)
+  with pytest.raises(FileNotFoundError, match='no weights at nowhere.pt'):
+    files.open_tensors('nowhere.pt')
+  with pytest.raises(ValueError, match='must end in .pt'):
+    files.check_writable('a.npz')
+
+
+def test_torch_is_asked_for_when_it_is_not_there(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__('sys').modules, 'torch', None)
+  (tmp_path / 'a.pt').write_bytes(b'')
+  with pytest.raises(ValueError, match='pip install torch'):
+    files.open_tensors(tmp_path / 'a.pt')
+
+
+def test_a_folder_of_hugging_face_is_a_file(tmp_path):
+  write(tmp_path / 'model.safetensors', {'x': np.zeros(1)})
+  assert list(files.open_tensors(tmp_path)) == ['x']
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    'task', ['pretrain', 'prompter', 'retrieval', 'question_answering'])
+def test_the_task_is_seen_from_the_tensors(task):
+  state = getattr(original_files, task)()
+  found, own, prompter = sources.alpro(files.in_memory(state))
+  assert found == task
+  assert len(own) + len(prompter) == len(state)
+  assert bool(prompter) == (task == 'pretrain')
+  assert 'temp' in own
+
+
+def test_every_tensor_of_a_file_is_used_or_explained():
+  for task, changes in (
+      ('pretrain', {}), ('prompter', {}), ('retrieval', {'mlm': False}),
+      ('question_answering', {'embed_size': 0, 'match': False, 'mlm': False})):
+    tensors = files.in_memory(getattr(original_files, task)())
+    _, own, prompter = sources.alpro(tensors)
+    for part, heads in ((own, changes), (prompter, {})):
+      if not part:
+        continue
+      config = config_of(part, **heads)
+      used = {
+          n: t for n, t in part.items() if not original.why_unused(n, config)}
+      rows = original.rename_table(config)
+      assert assemble.check(used, rows, shapes_of(config)) == []
+
+
+@pytest.mark.parametrize('task', ['retrieval', 'question_answering'])
+def test_lavis_names_are_understood(task):
+  state = getattr(original_files, task)()
+  found, own, _ = sources.alpro(files.in_memory(original_files.lavis(state)))
+  _, expected, _ = sources.alpro(files.in_memory(state))
+  assert found == task
+  assert set(own) <= set(expected)
+  for name in set(expected) - set(own):
+    assert '.cls.' in name or '.head.' in name
+
+
+def test_one_tensor_under_two_names_is_refused():
+  state = original_files.retrieval()
+  name = 'text_encoder.bert.embeddings.LayerNorm.bias'
+  state['text_encoder.embeddings.LayerNorm.bias'] = state[name]
+  with pytest.raises(ValueError, match='the same one under two names'):
+    sources.alpro(files.in_memory(state))
+
+
+def test_other_weights_are_sent_where_they_belong():
+  with pytest.raises(ValueError, match='no file of ALPRO.*--vit.*--bert'):
+    sources.alpro(files.in_memory(original_files.vit()))
+
+
+def test_a_vit_gives_time_its_spatial_weights(config, shapes):
+  """From timm and from the authors' npz the same, SPEC 3.6."""
+  rows = original.rename_table(config)
+  read = []
+  for state in (original_files.vit(), original_files.vit_npz()):
+    source = sources.vit(files.in_memory(state))
+    absent = assemble.check(
+        source.tensors, rows, shapes, given=['visual_encoder.'],
+        optional=['.temporal_fc.', '.time_embed'])
+    in_video = [p for p in absent if p.startswith('video_encoder')]
+    assert in_video == ['video_encoder/times', *(
+        f'video_encoder/block{i}/temporal_fc/{part}'
+        for i in range(config.video.depth) for part in ('kernel', 'bias'))]
+    assert len(source.unused) == 2
+    read.append(assemble.read_params(source.tensors, rows))
+  assert source.heads == 4
+  timm, npz = read
+  check_equal(npz, timm)
+  expected = flatten_dict(original.from_original(
+      original_files.student(), config), sep='/')
+  for path, array in timm.items():
+    taken = path.replace('temporal_', '')
+    np.testing.assert_array_equal(array, expected[taken], err_msg=path)
+
+
+def test_a_misshaped_part_of_a_vit_is_named():
+  state = original_files.vit_npz()
+  name = 'Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel'
+  state[name] = state[name][:-1]
+  with pytest.raises(ValueError, match=f'{name} has shape'):
+    sources.vit(files.in_memory(state))
+  del state[name]
+  with pytest.raises(ValueError, match=f'{name} is missing'):
+    sources.vit(files.in_memory(state))
+
+
+def test_a_bert_of_google_fills_text_and_fusion(config, shapes):
+  source = sources.bert(files.in_memory(original_files.bert()))
+  rows = original.rename_table(config)
+  absent = assemble.check(
+      source.tensors, rows, shapes, given=['text_encoder.'])
+  assert not any(path.startswith(
+      ('text_', 'fusion_', 'mlm_')) and 'projection' not in path
+      for path in absent)
+  expected = flatten_dict(original.from_original(
+      original_files.student(), config), sep='/')
+  params = assemble.read_params(source.tensors, rows)
+  assert len(params) == 5 + 16 * config.text.depth + 5
+  for path, array in params.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+  assert set(source.unused.values()) == {
+      'ALPRO has no pooler', 'ALPRO does not guess the next sentence',
+      'the numbers 0, 1, 2, ...'}
+
+
+def test_a_decoder_must_be_tied():
+  state = original_files.bert()
+  words = state['bert.embeddings.word_embeddings.weight']
+  state['cls.predictions.decoder.weight'] = words
+  source = sources.bert(files.in_memory(state))
+  assert 'second copy' in source.unused['cls.predictions.decoder.weight']
+  state['cls.predictions.decoder.weight'] = words + 1
+  with pytest.raises(ValueError, match='decoder.weight.* differ'):
+    sources.bert(files.in_memory(state))
+
+
+def test_other_arithmetic_is_refused():
+  with pytest.raises(ValueError, match="hidden_act='relu'.*'gelu'"):
+    sources.bert(files.in_memory(original_files.bert()), {'hidden_act': 'relu'})
+  with pytest.raises(ValueError, match="attention_type='joint_space_time'"):
+    sources.vit(files.in_memory(original_files.vit()),
+                {'attention_type': 'joint_space_time'})
+
+
+# Strictness. Every tensor is left out, added to, and cut in turn.
+
+
+def test_any_missing_tensor_is_named(student, config, shapes):
+  rows = original.rename_table(config)
+  for row in rows:
+    tensors = dict(student)
+    del tensors[row.original]
+    with pytest.raises(ValueError) as caught:
+      assemble.check(tensors, rows, shapes)
+    assert f'1 missing: {row.original}.' in str(caught.value)
+
+
+def test_any_misshaped_tensor_is_named(student, shapes):
+  """Whatever the sizes are seen from, the wrong tensor is the one named."""
+  for name, tensor in student.items():
+    if not tensor.shape or re.search(r'\.[1-9]\d*\.', name):
+      continue  # A number; the blocks behind the first one are alike.
+    shape = (tensor.shape[0] + 1, *tensor.shape[1:])
+    tensors = student | {name: tensor._replace(shape=shape)}
+    with pytest.raises(ValueError) as caught:
+      config = config_of(tensors)
+      assemble.check(tensors, original.rename_table(config), shapes)
+    assert name in str(caught.value), (name, caught.value)
+
+
+def test_extra_tensors_and_integers_are_named(student, config, shapes):
+  rows = original.rename_table(config)
+  extra = files.in_memory({'surprise': np.zeros(3)})
+  with pytest.raises(ValueError, match='1 not known: surprise'):
+    assemble.check(student | extra, rows, shapes)
+  whole = student['temp']._replace(dtype=np.dtype(np.int64))
+  with pytest.raises(ValueError, match='temp is int64, expected floating'):
+    assemble.check(student | {'temp': whole}, rows, shapes)
+
+
+def test_sizes_name_what_they_cannot_see(student):
+  tensors = dict(student)
+  with pytest.raises(ValueError, match='64 channels|pass --heads') as caught:
+    odd = {
+        name: t._replace(shape=(60,)) if name.endswith('norm1.weight')
+        or name.endswith('norm2.weight') else t for name, t in tensors.items()}
+    sizes.video_sizes(odd)
+  assert 'not heads of 64' in str(caught.value)
+  name = 'visual_encoder.model.pos_embed'
+  with pytest.raises(ValueError, match='pos_embed.*square grid'):
+    sizes.video_sizes(
+        tensors | {name: tensors[name]._replace(shape=(1, 16, 64))})
+  name = 'visual_encoder.model.patch_embed.proj.weight'
+  with pytest.raises(ValueError, match='square patches'):
+    sizes.video_sizes(
+        tensors | {name: tensors[name]._replace(shape=(64, 3, 16, 8))})
+  with pytest.raises(ValueError, match='has shape .64,.; expected 4 axes'):
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(64,))})
+  with pytest.raises(ValueError, match='no tensor is named like'):
+    sizes.text_sizes({'x': tensors['temp']})
+  del tensors[name]
+  with pytest.raises(ValueError, match=f'{name} is missing'):
+    sizes.video_sizes(tensors)
+
+
+def test_half_precision_is_read_exactly(config):
+  state = {n: a.astype(np.float16) for n, a in original_files.student().items()}
+  params = assemble.read_params(
+      files.in_memory(state), original.rename_table(config))
+  for path, array in params.items():
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, array.astype(np.float16), path)
+
+
+def test_both_rules_of_resizing():
+  """Rows are numbered; 2 x 2 patches become 4 x 4, 2 frames 4."""
+  table = np.arange(4, dtype=np.float32)[:, None]
+  params = {'video_encoder/positions': table, 'video_encoder/times': table[:2]}
+  done, lines = assemble.resize(
+      params, positions=16, frames=4, rule='original')
+  assert done['video_encoder/positions'][:, 0].tolist() == [
+      0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+  assert done['video_encoder/times'][:, 0].tolist() == [0, 0, 1, 1]
+  assert len(lines) == 2 and '4 to 16 rows' in lines[0]
+  done, _ = assemble.resize(params, positions=16, frames=2)
+  grid = done['video_encoder/positions'].reshape(4, 4)
+  assert np.all(np.diff(grid, axis=0) >= 0)
+  assert np.all(np.diff(grid, axis=1) >= 0)
+  assert done['video_encoder/times'] is params['video_encoder/times']
+  with pytest.raises(ValueError, match='choose one of'):
+    assemble.resize(params, positions=4, frames=2, rule='3d')
+  with pytest.raises(ValueError, match='square'):
+    assemble.resize(params, positions=15, frames=2)
+
+
+@pytest.mark.skipif(not FOLDER, reason='the manifests are in ALPRO_GOLDEN')
+@pytest.mark.parametrize(
+    'name', ['pretrain', 'prompter', 'retrieval', 'qa'])
+def test_the_original_in_full_size_fits(name):
+  """Names and shapes of the released models; nothing is read."""
+  manifest = json.loads(
+      (pathlib.Path(FOLDER) / f'manifest_{name}.json').read_text())
+  tensors = {
+      n: files.Tensor((n,), tuple(shape), np.dtype(np.float32), None)
+      for n, shape in manifest['state_dict'].items()}
+  task, own, prompter = sources.alpro(tensors)
+  changes = {
+      'retrieval': {'mlm': False},
+      'question_answering': {'embed_size': 0, 'match': False, 'mlm': False}}
+  for part, heads in ((own, changes.get(task, {})), (prompter, {})):
+    if part:
+      config = config_of(part, heads=0, **heads)
+      used = {
+          n: t for n, t in part.items() if not original.why_unused(n, config)}
+      rows = original.rename_table(config)
+      assert assemble.check(used, rows, shapes_of(config)) == []
+      assert dataclasses.asdict(config)['video']['heads'] == 12
+      assert config.text.fusion_layer == 6
