@@ -1,0 +1,466 @@
+"""A page about one clip and one text: what the model goes by.
+
+  evidence    places of each frame that speak for a word, or against it
+  attention   where fusion looks from each word, Grad-CAM of one layer
+  entities    what the prompter calls some regions (pre-training with PEM)
+  time        where and when the video encoder looks
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alpro_jax import masking
+from alpro_jax.evaluation import attention, page
+from alpro_jax.evaluation.attention import Texts
+from alpro_jax.evaluation.page import escape as _
+from alpro_jax.evaluation.report import dim_outside
+from alpro_jax.evaluation.trained import Trained
+from alpro_jax.models import prompter as prompting
+from alpro_jax.models.alpro import Alpro
+
+_ENLARGED = 112  # Pixels of a frame in the page, at least.
+
+
+class Word(NamedTuple):
+  """A word of the text, and where its tokens stand."""
+
+  text: str
+  first: int
+  stop: int
+
+
+class Entity(NamedTuple):
+  """A region bool[rows, columns] and what it is called, most probable first.
+
+  Attributes:
+    region: bool[rows, columns] of patches.
+    labels: of the prompter, with probabilities.
+    answers: of the entity head, which sees the whole clip and the text.
+    kept: whether training would use the label.
+  """
+
+  region: np.ndarray
+  labels: list[tuple[str, float]]
+  answers: list[tuple[str, float]]
+  kept: bool
+
+
+class Explained(NamedTuple):
+  """All that is shown.
+
+  Attributes:
+    trained: the model.
+    name: of the video.
+    text: caption or question.
+    frames: uint8[T, H, W, 3], what the model sees.
+    seconds: (start, stop) of the clip.
+    words: those of the text.
+    target: see attention.TARGETS.
+    verdict: what the model says of the whole.
+    evidence: float32[words, T, rows, columns]; of an answer, a single map.
+    said: what the model makes of each word; of an answer, the answer.
+    looked: attention, a row for each word.
+    layer: of fusion that is shown.
+    entities: of sampled regions.
+    notes: what could not be shown and why.
+  """
+
+  trained: Trained
+  name: str
+  text: str
+  frames: np.ndarray
+  seconds: tuple[float, float]
+  words: list[Word]
+  target: str
+  verdict: str
+  evidence: np.ndarray
+  said: list[str]
+  looked: attention.Looked
+  layer: int
+  entities: list[Entity]
+  notes: list[str]
+
+
+def split_words(trained: Trained, text: str) -> list[Word]:
+  """Cuts a text at its spaces and finds the tokens of each word.
+
+  A tokenizer that joins words gives them as it reads them, token by token.
+
+  Raises:
+    ValueError: if there is no word.
+  """
+  encode, most = trained.tokenizer.encode, trained.config.data.max_text_tokens
+  ids, mask = encode([text], most)
+  length = int(mask.sum()) - 1  # Without [SEP], which is last.
+  words, at, own = [], 1, []
+  for word in text.split():
+    row, known = encode([word], most)
+    count = int(known.sum()) - 2
+    own += row[0, 1:1 + count].tolist()
+    if count and at < length:
+      words.append(Word(word, at, min(at + count, length)))
+    at += count
+  if own[:length - 1] != ids[0, 1:length].tolist():
+    words = [Word(trained.tokenizer.decode([i]) or '·', at, at + 1)
+             for at, i in enumerate(ids[0, 1:length].tolist(), 1)]
+  if not words:
+    raise ValueError(f'{text!r} has no word that the tokenizer knows.')
+  return words
+
+
+def choose_target(trained: Trained) -> str:
+  """The target that this model was trained for.
+
+  Raises:
+    ValueError: if it has no fusion encoder that was trained.
+  """
+  config = trained.config
+  if trained.answers_questions:
+    return 'answer'
+  if config.task == 'pretrain' and config.loss.mlm > 0:
+    return 'word'
+  if trained.knows_matching:
+    return 'match'
+  raise ValueError(
+      f'{trained.origin.path} (task={config.task!r}) never trained its fusion '
+      'encoder; pass a checkpoint of pre-training, retrieval or question '
+      'answering.')
+
+
+def choose_layer(config, asked: int | None = None) -> int:
+  """The fusion layer to show: the third of six, as ALBEF does, or `asked`.
+
+  The last one has a gradient for the class token's row alone, unless words
+  are the target.
+  """
+  first, stop = config.text.fusion_layer, config.text.depth
+  layer = first + (stop - first) // 3 if asked is None else asked
+  if not first <= layer < stop:
+    raise ValueError(
+        f'--layer={layer} is no fusion layer; they are {first} to {stop - 1}.')
+  return layer
+
+
+def explain(
+    trained: Trained, name: str, frames: np.ndarray,
+    seconds: tuple[float, float], text: str, *, layer: int | None = None,
+    steps: int = 16,
+) -> Explained:
+  """Asks a model about one clip.
+
+  Args:
+    trained: the model.
+    name: of the video.
+    frames: uint8[T, H, W, 3].
+    seconds: start and stop of the clip.
+    text: a caption, or a question for a model that answers.
+    layer: of fusion to show; None chooses.
+    steps: see attention.evidence.
+  """
+  model, params = trained.model, trained.params
+  config, special = model.config, trained.tokenizer.special
+  layer = choose_layer(config, layer)
+  target = choose_target(trained)
+  words = split_words(trained, text)
+  ids, mask = trained.tokenizer.encode(
+      [text], trained.config.data.max_text_tokens)
+  rows = len(words)
+  labels, mask = ids.repeat(rows, 0), mask.repeat(rows, 0)
+  wanted = np.zeros_like(mask)
+  for row, word in enumerate(words):
+    wanted[row, word.first:word.stop] = True
+  masked = Texts(
+      np.where(wanted, special.mask, labels), mask, wanted, labels)
+  whole = Texts(labels, mask, wanted, labels)
+  patch = config.video.patch_size
+  # Small grids are shown in half patches.
+  fine = frames.shape[1] // patch < 8 and patch % 2 == 0
+  rule = {'cell': patch // 2 if fine else patch, 'steps': steps}
+  if target == 'answer':
+    # One map: the answer rests on all words.
+    one = Texts(*(x[:1] for x in whole))
+    places = attention.evidence(model, params, frames, one, target, **rule)
+    looked = attention.look(model, params, frames, whole, target)
+  else:
+    places = attention.evidence(model, params, frames, masked, target, **rule)
+    looked = attention.look(
+        model, params, frames, masked if target == 'word' else whole, target)
+  said, verdict = _say(trained, frames, masked, whole, target, looked)
+  return Explained(
+      trained, name, text, frames, seconds, words, target, verdict, places,
+      said, looked, layer, [], [])
+
+
+def _say(trained, frames, masked, whole, target, looked):
+  """What the model makes of each word, and of all."""
+  model, params = trained.model, trained.params
+  if target == 'answer':
+    best = _answers(trained, frames, whole)
+    return [best[0][0]], ', '.join(
+        f'{text} {100 * share:.1f} %' for text, share in best)
+  one = Texts(*(x[:1] for x in whole))
+  verdict = 'matching was not trained'
+  margin = None
+  if trained.knows_matching:
+    margin = float(attention.score(model, params, frames, one, 'match')[0])
+    verdict = f'a match with {100 / (1 + np.exp(-margin)):.1f} %'
+  if target == 'word':
+    return [f'{100 * np.exp(x):.0f} %' for x in looked.target], verdict
+  without = attention.score(model, params, frames, masked, 'match')
+  return [f'{margin - x:+.1f}' for x in without], verdict
+
+
+def _answers(trained, frames, whole):
+  model = trained.model.bind({'params': trained.params})
+  video = model.encode_video(jnp.asarray(frames[None]), train=False)
+  text = model.encode_text(whole.ids[:1], whole.mask[:1], train=False)
+  fused = model.fuse(text.tokens, whole.mask[:1], video.tokens, train=False)
+  share = np.asarray(jax.nn.softmax(model.answer_logits(fused[:, 0])))[0]
+  best = np.argsort(-share, kind='stable')[:5]
+  return [(trained.answers[i], float(share[i])) for i in best]
+
+
+def name_regions(
+    trained: Trained, teacher, entities: Sequence[str], frames: np.ndarray,
+    text: str, *, count: int = 6, seed: int = 0,
+) -> list[Entity]:
+  """Asks prompter and model what random regions show, as in training.
+
+  Args:
+    trained: a model of pre-training with PEM.
+    teacher: its prompter, tasks.pretrain.Teacher.
+    entities: names.
+    frames: uint8[T, H, W, 3].
+    text: that the model reads beside the clip.
+    count: regions.
+    seed: of the regions.
+  """
+  options, config = trained.config, trained.model.config
+  patch, grid = config.video.patch_size, (
+      frames.shape[1] // config.video.patch_size,
+      frames.shape[2] // config.video.patch_size)
+  ids, mask = trained.tokenizer.encode([text], options.data.max_text_tokens)
+
+  @jax.jit
+  def run(params, teacher_params, bank, video, key):
+    region = masking.sample_regions(
+        key, count, grid, area=options.loss.region_area,
+        rule=options.loss.region_rule)
+    clips = jnp.repeat(video[None], count, axis=0)
+    prompter = Alpro(teacher.config).bind({'params': teacher_params})
+    labels, keep = prompting.pseudo_labels(
+        prompter.encode_video(
+            masking.crop_regions(clips, region, patch), train=False).feature,
+        bank, jnp.zeros(count, bool), prompter.temperature(),
+        rule=options.prompter.ignore_rule,
+        threshold=options.prompter.ignore_threshold)
+    model = trained.model.bind({'params': params})
+    tokens = model.encode_video(video[None], train=False).tokens
+    words = model.encode_text(ids, mask, train=False).tokens
+    fused = model.fuse(words, mask, tokens, train=False)
+    patches = fused[0, mask.shape[1] + 1:].astype(jnp.float32)
+    weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
+    answers = jax.nn.softmax(model.entity_logits(weight @ patches))
+    return region, labels, keep, answers
+
+  found = jax.tree.map(np.asarray, run(
+      trained.params, teacher.params, teacher.bank, jnp.asarray(frames),
+      jax.random.key(seed)))
+
+  def top(shares):
+    best = np.argsort(-shares, kind='stable')[:5]
+    return [(entities[i], float(shares[i])) for i in best]
+
+  return [
+      Entity(region.reshape(grid), top(labels), top(answers), bool(kept))
+      for region, labels, kept, answers in zip(*found, strict=True)]
+
+
+# --- The page ---------------------------------------------------------------
+
+_ABOUT = {
+    'word': 'Each word in turn is hidden from the model, which is asked what '
+            'stood there; the number is the probability of the true word. '
+            'Colours show what its answer rests on.',
+    'match': 'Each word in turn is hidden; the number is what the word adds '
+             'to the margin of a match. Colours show what that rests on.',
+    'answer': 'Colours show what the probability of its first answer rests '
+              'on.',
+}
+
+
+def render(shown: Explained) -> str:
+  """Returns the page."""
+  origin = shown.trained.origin
+  top = page.facts([
+      ('model', f'{origin.path}, step {origin.step}' if origin else ''),
+      ('clip', f'{shown.name}, {shown.seconds[0]:.1f} to '
+               f'{shown.seconds[1]:.1f} s, {len(shown.frames)} frames'),
+      ('the model says', shown.verdict)])
+  notes = ''.join(f'<p class="warning">{_(note)}</p>' for note in shown.notes)
+  return page.document(
+      f'“{shown.text}”', f'<style>{_STYLE}</style>{top}{notes}', [
+          ('What it sees', page.image(page.film_strip(_large(shown.frames)))),
+          ('What each word rests on' if shown.target != 'answer' else
+           'What the answer rests on', _evidence(shown)),
+          ('Where fusion looks from each word', _attention(shown)),
+          ('What regions are called', _entities(shown)),
+          ('Where and when the video encoder looks', _video(shown))])
+
+
+def heat(frames: np.ndarray, maps: np.ndarray, *, signed: bool) -> np.ndarray:
+  """Lays maps over grey frames.
+
+  Args:
+    frames: uint8[T, H, W, 3].
+    maps: float[T, rows, columns] in -1..1; below 0 is blue, above is red.
+    signed: whether there is anything below 0.
+  Returns:
+    uint8[T, H', W', 3], enlarged.
+  """
+  frames = _large(frames).astype(np.float32)
+  t, h, w, _ = frames.shape
+  maps = np.asarray(jax.image.resize(
+      jnp.asarray(maps, jnp.float32), (t, h, w), 'linear'))[..., None]
+  grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
+  # Brightened, so that colours stand out of dark clips as well.
+  base = 0.55 * grey[..., None] + 90 + np.zeros(3, np.float32)
+  strength = np.clip(np.abs(maps), 0, 1) ** 0.8
+  red, blue = np.array([205, 38, 20]), np.array([25, 90, 190])
+  colour = np.where(maps > 0, red, blue) if signed else red
+  mixed = base * (1 - 0.85 * strength) + colour * 0.85 * strength
+  return mixed.clip(0, 255).astype(np.uint8)
+
+
+def _large(frames):
+  """Small frames, enlarged by whole pixels."""
+  times = max(-(-_ENLARGED // frames.shape[1]), 1)
+  return frames.repeat(times, 1).repeat(times, 2)
+
+
+def _evidence(shown):
+  # One scale for all words: a word that rests on nothing stays pale.
+  most = max(float(np.quantile(np.abs(shown.evidence), 0.995)), 1e-12)
+  names = [word.text for word in shown.words]
+  said = shown.said
+  if shown.target == 'answer':
+    names, said = said, ['']
+  rows = ''.join(
+      _row(name, note, page.image(
+          page.film_strip(heat(shown.frames, maps / most, signed=True)),
+          f'heat map of {name}'))
+      for name, note, maps in zip(names, said, shown.evidence, strict=True))
+  return (
+      f'<p>{_(_ABOUT[shown.target])} Integrated gradients from a clip of one '
+      'colour: <b class="for">red</b> speaks for it, <b class="against">blue'
+      '</b> against it; one scale for all.</p>' + rows)
+
+
+def _attention(shown):
+  cam = shown.looked.gradcam[shown.layer]
+  mean = shown.frames.mean(0, keepdims=True).astype(np.uint8)
+  patch = shown.trained.model.config.video.patch_size
+  grid = shown.frames.shape[1] // patch, shown.frames.shape[2] // patch
+  cells = []
+  for row, word in enumerate(shown.words):
+    maps = cam[row, word.first:word.stop].mean(0).reshape(1, *grid)
+    plain = shown.looked.weights[shown.layer][row, word.first:word.stop]
+    plain = plain.mean(0).reshape(1, *grid)
+    both = [heat(mean, x / max(float(x.max()), 1e-12), signed=False)
+            for x in (maps, plain)]
+    cells.append(
+        '<figure>' + page.image(page.film_strip(np.concatenate(both)),
+                                f'attention from {word.text}')
+        + f'<figcaption>{_(word.text)}</figcaption></figure>')
+  return (
+      f'<p>Layer {shown.layer} of the fusion encoder, over the mean of the '
+      'frames: it reads patches averaged over time. Left of each pair, '
+      'attention times the gradient of the target (Grad-CAM); right, '
+      'attention alone. Each picture has its own scale. Patches have seen '
+      'each other before fusion: this is where it looks, not always where '
+      f'things are.</p><div class="cells">{"".join(cells)}</div>')
+
+
+def _entities(shown):
+  blocks = []
+  for item in shown.entities:
+    strip = page.image(page.film_strip(
+        _large(dim_outside(shown.frames, item.region))), 'a region')
+    ignored = '' if item.kept else (
+        '<p>Training would ignore this label: not sure enough.</p>')
+    blocks.append(
+        f'<div class="named">{strip}<div>{_bars(item.labels)}</div>'
+        f'<div>{_bars(item.answers)}</div>{ignored}</div>')
+  return blocks and (
+      '<p>Random regions, as in training. Left, the prompter, which sees the '
+      'outlined part alone; right, the entity head of the model, which sees '
+      'the clip and the text.</p>' + ''.join(blocks))
+
+
+def _bars(shares):
+  return '<table class="bars">' + ''.join(
+      f'<tr><td>{_(name)}</td><td>{page.bar(100 * share)}</td>'
+      f'<td class="number">{100 * share:.0f} %</td></tr>'
+      for name, share in shares) + '</table>'
+
+
+def _video(shown):
+  space, time = shown.looked.space, shown.looked.time
+  patch = shown.trained.model.config.video.patch_size
+  grid = shown.frames.shape[1] // patch, shown.frames.shape[2] // patch
+  maps = space.reshape(-1, *grid)
+  maps = maps / max(float(maps.max()), 1e-12)
+  shown_space = _row('', '', page.image(page.film_strip(
+      heat(shown.frames, maps, signed=False)), 'attention over space'))
+  text = ('<p>Last block of the video encoder, mean over heads. From the class '
+          'token to the patches of each frame:</p>' + shown_space)
+  if time is None:
+    return text + '<p>This encoder has no attention over time.</p>'
+  t = len(time)
+  most = max(float(time.max()), 1e-12)
+  head = ''.join(f'<th>{i + 1}</th>' for i in range(t))
+  rows = ''.join(
+      f'<tr><th>{i + 1}</th>' + ''.join(
+          f'<td style="background:rgba(44,95,138,{x / most:.3f});color:'
+          f'{"#fff" if x / most > .55 else "inherit"}">{100 * x:.0f}</td>'
+          for x in row) + '</tr>' for i, row in enumerate(time))
+  return text + (
+      '<p>Over time: how much a frame (row) takes from each frame (column), '
+      'mean over all places, in percent; even attention would be '
+      f'{100 / t:.0f}.</p><table class="time"><tr><th></th>{head}</tr>{rows}'
+      '</table>')
+
+
+def _row(name, note, picture):
+  return (f'<div class="word"><div><b>{_(name)}</b>'
+          f'<span>{_(note)}</span></div>{picture}</div>')
+
+
+_STYLE = '''
+main{max-width:980px}
+h1{overflow-wrap:anywhere}
+.word{display:grid;grid-template-columns:150px 1fr;gap:18px;align-items:center;
+margin:10px 0}
+.word img,section>img,.named img{width:100%;image-rendering:auto}
+.word b{display:block;overflow-wrap:anywhere;font-size:18px}
+.word span{font:13px system-ui,'DejaVu Sans',sans-serif;color:var(--soft)}
+.for{color:#cd2614}.against{color:#195abe}
+.cells{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));
+gap:16px 18px;margin-top:10px}
+.cells figure{margin:0}.cells img{width:100%;image-rendering:auto}
+.cells figcaption{color:var(--ink);font-size:15px;margin-top:3px;
+overflow-wrap:anywhere}
+.named{display:grid;grid-template-columns:5fr 3fr 3fr;gap:22px;
+align-items:center;margin:16px 0}
+.named .bar{min-width:40px}.named p{grid-column:1/-1;margin:0;font-size:14px;
+color:var(--soft)}
+.named .bars td:nth-child(2){width:60%}
+.time{font-size:13px;margin-top:6px}.time td,.time th{padding:7px 12px;
+text-align:center;font-variant-numeric:tabular-nums;min-width:46px}
+.time th{color:var(--soft);font-weight:400}
+@media(max-width:640px){.word,.named{grid-template-columns:1fr}}
+'''

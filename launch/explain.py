@@ -1,0 +1,134 @@
+"""Shows what a model goes by in one clip: a page with heat maps.
+
+  python launch/explain.py runs/pretrain "videos/a clip.mp4" \\
+    "a red circle moves left" --output=explained.html
+
+For each word of the text, which places of which frames speak for it
+(integrated gradients by the pixels), where a layer of the fusion encoder looks
+from it (Grad-CAM, and attention alone), what the prompter calls some regions
+if the checkpoint was pre-trained with one, and where and when the video
+encoder looks. A checkpoint of question answering is given a question.
+"""
+
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# TensorFlow only scales frames here; what it says while starting is noise.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+from absl import app, flags, logging  # noqa: E402
+
+from launch import command  # noqa: E402
+
+_OUTPUT = flags.DEFINE_string('output', 'explained.html', 'The page.')
+_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_PROMPTER = flags.DEFINE_string(
+    'prompter', '', 'Checkpoint of the prompter, if it has moved.')
+_ENTITIES = flags.DEFINE_string(
+    'entities', '', 'List of entities, if it has moved.')
+_LAYER = flags.DEFINE_integer(
+    'layer', None, 'Of the fusion encoder; by default the third of six.')
+_START = flags.DEFINE_float('start', 0.0, 'Second where the clip starts.', 0.0)
+_SECONDS = flags.DEFINE_float(
+    'seconds', 10.0, 'Length of the clip.', lower_bound=0.01)
+_FPS = flags.DEFINE_float(
+    'fps', 8.0, 'Frames per second among which those of the clip are chosen; '
+    '0 for all.', lower_bound=0.0)
+_REGIONS = flags.DEFINE_integer(
+    'regions', 6, 'Regions to be named.', lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    'steps', 16, 'Of integrated gradients; more is finer.', lower_bound=1)
+
+
+def main(argv):
+  try:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) != 4 or not all(text.strip() for text in argv):
+      raise ValueError(
+          f'got {argv[1:]}; give a checkpoint, a video and a text: explain.py '
+          'runs/pretrain clip.mp4 "a red circle moves left".')
+    command.start()
+    print(f'Written: {explain(*argv[1:])}')
+  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    if not command.is_mistake(error):
+      raise
+    command.fail(error, command.MISTAKE)
+
+
+def explain(checkpoint, video, text):
+  """Writes the page; returns its path."""
+  from alpro_jax.evaluation import explain, page, trained
+  from alpro_jax.search.encoder import Encoder
+
+  if not os.path.isfile(video):
+    raise FileNotFoundError(f'{video} is not a file.')
+  model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
+  explain.choose_target(model)
+  clip = _cut(video, model.config.data.frames)
+  frames = Encoder(model).pixels([clip])[0]
+  shown = explain.explain(
+      model, os.path.basename(video), frames, (clip.start, clip.stop), text,
+      layer=_LAYER.value, steps=_STEPS.value)
+  if model.config.task == 'pretrain' and model.config.loss.pem > 0:
+    try:
+      teacher, names = _teacher(model)
+    except OSError as error:
+      shown.notes.append(
+          f'Regions are not named, for the prompter is not there ({error}); '
+          'pass --prompter and --entities.')
+    else:
+      shown.entities.extend(explain.name_regions(
+          model, teacher, names, frames, text, count=_REGIONS.value))
+  path = pathlib.Path(_OUTPUT.value)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  page.write_text(path, explain.render(shown))
+  return path
+
+
+def _cut(video, frames):
+  """One clip of the video, from --start on."""
+  from alpro_jax.search import querying
+  from alpro_jax.search.cut import Cutting
+
+  start, length = _START.value, _SECONDS.value
+  cutting = Cutting(
+      frames=frames, span=length, stride=length, fps=_FPS.value, begin=start)
+  cut, = querying.decode([(video, (start,))], cutting)
+  if not cut.clips:
+    reason = f'{cut.reason} {cut.detail}'.strip() or (
+        f'it ends before --start={start}')
+    raise ValueError(f'{video} gives no clip: {reason}.')
+  return cut.clips[0]
+
+
+def _teacher(model):
+  """Returns the frozen prompter of a pre-training, and its entities."""
+  from alpro_jax.tasks.base import TextInfo, get_task
+  from alpro_jax.train import checkpoints
+
+  config, tokenizer = model.config, model.tokenizer
+  with config.ignore_type(), config.unlocked():
+    config.prompter.checkpoint = _PROMPTER.value or config.prompter.checkpoint
+    config.prompter.entities = _ENTITIES.value or config.prompter.entities
+  task = get_task(
+      config, TextInfo(tokenizer.special, tokenizer.vocab_size), model.mesh)
+  teacher = task.load_frozen(
+      tokenizer.encode, checkpoints.load_meta, checkpoints.load_params)
+  return teacher, task.entities
+
+
+def parse(argv):
+  """Flags may stand before, between and after the words."""
+  flags.FLAGS.set_gnu_getopt(True)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    command.fail(str(error), command.MISTAKE)
+
+
+if __name__ == '__main__':
+  flags.adopt_module_key_flags(command)
+  app.run(main, flags_parser=parse)
