@@ -1,0 +1,368 @@
+"""launch/export.py: programs, loader and small checkpoints."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+from flax import linen as nn
+
+from alpro_jax import sharding
+from alpro_jax.data import augment, frames, tokens
+from alpro_jax.evaluation.trained import Trained, load
+from alpro_jax.serving import alpro_loader, check, folder, programs
+from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train.state import TrainState
+from launch import export
+from tests import small_task
+
+VOCAB = [
+    *tokens.PIECES, 'a', 'dog', 'run', '##s', ',', '!', 'cafe', '[', ']',
+    'mask', 'σ', '##σ', 'disc', 'ring', 'is', 'it', '?', 'what', '中', 'i']
+
+
+def make(path, task):
+  """A model of random weights, (Trained, its task, file of its tokenizer)."""
+  file = path / 'vocab.txt'
+  file.write_text('\n'.join(VOCAB) + '\n')
+  config = small_task.small_config(path, task)
+  (path / 'answers.txt').write_text('disc\nring\n')
+  config.data.update({
+      'tokenizer': str(file), 'answers': str(path / 'answers.txt'),
+      'text': 'questions' if task == 'question_answering' else 'captions',
+      'resize': 24, 'max_text_tokens': 10})
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  tokenizer = tokens.load_tokenizer(file)
+  own = get_task(config, TextInfo(tokenizer.special, len(VOCAB)), mesh)
+  params = nn.unbox(jax.jit(own.init)(jax.random.key(0)))
+  return Trained(own.model, params, config, tokenizer, mesh,
+                 tuple(own.answers)), own, file
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+  return make(tmp_path_factory.mktemp('pretrained'), 'pretrain')
+
+
+@pytest.fixture(scope='module')
+def exported(pretrained, tmp_path_factory):
+  """The folder of an export."""
+  trained, _, file = pretrained
+  path = tmp_path_factory.mktemp('exported') / 'model'
+  folder.write(trained, path, tokenizer=file, say=lambda line: None)
+  return path
+
+
+SERVE = '''
+import sys
+
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in {
+        'flax', 'alpro_jax', 'tensorflow', 'orbax', 'tokenizers', 'einops',
+        'sentencepiece', 'PIL'}:
+      raise ImportError(f'{name} is not for those who serve')
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from alpro_loader import load
+
+model = load(sys.argv[1])
+video = model.encode_video(np.load(sys.argv[2]))
+text = model.encode_text(*model.tokenize(
+    ['a dog runs', 'A Café!', 'what is it?']))
+match = model.match(text, video)
+np.savez(sys.argv[3], tokens=video.tokens, feature=video.feature,
+         ids=model.tokenize(['a dog runs'])[0], text=text.tokens,
+         text_feature=text.feature, margin=match.margin,
+         probability=match.probability)
+'''
+
+
+def test_another_process_gets_the_same_numbers(exported, pretrained, tmp_path):
+  """Without flax, this package, TensorFlow or a tokenizer library."""
+  trained, _, _ = pretrained
+  videos = np.random.default_rng(1).integers(
+      0, 256, (3, 2, 24, 24, 3), dtype=np.uint8)
+  np.save(tmp_path / 'videos.npy', videos)
+  subprocess.run(
+      [sys.executable, '-c', SERVE, exported, tmp_path / 'videos.npy',
+       tmp_path / 'found.npz'], check=True, cwd=exported)
+  found = np.load(tmp_path / 'found.npz')
+
+  model = trained.model.bind({'params': trained.params})
+  ids, mask = trained.tokenizer.encode(
+      ['a dog runs', 'A Café!', 'what is it?'], 10)
+  video = model.encode_video(videos, train=False)
+  text = model.encode_text(ids, mask, train=False)
+  fused = model.fuse(text.tokens, mask, video.tokens, train=False)
+  logits = np.asarray(model.match_logits(fused[:, 0]))
+  np.testing.assert_array_equal(found['ids'], ids[:1])
+  for name, right in {
+      'tokens': video.tokens, 'feature': video.feature, 'text': text.tokens,
+      'text_feature': text.feature, 'margin': logits[:, 1] - logits[:, 0],
+      'probability': jax.nn.softmax(logits)[:, 1]}.items():
+    np.testing.assert_allclose(found[name], right, atol=1e-5, err_msg=name)
+
+
+def test_manifest(exported, pretrained):
+  trained, _, _ = pretrained
+  manifest = json.loads((exported / 'manifest.json').read_text())
+  assert list(manifest['programs']) == ['encode_video', 'encode_text', 'match']
+  assert manifest['platforms'] == ['cpu', 'cuda', 'tpu']
+  video, = manifest['programs']['encode_video']['inputs']
+  assert video == {
+      'name': 'video', 'shape': ['b', 2, 24, 24, 3], 'dtype': 'uint8'}
+  outputs = manifest['programs']['match']['outputs']
+  assert [x['name'] for x in outputs] == ['margin', 'probability']
+  assert manifest['check']['tolerance'] == 1e-5
+  assert max(manifest['check']['difference'].values()) < 1e-5
+  assert set(manifest['check']['difference']) == set(check.live(trained))
+  assert manifest['preprocessing']['frames'] == 2
+  assert manifest['text']['special'] == {
+      'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}
+  assert manifest['temperature'] == pytest.approx(0.07)
+  assert manifest['model'] == dataclasses.asdict(trained.model.config)
+  with np.load(exported / 'params.npz') as stored:
+    assert sum(stored[n].size for n in stored.files) == (
+        manifest['parameters']['count'])
+    assert not any(n.startswith(('mlm_head', 'entity_head')) for n in stored)
+
+
+def test_loader_says_what_is_wrong(exported, tmp_path):
+  model = alpro_loader.load(exported)
+  with pytest.raises(ValueError, match=r'uint8\[2, 2, 20, 24, 3\].*prepare'):
+    model.encode_video(np.zeros((2, 2, 20, 24, 3), np.uint8))
+  with pytest.raises(ValueError, match='ids is int64.*expected int32'):
+    model.encode_text(np.zeros((1, 10), np.int64), np.ones((1, 10), bool))
+  with pytest.raises(ValueError, match="no 'answer'.*'pretrain'"):
+    model.answer(alpro_loader.Text(0, 0, 0), alpro_loader.Video(0, 0))
+  with pytest.raises(ValueError, match='list of texts'):
+    model.tokenize('a dog')
+  with pytest.raises(ValueError, match='float64'):
+    model.prepare(np.zeros((3, 8, 8, 3)))
+  with pytest.raises(ValueError, match='one size'):
+    model.prepare([np.zeros((8, x, 3), np.uint8) for x in (8, 9)])
+  with pytest.raises(FileNotFoundError, match='no manifest.json'):
+    alpro_loader.load(tmp_path)
+
+
+def test_a_changed_file_is_found(exported, tmp_path):
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  for path in exported.rglob('*'):
+    if path.is_file():
+      target = copy / path.relative_to(exported)
+      target.parent.mkdir(exist_ok=True)
+      target.write_bytes(path.read_bytes())
+  (copy / 'vocab.txt').write_text('a\n')
+  with pytest.raises(ValueError, match='vocab.txt has digest'):
+    alpro_loader.load(copy)
+  manifest = json.loads((copy / 'manifest.json').read_text())
+  (copy / 'manifest.json').write_text(json.dumps(manifest | {'format': 9}))
+  with pytest.raises(ValueError, match='format 9'):
+    alpro_loader.load(copy, verify=False)
+
+
+@pytest.mark.parametrize('wrong', [1.0, np.nan])
+def test_other_numbers_are_refused(
+    pretrained, tmp_path, monkeypatch, wrong):
+  trained, _, file = pretrained
+  made = programs.make(trained, ('cpu',))
+  monkeypatch.setattr(programs, 'make', lambda *_: made)
+  monkeypatch.setattr(check, 'live', lambda _: {})
+  monkeypatch.setattr(
+      check, 'differences',
+      lambda *_: {'match/margin': wrong, 'encode_video/tokens': 0.0})
+  with pytest.raises(ValueError, match='match/margin differ'):
+    folder.write(trained, tmp_path / 'model', tokenizer=file)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_check_counts(pretrained):
+  """Shares of the largest value above 1, the worst of all batches."""
+  trained, _, _ = pretrained
+  right = {'encode_video/tokens': np.full((5, 2), 4.0),
+           'encode_text/tokens': np.full((5, 2), 0.5),
+           'match/margin': np.zeros(5)}
+
+  def call(name, *arrays):
+    rows = len(arrays[0])
+    if name == 'match':
+      return {'margin': np.full(rows, np.nan if rows == 2 else 0.0)}
+    value = 4.4 if name == 'encode_video' else 0.5 + 0.1 * (rows == 5)
+    return {'tokens': np.full((rows, 2), value)}
+
+  found = check.differences(trained, call, right)
+  assert found['encode_video/tokens'] == pytest.approx(0.1)
+  assert found['encode_text/tokens'] == pytest.approx(0.1)
+  assert np.isnan(found['match/margin'])
+
+
+def test_random_frames_cannot_be_exported(pretrained, tmp_path):
+  trained, _, file = pretrained
+  config = trained.config.copy_and_resolve_references()
+  config.data.eval_sampling = 'rand'
+  with pytest.raises(ValueError, match='--uniform'):
+    folder.write(trained._replace(config=config), tmp_path / 'model',
+                 tokenizer=file)
+
+
+@pytest.mark.slow
+def test_answers_and_saved_model(tmp_path):
+  """A model without contrast; check.differences has compared the rest."""
+  trained, _, file = make(tmp_path, 'question_answering')
+  manifest = folder.write(
+      trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
+  assert list(manifest['programs']) == ['encode_video', 'encode_text', 'answer']
+  assert {'answer/logits', 'saved_model/answer/logits'} <= set(
+      manifest['check']['difference'])
+  model = alpro_loader.load(tmp_path / 'model')
+  assert model.answers == ('disc', 'ring')
+  video = model.encode_video(model.prepare(
+      np.zeros((5, 30, 40, 3), np.uint8))[None])
+  text = model.encode_text(*model.tokenize(['what is it?']))
+  assert video.feature is None and text.feature is None
+  assert model.answer(text, video).shape == (1, 2)
+
+
+# --- What the loader does again ---------------------------------------------
+
+
+def test_frames_are_chosen_as_in_evaluation():
+  for available in range(1, 40):
+    for wanted in (1, 2, 4, 16):
+      np.testing.assert_array_equal(
+          alpro_loader.choose_frames(available, wanted),
+          frames.choose_frames('uniform', available, wanted, None))
+
+
+@pytest.mark.parametrize('mode', ['squash', 'short_side'])
+@pytest.mark.parametrize('size, resize', [(48, 48), (56, 64)])
+@pytest.mark.parametrize(
+    'shape', [(48, 48), (60, 70), (97, 41), (33, 30), (240, 320)])
+def test_pixels_are_those_of_evaluation(mode, size, resize, shape):
+  """At most one level off, on at most one value in 500 (rounding)."""
+  rng = np.random.default_rng(0)
+  # Whole colours: at the border of a crop, half ones are decoded otherwise.
+  stored = [
+      tf.io.encode_jpeg(x, quality=90, chroma_downsampling=False)
+      for x in rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)]
+  right = augment.decode_clip(
+      tf.stack(stored), tf.constant([0.5, 0.5]), image_size=size,
+      resize=resize, resize_mode=mode).numpy()
+  clip = np.stack([
+      tf.io.decode_jpeg(x, channels=3, dct_method='INTEGER_ACCURATE')
+      for x in stored])
+  found = alpro_loader.crop_and_scale(
+      clip, image_size=size, resize=resize, resize_mode=mode)
+  assert found.dtype == np.uint8 and found.shape == (2, size, size, 3)
+  difference = np.abs(found.astype(int) - right)
+  assert difference.max() <= 1 and (difference > 0).mean() < 0.002
+
+
+def test_a_photo_is_repeated(exported):
+  model = alpro_loader.load(exported)
+  photo = np.random.default_rng(0).integers(
+      0, 256, (1, 24, 24, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(
+      model.prepare(photo), np.repeat(photo, 2, axis=0))
+
+
+TEXTS = [
+    '', 'A dog runs!', 'Café\u0301, cafe', '[MASK] a', 'ΣΑΣ ΣΣ', 'a' * 101,
+    'a\tdog\n\x00run\u200bs\x0b!', '中a中', 'İi ıI', '$a+dog^~', 'ﬁ ß',
+    'dog ' * 20, '\ufffd?', 'a\u00a0dog\u2028it']
+
+
+@pytest.mark.parametrize('cased', [False, True])
+def test_wordpiece_is_that_of_training(tmp_path, cased):
+  path = tmp_path / 'vocab.txt'
+  extra = ['Dog', 'A', 'Σ', '##Σ', 'é', 'caf', '##é'] if cased else []
+  path.write_text('\n'.join([*VOCAB, *extra]) + '\n')
+  right = tokens.load_tokenizer(path)
+  encode = alpro_loader.WordPiece(path)
+  found = alpro_loader.pad_rows(
+      [encode(text) for text in TEXTS], 12, right.special._asdict())
+  for mine, theirs in zip(found, right.encode(TEXTS, 12), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+    assert mine.dtype == theirs.dtype
+
+
+def test_sentencepiece_is_that_of_training(exported, tmp_path):
+  captions = [f'a {x} {y}' for x in ('red', 'blue') for y in ('disc', 'ring')]
+  right = tokens.train_sentencepiece(captions, tmp_path / 'a.model', 40)
+  manifest = json.loads((exported / 'manifest.json').read_text())
+  manifest['text'] |= {
+      'file': str(tmp_path / 'a.model'), 'kind': 'sentencepiece',
+      'special': right.special._asdict()}
+  model = alpro_loader.Model(exported, manifest)
+  for mine, theirs in zip(
+      model.tokenize([*captions, 'A RED zebra', '']),
+      right.encode([*captions, 'A RED zebra', ''], 10), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+
+
+# --- A checkpoint without the optimizer -------------------------------------
+
+
+@pytest.fixture(scope='module')
+def run(pretrained, tmp_path_factory):
+  """The workdir of a run that saved the model."""
+  trained, task, _ = pretrained
+  path = tmp_path_factory.mktemp('run')
+  store = checkpoints.Checkpoints(path)
+  store.save(
+      TrainState(step=np.int32(7), params=trained.params,
+                 opt_state={'mu': trained.params, 'nu': trained.params}),
+      workdir.describe(trained.config, task, trained.tokenizer, []))
+  store.close()
+  return path
+
+
+def test_parameters_alone(run, pretrained, tmp_path, capsys):
+  trained, _, file = pretrained
+  output = tmp_path / 'small'
+  options = [f'--checkpoint={run}', f'--output={output}', '--params_only']
+  assert export.main(options) == 0
+  assert 'Written' in capsys.readouterr().out
+  again = load(output, tokenizer=str(output / 'vocab.txt'), mesh=trained.mesh)
+  assert again.model == trained.model
+  jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
+  total, small = (
+      sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
+      for path in (run / 'checkpoints' / '7', output))
+  assert small < 0.6 * total
+  assert export.main(options) == 2
+  assert 'exists' in capsys.readouterr().err
+  file = tmp_path / 'other.txt'
+  file.write_text('\n'.join([*VOCAB, 'more']) + '\n')
+  assert export.main(
+      [*options[:1], f'--output={tmp_path}/b', '--params_only',
+       f'--tokenizer={file}']) == 2
+  assert 'was trained with' in capsys.readouterr().err
+  assert not (tmp_path / 'b').exists()
+
+
+def test_command_changes_what_is_shown(run, monkeypatch, tmp_path):
+  given = {}
+  monkeypatch.setattr(
+      folder, 'write',
+      lambda trained, output, **options: given.update(
+          options, data=trained.config.data, origin=trained.origin)
+      or pathlib.Path(output).mkdir())
+  assert export.main([
+      f'--checkpoint={run}', f'--output={tmp_path}/a', '--frames=4',
+      '--image_size=48', '--max_text_tokens=8', '--platforms=cpu,tpu',
+      '--tolerance=0.5']) == 0
+  data = given['data']
+  assert (data.frames, data.image_size, data.resize, data.max_text_tokens) == (
+      4, 48, 48, 8)
+  assert given['platforms'] == ('cpu', 'tpu') and given['tolerance'] == 0.5
+  assert given['origin'].step == 7
