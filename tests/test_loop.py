@@ -29,6 +29,7 @@ class ToyTask:
   """Linear regression; `bad_step` has a loss that is not a number."""
 
   model = SimpleNamespace(config=ToyModelConfig())
+  answers = ()
 
   def __init__(self, bad_step=-1, head='head'):
     self.bad_step, self.head = bad_step, head

@@ -132,19 +132,19 @@ def make_optimizer(
     raise ValueError(
         f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}."
     )
-  hold = optax.identity()
-  if freeze:
-    hold = optax.masked(
-        optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze)
-    )
-  return optax.chain(
-      hold,
+  parts = [
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
       adam,
       optax.add_decayed_weights(weight_decay, mask=decay_mask),
       optax.scale_by_learning_rate(schedule),
-      hold,
-  )
+  ]
+  if freeze:
+    hold = optax.masked(
+        optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze)
+    )
+    # Before clipping, which must not count them, and after the decay.
+    parts = [hold, *parts, hold]
+  return optax.chain(*parts)
 
 
 def from_config(config, steps: int):
