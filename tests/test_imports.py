@@ -16,7 +16,7 @@ RANKS = (
     ('tasks', 'weights'),
     ('train',),
     ('evaluation',),
-    ('serving', 'search'),
+    ('serving', 'search', 'benchmarks'),
 )
 # Within the second line nobody knows another, but for these.
 FRIENDS = {'flops': {'models'}}
@@ -56,13 +56,14 @@ def test_imports_go_one_way(path):
 
 
 def test_a_run_without_tensorflow():
-  """Models, losses, tasks, the step and the benchmark never need it."""
+  """Models, losses, tasks, the step and benchmarks never need it."""
   code = '''
 import sys
 for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'array_record'):
   sys.modules[name] = None
 import alpro_jax.tasks.pretrain, alpro_jax.tasks.prompter
 import alpro_jax.train.step, alpro_jax.train.state, alpro_jax.train.optimizer
+import alpro_jax.benchmarks.step, alpro_jax.benchmarks.retrieval
 import launch.benchmark
 '''
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

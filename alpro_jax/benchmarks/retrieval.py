@@ -1,56 +1,39 @@
-"""Times the evaluation of retrieval on made-up data; needs no TensorFlow.
+"""Times the evaluation of retrieval on made-up data."""
 
-  python launch/benchmark_retrieval.py \\
-    --config=configs/finetune_msrvtt_retrieval.py --texts=1000 --videos=1000 \\
-    --rerank_k=128
-
-Encodes some videos and texts, reads some pairs by the fusion encoder, and says
-what all pairs and the candidates of k cost: FLOPs by formula, time from the
-measured rates. With --sample=0 nothing is extrapolated: everything is encoded,
-and all pairs and then the candidates are read. Features of random weights say
-nothing about recall; for that see the table of evaluate.py --recall_table.
-"""
-
-import json
-import pathlib
-import sys
 import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
-from absl import app, flags
 from flax import linen as nn
-from ml_collections import config_flags
 
 from alpro_jax import flops, sharding
-from alpro_jax.batch import SpecialTokens
+from alpro_jax.benchmarks import made_up
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation.scorer import Scorer
-from alpro_jax.tasks.base import TextInfo, get_task
-
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_TEXTS = flags.DEFINE_integer('texts', 1000, 'Distinct texts.', lower_bound=2)
-_VIDEOS = flags.DEFINE_integer('videos', 1000, 'Videos.', lower_bound=2)
-_K = flags.DEFINE_integer(
-    'rerank_k', 128, 'Candidates of every text and video.', lower_bound=1
-)
-_SAMPLE = flags.DEFINE_integer(
-    'sample', 16,
-    'Texts and videos that are really encoded and paired; 0 is all.',
-    lower_bound=0,
-)
-_OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 
 
 def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
-  """Returns counts, rates and times of an evaluation; see the module."""
+  """Returns counts, rates and times of an evaluation.
+
+  Encodes some videos and texts, reads some pairs by the fusion encoder, and
+  says what all pairs and the candidates of k cost: FLOPs by formula, time from
+  the measured rates. Features of random weights say nothing about recall; for
+  that see the table of launch/evaluate.py --recall_table.
+
+  Args:
+    config: of retrieval; see configs/common.py.
+    texts: distinct texts of the test set.
+    videos: of the test set.
+    k: candidates of every text and every video.
+    sample: texts and videos that are really encoded and paired. With 0 nothing
+      is extrapolated: everything is encoded, and all pairs and then the
+      candidates are read.
+  """
   rng = np.random.default_rng(0)
   data, length = config.data, config.data.max_text_tokens
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  text = TextInfo(SpecialTokens(0, 1, 2, 3, 4), config.model.text.vocab_size)
-  task = get_task(config, text, mesh)
+  vocab_size = made_up.text_info(config).vocab_size
+  task = made_up.task(config, mesh)
   boxed = jax.eval_shape(task.init, jax.random.key(0))
   params = jax.jit(
       lambda key: nn.unbox(task.init(key)),
@@ -58,7 +41,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
   )(jax.random.key(0))
 
   def encode(names, tokens):
-    ids = rng.integers(5, text.vocab_size, (len(names), tokens), np.int32)
+    ids = rng.integers(5, vocab_size, (len(names), tokens), np.int32)
     return ids, np.ones(ids.shape, bool)
 
   scorer = Scorer(
@@ -132,23 +115,3 @@ def _candidates(rng, texts, videos, k):
       candidates.best_columns(x @ y.T, min(k, len(y)))
       for x, y in ((rows, columns), (columns, rows))]
   return len(candidates.union(*near).key)
-
-
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _CONFIG.value is None:
-    raise app.UsageError(
-        'pass --config=configs/finetune_msrvtt_retrieval.py')
-  figures = measure(
-      _CONFIG.value, texts=_TEXTS.value, videos=_VIDEOS.value, k=_K.value,
-      sample=_SAMPLE.value)
-  for name, value in figures.items():
-    shown = f'{value:,.4g}' if isinstance(value, float) else value
-    print(f'{name:24}{shown}')
-  if _OUTPUT.value:
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
-
-
-if __name__ == '__main__':
-  app.run(main)

@@ -1,0 +1,1 @@
+"""What the commands that measure share: made-up inputs, and the measuring."""

@@ -1,0 +1,81 @@
+"""Times the training step of a config on made-up data."""
+
+import resource
+import sys
+import time
+
+import jax
+
+from alpro_jax import sharding
+from alpro_jax.benchmarks import made_up
+from alpro_jax.train import state
+
+
+def measure(
+    config, *, steps: int, warmup: int, peak_tflops: float
+) -> dict[str, str | int | float | None]:
+  """Compiles and times the step; returns the figures by name.
+
+  Args:
+    config: see configs/common.py.
+    steps: that are timed.
+    warmup: steps before the clock starts.
+    peak_tflops: of all devices together; 0 leaves the share of it out.
+  """
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  program = made_up.program(config, mesh)
+  task = program.task
+  train_state = state.create_state(
+      task.init, program.optimizer, mesh, config.seed
+  )
+  frozen = task.untrained_frozen(jax.random.key(1))
+  batch = jax.device_put(
+      made_up.batch(config), sharding.batch_sharding(mesh)
+  )
+
+  begin = time.perf_counter()
+  compiled = program.step.lower(train_state, frozen, batch).compile()
+  compile_s = time.perf_counter() - begin
+  memory = compiled.memory_analysis()
+
+  for _ in range(warmup):
+    train_state, metrics = compiled(train_state, frozen, batch)
+  jax.block_until_ready(metrics)
+  begin, cpu_begin = time.perf_counter(), time.process_time()
+  for _ in range(steps):
+    train_state, metrics = compiled(train_state, frozen, batch)
+  jax.block_until_ready(metrics)
+  step_s = (time.perf_counter() - begin) / steps
+  cpu_s = (time.process_time() - cpu_begin) / steps
+
+  b = config.data.batch_size
+  flop = made_up.step_flops(config, task.model)
+  used = jax.local_devices()[0].memory_stats() or {}
+  figures = {
+      'device': jax.devices()[0].device_kind,
+      'devices': jax.device_count(),
+      'jax': jax.__version__,
+      'dtype': config.model.dtype,
+      'batch_size': b,
+      'loss': float(metrics['loss']),
+      'compile_s': compile_s,
+      'step_s': step_s,
+      'cpu_s': cpu_s,
+      'clips_per_s': b / step_s,
+      'model_tflop_per_clip': flop / b / 1e12,
+      'model_tflop_per_s': flop / step_s / 1e12,
+      'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
+      'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
+      'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
+      'peak_process_gib': _peak_process_bytes() / 2**30,
+      'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
+  }
+  if peak_tflops:
+    figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
+  return figures
+
+
+def _peak_process_bytes():
+  """The most that this process has held of the host's memory."""
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
