@@ -1,0 +1,180 @@
+"""The notebooks, from top to bottom, on what is made here in seconds."""
+
+import base64
+import html
+import importlib.metadata
+import json
+import pathlib
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from colab import notebook
+from tests import tiny_run
+
+FOLDER = tiny_run.ROOT / 'colab'
+NAMES = ('evaluate', 'your_own_videos')
+
+
+def read(name):
+  return nbformat.read(FOLDER / f'{name}.ipynb', as_version=4)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_committed_was_never_run(name):
+  content = read(name)
+  nbformat.validate(content)
+  text = (FOLDER / f'{name}.ipynb').read_text()
+  assert not re.search(r'/(home|root|tmp|work|Users|mnt)/', text)
+  for cell in content.cells:
+    if cell.cell_type == 'code':
+      assert not cell.outputs and cell.execution_count is None
+      assert not cell.metadata.get('execution')
+  tagged = [cell for cell in content.cells
+            if 'parameters' in cell.metadata.get('tags', ())]
+  assert len(tagged) == 1 and 'ALPRO_' in tagged[0].source
+
+
+def test_only_what_is_missing_is_installed(monkeypatch):
+  assert notebook.install() == []
+  commands = []
+  monkeypatch.setattr(
+      notebook.importlib.util, 'find_spec',
+      lambda name: None if name in ('av', 'clu') else name)
+
+  def pip(command):
+    kept, = [part.partition('=')[2] for part in command
+             if part.startswith('--constraint=')]
+    commands.append((command, pathlib.Path(kept).read_text().splitlines()))
+
+  monkeypatch.setattr(notebook, '_stream', pip)
+  assert notebook.install() == ['clu', 'av']
+  (command, kept), = commands
+  assert command[-2:] == ['clu', 'av']
+  # Nothing that is there may change.
+  for name in ('jax', 'jaxlib', 'numpy'):
+    assert f'{name}=={importlib.metadata.version(name)}' in kept
+
+
+def test_a_command_that_fails_says_why():
+  with pytest.raises(RuntimeError, match='(?s)code 2.*--checkpoint is needed'):
+    notebook.run('evaluate')
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+  """A set, videos, and a checkpoint that eight devices wrote."""
+  folder = tmp_path_factory.mktemp('notebooks')
+  tiny_run.make_inputs(folder)
+  code, messages = tiny_run.finish(tiny_run.start(
+      folder, f'--workdir={folder}/run', '--config.task=retrieval',
+      '--config.loss.mlm=0', '--config.loss.pem=0', '--config.train.steps=2',
+      '--config.eval.scoring=auto', devices=8))
+  assert code == 0, messages[-3000:]
+  assert '8 devices' in messages
+  return folder
+
+
+def execute(name, folder, where=FOLDER, **settings):
+  """Runs a notebook on one device; returns its cells by their ids."""
+  environment = tiny_run.environment(folder) | {
+      f'ALPRO_{name}': str(value) for name, value in settings.items()}
+  content = read(name)
+  NotebookClient(
+      content, timeout=300, kernel_name='python3',
+      resources={'metadata': {'path': str(where)}},
+  ).execute(env=environment)
+  return {cell.id: cell for cell in content.cells if cell.cell_type == 'code'}
+
+
+def said(cell):
+  return ''.join(
+      out.text for out in cell.outputs if out.output_type == 'stream')
+
+
+def pictures(cell):
+  """Sizes (width, height) of the PNGs that a cell shows."""
+  found = []
+  for out in cell.outputs:
+    if png := out.get('data', {}).get('image/png'):
+      data = base64.b64decode(png)
+      assert data.startswith(b'\x89PNG')
+      found.append(tuple(
+          int.from_bytes(data[at:at + 4], 'big') for at in (16, 20)))
+  return found
+
+
+def page(cell):
+  """The page that a cell shows in its frame."""
+  out, = [out.data['text/html'] for out in cell.outputs
+          if 'text/html' in out.get('data', {})]
+  return html.unescape(re.search(r'srcdoc="(.*?)" onload', out, re.S)[1])
+
+
+def test_a_cell_that_fails_says_why(tmp_path):
+  with pytest.raises(CellExecutionError, match='REPOSITORY is empty'):
+    execute('evaluate', tmp_path, where=tmp_path)
+
+
+@pytest.mark.slow
+def test_evaluate(tiny):
+  videos = tiny / 'world' / 'train' / 'videos'
+  cells = execute(
+      'evaluate', tiny, CHECKPOINT=tiny / 'run', DATA=tiny / 'set',
+      SPLIT='train', VIDEOS=videos, OUTPUT=tiny / 'shown', STYLE='full')
+  assert 'on cpu 0\n' in said(cells['load'])
+  assert 'step 2' in said(cells['load'])
+  figures = dict(re.findall(
+      r'^(\S+) +([\d.]+) +[\d.]+ to [\d.]+$', said(cells['evaluate']), re.M))
+  card = json.loads((tiny / 'shown' / 'card' / 'card.json').read_text())
+  for name in ('t2v_r1', 'v2t_r10', 'similarity/t2v_r1'):
+    value = card['metrics'][name]
+    assert float(figures[name]) == pytest.approx(value['value'], abs=0.051)
+    assert value['low'] <= value['value'] <= value['high']
+  (width, height), = pictures(cells['recall'])
+  assert width > 500 and height > 300
+  assert 'data:image/png' in page(cells['card'])
+  assert '16 of 16 videos' in said(cells['index'])
+  gallery = page(cells['search'])
+  assert gallery.count('data:image/jpeg') == 3 * 6
+  explained = page(cells['explain'])
+  assert 'What each word rests on' in explained
+  assert explained.count('heat map of') >= 3
+
+
+@pytest.mark.slow
+def test_your_own_videos(tiny):
+  videos = tiny / 'world' / 'train' / 'videos'
+  (videos / 'broken.mp4').write_text('no video')
+  captions = (tiny / 'world' / 'train' / 'captions.jsonl').read_text()
+  (tiny / 'captions.jsonl').write_text(captions + ''.join(
+      json.dumps({'video': name, 'caption': 'a red disc'}) + '\n'
+      for name in ('broken.mp4', 'nowhere.mp4')))
+  cells = execute(
+      'your_own_videos', tiny, VIDEOS=videos,
+      CAPTIONS=tiny / 'captions.jsonl', FPS=0, SHORT_SIDE=0,
+      START=tiny / 'run', STEPS=4, BATCH_SIZE=4, OUTPUT=tiny / 'own')
+  assert len(pictures(cells['look'])) == 1
+  left_out = said(cells['prepare'])
+  assert 'broken.mp4: unreadable' in left_out
+  assert 'nowhere.mp4: missing file' in left_out
+  assert 'step 4 of 4' in said(cells['tune'])
+  for name in ('curves', 'compare-plot'):
+    (width, height), = pictures(cells[name])
+    assert width > 500 and height > 250
+  rows = re.findall(
+      r'^([tv]2[tv]_r\d+) +([\d.]+) \([\d.]+ to [\d.]+\) +([\d.]+) \(',
+      said(cells['compare']), re.M)
+  assert len(rows) == 6
+  card = json.loads((tiny / 'own' / 'card' / 'card.json').read_text())
+  for name, _, after in rows:
+    assert float(after) == pytest.approx(
+        card['metrics'][name]['value'], abs=0.051)
+  assert card['checkpoint']['step'] == 4
+  assert 'data:image/png' in page(cells['card'])
+  assert 'broken.mp4: unreadable' in said(cells['search'])
+  assert 'data:image/jpeg' in page(cells['search'])
+  assert 'programs/match.jax_export' in said(cells['export'])
