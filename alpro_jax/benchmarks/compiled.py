@@ -1,0 +1,111 @@
+"""Figures of a compiled training step, from its text and published rates."""
+
+import jax
+
+from alpro_jax.benchmarks import collectives, made_up
+from alpro_jax.benchmarks.chips import Chip
+
+
+def compile_step(config, mesh):
+  """Compiles the real training step for the devices of a mesh.
+
+  Returns:
+    the compiled program, and the model that it trains.
+  """
+  program = made_up.program(config, mesh)
+  lowered = program.step.lower(program.state, program.frozen, program.batch)
+  return lowered.compile(), program.task.model
+
+
+def memory(compiled, chip: Chip | None) -> dict[str, float | bool]:
+  """What each chip holds, in GiB, and whether it has room for it.
+
+  The compiler does not object when a program needs more than there is.
+  """
+  plan = compiled.memory_analysis()
+  parts = {
+      'argument_gib': plan.argument_size_in_bytes,
+      'output_gib': plan.output_size_in_bytes,
+      # Donated arguments, whose room outputs take.
+      'aliased_gib': plan.alias_size_in_bytes,
+      'temporary_gib': plan.temp_size_in_bytes,
+      'program_gib': plan.generated_code_size_in_bytes,
+  }
+  total = sum(parts.values()) - 2 * plan.alias_size_in_bytes
+  figures = {name: size / 2**30 for name, size in parts.items()}
+  figures['total_gib'] = total / 2**30
+  if chip:
+    figures['chip_gib'] = chip.memory_bytes / 2**30
+    figures['fits'] = total <= chip.memory_bytes
+  return figures
+
+
+def communication(text: str, chip: Chip | None) -> dict:
+  """What each chip sends in one step, and how long that takes at least.
+
+  A reduction or a gathering can use all links of a chip at once, a step of a
+  ring one of them.
+  """
+  table = collectives.totals(collectives.parse(text))
+  figures = {
+      'collectives': {
+          kind: {
+              'instructions': total.instructions,
+              'runs': total.runs,
+              'operand_bytes': total.operand_bytes,
+              'sent_bytes': total.sent_bytes,
+          }
+          for kind, total in table.items()
+      },
+      'sent_bytes': sum(total.sent_bytes for total in table.values()),
+  }
+  if chip:
+    figures['communication_s'] = sum(
+        total.sent_bytes / (
+            chip.link_bytes_per_s if kind == 'collective-permute'
+            else chip.send_bytes_per_s
+        )
+        for kind, total in table.items()
+    )
+  return figures
+
+
+def computation(config, model, compiled, mesh, chip: Chip | None) -> dict:
+  """Operations of each chip, and how long they take at its published rate."""
+  needed = made_up.step_flops(config, model) / mesh.size
+  counted = compiled.cost_analysis()['flops']
+  figures = {
+      'tflop': needed / 1e12,
+      # By the compiler: bodies of loops once, recomputation included.
+      'tflop_by_compiler': counted / 1e12,
+  }
+  if chip:
+    figures['compute_s'] = needed / chip.flops
+  return figures
+
+
+def figures(config, compiled, model, mesh, chip: Chip | None) -> dict:
+  """Returns what each chip does in a step.
+
+  Args:
+    config: see configs/common.py.
+    compiled: its step, of `compile_step`.
+    model: that the step trains.
+    mesh: that it was compiled for.
+    chip: published figures; None leaves out what follows from them.
+  """
+  result = {
+      'chips': mesh.size,
+      'mesh': dict(mesh.shape),
+      'jax': jax.__version__,
+      'dtype': config.model.dtype,
+      'batch_size': config.data.batch_size,
+      'memory': memory(compiled, chip),
+      'computation': computation(config, model, compiled, mesh, chip),
+      'communication': communication(compiled.as_text(), chip),
+  }
+  if chip:
+    compute = result['computation']['compute_s']
+    sending = result['communication']['communication_s']
+    result['bound'] = 'compute' if compute > sending else 'communication'
+  return result

@@ -1,0 +1,138 @@
+"""Compiles the training step for machines that are not here.
+
+  python launch/compile_for.py --topology=v5e:16x16 \\
+    --config=configs/pretrain.py --config.data.batch_size=8192
+
+Nothing is computed and no weights are made, so one core and some GiB are
+enough. Prints and, with --output, writes as JSON, for each chip: memory and
+whether it fits, operations, what it sends to the others, and how long both
+take at the chip's published rates. These times are lower bounds: no step runs
+at the published rate, but what is sent may hide behind what is computed.
+
+TPUs need libtpu, in an environment of its own (requirements-tpu.txt).
+--topology=gpu compiles for the GPUs of this machine.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+_GPU = any(arg in ('--topology=gpu', '-topology=gpu') for arg in sys.argv)
+if not _GPU:
+  # Read when jax starts: no TPU is looked for, and none is needed, so that
+  # many may compile at once.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+  # Or it warns that this machine is no part of a pod.
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+
+import jax  # noqa: E402
+from absl import app, flags  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from alpro_jax import sharding  # noqa: E402
+from alpro_jax.benchmarks import compiled  # noqa: E402
+from alpro_jax.benchmarks.chips import CHIPS  # noqa: E402
+from launch import command  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, e.g. configs/pretrain.py.', lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', '', 'v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or others of '
+    'these chips; gpu for the GPUs of this machine.')
+_OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
+_PROGRAM = flags.DEFINE_string(
+    'program', '', 'A file for the text of the compiled program.')
+
+
+def devices(topology: str):
+  """Returns (devices, published figures or None) of a topology.
+
+  Raises:
+    ValueError: if there is no such topology, or no compiler for it.
+  """
+  if topology == 'gpu':
+    try:
+      found = jax.devices('gpu')
+    except RuntimeError as error:
+      raise ValueError(
+          '--topology=gpu needs a GPU and a jax that sees it; '
+          "`pip install 'jax[cuda12]'` installs one."
+      ) from error
+    return found, CHIPS.get(found[0].device_kind)
+  name = topology.partition(':')[0]
+  if name not in CHIPS:
+    raise ValueError(
+        f'--{topology=} is not known; give gpu or a chip and its shape, such '
+        'as v4:4x4x4, v5e:16x16, v5p:4x4x8 or v6e:16x16.'
+    )
+  if not importlib.util.find_spec('libtpu'):
+    raise ValueError(
+        f'--{topology=} needs the TPU compiler; install it in an environment '
+        'of its own: python -m venv .venv-tpu && .venv-tpu/bin/pip install '
+        '-r requirements-tpu.txt'
+    )
+  # The two cores of a v4 chip are one device, as on Cloud TPU; those of a v5p
+  # are without being told.
+  options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+  try:
+    found = topologies.get_topology_desc(
+        platform='tpu', topology_name=topology, **options
+    ).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+        f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
+    ) from error
+  return found, CHIPS[name]
+
+
+def show(figures: dict, indent: str = '') -> None:
+  """Prints figures, groups of them indented."""
+  for name, value in figures.items():
+    if isinstance(value, dict) and name != 'mesh':
+      print(f'{indent}{name}')
+      show(value, indent + '  ')
+    else:
+      if isinstance(value, float):
+        value = f'{value:,.4g}'
+      elif isinstance(value, int) and not isinstance(value, bool):
+        value = f'{value:,}'
+      print(f'{indent}{name:{24 - len(indent)}}{value}')
+
+
+def main(argv):
+  with command.mistakes_in_one_line():
+    if len(argv) > 1 or _CONFIG.value is None or not _TOPOLOGY.value:
+      raise ValueError(
+          '--topology and --config are needed, e.g. --topology=v5e:16x16 '
+          f'--config=configs/pretrain.py; got {argv[1:]} beside options.'
+      )
+    config = _CONFIG.value
+    found, chip = devices(_TOPOLOGY.value)
+    mesh = sharding.make_mesh(
+        config.mesh.data, config.mesh.fsdp, devices=found
+    )
+    begin = time.perf_counter()
+    program, model = compiled.compile_step(config, mesh)
+    compile_s = time.perf_counter() - begin
+  if _PROGRAM.value:
+    pathlib.Path(_PROGRAM.value).write_text(program.as_text())
+  figures = {
+      'topology': _TOPOLOGY.value,
+      **compiled.figures(config, program, model, mesh, chip),
+      'compile_s': compile_s,
+  }
+  show(figures)
+  if _OUTPUT.value:
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=command.parse)

@@ -1,0 +1,122 @@
+"""What the parser counts, and what the real step sends."""
+
+import jax
+import pytest
+
+from alpro_jax import sharding
+from alpro_jax.benchmarks import collectives, made_up
+from tests import small_task
+
+PROGRAM = '''
+HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%body (carry: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %carry = (s32[], bf16[4,8]{1,0:T(4,128)(2,1)}) parameter(0)
+  %block = bf16[4,8]{1,0:T(4,128)(2,1)} get-tuple-element(%carry), index=1
+  %step = s32[] get-tuple-element(%carry), index=0
+  %hop = bf16[4,8]{1,0} collective-permute(%block), channel_id=2, \
+source_target_pairs={{0,1},{1,0}}, metadata={op_name="jit(f)/ring"}
+  ROOT %next = (s32[], bf16[4,8]{1,0}) tuple(%step, %hop)
+}
+
+%condition (carry.1: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %go = pred[] constant(true)
+}
+
+%wrapped (in: f32[16]) -> f32[128] {
+  %in = f32[16]{0} parameter(0)
+  ROOT %gather = f32[128]{0} all-gather(%in), channel_id=3, \
+replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: f32[16], b: pred[3], c: bf16[4,8]) -> f32[] {
+  %a = f32[16]{0} parameter(0)
+  %b = pred[3]{0} parameter(1)
+  %c = bf16[4,8]{1,0} parameter(2)
+  %start = ((f32[16]{0}), f32[128]{0}, u32[]) async-start(%a), calls=%wrapped
+  %done = f32[128]{0} async-done(%start), calls=%wrapped
+  %two = (f32[16]{0}, pred[3]{0}) all-reduce(%a, %b), channel_id=1, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %begin = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) \
+collective-permute-start(%c), channel_id=4, source_target_pairs={{0,1}}
+  %end = bf16[4,8]{1,0} collective-permute-done(%begin)
+  %part = f32[8]{0} reduce-scatter(%a), channel_id=5, \
+replica_groups=mesh['x'=4,'y'=2] {'y'}, dimensions={0}, to_apply=%add
+  %zero = s32[] constant(0)
+  %carry.2 = (s32[], bf16[4,8]{1,0}) tuple(%zero, %end)
+  %loop = (s32[], bf16[4,8]{1,0}) while(%carry.2), condition=%condition, \
+body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %swap = f32[16]{0} all-to-all(%a), channel_id=6, replica_groups={}
+  ROOT %out = f32[] constant(0)
+}
+'''
+
+
+def test_every_kind_is_counted_with_its_group_and_loop():
+  found = {
+      (one.kind, one.operand_bytes): one for one in collectives.parse(PROGRAM)
+  }
+  assert len(found) == 6 - 1  # Two permutations send equally much.
+  gather = found['all-gather', 64]
+  assert (gather.group, gather.times, gather.sent_bytes) == (8, 1, 64 * 7)
+  reduce = found['all-reduce', 64 + 3]
+  assert (reduce.group, reduce.shapes) == (4, 'f32[16] pred[3]')
+  assert reduce.sent_bytes == round(2 * 67 * 3 / 4)
+  scatter = found['reduce-scatter', 64]
+  assert (scatter.group, scatter.sent_bytes) == (2, 32)
+  assert found['all-to-all', 64].sent_bytes == 56
+
+
+def test_totals_turn_loops():
+  ring = collectives.totals(collectives.parse(PROGRAM))['collective-permute']
+  assert (ring.instructions, ring.runs) == (2, 13)
+  assert ring.sent_bytes == ring.operand_bytes == 13 * 4 * 8 * 2
+
+
+def test_what_is_not_understood_is_refused():
+  unknown = PROGRAM.replace('known_trip_count', 'guessed')
+  with pytest.raises(ValueError, match='loop loop holds a collective'):
+    collectives.parse(unknown)
+  with pytest.raises(ValueError, match='no known replica_groups'):
+    collectives.parse(PROGRAM.replace('=[1,8]<=[8]', '=somehow'))
+  with pytest.raises(ValueError, match='no ENTRY'):
+    collectives.parse('f32[8]')
+
+
+@pytest.mark.slow
+def test_the_step_sends_gradients_once_embeddings_and_a_ring(tmp_path):
+  config = small_task.small_config(tmp_path)
+  mesh = sharding.make_mesh()
+  program = made_up.program(config, mesh)
+  sent = collectives.totals(
+      collectives.parse(
+          program.step.lower(program.state, program.frozen, program.batch)
+          .compile().as_text()
+      )
+  )
+  b, embed = config.data.batch_size, config.model.embed_size
+  params = program.state.params
+  gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+  # The word table is read and, as the decoder, multiplied with: the compiler
+  # for CPUs reduces both gradients and then adds them.
+  gradients += 4 * params['text_embedding']['words'].size
+  # Features and similarities of the batch, identities, sums for the log.
+  batch = 4 * (2 * b * embed + b * b + 16 * b)
+  reduced = sent['all-reduce'].operand_bytes
+  assert gradients <= reduced <= gradients + batch
+  others = sum(
+      sent[kind].sent_bytes for kind in ('all-gather', 'all-to-all')
+      if kind in sent
+  )
+  assert others <= batch
+
+  length, width = config.data.max_text_tokens, config.model.text.width
+  tokens = 4 * (length + 1 + 4) * width  # Of one pair, with four patches.
+  once = b // mesh.size * (2 * tokens + length)  # There and back, and a mask.
+  assert sent['collective-permute'].operand_bytes <= mesh.size * once
+  assert 'reduce-scatter' not in sent
