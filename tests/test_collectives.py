@@ -72,6 +72,18 @@ def test_every_kind_is_counted_with_its_group_and_loop():
   assert found['all-to-all', 64].sent_bytes == 56
 
 
+@pytest.mark.parametrize('groups, size', [
+    ("mesh['x'=1,'y'=2,'z'=4], device_ids=([2,4]T(1,0)) {'y','z'}", 8),
+    ("mesh['x'=8] {'x':(2)4}", 4),
+    ('[4,2]<=[2,4]T(1,0)', 2),
+    ('{}', 8),
+])
+def test_ways_to_write_a_group(groups, size):
+  text = PROGRAM.replace('[1,8]<=[8]', groups)
+  (one,) = (c for c in collectives.parse(text) if c.kind == 'all-gather')
+  assert one.group == size
+
+
 def test_totals_turn_loops():
   ring = collectives.totals(collectives.parse(PROGRAM))['collective-permute']
   assert (ring.instructions, ring.runs) == (2, 13)

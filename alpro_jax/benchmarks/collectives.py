@@ -251,9 +251,11 @@ def _group(one, devices):
   _, _, text = one.attributes.partition('replica_groups=')
   if counted := re.match(r'\[\d+,(\d+)\]<=', text):
     return int(counted[1])
-  if named := re.match(r'mesh\[(.*?)\] \{(.*?)\}', text):
+  if named := re.match(r'mesh\[(.*?)\][^{]*\{(.*?)\}', text):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-    return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", named[2]))
+    # An axis may be cut: 'a':(2)4 is 4 of its devices.
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   if listed := re.match(r'\{\{?([\d,]*)\}', text):
     return len(listed[1].split(',')) if listed[1] else devices
   raise ValueError(f'no known replica_groups in {one.attributes[:200]!r}.')
