@@ -6,12 +6,20 @@ import importlib.metadata
 import json
 import pathlib
 import re
+import runpy
 
+import jax
 import nbformat
+import optax
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from alpro_jax import sharding
+from alpro_jax.data import tokens
+from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train.state import create_state
 from colab import notebook
 from tests import tiny_run
 
@@ -66,20 +74,28 @@ def test_a_command_that_fails_says_why():
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-  """A set, videos, and a checkpoint that eight devices wrote."""
+  """A set, videos, and random weights that eight devices wrote in parts."""
   folder = tmp_path_factory.mktemp('notebooks')
   tiny_run.make_inputs(folder)
-  code, messages = tiny_run.finish(tiny_run.start(
-      folder, f'--workdir={folder}/run', '--config.task=retrieval',
-      '--config.loss.mlm=0', '--config.loss.pem=0', '--config.train.steps=2',
-      '--config.eval.scoring=auto', devices=8))
-  assert code == 0, messages[-3000:]
-  assert '8 devices' in messages
+  config = runpy.run_path(folder / 'tiny.py')['get_config']()
+  config.task = 'retrieval'
+  config.loss.mlm = config.loss.pem = 0.0
+  config.eval.scoring = 'auto'
+  tokenizer = tokens.load_tokenizer(config.data.tokenizer)
+  mesh = sharding.make_mesh(2, 4)
+  text = TextInfo(tokenizer.special, tokenizer.vocab_size)
+  task = get_task(config, text, mesh)
+  state = create_state(task.init, optax.scale_by_adam(), mesh, seed=0)
+  assert mesh.size == 8 and not all(
+      x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
+  store = checkpoints.Checkpoints(folder / 'run')
+  store.save(state, workdir.describe(config, task, tokenizer, []))
+  store.close()
   return folder
 
 
 def execute(name, folder, where=FOLDER, **settings):
-  """Runs a notebook on one device; returns its cells by their ids."""
+  """Runs a notebook on one device; returns its code cells by their ids."""
   environment = tiny_run.environment(folder) | {
       f'ALPRO_{name}': str(value) for name, value in settings.items()}
   content = read(name)
@@ -126,7 +142,7 @@ def test_evaluate(tiny):
       'evaluate', tiny, CHECKPOINT=tiny / 'run', DATA=tiny / 'set',
       SPLIT='train', VIDEOS=videos, OUTPUT=tiny / 'shown', STYLE='full')
   assert 'on cpu 0\n' in said(cells['load'])
-  assert 'step 2' in said(cells['load'])
+  assert 'checkpoints/0, step 0' in said(cells['load'])
   figures = dict(re.findall(
       r'^(\S+) +([\d.]+) +[\d.]+ to [\d.]+$', said(cells['evaluate']), re.M))
   card = json.loads((tiny / 'shown' / 'card' / 'card.json').read_text())
@@ -156,12 +172,12 @@ def test_your_own_videos(tiny):
   cells = execute(
       'your_own_videos', tiny, VIDEOS=videos,
       CAPTIONS=tiny / 'captions.jsonl', FPS=0, SHORT_SIDE=0,
-      START=tiny / 'run', STEPS=4, BATCH_SIZE=4, OUTPUT=tiny / 'own')
+      START=tiny / 'run', STEPS=2, BATCH_SIZE=4, OUTPUT=tiny / 'own')
   assert len(pictures(cells['look'])) == 1
   left_out = said(cells['prepare'])
   assert 'broken.mp4: unreadable' in left_out
   assert 'nowhere.mp4: missing file' in left_out
-  assert 'step 4 of 4' in said(cells['tune'])
+  assert 'step 2 of 2' in said(cells['tune'])
   for name in ('curves', 'compare-plot'):
     (width, height), = pictures(cells[name])
     assert width > 500 and height > 250
@@ -173,7 +189,7 @@ def test_your_own_videos(tiny):
   for name, _, after in rows:
     assert float(after) == pytest.approx(
         card['metrics'][name]['value'], abs=0.051)
-  assert card['checkpoint']['step'] == 4
+  assert card['checkpoint']['step'] == 2
   assert 'data:image/png' in page(cells['card'])
   assert 'broken.mp4: unreadable' in said(cells['search'])
   assert 'data:image/jpeg' in page(cells['search'])
