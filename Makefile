@@ -1,5 +1,6 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make test   installs what is missing, then lints and runs the tests
+# make test-torch   adds PyTorch and compares with it
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
@@ -9,7 +10,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-torch lint clean
 
 install: $(VENV)/installed
 
@@ -28,6 +29,15 @@ lint: install
 
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+$(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-torch.txt
+	@touch $@
+
+test-torch: $(VENV)/installed-torch
+	$(RUN) -c 'import torch, transformers'  # Without them tests are skipped.
+	$(RUN) -m pytest tests/test_weights_torch.py
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache

@@ -6,6 +6,14 @@
 16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
 clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
 pre-training of `make demo`, `:own` a run on the set that the README makes.
+
+The paper starts from a ViT and a BERT. Without --config.train.init_from all
+weights are random, and the log says so; with one, made by
+
+  python launch/convert.py --vit=vit_base_patch16_224.safetensors \\
+    --bert=data/bert-base-uncased --output=runs/start
+
+pass --config.train.init_from=runs/start, here as to the prompter.
 """
 
 from configs import common

@@ -4,6 +4,14 @@
 
 8 processes x 16 pairs x 2 accumulated, 10 epochs (SPEC 2.3). `:demo` is the
 prompter of `make demo`.
+
+The paper starts from a ViT and a BERT. Without --config.train.init_from all
+weights are random, and the log says so; with one, made by
+
+  python launch/convert.py --vit=vit_base_patch16_224.safetensors \\
+    --bert=data/bert-base-uncased --output=runs/start
+
+pass --config.train.init_from=runs/start.
 """
 
 from configs import common, pretrain

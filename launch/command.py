@@ -1,9 +1,10 @@
-"""What the commands with a --config share: options, processes, mistakes.
+"""What the commands share: options, processes, mistakes.
 
 A mistake in the options or the data ends a command with one line on stderr and
 exit code 2; --debug shows where it comes from.
 """
 
+import contextlib
 import logging as python_logging
 import os
 import pathlib
@@ -59,6 +60,26 @@ def parse(argv):
       flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError
   ) as error:
     fail(_explain(error, argv), MISTAKE)
+
+
+def parse_words(argv):
+  """Parses flags that stand before, between and after words."""
+  flags.FLAGS.set_gnu_getopt(True)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    fail(error, MISTAKE)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line():
+  """Ends the command on a mistake of the user; other errors pass."""
+  try:
+    yield
+  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    if not is_mistake(error):
+      raise
+    fail(error, MISTAKE)
 
 
 def is_mistake(error: Exception) -> bool:

@@ -135,7 +135,7 @@ class Converted(NamedTuple):
 
 
 def main(argv):
-  try:
+  with command.mistakes_in_one_line():
     if argv[1:]:
       raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
     # Conversion is copying; a GPU would only be kept from others.
@@ -149,10 +149,6 @@ def main(argv):
       convert_original()
     else:
       convert_start()
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-    if not command.is_mistake(error):
-      raise
-    command.fail(error, command.MISTAKE)
 
 
 def _check_flags():
@@ -408,6 +404,8 @@ def _options(task):
   """Returns the options that are stored beside the sizes of the model."""
   if _CONFIG.value is not None:
     config = _CONFIG.value.copy_and_resolve_references()
+    if (config.task, task) == ('pretrain', 'prompter'):
+      config.task = task  # A pre-trained file has its prompter in it.
     if config.task != task:
       raise ValueError(
           f'--config has task={config.task!r}, but the weights are for '

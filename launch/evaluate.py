@@ -91,7 +91,7 @@ _SHOWN = ('frames', 'eval_sampling', 'image_size', 'resize', 'resize_mode',
 
 
 def main(argv):
-  try:
+  with command.mistakes_in_one_line():
     if argv[1:] or not _CHECKPOINT.value:
       raise ValueError(
           f'unexpected {argv[1:]}.' if argv[1:] else
@@ -99,10 +99,6 @@ def main(argv):
           'data/msrvtt --split=test; see --help.')
     command.start()
     evaluate()
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-    if not command.is_mistake(error):
-      raise
-    command.fail(error, command.MISTAKE)
 
 
 def evaluate():

@@ -44,7 +44,7 @@ _STEPS = flags.DEFINE_integer(
 
 
 def main(argv):
-  try:
+  with command.mistakes_in_one_line():
     logging.set_verbosity(logging.WARNING)
     if len(argv) != 4 or not all(text.strip() for text in argv):
       raise ValueError(
@@ -52,10 +52,6 @@ def main(argv):
           'runs/pretrain clip.mp4 "a red circle moves left".')
     command.start()
     print(f'Written: {explain(*argv[1:])}')
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-    if not command.is_mistake(error):
-      raise
-    command.fail(error, command.MISTAKE)
 
 
 def explain(checkpoint, video, text):
@@ -73,8 +69,12 @@ def explain(checkpoint, video, text):
       model, os.path.basename(video), frames, (clip.start, clip.stop), text,
       layer=_LAYER.value, steps=_STEPS.value)
   if model.config.task == 'pretrain' and model.config.loss.pem > 0:
+    with model.config.ignore_type(), model.config.unlocked():
+      prompter = model.config.prompter
+      prompter.checkpoint = _PROMPTER.value or prompter.checkpoint
+      prompter.entities = _ENTITIES.value or prompter.entities
     try:
-      teacher, names = _teacher(model)
+      teacher, names = trained.load_teacher(model)
     except OSError as error:
       shown.notes.append(
           f'Regions are not named, for the prompter is not there ({error}); '
@@ -104,31 +104,6 @@ def _cut(video, frames):
   return cut.clips[0]
 
 
-def _teacher(model):
-  """Returns the frozen prompter of a pre-training, and its entities."""
-  from alpro_jax.tasks.base import TextInfo, get_task
-  from alpro_jax.train import checkpoints
-
-  config, tokenizer = model.config, model.tokenizer
-  with config.ignore_type(), config.unlocked():
-    config.prompter.checkpoint = _PROMPTER.value or config.prompter.checkpoint
-    config.prompter.entities = _ENTITIES.value or config.prompter.entities
-  task = get_task(
-      config, TextInfo(tokenizer.special, tokenizer.vocab_size), model.mesh)
-  teacher = task.load_frozen(
-      tokenizer.encode, checkpoints.load_meta, checkpoints.load_params)
-  return teacher, task.entities
-
-
-def parse(argv):
-  """Flags may stand before, between and after the words."""
-  flags.FLAGS.set_gnu_getopt(True)
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    command.fail(str(error), command.MISTAKE)
-
-
 if __name__ == '__main__':
   flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=command.parse_words)

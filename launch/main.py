@@ -39,7 +39,7 @@ STOPPED, NOT_FINITE = 143, 1
 
 def main(argv):
   del argv
-  try:
+  with command.mistakes_in_one_line():
     if _CONFIG.value is None or not _WORKDIR.value:
       raise ValueError(
           '--config and --workdir are needed, e.g. --config='
@@ -51,13 +51,10 @@ def main(argv):
 
     config = _CONFIG.value
     evaluations = [split.DuringTraining()] if config.eval.sources else []
-    outcome = loop.train(config, _WORKDIR.value, evaluations=evaluations)
-  except NonFiniteError as error:
-    command.fail(error, NOT_FINITE)
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-    if not command.is_mistake(error):
-      raise
-    command.fail(error, command.MISTAKE)
+    try:
+      outcome = loop.train(config, _WORKDIR.value, evaluations=evaluations)
+    except NonFiniteError as error:
+      command.fail(error, NOT_FINITE)
   sys.exit(0 if outcome.finished else STOPPED)
 
 

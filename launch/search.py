@@ -18,7 +18,7 @@ query   prints the best clips for each text and writes a page with them. The
         --rerank_k nearest are read by the fusion encoder, where it was
         trained to match; --fast goes by similarity alone.
 ask     answers a question about a video, for each span and over all.
-embed   writes name, start, stop and vector of every clip to .npz or .parquet.
+embed   writes video, start, stop and vector of every clip to .npz or .parquet.
 """
 
 import os
@@ -78,28 +78,30 @@ _STEPS = {
 
 def main(argv):
   try:
-    # What runs long has progress lines of its own.
-    logging.set_verbosity(logging.WARNING)
-    step, *rest = argv[1:] or ['']
-    if step not in _STEPS:
-      raise ValueError(
-          f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
-    wanted = {'index': range(1, 2), 'query': range(1, 1000),
-              'ask': range(2, 1000), 'embed': range(0, 1)}[step]
-    if len(rest) not in wanted or not all(text.strip() for text in rest):
-      raise ValueError(
-          f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
-          'texts and names with spaces in quotes.')
-    needed = ('checkpoint',) if step == 'ask' else ('index',)
-    if missing := [name for name in needed if not flags.FLAGS[name].value]:
-      raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
-    {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+    with command.mistakes_in_one_line():
+      run(argv)
   except KeyboardInterrupt:
     command.fail('interrupted; the same command goes on from here.', 130)
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-    if not command.is_mistake(error):
-      raise
-    command.fail(error, command.MISTAKE)
+
+
+def run(argv):
+  """Does the step that the words name."""
+  # What runs long has progress lines of its own.
+  logging.set_verbosity(logging.WARNING)
+  step, *rest = argv[1:] or ['']
+  if step not in _STEPS:
+    raise ValueError(
+        f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
+  wanted = {'index': range(1, 2), 'query': range(1, 1000),
+            'ask': range(2, 1000), 'embed': range(0, 1)}[step]
+  if len(rest) not in wanted or not all(text.strip() for text in rest):
+    raise ValueError(
+        f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
+        'texts and names with spaces in quotes.')
+  needed = ('checkpoint',) if step == 'ask' else ('index',)
+  if missing := [name for name in needed if not flags.FLAGS[name].value]:
+    raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
+  {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
 
 
 def index(folder):
@@ -255,15 +257,6 @@ def _cutting(encoder, store):
   return Cutting(frames=encoder.trained.config.data.frames, **given)
 
 
-def parse(argv):
-  """Flags may stand before, between and after the words."""
-  flags.FLAGS.set_gnu_getopt(True)
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    command.fail(str(error), command.MISTAKE)
-
-
 if __name__ == '__main__':
   flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=command.parse_words)

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from alpro_jax import sharding
 from alpro_jax.train import checkpoints
 from alpro_jax.train.state import TrainState
+from tests.processes import run_two
 
 META = {'task': 'toy'}
 
@@ -26,9 +27,14 @@ def make_state(step=0, *, devices=8, extra=()):
   state = TrainState(
       step=jnp.int32(step), params=params, opt_state=tx.init(params)
   )
+
   def place(x):
-    return NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
-  return jax.tree.map(lambda x: jax.device_put(x, place(x)), state)
+    where = NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
+    # Every process gives the whole array, and keeps its own part of it.
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda i: x[i])
+
+  return jax.tree.map(place, state)
 
 
 def abstract(tree):
@@ -64,6 +70,18 @@ def test_restores_every_leaf_on_fewer_devices(tmp_path):
   assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(got))
   assert store.meta(3) == {'task': 'toy', 'step': 3}
   store.close()
+
+
+def test_eight_devices_to_two_processes(tmp_path):
+  save(tmp_path, 3)
+  files = [tmp_path / f'{index}.npz' for index in range(2)]
+  run_two('two_processes_restore', files)
+  want = jax.tree.leaves_with_path(make_state(3))
+  for file in files:
+    with np.load(file) as got:
+      assert len(got) == len(want)
+      for path, leaf in want:
+        np.testing.assert_array_equal(got[jax.tree_util.keystr(path)], leaf)
 
 
 def test_a_donated_state_is_stored_as_it_was(tmp_path):

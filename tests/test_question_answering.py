@@ -1,10 +1,6 @@
 """Question answering: every question once, on any devices; honest figures."""
 
 import dataclasses
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,6 +13,7 @@ from alpro_jax.evaluation.question_answering import Asked
 from alpro_jax.evaluation.scorer import Scorer
 from alpro_jax.models.alpro import Alpro
 from tests import test_retrieval as small
+from tests.processes import run_two
 
 ANSWERS = ('left', 'up', 'down')
 QUESTIONS = [
@@ -107,19 +104,8 @@ def test_one_question(model, one_device, devices):
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(one_device, tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
   files = [tmp_path / f'{index}.npz' for index in range(2)]
-  processes = [
-      subprocess.Popen(
-          [sys.executable, '-m', 'tests.two_processes_answer', str(port),
-           str(index), str(file)], cwd=pathlib.Path(__file__).parents[1],
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-      for index, file in enumerate(files)]
-  for process in processes:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-2000:]
+  run_two('two_processes_answer', files)
   for file in files:
     with np.load(file) as got:
       np.testing.assert_allclose(

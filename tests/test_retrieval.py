@@ -7,9 +7,6 @@ made-up matcher; only the tests of Scorer compile a model.
 import dataclasses
 import json
 import pathlib
-import socket
-import subprocess
-import sys
 import tracemalloc
 import types
 
@@ -23,6 +20,7 @@ from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation import scorer as scoring_on_devices
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from configs import models
+from tests.processes import run_two
 
 CAPTIONS = [['a red disc'], ['a disc', 'a ring'], ['a red disc'], [],
             ['up', 'down', 'a ring'], ['left'], ['right']]
@@ -160,19 +158,8 @@ def test_eight_devices_agree_with_one(model, want):
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(want, tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
   files = [tmp_path / f'{index}.json' for index in range(2)]
-  processes = [
-      subprocess.Popen(
-          [sys.executable, '-m', 'tests.two_processes_retrieve', str(port),
-           str(index), str(file)], cwd=pathlib.Path(__file__).parents[1],
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-      for index, file in enumerate(files)]
-  for process in processes:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-2000:]
+  run_two('two_processes_retrieve', files)
   for file in files:
     assert json.loads(file.read_text()) == want
 

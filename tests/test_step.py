@@ -1,9 +1,5 @@
 """The step: the same on any devices, and what it must not do."""
 
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ from alpro_jax import sharding
 from alpro_jax.train import optimizer, state
 from alpro_jax.train.step import make_gradients, make_train_step
 from tests import small_task
+from tests.processes import run_two
 
 # Sums run in another order on other devices; float32 has 24 bits.
 TOLERANCE = 1e-5
@@ -179,27 +176,7 @@ def test_step_counts_donates_and_learns(config):
 
 
 def test_two_processes_agree_with_one_device(config, on_one_device, tmp_path):
-  import socket
-
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  root = pathlib.Path(__file__).parents[1]
-  workers = [
-      subprocess.Popen(
-          [sys.executable, '-m', 'tests.two_processes', str(port), str(index),
-           str(tmp_path)],
-          cwd=root,
-          env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          text=True,
-      )
-      for index in range(2)
-  ]
-  outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-  for worker, output in zip(workers, outputs, strict=True):
-    assert worker.returncode == 0, output[-3000:]
+  run_two('two_processes', [tmp_path, tmp_path])
   with np.load(tmp_path / 'gradients.npz') as there:
     metrics, gradients = on_one_device
     for name, value in metrics.items():

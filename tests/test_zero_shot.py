@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from alpro_jax.data.dataset import RecordInfo
 from alpro_jax.evaluation import cases, probes, zero_shot
 from tests.test_cases import searched
 
@@ -16,7 +17,7 @@ class Prepared:
     self._captions = captions
 
   def metadata(self):
-    return [types.SimpleNamespace(captions=(text,), styles=('',))
+    return [RecordInfo('', (text,), ('',), False, 4)
             for text in self._captions]
 
 

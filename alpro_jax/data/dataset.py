@@ -51,6 +51,15 @@ class RecordInfo:
   frames: int
   questions: tuple[annotations.Question, ...] = ()
 
+  def captions_of(self, style: str) -> list[str]:
+    """Returns the captions in a style; '' is any."""
+    return [caption for caption, its in zip(
+        self.captions, self.styles, strict=True) if style in ('', its)]
+
+  def questions_of(self, kind: str) -> list[annotations.Question]:
+    """Returns the questions of a kind; '' is any."""
+    return [asked for asked in self.questions if kind in ('', asked.kind)]
+
 
 class UnreadableRecord(ValueError):
   """`index` is the number of the record."""

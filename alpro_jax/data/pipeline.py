@@ -107,9 +107,9 @@ class Source:
   def _texts_of(self, record):
     """Returns [(text, answer)]; the answer of a caption is ''."""
     if self.text == 'captions':
-      return [(text, '') for text in _of_style(record, self.style)]
-    return [(asked.text, asked.answer) for asked in record.questions
-            if self.style in ('', asked.kind)]
+      return [(text, '') for text in record.captions_of(self.style)]
+    return [(asked.text, asked.answer)
+            for asked in record.questions_of(self.style)]
 
   def _nothing(self):
     records = self.dataset.metadata()
@@ -130,6 +130,11 @@ class Source:
   @property
   def digest(self):
     return self.dataset.digest
+
+  @property
+  def num_records(self):
+    """How many records have a text; there may be more examples."""
+    return len(np.unique(self.records))
 
   def __len__(self):
     return len(self.records)
@@ -167,7 +172,7 @@ def report(sources):
   """Returns what was read from where, and what could not be, as JSON."""
   return [{
       'source': source.name, 'style': source.style, 'digest': source.digest,
-      'records': len(np.unique(source.records)),
+      'records': source.num_records,
       source.text: len(source.texts),
       **({'unknown_answers': int((source.labels < 0).sum())}
          if source.text == 'questions' else {}),
@@ -314,11 +319,6 @@ def _next_readable(source, shuffled, offset):
   return chosen
 
 
-def _of_style(record, style):
-  return [caption for caption, its in zip(
-      record.captions, record.styles, strict=True) if style in ('', its)]
-
-
 # --- Training ---------------------------------------------------------------
 
 
@@ -424,7 +424,7 @@ class TrainBatches(Iterator):
           'Replacing a record of %s from step %d on: %s', source.name,
           self._step, reason)
     source.broken.update(found)
-    records = len(np.unique(source.records))
+    records = source.num_records
     allowed = max(1, int(self._config.broken_share * records))
     if len(source.broken) > allowed:
       raise TooManyBroken(
@@ -502,7 +502,7 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
 
   texts = None
   if tokenizer is not None:
-    texts = [_of_style(record, style) for record in prepared.metadata()]
+    texts = record_captions(prepared, style)
     for record, known in zip(prepared.metadata(), texts, strict=True):
       if not known:
         raise ValueError(
@@ -542,7 +542,7 @@ def record_captions(prepared, style=''):
   Returns:
     list, one entry per record in order, of lists of str.
   """
-  return [_of_style(record, style) for record in prepared.metadata()]
+  return [record.captions_of(style) for record in prepared.metadata()]
 
 
 # --- Pixels -----------------------------------------------------------------

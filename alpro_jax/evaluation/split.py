@@ -73,16 +73,15 @@ def select(trained: Trained, prepared, *, style: str = ''):
   Raises:
     ValueError: if there is none.
   """
-  if trained.answers_questions:
-    what, styles = 'question', lambda record: [
-        asked.kind for asked in record.questions]
-  else:
-    what, styles = 'caption', lambda record: record.styles
-
-  chosen = prepared.select(
-      lambda record: style in styles(record) or not style and styles(record))
+  questions = trained.answers_questions
+  chosen = prepared.select(lambda record: (
+      record.questions_of(style) if questions else record.captions_of(style)))
   if not len(chosen):
-    known = {s for record in prepared.metadata() for s in styles(record)}
+    what = 'question' if questions else 'caption'
+    known = {
+        s for record in prepared.metadata() for s in (
+            [asked.kind for asked in record.questions] if questions
+            else record.styles)}
     raise ValueError(_nothing(prepared, what, style, known))
   return chosen
 
@@ -108,9 +107,7 @@ def search(
 
 def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
   """Answers the questions of what `select` gave; `style` is their kind."""
-  questions = [
-      [asked for asked in record.questions if style in ('', asked.kind)]
-      for record in prepared.metadata()]
+  questions = [record.questions_of(style) for record in prepared.metadata()]
   return question_answering.answer(
       _scorer(trained), batches(trained, prepared), questions,
       trained.answers, pairs_per_call=trained.config.eval.pairs_per_call)

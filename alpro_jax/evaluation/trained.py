@@ -6,15 +6,18 @@ the model fits its positions to what it is shown.
 """
 
 import hashlib
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from absl import logging
 
 from alpro_jax import sharding
 from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.tasks.prompter import abstract_params
 from alpro_jax.train import checkpoints
 
@@ -80,7 +83,8 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
 
   Args:
     checkpoint: what checkpoints.find takes.
-    tokenizer: its file, if it is not where it was in training.
+    tokenizer: its file, if it is neither where it was in training nor beside
+      the parameters.
     config: options to use instead of those of the run, complete; None is
       those of the run.
     mesh: of devices; None is all of them.
@@ -93,7 +97,7 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
   folder = checkpoints.find(checkpoint)
   meta = checkpoints.load_meta(folder)
   config = config or ml_collections.ConfigDict(meta['config'])
-  path = tokenizer or config.data.tokenizer
+  path = tokenizer or _find_tokenizer(folder, config.data.tokenizer)
   loaded = tokens.load_tokenizer(path)
   if loaded.digest != meta['tokenizer']['digest']:
     raise ValueError(
@@ -110,6 +114,30 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
   digest = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
   origin = Origin(str(folder), int(meta['step']), digest)
   return Trained(model, params, config, loaded, mesh, answers, origin)
+
+
+def _find_tokenizer(folder, name):
+  """Where it was in training, or beside the parameters it belongs to."""
+  beside = pathlib.Path(folder) / pathlib.Path(name).name
+  if not pathlib.Path(name).is_file() and beside.is_file():
+    return str(beside)
+  return name
+
+
+def load_teacher(trained: Trained):
+  """Returns the frozen prompter of a pre-training, and its entities.
+
+  Where both lie stands in trained.config.prompter.
+
+  Raises:
+    FileNotFoundError: if the prompter or the list of entities is not there.
+  """
+  text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
+  task = get_task(trained.config, text, trained.mesh)
+  logging.info('prompter: %s', trained.config.prompter.checkpoint)
+  teacher = task.load_frozen(
+      trained.tokenizer.encode, checkpoints.load_meta, checkpoints.load_params)
+  return teacher, task.entities
 
 
 def check_sizes(checkpoint, stored: Mapping, asked) -> None:

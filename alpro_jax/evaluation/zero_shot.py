@@ -8,9 +8,7 @@ from absl import logging
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.evaluation import cases, probes, report, split
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring
-from alpro_jax.evaluation.trained import Trained
-from alpro_jax.tasks.base import TextInfo, get_task
-from alpro_jax.train import checkpoints
+from alpro_jax.evaluation.trained import Trained, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ def evaluate(
         truth, [record.video for record in prepared.metadata()])
     asked = probes.ask_all(scorer, retrieval, videos, rows)
     if config.task == 'pretrain' and config.loss.pem > 0:
-      teacher, entities = _teacher(trained)
+      teacher, entities = load_teacher(trained)
       crops = probes.label_crops(
           scorer, teacher, split.batches(trained, prepared), texts, videos,
           retrieval, rows, area=config.loss.region_area,
@@ -187,12 +185,3 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
 
 def _read_clips(result, records):
   return cases.read_clips(result.trained.config.data, result.prepared, records)
-
-
-def _teacher(trained):
-  text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
-  task = get_task(trained.config, text, trained.mesh)
-  logging.info('prompter: %s', trained.config.prompter.checkpoint)
-  teacher = task.load_frozen(
-      trained.tokenizer.encode, checkpoints.load_meta, checkpoints.load_params)
-  return teacher, task.entities

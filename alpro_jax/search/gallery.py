@@ -71,8 +71,9 @@ _STYLE = '''
 main{max-width:1060px}
 .hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(420px,1fr));
 gap:22px 26px;margin-top:12px}
-.hit{margin:0;min-width:0}.hit img{width:100%;image-rendering:auto;
-border:1px solid var(--line)}
+.hit{margin:0;min-width:0}
+.hit img{width:100%;height:150px;object-fit:contain;image-rendering:auto;
+background:#f1f1ec;border:1px solid var(--line)}
 .hit figcaption{display:flex;gap:10px;align-items:baseline;margin-top:6px;
 color:var(--ink)}
 .hit .name{flex:1;min-width:0;overflow-wrap:anywhere}

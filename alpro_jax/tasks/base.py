@@ -70,6 +70,19 @@ class Task(Protocol):
     """Returns a line about the averaged parts for the log, or ''."""
 
 
+class NothingFrozen:
+  """What a task does not have to say that trains all it needs."""
+
+  def load_frozen(self, encode, load_meta, load_params) -> None:
+    return None
+
+  def untrained_frozen(self, key: jax.Array) -> None:
+    return None
+
+  def describe(self, metrics: dict[str, Any]) -> str:
+    return ''
+
+
 def get_task(config, text: TextInfo, mesh) -> Task:
   """Returns the task that `config.task` names.
 

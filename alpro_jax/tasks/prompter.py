@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from alpro_jax import losses, sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.base import NothingFrozen
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompter:
+class Prompter(NothingFrozen):
   """Both encoders by VTC; the same loss as in pre-training.
 
   Attributes:
@@ -35,12 +36,6 @@ class Prompter:
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
-  def load_frozen(self, encode, load_meta, load_params) -> None:
-    return None
-
-  def untrained_frozen(self, key: jax.Array) -> None:
-    return None
-
   def loss(
       self,
       params: Any,
@@ -62,9 +57,6 @@ class Prompter:
         duplicates(batch, equal_captions=self.mask_equal_captions),
     )
     return loss, {'loss/vtc': loss, 'temperature': temperature, **parts}
-
-  def describe(self, metrics: dict[str, Any]) -> str:
-    return ''
 
 
 def model_config(config, vocab_size: int, **heads) -> AlproConfig:

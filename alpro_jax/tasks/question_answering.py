@@ -10,11 +10,12 @@ from alpro_jax import losses
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.data.answers import read_answers
 from alpro_jax.models.alpro import Alpro
+from alpro_jax.tasks.base import NothingFrozen
 from alpro_jax.tasks.prompter import init_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering:
+class QuestionAnswering(NothingFrozen):
   """Question and clip are fused; token 0 of the pair names the answer.
 
   The list of answers has as many labels as answers (SPEC defect 24). A
@@ -56,12 +57,6 @@ class QuestionAnswering:
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
-  def load_frozen(self, encode, load_meta, load_params) -> None:
-    return None
-
-  def untrained_frozen(self, key: jax.Array) -> None:
-    return None
-
   def loss(
       self,
       params: Any,
@@ -88,6 +83,3 @@ class QuestionAnswering:
         'loss/answer': loss,
         'accuracy/answer': jnp.mean(right.astype(jnp.float32)),
     }
-
-  def describe(self, metrics: dict[str, Any]) -> str:
-    return ''

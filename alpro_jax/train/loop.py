@@ -200,8 +200,10 @@ def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
                  config.train.init_from)
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
-  logging.info('restore: nothing to restore; from scratch, seed %d',
-               config.seed)
+  logging.info(
+      'restore: nothing to restore; from scratch, seed %d: all weights are '
+      'random. To start from a ViT and a BERT, as the paper does, see '
+      'launch/convert.py --help and --config.train.init_from', config.seed)
   return state
 
 
