@@ -115,7 +115,7 @@ def parse(text: str) -> list[Collective]:
       if one.opcode == 'while':
         if not any(has_collective(called) for called in inner):
           continue
-        turns = _trip_count(one)
+        turns = _trip_count(one, computations)
       for called in inner:
         visit(called, times * turns)
 
@@ -205,14 +205,27 @@ def _called(one):
   return names
 
 
-def _trip_count(one):
-  count = re.search(r'known_trip_count\W+n\W+(\d+)', one.attributes)
-  if not count:
-    raise ValueError(
-        f'loop {one.name} holds a collective, and how often it turns is not '
-        'known; use jax.lax.scan, whose length is.'
-    )
-  return int(count[1])
+def _trip_count(one, computations):
+  """How often a loop turns: as noted by the compiler, or as its end tells."""
+  noted = re.search(r'known_trip_count\W+n\W+(\d+)', one.attributes)
+  if noted:
+    return int(noted[1])
+  # Without a note: jax.lax.scan counts from 0 while less than a constant.
+  name = re.search(r'condition=%?([\w.\-]+)', one.attributes)[1]
+  body = computations[name]
+  constants = {
+      i.name: int(i.operands) for i in body
+      if i.opcode == 'constant' and i.operands.isdigit()
+  }
+  end = body[-1]
+  if end.opcode == 'compare' and 'direction=LT' in end.attributes:
+    limit = re.findall(r'%([\w.\-]+)', end.operands)[-1]
+    if limit in constants:
+      return constants[limit]
+  raise ValueError(
+      f'loop {one.name} holds a collective, and how often it turns is not '
+      'known; use jax.lax.scan, whose length is.'
+  )
 
 
 def _collective(kind, one, types, times, devices):
