@@ -1,4 +1,4 @@
-"""The four losses of ALPRO and the choice of hard negatives.
+"""The losses of ALPRO that look at one pair at a time; contrastive.py has VTC.
 
 Arrays in, (sum, count) in float32 out: sums over devices or steps stay exact,
 and `mean` guards the empty case.
@@ -11,90 +11,6 @@ import jax.numpy as jnp
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
   """total / count, or 0 where nothing was counted."""
   return total / jnp.maximum(count, 1.0)
-
-
-def similarity(
-    video_feature: jax.Array, text_feature: jax.Array, temperature: jax.Array
-) -> jax.Array:
-  """float32[Bv, E], float32[Bt, E] -> float32[Bv, Bt], videos in rows."""
-  return (
-      jnp.einsum(
-          've,te->vt', video_feature, text_feature,
-          precision=jax.lax.Precision.HIGHEST,
-      )
-      / temperature
-  )
-
-
-def vtc(
-    video_feature: jax.Array,
-    text_feature: jax.Array,
-    temperature: jax.Array,
-    *,
-    same: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Video-text contrastive loss: each video must find its text, and back.
-
-  Args:
-    video_feature: float32[B, E], unit length.
-    text_feature: float32[B, E], unit length; row i belongs to video i.
-    temperature: float32[].
-    same: bool[B, B], True where text j would also be right for video i. Such
-      pairs are no negatives: they leave both denominators. With captions
-      a b a:   1 0 1          the diagonal always stays,
-               0 1 0   and    pairs (0, 2) and (2, 0) are left out.
-               1 0 1
-  Returns:
-    Sum over the B pairs of the two directions' mean, and B.
-  """
-  scores = similarity(video_feature, text_feature, temperature)
-  own = jnp.eye(scores.shape[0], dtype=bool)
-  if same is not None:
-    scores = jnp.where(same & ~own, -jnp.inf, scores)
-  found = jnp.diagonal(jax.nn.log_softmax(scores, axis=1))
-  found += jnp.diagonal(jax.nn.log_softmax(scores, axis=0))
-  return -jnp.sum(found) / 2, jnp.float32(scores.shape[0])
-
-
-def hard_negatives(
-    key: jax.Array,
-    scores: jax.Array,
-    forbidden: jax.Array,
-    *,
-    uniform_share: jax.Array | float,
-) -> tuple[jax.Array, jax.Array]:
-  """Draws one negative per row, the more similar the more likely.
-
-  Column c is drawn for row r with probability
-  (1 - u) softmax(scores[r])[c] + u / allowed[r], over allowed columns only:
-
-    forbidden   1 0 0     scores  9 2 2     u = 0:  0 .5 .5
-                0 1 0             0 9 5             .007 0 .993
-                1 1 1             1 2 3     nothing allowed: not valid
-
-  The noise belongs to the entry (r, c), not to a device, so the draw does not
-  depend on how the batch is spread.
-
-  Args:
-    key: random key.
-    scores: float32[..., R, C], similarities over temperature. No gradient.
-    forbidden: bool[..., R, C], True where column c must not be drawn: itself,
-      the same video, the same caption.
-    uniform_share: u in 0..1.
-  Returns:
-    int32[..., R], the column (0 where not valid), and bool[..., R].
-  """
-  scores = jax.lax.stop_gradient(scores)
-  allowed = ~forbidden
-  count = jnp.sum(allowed, axis=-1, keepdims=True)
-  hard = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
-  uniform = 1.0 / jnp.maximum(count, 1)
-  share = jnp.asarray(uniform_share, jnp.float32)
-  weight = (1.0 - share) * hard + share * uniform
-  logits = jnp.where(allowed, jnp.log(weight), -jnp.inf)
-  valid = count[..., 0] > 0
-  index = jax.random.categorical(key, logits, axis=-1)
-  return jnp.where(valid, index, 0).astype(jnp.int32), valid
 
 
 def vtm(

@@ -5,6 +5,7 @@ Plain `jax.jit` with NamedSharding does nearly all of it. The one exception is
 whole batch of video tokens.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,56 +14,76 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# The batch is cut along both axes; parameters along `fsdp` alone.
-MESH_AXES = ('data', 'fsdp')
-BATCH_AXES = MESH_AXES
+# The batch is cut along `data` and `fsdp`; parameters along `fsdp`, so that a
+# layer gathers its own when it needs them, and along `tensor`, so that each
+# device computes a part of the heads and of the MLP for the same rows.
+MESH_AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
 
 # Logical axis of a parameter -> mesh axis. A name without a rule is an error.
 RULES = (
     ('pixels', None),
     ('embed', 'fsdp'),
     ('embed_out', None),
-    ('heads', None),
-    ('mlp', None),
+    ('heads', 'tensor'),
+    ('mlp', 'tensor'),
     ('positions', None),
-    ('vocab', None),
+    ('vocab', 'tensor'),
     ('joint', None),
     ('classes', None),
 )
+# Cut if it can be: a vocabulary is as large as it is.
+OPTIONAL = ('vocab',)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> jax.sharding.Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1
+) -> jax.sharding.Mesh:
   """Returns a mesh over all devices.
 
   Args:
-    data: devices along `data`; -1 takes all that `fsdp` leaves.
+    data: devices along `data`; -1 takes all that the others leave.
     fsdp: devices along `fsdp`, over which parameters and moments are cut.
     devices: the devices to use; None is all of them.
+    tensor: devices along `tensor`, which share the work of the same rows;
+      must divide the heads of attention.
   Raises:
-    ValueError: if the two do not cover the devices exactly.
+    ValueError: if they do not cover the devices exactly.
   """
   devices = jax.devices() if devices is None else devices
   count = len(devices)
   if data == -1:
-    data = count // max(fsdp, 1)
-  if data < 1 or fsdp < 1 or data * fsdp != count:
+    data = count // max(fsdp * tensor, 1)
+  shape = (data, fsdp, tensor)
+  if min(shape) < 1 or math.prod(shape) != count:
     raise ValueError(
-        f'mesh {data=} x {fsdp=} covers {data * fsdp} of {count} devices; '
-        'set config.mesh.data and config.mesh.fsdp so that their product is '
-        f'{count} (data=-1 takes all that are left).'
+        f'mesh {data=} x {fsdp=} x {tensor=} covers {math.prod(shape)} of '
+        f'{count} devices; set config.mesh so that their product is {count} '
+        '(data=-1 takes all that are left).'
     )
   return jax.make_mesh(
-      (data, fsdp), MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+      shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
+
+
+def mesh_from_config(config, devices=None) -> jax.sharding.Mesh:
+  """Returns the mesh of config.mesh; see `make_mesh`."""
+  return make_mesh(config.data, config.fsdp, devices, tensor=config.tensor)
+
+
+def batch_shards(mesh) -> int:
+  """The number of parts that a batch is cut into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh, *, accumulation: int = 1) -> None:
   """Raises ValueError if a global batch cannot be cut over the devices."""
-  parts = mesh.size * accumulation
+  shards = batch_shards(mesh)
+  parts = shards * accumulation
   if batch_size % parts:
     raise ValueError(
-        f'a global batch of {batch_size} cannot be cut over {mesh.size} '
-        f'devices x {accumulation} micro-batches; set config.data.batch_size '
+        f'a global batch of {batch_size} cannot be cut over {shards} '
+        f'shards x {accumulation} micro-batches; set config.data.batch_size '
         f'to a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
     )
 
@@ -80,6 +101,23 @@ def constrain_batch(array: jax.Array, mesh, *, axis: int = 0) -> jax.Array:
   """Keeps axis `axis` of an array inside jit cut over the devices."""
   spec = P(*(None,) * axis, BATCH_AXES)
   return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def gather(array: jax.Array, mesh) -> jax.Array:
+  """Gives every device the whole array."""
+  return jax.lax.with_sharding_constraint(array, replicated(mesh))
+
+
+def copy_per_shard(array: jax.Array, mesh) -> jax.Array:
+  """f[...] -> f[shards, ...]: the same array once for each shard of the batch.
+
+  A device holds the one copy that it holds anyway. But the gradients of
+  several uses of the copies are added where they are and reduced over the
+  devices once, not once for each use.
+  """
+  copies = jnp.broadcast_to(array[None], (batch_shards(mesh), *array.shape))
+  spec = P(BATCH_AXES, *(P.UNCONSTRAINED,) * array.ndim)
+  return jax.lax.with_sharding_constraint(copies, NamedSharding(mesh, spec))
 
 
 def tree_sharding(boxed: Any, mesh) -> Any:
@@ -106,12 +144,16 @@ def tree_sharding(boxed: Any, mesh) -> Any:
     if len(set(filter(None, axes))) < len([a for a in axes if a]):
       # Two dimensions on one mesh axis: the first one takes it.
       axes = [a if a not in axes[:i] else None for i, a in enumerate(axes)]
-    for size, axis in zip(leaf.shape, axes, strict=False):
-      if axis is not None and size % mesh.shape[axis]:
+    for i, (size, axis) in enumerate(zip(leaf.shape, axes, strict=False)):
+      if axis is None or size % mesh.shape[axis] == 0:
+        continue
+      if spec[i] in OPTIONAL:
+        axes[i] = None
+      else:
         raise ValueError(
             f'parameter {name} of shape {leaf.shape} cannot be cut over '
-            f'{mesh.shape[axis]} devices; choose config.mesh.fsdp so that it '
-            f'divides {size}.'
+            f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
+            f'it divides {size}.'
         )
     return NamedSharding(mesh, P(*axes))
 
@@ -153,7 +195,7 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
   Raises:
     ValueError: if the blocks do not fit the batch or the shards.
   """
-  b, shards = array.shape[0], mesh.size
+  b, shards = array.shape[0], batch_shards(mesh)
   if b % blocks or (blocks > 1 and blocks % shards):
     raise ValueError(
         f'{blocks=} of negatives must divide the batch of {b} and be a '
@@ -182,16 +224,18 @@ def _ring_take(block, index, shards):
   here = jax.lax.axis_index(BATCH_AXES)
   permutation = [(i, (i + 1) % shards) for i in range(shards)]
 
-  def visit(carry, hop):
-    visiting, taken = carry
+  def take(visiting, taken, hop):
     local = index - (here - hop) % shards * b
     inside = (local >= 0) & (local < b)
     rows = jnp.take(visiting, jnp.clip(local, 0, b - 1), axis=0)
     inside = inside.reshape(b, *(1,) * (block.ndim - 1))
-    taken = jnp.where(inside, rows, taken)
-    visiting = jax.lax.ppermute(visiting, BATCH_AXES, permutation)
-    return (visiting, taken), None
+    return jnp.where(inside, rows, taken)
 
-  start = (block, jnp.zeros_like(block))
-  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(shards))
+  def visit(carry, hop):
+    visiting, taken = carry
+    visiting = jax.lax.ppermute(visiting, BATCH_AXES, permutation)
+    return (visiting, take(visiting, taken, hop)), None
+
+  start = (block, take(block, jnp.zeros_like(block), 0))
+  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(1, shards))
   return taken

@@ -46,6 +46,9 @@ def get_config(model='base'):
       'batch_size': 256,  # Global, over all devices, before accumulation.
       'max_text_tokens': 30,
       'frames': 4,
+      # Frames of a batch from a set of stills alone; 0: as many as of clips,
+      # all equal.
+      'still_frames': 0,
       'sampling': 'headtail',  # Or rand, uniform, nlvl_uniform, nlvl_rand.
       'eval_sampling': 'uniform',
       'image_size': 224,
@@ -74,6 +77,9 @@ def get_config(model='base'):
       # by similarity. The paper samples by similarity from the start.
       'uniform_negative_steps': 0,
       'negative_ramp_steps': 0,
+      # Columns of the batch that VTC and the choice of negatives meet at a
+      # time: memory grows with batch x chunk, the result is the same. 0: all.
+      'vtc_chunk': 0,
       # Treat equal captions as the same pair: not as negatives of each other.
       'mask_equal_captions': True,
       # Area of the region that is labelled by the prompter, SPEC 7.6.
@@ -105,6 +111,10 @@ def get_config(model='base'):
       'weight_decay': 1e-3,
       'clip_norm': 20.0,  # 0 switches clipping off.
       'accumulation': 1,  # Micro-batches per step; gradients are averaged.
+      # What VTC contrasts a pair with: 'micro', its micro-batch, or 'global',
+      # all of the step, for one more forward pass without gradient (GradCache,
+      # Gao et al. 2021). Hard negatives of VTM stay in the micro-batch.
+      'accumulation_negatives': 'micro',
       # 'video_attention_and_mlp' keeps these weights of the video encoder as
       # they are, as the original did by accident in its published question
       # answering (SPEC defect 2).
@@ -144,6 +154,8 @@ def get_config(model='base'):
       'folder': '',
   })
 
-  # Devices along each axis; -1 is all that are left.
-  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1})
+  # Devices along each axis; -1 is all that are left. `data` cuts the batch,
+  # `fsdp` also parameters and moments, `tensor` the heads and the MLP of the
+  # same rows: for models that do not fit otherwise, on devices close by.
+  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
   return config

@@ -22,7 +22,7 @@ def get_config(scale=''):
       config, examples=158_581, epochs=10, batch_size=192, accumulation=2,
       learning_rate=5e-5, clip_norm=5.0, evaluations=50,
   )
-  config.model.remat = True
+  config.model.remat = 'blocks'
   config.data.sources = (common.source('data/msrvtt_qa'),)
   config.data.answers = 'data/msrvtt_qa/answers.txt'
   config.eval.sources = (common.source('data/msrvtt_qa', split='val'),)

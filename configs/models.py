@@ -11,7 +11,15 @@ def _model(
       'embed_size': embed_size,
       'temperature': 0.07,
       'dtype': 'float32',  # Compute type: float32 or bfloat16.
-      'remat': False,
+      # Attention: 'xla' multiplies matrices; 'elementwise', for TPUs, does not
+      # over so few tokens as a clip has frames; 'cudnn', for NVIDIA GPUs and
+      # bfloat16, is its fused kernel beside that; 'auto' asks the device.
+      'attention_impl': 'auto',
+      # Layers as a loop: compiled once, not once each, for a slower step.
+      'scan_layers': False,
+      # What the backward pass computes again to save memory: 'none', 'dots'
+      # (all but the products of matrices) or 'blocks' (all but their inputs).
+      'remat': 'none',
       'video': {
           'image_size': image_size,
           'patch_size': patch_size,

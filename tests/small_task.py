@@ -63,7 +63,9 @@ def small_batch(rows=16, seed=0):
   )
 
 
-def gradients_on(config, mesh, *, accumulation=1, step=3, compiled=False):
+def gradients_on(
+    config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False
+):
   """Loss parts and gradients of one batch, as numpy, on a mesh.
 
   Returns:
@@ -89,7 +91,9 @@ def gradients_on(config, mesh, *, accumulation=1, step=3, compiled=False):
       host,
   )
   run = jax.jit(
-      make_gradients(task, mesh, accumulation=accumulation),
+      make_gradients(
+          task, mesh, accumulation=accumulation, negatives=negatives
+      ),
       out_shardings=sharding.replicated(mesh),
   )
   arguments = (params, frozen, batch, step_key(7, step), np.int32(step))

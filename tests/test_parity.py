@@ -17,7 +17,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from alpro_jax import losses, masking
+from alpro_jax import contrastive, losses, masking
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.timesformer import PIXEL_MEAN, PIXEL_STD, resize_times
@@ -59,7 +59,7 @@ def config(golden):
   }
   return AlproConfig.from_dict({
       'video': video, 'text': text, 'embed_size': 256, 'temperature': 0.07,
-      'entities': sizes['num_entities'], 'dtype': 'float32', 'remat': False,
+      'entities': sizes['num_entities'], 'dtype': 'float32', 'remat': 'none',
   })
 
 
@@ -136,11 +136,12 @@ def forward(config, params, inputs, label, *, tag, negatives=None):
   temperature = model.temperature()
   out |= {'video_feat': video.feature, 'text_feat': text.feature}
   out |= {'video_embeds': video.tokens, 'text_embeds': text.tokens}
-  scores = losses.similarity(video.feature, text.feature, temperature)
+  scores = contrastive.similarity(video.feature, text.feature, temperature)
   out |= {'sim_v2t': scores, 'sim_t2v': scores.T}
   out['out.i2t_scores'] = jax.nn.log_softmax(scores)
   out['out.t2i_scores'] = jax.nn.log_softmax(scores.T)
-  vtc = losses.mean(*losses.vtc(video.feature, text.feature, temperature))
+  pair = contrastive.Features(video.feature, text.feature)
+  vtc = losses.mean(*contrastive.vtc(pair, temperature)[:2])
   out['out.itc_loss'] = total = vtc
   if tag == 'prompter':
     return total, out | {'out.total_loss': total}
@@ -495,7 +496,7 @@ def test_teacher_agrees(golden, config, expected):
   bank = jnp.asarray(golden[0]['prompter.video_prompt_feat'])
   names(
       'teacher.sim_to_prompts',
-      losses.similarity(feature, bank, golden[0]['prompter.temp']),
+      contrastive.similarity(feature, bank, golden[0]['prompter.temp']),
   )
 
 
@@ -534,7 +535,9 @@ def test_scores_of_one_video_against_four_texts_agree(config, params):
   tokens = jnp.repeat(video.tokens, len(ids), axis=0)
   fused = model.fuse(text.tokens, mask, tokens, train=False)
   logits = model.match_logits(fused[:, 0])
-  scores = losses.similarity(video.feature, text.feature, model.temperature())
+  scores = contrastive.similarity(
+      video.feature, text.feature, model.temperature()
+  )
   for ours, name in (
       (logits, 'logits'), (scores, 'itc_scores'),
       (jax.nn.softmax(logits)[:, 1], 'itm_prob'),

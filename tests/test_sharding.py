@@ -11,7 +11,8 @@ from alpro_jax import sharding
 
 
 def test_mesh_must_cover_the_devices():
-  assert sharding.make_mesh(-1, 2).shape == {'data': 4, 'fsdp': 2}
+  assert sharding.make_mesh(-1, 2).shape == {
+      'data': 4, 'fsdp': 2, 'tensor': 1}
   with pytest.raises(ValueError, match='covers 6 of 8 devices'):
     sharding.make_mesh(3, 2)
 
@@ -35,16 +36,33 @@ def test_uneven_parameter_is_refused():
     sharding.tree_sharding(boxed, sharding.make_mesh(2, 4))
 
 
-def test_parameters_are_cut_along_fsdp():
+def test_parameters_are_cut_along_fsdp_and_tensor():
   boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((8, 4)), ('embed', 'mlp'))}
   tree = sharding.abstract(boxed, sharding.make_mesh(4, 2))
-  assert tree['w'].sharding.spec == P('fsdp', None)
+  assert tree['w'].sharding.spec == P('fsdp', 'tensor')
+
+
+def test_a_vocabulary_is_cut_if_it_can_be():
+  mesh = sharding.make_mesh(4, tensor=2)
+  for rows, axis in ((6, 'tensor'), (7, None)):
+    boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((rows,)), ('vocab',))}
+    assert sharding.abstract(boxed, mesh)['w'].sharding.spec == P(axis)
+
+
+def test_tensor_neighbours_hold_the_same_rows():
+  mesh = sharding.make_mesh(2, 2, tensor=2)
+  assert sharding.batch_shards(mesh) == 4
+  sharding.check_batch_size(4, mesh)
+  rows = sharding.batch_sharding(mesh).devices_indices_map((4,))
+  for pair in mesh.devices.reshape(4, 2):
+    assert rows[pair[0]] == rows[pair[1]]
 
 
 @pytest.mark.parametrize('blocks', [1, 8, 16])
-@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+@pytest.mark.parametrize('shape', [(8, 1, 1), (4, 2, 1), (2, 2, 2)])
 def test_take_rows_equals_plain_indexing(blocks, shape):
-  mesh = sharding.make_mesh(*shape)
+  data, fsdp, tensor = shape
+  mesh = sharding.make_mesh(data, fsdp, tensor=tensor)
   rng = np.random.default_rng(0)
   array = rng.normal(size=(32, 3, 5)).astype(np.float32)
   size = 32 // blocks
@@ -83,6 +101,7 @@ def test_take_rows_never_holds_the_whole_batch():
     ).as_text()
 
   assert 'f32[32,7,5]' not in text(1)
+  # A block is seen at home first: 8 shards need 7 hops, and 7 back.
   assert 'collective-permute' in text(1)
   local = text(8)
   assert 'f32[32,7,5]' not in local

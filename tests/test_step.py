@@ -16,8 +16,9 @@ from tests.processes import run_two
 TOLERANCE = 1e-5
 
 
-def mesh_of(data, fsdp=1):
-  return sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+def mesh_of(data, fsdp=1, tensor=1):
+  devices = jax.devices()[: data * fsdp * tensor]
+  return sharding.make_mesh(data, fsdp, devices, tensor=tensor)
 
 
 def scale_of(path, gradients):
@@ -63,7 +64,7 @@ def on_one_device(config):
   return small_task.gradients_on(config, mesh_of(1))
 
 
-@pytest.mark.parametrize('shape', [(8, 1), (4, 2)])
+@pytest.mark.parametrize('shape', [(8, 1), (4, 2), (2, 2, 2)])
 def test_same_losses_and_gradients_on_eight_devices(
     config, on_one_device, shape
 ):

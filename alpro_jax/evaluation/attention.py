@@ -21,7 +21,6 @@ with the object's boxes (60 clips, whole patches), attention and Grad-CAM of the
 fusion layers by -0.26 to 0.39 (120 clips).
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from flax import linen as nn
 
 from alpro_jax.models import layers, timesformer
 from alpro_jax.models.alpro import Alpro
+from alpro_jax.models.attention import MASKED
 
 # What is explained: the margin of a match, the log probability of words that
 # are masked, the log probability of the most probable answer.
@@ -138,8 +138,8 @@ def _scorer(model, target):
 
 
 def _plain(model):
-  # Without remat: what is seen could not leave a rematerialised block.
-  return Alpro(dataclasses.replace(model.config, remat=False))
+  # What is seen could not leave a rematerialised or a scanned block.
+  return Alpro(model.config.plain())
 
 
 @functools.lru_cache(maxsize=8)
@@ -268,7 +268,7 @@ class _Watch:
     scores = jnp.einsum('...qak,...lak->...aql', query, key)
     scores *= query.shape[-1] ** -0.5
     if mask is not None:
-      scores = jnp.where(mask[..., None, None, :], scores, layers.MASKED)
+      scores = jnp.where(mask[..., None, None, :], scores, MASKED)
     self.weights[path] = jax.nn.softmax(scores)
     if path not in self._shifts:
       return result

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import bert, layers, timesformer
+from alpro_jax.models import attention, bert, layers, stack, timesformer
 
 DTYPES = ('float32', 'bfloat16')
 TEMPERATURE_RANGE = (0.001, 0.5)
 # The heads that a model has unless its task says otherwise.
 HEADS = {'match': True, 'mlm': True, 'entities': 0, 'answers': 0}
+# How it is computed. Checkpoints of before do not say, and need not.
+FORM = {'attention_impl': 'auto', 'scan_layers': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,25 @@ class AlproConfig:
   entities: int  # 0: no entity head.
   answers: int  # 0: no answer head.
   dtype: str
-  remat: bool
+  # How it is computed, which changes no number but by rounding.
+  attention_impl: str  # One of attention.KERNELS.
+  scan_layers: bool
+  remat: str  # One of stack.REMAT.
 
   def __post_init__(self):
+    if isinstance(self.remat, bool):
+      # As checkpoints of before have it.
+      object.__setattr__(self, 'remat', 'blocks' if self.remat else 'none')
+    if self.remat not in stack.REMAT:
+      raise ValueError(
+          f'config.model.{self.remat=} is unknown; choose one of '
+          f'{sorted(stack.REMAT)}.'
+      )
+    if self.attention_impl not in attention.KERNELS:
+      raise ValueError(
+          f'config.model.{self.attention_impl=} is unknown; choose one of '
+          f'{attention.KERNELS}.'
+      )
     if self.dtype not in DTYPES:
       raise ValueError(f'{self.dtype=} is not known; choose one of {DTYPES}.')
     if self.video.width != self.text.width:
@@ -41,12 +59,21 @@ class AlproConfig:
           'encoder reads tokens of both.'
       )
 
+  def plain(self) -> 'AlproConfig':
+    """The same model computed layer by layer, the same way on any device.
+
+    For whoever looks inside a layer, or takes the program elsewhere.
+    """
+    return dataclasses.replace(
+        self, attention_impl='xla', scan_layers=False, remat='none'
+    )
+
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
     """Builds the nested config; unknown and missing keys are refused."""
     values = dict(values)
     # Presets leave the heads to the task.
-    for name, value in HEADS.items():
+    for name, value in (HEADS | FORM).items():
       values.setdefault(name, value)
     for name, part in (
         ('video', timesformer.VideoConfig), ('text', bert.TextConfig)
@@ -117,21 +144,23 @@ class Alpro(nn.Module):
 
   Parameters are float32 whatever the compute type; projections, heads and
   features are computed in float32.
+
+  Attributes:
+    config: of the model.
+    mesh: of the devices it is computed on; None is the default device.
   """
 
   config: AlproConfig
+  mesh: jax.sharding.Mesh | None = None
 
   def setup(self):
-    config = self.config
-    text, dtype, remat = config.text, jnp.dtype(config.dtype), config.remat
-    width = text.width
-    self.video_encoder = timesformer.VideoEncoder(config.video, dtype, remat)
-    self.text_embedding = bert.TextEmbedding(text, dtype)
-    self.text_encoder = bert.BertLayers(
-        text, dtype, remat, 0, text.fusion_layer
-    )
+    config, form = self.config, self._form()
+    text, width = config.text, config.text.width
+    self.video_encoder = timesformer.VideoEncoder(config.video, form)
+    self.text_embedding = bert.TextEmbedding(text, form)
+    self.text_encoder = bert.BertLayers(text, form, 0, text.fusion_layer)
     self.fusion_encoder = bert.BertLayers(
-        text, dtype, remat, text.fusion_layer, text.depth
+        text, form, text.fusion_layer, text.depth
     )
     if config.embed_size:
       axes = ('embed', 'joint')
@@ -141,13 +170,25 @@ class Alpro(nn.Module):
           'temperature', nn.initializers.constant(config.temperature), ()
       )
     if config.mlm:
-      self.mlm_head = bert.MlmHead(text, dtype)
+      self.mlm_head = bert.MlmHead(text, form.dtype)
     if config.match:
       self.match_head = _head(2, width, ('embed', 'classes'))
     if config.entities:
       self.entity_head = Classifier(config.entities)
     if config.answers:
       self.answer_head = Classifier(config.answers)
+
+  def _form(self):
+    config, mesh = self.config, self.mesh
+    # The devices it is compiled for may not be those of this process.
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return layers.Form(
+        dtype=jnp.dtype(config.dtype),
+        attention=attention.choose_kernel(config.attention_impl, device),
+        remat=config.remat,
+        scan=config.scan_layers,
+        mesh=mesh,
+    )
 
   def encode_video(self, video: jax.Array, *, train: bool) -> VideoEncoding:
     """Encodes clips.

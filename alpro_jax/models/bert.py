@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import layers
+from alpro_jax import sharding
+from alpro_jax.models import layers, stack
 
 EPSILON = 1e-12
 PADDING_ID = 0
@@ -43,7 +44,7 @@ class TextEmbedding(nn.Module):
   """Word, position and type vectors; the word table also decodes."""
 
   config: TextConfig
-  dtype: jnp.dtype
+  form: layers.Form
 
   def setup(self):
     config = self.config
@@ -59,8 +60,11 @@ class TextEmbedding(nn.Module):
     )
     # Row 1, of second sentences, is never read: it is part of BERT's weights.
     self.types = table('types', 2, 'positions', config.matrix_std)
-    self.norm = layers.layer_norm(EPSILON, self.dtype)
-    self.dropout = nn.Dropout(config.dropout)
+    # The table is used twice, and its gradient is the largest of all.
+    self.copies = self.words[None]
+    if self.form.mesh is not None:
+      self.copies = sharding.copy_per_shard(self.words, self.form.mesh)
+    self.norm = layers.layer_norm(EPSILON, self.form.dtype)
 
   def __call__(self, ids: jax.Array, *, train: bool) -> jax.Array:
     """int32[B, L] -> f[B, L, D]."""
@@ -70,49 +74,66 @@ class TextEmbedding(nn.Module):
           f'{ids.shape=}: at most {self.config.max_positions=} tokens have a '
           'position; truncate the text.'
       )
-    words = self.words[ids]
+    words = self._per_shard(lambda words, ids: words[ids], ids)
     # As torch's padding_idx: the padding row learns from the decoder alone.
     padding = (ids == PADDING_ID)[..., None]
     words = jnp.where(padding, jax.lax.stop_gradient(words), words)
     x = words + self.positions[:length] + self.types[0]
-    x = self.norm(x.astype(self.dtype))
-    return self.dropout(x, deterministic=not train)
+    x = self.norm(x.astype(self.form.dtype))
+    key = self.make_rng('dropout') if train else None
+    return layers.dropout(x, self.config.dropout, key)
 
   def decode(self, x: jax.Array) -> jax.Array:
     """f[..., D] -> float32[..., V], the product with every word's vector."""
-    return jnp.einsum(
-        '...d,vd->...v', x, self.words.astype(self.dtype),
-        preferred_element_type=jnp.float32,
-    )
+
+    def product(words, x):
+      return jnp.einsum(
+          '...d,vd->...v', x, words.astype(self.form.dtype),
+          preferred_element_type=jnp.float32,
+      )
+
+    return self._per_shard(product, x)
+
+  def _per_shard(self, function, rows):
+    """function(words, rows) by the copy of the words where the rows are."""
+    shards = self.copies.shape[0]
+    # One device, or rows that are not cut, as those of `init`.
+    if shards == 1 or rows.shape[0] % shards:
+      return function(self.words, rows)
+    parts = rows.reshape(shards, rows.shape[0] // shards, *rows.shape[1:])
+    out = jax.vmap(function)(self.copies, parts)
+    return out.reshape(rows.shape[0], *out.shape[2:])
 
 
 class BertLayer(nn.Module):
   """A post-norm transformer layer."""
 
   config: TextConfig
-  dtype: jnp.dtype
+  form: layers.Form
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, train: bool
+      self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None
   ) -> jax.Array:
-    config = self.config
+    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, L, D]."""
+    config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
-    dropout = nn.Dropout(config.dropout, deterministic=not train)
+    keys = layers.split(key, 3)
     y = layers.Attention(
-        config.heads, self.dtype, init, config.dropout, name='attention'
-    )(x, mask, train=train)
-    x = layers.layer_norm(EPSILON, self.dtype, 'norm')(x + dropout(y))
-    y = layers.Mlp(config.mlp_size, self.dtype, init, name='mlp')(x)
-    return layers.layer_norm(EPSILON, self.dtype, 'mlp_norm')(x + dropout(y))
+        config.heads, self.form, init, config.dropout, name='attention'
+    )(x, mask, key=keys[0])
+    y = layers.dropout(y, config.dropout, keys[1])
+    x = layers.layer_norm(EPSILON, dtype, 'norm')(x + y)
+    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(x)
+    y = layers.dropout(y, config.dropout, keys[2])
+    return layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x + y)
 
 
 class BertLayers(nn.Module):
   """Layers start..stop-1 of one BERT, numbered as in the whole."""
 
   config: TextConfig
-  dtype: jnp.dtype
-  remat: bool
+  form: layers.Form
   start: int
   stop: int
 
@@ -121,12 +142,15 @@ class BertLayers(nn.Module):
       self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> jax.Array:
     """f[B, L, D] with bool[B, L], True on real tokens -> f[B, L, D]."""
-    module = BertLayer
-    if self.remat:
-      module = nn.remat(module, static_argnums=(3,))
-    for i in range(self.start, self.stop):
-      x = module(self.config, self.dtype, name=f'layer{i}')(x, mask, train)
-    return x
+    count = self.stop - self.start
+    keys = None
+    if train and self.config.dropout:
+      keys = layers.split(self.make_rng('dropout'), count)
+    return stack.run_layers(
+        self, lambda name: BertLayer(self.config, self.form, name=name),
+        [f'layer{i}' for i in range(self.start, self.stop)], x, mask,
+        each={'key': keys}, form=self.form,
+    )
 
 
 class MlmHead(nn.Module):

@@ -1,5 +1,7 @@
-"""Attention, MLP and drop path: the pieces both encoders are made of."""
+"""Attention, MLP and dropout: the pieces both encoders are made of."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -7,6 +9,8 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from alpro_jax.models.attention import attend
 
 Initializer = Callable[..., jax.Array]
 
@@ -24,8 +28,24 @@ LOGICAL_AXES = (
     'classes',  # Match logits, entities.
 )
 
-# Stands in for minus infinity where a whole row may be masked.
-MASKED = -1e9
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How layers are computed, which changes no number but by rounding.
+
+  Attributes:
+    dtype: compute type; parameters, scores, softmax and norms are float32.
+    attention: one of attention.KERNELS but 'auto'.
+    remat: what is kept for the backward pass, one of stack.REMAT.
+    scan: run the layers of a stack as a loop, compiled once.
+    mesh: of the devices that the batch is cut over; None is no matter.
+  """
+
+  dtype: jnp.dtype
+  attention: str = 'xla'
+  remat: str = 'none'
+  scan: bool = False
+  mesh: jax.sharding.Mesh | None = None
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -66,19 +86,33 @@ def layer_norm(
   )
 
 
-class DropPath(nn.Module):
-  """Drops whole sequences: one draw per entry of all but the last two axes."""
+def dropout(
+    x: jax.Array,
+    rate: jax.Array | float,
+    key: jax.Array | None,
+    *,
+    sequences: bool = False,
+) -> jax.Array:
+  """Zeroes a share of the entries and scales the others up to keep the mean.
 
-  rate: float
+  Args:
+    x: f[...].
+    rate: the share, below 1.
+    key: None is evaluation, which drops nothing.
+    sequences: drop whole sequences, as drop path does: one draw for each entry
+      of all but the last two axes.
+  """
+  if key is None or (isinstance(rate, float) and rate == 0.0):
+    return x
+  keep = jnp.asarray(1.0 - rate)
+  shape = (*x.shape[:-2], 1, 1) if sequences else x.shape
+  kept = jax.random.bernoulli(key, keep, shape)
+  return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
-  @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    if not train or self.rate == 0.0:
-      return x
-    keep = 1.0 - self.rate
-    shape = x.shape[:-2] + (1, 1)
-    kept = jax.random.bernoulli(self.make_rng('dropout'), keep, shape)
-    return x * (kept / keep).astype(x.dtype)
+
+def split(key: jax.Array | None, count: int):
+  """Returns `count` keys of a key, or as many times None."""
+  return (None,) * count if key is None else jax.random.split(key, count)
 
 
 class Attention(nn.Module):
@@ -86,26 +120,30 @@ class Attention(nn.Module):
 
   Attributes:
     heads: number of heads A; must divide the width.
-    dtype: compute type; scores and softmax stay float32.
+    form: how it is computed.
     kernel_init: for all four matrices.
     dropout: on the attention probabilities, when training.
   """
 
   heads: int
-  dtype: jnp.dtype
+  form: Form
   kernel_init: Initializer
   dropout: float = 0.0
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array | None = None, *, train: bool
+      self,
+      x: jax.Array,
+      mask: jax.Array | None = None,
+      *,
+      key: jax.Array | None = None,
   ) -> jax.Array:
     """Attends.
 
     Args:
       x: f[..., L, D].
       mask: bool[..., L], True on the tokens that may be attended to.
-      train: whether dropout acts.
+      key: of dropout; None in evaluation.
     Returns:
       f[..., L, D].
     """
@@ -115,25 +153,21 @@ class Attention(nn.Module):
 
     def project(name):
       y = dense(
-          width, ('embed', 'heads'), name=name, dtype=self.dtype,
+          width, ('embed', 'heads'), name=name, dtype=self.form.dtype,
           kernel_init=self.kernel_init,
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    query, key, value = project('query'), project('key'), project('value')
-    query = query * (width // self.heads) ** -0.5
-    scores = jnp.einsum(
-        '...qak,...lak->...aql', query, key,
-        preferred_element_type=jnp.float32,
+    drop = None
+    if key is not None and self.dropout:
+      drop = functools.partial(dropout, rate=self.dropout, key=key)
+    out = attend(
+        project('query'), project('key'), project('value'), mask,
+        kernel=self.form.attention, dropout=drop,
     )
-    if mask is not None:
-      scores = jnp.where(mask[..., None, None, :], scores, MASKED)
-    weights = jax.nn.softmax(scores).astype(self.dtype)
-    weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
-    out = jnp.einsum('...aql,...lak->...qak', weights, value)
     out = einops.rearrange(out, '... l a k -> ... l (a k)')
     return dense(
-        width, ('heads', 'embed'), name='out', dtype=self.dtype,
+        width, ('heads', 'embed'), name='out', dtype=self.form.dtype,
         kernel_init=self.kernel_init,
     )(out)
 

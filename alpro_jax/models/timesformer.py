@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import layers
+from alpro_jax.models import layers, stack
 
 ATTENTIONS = ('divided', 'joint', 'space_only')
 
@@ -131,23 +131,35 @@ class Block(nn.Module):
   """A pre-norm transformer block over f[..., tokens, D]."""
 
   config: VideoConfig
-  dtype: jnp.dtype
-  drop_path: float
+  form: layers.Form
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    config = self.config
+  def __call__(
+      self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
+  ) -> jax.Array:
+    """f[..., tokens, D] -> the same.
+
+    Args:
+      x: f[..., tokens, D].
+      key: of dropout and drop path; None in evaluation.
+      drop_path: the chance that a sequence is dropped, a number.
+    """
+    config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
-    y = layers.layer_norm(EPSILON, self.dtype, 'norm')(x)
-    y = layers.Attention(
-        config.heads, self.dtype, init, name='attention'
-    )(y, train=train)
-    y = nn.Dropout(config.dropout)(y, deterministic=not train)
-    x = x + layers.DropPath(self.drop_path)(y, train=train)
-    y = layers.layer_norm(EPSILON, self.dtype, 'mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, self.dtype, init, name='mlp')(y)
-    y = nn.Dropout(config.dropout)(y, deterministic=not train)
-    return x + layers.DropPath(self.drop_path)(y, train=train)
+    keys = layers.split(key, 4)
+
+    def drop(y, key, path_key):
+      y = layers.dropout(y, config.dropout, key)
+      if not config.drop_path:
+        return y
+      return layers.dropout(y, drop_path, path_key, sequences=True)
+
+    y = layers.layer_norm(EPSILON, dtype, 'norm')(x)
+    y = layers.Attention(config.heads, self.form, init, name='attention')(y)
+    x = x + drop(y, *keys[:2])
+    y = layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
+    return x + drop(y, *keys[2:])
 
 
 class DividedBlock(nn.Module):
@@ -159,58 +171,60 @@ class DividedBlock(nn.Module):
   """
 
   config: VideoConfig
-  dtype: jnp.dtype
-  drop_path: float
+  form: layers.Form
   frames: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """f[B, 1 + T*N, D] -> the same; frame t's patches are together."""
-    config = self.config
+  def __call__(
+      self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
+  ) -> jax.Array:
+    """As `Block`, over f[B, 1 + T*N, D]; frame t's patches are together."""
+    config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
-    drop_path = layers.DropPath(self.drop_path)
-    dropout = nn.Dropout(config.dropout, deterministic=not train)
+    keys = layers.split(key, 6)
+
+    def drop(y, key, path_key):
+      y = layers.dropout(y, config.dropout, key)
+      if not config.drop_path:
+        return y
+      return layers.dropout(y, drop_path, path_key, sequences=True)
+
     class_token, patches = x[:, :1], x[:, 1:]
 
     places = einops.rearrange(
         patches, 'b (t n) d -> b n t d', t=self.frames
     )
-    y = layers.layer_norm(EPSILON, self.dtype, 'temporal_norm')(places)
+    y = layers.layer_norm(EPSILON, dtype, 'temporal_norm')(places)
     y = layers.Attention(
-        config.heads, self.dtype, init, name='temporal_attention'
-    )(y, train=train)
-    y = drop_path(dropout(y), train=train)
-    y = layers.dense(
-        config.width, ('embed', 'embed_out'), name='temporal_fc',
-        dtype=self.dtype,
-        kernel_init=nn.initializers.normal(config.temporal_fc_std),
+        config.heads, self.form, init, name='temporal_attention'
     )(y)
+    y = layers.dense(
+        config.width, ('embed', 'embed_out'), name='temporal_fc', dtype=dtype,
+        kernel_init=nn.initializers.normal(config.temporal_fc_std),
+    )(drop(y, *keys[:2]))
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
     copies = einops.repeat(class_token, 'b 1 d -> b t 1 d', t=self.frames)
     y = jnp.concatenate([copies, frames], axis=2)
-    y = layers.layer_norm(EPSILON, self.dtype, 'norm')(y)
-    y = layers.Attention(
-        config.heads, self.dtype, init, name='attention'
-    )(y, train=train)
-    y = drop_path(dropout(y), train=train)
+    y = layers.layer_norm(EPSILON, dtype, 'norm')(y)
+    y = layers.Attention(config.heads, self.form, init, name='attention')(y)
+    y = drop(y, *keys[2:4])
     class_token = class_token + jnp.mean(y[:, :, 0], axis=1, keepdims=True)
     frames = frames + y[:, :, 1:]
     x = jnp.concatenate(
         [class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1
     )
 
-    y = layers.layer_norm(EPSILON, self.dtype, 'mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, self.dtype, init, name='mlp')(y)
-    return x + drop_path(dropout(y), train=train)
+    y = layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
+    return x + drop(y, *keys[4:])
 
 
 class VideoEncoder(nn.Module):
   """Pixels to one class token and one token per patch, averaged over time."""
 
   config: VideoConfig
-  dtype: jnp.dtype
-  remat: bool
+  form: layers.Form
 
   @nn.compact
   def __call__(self, video: jax.Array, *, train: bool) -> jax.Array:
@@ -224,7 +238,7 @@ class VideoEncoder(nn.Module):
     Raises:
       ValueError: if H or W is not a multiple of the patch side.
     """
-    config = self.config
+    config, dtype = self.config, self.form.dtype
     _, t, h, w, _ = video.shape
     p = config.patch_size
     if h % p or w % p:
@@ -235,19 +249,22 @@ class VideoEncoder(nn.Module):
     if not jnp.issubdtype(video.dtype, jnp.floating):
       video = normalize_pixels(video)
     patches = einops.rearrange(
-        video.astype(self.dtype),
+        video.astype(dtype),
         'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p,
     )
     fan_in = patches.shape[-1]
     patches = layers.dense(
-        config.width, ('pixels', 'embed'), name='patch_embed',
-        dtype=self.dtype, kernel_init=layers.uniform_fan_in(fan_in),
+        config.width, ('pixels', 'embed'), name='patch_embed', dtype=dtype,
+        kernel_init=layers.uniform_fan_in(fan_in),
         bias_init=layers.uniform_fan_in(fan_in),
     )(patches)
 
     class_token, positions, times = self._embeddings((h // p, w // p), t)
     patches = patches + positions + times[:, None]
-    patches = nn.Dropout(config.dropout)(patches, deterministic=not train)
+    key, layers_key = layers.split(
+        self.make_rng('dropout') if train else None, 2
+    )
+    patches = layers.dropout(patches, config.dropout, key)
     if config.attention == 'space_only':
       first = einops.repeat(class_token, 'd -> b t 1 d', b=video.shape[0], t=t)
       x = jnp.concatenate([first, patches], axis=2)
@@ -256,9 +273,17 @@ class VideoEncoder(nn.Module):
       patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
       x = jnp.concatenate([first, patches], axis=1)
 
-    for i in range(config.depth):
-      x = self._block(i, t)(x, train)
-    x = layers.layer_norm(EPSILON, self.dtype, 'norm')(x)
+    x = stack.run_layers(
+        self, self._make_block(t), [f'block{i}' for i in range(config.depth)],
+        x, form=self.form,
+        each={
+            'key': None if key is None else layers.split(
+                layers_key, config.depth
+            ),
+            'drop_path': drop_path_rates(config),
+        },
+    )
+    x = layers.layer_norm(EPSILON, dtype, 'norm')(x)
     if config.attention == 'space_only':
       return jnp.mean(x, axis=1)
     patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
@@ -287,19 +312,20 @@ class VideoEncoder(nn.Module):
     else:
       times = resize_times(param('times', time_init, config.frames), frames)
     return (
-        class_token[0].astype(self.dtype),
-        positions.astype(self.dtype),
-        times.astype(self.dtype),
+        class_token[0].astype(self.form.dtype),
+        positions.astype(self.form.dtype),
+        times.astype(self.form.dtype),
     )
 
-  def _block(self, i, frames):
-    config = self.config
-    # Block 0 never drops; the last one drops at the configured rate.
-    rate = config.drop_path * i / max(config.depth - 1, 1)
-    if config.attention == 'divided':
-      module, extra = DividedBlock, {'frames': frames}
-    else:
-      module, extra = Block, {}
-    if self.remat:
-      module = nn.remat(module, static_argnums=(2,))
-    return module(config, self.dtype, rate, name=f'block{i}', **extra)
+  def _make_block(self, frames):
+    if self.config.attention == 'divided':
+      return lambda name: DividedBlock(
+          self.config, self.form, frames, name=name
+      )
+    return lambda name: Block(self.config, self.form, name=name)
+
+
+def drop_path_rates(config: VideoConfig) -> list[float]:
+  """Returns each block's rate: 0 in the first, the configured in the last."""
+  last = max(config.depth - 1, 1)
+  return [config.drop_path * i / last for i in range(config.depth)]

@@ -4,7 +4,6 @@ Parameters are arguments, {name: array}, so that programs share them. Pixels go
 in as uint8 and are normalised inside. The batch size is symbolic.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,7 +54,7 @@ def make(trained: Trained, platforms: Sequence[str] = PLATFORMS):
     {name: Program}: encode_video and encode_text, then match or answer.
   """
   # Rematerialisation is for gradients.
-  model = Alpro(dataclasses.replace(trained.model.config, remat=False))
+  model = Alpro(trained.model.config.plain())
   params = flatten(trained.params)
   data = trained.config.data
   batch, = jax.export.symbolic_shape('b')

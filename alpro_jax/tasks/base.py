@@ -66,6 +66,14 @@ class Task(Protocol):
     Parts are float32 scalars, or vectors that `describe` explains.
     """
 
+  # A task with VTC has two more methods, and `loss` takes `pull`:
+  #
+  # embed(params, batch, key, *, train) -> contrastive.Features, as `loss`
+  #   finds them with the same key.
+  # contrast(params, features, batch) -> the weighted VTC loss and its parts.
+  # loss(..., pull=features): the gradient of VTC by the features is known, so
+  #   that `loss` leaves VTC out but for that gradient.
+
   def describe(self, metrics: dict[str, Any]) -> str:
     """Returns a line about the averaged parts for the log, or ''."""
 

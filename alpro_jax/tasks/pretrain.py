@@ -1,6 +1,7 @@
 """Pre-training ALPRO: VTC + VTM + MLM + PEM in one pass (paper section 3)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from alpro_jax import losses, masking, sharding
+from alpro_jax import contrastive, losses, masking, sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.data import entities
 from alpro_jax.models import prompter as prompting
@@ -17,7 +18,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.prompter import (
     abstract_params,
     contrast,
-    duplicates,
+    identities,
     init_model,
     model_config,
 )
@@ -79,7 +80,8 @@ class Pretrain:
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
-    scopes = {'global': 1, 'local': options.negative_blocks or mesh.size}
+    scopes = {'global': 1, 'local': options.negative_blocks or
+              sharding.batch_shards(mesh)}
     if options.negatives not in scopes:
       raise ValueError(
           f"config.loss.{options.negatives=} must be 'global' or 'local'."
@@ -93,7 +95,8 @@ class Pretrain:
         model=Alpro(
             model_config(
                 config.model, text.vocab_size, **cls.heads(options, names)
-            )
+            ),
+            mesh,
         ),
         entities=names,
         special=text.special,
@@ -123,7 +126,7 @@ class Pretrain:
       )
     meta = load_meta(self.prompter.checkpoint)
     config = AlproConfig.from_dict(meta['model'])
-    model = Alpro(config)
+    model = Alpro(config, self.mesh)
     params = load_params(
         self.prompter.checkpoint, abstract_params(model, self.mesh)
     )
@@ -138,7 +141,7 @@ class Pretrain:
     if not self.options.pem:
       return None
     config = dataclasses.replace(self.model.config, entities=0)
-    model = Alpro(config)
+    model = Alpro(config, self.mesh)
     boxed = jax.eval_shape(lambda k: init_model(model, k), key)
     params = jax.jit(
         lambda k: nn.unbox(init_model(model, k)),
@@ -176,6 +179,31 @@ class Pretrain:
         renormalize=options.renormalize,
     )
 
+  def embed(
+      self, params: Any, batch: VideoTextBatch, key: jax.Array, *, train: bool
+  ) -> contrastive.Features:
+    """See tasks/base.py."""
+    keys = _keys(key)
+    model = self.model.bind(
+        {'params': params}, rngs={'dropout': keys['dropout']}
+    )
+    # As in `loss`, or dropout would fall elsewhere.
+    video = model.encode_video(batch.video, train=train)
+    clean, _, _ = self._encode_texts(model, batch, keys['words'], train)
+    return contrastive.Features(video.feature, clean.feature)
+
+  def contrast(
+      self, params: Any, features: contrastive.Features, batch: VideoTextBatch
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    if not self.options.vtc:
+      return jnp.zeros(()), {}
+    temperature = self.model.bind({'params': params}).temperature()
+    vtc, parts = contrast(
+        features, temperature, batch, self.options, self.mesh
+    )
+    return self.options.vtc * vtc, parts
+
   def loss(
       self,
       params: Any,
@@ -185,35 +213,24 @@ class Pretrain:
       step: jax.Array,
       *,
       train: bool,
+      pull: contrastive.Features | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """See tasks/base.py."""
-    options = self.options
-    keys = dict(
-        zip(
-            ('dropout', 'words', 'videos', 'texts', 'region'),
-            jax.random.split(key, 5),
-            strict=True,
-        )
-    )
+    options, keys = self.options, _keys(key)
     model = self.model.bind(
         {'params': params}, rngs={'dropout': keys['dropout']}
     )
-    total, parts = jnp.zeros(()), {}
 
     video = model.encode_video(batch.video, train=train)
     clean, masked, labels = self._encode_texts(
         model, batch, keys['words'], train
     )
-    temperature = model.temperature()
-    parts['temperature'] = temperature
-    same = duplicates(batch, equal_captions=options.mask_equal_captions)
-
-    if options.vtc:
-      vtc, accuracy = contrast(
-          video.feature, clean.feature, temperature, same
-      )
-      total += options.vtc * vtc
-      parts |= {'loss/vtc': vtc, **accuracy}
+    features = contrastive.Features(video.feature, clean.feature)
+    if pull is None:
+      total, parts = self.contrast(params, features, batch)
+    else:
+      total, parts = contrastive.pulled(features, pull), {}
+    parts['temperature'] = model.temperature()
 
     # Kinds of pairs for the fusion encoder: texts, masks, videos, stacked
     # behind the batch axis so that the batch stays where it is.
@@ -223,7 +240,7 @@ class Pretrain:
       pairs.append(matched)
     if options.vtm:
       mismatched, found = self._mismatch(
-          matched, video.feature, clean.feature, temperature, same, keys, step
+          matched, features, parts['temperature'], batch, keys, step
       )
       pairs += mismatched
     if options.mlm:
@@ -290,9 +307,7 @@ class Pretrain:
     clean = type(both)(tokens=tokens[:, 0], feature=feature)
     return clean, tokens[:, 1], labels
 
-  def _mismatch(
-      self, matched, video_feature, text_feature, temperature, same, keys, step
-  ):
+  def _mismatch(self, matched, features, temperature, batch, keys, step):
     """Draws for every text a wrong video and for every video a wrong text.
 
     Returns:
@@ -301,11 +316,14 @@ class Pretrain:
     """
     options, (tokens, mask, video) = self.options, matched
     size = mask.shape[0] // self.blocks
-    block = jnp.arange(mask.shape[0]) // size
-    forbidden = same | (block[:, None] != block[None, :])
-    similarity = losses.similarity(video_feature, text_feature, temperature)
-    uniform_share = negative_ramp(
-        step, options.uniform_negative_steps, options.negative_ramp_steps
+    draw = functools.partial(
+        contrastive.hard_negatives,
+        temperature=temperature,
+        ids=identities(batch, equal_captions=options.mask_equal_captions),
+        uniform_share=negative_ramp(
+            step, options.uniform_negative_steps, options.negative_ramp_steps
+        ),
+        blocks=self.blocks, chunk=options.vtc_chunk, mesh=self.mesh,
     )
 
     def take(array, index):
@@ -313,11 +331,11 @@ class Pretrain:
           array, index % size, self.mesh, blocks=self.blocks
       )
 
-    other_video, video_found = losses.hard_negatives(
-        keys['videos'], similarity.T, forbidden, uniform_share=uniform_share
+    other_video, video_found = draw(
+        keys['videos'], features.text, features.video
     )
-    other_text, text_found = losses.hard_negatives(
-        keys['texts'], similarity, forbidden, uniform_share=uniform_share
+    other_text, text_found = draw(
+        keys['texts'], features.video, features.text
     )
     kinds = [
         (tokens, mask, take(video, other_video)),
@@ -339,7 +357,7 @@ class Pretrain:
         area=self.options.region_area, rule=self.options.region_rule,
     )
     crop = masking.crop_regions(batch.video, region, patch)
-    model = Alpro(teacher.config).bind({'params': teacher.params})
+    model = Alpro(teacher.config, self.mesh).bind({'params': teacher.params})
     target, keep = prompting.pseudo_labels(
         model.encode_video(crop, train=False).feature,
         teacher.bank,
@@ -385,6 +403,12 @@ def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:
     return jnp.zeros(())
   late = jnp.asarray(step, jnp.float32) - uniform_steps
   return jnp.clip(1 - late / max(ramp_steps, 1), 0, 1)
+
+
+def _keys(key):
+  """The keys of a step by their use."""
+  uses = ('dropout', 'words', 'videos', 'texts', 'region')
+  return dict(zip(uses, jax.random.split(key, len(uses)), strict=True))
 
 
 def _share(right, counted):

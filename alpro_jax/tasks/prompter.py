@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alpro_jax import losses, sharding
+from alpro_jax import contrastive, losses, sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import NothingFrozen
@@ -18,23 +18,41 @@ class Prompter(NothingFrozen):
 
   Attributes:
     model: without an entity head.
-    mask_equal_captions: see `duplicates`.
+    options: config.loss.
+    mesh: the devices that the batch is cut over.
   """
 
   model: Alpro
-  mask_equal_captions: bool
+  options: Any
+  mesh: jax.sharding.Mesh
   answers = ()
 
   @classmethod
   def from_config(cls, config, text, mesh):
-    del mesh
-    return cls(
-        model=Alpro(model_config(config.model, text.vocab_size)),
-        mask_equal_captions=config.loss.mask_equal_captions,
-    )
+    values = model_config(config.model, text.vocab_size)
+    return cls(model=Alpro(values, mesh), options=config.loss, mesh=mesh)
 
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
+
+  def embed(
+      self, params: Any, batch: VideoTextBatch, key: jax.Array, *, train: bool
+  ) -> contrastive.Features:
+    """See tasks/base.py."""
+    model = self.model.bind({'params': params}, rngs={'dropout': key})
+    video = model.encode_video(batch.video, train=train)
+    text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
+    return contrastive.Features(video.feature, text.feature)
+
+  def contrast(
+      self, params: Any, features: contrastive.Features, batch: VideoTextBatch
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    temperature = self.model.bind({'params': params}).temperature()
+    loss, parts = contrast(
+        features, temperature, batch, self.options, self.mesh
+    )
+    return loss, {**parts, 'temperature': temperature}
 
   def loss(
       self,
@@ -45,18 +63,14 @@ class Prompter(NothingFrozen):
       step: jax.Array,
       *,
       train: bool,
+      pull: contrastive.Features | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """See tasks/base.py."""
     del frozen, step
-    model = self.model.bind({'params': params}, rngs={'dropout': key})
-    video = model.encode_video(batch.video, train=train)
-    text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
-    temperature = model.temperature()
-    loss, parts = contrast(
-        video.feature, text.feature, temperature,
-        duplicates(batch, equal_captions=self.mask_equal_captions),
-    )
-    return loss, {'loss/vtc': loss, 'temperature': temperature, **parts}
+    features = self.embed(params, batch, key, train=train)
+    if pull is not None:
+      return contrastive.pulled(features, pull), {}
+    return self.contrast(params, features, batch)
 
 
 def model_config(config, vocab_size: int, **heads) -> AlproConfig:
@@ -92,42 +106,38 @@ def abstract_params(model: Alpro, mesh: jax.sharding.Mesh) -> Any:
   return sharding.abstract(boxed, mesh)
 
 
-def duplicates(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:
+def identities(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:
   """Which pairs of rows must not be taken for negatives of each other.
 
-  The original contrasts repeated videos and captions with themselves
-  (defect 22).
+  Those that agree in a column. The original contrasts repeated videos and
+  captions with themselves (defect 22).
 
   Args:
     batch: of B rows.
     equal_captions: count equal captions of different videos, too.
   Returns:
-    bool[B, B], symmetric, True on the diagonal.
+    int32[B, 1 or 2]: the video and, if they count, the caption.
   """
-  same = batch.video_id[:, None] == batch.video_id[None, :]
+  columns = [batch.video_id]
   if equal_captions:
-    same |= batch.caption_id[:, None] == batch.caption_id[None, :]
-  return same
+    columns.append(batch.caption_id)
+  return jnp.stack(columns, axis=1)
 
 
-def contrast(video_feature, text_feature, temperature, same):
-  """Returns the VTC loss and the accuracy of both directions.
+def contrast(features, temperature, batch, options, mesh):
+  """Returns the VTC loss, and it with the accuracy of both directions.
 
   Args:
-    video_feature: float32[B, E], unit length.
-    text_feature: float32[B, E], unit length.
+    features: contrastive.Features of B pairs.
     temperature: float32[].
-    same: bool[B, B], pairs that are no negatives, diagonal True.
+    batch: of B rows.
+    options: config.loss.
+    mesh: the devices that the batch is cut over.
   """
-  loss = losses.mean(
-      *losses.vtc(video_feature, text_feature, temperature, same=same)
+  total, count, (v2t, t2v) = contrastive.vtc(
+      features, temperature,
+      identities(batch, equal_captions=options.mask_equal_captions),
+      chunk=options.vtc_chunk, mesh=mesh,
   )
-  scores = losses.similarity(video_feature, text_feature, temperature)
-  own = jnp.arange(same.shape[0])
-  rivals = same & (own[:, None] != own[None, :])
-  scores = jnp.where(rivals, -jnp.inf, jax.lax.stop_gradient(scores))
-  accuracy = {
-      'accuracy/v2t': jnp.mean(jnp.argmax(scores, axis=1) == own),
-      'accuracy/t2v': jnp.mean(jnp.argmax(scores, axis=0) == own),
-  }
-  return loss, accuracy
+  loss = losses.mean(total, count)
+  return loss, {'loss/vtc': loss, 'accuracy/v2t': v2t, 'accuracy/t2v': t2v}

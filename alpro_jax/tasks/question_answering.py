@@ -37,7 +37,6 @@ class QuestionAnswering(NothingFrozen):
       FileNotFoundError: if config.data.answers is no file.
       ValueError: if the batches do not hold questions.
     """
-    del mesh
     if config.data.text != 'questions':
       raise ValueError(
           f"config.data.text={config.data.text!r} must be 'questions' for "
@@ -49,7 +48,8 @@ class QuestionAnswering(NothingFrozen):
             model_config(
                 config.model, text.vocab_size, embed_size=0, match=False,
                 mlm=False, answers=len(answers),
-            )
+            ),
+            mesh,
         ),
         answers=answers,
     )

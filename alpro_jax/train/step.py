@@ -10,25 +10,50 @@ from alpro_jax import sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.train.state import TrainState
 
+NEGATIVES = ('micro', 'global')
+
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
   """Returns the key of a step: the same after any number of restarts."""
   return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def make_gradients(task, mesh, *, accumulation: int = 1):
+def make_gradients(
+    task, mesh, *, accumulation: int = 1, negatives: str = 'micro'
+):
   """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
 
   With accumulation the batch is cut into micro-batches of every
   accumulation-th row, so that each is spread over all devices. Losses and
-  gradients are averages over them (defect 20); in-batch negatives come from
-  the micro-batch.
-  """
+  gradients are averages over them (defect 20).
 
-  def of_batch(params, frozen, batch, key, step):
+  Args:
+    task: see tasks/base.py.
+    mesh: devices that the batch is cut over.
+    accumulation: number of micro-batches.
+    negatives: of VTC: 'micro', the pairs of the micro-batch; 'global', those
+      of the batch. Then a first pass embeds all micro-batches, VTC and its
+      gradient by the features are taken of the whole, and the second pass
+      carries that gradient on, with the same dropout. VTC is then that of one
+      large batch; hard negatives of VTM come from the micro-batch.
+  Raises:
+    ValueError: for unknown negatives, or a task without VTC.
+  """
+  if negatives not in NEGATIVES:
+    raise ValueError(
+        f'config.optimizer.accumulation_negatives={negatives!r} is unknown; '
+        f'choose one of {NEGATIVES}.'
+    )
+  if negatives == 'global' and not hasattr(task, 'contrast'):
+    raise ValueError(
+        "config.optimizer.accumulation_negatives='global' needs a task that "
+        "contrasts videos and texts; this one does not: use 'micro'."
+    )
+
+  def of_batch(params, frozen, batch, key, step, **pull):
     gradient = jax.value_and_grad(task.loss, has_aux=True)
     (loss, parts), grads = gradient(
-        params, frozen, batch, key, step, train=True
+        params, frozen, batch, key, step, train=True, **pull
     )
     return {'loss': loss, **parts}, grads
 
@@ -40,22 +65,47 @@ def make_gradients(task, mesh, *, accumulation: int = 1):
     leaf = leaf.reshape(rows, accumulation, *leaf.shape[1:])
     return sharding.constrain_batch(jnp.moveaxis(leaf, 1, 0), mesh, axis=1)
 
-  def of_micro_batches(params, frozen, batch, key, step):
-    def add(total, part):
-      micro, index = part
-      out = of_batch(
-          params, frozen, micro, jax.random.fold_in(key, index), step
-      )
-      return jax.tree.map(jnp.add, total, out), None
+  def join(leaf):
+    leaf = jnp.moveaxis(leaf, 0, 1)
+    leaf = leaf.reshape(leaf.shape[0] * accumulation, *leaf.shape[2:])
+    return sharding.constrain_batch(leaf, mesh)
 
-    shapes = jax.eval_shape(
-        of_batch, params, frozen, jax.tree.map(lambda x: split(x)[0], batch),
-        key, step,
+  def of_micro_batches(params, frozen, batch, key, step):
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        jnp.arange(accumulation)
     )
+    micro = {'batch': jax.tree.map(split, batch), 'key': keys}
+    whole = None
+    if negatives == 'global':
+      features = jax.lax.map(
+          lambda part: task.embed(params, **part, train=True), micro
+      )
+      contrast = jax.value_and_grad(
+          task.contrast, argnums=(0, 1), has_aux=True
+      )
+      (loss, parts), (direct, pull) = contrast(
+          params, jax.tree.map(join, features), batch
+      )
+      whole = {'loss': loss, **parts}, direct
+      # Summed over the micro-batches, not averaged.
+      pull = jax.tree.map(lambda x: accumulation * split(x), pull)
+      micro['pull'] = pull
+
+    def of_part(part):
+      return of_batch(params, frozen, step=step, **part)
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, of_part(part)), None
+
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    parts = (jax.tree.map(split, batch), jnp.arange(accumulation))
-    total, _ = jax.lax.scan(add, zero, parts)
-    return jax.tree.map(lambda x: x / accumulation, total)
+    total, _ = jax.lax.scan(add, zero, micro)
+    metrics, grads = jax.tree.map(lambda x: x / accumulation, total)
+    if whole is not None:
+      loss = whole[0]['loss'] + metrics['loss']
+      metrics = whole[0] | metrics | {'loss': loss}
+      grads = jax.tree.map(jnp.add, whole[1], grads)
+    return metrics, grads
 
   return of_micro_batches
 
@@ -69,6 +119,7 @@ def make_train_step(
     *,
     seed: int,
     accumulation: int = 1,
+    negatives: str = 'micro',
 ):
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
@@ -80,11 +131,14 @@ def make_train_step(
     state_sharding: NamedSharding of every leaf of the state.
     seed: of the run.
     accumulation: micro-batches of one update.
+    negatives: of VTC then; see `make_gradients`.
   Returns:
     A function that consumes (donates) its state. Metrics are float32 scalars:
     'loss', the task's parts, 'grad_norm' before clipping, 'learning_rate'.
   """
-  gradients = make_gradients(task, mesh, accumulation=accumulation)
+  gradients = make_gradients(
+      task, mesh, accumulation=accumulation, negatives=negatives
+  )
   everywhere = sharding.replicated(mesh)
 
   @jax.jit(
