@@ -26,8 +26,8 @@ examples:
       --params_only
 
 The last one is a small checkpoint again, parameters, meta and tokenizer:
-    python launch/evaluate.py --checkpoint=for_colab \\
-      --tokenizer=for_colab/tokenizer.model --data=sets/clips --split=test
+    python launch/evaluate.py --checkpoint=for_colab --data=sets/clips \\
+      --split=test
 """
 
 
