@@ -189,10 +189,8 @@ def test_resumes_on_one_device(toy, tmp_path, monkeypatch):
   toy.at[5] = lambda: raise_(KeyboardInterrupt())
   with pytest.raises(KeyboardInterrupt):
     loop.train(toy_config(), tmp_path)
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-      sharding, 'make_mesh',
-      lambda data, fsdp: make_mesh(data, fsdp, jax.devices()[:1]))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(sharding, 'mesh_from_config', lambda config: mesh)
   assert loop.train(toy_config(), tmp_path).finished
   assert '1 devices' in log_of(tmp_path)
   assert 'going on with this run from step 3' in log_of(tmp_path)

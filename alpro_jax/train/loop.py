@@ -72,7 +72,7 @@ def _train(config, folder, evaluations, stop):
   _check_positive(config)
 
   # Devices and data.
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  mesh = sharding.mesh_from_config(config.mesh)
   sharding.check_batch_size(
       config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
   )
@@ -113,6 +113,7 @@ def _train(config, folder, evaluations, stop):
       task, tx, schedule, mesh,
       jax.tree.map(lambda leaf: leaf.sharding, abstract),
       seed=config.seed, accumulation=config.optimizer.accumulation,
+      negatives=config.optimizer.accumulation_negatives,
   )
   batches = feed.prefetch(
       pipeline.train_batches(
