@@ -187,22 +187,22 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
     index: int32[B], row within the block of each output row.
     mesh: the mesh that the batch is cut over.
     blocks: number of equal blocks of rows that do not exchange anything. If
-      it is a multiple of the number of shards nothing is sent; with 1 block
-      the shards travel around a ring, one at a time, and each device keeps the
-      rows it asked for.
+      it is a multiple of the number of shards nothing is sent; if it divides
+      that, the shards of a block travel around a ring, one at a time, and each
+      device keeps the rows it asked for.
   Returns:
     f[B, ...].
   Raises:
     ValueError: if the blocks do not fit the batch or the shards.
   """
   b, shards = array.shape[0], batch_shards(mesh)
-  if b % blocks or (blocks > 1 and blocks % shards):
+  if b % blocks or (blocks % shards and shards % blocks):
     raise ValueError(
-        f'{blocks=} of negatives must divide the batch of {b} and be a '
-        f'multiple of its {shards} shards; change '
+        f'{blocks=} of negatives must divide the batch of {b} and divide its '
+        f'{shards} shards or be a multiple of them; change '
         'config.loss.negative_blocks.'
     )
-  if shards == 1 or blocks > 1:
+  if blocks % shards == 0:
     size = b // blocks
     rows = array.reshape(blocks, size, *array.shape[1:])
     picked = jax.vmap(lambda r, i: jnp.take(r, i, axis=0))(
@@ -210,7 +210,7 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
     )
     return constrain_batch(picked.reshape(array.shape), mesh)
   ring = jax.shard_map(
-      lambda a, i: _ring_take(a, i, shards),
+      lambda a, i: _ring_take(a, i, shards, shards // blocks),
       mesh=mesh,
       in_specs=(P(BATCH_AXES), P(BATCH_AXES)),
       out_specs=P(BATCH_AXES),
@@ -218,14 +218,17 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
   return ring(array, index)
 
 
-def _ring_take(block, index, shards):
+def _ring_take(block, index, shards, ring):
   """Body of `take_rows` on one device: f[b, ...], int32[b] -> f[b, ...]."""
   b = block.shape[0]
-  here = jax.lax.axis_index(BATCH_AXES)
-  permutation = [(i, (i + 1) % shards) for i in range(shards)]
+  here = jax.lax.axis_index(BATCH_AXES) % ring
+  # Neighbours form a ring each: 0 -> 1 -> 0, 2 -> 3 -> 2, ... of two.
+  permutation = [
+      (i, i // ring * ring + (i + 1) % ring) for i in range(shards)
+  ]
 
   def take(visiting, taken, hop):
-    local = index - (here - hop) % shards * b
+    local = index - (here - hop) % ring * b
     inside = (local >= 0) & (local < b)
     rows = jnp.take(visiting, jnp.clip(local, 0, b - 1), axis=0)
     inside = inside.reshape(b, *(1,) * (block.ndim - 1))
@@ -237,5 +240,5 @@ def _ring_take(block, index, shards):
     return (visiting, take(visiting, taken, hop)), None
 
   start = (block, take(block, jnp.zeros_like(block), 0))
-  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(1, shards))
+  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(1, ring))
   return taken

@@ -70,7 +70,8 @@ def get_config(model='base'):
       'vtc': 1.0, 'vtm': 1.0, 'mlm': 1.0, 'pem': 1.0,
       'mask_probability': 0.15,
       # Hard negatives for VTM: from the whole batch, or from blocks of it as
-      # the original's devices did (0 blocks: one for each data shard).
+      # the original's devices did (0 blocks: one for each data shard). Fewer
+      # blocks than shards send less than 'global' does: a ring for each.
       'negatives': 'global',
       'negative_blocks': 0,
       # Steps with uniform negatives, then steps of a linear ramp to negatives
