@@ -116,9 +116,7 @@ def main(argv):
       )
     config = _CONFIG.value
     found, chip = devices(_TOPOLOGY.value)
-    mesh = sharding.make_mesh(
-        config.mesh.data, config.mesh.fsdp, devices=found
-    )
+    mesh = sharding.mesh_from_config(config.mesh, found)
     begin = time.perf_counter()
     program, model = compiled.compile_step(config, mesh)
     compile_s = time.perf_counter() - begin

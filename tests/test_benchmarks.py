@@ -40,7 +40,7 @@ def test_the_teacher_is_cut_as_the_parameters_are(config):
 
 def test_a_batch_that_does_not_divide_is_refused(config):
   config.data.batch_size = 12
-  with pytest.raises(ValueError, match='cannot be cut over 8 devices'):
+  with pytest.raises(ValueError, match='cannot be cut over 8 shards'):
     made_up.program(config, sharding.make_mesh())
 
 

@@ -117,15 +117,15 @@ def test_the_step_sends_gradients_once_embeddings_and_a_ring(tmp_path):
       )
   )
   b, embed = config.data.batch_size, config.model.embed_size
-  params = program.state.params
-  gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-  # The word table is read and, as the decoder, multiplied with: the compiler
-  # for CPUs reduces both gradients and then adds them.
-  gradients += 4 * params['text_embedding']['words'].size
+  gradients = 4 * sum(
+      leaf.size for leaf in jax.tree.leaves(program.state.params)
+  )
   # Features and similarities of the batch, identities, sums for the log.
   batch = 4 * (2 * b * embed + b * b + 16 * b)
   reduced = sent['all-reduce'].operand_bytes
-  assert gradients <= reduced <= gradients + batch
+  # Parameters that are only ever added, as the class token and its position,
+  # share one gradient.
+  assert 0.99 * gradients <= reduced <= gradients + batch
   others = sum(
       sent[kind].sent_bytes for kind in ('all-gather', 'all-to-all')
       if kind in sent
@@ -135,5 +135,6 @@ def test_the_step_sends_gradients_once_embeddings_and_a_ring(tmp_path):
   length, width = config.data.max_text_tokens, config.model.text.width
   tokens = 4 * (length + 1 + 4) * width  # Of one pair, with four patches.
   once = b // mesh.size * (2 * tokens + length)  # There and back, and a mask.
-  assert sent['collective-permute'].operand_bytes <= mesh.size * once
+  hops = mesh.size - 1
+  assert sent['collective-permute'].operand_bytes == hops * once
   assert 'reduce-scatter' not in sent

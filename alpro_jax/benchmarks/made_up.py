@@ -85,6 +85,7 @@ def program(config, mesh) -> Program:
       its_task, tx, schedule, mesh,
       jax.tree.map(lambda leaf: leaf.sharding, shapes),
       seed=config.seed, accumulation=accumulation,
+      negatives=config.optimizer.accumulation_negatives,
   )
   return Program(
       its_task, train_step, tx, shapes, _abstract_frozen(its_task, mesh),

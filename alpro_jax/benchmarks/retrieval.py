@@ -31,7 +31,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
   """
   rng = np.random.default_rng(0)
   data, length = config.data, config.data.max_text_tokens
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  mesh = sharding.mesh_from_config(config.mesh)
   vocab_size = made_up.text_info(config).vocab_size
   task = made_up.task(config, mesh)
   boxed = jax.eval_shape(task.init, jax.random.key(0))

@@ -22,7 +22,7 @@ def measure(
     warmup: steps before the clock starts.
     peak_tflops: of all devices together; 0 leaves the share of it out.
   """
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  mesh = sharding.mesh_from_config(config.mesh)
   program = made_up.program(config, mesh)
   task = program.task
   train_state = state.create_state(
