@@ -1,5 +1,6 @@
 """The step: the same on any devices, and what it must not do."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,62 @@ def test_teacher_gets_no_gradient_and_is_no_parameter(config):
 
   gradient = jax.jit(jax.grad(loss, allow_int=True))(frozen)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_teacher_leaves_nothing_for_the_backward_pass(config):
+  """What is kept does not depend on how deep the teacher is."""
+  task = small_task.small_task(config, mesh_of(1))
+  from flax import linen as nn
+
+  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+
+  def kept(depth):
+    video = dataclasses.replace(task.model.config.video, depth=depth)
+    teacher = dataclasses.replace(task, model=task.model.clone(
+        config=dataclasses.replace(task.model.config, video=video)
+    ))
+    frozen = jax.eval_shape(teacher.untrained_frozen, jax.random.key(1))
+
+    def pull(params, frozen):
+      return jax.vjp(
+          lambda params: task.loss(
+              params, frozen, small_task.small_batch(), jax.random.key(2), 0,
+              train=True,
+          )[0],
+          params,
+      )[1]
+
+    # The leaves of a pulled-back function are what it keeps.
+    return sum(
+        leaf.size for leaf in jax.tree.leaves(
+            jax.eval_shape(pull, params, frozen)
+        )
+    )
+
+  assert kept(1) == kept(3)
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'prompter'])
+def test_photos_of_one_frame_and_clips_take_one_step(tmp_path, task):
+  """A batch of photos need not repeat them: two shapes, one function."""
+  config = small_task.small_config(tmp_path, task)
+  task = small_task.small_task(config, mesh_of(1))
+  from flax import linen as nn
+
+  params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  frozen = jax.eval_shape(task.untrained_frozen, jax.random.key(1))
+  batch = small_task.small_batch()
+  photos = batch.replace(video=batch.video[:, :1])
+  clips, stills = (
+      jax.eval_shape(
+          lambda params, frozen: task.loss(
+              params, frozen, batch, jax.random.key(2), 0, train=True  # noqa: B023
+          ),
+          params, frozen,
+      )
+      for batch in (batch, photos)
+  )
+  assert clips == stills
 
 
 def test_step_counts_donates_and_learns(config):
