@@ -87,6 +87,27 @@ def test_measures_waiting(mesh):
     assert batches.wait_seconds < 0.1
 
 
+def test_next_batches_reach_the_devices_during_a_step(mesh):
+  """While the caller does nothing but wait, as it does for a step."""
+  with feed.prefetch(map(rows, range(9)), mesh, depth=2) as batches:
+    next(batches)
+    deadline = time.perf_counter() + 10
+    while not batches._ready.full() and time.perf_counter() < deadline:
+      time.sleep(0.01)
+    ahead = [batch for batch, _ in batches._ready.queue]
+    assert [int(batch.video[0, 0, 0, 0, 0]) for batch in ahead] == [1, 2]
+    jax.block_until_ready(ahead)
+    assert all(len(batch.video.addressable_shards) == 8 for batch in ahead)
+
+
+def test_devices_along_tensor_share_rows():
+  mesh = sharding.make_mesh(2, 2, tensor=2)
+  with feed.prefetch(map(rows, range(1)), mesh) as batches:
+    batch = next(batches)
+  assert batch.video.addressable_shards[0].data.shape[0] == 2
+  np.testing.assert_array_equal(batch.video, rows(0)['video'])
+
+
 def test_errors_come_at_their_batch_and_stay(mesh):
   def broken():
     yield rows(0)

@@ -276,6 +276,22 @@ def test_frames_are_the_chosen_ones():
       who(batch['video'])[1], [[0, 2, 4, 6]] * 6)
 
 
+def test_photos_may_have_fewer_frames():
+  """A source of photos alone; the same pixels, and no other source changes."""
+  def sources():
+    return [
+        pipeline.Source(MemorySet(6, name='a', stills=range(6)), 0),
+        pipeline.Source(MemorySet(6, name='b', stills=[0]), 1)]
+
+  whole = take(train(sources()), 8)
+  few = take(train(sources(), still_frames=1), 8)
+  counts = {batch['video'].shape[1] for batch in few}
+  assert counts == {1, 4}
+  for left, right in zip(whole, few, strict=True):
+    left['video'] = left['video'][:, :right['video'].shape[1]]
+    check_equal(left, right)
+
+
 def test_a_photo_is_repeated_after_augmentation():
   data = MemorySet(6, stills=range(6), size=SIZE + 8)
   batch, = take(train(

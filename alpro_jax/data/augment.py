@@ -25,7 +25,7 @@ SHRINK_PLAINLY = 1.5
 
 
 def decode_clip(frames, place, *, image_size, resize, resize_mode):
-  """Decodes the part of each frame that is wanted and scales it.
+  """Decodes the window of each frame that is wanted and scales it.
 
   As if the frame was scaled to `resize` and then cut to `image_size`, but cut
   first, which decodes less and interpolates once:
@@ -44,6 +44,14 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
   Returns:
     uint8[n, image_size, image_size, 3].
   """
+  windows = decode_windows(
+      frames, place, image_size=image_size, resize=resize,
+      resize_mode=resize_mode)
+  return _scale(windows, image_size)
+
+
+def decode_windows(frames, place, *, image_size, resize, resize_mode):
+  """Decodes what decode_clip scales: uint8[n, h, w, 3]; see there."""
   if resize_mode not in RESIZE_MODES:
     raise ValueError(
         f'{resize_mode=} is unknown; set data.resize_mode to one of '
@@ -55,9 +63,8 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
   # The default, fast DCT makes every frame about one level too dark.
   exact = {'channels': 3, 'dct_method': 'INTEGER_ACCURATE'}
   if resize == image_size and resize_mode == 'squash':
-    whole = tf.stack([
+    return tf.stack([
         tf.io.decode_jpeg(frames[i], **exact) for i in range(count)])
-    return _scale(whole, image_size)
   frame_size = tf.image.extract_jpeg_shape(frames[0])[:2]
   side = frame_size
   if resize_mode == 'short_side':
@@ -69,9 +76,9 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
   # 0..room inclusive, each as likely as the next for a uniform place.
   start = tf.cast(tf.floor(place * tf.cast(room + 1, tf.float32)), tf.int32)
   window = tf.concat([tf.minimum(start, room), side], 0)
-  return _scale(tf.stack([
+  return tf.stack([
       tf.image.decode_and_crop_jpeg(frames[i], window, **exact)
-      for i in range(count)]), image_size)
+      for i in range(count)])
 
 
 def rand_augment(clip, seed, *, operations, level, exclude=()):

@@ -135,9 +135,10 @@ def _check_rows(count, mesh):
   total = count * jax.process_count()
   places = sharding.batch_sharding(mesh).addressable_devices_indices_map(
       (total,))
-  wanted = sorted(rows.start or 0 for rows, in places.values())
+  # Devices along `tensor` share their rows.
+  wanted = sorted({rows.start or 0 for rows, in places.values()})
   expected = host_rows(total)
-  size = total // mesh.size
+  size = total // sharding.batch_shards(mesh)
   if wanted != list(range(expected.start, expected.stop, size)):
     raise ValueError(
         f'Process {jax.process_index()} reads rows {expected.start} to '

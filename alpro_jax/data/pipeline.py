@@ -136,6 +136,11 @@ class Source:
     """How many records have a text; there may be more examples."""
     return len(np.unique(self.records))
 
+  @functools.cached_property
+  def only_photos(self):
+    infos = self.dataset.metadata()
+    return all(infos[i].still for i in self.records)
+
   def __len__(self):
     return len(self.records)
 
@@ -360,11 +365,11 @@ class TrainBatches(Iterator):
   def _open(self, start):
     count = self._rows.stop - self._rows.start
     length = self._config.max_text_tokens
-    names = ('serialized', 'seed', 'text_ids', 'text_mask', 'video_id',
-             'caption_id', 'answer')
-    specs = (((), tf.string), ((2,), tf.int64), ((length,), tf.int32),
-             ((length,), tf.bool), ((), tf.int32), ((), tf.int32),
-             ((), tf.int32))
+    names = ('serialized', 'seed', 'frames', 'text_ids', 'text_mask',
+             'video_id', 'caption_id', 'answer')
+    specs = (((), tf.string), ((2,), tf.int64), ((), tf.int32),
+             ((length,), tf.int32), ((length,), tf.bool), ((), tf.int32),
+             ((), tf.int32), ((), tf.int32))
 
     def read(step):
       columns = tf.numpy_function(self._read, [step], [x for _, x in specs])
@@ -374,7 +379,8 @@ class TrainBatches(Iterator):
               names, columns, specs, strict=True)}
 
     def decode(row):
-      pixels, still = self._decode(row.pop('serialized'), row.pop('seed'))
+      pixels, still = self._decode(
+          row.pop('serialized'), row.pop('seed'), row.pop('frames'))
       return {**row, 'video': pixels, 'still': still, 'valid': True}
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
@@ -395,13 +401,19 @@ class TrainBatches(Iterator):
     pixels = hash64(*key, PIXELS, plan.epoch, own).view(np.int64)
     return (
         np.array(source.dataset.fetch(records), object),
-        np.stack([pixels, np.zeros_like(pixels)], 1), ids, mask,
+        np.stack([pixels, np.zeros_like(pixels)], 1),
+        np.full(len(records), self._num_frames(source), np.int32), ids, mask,
         video_ids(source.dataset, records),
         np.array([text_id(text) for text in texts], np.int32),
         source.labels[chosen])
 
-  def _decode(self, serialized, seed):
-    return decode_record(serialized, seed, self._config, train=True)
+  def _num_frames(self, source):
+    few = self._config.still_frames
+    return few if few and source.only_photos else self._config.frames
+
+  def _decode(self, serialized, seed, num_frames):
+    return decode_record(
+        serialized, seed, self._config, train=True, num_frames=num_frames)
 
   def _find_broken(self, error):
     """Marks what cannot be read at this step, or raises the error.
@@ -414,7 +426,7 @@ class TrainBatches(Iterator):
     for record in np.unique(plan.records).tolist():
       reason = _reason_unreadable(
           source.dataset, record, lambda x: self._decode(
-              x, tf.constant([0, 0], tf.int64)))
+              x, tf.constant([0, 0], tf.int64), self._num_frames(source)))
       if reason:
         found[record] = reason
     if not found:
@@ -556,7 +568,7 @@ FEATURES = {
 }
 
 
-def decode_record(serialized, seed, config, *, train):
+def decode_record(serialized, seed, config, *, train, num_frames=None):
   """Makes the clip of one record, in TensorFlow alone.
 
   Args:
@@ -564,6 +576,7 @@ def decode_record(serialized, seed, config, *, train):
     seed: int64[2].
     config: config.data.
     train: random crop and augmentation; else centre crop.
+    num_frames: T of a photo, int32[]; None is config.frames, as of a clip.
 
   Returns:
     uint8[T, H, W, 3] and bool[], whether it is a photo.
@@ -594,8 +607,10 @@ def decode_record(serialized, seed, config, *, train):
         clip, stream(20), operations=config.randaugment.operations,
         level=config.randaugment.level,
         exclude=tuple(config.randaugment.exclude))
-  shape = config.frames, config.image_size, config.image_size, 3
-  return tf.broadcast_to(clip, shape), record['still'] > 0
+  size = config.image_size, config.image_size, 3
+  if num_frames is None or not config.still_frames:
+    num_frames = config.frames
+  return tf.broadcast_to(clip, (num_frames, *size)), record['still'] > 0
 
 
 def _run(read, decode, count, threads):
