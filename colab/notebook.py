@@ -62,7 +62,7 @@ def run(command: str, *options: str, only: str = '') -> None:
   Args:
     command: its name, without folder and suffix.
     options: its words and flags.
-    only: show only lines that contain this.
+    only: show only lines that match this regular expression.
   Raises:
     RuntimeError: with the end of what it said, if it fails.
   """
@@ -101,7 +101,7 @@ def _stream(line, only=''):
       for text in process.stdout:
         text = _LOG_PREFIX.sub('', text)
         said.append(text)
-        if only in text:
+        if re.search(only, text):
           print(text, end='', flush=True)
     except KeyboardInterrupt:
       # The command got it as well, and saves what it has.
