@@ -64,6 +64,11 @@ examples:
   {"question", "answer", "answer_type", "video_id"}, are read in their place.
 
 An interrupted run continues when the same command is given again.
+
+Is a set as it was written? Names every broken file and record, and with
+--output writes a set of all records that can be read:
+    python launch/prepare.py verify sets/clips
+    python launch/prepare.py verify sets/clips --output=sets/clips_repaired
 """
 
 
@@ -201,10 +206,47 @@ def _print_report(report, output):
   print(f'report: {os.path.join(output, prepare.REPORT)}')
 
 
+def _verify(argv):
+  """Checks a set, and repairs it if asked; returns the exit code."""
+  from alpro_jax.data import verify  # noqa: PLC0415
+
+  parser = _Parser(
+      prog='python launch/prepare.py verify', allow_abbrev=False,
+      description='Compares a prepared set with what was written. Exit code: '
+      '0 if all is intact, 1 if something is broken, 2 for a mistake.')
+  parser.add_argument('data', help='folder of the set')
+  parser.add_argument(
+      '--output', default='', help='new folder for the records that are intact')
+  args = parser.parse_args(argv)
+  try:
+    found = verify.verify(args.data)
+    for problem in found.problems:
+      record = '' if problem.number is None else (
+          f', record {problem.number} {problem.video!r}')
+      print(f'{problem.split}: {problem.file}{record}: {problem.reason}')
+    print(f'{found.files} files and {found.records:,} records: '
+          + (f'{len(found.problems) - found.broken_records} problems with '
+             f'files, {found.broken_records} broken records.'
+             if found.problems else 'all as they were written.'))
+    if args.output:
+      for split, report in verify.repair(args.data, args.output).items():
+        counts = report['counts']
+        print(f'{split}: {counts["prepared"]:,} of {counts["clips"]:,} records '
+              'saved')
+      print(f'Written: {args.output}')
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 1 if found.problems else 0
+
+
 def main(argv=None):
-  args = _parser().parse_args(argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
+  argv = sys.argv[1:] if argv is None else argv
+  if argv[:1] == ['verify']:
+    return _verify(argv[1:])
+  args = _parser().parse_args(argv)
   start = time.monotonic()
   stopped = []
 

@@ -457,7 +457,7 @@ def test_one_run_at_a_time(clips, tmp_path):
 
 
 def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare, '_finish', lambda *args: 1 / 0)
+  monkeypatch.setattr(prepare, 'finish', lambda *args: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     _prepare(clips, tmp_path / 'set')
   monkeypatch.undo()

@@ -196,7 +196,8 @@ def _load(path):
 class Progress:
   """One line: done, rate, skipped, time left. And the first skipped items."""
 
-  def __init__(self, total, out=None, named=100, every_s=None):
+  def __init__(self, total, out=None, named=100, every_s=None, unit='clips'):
+    self._unit = unit
     self._total = total
     self._out = out or sys.stderr
     self._live = self._out.isatty()
@@ -232,7 +233,7 @@ class Progress:
     self._last = time.monotonic()
     rate = self._made / max(self._last - self._start, 1e-9)
     left = (self._total - self._done) / rate if rate else 0
-    text = (f'{self._done}/{self._total} clips, {rate:.1f}/s, '
+    text = (f'{self._done}/{self._total} {self._unit}, {rate:.1f}/s, '
             f'{self._skipped} skipped, {int(left // 60)} min '
             f'{int(left % 60):02} s left')
     if self._live:
@@ -316,7 +317,7 @@ def prepare(source, root, output, *, split='train', options=None,
     report = _report(source, root, plan, parts, list_unnamed)
     report['seconds'] = round(time.monotonic() - start, 3)
     report['clips_made_in_this_run'] = made
-    _finish(output, work, split, plan, parts, report, manifest)
+    finish(output, work, split, plan, parts, report, manifest)
     if not report['counts']['prepared']:
       raise PrepareError(
           f'No clip of {len(source.clips)} could be prepared: '
@@ -422,14 +423,35 @@ def _make_parts(source, root, work, options, num_workers, timeout_s, out):
       workers=num_workers, timeout_s=timeout_s)
   with contextlib.closing(results):
     for number in missing:
-      parts[number] = _make_part(
+      parts[number] = write_part(
           os.path.join(work, f'part-{number:05}'),
-          clips[number * size:(number + 1) * size], results, progress)
+          map(_index_row, clips[number * size:(number + 1) * size]), results,
+          progress)
   progress.close()
   return [parts[number] for number in range(num_parts)], len(items)
 
 
-def _make_part(stem, clips, results, progress):
+def _index_row(clip):
+  """What the index says of a clip; how many frames it has is found later."""
+  return {
+      'video': clip.video, 'captions': clip.captions, 'styles': clip.styles,
+      'questions': [question.text for question in clip.questions],
+      'answers': [question.answer for question in clip.questions],
+      'kinds': [question.kind for question in clip.questions],
+      'still': clip.still}
+
+
+def write_part(stem, rows, results, progress):
+  """Writes the records of a part, and what is known of them.
+
+  Args:
+    stem: of its two files; the .json is there only when both are whole.
+    rows: of the index, one per record.
+    results: iterator of Record, in the same order.
+    progress: Progress.
+  Returns:
+    dict, as in the .json file.
+  """
   from array_record.python import array_record_module  # noqa: PLC0415
 
   path = f'{stem}.array_record'
@@ -437,22 +459,17 @@ def _make_part(stem, clips, results, progress):
   # JPEG does not compress further.
   writer = array_record_module.ArrayRecordWriter(
       path, 'group_size:1,uncompressed')
-  for clip in clips:
+  for row in rows:
     record = next(results)
     if record.reason:
-      skip = annotations.Skipped(clip.video, record.reason, record.detail)
+      skip = annotations.Skipped(row['video'], record.reason, record.detail)
       skipped.append(dataclasses.asdict(skip))
       progress.item(skip)
       continue
     writer.write(record.example)
     if record.detail:
-      partial.append({'item': clip.video, 'detail': record.detail})
-    index.append({
-        'video': clip.video, 'captions': clip.captions, 'styles': clip.styles,
-        'questions': [question.text for question in clip.questions],
-        'answers': [question.answer for question in clip.questions],
-        'kinds': [question.kind for question in clip.questions],
-        'still': clip.still, 'frames': record.frames})
+      partial.append({'item': row['video'], 'detail': record.detail})
+    index.append({**row, 'frames': record.frames})
     progress.item()
   writer.close()
   with open(path, 'rb') as file:
@@ -504,8 +521,18 @@ def _unnamed(source, root):
   return found
 
 
-def _finish(output, work, split, plan, parts, report, manifest):
-  """Names the shards and writes index, TFDS files, report, manifest."""
+def finish(output, work, split, plan, parts, report, manifest):
+  """Names the shards and writes index, TFDS files, report, manifest.
+
+  Args:
+    output: folder of the set.
+    work: folder in it with the parts; removed when all is done.
+    split: name of the split.
+    plan: how it was made.
+    parts: from write_part, in order.
+    report: of the split.
+    manifest: of the splits that are there, from read_manifest.
+  """
   full = [number for number, part in enumerate(parts) if part['examples']]
   name = re.sub(r'[^a-z0-9_]', '_', os.path.basename(output).lower())
   name = name if name[0].isalpha() else f'set_{name}'

@@ -1,0 +1,117 @@
+"""Every broken file and record is named, and what is intact is saved."""
+
+import importlib.util
+import pathlib
+import shutil
+
+import pytest
+
+from alpro_jax.data import annotations, dataset, prepare, verify
+from tests import small_videos
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def launch_prepare():
+  spec = importlib.util.spec_from_file_location(
+      'launch_prepare', ROOT / 'launch' / 'prepare.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.main
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  """Seven clips in shards of three, three and one."""
+  folder = tmp_path_factory.mktemp('videos')
+  captions = small_videos.write_folder(folder, 7)
+  output = tmp_path_factory.mktemp('sets') / 'set'
+  prepare.prepare(
+      annotations.read_folder(captions), folder, output, num_workers=1,
+      options=prepare.Options(fps=0, short_side=0, part_size=3))
+  return output
+
+
+@pytest.fixture
+def path(original, tmp_path):
+  return shutil.copytree(original, tmp_path / 'set')
+
+
+def shard(path, number):
+  return sorted(path.glob('*.array_record-*'))[number]
+
+
+def flip(file, near):
+  data = bytearray(file.read_bytes())
+  data[data.index(near)] ^= 4
+  file.write_bytes(data)
+
+
+def videos(path):
+  return [record.video for record in dataset.open_dataset(path).metadata()]
+
+
+def test_an_intact_set_has_no_problem(path, tmp_path):
+  found = verify.verify(path)
+  assert found == (4, 7, [])
+  # And its repair is the same set.
+  verify.repair(path, tmp_path / 'again')
+  digests = [dataset.open_dataset(p).digest for p in (path, tmp_path / 'again')]
+  assert digests[0] == digests[1]
+
+
+def test_a_flipped_bit_costs_one_record(original, path, tmp_path):
+  flip(shard(path, 0), b'001.mp4')
+  problems = verify.verify(path).problems
+  assert [(p.number, p.video) for p in problems] == [
+      (None, ''), (1, '001.mp4')]
+  assert 'sha256' in problems[0].reason
+  report = verify.repair(path, tmp_path / 'saved')['train']
+  assert report['counts']['prepared'] == 6
+  assert report['skipped'][0]['item'] == '001.mp4'
+  assert videos(tmp_path / 'saved') == [
+      f'{i:03}.mp4' for i in (0, 2, 3, 4, 5, 6)]
+  intact = dataset.open_dataset(original).fetch([0, 2, 3, 4, 5, 6])
+  saved = dataset.open_dataset(tmp_path / 'saved')
+  assert saved.fetch(range(6)) == intact
+  assert verify.verify(tmp_path / 'saved').problems == []
+
+
+@pytest.mark.parametrize('harm, reason', [
+    (lambda file: file.unlink(), 'missing'),
+    (lambda file: file.write_bytes(file.read_bytes()[:-900]), 'expected'),
+])
+def test_a_lost_shard_is_named_with_its_records(path, tmp_path, harm, reason):
+  harm(shard(path, 1))
+  problems = verify.verify(path).problems
+  assert reason in problems[0].reason
+  assert [p.video for p in problems[1:]] == ['003.mp4', '004.mp4', '005.mp4']
+  verify.repair(path, tmp_path / 'saved')
+  assert videos(tmp_path / 'saved') == [
+      f'{i:03}.mp4' for i in (0, 1, 2, 6)]
+
+
+def test_a_broken_index_is_made_again(path, tmp_path):
+  want = dataset.open_dataset(path).metadata()
+  flip(path / 'index-train.jsonl', b'clip 3')
+  problems = verify.verify(path).problems
+  assert [p.file for p in problems] == ['index-train.jsonl']
+  verify.repair(path, tmp_path / 'saved')
+  assert dataset.open_dataset(tmp_path / 'saved').metadata() == want
+
+
+def test_the_command(path, tmp_path, capsys):
+  main = launch_prepare()
+  assert main(['verify', str(path)]) == 0
+  assert 'all as they were written' in capsys.readouterr().out
+  flip(shard(path, 2), b'006.mp4')
+  saved = tmp_path / 'saved'
+  assert main(['verify', str(path), f'--output={saved}']) == 1
+  out = capsys.readouterr().out
+  assert "record 6 '006.mp4'" in out and '1 broken records' in out
+  assert '6 of 7 records saved' in out
+  assert main(['verify', str(saved)]) == 0
+  assert main(['verify', str(path), f'--output={saved}']) == 2
+  assert 'is not empty' in capsys.readouterr().err
+  assert main(['verify', str(tmp_path)]) == 2
+  assert 'no manifest' in capsys.readouterr().err
