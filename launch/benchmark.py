@@ -4,14 +4,24 @@
     --config.data.batch_size=64 --peak_tflops=790
   python launch/benchmark.py retrieval --texts=1000 --videos=1000 \\
     --config=configs/finetune_msrvtt_retrieval.py --rerank_k=128
+  python launch/benchmark.py input --config=configs/pretrain.py \\
+    --data=sets/webvid --step_clips_per_s=380
+  python launch/benchmark.py torch --config=configs/pretrain.py --steps=3
 
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            recomputation not counted) and its share of --peak_tflops, memory by
            the compiler's plan and, where the device tells, the highest in use.
 retrieval  what scoring all pairs costs and what the --rerank_k nearest cost:
            FLOPs by formula, time from measured rates.
+input      clips/s and CPU time of each part of the input pipeline, with and
+           without augmentation, from --data or a set that is made up; the
+           cores that a step of --step_clips_per_s (or of --step_figures, what
+           `step --output` wrote) needs, and whether input or step limits.
+torch      the pre-training step beside the same in PyTorch, eager and compiled,
+           in float32, by turns: CPU and wall time and their ratios. Needs
+           requirements-torch.txt. For one core start it by `taskset -c 0`.
 
-Figures are printed and, with --output, written as JSON. Neither word needs
+Figures are printed and, with --output, written as JSON. Only `input` needs
 TensorFlow. For machines that are not here see launch/compile_for.py.
 """
 
@@ -51,6 +61,26 @@ _SAMPLE = flags.DEFINE_integer(
     'Texts and videos that are really encoded and paired; 0 is all.',
     lower_bound=0,
 )
+_DATA = flags.DEFINE_string(
+    'data', '', 'A set made by launch/prepare.py; without it one is made up.'
+)
+_CLIPS = flags.DEFINE_integer(
+    'clips', 128, 'Clips of the set that is made up.', lower_bound=1
+)
+_NEEDED = flags.DEFINE_float(
+    'step_clips_per_s', 0.0, 'Clips/s that the devices of this host take.',
+    lower_bound=0.0,
+)
+_STEP_FIGURES = flags.DEFINE_string(
+    'step_figures', '', 'Or what `step --output` has written of it.'
+)
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 2, 'How often each kind of step is run.', lower_bound=1
+)
+_BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['2', '4'], 'To compare at.')
+_ONLY = flags.DEFINE_enum(
+    'only', None, ['torch', 'torch.compile'], 'Times this one alone.'
+)
 
 
 def _step(config):
@@ -73,7 +103,39 @@ def _retrieval(config):
   )
 
 
-_WORDS = {'step': _step, 'retrieval': _retrieval}
+def _input(config):
+  """Times the reading, decoding and augmenting of clips."""
+  command.start()
+  from alpro_jax.benchmarks import input as reading
+
+  needed = _NEEDED.value
+  if _STEP_FIGURES.value:
+    needed = reading.read_needed(_STEP_FIGURES.value)
+  return reading.measure(
+      config, data=_DATA.value, clips=_CLIPS.value, needed=needed
+  )
+
+
+def _torch(config):
+  """Times the step beside the same in PyTorch; --only times that alone."""
+  if _ONLY.value:
+    from alpro_jax.benchmarks import torch_step
+
+    return torch_step.measure(
+        config, steps=_STEPS.value, warmup=_WARMUP.value,
+        compiled=_ONLY.value == 'torch.compile',
+    )
+  from alpro_jax.benchmarks import beside_torch
+
+  given = [x for x in sys.argv[1:] if x != 'torch']
+  return beside_torch.compare(
+      given, [int(x) for x in _BATCH_SIZES.value], _ROUNDS.value
+  )
+
+
+_WORDS = {
+    'step': _step, 'retrieval': _retrieval, 'input': _input, 'torch': _torch
+}
 
 
 def main(argv):
@@ -86,9 +148,10 @@ def main(argv):
     if _CONFIG.value is None:
       raise ValueError('--config is needed, e.g. configs/pretrain.py.')
     figures = _WORDS[words[0]](_CONFIG.value)
+  width = max(map(len, figures)) + 2
   for name, value in figures.items():
     shown = f'{value:,.4g}' if isinstance(value, float) else value
-    print(f'{name:24}{shown}')
+    print(f'{name:{width}}{shown}')
   if _OUTPUT.value:
     pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
 
