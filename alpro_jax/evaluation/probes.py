@@ -19,6 +19,7 @@ split has nothing to ask about.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +30,10 @@ import numpy as np
 
 from alpro_jax import masking, metrics, sharding
 from alpro_jax.evaluation.retrieval import (
-    Retrieval,
-    Scorer,
-    TextFeatures,
-    VideoFeatures,
+  Retrieval,
+  Scorer,
+  TextFeatures,
+  VideoFeatures,
 )
 from alpro_jax.models import prompter as prompting
 from alpro_jax.models.alpro import Alpro
@@ -258,7 +259,7 @@ def label_crops(
   for text, video in retrieval.pairs:
     caption.setdefault(int(video), int(text))
 
-  @jax.jit(out_shardings=everywhere)
+  @functools.partial(jax.jit, out_shardings=everywhere)
   def label(params, bank, video, record, valid, still, key):
     region = masking.sample_regions(
         key, video.shape[0],
@@ -272,7 +273,7 @@ def label_crops(
         threshold=threshold)
     return region, labels, keep, record, valid
 
-  @jax.jit(out_shardings=everywhere)
+  @functools.partial(jax.jit, out_shardings=everywhere)
   def answer(params, text_tokens, mask, video_tokens, region):
     model = scorer.model.bind({'params': params})
     fused = model.fuse(text_tokens, mask, video_tokens, train=False)

@@ -257,7 +257,7 @@ def _compiled(model, mesh):
   """The jitted call of a model; an evaluation during training reuses it."""
 
   # Results leave the devices whole, so that every host can read them.
-  @jax.jit(out_shardings=sharding.replicated(mesh))
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def call(params, text_tokens, mask, video_tokens):
     bound = model.bind({'params': params})
     fused = bound.fuse(text_tokens, mask, video_tokens, train=False)

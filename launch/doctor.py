@@ -1,0 +1,350 @@
+"""Checks a machine, and what a run needs, before the run does.
+
+  python launch/doctor.py
+  python launch/doctor.py --config=configs/pretrain.py:own \\
+    --workdir=runs/pretrain --config.prompter.checkpoint=runs/prompter
+
+Looks at versions, devices, memory, disk, data sets (counts and digests),
+tokenizer, lists, checkpoints, and compiles and takes one step of the config on
+made-up data. Without --config that step is the demo's. Says what is wrong and
+the command that mends it. Exit code: 0 if a run can start, 1 if not.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from launch import command  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file of the run, e.g. configs/pretrain.py:own.',
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
+_STEP = flags.DEFINE_bool('step', True, 'Compile and take one step.')
+
+GIB = 2**30
+
+
+class Doctor:
+  """Prints findings as they come, and counts those that stop a run."""
+
+  def __init__(self):
+    self.errors = 0
+
+  def good(self, what, text):
+    print(f'ok       {what}: {text}', flush=True)
+
+  def warn(self, what, text, mend=''):
+    self._say('warning', what, text, mend)
+
+  def bad(self, what, text, mend=''):
+    self.errors += 1
+    self._say('ERROR', what, text, mend)
+
+  def check(self, what, call, mend):
+    """Says what `call` returns, or its error, and how to mend it."""
+    try:
+      self.good(what, call())
+    except (ValueError, OSError, KeyError) as error:
+      self.bad(what, error, mend)
+
+  def _say(self, level, what, text, mend):
+    print(f'{level:<8} {what}: {text}')
+    if mend:
+      print(f'         mend it: {mend}')
+    sys.stdout.flush()
+
+
+def main(argv):
+  with command.mistakes_in_one_line():
+    if argv[1:]:
+      raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
+    logging.set_verbosity(logging.ERROR)
+    doctor = Doctor()
+    check_versions(doctor)
+    check_devices(doctor)
+    config = _CONFIG.value
+    if config is not None:
+      check_inputs(doctor, config)
+      check_checkpoints(doctor, config)
+    if _WORKDIR.value:
+      check_workdir(doctor, config)
+    if _STEP.value:
+      check_step(doctor, config)
+  if doctor.errors:
+    print(f'\n{doctor.errors} found that would stop a run.')
+    sys.exit(1)
+  print('\nReady.' if config is not None else
+        '\nThe machine is ready; add --config to check a run.')
+
+
+def check_versions(doctor):
+  """Compares what is installed with requirements.txt."""
+  import platform
+  from importlib import metadata
+
+  from packaging.requirements import Requirement
+
+  lines = (command.ROOT / 'requirements.txt').read_text().splitlines()
+  wanted = [Requirement(line) for line in lines
+            if line.strip() and not line.startswith('#')]
+  missing, other = [], []
+  for need in wanted:
+    if need.marker and not need.marker.evaluate():
+      continue
+    try:
+      version = metadata.version(need.name)
+    except metadata.PackageNotFoundError:
+      missing.append(need.name)
+      continue
+    if not need.specifier.contains(version, prereleases=True):
+      other.append(f'{need.name} {version} (tried with{need.specifier})')
+  mend = f'{sys.executable} -m pip install -r requirements.txt'
+  if missing:
+    doctor.bad('packages', f'not installed: {", ".join(missing)}', mend)
+  if other:
+    doctor.warn('packages', f'other versions: {", ".join(other)}', mend)
+  if not missing and not other:
+    doctor.good('packages', f'Python {platform.python_version()}, jax '
+                f'{metadata.version("jax")}, all as in requirements.txt')
+
+
+def check_devices(doctor):
+  """Says which devices jax found, and which it should have found."""
+  import jax
+
+  try:
+    found = jax.devices()
+  except RuntimeError as error:
+    doctor.bad('devices', error, 'JAX_PLATFORMS=cpu to do without them')
+    return
+  first = found[0]
+  doctor.good('devices', f'{len(found)} x {first.device_kind} '
+              f'({first.platform}), {os.cpu_count()} CPU cores')
+  if first.platform == 'cpu':
+    if shutil.which('nvidia-smi'):
+      doctor.warn('devices', 'there is an NVIDIA driver, but jax uses the CPU',
+                  f'{sys.executable} -m pip install "jax[cuda12]"')
+    elif any(pathlib.Path('/dev').glob('accel*')):
+      doctor.warn('devices', 'there is a TPU, but jax uses the CPU',
+                  f'{sys.executable} -m pip install "jax[tpu]"')
+  total, free = _host_memory()
+  if total:
+    doctor.good('memory', f'{free / GIB:.1f} of {total / GIB:.1f} GiB free')
+  limit = (first.memory_stats() or {}).get('bytes_limit')
+  if limit:
+    doctor.good('memory', f'{limit / GIB:.1f} GiB on each device')
+
+
+def check_inputs(doctor, config):
+  """Opens data sets, tokenizer and lists as a run would."""
+  # TensorFlow must leave the devices alone.
+  command.start()
+  from alpro_jax.data import answers, dataset, entities, pipeline, tokens
+
+  tokenizer, opened = None, []
+
+  def open_tokenizer():
+    nonlocal tokenizer
+    tokenizer = tokens.load_tokenizer(config.data.tokenizer)
+    return f'{config.data.tokenizer}, {tokenizer.vocab_size} pieces'
+
+  def open_sources():
+    opened.extend(pipeline.open_sources(config.data))
+    return '; '.join(
+        f'{source.name}: {source.num_records:,} records, '
+        f'{len(source.texts):,} {source.text}'
+        + (f' of style {source.style}' if source.style else '')
+        for source in opened)
+
+  def open_held_out():
+    return '; '.join(
+        f'{source.path}, {source.split}: '
+        f'{len(dataset.open_dataset(source.path, source.split)):,} records'
+        for source in config.eval.sources)
+
+  def read_entities():
+    options = config.prompter
+    names = entities.read_entities(options.entities, options.num_entities)
+    return f'{len(names)} in {options.entities}'
+
+  doctor.check(
+      'tokenizer', open_tokenizer,
+      'python launch/tokenizer.py --captions=SET --output=tokenizer.model; '
+      '--config.data.tokenizer=tokenizer.model')
+  doctor.check(
+      'data', open_sources,
+      'python launch/prepare.py --help makes a set; for a damaged one: '
+      'python launch/prepare.py verify SET --output=REPAIRED')
+  if config.eval.sources:
+    doctor.check(
+        'held-out data', open_held_out,
+        'python launch/prepare.py --help, or --config.eval.sources="()"')
+  if config.task == 'pretrain' and config.loss.pem:
+    doctor.check(
+        'entities', read_entities,
+        'python launch/entities.py --captions=SET --output=entities.txt; '
+        '--config.prompter.entities=entities.txt')
+  if config.task == 'question_answering':
+    doctor.check(
+        'answers',
+        lambda: f'{len(answers.read_answers(config.data.answers))} in '
+        f'{config.data.answers}',
+        'python launch/answers.py --data=SET --output=answers.txt; '
+        '--config.data.answers=answers.txt')
+  if tokenizer and opened:
+    _check_words(doctor, tokenizer, opened, config.data.max_text_tokens)
+
+
+def _check_words(doctor, tokenizer, sources, length):
+  """Says if texts are cut off or not known to the tokenizer."""
+  texts = [text for source in sources for text in source.texts[:2000]]
+  ids, mask = tokenizer.encode(texts, 10 * length)
+  unknown = float((ids == tokenizer.special.unk).sum() / max(mask.sum(), 1))
+  longer = float((mask.sum(1) > length).mean())
+  text = (f'{unknown:.1%} of the pieces of {len(texts):,} texts are unknown, '
+          f'{longer:.1%} of the texts are longer than {length} pieces')
+  if unknown > 0.02 or longer > 0.2:
+    doctor.warn(
+        'texts', text, 'another tokenizer, or --config.data.max_text_tokens')
+  else:
+    doctor.good('texts', text)
+
+
+def check_checkpoints(doctor, config):
+  """Reads the digests of all files of the checkpoints that are named."""
+  from alpro_jax.train import checkpoints
+
+  def find(path):
+    if not path:
+      raise ValueError('none is named')
+    meta = checkpoints.load_meta(path)
+    return (f'{checkpoints.find(path)}, {meta["config"]["task"]}, step '
+            f'{meta["step"]}, all files as they were written')
+
+  if config.task == 'pretrain' and config.loss.pem:
+    doctor.check(
+        'prompter', lambda: find(config.prompter.checkpoint),
+        'python launch/main.py --config=configs/pretrain_prompter.py '
+        '--workdir=runs/prompter; --config.prompter.checkpoint=runs/prompter')
+  if config.train.init_from:
+    doctor.check(
+        'start', lambda: find(config.train.init_from),
+        'another --config.train.init_from; launch/convert.py makes one of '
+        'published weights')
+
+
+def check_workdir(doctor, config):
+  """Says what is in the workdir, and whether it can be written."""
+  from alpro_jax.train import checkpoints
+
+  folder = pathlib.Path(_WORKDIR.value)
+  there = folder
+  while not there.exists():
+    there = there.absolute().parent
+  if not os.access(there, os.W_OK):
+    doctor.bad('workdir', f'{there} cannot be written', 'another --workdir')
+    return
+  free = shutil.disk_usage(there).free
+  doctor.good('workdir', f'{free / GIB:.1f} GiB free below {there}')
+  if config is not None:
+    import jax
+
+    from alpro_jax.benchmarks import made_up
+
+    task = made_up.task(config, _one_device())
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    size = sum(x.size for x in jax.tree.leaves(shapes)) * 4
+    # Parameters and two moments; one more while it is written, and the best.
+    needed = 3 * size * (config.train.keep_newest + 2)
+    if needed > free:
+      doctor.bad(
+          'workdir', f'checkpoints need {needed / GIB:.1f} GiB',
+          'free some space, or --config.train.keep_newest=1')
+  if (folder / checkpoints.FOLDER).exists():
+    doctor.check(
+        'checkpoint', lambda: f'goes on from {checkpoints.find(folder)}',
+        'remove the damaged checkpoint, or give another --workdir')
+
+
+def check_step(doctor, config):
+  """Compiles the step and takes one, if the memory allows it."""
+  import jax
+
+  from alpro_jax import sharding
+  from alpro_jax.benchmarks import made_up
+  from alpro_jax.train import state
+
+  if config is None:
+    from configs import pretrain
+
+    config = pretrain.get_config('demo')
+  less = ('a smaller --config.data.batch_size, --config.model.remat=blocks, '
+          'or --config.mesh.fsdp')
+  try:
+    mesh = sharding.mesh_from_config(config.mesh)
+    program = made_up.program(config, mesh)
+  except ValueError as error:
+    doctor.bad('step', error)
+    return
+  begin = time.monotonic()
+  lowered = program.step.lower(program.state, program.frozen, program.batch)
+  compiled = lowered.compile()
+  compile_s = time.monotonic() - begin
+  plan = compiled.memory_analysis()
+  needed = plan.temp_size_in_bytes + plan.argument_size_in_bytes
+  stats = jax.local_devices()[0].memory_stats() or {}
+  available = stats.get('bytes_limit') or _host_memory()[1]
+  text = (f'batch {config.data.batch_size} on {mesh.size} devices, compiled in '
+          f'{compile_s:.0f} s, {needed / GIB:.1f} GiB on each')
+  if available and needed > available:
+    doctor.bad('step', f'{text}, of {available / GIB:.1f} GiB', less)
+    return
+  values = state.create_state(
+      program.task.init, program.optimizer, mesh, config.seed)
+  frozen = program.task.untrained_frozen(jax.random.key(1))
+  batch = jax.device_put(
+      made_up.batch(config), sharding.batch_sharding(mesh))
+  begin = time.monotonic()
+  _, metrics = compiled(values, frozen, batch)
+  loss = float(metrics['loss'])
+  if loss - loss != 0:
+    doctor.bad('step', f'{text}; its loss is {loss}',
+               '--config.model.dtype=float32 tells if precision is the cause')
+  else:
+    doctor.good('step', f'{text}, the first taken in '
+                f'{time.monotonic() - begin:.1f} s, loss {loss:.3f}')
+
+
+def _one_device():
+  import jax
+
+  from alpro_jax import sharding
+
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def _host_memory():
+  """Returns bytes in all and free; 0, 0 where the system does not tell."""
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+    values = {
+        line.partition(':')[0]: int(line.split()[1]) * 1024 for line in lines}
+    return values['MemTotal'], values['MemAvailable']
+  except (OSError, KeyError, ValueError, IndexError):
+    return 0, 0
+
+
+if __name__ == '__main__':
+  flags.FLAGS.set_default('verbosity', 0)
+  flags.adopt_module_key_flags(command)
+  app.run(main, flags_parser=command.parse)
