@@ -5,6 +5,7 @@ Plain `jax.jit` with NamedSharding does nearly all of it. The one exception is
 whole batch of video tokens.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -227,6 +228,8 @@ def _ring_take(block, index, shards, ring):
       (i, i // ring * ring + (i + 1) % ring) for i in range(shards)
   ]
 
+  # Or each hop would keep what it took, as large as a block's mask.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
   def take(visiting, taken, hop):
     local = index - (here - hop) % ring * b
     inside = (local >= 0) & (local < b)

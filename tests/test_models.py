@@ -338,6 +338,31 @@ def test_attention_over_a_few_tokens_without_matrices(dtype):
   )
 
 
+@pytest.mark.parametrize('masked', [False, True])
+def test_a_token_that_makes_a_length_even_is_not_seen(masked):
+  shape = (2, 5, 8, 4) if masked else (2, 3, 5, 8, 4)
+  qkv = [jax.random.normal(jax.random.key(i), shape) for i in range(3)]
+  mask = jnp.arange(5) < jnp.array([[3], [5]]) if masked else None
+
+  def run(even, query, key, value):
+    if even:
+      out = attention._attend_even(query, key, value, mask, 'xla')
+    else:
+      out = attention.attend(query, key, value, mask, kernel='xla')
+    return jnp.sum(out**2), out
+
+  found, wanted = (
+      jax.jit(jax.value_and_grad(
+          functools.partial(run, even), argnums=(0, 1, 2), has_aux=True
+      ))(*qkv)
+      for even in (True, False)
+  )
+  for ours, want in zip(
+      jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+  ):
+    np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
+
+
 def test_auto_attention_is_the_one_of_the_device():
   class Device(NamedTuple):
     platform: str
@@ -414,6 +439,22 @@ def test_drop_path_drops_whole_sequences_and_keeps_the_mean():
   assert (rows == rows[:, :1]).all()
   np.testing.assert_allclose(np.unique(rows), [0, 4 / 3])
   np.testing.assert_allclose(rows.mean(), 1, atol=0.06)
+
+
+@pytest.mark.parametrize('shape', [(9, 6, 500), (9, 501), (7,)])
+def test_dropout_drops_each_entry_for_itself(shape):
+  keys = jax.random.split(jax.random.key(0), 40)
+  y = jax.vmap(lambda key: layers.dropout(jnp.ones(shape), 0.1, key))(keys)
+  np.testing.assert_allclose(np.unique(y), [0, 1 / 0.9], rtol=1e-4)
+  np.testing.assert_allclose(y.mean(), 1, atol=0.05)
+  kept = np.asarray(y > 0).astype(float)
+  for axis in range(1, kept.ndim):
+    first, second = np.split(
+        kept.take(np.arange(kept.shape[axis] // 2 * 2), axis), 2, axis)
+    np.testing.assert_allclose((first * second).mean(), 0.81, atol=0.05)
+  if len(shape) == 3:
+    pairs = kept[:, :, ::2] * kept[:, :, 1::2]
+    np.testing.assert_allclose(pairs.mean(), 0.81, atol=0.01)
 
 
 def test_dropping_the_time_attention_keeps_the_bias_of_temporal_fc(divided):

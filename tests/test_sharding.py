@@ -108,6 +108,19 @@ def test_take_rows_never_holds_the_whole_batch():
   assert 'collective-permute' not in local and 'all-gather' not in local
 
 
+def test_a_ring_keeps_little_for_the_backward_pass():
+  mesh = sharding.make_mesh()
+
+  def pull(array, index):
+    return jax.vjp(lambda a: sharding.take_rows(a, index, mesh), array)[1]
+
+  kept = jax.tree.leaves(
+      jax.eval_shape(pull, jnp.zeros((32, 70, 50)), jnp.zeros(32, jnp.int32))
+  )
+  # The index and where it points at each hop.
+  assert sum(leaf.size for leaf in kept) <= 8 * 2 * 32 + 64
+
+
 def test_take_rows_refuses_blocks_that_do_not_fit():
   with pytest.raises(ValueError, match='divide its 8 shards'):
     sharding.take_rows(

@@ -1,6 +1,6 @@
 """Scaled dot-product attention, by the kernel that suits device and length."""
 
-import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -59,20 +59,46 @@ def attend(
     return _attend_with_dropout(query, key, value, mask, dropout)
   if kernel != 'xla' and mask is None and query.shape[-3] <= SHORT:
     return _attend_elementwise(query, key, value)
-  mask = None if mask is None else mask[..., None, None, :]
-  fused = kernel == 'cudnn' and _fits_cudnn(query, mask)
-  run = functools.partial(
-      _attend, implementation='cudnn' if fused else 'xla'
-  )
+  if kernel == 'cudnn' and _fits_cudnn(query):
+    return _attend_even(query, key, value, mask, 'cudnn')
+
+  def run(query, key, value, mask):
+    mask = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation='xla'
+    )
+
   for _ in range(query.ndim - 4):
     run = jax.vmap(run)
   return run(query, key, value, mask)
 
 
-def _attend(query, key, value, mask, implementation):
-  return jax.nn.dot_product_attention(
-      query, key, value, mask=mask, implementation=implementation
+def _attend_even(query, key, value, mask, implementation):
+  """Attention over an even length, as cuDNN's gradient wants it.
+
+  An odd sequence, such as a class token and 14 x 14 patches, gets one more
+  token, which is attended to by none.
+  """
+  *lead, length, _, _ = query.shape
+  count, odd = math.prod(lead), length % 2
+
+  def even(x, *axes):
+    x = x.reshape(count, *axes, length, *x.shape[len(lead) + 1 :])
+    pads = [(0, 0)] * x.ndim
+    pads[1 + len(axes)] = (0, odd)
+    return jnp.pad(x, pads)
+
+  lengths = None
+  if mask is not None:
+    size = length + odd  # cuDNN takes no mask that is one for all queries.
+    mask = jnp.broadcast_to(even(mask, 1, 1), (count, 1, size, size))
+  elif odd:
+    lengths = jnp.full(count, length, jnp.int32)
+  out = jax.nn.dot_product_attention(
+      *(even(x) for x in (query, key, value)), mask=mask,
+      key_value_seq_lengths=lengths, implementation=implementation,
   )
+  return out[:, :length].reshape(query.shape)
 
 
 def _attend_elementwise(query, key, value):
@@ -91,15 +117,12 @@ def _attend_elementwise(query, key, value):
   return out.astype(value.dtype)
 
 
-def _fits_cudnn(query, mask):
-  # A masked odd length has no gradient in cuDNN; text alone has one, and
-  # the fusion encoder may.
-  *_, length, _, size = query.shape
+def _fits_cudnn(query):
+  size = query.shape[-1]
   return (
       query.dtype in (jnp.bfloat16, jnp.float16)
       and size % 8 == 0
       and size <= 128
-      and (mask is None or length % 2 == 0)
   )
 
 
