@@ -136,6 +136,15 @@ def get_config(model='base'):
       'init_from': '',
       'new_parameters': ('entity_head',),
       'unused_parameters': (),
+      # A loss or gradient that is not finite: 'stop' ends the run and saves
+      # nothing from it; 'skip' leaves that update out, and ends the run after
+      # more than `skip_limit` of them in a row.
+      'non_finite': 'stop',
+      'skip_limit': 10,
+      # Warn of a loss this many standard deviations above its running mean.
+      'spike_deviations': 8.0,  # 0: never.
+      # Every host says what it waits for when nothing happens for so long.
+      'standstill_seconds': 900.0,  # 0: never.
   })
 
   config.eval = ml_collections.ConfigDict({

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +17,12 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
 from alpro_jax.train import checkpoints, loop, workdir
-from alpro_jax.train.progress import NonFiniteError, Progress, duration
+from alpro_jax.train.progress import (
+    NonFiniteError,
+    Progress,
+    SpikeAlarm,
+    duration,
+)
 from configs import common
 
 
@@ -26,13 +32,13 @@ class ToyModelConfig:
 
 
 class ToyTask:
-  """Linear regression; `bad_step` has a loss that is not a number."""
+  """Linear regression; from `bad_step` on, `bad_steps` have a loss of NaN."""
 
   model = SimpleNamespace(config=ToyModelConfig())
   answers = ()
 
-  def __init__(self, bad_step=-1, head='head'):
-    self.bad_step, self.head = bad_step, head
+  def __init__(self, bad_step=99, head='head'):
+    self.bad_step, self.bad_steps, self.head = bad_step, 1, head
 
   def init(self, key):
     kernel = jax.random.normal(key, (4, 4))
@@ -45,7 +51,8 @@ class ToyTask:
     noise = jax.random.normal(key, (4,))
     out = batch @ params['body']['kernel'] + params[self.head]['bias'] + noise
     loss = jnp.mean(jnp.square(out))
-    loss = jnp.where(step == self.bad_step, jnp.nan, loss)
+    since = step - self.bad_step
+    loss = jnp.where((since >= 0) & (since < self.bad_steps), jnp.nan, loss)
     return loss, {'loss/toy': loss, 'share': jnp.ones((2,))}
 
   def describe(self, metrics):
@@ -84,7 +91,7 @@ def toy(monkeypatch):
   monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
   monkeypatch.setattr(
       pipeline, 'open_sources',
-      lambda config: [SimpleNamespace(digest=parts.digest)])
+      lambda config: [SimpleNamespace(digest=parts.digest, broken={})])
   monkeypatch.setattr(pipeline, 'report', lambda sources: [])
   monkeypatch.setattr(
       pipeline, 'train_batches',
@@ -143,7 +150,8 @@ def test_a_whole_run(toy, tmp_path):
   assert report['evaluation'] == {'eval/r1': 12.0}
   assert report['best_step'] == 12
   assert set(report['metrics']) == {
-      'loss', 'loss/toy', 'grad_norm', 'learning_rate'}
+      'loss', 'loss/toy', 'grad_norm', 'grad_norm/body', 'grad_norm/head',
+      'learning_rate'}
   assert report['clips_per_second'] > 0
   stored = json.loads((tmp_path / 'config.json').read_text())
   assert stored['train']['steps'] == 12
@@ -217,6 +225,60 @@ def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):
   assert checkpoints.load_meta(tmp_path)['step'] == 3
   toy.task = ToyTask()
   assert loop.train(toy_config(), tmp_path).finished
+
+
+def test_a_loss_that_is_not_finite_is_skipped_on_request(toy, tmp_path):
+  toy.task = ToyTask(bad_step=5)
+  loop.train(toy_config(
+      non_finite='skip', checkpoint_every_steps=1, keep_newest=12), tmp_path)
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['finished'] and report['skipped_steps'] == 1
+  log = log_of(tmp_path)
+  assert 'step 6 is not finite and was skipped (1 so far): grad_norm=0' in log
+  assert 'left  1 steps skipped' in log
+  states = [tmp_path / 'checkpoints' / str(step) for step in (5, 6, 7)]
+  assert_same_params(*states[:2])
+  with pytest.raises(AssertionError):
+    assert_same_params(*states[1:])
+
+
+def test_too_many_skips_in_a_row_stop(toy, tmp_path):
+  toy.task = ToyTask(bad_step=4)
+  toy.task.bad_steps = 3
+  with pytest.raises(NonFiniteError, match='3 steps in a row .*skip_limit=2 '):
+    loop.train(toy_config(non_finite='skip', skip_limit=2), tmp_path)
+  loop.train(toy_config(non_finite='skip', skip_limit=3), tmp_path / 'more')
+
+
+def test_a_standstill_is_reported(toy, tmp_path, capfd):
+  toy.at[8] = lambda: time.sleep(1)
+  loop.train(toy_config(standstill_seconds=.3), tmp_path)
+  assert log_of(tmp_path).count('standstill: process 0 of 1 has been waiting '
+                                'for the data of step 9') == 1
+  assert '__next__' in capfd.readouterr().err  # Its stack.
+
+
+def test_a_loss_spike_is_noticed_once():
+  alarm = SpikeAlarm(8.0)
+  noise = np.random.default_rng(0).normal(size=1000)
+  said = [alarm.add(1 + .1 * value) for value in noise]
+  assert not any(said)
+  # A shift for good is an alarm at its beginning, not at every step.
+  said = [alarm.add(3 + .1 * value) for value in noise[:90]]
+  assert '1.' in said[0] and not any(said[1:])
+  silent = SpikeAlarm(0.0)
+  assert not any(silent.add(value) for value in [1.0] * 200 + [1e9])
+
+
+def test_options_of_later_code_do_not_end_a_run(toy, tmp_path):
+  toy.at[5] = lambda: raise_(KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(toy_config(), tmp_path)
+  config = toy_config()
+  config.loss.new_option = 3
+  assert loop.train(config, tmp_path).finished
+  assert ("did not exist when this run began: {'config.loss.new_option': 3}"
+          in log_of(tmp_path))
 
 
 def test_a_damaged_newest_changes_nothing(toy, tmp_path):

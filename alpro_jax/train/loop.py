@@ -24,6 +24,7 @@ from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
 from alpro_jax.train.step import make_train_step
 from alpro_jax.train.stopping import StopRequest
+from alpro_jax.train.watchdog import Watchdog
 
 
 class Setting(NamedTuple):
@@ -91,6 +92,7 @@ def _train(config, folder, evaluations, stop):
   logging.info('\n%s', parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False))
   meta = workdir.describe(config, task, tokenizer, sources)
+  workdir.check_same_everywhere(meta)
 
   # What this workdir holds already.
   store = checkpoints.Checkpoints(
@@ -114,6 +116,7 @@ def _train(config, folder, evaluations, stop):
       jax.tree.map(lambda leaf: leaf.sharding, abstract),
       seed=config.seed, accumulation=config.optimizer.accumulation,
       negatives=config.optimizer.accumulation_negatives,
+      non_finite=config.train.non_finite,
   )
   batches = feed.prefetch(
       pipeline.train_batches(
@@ -126,15 +129,20 @@ def _train(config, folder, evaluations, stop):
   setting = Setting(config, task, tokenizer, mesh)
   progress = Progress(
       folder / 'tensorboard', steps=steps, describe=task.describe,
-      batch_size=config.data.batch_size,
+      batch_size=config.data.batch_size, skip_limit=config.train.skip_limit,
+      spike_deviations=config.train.spike_deviations,
   )
+  watchdog = Watchdog(config.train.standstill_seconds)
   saved_at, first, results = time.monotonic(), step + 1, None
   try:
     while step < steps:
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
-        state, metrics = train_step(state, frozen, next(batches))
+        watchdog.doing(f'waiting for the data of step {step + 1}')
+        batch = next(batches)
+        watchdog.doing(f'at step {step + 1}, or at the end of the one before')
+        state, metrics = train_step(state, frozen, batch)
       step += 1
       progress.add(step, metrics)
       if step == first:
@@ -142,17 +150,21 @@ def _train(config, folder, evaluations, stop):
 
       last, stopping = step == steps, stop.requested(step)
       if last or stopping or _every(config.train.log_every_steps, step):
-        progress.report(batches.wait_seconds)
+        progress.report(
+            batches.wait_seconds, sum(len(s.broken) for s in sources)
+        )
       fresh = None
       if evaluations and (
           last or _every(config.train.eval_every_steps, step)
       ):
+        watchdog.doing(f'evaluating step {step}')
         with progress.paused():
           results = fresh = _evaluate(evaluations, setting, state.params, step)
         progress.write(step, results)
       if last or stopping or fresh or _due(config.train, step, saved_at):
         # Save nothing that was computed from a loss that is not finite.
         progress.fetch()
+        watchdog.doing(f'saving step {step}')
         store.save(state, {**meta, 'evaluation': results}, fresh)
         saved_at = time.monotonic()
       if stopping and not last:
@@ -160,10 +172,12 @@ def _train(config, folder, evaluations, stop):
         break
   finally:
     # Whatever ended the loop: a save that has begun is finished.
+    watchdog.doing('finishing the last save')
     batches.close()
     best = store.best()
     store.close()
     progress.close()
+    watchdog.close()
   report = {
       **progress.summary(), 'step': step, 'finished': step == steps,
       'evaluation': results, 'best_step': best,

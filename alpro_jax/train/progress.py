@@ -14,6 +14,38 @@ class NonFiniteError(ArithmeticError):
   """The loss or a part of it is not a number any more."""
 
 
+class SpikeAlarm:
+  """Notices a loss far above what it has lately been.
+
+  Mean and variance are running ones over about a hundred steps. A loss that is
+  called a spike does not raise them much: it counts as the bound.
+  """
+
+  _DECAY = 0.98
+  _QUIET_STEPS = 100  # At the start the loss moves fast, and after an alarm.
+
+  def __init__(self, deviations: float):
+    """`deviations` above the mean is a spike; 0 is never."""
+    self._deviations = deviations
+    self._mean, self._variance, self._quiet = 0.0, 0.0, self._QUIET_STEPS
+    self._seen = False
+
+  def add(self, loss: float) -> str:
+    """Returns what is to be said of the loss of a step, '' as a rule."""
+    if not self._seen:
+      self._mean, self._seen = loss, True
+    bound = self._mean + self._deviations * math.sqrt(self._variance)
+    spike = self._deviations > 0 and loss > bound and self._quiet <= 0
+    said = (f'{loss:.4f}, above {bound:.4f} = mean {self._mean:.4f} + '
+            f'{self._deviations:g} standard deviations') if spike else ''
+    off = (bound if spike else loss) - self._mean
+    self._mean += (1 - self._DECAY) * off
+    self._variance = self._DECAY * (
+        self._variance + (1 - self._DECAY) * off * off)
+    self._quiet = self._QUIET_STEPS if spike else self._quiet - 1
+    return said
+
+
 class Progress:
   """Collects the metrics of every step, one step late.
 
@@ -21,7 +53,10 @@ class Progress:
   devices busy: the host never waits for the step it has just started.
   """
 
-  def __init__(self, folder, *, steps: int, batch_size: int, describe):
+  def __init__(
+      self, folder, *, steps: int, batch_size: int, describe,
+      skip_limit: int = 0, spike_deviations: float = 0.0,
+  ):
     """Opens the curves.
 
     Args:
@@ -29,6 +64,8 @@ class Progress:
       steps: of the whole run.
       batch_size: clips per step, over all devices.
       describe: averaged metrics -> a line for the log, or ''.
+      skip_limit: steps in a row that may be skipped for not being finite.
+      spike_deviations: see SpikeAlarm.
     """
     # Here, not at the top: they import TensorFlow.
     from clu import metric_writers
@@ -44,6 +81,8 @@ class Progress:
     self.step = 0
     self.averages: dict[str, Any] = {}
     self._total = {'steps': 0, 'seconds': 0.0, 'waiting': 0.0}
+    self._alarm, self._spikes = SpikeAlarm(spike_deviations), 0
+    self._skip_limit, self._in_a_row, self._skipped = skip_limit, 0, 0
     self._restart(0.0)
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -61,20 +100,41 @@ class Progress:
       return
     self.step, metrics = self._pending
     self._pending = None
-    metrics = jax.device_get(metrics)
+    metrics = dict(jax.device_get(metrics))
+    if metrics.pop('skipped', 0.0):
+      self._skip(metrics)
+      return
     if not all(np.isfinite(value).all() for value in metrics.values()):
-      parts = ', '.join(
-          f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0
-      )
       raise NonFiniteError(
-          f'step {self.step} is not finite: {parts}. Nothing was saved from '
-          'it; lower config.optimizer.learning_rate or look at the data of '
+          f'step {self.step} is not finite: {_named(metrics)}. Nothing was '
+          'saved from it; lower config.optimizer.learning_rate or look at the data of '
           'this step, then start again.'
       )
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
     self._count += 1
     self._timed += 1
+    self._in_a_row = 0
+    if said := self._alarm.add(float(metrics['loss'])):
+      self._spikes += 1
+      logging.warning('loss spike at step %d: %s', self.step, said)
+
+  def _skip(self, metrics):
+    """Counts an update that was left out."""
+    self._skipped += 1
+    self._in_a_row += 1
+    self._timed += 1
+    parts = _named(metrics)
+    logging.warning(
+        'step %d is not finite and was skipped (%d so far): %s', self.step,
+        self._skipped, parts)
+    if self._in_a_row > self._skip_limit:
+      raise NonFiniteError(
+          f'{self._in_a_row} steps in a row were not finite, '
+          f'config.train.skip_limit={self._skip_limit} allow no more; the last '
+          f'is step {self.step}: {parts}. Lower config.optimizer.learning_rate '
+          'and start again.'
+      )
 
   def skip_compilation(self, waiting: float) -> None:
     """Starts the clock after the first step, which compiled the program."""
@@ -90,11 +150,12 @@ class Progress:
     yield
     self._start += time.monotonic() - start
 
-  def report(self, waiting: float) -> None:
+  def report(self, waiting: float, replaced: int = 0) -> None:
     """Logs one line and writes the averages since the last one.
 
     Args:
       waiting: seconds the loop has waited for data since it started.
+      replaced: records that could not be read, so far.
     """
     self.fetch()
     if not self._count:
@@ -110,13 +171,19 @@ class Progress:
     left = (self._steps - self.step) * self._batch_size / rate if rate else 0
     logging.info(
         'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%'
-        '  %s left', self.step, self._steps, self.averages['loss'],
-        self._losses(), rate, 100 * share, duration(left))
+        '  %s left%s', self.step, self._steps, self.averages['loss'],
+        self._losses(), rate, 100 * share, duration(left),
+        self._troubles(replaced))
     if line := self._describe(self.averages):
       logging.info('%s', line)
     scalars = {
         f'train/{k}': float(v) for k, v in self.averages.items()
         if np.ndim(v) == 0
+    }
+    scalars |= {
+        'trouble/skipped_steps': self._skipped,
+        'trouble/loss_spikes': self._spikes,
+        'trouble/replaced_records': replaced,
     }
     times = {'time/clips_per_second': rate, 'time/waiting_share': share}
     self.write(self.step, scalars | (times if self._timed else {}))
@@ -141,11 +208,19 @@ class Progress:
         'waiting_share': self._total['waiting'] / seconds,
         'seconds': self._total['seconds'],
         'steps_timed': self._total['steps'],
+        'skipped_steps': self._skipped,
+        'loss_spikes': self._spikes,
     }
 
   def close(self) -> None:
     self._writer.flush()
     self._writer.close()
+
+  def _troubles(self, replaced):
+    counts = {
+        'steps skipped': self._skipped, 'loss spikes': self._spikes,
+        'records replaced': replaced}
+    return ''.join(f'  {n} {what}' for what, n in counts.items() if n)
 
   def _losses(self):
     prefix = 'loss/'
@@ -156,6 +231,12 @@ class Progress:
 
   def _restart(self, waiting):
     self._start, self._waiting, self._timed = time.monotonic(), waiting, 0
+
+
+def _named(metrics):
+  return ', '.join(
+      f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0
+  )
 
 
 def duration(seconds: float) -> str:

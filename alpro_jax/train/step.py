@@ -1,5 +1,6 @@
 """One update: a pure function of (state, frozen, batch), compiled once."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from alpro_jax.batch import VideoTextBatch
 from alpro_jax.train.state import TrainState
 
 NEGATIVES = ('micro', 'global')
+NON_FINITE = ('stop', 'skip')
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
@@ -120,6 +122,7 @@ def make_train_step(
     seed: int,
     accumulation: int = 1,
     negatives: str = 'micro',
+    non_finite: str = 'stop',
 ):
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
@@ -132,17 +135,29 @@ def make_train_step(
     seed: of the run.
     accumulation: micro-batches of one update.
     negatives: of VTC then; see `make_gradients`.
+    non_finite: 'stop' takes every update, and whoever reads the metrics must
+      stop; 'skip' leaves parameters and moments as they are where the loss or
+      a gradient is not finite, and says so by 'skipped' = 1.
   Returns:
     A function that consumes (donates) its state. Metrics are float32 scalars:
-    'loss', the task's parts, 'grad_norm' before clipping, 'learning_rate'.
+    'loss', the task's parts, 'grad_norm' before clipping, the same of each part
+    of the model as 'grad_norm/PART', 'learning_rate'.
+  Raises:
+    ValueError: for unknown `non_finite` or `negatives`.
   """
+  if non_finite not in NON_FINITE:
+    raise ValueError(
+        f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.'
+    )
   gradients = make_gradients(
       task, mesh, accumulation=accumulation, negatives=negatives
   )
   everywhere = sharding.replicated(mesh)
 
-  @jax.jit(
-      donate_argnames=('state',), out_shardings=(state_sharding, everywhere)
+  @functools.partial(
+      jax.jit,
+      donate_argnames=('state',),
+      out_shardings=(state_sharding, everywhere),
   )
   def train_step(
       state: TrainState, frozen: Any, batch: VideoTextBatch
@@ -150,15 +165,18 @@ def make_train_step(
     key = step_key(seed, state.step)
     metrics, grads = gradients(state.params, frozen, batch, key, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics['grad_norm'] = optax.tree.norm(grads)
+    params = optax.apply_updates(state.params, updates)
+    norms = {part: optax.tree.norm(leaves) for part, leaves in grads.items()}
+    metrics['grad_norm'] = optax.tree.norm(norms)
+    metrics |= {f'grad_norm/{part}': norm for part, norm in norms.items()}
     metrics['learning_rate'] = schedule(state.step)
-    return (
-        TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-        ),
-        metrics,
-    )
+    if non_finite == 'skip':
+      good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+      params, opt_state = jax.tree.map(
+          lambda new, old: jnp.where(good, new, old),
+          (params, opt_state), (state.params, state.opt_state),
+      )
+      metrics['skipped'] = 1.0 - good.astype(jnp.float32)
+    return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step

@@ -20,6 +20,7 @@ import sys
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 # Options that may differ when a run goes on: they decide what is shown, kept
 # or measured, or where things run and lie, but not what is learned. Data and
@@ -32,6 +33,15 @@ FREE = (
     'train.keep_newest',
     'train.eval_every_steps',
     'train.best_metric',
+    'train.non_finite',
+    'train.skip_limit',
+    'train.spike_deviations',
+    'train.standstill_seconds',
+    # As `mesh`, these change rounding alone.
+    'model.attention_impl',
+    'model.scan_layers',
+    'model.remat',
+    'loss.vtc_chunk',
     'eval.',
     'mesh.',
     'data.threads',
@@ -119,6 +129,35 @@ def describe(config, task, tokenizer, sources):
   }
 
 
+def check_same_everywhere(meta: dict) -> None:
+  """Refuses hosts that would train on different things.
+
+  Args:
+    meta: what this process would store.
+  Raises:
+    ValueError: on every process, with the names that differ from process 0's.
+  """
+  if jax.process_count() == 1:
+    return
+  mine = json.dumps(_identity(meta), sort_keys=True).encode()
+  sizes = multihost_utils.process_allgather(np.int32(len(mine)))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[:len(mine)] = np.frombuffer(mine, np.uint8)
+  everyone = [
+      json.loads(row[:size].tobytes()) for row, size in zip(
+          multihost_utils.process_allgather(padded), sizes, strict=True)]
+  lines = [
+      f'process {number} has {name}={theirs.get(name, "absent")!r}, process 0 '
+      f'{everyone[0].get(name, "absent")!r}'
+      for number, theirs in enumerate(everyone)
+      for name in sorted(set(theirs) | set(everyone[0]))
+      if theirs.get(name) != everyone[0].get(name)]
+  if lines:
+    raise ValueError(
+        'the processes would not train the same: ' + '; '.join(lines[:10])
+        + '. Start all with the same options, and give all the same data.')
+
+
 def check_same_run(stored: dict, meta: dict) -> None:
   """Refuses to go on with a run under options that would change it.
 
@@ -130,6 +169,12 @@ def check_same_run(stored: dict, meta: dict) -> None:
   """
   # The digests may come in another order of folders, not of sources.
   old, new = _identity(stored), _identity(meta)
+  later = {
+      name: new.pop(name) for name in sorted(set(new) - set(old))
+      if name.startswith('config.') and '.sources.' not in name
+  }
+  if later:
+    logging.warning('options that did not exist when this run began: %s', later)
   lines = [
       f'{name}: was {old.get(name, "absent")!r}, is {new.get(name, "absent")!r}'
       for name in sorted(set(old) | set(new))
@@ -176,6 +221,8 @@ def _identity(meta):
   flat['.answers'] = hashlib.sha256(answers).hexdigest()[:12]
   flat = {name[1:]: value for name, value in flat.items()}
   free = tuple(f'config.{name}' for name in (*FREE, 'train.steps'))
+  # The sizes of the model are there twice, as options and as built.
+  free += tuple(name for name in FREE if name.startswith('model.'))
   return {
       name: value for name, value in flat.items()
       if not name.startswith(free)
