@@ -24,6 +24,7 @@ from alpro_jax.train.progress import (
     duration,
 )
 from configs import common
+from tests.processes import run_two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +293,17 @@ def test_a_damaged_newest_changes_nothing(toy, tmp_path):
   log = log_of(tmp_path / 'damaged')
   assert 'checkpoints/9 is damaged' in log and 'from step 6' in log
   assert_same_params(tmp_path / 'straight', tmp_path / 'damaged')
+
+
+def test_processes_that_differ_are_refused(tmp_path):
+  files = [tmp_path / str(index) for index in range(2)]
+  run_two('two_processes_differ', files)
+  said = {file.read_text() for file in files}
+  assert len(said) == 1
+  for part in ("process 1 has config.seed=2, process 0 1",
+               "config.loss.pem=0.5, process 0 'absent'",
+               "data=['d2'], process 0 ['d1']"):
+    assert part in said.copy().pop()
 
 
 def test_other_options_are_refused_by_name(toy, tmp_path):
