@@ -38,7 +38,7 @@ class Form:
     attention: one of attention.KERNELS but 'auto'.
     remat: what is kept for the backward pass, one of stack.REMAT.
     scan: run the layers of a stack as a loop, compiled once.
-    mesh: of the devices that the batch is cut over; None is no matter.
+    mesh: of the devices that the batch is cut over; None if it is not cut.
   """
 
   dtype: jnp.dtype
