@@ -142,3 +142,5 @@ def _quiet_logs():
 
   logging.get_absl_logger().addFilter(wanted)
   python_logging.getLogger('jax').setLevel('WARNING')
+  # A save that fails raises; what its other threads met adds pages to that.
+  python_logging.getLogger('asyncio').setLevel('CRITICAL')

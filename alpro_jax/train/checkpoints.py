@@ -7,10 +7,12 @@ is written before the folder gets its final name, so a folder with a number for
 a name is complete, and later damage to any of its files is found.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,10 @@ _UNSEALED = (_DIGESTS, '_CHECKPOINT_METADATA', 'commit_success.txt')
 
 class DamagedCheckpointError(ValueError):
   """A file of a checkpoint is not what was written."""
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
 
 
 class Checkpoints:
@@ -95,7 +101,8 @@ class Checkpoints:
     """Returns the step of the best checkpoint that has metrics."""
     if not self._best_metric:
       return None
-    self._manager.wait_until_finished()
+    with self._saving_may_fail():
+      self._manager.wait_until_finished()
     metrics = {s: self._manager.metrics(s) for s in self._manager.all_steps()}
     scores = {
         step: _score(given, self._best_metric)
@@ -112,25 +119,29 @@ class Checkpoints:
       metrics: evaluation results by name, None if there are none.
     Returns:
       whether there was anything to save.
+    Raises:
+      SaveError: if this checkpoint or the one before it cannot be written.
     """
     step = int(jax.device_get(state.step))
-    self._manager.wait_until_finished()
+    with self._saving_may_fail():
+      self._manager.wait_until_finished()
     if step in self._manager.all_steps():
       return False
     if self._best_metric and metrics is not None:
       _score(metrics, self._best_metric)
     self._saving = step
     train = {'step': state.step, 'opt_state': state.opt_state}
-    return self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            train=ocp.args.StandardSave(train),
-            meta=ocp.args.JsonSave({**meta, 'step': step}),
-        ),
-        metrics=metrics,
-        force=True,
-    )
+    with self._saving_may_fail():
+      return self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              train=ocp.args.StandardSave(train),
+              meta=ocp.args.JsonSave({**meta, 'step': step}),
+          ),
+          metrics=metrics,
+          force=True,
+      )
 
   def meta(self, step: int) -> dict:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -164,8 +175,30 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._manager.close()
+    """Waits until everything is on disk.
+
+    Raises:
+      SaveError: if it cannot be written.
+    """
+    with self._saving_may_fail():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _saving_may_fail(self):
+    """Says of a failed save what is left; it may fail in a later call."""
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore have many.
+      # A save that was broken off keeps its suffix.
+      whole = _step_folders(self.folder)
+      left = f'step {whole[-1].name} is whole' if whole else 'there is no other'
+      free = shutil.disk_usage(self.folder).free
+      reason = str(error).strip().splitlines() or [type(error).__name__]
+      raise SaveError(
+          f'the checkpoint of step {self._saving} could not be written to '
+          f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
+          f'{reason[-1][-200:]}. {left.capitalize()}; mend the disk and start '
+          'again to go on from it.') from error
 
   def _seal(self):
     # Called in the saving thread when all files are written, before the rename.

@@ -174,10 +174,12 @@ def _train(config, folder, evaluations, stop):
     # Whatever ended the loop: a save that has begun is finished.
     watchdog.doing('finishing the last save')
     batches.close()
-    best = store.best()
-    store.close()
-    progress.close()
-    watchdog.close()
+    try:
+      best = store.best()
+      store.close()
+    finally:
+      progress.close()
+      watchdog.close()
   report = {
       **progress.summary(), 'step': step, 'finished': step == steps,
       'evaluation': results, 'best_step': best,

@@ -213,8 +213,11 @@ class Progress:
     }
 
   def close(self) -> None:
-    self._writer.flush()
-    self._writer.close()
+    try:
+      self._writer.flush()
+      self._writer.close()
+    except OSError as error:  # A full disk must not hide what ended the run.
+      logging.warning('the curves could not be written: %s', error)
 
   def _troubles(self, replaced):
     counts = {

@@ -1,0 +1,1 @@
+"""Breaks things on purpose: nothing is lost silently, nothing hangs."""

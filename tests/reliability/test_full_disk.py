@@ -1,0 +1,57 @@
+"""A disk that fills up ends a run with a clear word, and costs no checkpoint."""
+
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from alpro_jax.train import checkpoints
+from tests import tiny_run
+from tests.test_checkpoints import META, make_state
+
+
+def test_a_failed_save_is_said_and_the_last_whole_one_stays(tmp_path):
+  store = checkpoints.Checkpoints(tmp_path)
+  assert store.save(make_state(3), META)
+  store.meta(3)
+  store._manager.wait_until_finished()
+  # Files may not grow: what a full disk does, without the rights to make one.
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+  try:
+    with pytest.raises(checkpoints.SaveError) as error:
+      store.save(make_state(5), META)
+      store.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  for part in ('checkpoint of step 5', str(tmp_path), 'MiB are free',
+               'Step 3 is whole'):
+    assert part in str(error.value)
+  again = checkpoints.Checkpoints(tmp_path)
+  assert again.newest() == 3
+  jax.tree.map(
+      np.testing.assert_array_equal, again.restore(3, make_state(0)),
+      make_state(3))
+  again.close()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path):
+  tiny_run.make_inputs(tmp_path)
+  run = tmp_path / 'run'
+  options = (f'--workdir={run}', '--config.train.checkpoint_every_steps=2')
+  process = tiny_run.start(tmp_path, *options)
+  for line in process.stderr:
+    if 'first step done' in line:
+      break
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+  code, messages = tiny_run.finish(process)
+  assert code == 2, messages[-2000:]
+  said = [line for line in messages.splitlines()
+          if line.startswith('error: the checkpoint of step ')]
+  assert len(said) == 1 and 'could not be written' in said[0]
+  assert not (run / 'report.json').exists()
+  code, messages = tiny_run.finish(tiny_run.start(tmp_path, *options))
+  assert code == 0, messages[-2000:]
+  assert (run / 'report.json').exists()
