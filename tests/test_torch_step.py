@@ -16,6 +16,7 @@ torch = pytest.importorskip('torch')
 from alpro_jax.benchmarks import torch_step  # noqa: E402
 
 
+@pytest.mark.slow
 def test_the_same_losses_and_gradients(tmp_path):
   """Without dropout; with two rows, the one negative is the other row."""
   config = small_task.small_config(tmp_path)
