@@ -107,8 +107,8 @@ class Progress:
     if not all(np.isfinite(value).all() for value in metrics.values()):
       raise NonFiniteError(
           f'step {self.step} is not finite: {_named(metrics)}. Nothing was '
-          'saved from it; lower config.optimizer.learning_rate or look at the data of '
-          'this step, then start again.'
+          'saved from it; lower config.optimizer.learning_rate or look at the '
+          'data of this step, then start again.'
       )
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
@@ -192,9 +192,10 @@ class Progress:
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes scalars under their names."""
-    self._writer.write_scalars(
-        step, {k: v for k, v in scalars.items() if math.isfinite(v)}
-    )
+    with _curves_may_fail():
+      self._writer.write_scalars(
+          step, {k: v for k, v in scalars.items() if math.isfinite(v)}
+      )
 
   def summary(self) -> dict[str, Any]:
     """Returns rates of this start, and the last averages."""
@@ -213,11 +214,9 @@ class Progress:
     }
 
   def close(self) -> None:
-    try:
+    with _curves_may_fail():
       self._writer.flush()
       self._writer.close()
-    except OSError as error:  # A full disk must not hide what ended the run.
-      logging.warning('the curves could not be written: %s', error)
 
   def _troubles(self, replaced):
     counts = {
@@ -234,6 +233,15 @@ class Progress:
 
   def _restart(self, waiting):
     self._start, self._waiting, self._timed = time.monotonic(), waiting, 0
+
+
+@contextlib.contextmanager
+def _curves_may_fail():
+  """A full disk: curves are no reason to end a run, or to hide what did."""
+  try:
+    yield
+  except OSError as error:
+    logging.warning('the curves could not be written: %s', error)
 
 
 def _named(metrics):

@@ -84,7 +84,9 @@ def claim(workdir):
       yield workdir
     finally:
       python_logging.getLogger('absl').removeHandler(handler)
-      handler.close()
+      # A full disk: its last line may be lost, what ended the run may not.
+      with contextlib.suppress(OSError):
+        handler.close()
 
 
 def plain(value):

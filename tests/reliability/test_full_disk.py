@@ -1,4 +1,4 @@
-"""A disk that fills up ends a run with a clear word, and costs no checkpoint."""
+"""A disk that fills up ends a run clearly, and costs no whole checkpoint."""
 
 import resource
 
@@ -50,7 +50,8 @@ def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path):
   assert code == 2, messages[-2000:]
   said = [line for line in messages.splitlines()
           if line.startswith('error: the checkpoint of step ')]
-  assert len(said) == 1 and 'could not be written' in said[0]
+  assert len(said) == 1, messages[-3000:]
+  assert 'could not be written' in said[0]
   assert not (run / 'report.json').exists()
   code, messages = tiny_run.finish(tiny_run.start(tmp_path, *options))
   assert code == 0, messages[-2000:]
