@@ -65,6 +65,16 @@ examples:
 
 An interrupted run continues when the same command is given again.
 
+The same set, made by an Apache Beam pipeline (pip install -r requirements.txt,
+then pip install -r requirements-beam.txt). What follows -- are Beam's own
+options; without any it runs in this process:
+    python launch/prepare.py --runner=beam --source=folder --videos=clips \\
+      --captions=captions.jsonl --output=sets/clips -- \\
+      --direct_running_mode=multi_processing --direct_num_workers=8
+  Flink, Spark or Dataflow: -- --runner=FlinkRunner --flink_master=host:8081
+  Videos and output must then lie in a file system that all workers share, under
+  the same path, and the workers' image must hold this project.
+
 Is a set as it was written? Names every broken file and record, and with
 --output writes a set of all records that can be read:
     python launch/prepare.py verify sets/clips
@@ -122,7 +132,11 @@ def _parser():
   add('--part_size', type=int, default=defaults.part_size,
       help='clips per shard; also the most that an interruption costs (1000)')
   add('--workers', type=int, default=0,
-      help='decoding processes; 0 is one per core (0)')
+      help='decoding processes; 0 is one per core (0); with --runner=beam, of '
+      'each part that is being made, and 0 is one')
+  add('--runner', default='local', choices=['local', 'beam'],
+      help='beam: a pipeline of Apache Beam makes the shards; its own options '
+      'follow -- at the end (local)')
   add('--timeout_s', type=float, default=120.,
       help='seconds after which a clip is given up (120)')
   add('--txt_len_below', type=int, default=0,
@@ -180,6 +194,24 @@ def _read_source(args):
         args.captions, args.questions, mapping=args.mapping, **lists)
   return root, downstream.read_msrvtt(
       args.captions, args.questions, subset=args.subset, **lists)
+
+
+def _maker(args, beam_flags):
+  """Returns what makes the shards; None is worker processes here."""
+  if args.runner != 'beam':
+    if beam_flags is not None:
+      raise prepare.PrepareError(
+          'Only --runner=beam takes options after --.')
+    return None
+  try:
+    from alpro_jax.data import beam  # noqa: PLC0415  Optional, and slow.
+  except ModuleNotFoundError as e:
+    if e.name.split('.')[0] != 'apache_beam':
+      raise
+    raise prepare.PrepareError(
+        '--runner=beam needs Apache Beam: '
+        'pip install -r requirements-beam.txt') from e
+  return beam.maker(beam_flags or [])
 
 
 def _print_report(report, output):
@@ -246,6 +278,10 @@ def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   if argv[:1] == ['verify']:
     return _verify(argv[1:])
+  beam_flags = None
+  if '--' in argv:
+    at = argv.index('--')
+    argv, beam_flags = argv[:at], argv[at + 1:]
   args = _parser().parse_args(argv)
   start = time.monotonic()
   stopped = []
@@ -261,11 +297,12 @@ def main(argv=None):
         fps=args.fps, short_side=args.short_side, quality=args.quality,
         max_frames=args.max_frames, max_seconds=args.max_seconds,
         on_partial=args.on_partial, part_size=args.part_size)
+    make = _maker(args, beam_flags)
     root, source = _read_source(args)
     report = prepare.prepare(
         source, root, args.output, split=args.split, options=options,
         num_workers=args.workers, timeout_s=args.timeout_s,
-        list_unnamed=args.source == 'folder')
+        list_unnamed=args.source == 'folder', make=make)
   except (Exception, KeyboardInterrupt) as e:
     if stopped:  # Whatever it became: a library that loads hides it.
       print('\nInterrupted. Give the same command again to continue.',

@@ -16,6 +16,7 @@ is written last of all: a folder without it is not a set.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from alpro_jax.data import annotations, video, workers
 
@@ -254,7 +256,8 @@ class Progress:
 
 
 def prepare(source, root, output, *, split='train', options=None,
-            num_workers=0, timeout_s=120.0, list_unnamed=False, out=None):
+            num_workers=0, timeout_s=120.0, list_unnamed=False, make=None,
+            out=None):
   """Prepares one split, or continues with it.
 
   Args:
@@ -266,6 +269,7 @@ def prepare(source, root, output, *, split='train', options=None,
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds.
     list_unnamed: name the videos below root that no row names.
+    make: what makes the parts that are missing; called as make_here is.
     out: file for progress lines (stderr).
   Returns:
     dict, the report of this split.
@@ -311,9 +315,9 @@ def prepare(source, root, output, *, split='train', options=None,
       os.makedirs(work, exist_ok=True)
       _write_atomic(plan_path, _dump(plan))
     start = time.monotonic()
-    parts, made = _make_parts(source, root, work, options,
-                              num_workers or os.cpu_count() or 1, timeout_s,
-                              out)
+    make = functools.partial(
+        make or make_here, num_workers=num_workers, timeout_s=timeout_s)
+    parts, made = _make_parts(source, root, work, options, make, out)
     report = _report(source, root, plan, parts, list_unnamed)
     report['seconds'] = round(time.monotonic() - start, 3)
     report['clips_made_in_this_run'] = made
@@ -398,37 +402,69 @@ def _lock(output):
     yield
 
 
-def _make_parts(source, root, work, options, num_workers, timeout_s, out):
-  """Makes the parts that are not there; returns all, in order."""
+class Part(NamedTuple):
+  """A shard to be made.
+
+  Attributes:
+    stem: path of its two files, without .array_record and .json.
+    clips: in their order.
+  """
+  stem: str
+  clips: list[annotations.Clip]
+
+
+def _make_parts(source, root, work, options, make, out):
+  """Makes the parts that are not there.
+
+  Returns:
+    (what write_part returned for each part, in order; clips made now)
+  """
   clips, size = source.clips, options.part_size
-  num_parts = -(-len(clips) // size)
-  parts, missing = {}, []
+  parts = [
+      Part(os.path.join(work, f'part-{number:05}'),
+           clips[number * size:(number + 1) * size])
+      for number in range(-(-len(clips) // size))]
   progress = Progress(len(clips), out)
   for skipped in source.skipped:
     progress.name(skipped)
-  for number in range(num_parts):
-    path = os.path.join(work, f'part-{number:05}.json')
-    if os.path.exists(path):
-      parts[number] = _load(path)
-      progress.found(len(clips[number * size:(number + 1) * size]),
-                     len(parts[number]['skipped']))
+  missing = []
+  for part in parts:
+    if os.path.exists(f'{part.stem}.json'):
+      progress.found(len(part.clips), len(read_part(part.stem)['skipped']))
     else:
-      missing.append(number)
-  items = [clip for number in missing
-           for clip in clips[number * size:(number + 1) * size]]
+      missing.append(part)
   settings = {'root': root, **dataclasses.asdict(options)}
   settings.pop('part_size')
-  results = workers.run_in_order(
-      'alpro_jax.data.prepare:make_record', settings, items,
-      workers=num_workers, timeout_s=timeout_s)
-  with contextlib.closing(results):
-    for number in missing:
-      parts[number] = write_part(
-          os.path.join(work, f'part-{number:05}'),
-          map(_index_row, clips[number * size:(number + 1) * size]), results,
-          progress)
+  made = make(missing, settings, progress) if missing else 0
   progress.close()
-  return [parts[number] for number in range(num_parts)], len(items)
+  return [read_part(part.stem) for part in parts], made
+
+
+def make_here(parts, settings, progress, *, num_workers, timeout_s):
+  """Makes parts with worker processes on this machine.
+
+  Args:
+    parts: list of Part.
+    settings: keyword arguments of make_record.
+    progress: Progress.
+    num_workers: processes; 0 is one per core.
+    timeout_s: longest time for one clip, in seconds.
+  Returns:
+    int, how many clips were read.
+  """
+  clips = [clip for part in parts for clip in part.clips]
+  results = workers.run_in_order(
+      'alpro_jax.data.prepare:make_record', settings, clips,
+      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
+  with contextlib.closing(results):
+    for part in parts:
+      write_part(part.stem, map(_index_row, part.clips), results, progress)
+  return len(clips)
+
+
+def read_part(stem):
+  """Returns what write_part did."""
+  return _load(f'{stem}.json')
 
 
 def _index_row(clip):

@@ -1,0 +1,201 @@
+"""Preparation as an Apache Beam pipeline: the parts are made elsewhere.
+
+One element of the pipeline is one part, that is one shard, made by the same
+functions as on one machine: so order and bytes are the same by construction.
+An element is only the path of the part; its clips lie in a file beside it,
+since a runner may send all elements within the job, where a few MB have room.
+
+Runners try a part again when a worker is lost, and may try it twice at once.
+So each attempt writes files of its own, and the process that started the
+pipeline gives one attempt of each part its name:
+
+  part-00000.clips                       what to make
+  part-00000.try-<random>.array_record
+  part-00000.try-<random>.json           written last: the attempt is whole
+"""
+
+import contextlib
+import dataclasses
+import functools
+import glob
+import io
+import json
+import os
+import threading
+import uuid
+
+import apache_beam
+from apache_beam.options import pipeline_options
+from apache_beam.runners.portability import fn_api_runner
+
+from alpro_jax.data import annotations, prepare
+
+_WATCH_SECONDS = 2.
+
+
+class MakePart(apache_beam.DoFn):
+  """Makes one part in a Beam worker.
+
+  The decoder runs in processes of its own here too, so that a clip over which
+  it hangs or dies costs that clip and not the Beam worker.
+  """
+
+  def __init__(self, settings, num_workers, timeout_s):
+    self._settings = settings
+    self._num_workers = num_workers
+    self._timeout_s = timeout_s
+
+  def process(self, stem):
+    if _done(stem):
+      return  # An earlier attempt was whole, but the runner lost its answer.
+    try:
+      with open(f'{stem}.clips', encoding='utf-8') as file:
+        clips = [_clip(fields) for fields in json.load(file)]
+    except FileNotFoundError as e:
+      raise FileNotFoundError(
+          f'This worker does not see {stem}.clips; videos and output must be '
+          'in folders that all workers share.') from e
+    prepare.make_here(
+        [prepare.Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
+        self._settings, prepare.Progress(len(clips), io.StringIO()),
+        num_workers=self._num_workers, timeout_s=self._timeout_s)
+
+
+def maker(flags):
+  """Returns a function for prepare.prepare(make=...).
+
+  Args:
+    flags: list of str, Beam's own options.
+  Raises:
+    PrepareError: an option is unknown.
+  """
+  try:
+    options = pipeline_options.PipelineOptions(flags)
+    known = options.get_all_options()
+  except SystemExit as e:  # Its parser has said what is wrong.
+    raise prepare.PrepareError(
+        f'Beam refuses its options {flags}.') from e
+  runner = known['runner']
+  if runner in (None, 'DirectRunner'):
+    # By its name DirectRunner first tries to download another runner, Prism.
+    runner = fn_api_runner.FnApiRunner()
+    given = options.get_all_options(retain_unknown_options=True)
+    if unknown := sorted(set(given) - set(known)):  # Others pass these on.
+      raise prepare.PrepareError(
+          f'Beam has no option --{unknown[0]}; after -- come only options of '
+          'Beam.')
+  return functools.partial(_make, options, runner)
+
+
+def _make(options, runner, parts, settings, progress, *, num_workers,
+          timeout_s):
+  """Makes parts, as prepare.make_here does; num_workers is per part."""
+  waiting = _name_attempts(parts, progress)  # Whole ones of an earlier run.
+  for part in waiting:
+    with open(f'{part.stem}.clips', 'w', encoding='utf-8') as file:
+      json.dump([dataclasses.asdict(clip) for clip in part.clips], file)
+  if waiting:
+    with _importable_by_workers(), _named_meanwhile(waiting, progress):
+      _run(options, runner, [part.stem for part in waiting],
+           MakePart(settings, num_workers or 1, timeout_s))
+  if missing := _name_attempts(waiting, progress):
+    raise RuntimeError(
+        f'The pipeline ended without {len(missing)} of {len(parts)} parts, '
+        f'such as {missing[0].stem}; the output must be in a folder that all '
+        'workers share.')
+  return sum(len(part.clips) for part in waiting)
+
+
+def _run(options, runner, stems, make_part):
+  try:
+    with apache_beam.Pipeline(runner=runner, options=options) as pipeline:
+      _ = (pipeline | apache_beam.Create(stems)
+           | apache_beam.ParDo(make_part))
+  except Exception as e:  # Of many kinds, with all of a worker's traceback.
+    lines = [line for line in str(e).splitlines() if line.strip()]
+    raise RuntimeError(
+        f'The Beam pipeline failed, {lines[-1] if lines else repr(e)}\n'
+        'Shards that are done are kept; the same command continues.') from e
+
+
+def _clip(fields):
+  """Returns the Clip of what dataclasses.asdict and JSON made of it."""
+  return annotations.Clip(**{
+      **fields, **{name: tuple(fields[name])
+                   for name in ('files', 'captions', 'styles')},
+      'questions': tuple(
+          annotations.Question(*asked) for asked in fields['questions'])})
+
+
+def _done(stem):
+  """Is there a whole attempt, or has one got its name?"""
+  return os.path.exists(f'{stem}.json') or bool(
+      glob.glob(f'{glob.escape(stem)}.try-*.json'))
+
+
+def _name_attempts(parts, progress):
+  """Gives whole attempts the names of their parts.
+
+  Returns:
+    list of the parts that have none.
+  """
+  if not parts:
+    return []
+  attempts = {}
+  folder = os.path.dirname(parts[0].stem)
+  for name in sorted(os.listdir(folder), reverse=True):
+    if name.endswith('.json') and '.try-' in name:
+      name = os.path.join(folder, name.removesuffix('.json'))
+      attempts[name.split('.try-')[0]] = name  # The first of several.
+  waiting = []
+  for part in parts:
+    if not os.path.exists(f'{part.stem}.json'):
+      attempt = attempts.get(part.stem)
+      if attempt is None:
+        waiting.append(part)
+        continue
+      with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
+        os.replace(f'{attempt}.array_record', f'{part.stem}.array_record')
+      os.replace(f'{attempt}.json', f'{part.stem}.json')
+      made = prepare.read_part(part.stem)
+      for skipped in made['skipped']:
+        progress.item(annotations.Skipped(**skipped))
+      for _ in made['index']:
+        progress.item()
+  return waiting
+
+
+@contextlib.contextmanager
+def _named_meanwhile(parts, progress):
+  """Names attempts as they come, so that progress can be seen."""
+  stop = threading.Event()
+
+  def watch():
+    waiting = parts
+    while waiting and not stop.wait(_WATCH_SECONDS):
+      waiting = _name_attempts(waiting, progress)
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def _importable_by_workers():
+  """Lets worker processes of this machine import alpro_jax."""
+  root = os.path.dirname(os.path.dirname(os.path.dirname(
+      os.path.abspath(__file__))))
+  before = os.environ.get('PYTHONPATH')
+  os.environ['PYTHONPATH'] = os.pathsep.join(
+      [root] + [path for path in [before] if path])
+  try:
+    yield
+  finally:
+    if before is None:
+      del os.environ['PYTHONPATH']
+    else:
+      os.environ['PYTHONPATH'] = before
