@@ -37,7 +37,7 @@ $(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
 
 test-torch: $(VENV)/installed-torch
 	$(RUN) -c 'import torch, transformers'  # Without them tests are skipped.
-	$(RUN) -m pytest tests/test_weights_torch.py
+	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache
