@@ -113,6 +113,8 @@ def _parser():
   add('--questions', default='',
       help='folder, msrvtt, msvd: questions file, with or without captions')
   add('--output', required=True, help='folder of the set, new or unfinished')
+  add('--follow_links', action='store_true',
+      help='read videos that are links to files outside of --videos')
   add('--split', default='train', help='one run makes one split (train)')
   defaults = prepare.Options()
   add('--fps', type=float, default=defaults.fps,
@@ -302,7 +304,8 @@ def main(argv=None):
     report = prepare.prepare(
         source, root, args.output, split=args.split, options=options,
         num_workers=args.workers, timeout_s=args.timeout_s,
-        list_unnamed=args.source == 'folder', make=make)
+        list_unnamed=args.source == 'folder',
+        follow_links=args.follow_links, make=make)
   except (Exception, KeyboardInterrupt) as e:
     if stopped:  # Whatever it became: a library that loads hides it.
       print('\nInterrupted. Give the same command again to continue.',

@@ -275,6 +275,40 @@ def test_only_regular_files_are_opened(clips, tmp_path):
   assert report['skipped_by_reason'] == {'missing file': 1}
 
 
+def test_links_out_of_the_folder(clips, tmp_path):
+  folder = tmp_path / 'videos'
+  folder.mkdir()
+  shutil.copy(clips / '000.mp4', folder / 'own.mp4')
+  (folder / 'inside.mp4').symlink_to('own.mp4')
+  (folder / 'file.mp4').symlink_to(clips / '001.mp4')
+  (folder / 'folder').symlink_to(clips)
+  (folder / 'dead.mp4').symlink_to('none.mp4')
+  captions = small_videos.write_captions(folder, [
+      {'video': name, 'caption': 'x'} for name in (
+          'own.mp4', 'inside.mp4', 'file.mp4', 'folder/002.mp4', 'dead.mp4',
+          str(clips / '003.mp4'), '../videos/own.mp4')])
+  (tmp_path / 'link').symlink_to(folder)  # The folder itself may be one.
+  report = _prepare(tmp_path / 'link', tmp_path / 'set', captions=captions)
+  assert report['skipped_by_reason'] == {
+      'missing file': 1, 'outside the folder of videos': 4}
+  assert report['counts']['prepared'] == 2
+  source = annotations.read_folder(captions)
+  report = prepare.prepare(
+      source, folder, tmp_path / 'links', num_workers=1, follow_links=True)
+  assert report['counts']['prepared'] == 4
+
+
+def test_a_manifest_names_files_of_its_folder(clips, tmp_path):
+  _prepare(clips, tmp_path / 'set')
+  manifest = _manifest(tmp_path / 'set')
+  shard = manifest['splits']['train']['shards'][0]
+  for name in ('../other/' + shard['file'], '/etc/passwd'):
+    shard['file'] = name
+    (tmp_path / 'set/manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match='is damaged: .* not in its folder'):
+      dataset.open_dataset(tmp_path / 'set')
+
+
 def test_lost_items_reach_the_report(clips, tmp_path, monkeypatch):
   real = workers.run_in_order
 

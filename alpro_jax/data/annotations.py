@@ -102,7 +102,7 @@ class Rows:
     self._skipped = []
 
   def skip(self, item, reason, detail=''):
-    self._skipped.append(Skipped(_printable(item), reason, detail))
+    self._skipped.append(Skipped(printable(item), reason, detail))
 
   def bad(self, item, where, problem):
     """Names a row that is not as it should be; item may be '' or None."""
@@ -191,7 +191,8 @@ class Rows:
                        frozenset(self.named))
 
 
-def _printable(text):
+def printable(text):
+  """Returns str(text), with what is not UTF-8 escaped."""
   return str(text).encode('utf-8', 'backslashreplace').decode()
 
 

@@ -121,17 +121,28 @@ class Record:
     return len(self.example)
 
 
+def _find(clip, root, follow_links):
+  """Returns the path of the first file of a clip that is there."""
+  paths = [os.path.join(root, name) for name in clip.files]
+  path = next((path for path in paths if os.path.isfile(path)), None)
+  if path is None:
+    raise video.UnreadableVideo('missing file')
+  real, root = os.path.realpath(path), os.path.realpath(root)
+  if not follow_links and os.path.commonpath([root, real]) != root:
+    raise video.UnreadableVideo(
+        'outside the folder of videos',
+        f'a link to {annotations.printable(real)}; --follow_links allows it')
+  return path
+
+
 def make_record(clip, *, root, fps, short_side, quality, max_frames,
-                max_seconds, on_partial):
+                max_seconds, on_partial, follow_links=False):
   """Decodes one clip; never raises."""
   import numpy as np  # noqa: PLC0415
 
   detail, jpegs, seconds, size = '', [], [], 0
   try:
-    paths = [os.path.join(root, name) for name in clip.files]
-    path = next((path for path in paths if os.path.isfile(path)), None)
-    if path is None:
-      raise video.UnreadableVideo('missing file')
+    path = _find(clip, root, follow_links)
     if clip.still:
       frames = [(video.read_still(path, short_side=short_side), 0.0)]
     else:
@@ -256,8 +267,8 @@ class Progress:
 
 
 def prepare(source, root, output, *, split='train', options=None,
-            num_workers=0, timeout_s=120.0, list_unnamed=False, make=None,
-            out=None):
+            num_workers=0, timeout_s=120.0, list_unnamed=False,
+            follow_links=False, make=None, out=None):
   """Prepares one split, or continues with it.
 
   Args:
@@ -269,6 +280,7 @@ def prepare(source, root, output, *, split='train', options=None,
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds.
     list_unnamed: name the videos below root that no row names.
+    follow_links: read videos that are links to files outside of root.
     make: what makes the parts that are missing; called as make_here is.
     out: file for progress lines (stderr).
   Returns:
@@ -317,7 +329,11 @@ def prepare(source, root, output, *, split='train', options=None,
     start = time.monotonic()
     make = functools.partial(
         make or make_here, num_workers=num_workers, timeout_s=timeout_s)
-    parts, made = _make_parts(source, root, work, options, make, out)
+    settings = {
+        'root': root, 'follow_links': follow_links,
+        **dataclasses.asdict(options)}
+    parts, made = _make_parts(
+        source, work, settings.pop('part_size'), settings, make, out)
     report = _report(source, root, plan, parts, list_unnamed)
     report['seconds'] = round(time.monotonic() - start, 3)
     report['clips_made_in_this_run'] = made
@@ -413,13 +429,13 @@ class Part(NamedTuple):
   clips: list[annotations.Clip]
 
 
-def _make_parts(source, root, work, options, make, out):
+def _make_parts(source, work, size, settings, make, out):
   """Makes the parts that are not there.
 
   Returns:
     (what write_part returned for each part, in order; clips made now)
   """
-  clips, size = source.clips, options.part_size
+  clips = source.clips
   parts = [
       Part(os.path.join(work, f'part-{number:05}'),
            clips[number * size:(number + 1) * size])
@@ -433,8 +449,6 @@ def _make_parts(source, root, work, options, make, out):
       progress.found(len(part.clips), len(read_part(part.stem)['skipped']))
     else:
       missing.append(part)
-  settings = {'root': root, **dataclasses.asdict(options)}
-  settings.pop('part_size')
   made = make(missing, settings, progress) if missing else 0
   progress.close()
   return [read_part(part.stem) for part in parts], made
@@ -666,7 +680,13 @@ def read_manifest(output, *, missing_ok=False):
   try:
     manifest = _load(path)
     known = manifest['format']
-  except (ValueError, KeyError, TypeError) as e:
+    files = [
+        file['file'] for entry in manifest['splits'].values()
+        for file in (entry['index'], *entry['shards'])
+    ] if known in _READABLE else []
+    if outside := [file for file in files if file != os.path.basename(file)]:
+      raise ValueError(f'{outside[0]!r} is not in its folder')
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(f'{path} is damaged: {e}.') from e
   if known not in _READABLE:
     raise ValueError(
