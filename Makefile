@@ -1,6 +1,7 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make test   installs what is missing, then lints and runs the tests
 # make test-torch   adds PyTorch and compares with it
+# make test-tpu     compiles for TPUs, without one
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
@@ -10,7 +11,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test test-torch lint clean
+.PHONY: install demo test test-torch test-tpu lint clean
 
 install: $(VENV)/installed
 
@@ -38,6 +39,16 @@ $(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
 test-torch: $(VENV)/installed-torch
 	$(RUN) -c 'import torch, transformers'  # Without them tests are skipped.
 	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py
+
+$(VENV)-tpu/installed: requirements-tpu.txt
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-tpu.txt
+	@touch $@
+
+# The TPU compiler has an environment of its own: jax would look for a TPU.
+test-tpu: $(VENV)-tpu/installed
+	$(VENV)-tpu/bin/python -m pytest tests/test_compile_for.py
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache

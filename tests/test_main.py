@@ -27,7 +27,7 @@ MISTAKES = {
         '--coordinator_address, --num_processes and --process_id go together'),
     'devices': (
         DEMO, ['--workdir=W', '--config.data.batch_size=12'], 8,
-        'a global batch of 12 cannot be cut over 8 devices'),
+        'a global batch of 12 cannot be cut over 8 shards'),
     'no data': (
         DEMO, ['--workdir=W', '--config.data.tokenizer=none.model'], 1,
         'launch/tokenizer.py'),

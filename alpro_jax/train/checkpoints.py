@@ -191,14 +191,16 @@ class Checkpoints:
     except Exception as error:  # Orbax and TensorStore have many.
       # A save that was broken off keeps its suffix.
       whole = _step_folders(self.folder)
-      left = f'step {whole[-1].name} is whole' if whole else 'there is no other'
+      left = 'There is no other to go on from.'
+      if whole:
+        left = f'Step {whole[-1].name} is whole, and is where it goes on.'
       free = shutil.disk_usage(self.folder).free
       reason = str(error).strip().splitlines() or [type(error).__name__]
       raise SaveError(
           f'the checkpoint of step {self._saving} could not be written to '
           f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
-          f'{reason[-1][-200:]}. {left.capitalize()}; mend the disk and start '
-          'again to go on from it.') from error
+          f'{reason[-1][-200:]}. Free some space and start again. {left}'
+      ) from error
 
   def _seal(self):
     # Called in the saving thread when all files are written, before the rename.
