@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -74,6 +75,10 @@ options; without any it runs in this process:
   Flink, Spark or Dataflow: -- --runner=FlinkRunner --flink_master=host:8081
   Videos and output must then lie in a file system that all workers share, under
   the same path, and the workers' image must hold this project.
+
+Videos that are named by an address, in "video": "https://..." or in a column
+contentUrl (WebVid) or url, are downloaded first:
+    python launch/prepare.py fetch --captions=captions.jsonl --videos=clips
 
 Is a set as it was written? Names every broken file and record, and with
 --output writes a set of all records that can be read:
@@ -274,12 +279,73 @@ def _verify(argv):
   return 1 if found.problems else 0
 
 
+def _fetch(argv):
+  """Downloads the videos of a captions file; returns the exit code."""
+  from alpro_jax.data import fetch  # noqa: PLC0415
+
+  parser = _Parser(
+      prog='python launch/prepare.py fetch', allow_abbrev=False,
+      description='Downloads the videos of a captions file. Give the same '
+      'command again for what is missing. Exit code: 0 if all are there, 1 if '
+      'some are not, 2 for a mistake.')
+  add = parser.add_argument
+  limits = fetch.Limits()
+  add('--captions', required=True, help='.csv or .jsonl with addresses')
+  add('--videos', required=True, help='folder to write to')
+  add('--url_column', default='',
+      help='column of the addresses (contentUrl, url, or video)')
+  for name, text in [
+      ('threads', 'downloads at a time'), ('per_host', 'of them, of one host'),
+      ('tries', 'of one address'),
+      ('wait_s', 'seconds before the second try, doubled for each further one'),
+      ('timeout_s', 'seconds without a byte'),
+      ('max_seconds', 'seconds for one try in all'),
+      ('max_bytes', 'bytes of one video')]:
+    value = getattr(limits, name)
+    add(f'--{name}', type=type(value), default=value, help=f'{text} ({value})')
+  add('--retry_failed', action='store_true',
+      help='try again what can hardly be had, such as HTTP 404')
+  args = parser.parse_args(argv)
+  try:
+    limits = fetch.Limits(**{
+        name: getattr(args, name) for name in fetch.Limits._fields})
+    for name, value in limits._asdict().items():
+      if not value > 0:
+        raise ValueError(f'--{name}={value} must be more than 0.')
+    videos, skipped, rows = fetch.read_videos(
+        args.captions, url_column=args.url_column)
+    found = fetch.fetch(
+        videos, args.videos, limits=limits, retry_failed=args.retry_failed)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('\nInterrupted. Give the same command again to continue.',
+          file=sys.stderr)
+    return 130
+  for row in skipped:
+    print(f'skipped {row.item!r}: {row.reason} ({row.detail})',
+          file=sys.stderr)
+  reasons = Counter(filter(None, found.values()))
+  reasons.update(row.reason for row in skipped)
+  there = sum(not reason for reason in found.values())
+  lines = [('rows', rows), ('videos', len(videos)), ('there', there),
+           ('not there', sum(reasons.values()))]
+  for name, count in lines + [
+      (f'  {reason}', reasons[reason]) for reason in sorted(reasons)]:
+    print(f'{name:<32}{count:>12,}')
+  print(f'each is named in {os.path.join(args.videos, fetch.RESUME)}')
+  return 1 if reasons else 0
+
+
 def main(argv=None):
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
   argv = sys.argv[1:] if argv is None else argv
   if argv[:1] == ['verify']:
     return _verify(argv[1:])
+  if argv[:1] == ['fetch']:
+    return _fetch(argv[1:])
   beam_flags = None
   if '--' in argv:
     at = argv.index('--')

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import urllib.parse
 from typing import NamedTuple
 
 SOURCES = ('folder', 'webvid', 'cc3m', 'msrvtt', 'didemo', 'msvd')
@@ -168,12 +169,12 @@ class Rows:
   def _clip(self, where, files, still):
     """Returns what is known of a clip, or None if its name is no good."""
     video = files[0]
-    if not _name_problem(video) and _canonical(video) in self._clips:
-      return self._clips[_canonical(video)]
+    if not name_problem(video) and canonical(video) in self._clips:
+      return self._clips[canonical(video)]
     for name in files:
-      if problem := _name_problem(name):
+      if problem := name_problem(name):
         return self.skip(video, problem, where)
-    files = tuple(_canonical(name) for name in files)
+    files = tuple(canonical(name) for name in files)
     self.named.update(files)
     return self._clips.setdefault(files[0], {
         'files': files, 'captions': {}, 'questions': [], 'still': still})
@@ -211,7 +212,7 @@ def text_problem(name, value):
   return '' if _encodable(value) else f'{name} is not UTF-8'
 
 
-def _name_problem(name):
+def name_problem(name):
   """Returns why a name may not be opened, or ''."""
   if not isinstance(name, str) or not name.strip():
     return 'no video name'
@@ -219,13 +220,36 @@ def _name_problem(name):
     return 'bad video name'
   if name.startswith('/') or '..' in name.split('/'):
     return 'outside the folder of videos'
-  if not _canonical(name):  # '.' names the folder itself.
+  if not canonical(name):  # '.' names the folder itself.
     return 'no video name'
   return ''
 
 
-def _canonical(name):
+def canonical(name):
+  """Returns a name without '.' and empty parts."""
   return '/'.join(part for part in name.split('/') if part not in ('', '.'))
+
+
+def is_address(text):
+  """Is this an http(s) address?"""
+  return isinstance(text, str) and bool(re.match(r'(?i)https?://', text))
+
+
+def file_of(url):
+  """Returns the file that an address is fetched into, as str.
+
+  Letters and digits of the last part of its path, the first of the address's
+  sha256, for others may end alike, and the suffix.
+  """
+  path = url.split('?')[0].split('#')[0]
+  stem, suffix = os.path.splitext(
+      urllib.parse.unquote(path).rsplit('/', 1)[-1])
+  if suffix.lower() not in VIDEO_SUFFIXES:
+    suffix = '.mp4'
+  stem = re.sub(r'[^\w-]+', '_', stem)[:40].strip('_')
+  stem = stem.encode('utf-8', 'ignore').decode()
+  digest = hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()
+  return f'{stem or "video"}-{digest[:12]}{suffix}'
 
 
 def check_file(path, flag):
@@ -326,7 +350,8 @@ def read_folder(captions=None, questions=None, *, split='train'):
 
   Args:
     captions: a .csv file with a header, or one JSON object per line (.jsonl),
-      with `video`, `caption` and, optional, `style` and `split`. In JSON
+      with `video` (a file, or the address that it was fetched from),
+      `caption` and, optional, `style` and `split`. In JSON
       `caption` may be a list.
     questions: such a file with `video`, `question`, `answer` and, optional,
       `type` (or `answer_type`) and `split`.
@@ -367,6 +392,8 @@ def _folder_rows(rows, path, flag, keys, split):
   for where, row, problem in source:
     rows.rows += 1
     problem = problem or _folder_problem(row, keys)
+    if not problem and is_address(row['video']):
+      row = {**row, 'video': file_of(row['video'].strip())}
     if problem:
       rows.bad(row.get('video'), where, problem)
     elif row.get('split') and row['split'] != split:
