@@ -64,7 +64,8 @@ def running():
 
 
 @pytest.fixture
-def server(running):
+def server(running, monkeypatch):
+  monkeypatch.setenv('no_proxy', '127.0.0.1')
   running.seen.clear()
   return running
 
@@ -154,6 +155,18 @@ def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
   monkeypatch.setattr(fetch, '_download', download)
   get(server, tmp_path, [f'ok/{i}' for i in range(8)], threads=6, per_host=2)
   assert max(most) == 2 and len(most) == 8
+
+
+def test_a_full_disk_stops_all(server, tmp_path, monkeypatch):
+  def no_space(*args):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(fetch.os, 'replace', no_space)
+  with pytest.raises(OSError, match='No space'):
+    get(server, tmp_path, [f'ok/{i}' for i in range(99)], threads=2)
+  assert sum(server.seen.values()) < 9
+  monkeypatch.undo()
+  assert not any(get(server, tmp_path, ['ok/0', 'ok/1']).values())
 
 
 def test_names_stay_in_the_folder(tmp_path):
