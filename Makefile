@@ -2,6 +2,7 @@
 # make test   installs what is missing, then lints and runs the tests
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
+# make test-beam    prepares a set as an Apache Beam pipeline
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
@@ -11,7 +12,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test test-torch test-tpu lint clean
+.PHONY: install demo test test-torch test-tpu test-beam lint clean
 
 install: $(VENV)/installed
 
@@ -49,6 +50,19 @@ $(VENV)-tpu/installed: requirements-tpu.txt
 # The TPU compiler has an environment of its own: jax would look for a TPU.
 test-tpu: $(VENV)-tpu/installed
 	$(VENV)-tpu/bin/python -m pytest tests/test_compile_for.py
+
+# Beam wants an older Pillow than the rest: two steps, the second one wins.
+$(VENV)-beam/installed: requirements.txt requirements-beam.txt
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements.txt
+	$(VENV)-beam/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements-beam.txt
+	@touch $@
+
+test-beam: $(VENV)-beam/installed
+	$(VENV)-beam/bin/python -c 'import apache_beam'  # Else tests are skipped.
+	$(VENV)-beam/bin/python -m pytest -n 0 tests/test_beam.py
 
 clean:
 	rm -rf runs/demo .pytest_cache .ruff_cache
