@@ -1,5 +1,6 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make test   installs what is missing, then lints and runs the tests
+# make test-reliability   breaks whole runs on purpose
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
 # make test-beam    prepares a set as an Apache Beam pipeline
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test test-torch test-tpu test-beam lint clean
+.PHONY: install demo test test-reliability test-torch test-tpu test-beam lint clean
 
 install: $(VENV)/installed
 
@@ -31,6 +32,9 @@ lint: install
 
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-reliability: install
+	$(RUN) -m pytest -n 2 -m '' tests/reliability tests/test_kill.py
 
 $(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check \

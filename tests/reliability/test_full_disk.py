@@ -36,7 +36,7 @@ def test_a_failed_save_is_said_and_the_last_whole_one_stays(tmp_path):
   again.close()
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path):
   tiny_run.make_inputs(tmp_path)
   run = tmp_path / 'run'
