@@ -76,7 +76,7 @@ def test_a_bert_of_transformers_agrees(tmp_path):
 
   @jax.jit
   def run(params):
-    x = TextEmbedding(config.text, jnp.float32).apply(
+    x = TextEmbedding(config.text, Form(jnp.float32)).apply(
         {'params': params['text_embedding']}, ids, train=False)
     for name, start, stop in (('text_encoder', 0, 1), ('fusion_encoder', 1, 2)):
       layers = BertLayers(config.text, Form(jnp.float32), start, stop)
