@@ -5,6 +5,8 @@ import json
 import av
 import numpy as np
 
+from alpro_jax.data import annotations, prepare
+
 
 def write_video(path, *, frames=8, rate=8, size=(48, 32), rotation=0,
                 codec='libx264', colours=None):
@@ -64,3 +66,14 @@ def write_questions(folder, rows):
       json.dumps(dict(zip(('video', 'question', 'answer'), row, strict=True)))
       + '\n' for row in rows))
   return path
+
+
+def prepare_seven(folder):
+  """Returns a prepared set of seven clips, in shards of 3, 3 and 1."""
+  videos = folder / 'videos'
+  videos.mkdir()
+  captions = write_folder(videos, 7)
+  prepare.prepare(
+      annotations.read_folder(captions), videos, folder / 'set', num_workers=1,
+      options=prepare.Options(fps=0, short_side=0, part_size=3, quality=95))
+  return folder / 'set'

@@ -16,13 +16,7 @@ from tests import small_videos
 
 @pytest.fixture(scope='module')
 def original(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('videos')
-  captions = small_videos.write_folder(folder, 7)
-  output = tmp_path_factory.mktemp('sets') / 'set'
-  prepare.prepare(
-      annotations.read_folder(captions), folder, output, num_workers=1,
-      options=prepare.Options(fps=0, short_side=0, part_size=3, quality=95))
-  return output
+  return small_videos.prepare_seven(tmp_path_factory.mktemp('seven'))
 
 
 @pytest.fixture

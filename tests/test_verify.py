@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from alpro_jax.data import annotations, dataset, prepare, verify
+from alpro_jax.data import dataset, verify
 from tests import small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -23,13 +23,7 @@ def launch_prepare():
 @pytest.fixture(scope='module')
 def original(tmp_path_factory):
   """Seven clips in shards of three, three and one."""
-  folder = tmp_path_factory.mktemp('videos')
-  captions = small_videos.write_folder(folder, 7)
-  output = tmp_path_factory.mktemp('sets') / 'set'
-  prepare.prepare(
-      annotations.read_folder(captions), folder, output, num_workers=1,
-      options=prepare.Options(fps=0, short_side=0, part_size=3))
-  return output
+  return small_videos.prepare_seven(tmp_path_factory.mktemp('seven'))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """TimeSformer: the video encoder, with divided, joint or no time attention."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -127,6 +128,14 @@ def smooth_init(std: float, sizes: Sequence[int]) -> layers.Initializer:
   return init
 
 
+def _drop(config, drop_path, y, key, path_key):
+  """Dropout, and then the drop path of a block over f[..., tokens, D]."""
+  y = layers.dropout(y, config.dropout, key)
+  if not config.drop_path:
+    return y
+  return layers.dropout(y, drop_path, path_key, sequences=True)
+
+
 class Block(nn.Module):
   """A pre-norm transformer block over f[..., tokens, D]."""
 
@@ -147,12 +156,7 @@ class Block(nn.Module):
     config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 4)
-
-    def drop(y, key, path_key):
-      y = layers.dropout(y, config.dropout, key)
-      if not config.drop_path:
-        return y
-      return layers.dropout(y, drop_path, path_key, sequences=True)
+    drop = functools.partial(_drop, config, drop_path)
 
     y = layers.layer_norm(EPSILON, dtype, 'norm')(x)
     y = layers.Attention(config.heads, self.form, init, name='attention')(y)
@@ -182,12 +186,7 @@ class DividedBlock(nn.Module):
     config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 6)
-
-    def drop(y, key, path_key):
-      y = layers.dropout(y, config.dropout, key)
-      if not config.drop_path:
-        return y
-      return layers.dropout(y, drop_path, path_key, sequences=True)
+    drop = functools.partial(_drop, config, drop_path)
 
     class_token, patches = x[:, :1], x[:, 1:]
 
