@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,9 @@ def test_restores_every_leaf_on_fewer_devices(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, make_state(3))
   assert jax.tree.structure(got) == jax.tree.structure(single)
   assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(got))
-  assert store.meta(3) == {'task': 'toy', 'step': 3}
+  meta = store.meta(3)
+  assert len(meta.pop('arrays')) == len(jax.tree.leaves(single))
+  assert meta == {'task': 'toy', 'step': 3}
   store.close()
 
 
@@ -163,6 +167,35 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
   assert (tmp_path / 'damaged' / '2').is_dir()
 
 
+def test_arrays_of_another_step_are_noticed_in_whole_files(tmp_path):
+  save(tmp_path, 1, 2)
+  first, second = (tmp_path / 'checkpoints' / step for step in '12')
+  shutil.rmtree(second / 'params')
+  shutil.copytree(first / 'params', second / 'params')
+  checkpoints.write_digests(second)
+  shapes = abstract(make_state(devices=1))
+  match = r'2 is damaged: params/dense/bias, params/dense/kernel \(2 of '
+  with pytest.raises(checkpoints.DamagedCheckpointError, match=match):
+    checkpoints.load_params(tmp_path, shapes.params)
+  store = checkpoints.Checkpoints(tmp_path)
+  with pytest.raises(checkpoints.DamagedCheckpointError, match=match) as error:
+    store.restore(2, shapes)
+  store.set_aside(2, error.value)
+  assert store.newest() == 1
+  store.restore(1, shapes)
+  with pytest.raises(ValueError, match='No other checkpoint is intact'):
+    store.set_aside(1, error.value)
+  store.close()
+
+
+def test_a_step_is_replaced_when_asked(tmp_path):
+  save(tmp_path, 1)
+  store = checkpoints.Checkpoints(tmp_path, best_metric='r1')
+  assert store.save(make_state(1), META, {'r1': 5.0}, replace=True)
+  assert store.best() == 1
+  store.close()
+
+
 def test_all_damaged_is_refused(tmp_path):
   save(tmp_path, 1, 2)
   damage(tmp_path, 1, 'flip')
@@ -220,7 +253,8 @@ def test_params_of_another_run(tmp_path):
   got = checkpoints.load_params(one, abstract(make_state(
       extra=('old_head',)).params))
   np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 1.5))
-  assert checkpoints.load_meta(one) == {'task': 'toy', 'step': 1}
+  found = checkpoints.load_meta(one)
+  assert (found['task'], found['step']) == ('toy', 1)
 
 
 def test_tables_are_resized_when_asked(tmp_path):

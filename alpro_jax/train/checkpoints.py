@@ -4,7 +4,8 @@ One folder for each step, with three items: `params`, so that another run can
 start from them alone; `train`, the step and the optimizer's moments; `meta`,
 JSON about the model, tokenizer, data and versions. `digests.json` beside them
 is written before the folder gets its final name, so a folder with a number for
-a name is complete, and later damage to any of its files is found.
+a name is complete, and later damage to any of its files is found. The meta
+hold a digest of every array as well, which is compared with what came back.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from alpro_jax.train.array_digests import array_digests, leaf_name
 from alpro_jax.train.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -32,7 +34,7 @@ _UNSEALED = (_DIGESTS, '_CHECKPOINT_METADATA', 'commit_success.txt')
 
 
 class DamagedCheckpointError(ValueError):
-  """A file of a checkpoint is not what was written."""
+  """A file or an array of a checkpoint is not what was written."""
 
 
 class SaveError(OSError):
@@ -110,13 +112,17 @@ class Checkpoints:
     }
     return max(scores, key=scores.get, default=None)
 
-  def save(self, state: TrainState, meta: dict, metrics=None) -> bool:
+  def save(
+      self, state: TrainState, meta: dict, metrics=None, *,
+      replace: bool = False,
+  ) -> bool:
     """Starts to save a state, unless its step is stored already.
 
     Args:
       state: may be donated to the next step at once.
       meta: JSON to store with it.
       metrics: evaluation results by name, None if there are none.
+      replace: store it even then, in the place of what is there.
     Returns:
       whether there was anything to save.
     Raises:
@@ -126,18 +132,21 @@ class Checkpoints:
     with self._saving_may_fail():
       self._manager.wait_until_finished()
     if step in self._manager.all_steps():
-      return False
+      if not replace:
+        return False
+      self._manager.delete(step)
     if self._best_metric and metrics is not None:
       _score(metrics, self._best_metric)
     self._saving = step
-    train = {'step': state.step, 'opt_state': state.opt_state}
+    items = _items(state)
+    meta = {**meta, 'step': step, 'arrays': array_digests(items)}
     with self._saving_may_fail():
       return self._manager.save(
           step,
           args=ocp.args.Composite(
-              params=ocp.args.StandardSave(state.params),
-              train=ocp.args.StandardSave(train),
-              meta=ocp.args.JsonSave({**meta, 'step': step}),
+              params=ocp.args.StandardSave(items['params']),
+              train=ocp.args.StandardSave(items['train']),
+              meta=ocp.args.JsonSave(meta),
           ),
           metrics=metrics,
           force=True,
@@ -156,23 +165,42 @@ class Checkpoints:
         devices may differ from that of the run that saved.
     Raises:
       ValueError: if names, shapes or types differ from what is stored.
+      DamagedCheckpointError: if an array is not what was given to `save`.
     """
     stored = self._manager.item_metadata(step)
-    train = {'step': abstract.step, 'opt_state': abstract.opt_state}
-    _check_same(abstract.params, stored.params, f'parameters of step {step}')
-    _check_same(train, stored.train, f'optimizer state of step {step}')
+    wanted = _items(abstract)
+    _check_same(
+        wanted['params'], stored.params, f'parameters of step {step}')
+    _check_same(
+        wanted['train'], stored.train, f'optimizer state of step {step}')
     items = self._manager.restore(
         step,
         args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            train=ocp.args.StandardRestore(train),
+            params=ocp.args.StandardRestore(wanted['params']),
+            train=ocp.args.StandardRestore(wanted['train']),
         ),
     )
+    _check_arrays(
+        self.folder / str(step), self.meta(step),
+        {'params': items.params, 'train': items.train})
     return TrainState(
         step=items.train['step'],
         params=items.params,
         opt_state=items.train['opt_state'],
     )
+
+  def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+    """Moves a checkpoint out of the way that turned out to be damaged.
+
+    Raises:
+      DamagedCheckpointError: if there is no other to go on from.
+    """
+    if list(self._manager.all_steps()) == [step]:
+      raise _nothing_left(self.folder, error) from error
+    if jax.process_index() == 0:
+      _move_aside(self.folder / str(step), error)
+    _meet('a damaged checkpoint is out of the way')
+    self._manager.reload()
 
   def close(self) -> None:
     """Waits until everything is on disk.
@@ -243,7 +271,11 @@ def find(path) -> pathlib.Path:
 
 def load_meta(path) -> dict:
   """Returns what was stored with a checkpoint; `path` as in `find`."""
-  return json.loads((find(path) / 'meta' / 'metadata').read_text())
+  return _read_meta(find(path))
+
+
+def _read_meta(step):
+  return json.loads((step / 'meta' / 'metadata').read_text())
 
 
 def load_params(
@@ -269,8 +301,10 @@ def load_params(
   Raises:
     ValueError: with all names that are missing, left over, or of another shape
       or type.
+    DamagedCheckpointError: if a file or an array is not what was written.
   """
-  folder = epath.Path(find(path) / 'params')
+  step = find(path)
+  folder = epath.Path(step / 'params')
   reader = ocp.StandardCheckpointHandler()
   stored = reader.metadata(folder).tree
   wanted, found = _by_name(abstract), _by_name(stored)
@@ -302,11 +336,12 @@ def load_params(
       for name, leaf in found.items()
   }
   target = jax.tree_util.tree_map_with_path(
-      lambda path, _: targets[_name(path)], stored
+      lambda path, _: targets[leaf_name(path)], stored
   )
   restored = _by_name(
       reader.restore(folder, args=ocp.args.StandardRestore(target))
   )
+  _check_arrays(step, _read_meta(step), {'params': restored})
   for name, function in resized.items():
     rows = wanted[name].shape[0]
     logging.info(
@@ -323,8 +358,8 @@ def load_params(
   if left := sorted(set(found) - set(wanted)):
     logging.info('parameters of the checkpoint not used: %s', _listed(left))
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: (fresh if _name(path) in missing else restored)[
-          _name(path)
+      lambda path, _: (fresh if leaf_name(path) in missing else restored)[
+          leaf_name(path)
       ],
       abstract,
   )
@@ -387,19 +422,51 @@ def _set_aside_damaged(folder):
     except DamagedCheckpointError as error:
       damaged.append((step, error))
   if damaged and len(damaged) == len(steps):
-    raise DamagedCheckpointError(
-        f'{damaged[-1][1]} No other checkpoint is intact; to start over, '
-        f'delete {folder}.'
-    )
+    raise _nothing_left(folder, damaged[-1][1])
   for step, error in damaged:
-    aside = folder.parent / 'damaged' / step.name
-    for number in range(1, 1000):
-      if not aside.exists():
-        break
-      aside = aside.with_name(f'{step.name}.{number}')
-    aside.parent.mkdir(exist_ok=True)
-    step.rename(aside)
-    logging.warning('%s Moved to %s; another one is used.', error, aside)
+    _move_aside(step, error)
+
+
+def _move_aside(step, error):
+  aside = step.parent.parent / 'damaged' / step.name
+  for number in range(1, 1000):
+    if not aside.exists():
+      break
+    aside = aside.with_name(f'{step.name}.{number}')
+  aside.parent.mkdir(exist_ok=True)
+  step.rename(aside)
+  logging.warning('%s Moved to %s; another one is used.', error, aside)
+
+
+def _nothing_left(folder, error):
+  return DamagedCheckpointError(
+      f'{error} No other checkpoint is intact; to start over, delete {folder}.'
+  )
+
+
+def _items(state):
+  """Returns what is stored of a state, as the trees of two items."""
+  return {
+      'params': state.params,
+      'train': {'step': state.step, 'opt_state': state.opt_state},
+  }
+
+
+def _check_arrays(folder, meta, items):
+  """Compares arrays with the digests that were taken when they were saved."""
+  expected = meta.get('arrays', {})  # Older checkpoints have none.
+  if not expected:
+    return
+  wrong = [
+      name for name, digest in array_digests(items).items()
+      if digest != expected.get(name)
+  ]
+  if wrong:
+    raise DamagedCheckpointError(
+        f'checkpoint {folder} is damaged: {_listed(wrong[:5])} '
+        f'({len(wrong)} of {len(expected)} arrays) came back other than they '
+        'were saved, though the files are whole.'
+    )
 
 
 def _score(metrics, name):
@@ -417,17 +484,9 @@ def _meet(what):
     multihost_utils.sync_global_devices(what)
 
 
-def _name(path):
-  # A namedtuple comes back as a dict: compare the words of the path alone.
-  return '/'.join(
-      str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p))))
-      for p in path
-  )
-
-
 def _by_name(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {_name(path): leaf for path, leaf in leaves}
+  return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def _listed(names):
