@@ -34,7 +34,7 @@ test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-reliability: install
-	$(RUN) -m pytest -n 2 -m '' tests/reliability tests/test_kill.py
+	$(RUN) -m pytest -n 2 -m '' tests/reliability
 
 $(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check \

@@ -143,6 +143,8 @@ def get_config(model='base'):
       'skip_limit': 10,
       # Warn of a loss this many standard deviations above its running mean.
       'spike_deviations': 8.0,  # 0: never.
+      # After SIGTERM the run saves and ends, and so long later it ends anyway.
+      'stop_seconds': 600.0,  # 0: waits for ever.
       # Every host says what it waits for when nothing happens for so long.
       'standstill_seconds': 900.0,  # 0: never.
   })

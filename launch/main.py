@@ -26,6 +26,7 @@ from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from alpro_jax.train.progress import NonFiniteError  # noqa: E402
+from alpro_jax.train.stopping import STOPPED  # noqa: E402
 from launch import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +35,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 
-STOPPED, NOT_FINITE = 143, 1
+NOT_FINITE = 1
 
 
 def main(argv):

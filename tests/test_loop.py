@@ -1,8 +1,10 @@
 """The loop with a toy task: a linear model and batches from the step."""
 
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from absl import logging
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
-from alpro_jax.train import checkpoints, loop, workdir
+from alpro_jax.train import checkpoints, loop, stopping, workdir
 from alpro_jax.train.progress import (
     NonFiniteError,
     Progress,
@@ -219,6 +221,55 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number):
   assert_same_params(tmp_path / 'straight', tmp_path)
 
 
+@pytest.mark.parametrize('step', [6, 12])
+def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(
+    toy, tmp_path, step
+):
+  seen, signals = [], [step]
+  def evaluation(setting, params, at):
+    if at in signals:
+      signals.clear()
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)  # Python notices signals when it is called.
+    seen.append(at)
+    return {'eval/r1': float(-at)}
+  config = toy_config(
+      eval_every_steps=6, best_metric='eval/r1', checkpoint_every_steps=100)
+  train = functools.partial(
+      loop.train, config, tmp_path, evaluations=[evaluation])
+  assert train() == (step, False)
+  assert f'step {step} of 12, before it was evaluated' in log_of(tmp_path)
+  meta = checkpoints.load_meta(tmp_path)
+  assert meta['step'] == step and meta['evaluation_due']
+  assert not (tmp_path / 'report.json').exists()
+  assert train() == (12, True)
+  assert seen == [6, 12]
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['evaluation'] == {'eval/r1': -12.0}
+  assert report['best_step'] == 6
+  assert checkpoints.load_meta(tmp_path)['evaluation'] == {'eval/r1': -12.0}
+  loop.train(toy_config(), tmp_path / 'straight')
+  assert_same_params(tmp_path / 'straight', tmp_path)
+
+
+def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
+  codes = []
+  monkeypatch.setattr(stopping.os, '_exit', codes.append)
+  def stuck():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+  toy.at[6] = stuck
+  loop.train(toy_config(stop_seconds=0.2), tmp_path)
+  assert codes == [143]
+  assert 'asked to stop 0.2 s ago' in log_of(tmp_path)
+  assert 'in stuck' in capfd.readouterr().err
+  codes.clear()
+  toy.at[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  loop.train(toy_config(stop_seconds=0.5), tmp_path)
+  time.sleep(0.6)
+  assert not codes
+
+
 def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):
   toy.task = ToyTask(bad_step=5)  # The sixth: a checkpoint is due after it.
   with pytest.raises(NonFiniteError, match=r'step 6 .*loss/toy=nan'):
@@ -293,6 +344,22 @@ def test_a_damaged_newest_changes_nothing(toy, tmp_path):
   log = log_of(tmp_path / 'damaged')
   assert 'checkpoints/9 is damaged' in log and 'from step 6' in log
   assert_same_params(tmp_path / 'straight', tmp_path / 'damaged')
+
+
+def test_an_array_that_is_not_what_was_saved_changes_nothing(toy, tmp_path):
+  loop.train(toy_config(), tmp_path / 'straight')
+  toy.at[10] = lambda: raise_(KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(toy_config(), tmp_path / 'mixed')
+  steps = tmp_path / 'mixed' / 'checkpoints'
+  shutil.rmtree(steps / '9' / 'params')
+  shutil.copytree(steps / '6' / 'params', steps / '9' / 'params')
+  checkpoints.write_digests(steps / '9')
+  assert loop.train(toy_config(), tmp_path / 'mixed').finished
+  log = log_of(tmp_path / 'mixed')
+  assert 'params/body/kernel, params/head/bias (2 of ' in log
+  assert 'going on with this run from step 6' in log
+  assert_same_params(tmp_path / 'straight', tmp_path / 'mixed')
 
 
 def test_processes_that_differ_are_refused(tmp_path):

@@ -5,6 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from alpro_jax.train import checkpoints
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two seconds of compiling instead of ten, and none at the second start.
 _FAST = (
@@ -86,3 +92,31 @@ def finish(process):
   """Waits for the end; returns the exit code and the messages."""
   _, messages = process.communicate(timeout=300)
   return process.returncode, messages
+
+
+def wait_for(process, words):
+  """Reads messages until one holds these words."""
+  seen = []
+  for line in process.stderr:
+    seen.append(line)
+    if words in line:
+      return
+  raise AssertionError(
+      f'ended with {process.wait()} before {words!r}:\n' + ''.join(seen[-30:]))
+
+
+def stored_state(workdir):
+  """Returns the step of the newest checkpoint and every array that is in it."""
+  folder = checkpoints.find(workdir)
+  with ocp.PyTreeCheckpointer() as reader:
+    return int(folder.name), {
+        item: jax.tree.map(np.asarray, reader.restore(folder / item))
+        for item in ('params', 'train')
+    }
+
+
+def assert_same_end(first, second):
+  """Two runs reached the same step with the same parameters and moments."""
+  (step, want), (other, got) = stored_state(first), stored_state(second)
+  assert step == other
+  jax.tree.map(np.testing.assert_array_equal, want, got)

@@ -41,7 +41,7 @@ Evaluation = Callable[[Setting, Any, int], dict[str, float]]
 
 
 class Outcome(NamedTuple):
-  """How a run ended: the last step done, and if that was all of them."""
+  """How a run ended: the last step done, and if that was all there is to do."""
 
   step: int
   finished: bool
@@ -61,7 +61,9 @@ def train(
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  with workdir.claim(folder) as folder, StopRequest() as stop:
+  with workdir.claim(folder) as folder, StopRequest(
+      config.train.stop_seconds
+  ) as stop:
     return _train(config, folder, evaluations, stop)
 
 
@@ -100,8 +102,9 @@ def _train(config, folder, evaluations, stop):
       best_metric=config.train.best_metric,
   )
   if (newest := store.newest()) is not None:
-    workdir.check_same_run(store.meta(newest), meta)
-    if newest >= steps:
+    stored = store.meta(newest)
+    workdir.check_same_run(stored, meta)
+    if newest >= steps and not stored.get('evaluation_due'):
       return _already_finished(folder, store, newest, steps)
   workdir.write_json(folder / 'config.json', workdir.plain(config))
 
@@ -134,8 +137,31 @@ def _train(config, folder, evaluations, stop):
   )
   watchdog = Watchdog(config.train.standstill_seconds)
   saved_at, first, results = time.monotonic(), step + 1, None
+  # A stop came before the evaluation of the step that is gone on from.
+  due = bool(step and evaluations and store.meta(step).get('evaluation_due'))
+
+  def evaluate():
+    """Returns the figures of this step; None if a stop came before them."""
+    figures = None
+    watchdog.doing(f'evaluating step {step}')
+    logging.info('step %d: evaluating', step)
+    with progress.paused(), stop.interrupts():
+      figures = _evaluate(evaluations, setting, state.params, step)
+      progress.write(step, figures)
+    return figures
+
+  def save(figures, replace=False):
+    # Save nothing that was computed from a loss that is not finite.
+    progress.fetch()
+    watchdog.doing(f'saving step {step}')
+    extra = {'evaluation': results, 'evaluation_due': due}
+    store.save(state, {**meta, **extra}, figures, replace=replace)
+
   try:
-    while step < steps:
+    if due and (fresh := evaluate()) is not None:
+      due, results = False, fresh
+      save(fresh, replace=True)
+    while step < steps and not due:
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
@@ -157,19 +183,21 @@ def _train(config, folder, evaluations, stop):
       if evaluations and (
           last or _every(config.train.eval_every_steps, step)
       ):
-        watchdog.doing(f'evaluating step {step}')
-        with progress.paused():
-          results = fresh = _evaluate(evaluations, setting, state.params, step)
-        progress.write(step, results)
-      if last or stopping or fresh or _due(config.train, step, saved_at):
-        # Save nothing that was computed from a loss that is not finite.
-        progress.fetch()
-        watchdog.doing(f'saving step {step}')
-        store.save(state, {**meta, 'evaluation': results}, fresh)
+        fresh = None if stopping else evaluate()
+        due = fresh is None
+        results = results if due else fresh
+      if last or stopping or fresh or due or _is_time(
+          config.train, step, saved_at
+      ):
+        save(fresh)
         saved_at = time.monotonic()
-      if stopping and not last:
-        logging.warning('stopped on request at step %d of %d', step, steps)
+      if stopping:
         break
+    if step < steps or due:
+      logging.warning(
+          'stopped on request at step %d of %d%s', step, steps,
+          ', before it was evaluated: that comes first next time'
+          if due else '')
   finally:
     # Whatever ended the loop: a save that has begun is finished.
     watchdog.doing('finishing the last save')
@@ -180,25 +208,29 @@ def _train(config, folder, evaluations, stop):
     finally:
       progress.close()
       watchdog.close()
+  finished = step == steps and not due
   report = {
-      **progress.summary(), 'step': step, 'finished': step == steps,
+      **progress.summary(), 'step': step, 'finished': finished,
       'evaluation': results, 'best_step': best,
       'data': pipeline.report(sources),
   }
-  if step == steps:
+  if finished:
     workdir.write_json(folder / 'report.json', report)
     logging.info(
         'finished %d steps: %.1f clips/s, waiting for data %.1f%%', step,
         report['clips_per_second'], 100 * report['waiting_share'])
-  return Outcome(step, finished=step == steps)
+  return Outcome(step, finished)
 
 
 def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
   """Decides where the run starts, and says so."""
   # 1. This run has a checkpoint: go on from the newest intact one.
-  if (step := store.newest()) is not None:
+  while (step := store.newest()) is not None:
     logging.info('restore: going on with this run from step %d', step)
-    return store.restore(step, abstract)
+    try:
+      return store.restore(step, abstract)
+    except checkpoints.DamagedCheckpointError as error:
+      store.set_aside(step, error)
   state = create_state(task.init, tx, mesh, config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
   if config.train.init_from:
@@ -249,7 +281,7 @@ def _every(interval, step):
   return interval > 0 and step % interval == 0
 
 
-def _due(train, step, saved_at):
+def _is_time(train, step, saved_at):
   """Whether a checkpoint is due; all processes answer alike."""
   if _every(train.checkpoint_every_steps, step):
     return True

@@ -37,6 +37,7 @@ FREE = (
     'train.skip_limit',
     'train.spike_deviations',
     'train.standstill_seconds',
+    'train.stop_seconds',
     # As `mesh`, these change rounding alone.
     'model.attention_impl',
     'model.scan_layers',
