@@ -135,6 +135,44 @@ def test_csv_with_quotes_newlines_and_wrong_columns(tmp_path):
       ('e.mp4', '8: not UTF-8')]
 
 
+def test_an_open_quote_hides_no_row(tmp_path):
+  path = _write(tmp_path, 'c.csv', (
+      'video,caption\na.mp4,one\nb.mp4,"two\nc.mp4,three\nd.mp4,"four"\n'
+      'e.mp4,"five" six\nf.mp4,seven\ng.mp4,"eight\n'))
+  source = annotations.read_folder(path)
+  assert [clip.video for clip in source.clips] == ['a.mp4', 'f.mp4']
+  assert [skip.item.removeprefix(f'{path}:') for skip in source.skipped] == [
+      '3-5', '6', '8']
+  assert all('is a quote not closed' in s.detail for s in source.skipped)
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+  path = _write(tmp_path, 'c.csv', 'video,caption,caption\na.mp4,x,y\n')
+  with pytest.raises(ValueError, match="names its column 'caption' twice"):
+    annotations.read_folder(path)
+  # As pandas names that of its index.
+  path = _write(tmp_path, 'd.csv', ',,video,caption\n0,0,a.mp4,x\n')
+  assert len(annotations.read_folder(path).clips) == 1
+
+
+def test_a_first_line_without_end_is_refused(tmp_path):
+  path = _write(tmp_path, 'c.csv', 'video,"caption\na.mp4,x\n')
+  with pytest.raises(ValueError, match='is not CSV: its first line'):
+    annotations.read_folder(path)
+
+
+def test_what_is_named_can_be_shown():
+  nested = []
+  for _ in range(100_000):
+    nested = [nested]
+  assert annotations.printable(nested) == 'nested list'
+  assert annotations.printable('a\udcff' * 9) == r'a\udcff' * 9
+  shown = annotations.printable({'a': 'x' * 99_999})
+  assert len(shown) < 6000 and shown.endswith('xxx...')
+  while nested:  # One by one, or its end would be deep as well.
+    nested = nested[0]
+
+
 @pytest.mark.parametrize('name', [
     '../a.mp4', 'x/../../a.mp4', '/etc/passwd', 'a\0.mp4', '.', ' '])
 def test_names_stay_in_the_folder(tmp_path, name):
@@ -149,7 +187,7 @@ def test_names_stay_in_the_folder(tmp_path, name):
 
 def test_rows_of_other_splits_are_counted(tmp_path):
   path = _write(tmp_path, 'c.csv', 'video,caption,split\na.mp4,x,train\n'
-                'b.mp4,y,val\nc.mp4,z,\n')
+                './b.mp4,y,val\nc.mp4,z,\n')
   assert [c.video for c in annotations.read_folder(path).clips] == [
       'a.mp4', 'c.mp4']
   source = annotations.read_folder(path, split='val')

@@ -84,6 +84,22 @@ def test_msrvtt_subsets(info, subset, videos):
   assert list(_captions(source)) == [f'video{i}.mp4' for i in videos]
 
 
+def test_a_sentence_whose_video_has_no_split_is_named(tmp_path):
+  path = _write(tmp_path, 'm.json', {
+      'videos': [{'video_id': 'video0', 'split': 'train'},
+                 {'video_id': 1, 'split': 'train'},
+                 {'video_id': 'video2.mp4', 'split': 'test'}],
+      'sentences': [{'video_id': f'video{i}', 'caption': 'x'}
+                    for i in range(3)]})
+  questions = _write(tmp_path, 'q.jsonl', [
+      {'video_id': 'video9', 'question': 'who', 'answer': 'dog'}])
+  source = downstream.read_msrvtt(path, questions, subset='7k')
+  assert list(_captions(source)) == ['video0.mp4']
+  assert _reasons(source) == [('video1', 'bad row')]
+  assert "does not name the split of 'video1'" in source.skipped[0].detail
+  assert source.other_splits == 2
+
+
 def test_msrvtt_questions_in_both_forms_and_with_captions(tmp_path, info):
   published = _write(tmp_path, 'train_qa.json', [
       {'answer': 'couch', 'category_id': 14, 'id': 3, 'video_id': 1,

@@ -168,6 +168,29 @@ def test_stills(tmp_path):
       video.read_still(tmp_path / name)
 
 
+def test_programs_in_postscript_are_no_photos(tmp_path):
+  """Pillow would give them to Ghostscript, which runs them."""
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')
+  (tmp_path / 'a.eps').rename(tmp_path / 'a.jpg')
+  with pytest.raises(video.UnreadableVideo, match='cannot identify'):
+    video.read_still(tmp_path / 'a.jpg')
+
+
+@pytest.mark.parametrize('suffix', [
+    '.jpg', '.png', '.gif', '.webp', '.bmp', '.tiff', '.jp2', '.ppm', '.tga',
+    '.ico', '.mpo'])
+def test_kinds_of_photos(tmp_path, suffix):
+  Image.new('RGB', (16, 16), 'red').save(tmp_path / f'a{suffix}')
+  assert video.read_still(tmp_path / f'a{suffix}').shape == (16, 16, 3)
+
+
+def test_frames_may_not_grow_too_large(tmp_path, monkeypatch):
+  path = small_videos.write_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(video, '_MAX_PIXELS', 48 * 32 - 1)
+  with pytest.raises(video.UnreadableVideo, match='too large: 48x32'):
+    video.read_frames(path)
+
+
 def test_jpeg_quality():
   frame = np.random.default_rng(0).integers(
       0, 255, (32, 48, 3)).astype(np.uint8)

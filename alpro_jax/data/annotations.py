@@ -12,13 +12,14 @@ import json
 import os
 import re
 import urllib.parse
+from collections import Counter
 from typing import NamedTuple
 
 SOURCES = ('folder', 'webvid', 'cc3m', 'msrvtt', 'didemo', 'msvd')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.m4v', '.mkv', '.webm', '.mpg',
                   '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
 
-
+_LONGEST = 5000  # Letters of a report's entry; a path has 4,096 at most.
 _KINDS = {'what': 'what', 'who': 'who', 'whose': 'who', 'whom': 'who',
           'how': 'how', 'where': 'where', 'when': 'when'}
 
@@ -103,7 +104,7 @@ class Rows:
     self._skipped = []
 
   def skip(self, item, reason, detail=''):
-    self._skipped.append(Skipped(printable(item), reason, detail))
+    self._skipped.append(Skipped(printable(item), reason, printable(detail)))
 
   def bad(self, item, where, problem):
     """Names a row that is not as it should be; item may be '' or None."""
@@ -192,9 +193,14 @@ class Rows:
                        frozenset(self.named))
 
 
-def printable(text):
-  """Returns str(text), with what is not UTF-8 escaped."""
-  return str(text).encode('utf-8', 'backslashreplace').decode()
+def printable(value):
+  """Returns what may be any value as text: UTF-8, and not without end."""
+  try:
+    text = str(value)
+  except RecursionError:  # JSON may be nested deeper than can be shown.
+    text = f'nested {type(value).__name__}'
+  text = text.encode('utf-8', 'backslashreplace').decode()
+  return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
 
 
 def _encodable(text):
@@ -261,24 +267,41 @@ def check_file(path, flag):
 
 
 def csv_rows(path):
-  """Yields (where, row dict, problem); the first row is the columns."""
+  """Yields (where, row dict, problem); the first row is the columns.
+
+  Quotes are taken strictly: one that is never closed would else swallow all
+  rows up to the next quote, without a word.
+  """
   csv.field_size_limit(1 << 24)
   # Bytes that are not UTF-8 become surrogates and are found row by row.
   with open(path, encoding='utf-8-sig', errors='surrogateescape',
             newline='') as file:
-    reader = csv.DictReader(file)
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(file, strict=True)
+    try:
+      columns = reader.fieldnames or []
+    except csv.Error as e:
+      raise ValueError(f'{path} is not CSV: its first line: {e}.') from e
+    twice = [name for name, count in Counter(columns).items()
+             if name and count > 1]
+    if twice:
+      raise ValueError(f'{path} names its column {twice[0]!r} twice.')
     yield f'{path}:1', columns, None
     while True:
-      where = f'{path}:{reader.line_num + 1}'
+      first = reader.reader.line_num + 1  # Its own stays behind errors.
+      row, problem = {}, ''
       try:
         row = next(reader)
       except StopIteration:
         return
       except csv.Error as e:
-        yield where, {}, str(e)
+        problem = f'{e}; is a quote not closed, or not doubled?'
+      where = f'{path}:{first}'
+      last = reader.reader.line_num
+      if last > first:
+        where += f'-{last}'
+      if problem:
+        yield where, {}, problem
         continue
-      problem = ''
       if None in row:
         problem = (f'{len(columns) + len(row[None])} columns, expected '
                    f'{len(columns)}; quote fields that hold a comma')
@@ -398,7 +421,7 @@ def _folder_rows(rows, path, flag, keys, split):
       rows.bad(row.get('video'), where, problem)
     elif row.get('split') and row['split'] != split:
       rows.other_splits += 1
-      rows.named.add(row['video'])
+      rows.named.add(canonical(row['video'] or ''))
     else:
       yield where, row
 

@@ -135,7 +135,7 @@ class _Source:
     self._ids = _read_ids(ids, '--ids') if ids else None
     self._ids_path = ids
     self._except = _read_ids(except_ids, '--except_ids') if except_ids else ()
-    self._subset = None
+    self._splits = self._subset = None
     self._annotated = set()
 
   def keep_subset(self, subset, splits, path):
@@ -150,7 +150,8 @@ class _Source:
       raise ValueError(
           f'--subset={subset} needs a videodatainfo file, whose videos name '
           f'their split; {path} has none. --ids takes a list of videos.')
-    self._subset = {video for video, split in splits.items()
+    self._splits = {_stem(video): split for video, split in splits.items()}
+    self._subset = {video for video, split in self._splits.items()
                     if split in SUBSETS[subset]}
 
   def add_captions(self, entries, join=False):
@@ -193,6 +194,10 @@ class _Source:
         problem = f'no {" or ".join(map(repr, missing))}, only {sorted(row)}'
       if not problem:
         name, problem = self._name(video)
+      # Questions may be of more videos than the file of the captions.
+      if not problem and self._splits and columns[1] == 'caption' and (
+          name not in self._splits):
+        problem = f'"videos" does not name the split of {name!r}'
       if problem:
         self._rows.bad(video, where, problem)
       elif not self._wants(name):

@@ -19,6 +19,9 @@ av.logging.set_level(av.logging.PANIC)
 # Playlists name other files and addresses; a video file holds its own data.
 _REFUSED_FORMATS = {'hls', 'concat', 'dash', 'sdp', 'rtsp', 'applehttp', 'imf'}
 _MAX_PIXELS = 8192 * 8192
+# Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
+_PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000',
+           'AVIF', 'PPM', 'TGA', 'ICO')
 
 
 class UnreadableVideo(Exception):
@@ -127,6 +130,10 @@ def _decode(container, fps, short_side, max_frames, max_seconds):
   if stream.codec_context is None:
     raise UnreadableVideo('unreadable', 'unknown codec')
   stream.codec_context.thread_count = 1
+  if stream.width * stream.height > _MAX_PIXELS:
+    raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
+  # Later frames may be larger; the memory of those is not even asked for.
+  stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
   rate = stream.average_rate or Fraction(25)
   scaler = av.video.reformatter.VideoReformatter()
   size = None
@@ -181,7 +188,7 @@ def read_still(path, *, short_side=0):
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      image = Image.open(path)
+      image = Image.open(path, formats=_PHOTOS)
     with image:
       if image.width * image.height > _MAX_PIXELS:
         raise UnreadableVideo('too large', f'{image.width}x{image.height}')
