@@ -80,7 +80,10 @@ def test_sets_of_format_1_have_no_questions(path, tmp_path):
     for key in ('questions', 'answers', 'kinds'):
       assert row.pop(key) == []
   index.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  manifest['splits']['train']['index']['bytes'] = index.stat().st_size
+  manifest['splits']['train']['index'].update(
+      bytes=index.stat().st_size, sha256=prepare.sha256_file(index))
+  for later in ('others', 'sha256'):
+    del manifest[later]
   (path / 'manifest.json').write_text(json.dumps({**manifest, 'format': 1}))
   data = dataset.open_dataset(path, verify=False)
   assert data.metadata()[3].questions == ()
@@ -106,6 +109,39 @@ def test_fetch_in_any_order(path):
   for index in (-1, 7):
     with pytest.raises(IndexError, match=f'index={index} is not in 0..6'):
       data.fetch([index])
+
+
+def test_metadata_is_a_sequence(path):
+  infos = dataset.open_dataset(path).metadata()
+  everything = list(infos)
+  assert len(infos) == 7 and [infos[i] for i in range(7)] == everything
+  assert infos[np.int64(2)] == infos[-5] == everything[2]
+  assert infos[1:7:2] == everything[1:7:2]
+  assert infos == everything and infos != everything[:6]
+  chosen = dataset.open_dataset(path).select(lambda info: info != infos[3])
+  assert chosen.metadata() == everything[:3] + everything[4:]
+  for wrong in (7, -8):
+    with pytest.raises(IndexError, match=f'record {wrong} of 7'):
+      infos[wrong]
+
+
+def test_line_ends():
+  for text in (b'', b'\n', b'ab\n\ncd\n'):
+    assert dataset._line_ends(text, block=2).tolist() == [
+        i + 1 for i, code in enumerate(text) if code == 10]
+
+
+def test_open_files(path, monkeypatch):
+  limits = []
+  monkeypatch.setattr(dataset.resource, 'getrlimit', lambda _: (256, 1000))
+  monkeypatch.setattr(
+      dataset.resource, 'setrlimit', lambda _, both: limits.append(both))
+  dataset._allow_open_files(path, 3)
+  assert limits == []
+  dataset._allow_open_files(path, 700)
+  assert limits == [(1000, 1000)]
+  with pytest.raises(OSError, match='set has 900 shards, .* only 1000 files'):
+    dataset._allow_open_files(path, 900)
 
 
 def test_a_selection_is_numbered_anew(path):
@@ -189,7 +225,7 @@ def test_one_damaged_record(path):
 def test_counts_must_agree(path):
   manifest = json.loads((path / 'manifest.json').read_text())
   manifest['splits']['train']['examples'] = 8
-  (path / 'manifest.json').write_text(json.dumps(manifest))
+  prepare.write_whole(path / 'manifest.json', manifest)
   with pytest.raises(ValueError, match='disagrees on the number of records'):
     dataset.open_dataset(path)
 

@@ -217,6 +217,36 @@ def test_other_options_or_clips_are_refused(clips, tmp_path):
   assert _content(output) == before
 
 
+def test_damaged_files_of_a_preparation_are_named(
+    clips, tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, 'finish', lambda *args: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    _prepare(clips, tmp_path / 'set', part_size=5)
+  monkeypatch.undo()
+  work = tmp_path / 'set/.preparing-train'
+  part = work / 'part-00001.json'
+  whole = part.read_bytes()
+  part.write_bytes(whole[:-9])
+  with pytest.raises(prepare.PrepareError, match='part-00001.json is damaged: '
+                     '.*; remove it, and the same command makes it anew'):
+    _prepare(clips, tmp_path / 'set', part_size=5)
+  part.unlink()
+  plan = (work / 'plan.json').read_text()
+  (work / 'plan.json').write_text(plan[:-9])
+  with pytest.raises(prepare.PrepareError, match='plan.json is damaged'):
+    _prepare(clips, tmp_path / 'set', part_size=5)
+  (work / 'plan.json').write_text(plan)
+  report = _prepare(clips, tmp_path / 'set', part_size=5)
+  assert report['clips_made_in_this_run'] == 5
+  _prepare(clips, tmp_path / 'whole', part_size=5)
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
+  path = tmp_path / 'set/report.json'
+  path.write_text(path.read_text().replace('"prepared": 12', '"prepared": 13'))
+  with pytest.raises(prepare.PrepareError, match='report.json is damaged: '
+                     'its sha256 is not that of what it says'):
+    _prepare(clips, tmp_path / 'set', part_size=5)
+
+
 def test_splits_share_a_folder(clips, tmp_path):
   output = tmp_path / 'Some Set'
   _prepare(clips, output)
@@ -368,6 +398,22 @@ def test_strange_names(tmp_path):
   assert report['counts']['prepared'] == len(names), report['skipped']
   assert [record.video for record in
           dataset.open_dataset(tmp_path / 'sét').metadata()] == names
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+  folder = tmp_path / os.fsdecode(b'v\xff')
+  folder.mkdir()
+  small_videos.write_video(tmp_path / 'a.mp4').rename(folder / 'a.mp4')
+  (folder / 'b.mp4').symlink_to(small_videos.write_video(tmp_path / 'b.mp4'))
+  captions = small_videos.write_captions(folder, [
+      {'video': name, 'caption': 'x'} for name in ('a.mp4', 'b.mp4', '')])
+  report = _prepare(folder, tmp_path / 'set', captions=captions)
+  assert report['counts']['prepared'] == 1
+  assert report['skipped'] == json.loads(
+      (tmp_path / 'set/report.json').read_text())['splits']['train']['skipped']
+  assert [skip['reason'] for skip in report['skipped']] == [
+      'no video name', 'outside the folder of videos']
+  assert r'v\udcff' in report['skipped'][0]['detail']
 
 
 def test_photos(tmp_path):

@@ -1,6 +1,7 @@
 """Every broken file and record is named, and what is intact is saved."""
 
 import importlib.util
+import json
 import pathlib
 import shutil
 
@@ -47,7 +48,7 @@ def videos(path):
 
 def test_an_intact_set_has_no_problem(path, tmp_path):
   found = verify.verify(path)
-  assert found == (4, 7, [])
+  assert found == (8, 7, [])  # 3 shards, 1 index, 4 files about all.
   # And its repair is the same set.
   verify.repair(path, tmp_path / 'again')
   digests = [dataset.open_dataset(p).digest for p in (path, tmp_path / 'again')]
@@ -83,6 +84,33 @@ def test_a_lost_shard_is_named_with_its_records(path, tmp_path, harm, reason):
   verify.repair(path, tmp_path / 'saved')
   assert videos(tmp_path / 'saved') == [
       f'{i:03}.mp4' for i in (0, 1, 2, 6)]
+
+
+@pytest.mark.parametrize('name', (
+    'report.json', 'dataset_info.json', 'features.json'))
+def test_files_about_the_set_are_checked_and_made_again(path, tmp_path, name):
+  data = (path / name).read_bytes()
+  for broken in (data[:-9], data.replace(b'e', b'E', 1)):
+    (path / name).write_bytes(broken)
+    problem, = verify.verify(path).problems
+    assert (problem.split, problem.file) == (verify.ALL, name)
+    dataset.open_dataset(path)  # Training needs none of them.
+  (path / name).unlink()
+  assert len(verify.verify(path).problems) == 1
+  verify.repair(path, tmp_path / 'saved')
+  assert verify.verify(tmp_path / 'saved').problems == []
+
+
+def test_sets_of_before_have_no_digests_of_such_files(path):
+  manifest = json.loads((path / 'manifest.json').read_text())
+  for later in ('others', 'sha256'):
+    del manifest[later]
+  (path / 'manifest.json').write_text(json.dumps(manifest))
+  report = json.loads((path / 'report.json').read_text())
+  for later in ('format', 'sha256'):
+    del report[later]
+  (path / 'report.json').write_text(json.dumps(report))
+  assert verify.verify(path) == (6, 7, [])
 
 
 def test_a_broken_index_is_made_again(path, tmp_path):

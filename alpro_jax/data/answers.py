@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from alpro_jax.data import checksum
+
 
 def canonical(answer: str) -> str:
   """Returns an answer with single blanks and none around it."""
@@ -40,6 +42,7 @@ def write_answers(answers: Iterable[str], path) -> None:
   os.makedirs(folder, exist_ok=True)
   with open(path, 'w', encoding='utf-8') as file:
     file.writelines(f'{answer}\n' for answer in answers)
+  checksum.write(path)
 
 
 def read_answers(path) -> tuple[str, ...]:
@@ -50,15 +53,14 @@ def read_answers(path) -> tuple[str, ...]:
       object of answer -> label (.json).
   Raises:
     FileNotFoundError: if it is not there.
-    ValueError: if it is empty, or lists an answer twice.
+    ValueError: if it is damaged or empty, or lists an answer twice.
   """
   if not path or not os.path.isfile(path):
     raise FileNotFoundError(
         f'config.data.answers={os.fspath(path)!r} is no file; question '
         'answering needs the answers to choose from. Make them with `python '
         'launch/answers.py --data=SET --split=train --output=answers.txt`.')
-  with open(path, encoding='utf-8') as file:
-    text = file.read()
+  text = checksum.read_text(path)
   if os.fspath(path).endswith('.json'):
     answers = _of_labels(path, text)
   else:

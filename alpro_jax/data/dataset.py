@@ -3,8 +3,12 @@
 import copy
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import os
+import resource
+from collections.abc import Sequence
 from concurrent import futures
 
 import numpy as np
@@ -13,6 +17,7 @@ from alpro_jax.data import annotations, prepare
 
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
+_OTHER_FILES = 200  # Sockets, libraries, checkpoints.
 
 
 def features():
@@ -61,6 +66,62 @@ class RecordInfo:
     return [asked for asked in self.questions if kind in ('', asked.kind)]
 
 
+class Infos(Sequence):
+  """RecordInfo of every record, made when it is asked for.
+
+  All of them at once would be several objects for each of millions of
+  records: gigabytes, and half a minute to make.
+  """
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    if not -len(self) <= index < len(self):
+      raise IndexError(f'record {index} of {len(self)}')
+    return self._at(index % len(self))
+
+  def __eq__(self, other):
+    return isinstance(other, Sequence) and list(self) == list(other)
+
+  __hash__ = None
+
+
+class IndexInfos(Infos):
+  """Those of an index file.
+
+  Attributes:
+    data: bytes of the file; a line for each record.
+  """
+
+  def __init__(self, data):
+    self.data = data
+    self._ends = _line_ends(data)
+
+  def __len__(self):
+    return len(self._ends)
+
+  def __iter__(self):
+    return map(_parse_info, io.BytesIO(self.data))
+
+  def _at(self, index):
+    start = self._ends[index - 1] if index else 0
+    return _parse_info(self.data[start:self._ends[index]])
+
+
+class ChosenInfos(Infos):
+  """Some of another sequence's: those of `numbers`, int64[n]."""
+
+  def __init__(self, infos, numbers):
+    self._infos = infos
+    self._numbers = numbers
+
+  def __len__(self):
+    return len(self._numbers)
+
+  def _at(self, index):
+    return self._infos[int(self._numbers[index])]
+
+
 class UnreadableRecord(ValueError):
   """`index` is the number of the record."""
 
@@ -83,13 +144,13 @@ class PreparedDataset:
     self.digest = entry['digest']
     self._records = records
     self._shards = entry['shards']
-    self._stored = range(len(records))  # Number on disk of each record.
+    self._stored = np.arange(len(records))  # Number on disk of each record.
 
   def __len__(self):
     return len(self._records)
 
   def metadata(self):
-    """Returns list of RecordInfo, one per record, in order."""
+    """Returns a sequence of RecordInfo, one per record, in order."""
     return self._records
 
   def select(self, keep):
@@ -98,15 +159,18 @@ class PreparedDataset:
     Args:
       keep: RecordInfo -> bool.
     """
-    kept = [i for i, record in enumerate(self._records) if keep(record)]
+    kept = np.fromiter(
+        (i for i, record in enumerate(self._records) if keep(record)),
+        np.int64)
     view = copy.copy(self)
-    view._records = [self._records[i] for i in kept]
-    view._stored = [self._stored[i] for i in kept]
+    view._records = ChosenInfos(self._records, kept)
+    view._stored = self._stored[kept]
     return view
 
   @functools.cached_property
   def _source(self):
     from array_record.python import array_record_data_source  # noqa: PLC0415
+    _allow_open_files(self.path, len(self._shards))
     instructions = [
         f'{os.path.join(self.path, shard["file"])}[0:{shard["examples"]}]'
         for shard in self._shards]
@@ -126,13 +190,13 @@ class PreparedDataset:
       return []
     try:
       return list(self._source.__getitems__(
-          [self._stored[index] for index in indices]))
+          self._stored[indices].tolist()))
     except Exception:
       return [self._fetch_one(index) for index in indices]
 
   def _fetch_one(self, index):
     try:
-      return self._source[self._stored[index]]
+      return self._source[int(self._stored[index])]
     except Exception as e:
       raise UnreadableRecord(
           f'Record {index} ({self._records[index].video!r}) of {self.path} '
@@ -160,13 +224,14 @@ class PreparedDataset:
 def open_dataset(path, split='train', *, verify=None):
   """Opens one split of a prepared set.
 
-  Names, sizes and counts are always checked.
+  Names, sizes and counts are always checked, and the digest of the index. A
+  damaged record is found when it is read: each has a sum of its own.
 
   Args:
     path: folder made by launch/prepare.py.
     split: name of the split.
-    verify: compare the sha256 of every file with the manifest; None does so
-      below VERIFY_BELOW_BYTES.
+    verify: compare the sha256 of every shard with the manifest too; None does
+      so below VERIFY_BELOW_BYTES.
   Returns:
     PreparedDataset.
   Raises:
@@ -181,14 +246,14 @@ def open_dataset(path, split='train', *, verify=None):
   entry = manifest['splits'][split]
   if verify is None:
     verify = entry['bytes'] < VERIFY_BELOW_BYTES
-  files = [*entry['shards'], entry['index']]
-  for file in files:
+  for file in (*entry['shards'], entry['index']):
     _check_size(path, file)
   if verify:
     with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
-      for _ in pool.map(functools.partial(_check_digest, path), files):
+      for _ in pool.map(
+          functools.partial(_check_digest, path), entry['shards']):
         pass
-  records = _read_index(os.path.join(path, entry['index']['file']))
+  records = IndexInfos(_read_index(path, entry['index']))
   counts = {'manifest': entry['examples'], 'index': len(records),
             'shards': sum(shard['examples'] for shard in entry['shards'])}
   if len(set(counts.values())) > 1:
@@ -207,21 +272,35 @@ def _check_size(path, entry):
         f'{entry["bytes"]}; copy or prepare it again.')
 
 
-def _check_digest(path, entry):
+def _check_digest(path, entry, got=None):
   file = os.path.join(path, entry['file'])
-  got = prepare.sha256_file(file)
+  got = got or prepare.sha256_file(file)
   if got != entry['sha256']:
     raise ValueError(
         f'{file} is damaged: its sha256 is {got[:12]}..., expected '
         f'{entry["sha256"][:12]}...; copy or prepare it again.')
 
 
-def _read_index(file):
-  with open(file, encoding='utf-8') as lines:
-    return [
-        RecordInfo(row['video'], tuple(row['captions']), tuple(row['styles']),
-                   row['still'], row['frames'], _questions(row))
-        for row in map(json.loads, lines)]
+def _read_index(path, entry):
+  """Returns the bytes of an index; what was read is what is checked."""
+  with open(os.path.join(path, entry['file']), 'rb') as file:
+    data = file.read()
+  _check_digest(path, entry, hashlib.sha256(data).hexdigest())
+  return data
+
+
+def _line_ends(data, block=1 << 24):
+  """Returns int64[n], the place behind each line of data."""
+  codes = np.frombuffer(data, np.uint8)
+  return np.concatenate([np.empty(0, np.int64), *(
+      np.flatnonzero(codes[start:start + block] == ord('\n')) + start + 1
+      for start in range(0, len(codes), block))])
+
+
+def _parse_info(line):
+  row = json.loads(line.decode())
+  return RecordInfo(row['video'], tuple(row['captions']), tuple(row['styles']),
+                    row['still'], row['frames'], _questions(row))
 
 
 def _questions(row):
@@ -229,3 +308,15 @@ def _questions(row):
     return ()
   return tuple(map(annotations.Question, row['questions'], row['answers'],
                    row['kinds']))
+
+
+def _allow_open_files(path, shards):
+  """Raises the limit of this process: every shard that is read stays open."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if hard != resource.RLIM_INFINITY and hard < shards + _OTHER_FILES:
+    raise OSError(
+        f'{path} has {shards} shards, and this process may open only {hard} '
+        'files; raise that (ulimit -Hn), or prepare the set with a larger '
+        '--part_size.')
+  if soft != hard and soft < 2 * shards + _OTHER_FILES:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

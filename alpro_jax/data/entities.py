@@ -6,6 +6,8 @@ import re
 
 from absl import logging
 
+from alpro_jax.data import checksum
+
 # Words only: no numbers, addresses or placeholders such as <person>.
 WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 LOG_EVERY = 200_000
@@ -51,6 +53,7 @@ def write_entities(counted, path):
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(f'{noun} {count}\n' for noun, count in counted))
+  checksum.write(path)
 
 
 def read_entities(path, limit):
@@ -69,7 +72,7 @@ def read_entities(path, limit):
     raise FileNotFoundError(
         f'No entities at {str(path)!r}; set prompter.entities to a file made '
         'by launch/entities.py.')
-  lines = path.read_text(encoding='utf-8').splitlines()
+  lines = checksum.read_text(path).splitlines()
   limit = limit or len(lines)
   if not lines:
     raise ValueError(f'{path} is empty; make it with launch/entities.py.')

@@ -14,13 +14,14 @@ and then for each clip, in TensorFlow's own threads:
 All randomness of a clip is keyed by (seed, source, epoch, record).
 """
 
+import array
 import dataclasses
 import functools
 import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -57,9 +58,10 @@ class Source:
     answers: the known ones, for questions.
     records: int64[n], the record of each example.
     keys: int64[n], what keys the randomness of each example.
-    texts: those of the examples, one after the other.
+    texts: those of the examples, one after the other, a sequence of str.
     labels: int32[texts], place among the known answers, -1 for none.
     first: int64[n + 1], where the texts of each example begin.
+    only_photos: bool, of all examples.
     broken: record -> why it could not be read; grows while reading.
   """
 
@@ -82,27 +84,31 @@ class Source:
       raise ValueError(
           f'config.data.text={self.text!r} must be one of {TEXTS} and '
           f'config.data.examples={self.examples!r} one of {EXAMPLES}.')
-    numbers, texts, answered, counts = [], [], [], []
+    # Arrays, not lists: there may be millions of records.
+    numbers, counts = array.array('q'), array.array('q')
+    answered = []
+    self.only_photos = True
     for number, record in enumerate(self.dataset.metadata()):
       chosen = self._texts_of(record)
       if chosen:
         numbers.append(number)
-        texts += [text for text, _ in chosen]
-        answered += [answer for _, answer in chosen]
         counts.append(len(chosen))
+        self.only_photos &= record.still
+        if self.text == 'questions':
+          answered += [answer for _, answer in chosen]
     if not numbers:
       raise ValueError(self._nothing())
     self.records = np.array(numbers, np.int64)
     self.keys = self.records
-    self.texts = texts
     self.first = np.concatenate([[0], np.cumsum(counts)])
-    self.labels = np.full(len(texts), -1, np.int32)
+    self.texts = Texts(self, self.records, self.first)
+    self.labels = np.full(len(self.texts), -1, np.int32)
     if self.text == 'questions':
       self.labels = answers.label_answers(answered, self.answers)
     if self.examples == 'texts':
       self.records = np.repeat(self.records, counts)
-      self.keys = np.arange(len(texts))
-      self.first = np.arange(len(texts) + 1)
+      self.keys = np.arange(len(self.texts))
+      self.first = np.arange(len(self.texts) + 1)
 
   def _texts_of(self, record):
     """Returns [(text, answer)]; the answer of a caption is ''."""
@@ -136,13 +142,36 @@ class Source:
     """How many records have a text; there may be more examples."""
     return len(np.unique(self.records))
 
-  @functools.cached_property
-  def only_photos(self):
-    infos = self.dataset.metadata()
-    return all(infos[i].still for i in self.records)
-
   def __len__(self):
     return len(self.records)
+
+
+class Texts(Sequence):
+  """The texts of a source, one after the other, read when asked for.
+
+  Args:
+    source: the Source.
+    records: int64[n], those that have texts.
+    first: int64[n + 1], where the texts of each of them begin.
+  """
+
+  def __init__(self, source, records, first):
+    self._source = source
+    self._records = records
+    self._first = first
+
+  def __len__(self):
+    return int(self._first[-1])
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    if not 0 <= index < len(self):
+      raise IndexError(f'text {index} of {len(self)}')
+    place = np.searchsorted(self._first, index, 'right') - 1
+    record = self._source.dataset.metadata()[self._records[place]]
+    text, _ = self._source._texts_of(record)[index - self._first[place]]
+    return text
 
 
 def open_sources(config):
@@ -313,11 +342,11 @@ def _next_readable(source, shuffled, offset):
   """Returns places, each broken record replaced by the next in the order."""
   chosen = shuffled[offset]
   if source.broken:
-    broken = np.isin(source.records, list(source.broken))
-    for i in np.flatnonzero(broken[chosen]):
+    broken = np.isin(source.records[chosen], list(source.broken))
+    for i in np.flatnonzero(broken):
       for step in range(1, len(shuffled)):
         chosen[i] = shuffled[(offset[i] + step) % len(shuffled)]
-        if not broken[chosen[i]]:
+        if source.records[chosen[i]] not in source.broken:
           break
       else:
         raise TooManyBroken(f'No record of {source.name} can be read.')

@@ -188,22 +188,55 @@ def sha256_file(path):
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _write_atomic(path, text):
+def _write_atomic(path, texts):
   """The file has its old content or the new, whatever happens."""
-  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
-    file.write(text)
+  # The path of a report may not be UTF-8; JSON reads it back as it was.
+  with open(f'{path}.tmp', 'w', encoding='utf-8',
+            errors='backslashreplace') as file:
+    file.writelines(texts)
     file.flush()
     os.fsync(file.fileno())
   os.replace(f'{path}.tmp', path)
 
 
 def _dump(value):
-  return json.dumps(value, indent=1, ensure_ascii=False) + '\n'
+  return [json.dumps(value, indent=1, ensure_ascii=False), '\n']
 
 
-def _load(path):
-  with open(path, encoding='utf-8') as file:
-    return json.load(file)
+def _load(path, then):
+  """Returns what a .json file of ours holds; `then` mends a damaged one."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (ValueError, RecursionError) as e:
+    raise PrepareError(f'{path} is damaged: {e}; {then}.') from e
+
+
+def write_whole(path, value):
+  """Writes a JSON object with the sha256 of all the rest of it."""
+  value = {**value, 'sha256': _digest_of(value)}
+  _write_atomic(path, _dump(value))
+
+
+def _check_whole(path, value, then, *, old):
+  """Raises PrepareError if such an object is not as it was written.
+
+  Args:
+    path: of the file.
+    value: what it holds.
+    then: what mends it.
+    old: it may be of an earlier version, which wrote no sha256.
+  """
+  if not isinstance(value, dict) or not (
+      old and 'sha256' not in value
+      or value.get('sha256') == _digest_of(value)):
+    raise PrepareError(
+        f'{path} is damaged: its sha256 is not that of what it says; {then}.')
+
+
+def _digest_of(value):
+  rest = {key: item for key, item in value.items() if key != 'sha256'}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class Progress:
@@ -317,11 +350,10 @@ def prepare(source, root, output, *, split='train', options=None,
       _check_plan(manifest['splits'][split]['plan'], plan,
                   f'{output} has a finished split {split!r}')
       shutil.rmtree(work, ignore_errors=True)
-      return {**_load(os.path.join(output, REPORT))['splits'][split],
-              'already_prepared': True}
+      return {**read_reports(output)[split], 'already_prepared': True}
     plan_path = os.path.join(work, 'plan.json')
     if os.path.exists(plan_path):
-      _check_plan(_load(plan_path), plan,
+      _check_plan(_load(plan_path, f'remove {work}'), plan,
                   f'{output} has an unfinished split {split!r}')
     else:
       os.makedirs(work, exist_ok=True)
@@ -433,7 +465,8 @@ def _make_parts(source, work, size, settings, make, out):
   """Makes the parts that are not there.
 
   Returns:
-    (what write_part returned for each part, in order; clips made now)
+    (what write_part returned for each part, in order, but for the rows of the
+    index, which are read when they are wanted; clips made now)
   """
   clips = source.clips
   parts = [
@@ -451,7 +484,18 @@ def _make_parts(source, work, size, settings, make, out):
       missing.append(part)
   made = make(missing, settings, progress) if missing else 0
   progress.close()
-  return [read_part(part.stem) for part in parts], made
+  return [{**read_part(part.stem), 'index': _Rows(part.stem)}
+          for part in parts], made
+
+
+class _Rows:
+  """The rows of a part's index; those of all parts might not fit in memory."""
+
+  def __init__(self, stem):
+    self._stem = stem
+
+  def __iter__(self):
+    return iter(read_part(self._stem)['index'])
 
 
 def make_here(parts, settings, progress, *, num_workers, timeout_s):
@@ -478,7 +522,7 @@ def make_here(parts, settings, progress, *, num_workers, timeout_s):
 
 def read_part(stem):
   """Returns what write_part did."""
-  return _load(f'{stem}.json')
+  return _load(f'{stem}.json', 'remove it, and the same command makes it anew')
 
 
 def _index_row(clip):
@@ -527,7 +571,7 @@ def write_part(stem, rows, results, progress):
   part = {'examples': len(index), 'bytes': os.path.getsize(path),
           'sha256': sha256_file(path), 'skipped': skipped,
           'partial': partial, 'index': index}
-  _write_atomic(f'{stem}.json', json.dumps(part, ensure_ascii=False))
+  _write_atomic(f'{stem}.json', [json.dumps(part, ensure_ascii=False)])
   return part
 
 
@@ -535,7 +579,11 @@ def _report(source, root, plan, parts, list_unnamed):
   skipped = [dataclasses.asdict(skip) for skip in source.skipped]
   skipped += [skip for part in parts for skip in part['skipped']]
   unnamed = _unnamed(source, root) if list_unnamed else []
-  rows = [row for part in parts for row in part['index']]
+  kept = Counter()
+  for part in parts:
+    for row in part['index']:
+      kept.update(prepared=1, captions=len(row['captions']),
+                  questions=len(row['questions']), frames=row['frames'])
   return {
       'split': plan['split'],
       'options': plan['options'],
@@ -543,10 +591,8 @@ def _report(source, root, plan, parts, list_unnamed):
           'rows': source.rows,
           'rows_of_other_splits': source.other_splits,
           'clips': plan['clips'],
-          'prepared': len(rows),
-          'captions': sum(len(row['captions']) for row in rows),
-          'questions': sum(len(row['questions']) for row in rows),
-          'frames': sum(row['frames'] for row in rows),
+          **{name: kept[name] for name in (
+              'prepared', 'captions', 'questions', 'frames')},
           'bytes': sum(part['bytes'] for part in parts if part['examples']),
           'skipped': len(skipped),
           'videos_not_named': len(unnamed),
@@ -603,20 +649,20 @@ def finish(output, work, split, plan, parts, report, manifest):
     shards.append({'file': file, **{key: part[key] for key in
                                     ('examples', 'bytes', 'sha256')}})
   report_path = os.path.join(output, REPORT)
-  reports = _load(report_path) if os.path.exists(report_path) else {
-      'splits': {}}
-  reports['splits'][split] = report
-  _write_atomic(report_path, _dump(reports))
+  reports = read_reports(output) if os.path.exists(report_path) else {}
+  write_whole(report_path, {
+      'format': FORMAT, 'splits': {**reports, split: report}})
   if not full:
     return
-  index = ''.join(json.dumps(row, ensure_ascii=False) + '\n'
-                  for part in parts for row in part['index'])
   index_file = f'index-{split}.jsonl'
-  _write_atomic(os.path.join(output, index_file), index)
-  index_sha = hashlib.sha256(index.encode()).hexdigest()
+  index_path = os.path.join(output, index_file)
+  _write_atomic(index_path, (
+      json.dumps(row, ensure_ascii=False) + '\n'
+      for part in parts for row in part['index']))
+  index_sha = sha256_file(index_path)
   digest = hashlib.sha256(json.dumps(
       [FORMAT, index_sha, [shard['sha256'] for shard in shards]]).encode())
-  manifest = {'format': FORMAT, 'name': name, 'splits': {
+  splits = {
       **manifest['splits'],
       split: {
           'examples': report['counts']['prepared'],
@@ -624,31 +670,36 @@ def finish(output, work, split, plan, parts, report, manifest):
           'questions': report['counts']['questions'],
           'bytes': sum(shard['bytes'] for shard in shards),
           'digest': digest.hexdigest(),
-          'index': {'file': index_file, 'bytes': len(index.encode()),
+          'index': {'file': index_file, 'bytes': os.path.getsize(index_path),
                     'sha256': index_sha},
           'shards': shards,
           'plan': plan,
-      }}}
-  _write_dataset_info(output, work, manifest)
-  _write_atomic(os.path.join(output, MANIFEST), _dump(manifest))
+      }}
+  others = [
+      {'file': file, 'bytes': os.path.getsize(path),
+       'sha256': sha256_file(path)}
+      for file in _write_dataset_info(output, work, name, splits)
+      for path in [os.path.join(output, file)]]
+  write_whole(os.path.join(output, MANIFEST), {
+      'format': FORMAT, 'name': name, 'splits': splits, 'others': others})
   shutil.rmtree(work)
 
 
-def _write_dataset_info(output, work, manifest):
-  """Writes what TFDS needs to open the folder."""
+def _write_dataset_info(output, work, name, splits):
+  """Writes what TFDS needs to open the folder; returns the names of files."""
   import tensorflow_datasets as tfds  # noqa: PLC0415  Slow, so only now.
 
   from alpro_jax.data import dataset  # noqa: PLC0415
 
   identity = tfds.core.dataset_info.DatasetIdentity(
-      name=manifest['name'], version=tfds.core.Version('1.0.0'),
+      name=name, version=tfds.core.Version('1.0.0'),
       data_dir=output, module_name='')
   info = tfds.core.DatasetInfo(
       builder=identity, features=dataset.features(),
       description='Clips as JPEG frames with their texts, by alpro_jax.')
   info.set_file_format(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
   template = tfds.core.ShardedFileTemplate(
-      data_dir=output, dataset_name=manifest['name'],
+      data_dir=output, dataset_name=name,
       filetype_suffix='array_record',
       template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}')
   info.set_splits(tfds.core.splits.SplitDict([
@@ -656,11 +707,22 @@ def _write_dataset_info(output, work, manifest):
           name=split, num_bytes=entry['bytes'],
           shard_lengths=[shard['examples'] for shard in entry['shards']],
           filename_template=template.replace(split=split))
-      for split, entry in sorted(manifest['splits'].items())]))
+      for split, entry in sorted(splits.items())]))
   with tempfile.TemporaryDirectory(dir=work) as folder:
     info.write_to_directory(folder)
-    for file in os.listdir(folder):
+    files = sorted(os.listdir(folder))
+    for file in files:
       os.replace(os.path.join(folder, file), os.path.join(output, file))
+  return files
+
+
+def read_reports(output):
+  """Returns {split: what was prepared and skipped} of a set."""
+  path = os.path.join(output, REPORT)
+  then = 'copy it again, or remove it'
+  reports = _load(path, then)
+  _check_whole(path, reports, then, old='format' not in reports)
+  return reports['splits']
 
 
 def read_manifest(output, *, missing_ok=False):
@@ -677,18 +739,26 @@ def read_manifest(output, *, missing_ok=False):
           'same options and it continues.')
     raise FileNotFoundError(
         f'{output} has no {MANIFEST}; make a set with launch/prepare.py.')
+  then = 'copy or prepare the set again'
+  manifest = _load(path, then)
   try:
-    manifest = _load(path)
     known = manifest['format']
-    files = [
-        file['file'] for entry in manifest['splits'].values()
-        for file in (entry['index'], *entry['shards'])
-    ] if known in _READABLE else []
-    if outside := [file for file in files if file != os.path.basename(file)]:
-      raise ValueError(f'{outside[0]!r} is not in its folder')
+    files = []
+    if known in _READABLE:
+      files += manifest.get('others', ())
+      for entry in manifest['splits'].values():
+        files += [entry['index'], *entry['shards']]
+        _ = entry['digest'], entry['bytes'], entry['examples'] + sum(
+            shard['examples'] for shard in entry['shards'])
+    for file in files:
+      _ = file['bytes'], file['sha256']
+      if file['file'] != os.path.basename(file['file']):
+        raise ValueError(f'{file["file"]!r} is not in its folder')
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f'{path} is damaged: {e}.') from e
+    raise ValueError(
+        f'{path} is damaged: {type(e).__name__}: {e}; {then}.') from e
   if known not in _READABLE:
     raise ValueError(
         f'{path} has format {known}, expected {FORMAT}; prepare it again.')
+  _check_whole(path, manifest, then, old='others' not in manifest)
   return manifest

@@ -10,6 +10,7 @@ import sentencepiece
 import tokenizers
 
 from alpro_jax.batch import SpecialTokens
+from alpro_jax.data import checksum
 
 # One name for each field of SpecialTokens, the same in every tokenizer here.
 PIECES = SpecialTokens('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -53,15 +54,15 @@ class WordPieceTokenizer:
   """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
 
   def __init__(self, path):
-    data = pathlib.Path(path).read_bytes()
-    pieces = data.decode('utf-8').splitlines()
+    text = checksum.read_text(path)
+    pieces = text.splitlines()
     vocab = {piece: i for i, piece in enumerate(pieces)}
     if len(vocab) != len(pieces):
       twice = next(p for i, p in enumerate(pieces) if vocab[p] != i)
       raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
     self.special = _special(path, vocab.get)
     self.vocab_size = len(pieces)
-    self.digest = hashlib.sha256(data).hexdigest()
+    self.digest = hashlib.sha256(text.encode()).hexdigest()
     self._pieces = pieces
     # A vocabulary without capitals is meant for lower-cased text.
     lower = not any(p != p.lower() for p in pieces if not p.startswith('['))
@@ -86,7 +87,7 @@ class SentencePieceTokenizer:
   """A SentencePiece model that has the five special pieces."""
 
   def __init__(self, path):
-    data = pathlib.Path(path).read_bytes()
+    data = checksum.read_bytes(path)
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as e:
@@ -168,6 +169,7 @@ def train_sentencepiece(captions, path, vocab_size, *,
         f'It says: {e}') from e
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(model.getvalue())
+  checksum.write(path)
   return SentencePieceTokenizer(path)
 
 

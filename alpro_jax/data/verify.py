@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from alpro_jax.data import prepare
 
+ALL = 'all splits'
+
 
 class Problem(NamedTuple):
   """A broken file or record.
 
   Attributes:
-    split: of the set.
+    split: of the set, or ALL.
     file: in the folder of the set.
     reason: what is wrong with the file, or with the record in it.
     number: of the record in its split; None for a whole file.
@@ -59,20 +61,27 @@ def verify(path, *, out=None) -> Verified:
     FileNotFoundError: if there is no finished set.
     ValueError: if its manifest is damaged.
   """
-  splits = prepare.read_manifest(path)['splits']
+  manifest = prepare.read_manifest(path)
+  splits = manifest['splits']
   files = [
       (split, entry, file) for split, entry in splits.items()
       for file in (entry['index'], *entry['shards'])]
+  # Sets of earlier versions do not list these.
+  files += [(ALL, None, file) for file in manifest.get('others', ())]
   progress = prepare.Progress(len(files), out, unit='files')
   problems = []
   for split, entry, file in files:
     reason = _check_file(path, file)
     if reason:
       problems.append(Problem(split, file['file'], reason))
-      if file is not entry['index']:
+      if entry and file is not entry['index']:
         problems += _broken_records(path, split, entry, file, reason)
     progress.item()
   progress.close()
+  try:
+    prepare.read_reports(path)
+  except (ValueError, OSError) as error:
+    problems.append(Problem(ALL, prepare.REPORT, str(error)))
   for split, entry in splits.items():
     shards = sum(shard['examples'] for shard in entry['shards'])
     if shards != entry['examples']:
@@ -80,7 +89,7 @@ def verify(path, *, out=None) -> Verified:
           split, prepare.MANIFEST,
           f'its shards have {shards} records, the split {entry["examples"]}'))
   records = sum(entry['examples'] for entry in splits.values())
-  return Verified(len(files), records, problems)
+  return Verified(len(files) + 2, records, problems)  # Manifest and report.
 
 
 def repair(path, output, *, out=None) -> dict[str, dict]:

@@ -1,0 +1,47 @@
+"""A digest beside a small file: a flipped bit makes another word of a word.
+
+answers.txt.sha256 is what `sha256sum answers.txt` prints. Files that come from
+elsewhere, such as a vocab.txt, have none and are read as they are.
+"""
+
+import hashlib
+import os
+import pathlib
+
+
+def write(path) -> None:
+  """Writes the digest of a file beside it."""
+  path = pathlib.Path(path)
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  _beside(path).write_text(f'{digest}  {path.name}\n')
+
+
+def read_bytes(path) -> bytes:
+  """Returns what a file holds.
+
+  Raises:
+    ValueError: it is not what its digest says.
+  """
+  data = pathlib.Path(path).read_bytes()
+  beside = _beside(path)
+  if beside.is_file():
+    expected = beside.read_text(errors='replace').split(' ')[0]
+    got = hashlib.sha256(data).hexdigest()
+    if got != expected:
+      raise ValueError(
+          f'{path} is damaged: its sha256 is {got[:12]}..., and {beside} says '
+          f'{expected[:12]}...; make or copy it again. If you changed it '
+          f'yourself, remove {beside.name}.')
+  return data
+
+
+def read_text(path) -> str:
+  """Returns the text of a file; see read_bytes."""
+  try:
+    return read_bytes(path).decode('utf-8')
+  except UnicodeDecodeError as e:
+    raise ValueError(f'{path} is not UTF-8: {e}.') from e
+
+
+def _beside(path):
+  return pathlib.Path(f'{os.fspath(path)}.sha256')
