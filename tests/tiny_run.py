@@ -108,11 +108,15 @@ def wait_for(process, words):
 def stored_state(workdir):
   """Returns the step of the newest checkpoint and every array that is in it."""
   folder = checkpoints.find(workdir)
+  # As numpy arrays: the devices that wrote them need not be here.
+  host = ocp.RestoreArgs(restore_type=np.ndarray)
+  found = {}
   with ocp.PyTreeCheckpointer() as reader:
-    return int(folder.name), {
-        item: jax.tree.map(np.asarray, reader.restore(folder / item))
-        for item in ('params', 'train')
-    }
+    for item in ('params', 'train'):
+      tree = reader.metadata(folder / item).item_metadata.tree
+      found[item] = reader.restore(
+          folder / item, restore_args=jax.tree.map(lambda _: host, tree))
+  return int(folder.name), found
 
 
 def assert_same_end(first, second):
