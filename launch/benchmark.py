@@ -7,6 +7,8 @@
   python launch/benchmark.py input --config=configs/pretrain.py \\
     --data=sets/webvid --step_clips_per_s=380
   python launch/benchmark.py torch --config=configs/pretrain.py --steps=3
+  python launch/benchmark.py start --config=configs/pretrain.py \\
+    --records=2500000 --start_step=100000
 
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            recomputation not counted) and its share of --peak_tflops, memory by
@@ -20,9 +22,13 @@ input      clips/s and CPU time of each part of the input pipeline, with and
 torch      the pre-training step beside the same in PyTorch, eager and compiled,
            in float32, by turns: CPU and wall time and their ratios. Needs
            requirements-torch.txt. For one core start it by `taskset -c 0`.
+start      seconds and memory to open a made-up set of --records, and to its
+           first batch at step 10 and at step --start_step, each in a process
+           of its own.
 
-Figures are printed and, with --output, written as JSON. Only `input` needs
-TensorFlow. For machines that are not here see launch/compile_for.py.
+Figures are printed and, with --output, written as JSON. Only `input` and
+`start` need TensorFlow. For machines that are not here see
+launch/compile_for.py.
 """
 
 import json
@@ -76,6 +82,12 @@ _STEP_FIGURES = flags.DEFINE_string(
 )
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 2, 'How often each kind of step is run.', lower_bound=1
+)
+_RECORDS = flags.DEFINE_integer(
+    'records', 2_500_000, 'Of the made-up set.', lower_bound=1000
+)
+_START_STEP = flags.DEFINE_integer(
+    'start_step', 100_000, 'The late step.', lower_bound=0
 )
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['2', '4'], 'To compare at.')
 _ONLY = flags.DEFINE_enum(
@@ -133,8 +145,18 @@ def _torch(config):
   )
 
 
+def _start(config):
+  """Times the way to the first batch, early and late in a run."""
+  from alpro_jax.benchmarks import start
+
+  return start.measure(
+      config.data, records=_RECORDS.value, start_step=_START_STEP.value
+  )
+
+
 _WORDS = {
-    'step': _step, 'retrieval': _retrieval, 'input': _input, 'torch': _torch
+    'step': _step, 'retrieval': _retrieval, 'input': _input,
+    'torch': _torch, 'start': _start,
 }
 
 

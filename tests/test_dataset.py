@@ -142,6 +142,10 @@ def test_open_files(path, monkeypatch):
   assert limits == [(1000, 1000)]
   with pytest.raises(OSError, match='set has 900 shards, .* only 1000 files'):
     dataset._allow_open_files(path, 900)
+  # No record is damaged, and none may be replaced.
+  monkeypatch.setattr(dataset.resource, 'getrlimit', lambda _: (64, 64))
+  with pytest.raises(OSError, match='has 3 shards'):
+    dataset.open_dataset(path).fetch([0])
 
 
 def test_a_selection_is_numbered_anew(path):

@@ -1,15 +1,14 @@
 """Opens a prepared set: counts and digests checked, records by number."""
 
 import copy
-import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import resource
 from collections.abc import Sequence
 from concurrent import futures
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +17,8 @@ from alpro_jax.data import annotations, prepare
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
 _OTHER_FILES = 200  # Sockets, libraries, checkpoints.
+_LINES = 64  # Of an index, parsed at once.
+_NEW_LINE = '\n'  # Within a text it is escaped.
 
 
 def features():
@@ -38,8 +39,7 @@ def features():
   })
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordInfo:
+class RecordInfo(NamedTuple):
   """What is known of a record without reading it.
 
   Attributes:
@@ -58,8 +58,10 @@ class RecordInfo:
 
   def captions_of(self, style: str) -> list[str]:
     """Returns the captions in a style; '' is any."""
+    if not style:
+      return list(self.captions)
     return [caption for caption, its in zip(
-        self.captions, self.styles, strict=True) if style in ('', its)]
+        self.captions, self.styles, strict=True) if style == its]
 
   def questions_of(self, kind: str) -> list[annotations.Question]:
     """Returns the questions of a kind; '' is any."""
@@ -101,11 +103,22 @@ class IndexInfos(Infos):
     return len(self._ends)
 
   def __iter__(self):
-    return map(_parse_info, io.BytesIO(self.data))
+    # Many lines at once: four times as fast as one by one.
+    for start in range(0, len(self), _LINES):
+      yield from self._parse(start, min(start + _LINES, len(self)))
 
   def _at(self, index):
-    start = self._ends[index - 1] if index else 0
-    return _parse_info(self.data[start:self._ends[index]])
+    info, = self._parse(index, index + 1)
+    return info
+
+  def _parse(self, start, stop):
+    """Yields the RecordInfo of some lines."""
+    first = self._ends[start - 1] if start else 0
+    lines = self.data[first:self._ends[stop - 1] - 1].decode()
+    for row in json.loads(f'[{lines.replace(_NEW_LINE, ",")}]'):
+      yield RecordInfo(
+          row['video'], tuple(row['captions']), tuple(row['styles']),
+          row['still'], row['frames'], _questions(row))
 
 
 class ChosenInfos(Infos):
@@ -188,8 +201,9 @@ class PreparedDataset:
         raise IndexError(f'{index=} is not in 0..{len(self) - 1}.')
     if not indices:
       return []
+    source = self._source  # If this fails, no record is to blame.
     try:
-      return list(self._source.__getitems__(
+      return list(source.__getitems__(
           self._stored[indices].tolist()))
     except Exception:
       return [self._fetch_one(index) for index in indices]
@@ -297,14 +311,8 @@ def _line_ends(data, block=1 << 24):
       for start in range(0, len(codes), block))])
 
 
-def _parse_info(line):
-  row = json.loads(line.decode())
-  return RecordInfo(row['video'], tuple(row['captions']), tuple(row['styles']),
-                    row['still'], row['frames'], _questions(row))
-
-
 def _questions(row):
-  if 'questions' not in row:  # Format 1.
+  if not row.get('questions'):  # Format 1 has no such key.
     return ()
   return tuple(map(annotations.Question, row['questions'], row['answers'],
                    row['kinds']))

@@ -95,7 +95,7 @@ class Source:
         counts.append(len(chosen))
         self.only_photos &= record.still
         if self.text == 'questions':
-          answered += [answer for _, answer in chosen]
+          answered += [asked.answer for asked in chosen]
     if not numbers:
       raise ValueError(self._nothing())
     self.records = np.array(numbers, np.int64)
@@ -111,11 +111,10 @@ class Source:
       self.first = np.arange(len(self.texts) + 1)
 
   def _texts_of(self, record):
-    """Returns [(text, answer)]; the answer of a caption is ''."""
+    """Returns list of str, captions, or of Question."""
     if self.text == 'captions':
-      return [(text, '') for text in record.captions_of(self.style)]
-    return [(asked.text, asked.answer)
-            for asked in record.questions_of(self.style)]
+      return record.captions_of(self.style)
+    return record.questions_of(self.style)
 
   def _nothing(self):
     records = self.dataset.metadata()
@@ -170,8 +169,8 @@ class Texts(Sequence):
       raise IndexError(f'text {index} of {len(self)}')
     place = np.searchsorted(self._first, index, 'right') - 1
     record = self._source.dataset.metadata()[self._records[place]]
-    text, _ = self._source._texts_of(record)[index - self._first[place]]
-    return text
+    text = self._source._texts_of(record)[index - self._first[place]]
+    return text if isinstance(text, str) else text.text
 
 
 def open_sources(config):
