@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -384,6 +385,17 @@ def test_a_video_that_breaks_off(tmp_path):
   assert [item['item'] for item in keep['partial']] == ['a.avi']
 
 
+def test_a_video_that_ends_early_is_kept_and_named(tmp_path):
+  path = small_videos.write_video(tmp_path / 'a.mkv', frames=100, rate=25)
+  path.write_bytes(path.read_bytes()[:path.stat().st_size * 6 // 10])
+  report = _prepare(tmp_path, tmp_path / 'set', captions=(
+      small_videos.write_captions(
+          tmp_path, [{'video': 'a.mkv', 'caption': 'x'}])))
+  assert report['counts']['prepared'] == 1 and not report['skipped']
+  assert report['partial'][0]['item'] == 'a.mkv'
+  assert 'of 4.0 s' in report['partial'][0]['detail']
+
+
 def test_strange_names(tmp_path):
   folder = tmp_path / 'videos'
   names = ['with space.mp4', "it's \"quoted\".mp4", 'ünï/日本.mp4',
@@ -534,6 +546,34 @@ def test_one_run_at_a_time(clips, tmp_path):
   with prepare._lock(output), pytest.raises(
       prepare.PrepareError, match='Another run is preparing'):
     _prepare(clips, output)
+
+
+def test_a_full_disk_is_said_and_what_is_done_is_kept(clips, tmp_path):
+  _prepare(clips, tmp_path / 'whole', part_size=4)
+  sizes = [part['bytes'] for part in _manifest(tmp_path / 'whole')[
+      'splits']['train']['shards']]
+  limit = min(sizes) - 1
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+  try:
+    with pytest.raises(OSError, match='part-0000.* cannot be written: .*'
+                       'the same command continues'):
+      _prepare(clips, tmp_path / 'set', part_size=4)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  _prepare(clips, tmp_path / 'set', part_size=4)
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('harm, said', [
+    (lambda file: file.unlink(), 'is missing'),
+    (lambda file: file.write_bytes(b'x'), 'is damaged: 1 bytes, expected')])
+def test_a_finished_set_that_is_damaged_is_not_called_done(
+    clips, tmp_path, harm, said):
+  _prepare(clips, tmp_path / 'set')
+  harm(next((tmp_path / 'set').glob('*.array_record*')))
+  with pytest.raises(prepare.PrepareError, match=f'{said}.*verify .*set --out'):
+    _prepare(clips, tmp_path / 'set')
 
 
 def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):

@@ -113,6 +113,15 @@ def test_sets_of_before_have_no_digests_of_such_files(path):
   assert verify.verify(path) == (6, 7, [])
 
 
+def test_nothing_left_to_save_is_said(path, tmp_path):
+  for file in path.glob('*.array_record-*'):
+    file.unlink()
+  with pytest.raises(ValueError, match='no record of .*set can be read'):
+    verify.repair(path, tmp_path / 'saved')
+  assert {file.name for file in (tmp_path / 'saved').iterdir()} == {
+      'report.json'}
+
+
 def test_a_broken_index_is_made_again(path, tmp_path):
   want = dataset.open_dataset(path).metadata()
   flip(path / 'index-train.jsonl', b'clip 3')

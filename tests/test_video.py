@@ -146,6 +146,25 @@ def test_damage_gives_no_silent_half(tmp_path):
                           'no video stream', 'too large')
 
 
+@pytest.mark.parametrize(('suffix', 'codec'), [
+    ('.mkv', 'libx264'), ('.webm', 'libvpx'), ('.avi', 'mpeg4'),
+    ('.flv', 'flv')])
+def test_a_download_that_broke_off_is_said(tmp_path, suffix, codec):
+  """These formats have no error at their end; only the header tells."""
+  path = small_videos.write_video(
+      tmp_path / f'a{suffix}', frames=100, rate=25, codec=codec)
+  assert len(video.read_frames(path)[0]) == 100
+  data = path.read_bytes()
+  path.write_bytes(data[:len(data) * 6 // 10])
+  kept = []
+  with pytest.raises(video.EndsEarly, match=r'data end at [12]\.\d of 4\.0 s'):
+    kept.extend(video.iterate_frames(path))
+  assert 40 < len(kept) < 70
+  # What was not wanted is not missed.
+  assert len(video.read_frames(path, max_frames=9)[0]) == 9
+  assert len(video.read_frames(path, max_seconds=1)[0]) == 25
+
+
 def test_stills(tmp_path):
   picture = np.zeros((20, 40, 3), np.uint8)
   picture[:, :20, 0] = 255

@@ -159,7 +159,8 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
               'too long', f'{len(jpegs)} frames are over {size >> 20} MiB; '
               'lower --fps or set --max_frames')
     except video.PartlyReadable as e:
-      if on_partial == 'skip':
+      # A header that promises more may also be wrong: named, not left out.
+      if on_partial == 'skip' and not isinstance(e, video.EndsEarly):
         raise
       detail = e.detail
   except video.UnreadableVideo as e:
@@ -349,6 +350,7 @@ def prepare(source, root, output, *, split='train', options=None,
     if split in manifest['splits']:
       _check_plan(manifest['splits'][split]['plan'], plan,
                   f'{output} has a finished split {split!r}')
+      _check_files(output, manifest['splits'][split])
       shutil.rmtree(work, ignore_errors=True)
       return {**read_reports(output)[split], 'already_prepared': True}
     plan_path = os.path.join(work, 'plan.json')
@@ -437,6 +439,19 @@ def _check_plan(old, new, where):
   raise PrepareError(
       f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or '
       'another --output.')
+
+
+def _check_files(output, entry):
+  """Says so when a split that was finished is no longer whole."""
+  for file in (entry['index'], *entry['shards']):
+    path = os.path.join(output, file['file'])
+    size = os.path.getsize(path) if os.path.isfile(path) else None
+    if size != file['bytes']:
+      raise PrepareError(
+          f'{path} is ' + ('missing' if size is None else
+                           f'damaged: {size} bytes, expected {file["bytes"]}')
+          + f'. Remove {output} to prepare it again, or save what is intact: '
+          f'python launch/prepare.py verify {output} --output=NEW.')
 
 
 @contextlib.contextmanager
@@ -565,7 +580,12 @@ def write_part(stem, rows, results, progress):
       partial.append({'item': row['video'], 'detail': record.detail})
     index.append({**row, 'frames': record.frames})
     progress.item()
-  writer.close()
+  try:
+    writer.close()  # What could not be written is said here, or not at all.
+  except Exception as e:
+    raise OSError(
+        f'{path} cannot be written: {e}. When there is room, the same command '
+        'continues; shards that are done are kept.') from e
   with open(path, 'rb') as file:
     os.fsync(file.fileno())
   part = {'examples': len(index), 'bytes': os.path.getsize(path),
@@ -642,7 +662,7 @@ def finish(output, work, split, plan, parts, report, manifest):
     with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
       os.rename(os.path.join(work, f'part-{part_number:05}.array_record'),
                 target)
-    if not os.path.exists(target):
+    if not os.path.exists(target) or os.path.getsize(target) != part['bytes']:
       raise PrepareError(
           f'{work} lost part {part_number}; remove {output} and prepare it '
           'again.')

@@ -137,8 +137,12 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
         'skipped': skipped}
     prepare.finish(output, work, split, entry['plan'], parts, report,
                    prepare.read_manifest(output, missing_ok=True))
+    shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
     reports[split] = report
   progress.close()
+  if not any(report['counts']['prepared'] for report in reports.values()):
+    raise ValueError(
+        f'no record of {path} can be read; {output} holds only the report.')
   return reports
 
 

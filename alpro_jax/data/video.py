@@ -18,6 +18,8 @@ av.logging.set_level(av.logging.PANIC)
 
 # Playlists name other files and addresses; a video file holds its own data.
 _REFUSED_FORMATS = {'hls', 'concat', 'dash', 'sdp', 'rtsp', 'applehttp', 'imf'}
+# Their headers say how long they are.
+_DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
 _MAX_PIXELS = 8192 * 8192
 # Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
 _PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000',
@@ -38,6 +40,13 @@ class PartlyReadable(UnreadableVideo):
 
   def __init__(self, detail):
     super().__init__('breaks off', detail)
+
+
+class EndsEarly(PartlyReadable):
+  """A file without an error, whose data end long before its header says."""
+
+  def __init__(self, end, declared):
+    super().__init__(f'its data end at {end:.1f} of {declared:.1f} s')
 
 
 def target_size(width, height, *, short_side=0, pixel_aspect=None):
@@ -94,6 +103,7 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
   Raises:
     UnreadableVideo: no frame can be read.
     PartlyReadable: the file breaks off after some frames.
+    EndsEarly: the same, where only the header tells.
   """
   path = os.path.abspath(path)
   if not os.path.isfile(path):
@@ -141,7 +151,8 @@ def _decode(container, fps, short_side, max_frames, max_seconds):
   kept = 0
   last_tick = -1
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
-  for number, frame in enumerate(container.decode(stream)):
+  ends = [0.0]
+  for number, frame in enumerate(_frames_of(container, stream, ends)):
     time = (frame.pts * frame.time_base if frame.pts is not None
             and frame.time_base else number / rate)
     start = time if start is None else start
@@ -170,6 +181,38 @@ def _decode(container, fps, short_side, max_frames, max_seconds):
            float(max(time, 0)))
     if kept == max_frames:
       break
+  else:
+    declared = _declared_seconds(container, stream)
+    if kept and ends[0] < .9 * declared and declared - ends[0] > 1:
+      raise EndsEarly(ends[0], declared)
+
+
+def _frames_of(container, stream, ends):
+  """Yields the frames of a stream.
+
+  Args:
+    ends: [seconds], where the packets of all streams end; it grows. Sound may
+      well go on when there are no more pictures.
+  """
+  begin = (container.start_time or 0) / av.time_base
+  for packet in container.demux():
+    time = packet.dts if packet.pts is None else packet.pts
+    if time is not None and packet.time_base:
+      ends[0] = max(ends[0], float(
+          (time + (packet.duration or 0)) * packet.time_base) - begin)
+    if packet.stream_index == stream.index:
+      yield from packet.decode()
+
+
+def _declared_seconds(container, stream):
+  """Returns how long a video is by its header; 0 if that does not say."""
+  formats = set(container.format.name.split(','))
+  if not _DECLARING_FORMATS & formats:
+    return 0  # FFmpeg's own estimate, from the size of the file.
+  seconds = (container.duration or 0) / av.time_base
+  if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
+    seconds = max(seconds, float(stream.frames / stream.average_rate))
+  return seconds
 
 
 def read_still(path, *, short_side=0):

@@ -157,7 +157,7 @@ def test_damaged_videos_and_photos(tmp_path, whole, capfd):
 
 @pytest.mark.reliability
 @pytest.mark.parametrize('still, seed, count', [
-    (False, 11, 250), (False, 12, 250), (True, 13, 150)])
+    (False, 11, 300), (False, 12, 300), (True, 13, 300)])
 def test_many_damaged_videos_and_photos(
     tmp_path, whole, capfd, still, seed, count):
   check_media(tmp_path, whole, seed, count, still)
