@@ -1,7 +1,5 @@
 """Times the training step of a config on made-up data."""
 
-import resource
-import sys
 import time
 
 import jax
@@ -9,6 +7,7 @@ import jax
 from alpro_jax import sharding
 from alpro_jax.benchmarks import made_up
 from alpro_jax.train import state
+from alpro_jax.train.progress import peak_memory_gib
 
 
 def measure(
@@ -67,15 +66,9 @@ def measure(
       'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
       'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
       'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
-      'peak_process_gib': _peak_process_bytes() / 2**30,
+      'peak_process_gib': peak_memory_gib(),
       'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
   }
   if peak_tflops:
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
   return figures
-
-
-def _peak_process_bytes():
-  """The most that this process has held of the host's memory."""
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

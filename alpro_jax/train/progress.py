@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import resource
+import sys
 import time
 from typing import Any
 
@@ -184,7 +186,11 @@ class Progress:
         'trouble/skipped_steps': self._skipped,
         'trouble/loss_spikes': self._spikes,
         'trouble/replaced_records': replaced,
+        'memory/host_peak_gib': peak_memory_gib(),
     }
+    on_device = jax.local_devices()[0].memory_stats() or {}
+    if peak := on_device.get('peak_bytes_in_use'):
+      scalars['memory/device_peak_gib'] = peak / 2**30
     times = {'time/clips_per_second': rate, 'time/waiting_share': share}
     self.write(self.step, scalars | (times if self._timed else {}))
     self._sums, self._count = {}, 0
@@ -248,6 +254,12 @@ def _named(metrics):
   return ', '.join(
       f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0
   )
+
+
+def peak_memory_gib() -> float:
+  """Returns the most that this process has held of the host's memory."""
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def duration(seconds: float) -> str:
