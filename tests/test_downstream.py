@@ -296,3 +296,6 @@ def test_wrong_files(tmp_path, info):
     downstream.read_msrvtt(info, except_ids=_write(tmp_path, 'a.txt', '\n'))
   with pytest.raises(ValueError, match="map.txt:1: 'a b c', expected"):
     downstream.read_msvd(mapping=_write(tmp_path, 'map.txt', 'a b c\n'))
+  with pytest.raises(ValueError, match="map.txt:2: vid1 is 'b' here and 'a'"):
+    downstream.read_msvd(
+        mapping=_write(tmp_path, 'map.txt', 'a vid1\nb vid1\n'))

@@ -286,7 +286,10 @@ def _read_mapping(path):
     for number, line in enumerate(lines, 1):
       words = line.split()
       if len(words) == 2:
-        mapping[words[1]] = words[0]
+        if mapping.setdefault(words[1], words[0]) != words[0]:
+          raise ValueError(
+              f'{path}:{number}: {words[1]} is {words[0]!r} here and '
+              f'{mapping[words[1]]!r} before.')
       elif words:
         raise ValueError(
             f'{path}:{number}: {line.strip()!r}, expected the name of a clip, '

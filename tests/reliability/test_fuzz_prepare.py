@@ -369,6 +369,11 @@ def here(tmp_path, monkeypatch):
   return folder
 
 
+def check_one_sentence(said):
+  errors = [line for line in said.splitlines() if line.startswith('error: ')]
+  assert len(errors) == 1 and 'Traceback' not in said, said
+
+
 def check_annotations(tmp_path, videos, seed, capsys):
   """Prepares from one damaged file; returns the exit code."""
   rng = random.Random(seed)
@@ -384,9 +389,8 @@ def check_annotations(tmp_path, videos, seed, capsys):
     code = run(*args, f'--videos={videos}', f'--output={output}')
   said = capsys.readouterr().err
   kept = list(intact(format, rows, data))
-  if code == 2:  # Refused by one sentence.
-    errors = [line for line in said.splitlines() if line.startswith('error: ')]
-    assert len(errors) == 1 and 'Traceback' not in said, said
+  if code == 2:
+    check_one_sentence(said)
     assert not (only_rows and kept), (said, data)
     return code
   assert code == 0
@@ -416,10 +420,63 @@ def check_annotations(tmp_path, videos, seed, capsys):
   return code
 
 
+LISTS = (
+    ('ids.txt', '--ids', 'mq.json', [f'video{n}' for n in range(4)]),
+    ('ids.csv', '--ids', 'm.jsonl', ['video_id', 'video1', 'video2']),
+    ('not.txt', '--except_ids', 'd.json', [f'video{n}.mp4' for n in range(3)]),
+    ('map.txt', '--mapping', 'v.json', [f'vid{n} vid{n}' for n in range(6)]),
+)
+
+
+def check_lists(tmp_path, videos, seed, capsys):
+  """Prepares from whole annotations with a damaged list of videos."""
+  rng = random.Random(seed)
+  name, flag, of, lines = rng.choice(LISTS)
+  format, = (format for format in FORMATS if format.name == of)
+  rows = [format.row(n) for n in range(9)]
+  folder = tmp_path / f'list{seed}'
+  folder.mkdir()
+  path, output = folder / format.name, folder / 'set'
+  path.write_bytes(write_rows(format, rows))
+  data = ('\n'.join(lines) + '\n').encode()
+  bend = rng.choice((
+      mutations.bend_lines, lambda rng, data: mutations.bend(rng, data, b'x')))
+  (folder / name).write_bytes(bend(rng, data))
+  with limit(60):
+    code = run(*(arg.format(path) for arg in format.args),
+               f'{flag}={folder / name}', f'--videos={videos}',
+               f'--output={output}')
+  said = capsys.readouterr().err
+  if code == 2:
+    check_one_sentence(said)
+    return code
+  assert code == 0
+  report, prepared = opened(output)
+  texts = '\n'.join(text for info in prepared.metadata() for text in [
+      *info.captions, *(asked.text for asked in info.questions)])
+  named = [skip for skip in report['skipped'] if str(path) in skip['detail']]
+  found = sum(format.says(row)[1] in texts for row in rows)
+  assert report['counts']['rows'] == len(rows)
+  # A clip that is not there may be of several rows.
+  assert 'missing file' in report['skipped_by_reason'] or (
+      found + report['counts']['rows_of_other_splits'] + len(named)
+      >= len(rows))
+  return code
+
+
 def test_damaged_annotations(tmp_path, here, capsys):
   codes = [check_annotations(tmp_path, here, seed, capsys)
            for seed in (*range(24), *FOUND)]
   assert codes.count(0) > 12
+  codes = [check_lists(tmp_path, here, seed, capsys) for seed in range(8)]
+  assert 0 in codes
+
+
+@pytest.mark.reliability
+def test_many_damaged_lists(tmp_path, here, capsys):
+  codes = [check_lists(tmp_path, here, seed, capsys)
+           for seed in range(2000, 2100)]
+  assert codes.count(0) > 30 and codes.count(2) > 5
 
 
 @pytest.mark.reliability
