@@ -1,5 +1,6 @@
-"""One of two processes dies: the other says so and ends, and both go on."""
+"""One of two processes dies or is asked to stop: both end, and both go on."""
 
+import re
 import signal
 import socket
 
@@ -24,14 +25,18 @@ def start_two(folder, *options):
       for index in range(2)]
 
 
+def finish_both(processes, want):
+  for process in processes:
+    code, messages = tiny_run.finish(process)
+    assert code == want, messages[-3000:]
+
+
 @pytest.mark.parametrize('victim', [0, 1])
 def test_one_of_two_processes_is_killed(tmp_path, victim):
   tiny_run.make_inputs(tmp_path)
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
   every = '--config.train.steps=40', '--config.train.eval_every_steps=20'
-  for process in start_two(tmp_path, f'--workdir={straight}', *every):
-    code, messages = tiny_run.finish(process)
-    assert code == 0, messages[-3000:]
+  finish_both(start_two(tmp_path, f'--workdir={straight}', *every), 0)
 
   often = (
       f'--workdir={killed}', *every, '--config.train.checkpoint_every_steps=5')
@@ -46,9 +51,24 @@ def test_one_of_two_processes_is_killed(tmp_path, victim):
   processes[victim].communicate()
   assert processes[victim].returncode == -signal.SIGKILL
 
-  for process in start_two(tmp_path, *often):
-    code, messages = tiny_run.finish(process)
-    assert code == 0, messages[-3000:]
+  finish_both(start_two(tmp_path, *often), 0)
   assert 'going on with this run from step' in (
       killed / 'log.txt').read_text()
   tiny_run.assert_same_end(straight, killed)
+
+
+def test_a_stop_that_one_is_asked_for_stops_both_at_one_step(tmp_path):
+  tiny_run.make_inputs(tmp_path)
+  run = tmp_path / 'run'
+  options = f'--workdir={run}', '--config.train.steps=2000'
+  processes = start_two(tmp_path, *options)
+  tiny_run.wait_for(processes[0], 'step 10 of 2000')
+  processes[1].send_signal(signal.SIGTERM)
+  finish_both(processes, 143)
+  log = (run / 'log.txt').read_text()
+  step = re.search('stopped on request at step ([0-9]+) of 2000', log)[1]
+  processes = start_two(tmp_path, *options)
+  tiny_run.wait_for(processes[0], f'going on with this run from step {step}')
+  for process in processes:
+    process.kill()
+    process.communicate()
