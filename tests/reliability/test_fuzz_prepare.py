@@ -310,7 +310,7 @@ def damage(rng, format, rows):
 
 
 def intact(format, rows, data):
-  """Yields (line number or 0, row) of the rows that are as they were."""
+  """Yields (number of the line or entry, row) of rows that are as they were."""
   if format.name.endswith('.json'):
     try:
       value = json.loads(data.decode('utf-8-sig'))
@@ -319,7 +319,8 @@ def intact(format, rows, data):
     if format.wrap:
       value = value.get(format.wrap) if isinstance(value, dict) else None
     if isinstance(value, list):
-      yield from ((0, row) for row in value if row in rows)
+      yield from (
+          (number, row) for number, row in enumerate(value) if row in rows)
     return
   lines = {}
   for row in rows:
@@ -339,8 +340,8 @@ def intact(format, rows, data):
 
 
 def covers(detail, path, number):
-  """Does a reason in the report name this line of the file?"""
-  where = detail.removeprefix(f'{path}:').split(':')[0]
+  """Does a reason in the report name this line, or entry, of the file?"""
+  where = detail.removeprefix(f'{path}:').split(':')[0].split(' ')[-1]
   first, _, last = where.partition('-')
   return first.isdigit() and int(first) <= number <= int(last or first)
 
