@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -263,11 +264,15 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   assert codes == [143]
   assert 'asked to stop 0.2 s ago' in log_of(tmp_path)
   assert 'in stuck' in capfd.readouterr().err
-  codes.clear()
+  # One that does not leaves no clock behind.
   toy.at[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-  loop.train(toy_config(stop_seconds=0.5), tmp_path)
-  time.sleep(0.6)
-  assert not codes
+  loop.train(toy_config(stop_seconds=600), tmp_path)
+  clocks = [
+      t for t in threading.enumerate() if isinstance(t, threading.Timer)
+      and t.function.__module__ == stopping.__name__]
+  for clock in clocks:
+    clock.join(10)
+    assert not clock.is_alive()
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):
