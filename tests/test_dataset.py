@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -159,6 +160,20 @@ def test_a_selection_is_numbered_anew(path):
   assert last.fetch([0]) == data.fetch([5])
   with pytest.raises(IndexError):
     odd.fetch([3])
+
+
+@pytest.mark.skipif(
+    not os.path.isdir('/proc/self/fd'), reason='Linux says what is open')
+def test_selections_share_the_open_files(path):
+  def count():
+    return sum(os.path.realpath(f'/proc/self/fd/{name}').startswith(str(path))
+               for name in os.listdir('/proc/self/fd'))
+
+  data = dataset.open_dataset(path)
+  views = [data.select(lambda record: True) for _ in range(3)]
+  for view in views:
+    view.fetch(range(len(view)))
+  assert count() == 3, 'one for each shard'
 
 
 def test_tfds_reads_it(path):

@@ -1,11 +1,13 @@
 """The pipeline: order, resumption, hosts, captions, pixels, broken records."""
 
 import collections
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -481,6 +483,25 @@ def test_evaluation_with_text_is_a_whole_batch():
   assert set(trained['video_id'].tolist()) == set(batch['video_id'].tolist())
   assert pipeline.record_captions(data, 's') == [['b'], ['c'], ['d']]
   assert pipeline.record_captions(data) == [['a', 'b'], ['c'], ['d', 'e']]
+
+
+@pytest.mark.parametrize('ended', [True, False])
+def test_data_can_be_forgotten(ended):
+  """A run evaluates a thousand times; each had left its files open."""
+  def read(make):
+    data = MemorySet(6)
+    batches = make(data)
+    for _ in range(2 if ended else 1):
+      next(batches)
+    if ended:
+      batches.close()
+    return weakref.ref(data)
+
+  for make in (train, lambda data: pipeline.eval_batches(
+      options(), data, batch_size=3)):
+    seen = read(make)
+    gc.collect()
+    assert seen() is None
 
 
 def test_evaluation_leaves_nothing_out():

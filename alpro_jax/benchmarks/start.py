@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import time
 
 from absl import logging
 from ml_collections import config_dict
+
+from alpro_jax.train.progress import peak_memory_gib
 
 ROUNDS = 3  # The median counts.
 _SHARD = 1000  # Records; as launch/prepare.py makes them.
@@ -129,7 +130,7 @@ def start(folder: str, step: int, config) -> dict:
   with tempfile.TemporaryDirectory() as place:
     tokenizer = tokens.train_sentencepiece(
         [' '.join(_WORDS)], f'{place}/tokenizer.model', 100)
-  before = _gib()
+  before = peak_memory_gib()
   clock, cpu = time.perf_counter(), time.process_time()
   seconds = {}
 
@@ -151,11 +152,7 @@ def start(folder: str, step: int, config) -> dict:
   # Other programs make this grow a little, not several times.
   seconds['total_cpu_s'] = time.process_time() - cpu
   batches.close()
-  return {**seconds, 'libraries_gib': before, 'peak_gib': _gib()}
-
-
-def _gib():
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return {**seconds, 'libraries_gib': before, 'peak_gib': peak_memory_gib()}
 
 
 if __name__ == '__main__':

@@ -143,6 +143,23 @@ class UnreadableRecord(ValueError):
     self.index = index
 
 
+class _Shards:
+  """The files of a split, opened once for all views of it."""
+
+  def __init__(self, path, shards):
+    self._path = path
+    self._shards = shards
+
+  @functools.cached_property
+  def source(self):
+    from array_record.python import array_record_data_source  # noqa: PLC0415
+    _allow_open_files(self._path, len(self._shards))
+    instructions = [
+        f'{os.path.join(self._path, shard["file"])}[0:{shard["examples"]}]'
+        for shard in self._shards]
+    return array_record_data_source.ArrayRecordDataSource(instructions)
+
+
 class PreparedDataset:
   """One split of a set; made by open_dataset.
 
@@ -156,7 +173,7 @@ class PreparedDataset:
     self.split = split
     self.digest = entry['digest']
     self._records = records
-    self._shards = entry['shards']
+    self._shards = _Shards(path, entry['shards'])
     self._stored = np.arange(len(records))  # Number on disk of each record.
 
   def __len__(self):
@@ -180,15 +197,6 @@ class PreparedDataset:
     view._stored = self._stored[kept]
     return view
 
-  @functools.cached_property
-  def _source(self):
-    from array_record.python import array_record_data_source  # noqa: PLC0415
-    _allow_open_files(self.path, len(self._shards))
-    instructions = [
-        f'{os.path.join(self.path, shard["file"])}[0:{shard["examples"]}]'
-        for shard in self._shards]
-    return array_record_data_source.ArrayRecordDataSource(instructions)
-
   def fetch(self, indices):
     """Returns list of bytes, the serialised records of these numbers.
 
@@ -201,7 +209,7 @@ class PreparedDataset:
         raise IndexError(f'{index=} is not in 0..{len(self) - 1}.')
     if not indices:
       return []
-    source = self._source  # If this fails, no record is to blame.
+    source = self._shards.source  # If this fails, no record is to blame.
     try:
       return list(source.__getitems__(
           self._stored[indices].tolist()))
@@ -210,7 +218,7 @@ class PreparedDataset:
 
   def _fetch_one(self, index):
     try:
-      return self._source[int(self._stored[index])]
+      return self._shards.source[int(self._stored[index])]
     except Exception as e:
       raise UnreadableRecord(
           f'Record {index} ({self._records[index].video!r}) of {self.path} '

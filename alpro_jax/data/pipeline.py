@@ -242,6 +242,7 @@ class Order:
 
   def __init__(self, sources, seed, batch_size):
     self._sources = sources
+    self._shuffled = functools.lru_cache(maxsize=8)(self._shuffle)
     self._seed = seed
     self._batch_size = batch_size
     self._lock = threading.Lock()
@@ -295,8 +296,7 @@ class Order:
     choices = np.sum(uniform * upper[-1] >= upper, 0)
     return np.where(upper[-1] > 0, choices, -1)
 
-  @functools.lru_cache(maxsize=8)  # noqa: B019  Lives as long as the run.
-  def _shuffled(self, choice, epoch):
+  def _shuffle(self, choice, epoch):
     source = self._sources[choice]
     noise = hash64(
         self._seed, SHUFFLE, source.key, epoch, np.arange(len(source)))
@@ -393,30 +393,25 @@ class TrainBatches(Iterator):
   def _open(self, start):
     count = self._rows.stop - self._rows.start
     length = self._config.max_text_tokens
-    names = ('serialized', 'seed', 'frames', 'text_ids', 'text_mask',
-             'video_id', 'caption_id', 'answer')
-    specs = (((), tf.string), ((2,), tf.int64), ((), tf.int32),
-             ((length,), tf.int32), ((length,), tf.bool), ((), tf.int32),
-             ((), tf.int32), ((), tf.int32))
-
-    def read(step):
-      columns = tf.numpy_function(self._read, [step], [x for _, x in specs])
-      return {
-          name: tf.ensure_shape(column, (count, *shape))
-          for name, column, (shape, _) in zip(
-              names, columns, specs, strict=True)}
+    specs = {
+        'serialized': ((), tf.string), 'seed': ((2,), tf.int64),
+        'frames': ((), tf.int32), 'text_ids': ((length,), tf.int32),
+        'text_mask': ((length,), tf.bool), 'video_id': ((), tf.int32),
+        'caption_id': ((), tf.int32), 'answer': ((), tf.int32)}
+    config = self._config  # Not self, which could never be forgotten then.
 
     def decode(row):
-      pixels, still = self._decode(
-          row.pop('serialized'), row.pop('seed'), row.pop('frames'))
+      pixels, still = decode_record(
+          row.pop('serialized'), row.pop('seed'), config, train=True,
+          num_frames=row.pop('frames'))
       return {**row, 'video': pixels, 'still': still, 'valid': True}
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-    return _run(steps.map(_plain(read)), decode, count, self._config.threads)
+    return _run(steps, self._read, specs, decode, count, config.threads)
 
   def _read(self, step):
     """Reads the rows of one step; runs in a thread of TensorFlow."""
-    plan = self._order.plan(int(step), self._rows)
+    plan = self._order.plan(step, self._rows)
     source, records = plan.source, plan.records
     key = self._seed, source.key
     first = source.first[plan.place]
@@ -439,10 +434,6 @@ class TrainBatches(Iterator):
     few = self._config.still_frames
     return few if few and source.only_photos else self._config.frames
 
-  def _decode(self, serialized, seed, num_frames):
-    return decode_record(
-        serialized, seed, self._config, train=True, num_frames=num_frames)
-
   def _find_broken(self, error):
     """Marks what cannot be read at this step, or raises the error.
 
@@ -453,8 +444,9 @@ class TrainBatches(Iterator):
     source, found = plan.source, {}
     for record in np.unique(plan.records).tolist():
       reason = _reason_unreadable(
-          source.dataset, record, lambda x: self._decode(
-              x, tf.constant([0, 0], tf.int64), self._num_frames(source)))
+          source.dataset, record, lambda x: decode_record(
+              x, tf.constant([0, 0], tf.int64), self._config, train=True,
+              num_frames=self._num_frames(source)))
       if reason:
         found[record] = reason
     if not found:
@@ -529,10 +521,7 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
     return np.minimum(step * batch_size + mine, total - 1)
 
   def read(step):
-    serialized = tf.numpy_function(
-        lambda k: np.array(prepared.fetch(numbers(k)), object), [step],
-        tf.string)
-    return {'serialized': tf.ensure_shape(serialized, (len(mine),))}
+    return (np.array(prepared.fetch(numbers(step)), object),)
 
   def decode(row):
     seed = tf.constant([0, 0], tf.int64)
@@ -550,8 +539,8 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
 
   steps = -(-total // batch_size)
   batches = _run(
-      tf.data.Dataset.range(steps).map(_plain(read)), decode, len(mine),
-      config.threads)
+      tf.data.Dataset.range(steps), read, {'serialized': ((), tf.string)},
+      decode, len(mine), config.threads)
   for step in range(steps):
     records = numbers(step)
     try:
@@ -641,32 +630,63 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
   return tf.broadcast_to(clip, (num_frames, *size)), record['still'] > 0
 
 
-def _run(read, decode, count, threads):
-  """Decodes rows in parallel, in order; returns an iterator of batches."""
+def _run(steps, read, specs, decode, count, threads):
+  """Reads batches and decodes their rows in parallel, in order.
+
+  Args:
+    steps: tf.data.Dataset of int64[].
+    read: Python, step -> tuple of arrays [count, ...].
+    specs: {name: (shape of a row, type)} of these.
+    decode: of TensorFlow, {name: a row} -> the row of a batch.
+    count: rows.
+    threads: 0 is as many as there are cores.
+  Returns:
+    _Reader of batches.
+  """
+  reader = _Reader(read)
+  known = weakref.ref(reader)
+
+  def columns(step):
+    # TensorFlow keeps this function, and what it refers to, until the process
+    # ends. With `read` itself every evaluation left its data set's files open.
+    found = tf.numpy_function(
+        lambda k: known().read(int(k)), [step], [x for _, x in specs.values()])
+    return {
+        name: tf.ensure_shape(column, (count, *shape))
+        for column, (name, (shape, _)) in zip(
+            found, specs.items(), strict=True)}
+
   options = tf.data.Options()
   options.deterministic = True
   # One clip is one thread's work; clips run beside each other.
   options.threading.max_intra_op_parallelism = 1
   if threads:
     options.threading.private_threadpool_size = threads
-  batches = read.prefetch(2).unbatch().map(
+  batches = steps.map(_plain(columns)).prefetch(2).unbatch().map(
       _plain(decode),
       num_parallel_calls=threads or os.cpu_count())
   batches = batches.batch(count, drop_remainder=True).prefetch(2)
-  return _Reader(batches.with_options(options).as_numpy_iterator())
+  reader.open(batches.with_options(options).as_numpy_iterator())
+  return reader
 
 
 class _Reader(Iterator):
   """An iterator of TensorFlow that ends before Python does.
 
   Its threads call Python; one that does so during shutdown aborts the process.
+
+  Attributes:
+    read: what they call.
   """
 
-  def __init__(self, iterator):
-    held = [iterator]
-    self._held = held
+  def __init__(self, read):
+    self.read = read
+    self._held = held = []
     # Runs when called, when the reader is forgotten, and at exit.
     self.close = weakref.finalize(self, held.clear)
+
+  def open(self, batches):
+    self._held.append(batches)
 
   def __next__(self):
     return next(self._held[0])

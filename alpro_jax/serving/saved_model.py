@@ -2,13 +2,24 @@
 
 Each program is a signature of its name and stays StableHLO inside, so what
 loads it needs a TensorFlow with XLA; parameters are variables, stored once.
+
+The operation that holds a program is called here and not by jax2tf, which
+writes for a TensorFlow of the same month: what jax 0.12 wrote TensorFlow 2.21,
+the newest there was, could not read.
 """
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
+from jaxlib.mlir import ir, passmanager
+from jaxlib.mlir.dialects import stablehlo
 
 from alpro_jax.serving.programs import Program
+
+# Old enough for a TensorFlow of 2025, new enough for all that a model here
+# uses; what does not fit is an error when writing.
+STABLEHLO = '1.9.0'
 
 
 def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
@@ -19,16 +30,11 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
     params: {name: array}.
     folder: to make.
   Raises:
-    ValueError: if this jax cannot write for TensorFlow.
+    ValueError: if the calling convention of this jax is newer than what this
+      TensorFlow knows.
   """
   import tensorflow as tf
 
-  try:
-    from jax.experimental import jax2tf
-  except ImportError as error:
-    raise ValueError(
-        'this jax has no jax2tf, which makes SavedModels; install one that '
-        'has (0.10 and 0.12 do), or leave --savedmodel out.') from error
   module = tf.Module()
   used = sorted({n for p in programs.values() for n in p.parameters})
   # A list: what looks like a dict here comes back as another type.
@@ -37,15 +43,11 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
   place = {name: i for i, name in enumerate(used)}
 
   def signature(program):
-    polymorphic = [None, *['b, ...'] * len(program.inputs)]
-    convert = jax2tf.convert(
-        program.exported.call, polymorphic_shapes=polymorphic,
-        with_gradient=False,
-        native_serialization_platforms=program.exported.platforms)
+    call = _call(program.exported)
 
     def run(*inputs):
       own = {n: module.parameters[place[n]] for n in program.parameters}
-      return convert(own, *inputs)
+      return call(own, *inputs)
 
     return tf.function(run, autograph=False, input_signature=[
         tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, name)
@@ -55,6 +57,49 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
     setattr(module, name, signature(program))
   tf.saved_model.save(
       module, str(folder), signatures={n: getattr(module, n) for n in programs})
+
+
+def _call(exported: jax.export.Exported):
+  """The exported function as one of TensorFlow's tensors."""
+  import tensorflow as tf
+  from tensorflow.compiler.tf2xla.python import xla
+
+  version = exported.calling_convention_version
+  newest = xla.call_module_maximum_supported_version()
+  if version > newest:
+    raise ValueError(
+        f'jax {jax.__version__} writes calling convention {version}; '
+        f'TensorFlow {tf.__version__} reads up to {newest}: install a newer '
+        'TensorFlow or leave --savedmodel out.')
+  stored = older(exported.mlir_module_serialized)
+  shapes = [[d if isinstance(d, int) else None for d in x.shape]
+            for x in exported.out_avals]
+
+  def call(*args):
+    flat = jax.tree.leaves(args)
+    found = xla.call_module(
+        [flat[i] for i in exported.module_kept_var_idx], version=version,
+        module=stored, Sout=shapes,
+        Tout=[tf.dtypes.as_dtype(x.dtype) for x in exported.out_avals],
+        platforms=[name.upper() for name in exported.platforms])
+    return jax.tree.unflatten(exported.out_tree, found)
+
+  return call
+
+
+def older(module: bytes) -> bytes:
+  """StableHLO bytecode, for readers of version STABLEHLO and newer.
+
+  Composites (erf is one) become calls of their bodies: TensorFlow 2.21 finds
+  the shapes of operations for a given batch size, but not of those bodies.
+  """
+  with ir.Context() as context:
+    stablehlo.register_stablehlo_passes()
+    parsed = stablehlo.deserialize_portable_artifact(context, module)
+    passmanager.PassManager.parse(
+        'builtin.module(func.func(stablehlo-legalize-composite-to-call))'
+    ).run(parsed.operation)
+    return stablehlo.serialize_portable_artifact(parsed, STABLEHLO)
 
 
 def load(programs: Mapping[str, Program], folder):
