@@ -238,6 +238,9 @@ def _print_report(report, output):
     lines.append(('kept though they break off', len(report['partial'])))
   if counts['rows_of_other_splits']:
     lines.append(('rows not asked for', counts['rows_of_other_splits']))
+  if counts.get('to_leave_out_but_not_found'):  # Older reports lack it.
+    lines.append(('of --except_ids, not found',
+                  counts['to_leave_out_but_not_found']))
   if counts['videos_not_named']:
     lines.append(('videos that no row names', counts['videos_not_named']))
   for name, value in lines:

@@ -70,6 +70,9 @@ def test_msrvtt_test_list_and_9k(tmp_path, info):
       'video3.mp4': ('one, and only',)}
   train = downstream.read_msrvtt(info, except_ids=test)
   assert set(_captions(train)) == {f'video{i}.mp4' for i in (0, 1, 2, 4)}
+  assert train.not_found == 0
+  other = _write(tmp_path, 'other.txt', 'msr3\nvideo3\nvideo9\n')
+  assert downstream.read_msrvtt(info, except_ids=other).not_found == 2
   ids = _write(tmp_path, 'MSRVTT_train.9k.csv', 'video_id\n' + ''.join(
       f'video{i}\n' for i in (0, 1, 2, 4, 5)))
   listed = downstream.read_msrvtt(info, ids=ids)

@@ -69,12 +69,15 @@ class Annotations:
     rows: rows read.
     other_splits: rows left out because they belong to another split.
     named: every video that a row names, whether it can be used or not.
+    not_found: videos that were to be left out and that no row names: all of
+      them, and a test set may be trained on.
   """
   clips: list[Clip]
   skipped: list[Skipped]
   rows: int
   other_splits: int = 0
   named: frozenset[str] = frozenset()
+  not_found: int = 0
 
   def digest(self):
     """Returns the sha256 of all clips, in order, as hex."""
@@ -99,6 +102,7 @@ class Rows:
   def __init__(self):
     self.rows = 0
     self.other_splits = 0
+    self.not_found = 0
     self.named = set()
     self._clips = {}
     self._skipped = []
@@ -190,7 +194,7 @@ class Rows:
             video, known['files'], tuple(caption for caption, _ in pairs),
             tuple(style for _, style in pairs), known['still'], questions))
     return Annotations(clips, self._skipped, self.rows, self.other_splits,
-                       frozenset(self.named))
+                       frozenset(self.named), self.not_found)
 
 
 def printable(value):

@@ -134,7 +134,9 @@ class _Source:
     self._mapping_path = mapping
     self._ids = _read_ids(ids, '--ids') if ids else None
     self._ids_path = ids
-    self._except = _read_ids(except_ids, '--except_ids') if except_ids else ()
+    self._except = set(
+        _read_ids(except_ids, '--except_ids') if except_ids else ())
+    self._left_out = set()
     self._splits = self._subset = None
     self._annotated = set()
 
@@ -179,6 +181,7 @@ class _Source:
     for name in self._ids or ():
       if name not in self._annotated:
         self._rows.skip(name, 'not annotated', f'{self._ids_path} lists it')
+    self._rows.not_found = len(self._except - self._left_out)
     return self._rows.result()
 
   def _read(self, entries, *columns):
@@ -202,6 +205,7 @@ class _Source:
         self._rows.bad(video, where, problem)
       elif not self._wants(name):
         self._rows.other_splits += 1
+        self._left_out.update({name} & self._except)
       else:
         self._annotated.add(name)
         yield (where, row, self._files(name, video),

@@ -610,6 +610,7 @@ def _report(source, root, plan, parts, list_unnamed):
       'counts': {
           'rows': source.rows,
           'rows_of_other_splits': source.other_splits,
+          'to_leave_out_but_not_found': source.not_found,
           'clips': plan['clips'],
           **{name: kept[name] for name in (
               'prepared', 'captions', 'questions', 'frames')},
