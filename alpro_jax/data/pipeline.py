@@ -398,7 +398,7 @@ class TrainBatches(Iterator):
         'frames': ((), tf.int32), 'text_ids': ((length,), tf.int32),
         'text_mask': ((length,), tf.bool), 'video_id': ((), tf.int32),
         'caption_id': ((), tf.int32), 'answer': ((), tf.int32)}
-    config = self._config  # Not self, which could never be forgotten then.
+    config = self._config  # TensorFlow need not know self.
 
     def decode(row):
       pixels, still = decode_record(
@@ -643,14 +643,13 @@ def _run(steps, read, specs, decode, count, threads):
   Returns:
     _Reader of batches.
   """
-  reader = _Reader(read)
-  known = weakref.ref(reader)
+  held = {'read': read}
 
   def columns(step):
     # TensorFlow keeps this function, and what it refers to, until the process
     # ends. With `read` itself every evaluation left its data set's files open.
     found = tf.numpy_function(
-        lambda k: known().read(int(k)), [step], [x for _, x in specs.values()])
+        lambda k: held['read'](int(k)), [step], [x for _, x in specs.values()])
     return {
         name: tf.ensure_shape(column, (count, *shape))
         for column, (name, (shape, _)) in zip(
@@ -666,30 +665,31 @@ def _run(steps, read, specs, decode, count, threads):
       _plain(decode),
       num_parallel_calls=threads or os.cpu_count())
   batches = batches.batch(count, drop_remainder=True).prefetch(2)
-  reader.open(batches.with_options(options).as_numpy_iterator())
-  return reader
+  held['batches'] = batches.with_options(options).as_numpy_iterator()
+  return _Reader(held)
 
 
 class _Reader(Iterator):
   """An iterator of TensorFlow that ends before Python does.
 
   Its threads call Python; one that does so during shutdown aborts the process.
-
-  Attributes:
-    read: what they call.
+  Nor may the garbage collector end it, which waits for these threads wherever
+  it happens to run, and they may want a lock that is held there: what is held
+  is known to the finalizer, so if `read` leads back here, only `close` ends it.
   """
 
-  def __init__(self, read):
-    self.read = read
-    self._held = held = []
-    # Runs when called, when the reader is forgotten, and at exit.
-    self.close = weakref.finalize(self, held.clear)
-
-  def open(self, batches):
-    self._held.append(batches)
+  def __init__(self, held):
+    self._held = held
+    # Runs when called, when the last name of the reader goes, and at exit.
+    self.close = weakref.finalize(self, _let_go, held)
 
   def __next__(self):
-    return next(self._held[0])
+    return next(self._held['batches'])
+
+
+def _let_go(held):
+  del held['batches']  # Waits for its threads, which call the other.
+  del held['read']
 
 
 def _reason_unreadable(prepared, record, decode):
