@@ -74,6 +74,9 @@ class Options:
     if self.on_partial not in ('skip', 'keep'):
       raise PrepareError(
           f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
+    # 1 and 1.0 are one option, and their sets are to have one digest.
+    object.__setattr__(self, 'fps', float(self.fps))
+    object.__setattr__(self, 'max_seconds', float(self.max_seconds))
 
 
 # --- In the workers ---------------------------------------------------------
