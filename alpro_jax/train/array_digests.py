@@ -25,8 +25,11 @@ def array_digests(tree: Any) -> dict[str, str]:
     tree: of arrays of numbers or truth values, of at most 4 bytes each. With
       several processes all must call this with the same tree.
   """
+  # One after the other: several small programs that add up over devices, all on
+  # their way at once, can wait for each other without end where fake devices
+  # share a few threads, and XLA then aborts the process.
   sums = {
-      leaf_name(path): _sums(leaf)
+      leaf_name(path): jax.block_until_ready(_sums(leaf))
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
   return {
