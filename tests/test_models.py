@@ -338,31 +338,6 @@ def test_attention_over_a_few_tokens_without_matrices(dtype):
   )
 
 
-@pytest.mark.parametrize('masked', [False, True])
-def test_a_token_that_makes_a_length_even_is_not_seen(masked):
-  shape = (2, 5, 8, 4) if masked else (2, 3, 5, 8, 4)
-  qkv = [jax.random.normal(jax.random.key(i), shape) for i in range(3)]
-  mask = jnp.arange(5) < jnp.array([[3], [5]]) if masked else None
-
-  def run(even, query, key, value):
-    if even:
-      out = attention._attend_even(query, key, value, mask, 'xla')
-    else:
-      out = attention.attend(query, key, value, mask, kernel='xla')
-    return jnp.sum(out**2), out
-
-  found, wanted = (
-      jax.jit(jax.value_and_grad(
-          functools.partial(run, even), argnums=(0, 1, 2), has_aux=True
-      ))(*qkv)
-      for even in (True, False)
-  )
-  for ours, want in zip(
-      jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
-  ):
-    np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
-
-
 def test_auto_attention_is_the_one_of_the_device():
   class Device(NamedTuple):
     platform: str

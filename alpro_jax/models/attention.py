@@ -31,6 +31,20 @@ def choose_kernel(name: str, device: jax.Device) -> str:
   return 'elementwise' if device.platform == 'tpu' else 'xla'
 
 
+def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
+  """Returns the tokens to attend with, so that no kernel pads by itself.
+
+  What is padded before the projections costs next to nothing. Padded later it
+  is a copy each of query, key and value, or of all scores: XLA's GPU compiler
+  brings every side of a 16-bit product to a multiple of 8. cuDNN's gradient
+  wants an even length.
+  """
+  if kernel != 'cudnn' or length <= SHORT:
+    return length
+  multiple = 8 if dropout else 2
+  return -(-length // multiple) * multiple
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -38,7 +52,8 @@ def attend(
     mask: jax.Array | None = None,
     *,
     kernel: str,
-    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    length: int | None = None,
+    dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
 ) -> jax.Array:
   """Returns the values of each sequence, weighted by softmax(q k / sqrt(K)).
 
@@ -50,17 +65,28 @@ def attend(
     kernel: 'xla' multiplies matrices; 'elementwise' does so but for short
       sequences, see `_attend_elementwise`; 'cudnn' keeps no scores of long
       sequences where type and shape allow it, and is 'elementwise' elsewhere.
-    dropout: of the weights f[..., A, L, L]; no kernel has it, so that scores
-      are then formed.
+    length: of the sequence without padding, which no token attends to; None
+      is L.
+    dropout: of the weights: shape -> which are kept, and the share that is. No
+      kernel has it, so that scores are then formed.
   Returns:
     f[..., L, A, K]. Scores and softmax are float32.
   """
+  size = query.shape[-3]
+  if length == size:
+    length = None
+  if kernel == 'cudnn' and dropout is None and _fits_cudnn(query):
+    if mask is not None or size > SHORT:
+      return _attend_cudnn(query, key, value, mask, length)
+  if length is not None:
+    real = jnp.arange(size) < length
+    mask = real if mask is None else mask & real
+    mask = jnp.broadcast_to(mask, query.shape[:-2])
   if dropout is not None:
-    return _attend_with_dropout(query, key, value, mask, dropout)
-  if kernel != 'xla' and mask is None and query.shape[-3] <= SHORT:
+    kept, share = dropout((*query.shape[:-3], query.shape[-2], size, size))
+    return _attend_with_dropout(query, key, value, mask, kept, share)
+  if kernel != 'xla' and mask is None and size <= SHORT:
     return _attend_elementwise(query, key, value)
-  if kernel == 'cudnn' and _fits_cudnn(query):
-    return _attend_even(query, key, value, mask, 'cudnn')
 
   def run(query, key, value, mask):
     mask = None if mask is None else mask[:, None, None, :]
@@ -73,32 +99,29 @@ def attend(
   return run(query, key, value, mask)
 
 
-def _attend_even(query, key, value, mask, implementation):
-  """Attention over an even length, as cuDNN's gradient wants it.
+def _attend_cudnn(query, key, value, mask, length, implementation='cudnn'):
+  """Attention that keeps no scores; L must be even if it is to be trained."""
+  *lead, size, _, _ = query.shape
+  count = math.prod(lead)
 
-  An odd sequence, such as a class token and 14 x 14 patches, gets one more
-  token, which is attended to by none.
-  """
-  *lead, length, _, _ = query.shape
-  count, odd = math.prod(lead), length % 2
-
-  def even(x, *axes):
-    x = x.reshape(count, *axes, length, *x.shape[len(lead) + 1 :])
-    pads = [(0, 0)] * x.ndim
-    pads[1 + len(axes)] = (0, odd)
-    return jnp.pad(x, pads)
+  def flat(x):
+    return x.reshape(count, *x.shape[len(lead) :])
 
   lengths = None
   if mask is not None:
-    size = length + odd  # cuDNN takes no mask that is one for all queries.
-    mask = jnp.broadcast_to(even(mask, 1, 1), (count, 1, size, size))
-  elif odd:
+    if length is not None:
+      mask &= jnp.arange(size) < length
+    # cuDNN takes no mask that is one for all queries.
+    mask = jnp.broadcast_to(
+        flat(mask)[:, None, None], (count, 1, size, size)
+    )
+  elif length is not None:
     lengths = jnp.full(count, length, jnp.int32)
   out = jax.nn.dot_product_attention(
-      *(even(x) for x in (query, key, value)), mask=mask,
+      *(flat(x) for x in (query, key, value)), mask=mask,
       key_value_seq_lengths=lengths, implementation=implementation,
   )
-  return out[:, :length].reshape(query.shape)
+  return out.reshape(query.shape)
 
 
 def _attend_elementwise(query, key, value):
@@ -126,12 +149,60 @@ def _fits_cudnn(query):
   )
 
 
-def _attend_with_dropout(query, key, value, mask, dropout):
-  query = query * query.shape[-1] ** -0.5
+@jax.custom_vjp
+def _attend_with_dropout(query, key, value, mask, kept, share):
+  """Attention whose weights f[..., A, L, L] are dropped where not `kept`.
+
+  The backward pass is written by hand for what it moves, since scores are the
+  largest arrays of a layer: it reads the weights once, in the compute type, and
+  never forms the float32 gradients of softmax and dropout.
+  """
+  return _dropout_forward(query, key, value, mask, kept, share)[0]
+
+
+def _dropout_forward(query, key, value, mask, kept, share):
   scores = jnp.einsum(
-      '...qak,...lak->...aql', query, key, preferred_element_type=jnp.float32
+      '...qak,...lak->...aql', _scaled(query), key,
+      preferred_element_type=jnp.float32,
   )
   if mask is not None:
     scores = jnp.where(mask[..., None, None, :], scores, MASKED)
-  weights = dropout(jax.nn.softmax(scores).astype(value.dtype))
-  return jnp.einsum('...aql,...lak->...qak', weights, value)
+  # The barrier keeps XLA from storing scores, twice as wide, and taking their
+  # softmax again in the backward pass.
+  weights = jax.lax.optimization_barrier(
+      jax.nn.softmax(scores).astype(value.dtype)
+  )
+  dropped = _dropped(weights, kept, share)
+  out = jnp.einsum('...aql,...lak->...qak', dropped, value)
+  return out, (query, key, value, kept, share, weights, out)
+
+
+def _dropout_backward(residuals, of_out):
+  query, key, value, kept, share, weights, out = residuals
+  dropped = _dropped(weights, kept, share)
+  of_value = jnp.einsum('...aql,...qak->...lak', dropped, of_out)
+  of_dropped = jnp.einsum('...qak,...lak->...aql', of_out, value)
+  # Softmax's own part, the sum over l of dropped * of_dropped, is that over k
+  # of out * of_out (Dao et al., FlashAttention, 2022, appendix B).
+  common = jnp.sum(
+      out.astype(jnp.float32) * of_out.astype(jnp.float32), axis=-1
+  )
+  common = jnp.swapaxes(common, -1, -2)[..., None]
+  of_scores = dropped.astype(jnp.float32) * of_dropped.astype(jnp.float32)
+  of_scores -= weights.astype(jnp.float32) * common
+  of_scores = of_scores.astype(query.dtype)
+  of_query = _scaled(jnp.einsum('...aql,...lak->...qak', of_scores, key))
+  of_key = jnp.einsum('...aql,...qak->...lak', of_scores, _scaled(query))
+  return of_query, of_key, of_value, None, None, None
+
+
+_attend_with_dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+def _scaled(query):
+  return query * query.shape[-1] ** -0.5
+
+
+def _dropped(weights, kept, share):
+  zero = jnp.zeros((), weights.dtype)
+  return jnp.where(kept, weights / share.astype(weights.dtype), zero)

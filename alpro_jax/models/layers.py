@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models.attention import attend
+from alpro_jax.models.attention import attend, padded_length
 
 Initializer = Callable[..., jax.Array]
 
@@ -77,13 +77,71 @@ def dense(
   )
 
 
+class LayerNorm(nn.Module):
+  """LayerNorm as PyTorch computes it: exact variance, in float32.
+
+  Attributes:
+    epsilon: added to the variance.
+    dtype: of the result.
+  """
+
+  epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """f[..., D] -> f[..., D]."""
+    size = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, size)
+    bias = self.param('bias', nn.initializers.zeros, size)
+    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(epsilon, dtype, x, scale, bias):
+  return _norm_forward(epsilon, dtype, x, scale, bias)[0]
+
+
+def _norm_forward(epsilon, dtype, x, scale, bias):
+  wide = x.astype(jnp.float32)
+  mean = jnp.mean(wide, axis=-1, keepdims=True)
+  centred = wide - mean
+  variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + epsilon)
+  out = centred * (inverse * scale) + bias
+  return out.astype(dtype), (x, scale, mean, inverse)
+
+
+def _norm_backward(epsilon, dtype, residuals, of_out):
+  """Reads `x` and its gradient twice, once along rows and once down columns.
+
+  Left to itself XLA's GPU compiler makes the products once, in float32, and
+  stores them for both.
+  """
+  del epsilon, dtype
+  x, scale, mean, inverse = residuals
+  normed = (x.astype(jnp.float32) - mean) * inverse
+  wide = of_out.astype(jnp.float32) * scale
+  of_x = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  of_x -= normed * jnp.mean(wide * normed, axis=-1, keepdims=True)
+  of_x = (of_x * inverse).astype(x.dtype)
+
+  x, mean, inverse, of_out = jax.lax.optimization_barrier(
+      (x, mean, inverse, of_out)
+  )
+  normed = (x.astype(jnp.float32) - mean) * inverse
+  of_out = of_out.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  return of_x, jnp.sum(of_out * normed, axes), jnp.sum(of_out, axes)
+
+
+_layer_norm.defvjp(_norm_forward, _norm_backward)
+
+
 def layer_norm(
     epsilon: float, dtype: jnp.dtype, name: str | None = None
-) -> nn.LayerNorm:
-  """LayerNorm as PyTorch computes it: exact variance, in float32."""
-  return nn.LayerNorm(
-      epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name
-  )
+) -> LayerNorm:
+  return LayerNorm(epsilon, dtype, name=name)
 
 
 def dropout(
@@ -105,10 +163,15 @@ def dropout(
   if key is None or (isinstance(rate, float) and rate == 0.0):
     return x
   shape = (*x.shape[:-2], 1, 1) if sequences else x.shape
+  kept, share = _draw_kept(key, rate, shape)
+  return jnp.where(kept, x / share.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def _draw_kept(key, rate, shape):
+  """bool[shape], and the share of True in 65536ths: float32[]."""
   threshold = jnp.round((1.0 - rate) * 2**16)
   kept = _draw_16_bits(key, shape) < threshold.astype(jnp.uint32)
-  keep = threshold / 2**16
-  return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+  return kept, threshold / 2**16
 
 
 def _draw_16_bits(key, shape):
@@ -152,6 +215,7 @@ class Attention(nn.Module):
       mask: jax.Array | None = None,
       *,
       key: jax.Array | None = None,
+      length: int | None = None,
   ) -> jax.Array:
     """Attends.
 
@@ -159,12 +223,22 @@ class Attention(nn.Module):
       x: f[..., L, D].
       mask: bool[..., L], True on the tokens that may be attended to.
       key: of dropout; None in evaluation.
+      length: of the sequence if tokens were appended, `padded_length` of them,
+        to spare a copy here; none attends to these. None is L.
     Returns:
-      f[..., L, D].
+      f[..., length, D].
     """
     width = x.shape[-1]
+    length = length or x.shape[-2]
     if width % self.heads:
       raise ValueError(f'{self.heads=} must divide {width=}.')
+    drop = None
+    if key is not None and self.dropout:
+      drop = functools.partial(_draw_kept, key, self.dropout)
+    size = padded_length(length, self.form.attention, dropout=bool(drop))
+    if size > x.shape[-2]:
+      x = _pad(x, -2, size)
+      mask = None if mask is None else _pad(mask, -1, size)
 
     def project(name):
       y = dense(
@@ -173,18 +247,44 @@ class Attention(nn.Module):
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    drop = None
-    if key is not None and self.dropout:
-      drop = functools.partial(dropout, rate=self.dropout, key=key)
     out = attend(
         project('query'), project('key'), project('value'), mask,
-        kernel=self.form.attention, dropout=drop,
+        kernel=self.form.attention, length=length, dropout=drop,
     )
     out = einops.rearrange(out, '... l a k -> ... l (a k)')
-    return dense(
+    out = dense(
         width, ('heads', 'embed'), name='out', dtype=self.form.dtype,
         kernel_init=self.kernel_init,
     )(out)
+    return out[..., :length, :]
+
+
+def _pad(x, axis, size):
+  """Appends zeros, or False, to an axis until it has that size."""
+  pads = [(0, 0)] * x.ndim
+  pads[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, pads)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), exact; f[...] -> the same.
+
+  Its gradient is made from x again. JAX would keep Phi(x) too: another array as
+  wide as the MLP in each layer, written once and read once.
+  """
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, of_out):
+  wide = x.astype(jnp.float32)
+  phi = jax.lax.erfc(-wide * 0.5**0.5) / 2
+  density = jnp.exp(-wide * wide / 2) * (2 * jnp.pi) ** -0.5
+  slope = phi + wide * density
+  return ((slope * of_out.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Mlp(nn.Module):
@@ -201,7 +301,7 @@ class Mlp(nn.Module):
         self.size, ('embed', 'mlp'), name='fc1', dtype=self.dtype,
         kernel_init=self.kernel_init,
     )(x)
-    hidden = jax.nn.gelu(hidden, approximate=False)
+    hidden = gelu(hidden)
     return dense(
         width, ('mlp', 'embed'), name='fc2', dtype=self.dtype,
         kernel_init=self.kernel_init,

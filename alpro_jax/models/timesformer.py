@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from alpro_jax.models import layers, stack
+from alpro_jax.models.attention import padded_length
 
 ATTENTIONS = ('divided', 'joint', 'space_only')
 
@@ -188,6 +189,9 @@ class DividedBlock(nn.Module):
     keys = layers.split(key, 6)
     drop = functools.partial(_drop, config, drop_path)
 
+    # The gradient of the residual stream is stored once a block. XLA's GPU
+    # compiler would keep every block's part and add them all up for each reader.
+    x = jax.lax.optimization_barrier(x)
     class_token, patches = x[:, :1], x[:, 1:]
 
     places = einops.rearrange(
@@ -203,10 +207,15 @@ class DividedBlock(nn.Module):
     )(drop(y, *keys[:2]))
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
-    copies = einops.repeat(class_token, 'b 1 d -> b t 1 d', t=self.frames)
-    y = jnp.concatenate([copies, frames], axis=2)
+    b, t, n, d = frames.shape
+    copies = jnp.broadcast_to(class_token[:, None], (b, t, 1, d))
+    size = padded_length(1 + n, self.form.attention, dropout=False)
+    padding = jnp.zeros((b, t, size - n - 1, d), frames.dtype)
+    y = jnp.concatenate([copies, frames, padding], axis=2)
     y = layers.layer_norm(EPSILON, dtype, 'norm')(y)
-    y = layers.Attention(config.heads, self.form, init, name='attention')(y)
+    y = layers.Attention(config.heads, self.form, init, name='attention')(
+        y, length=1 + n
+    )
     y = drop(y, *keys[2:4])
     class_token = class_token + jnp.mean(y[:, :, 0], axis=1, keepdims=True)
     frames = frames + y[:, :, 1:]
@@ -265,11 +274,17 @@ class VideoEncoder(nn.Module):
     )
     patches = layers.dropout(patches, config.dropout, key)
     if config.attention == 'space_only':
-      first = einops.repeat(class_token, 'd -> b t 1 d', b=video.shape[0], t=t)
+      first = jnp.broadcast_to(
+          class_token, (*patches.shape[:2], 1, config.width)
+      )
       x = jnp.concatenate([first, patches], axis=2)
     else:
-      first = einops.repeat(class_token, 'd -> b 1 d', b=video.shape[0])
       patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
+      # Not einops.repeat, whose gradient lets XLA's GPU compiler lay out all
+      # tokens with the batch innermost, and turn them round before each layer.
+      first = jnp.broadcast_to(
+          class_token, (video.shape[0], 1, config.width)
+      )
       x = jnp.concatenate([first, patches], axis=1)
 
     x = stack.run_layers(

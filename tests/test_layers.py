@@ -1,0 +1,213 @@
+"""Layers whose gradients are written by hand, against those that JAX makes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from alpro_jax.models import attention, layers
+
+
+def close(found, wanted, tolerance):
+  """Compares trees of arrays, by the largest entry of each wanted array.
+
+  But for the gradient of a key's bias, which is 0: softmax takes no notice of
+  what all scores of a row have in common, so that rounding alone is left.
+  """
+  found, wanted = (
+      jax.tree_util.tree_leaves_with_path(tree) for tree in (found, wanted)
+  )
+  for (path, ours), (_, want) in zip(found, wanted, strict=True):
+    if "['key']['bias']" in jax.tree_util.keystr(path):
+      continue
+    ours, want = np.float32(ours), np.float32(want)
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(ours / scale, want / scale, atol=tolerance)
+
+
+def with_gradients(function):
+  """function -> its value, and gradients of a sum in which all entries count."""
+
+  def run(*args):
+    out, pull = jax.vjp(function, *args)
+    weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32))
+    return out, pull(weights.reshape(out.shape).astype(out.dtype))
+
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 1e-2)]
+)
+def test_gelu(dtype, tolerance):
+  x = jnp.linspace(-6, 6, 1001, dtype=dtype)
+  exact = functools.partial(jax.nn.gelu, approximate=False)
+  close(
+      with_gradients(layers.gelu)(x),
+      with_gradients(exact)(x.astype(jnp.float32)), tolerance,
+  )
+
+
+def test_gelu_keeps_its_input_alone():
+  _, pull = jax.vjp(layers.gelu, jnp.ones((4, 5)))
+  assert [x.shape for x in jax.tree.leaves(pull)] == [(4, 5)]
+
+
+@pytest.mark.parametrize('shape', [(7, 24), (2, 3, 5, 24)])
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 1e-2)]
+)
+def test_layer_norm_is_that_of_flax(shape, dtype, tolerance):
+  # Far from mean 0, where a variance of squares would lose its digits.
+  x = (30 + jax.random.normal(jax.random.key(0), shape)).astype(dtype)
+  params = {
+      'scale': 1 + 0.3 * jax.random.normal(jax.random.key(1), shape[-1:]),
+      'bias': jax.random.normal(jax.random.key(2), shape[-1:]),
+  }
+
+  def run(module):
+    return with_gradients(
+        lambda params, x: module.apply({'params': params}, x)
+    )(params, x)
+
+  ours = layers.layer_norm(1e-6, jnp.dtype(dtype))
+  theirs = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
+  close(run(ours), run(theirs), tolerance)
+  names = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
+  assert names == jax.tree.map(jnp.shape, theirs.init(jax.random.key(0), x))
+
+
+def qkv(*shape, dtype='float32'):
+  return [
+      jax.random.normal(jax.random.key(i), shape).astype(dtype)
+      for i in range(3)
+  ]
+
+
+def plain_attention(query, key, value, mask, kept, share):
+  """Softmax, then dropout; every step left to JAX."""
+  scores = jnp.einsum('...qak,...lak->...aql', query, key)
+  scores = scores.astype(jnp.float32) * query.shape[-1] ** -0.5
+  if mask is not None:
+    scores = jnp.where(mask[..., None, None, :], scores, -1e9)
+  weights = jax.nn.softmax(scores) * kept / share
+  return jnp.einsum('...aql,...lak->...qak', weights, value).astype(value.dtype)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)]
+)
+def test_attention_with_dropout(masked, dtype, tolerance):
+  arrays = qkv(3, 9, 2, 8, dtype=dtype)
+  mask = jnp.arange(9) < jnp.array([[9], [4], [1]]) if masked else None
+  kept = jax.random.bernoulli(jax.random.key(5), 0.75, (3, 2, 9, 9))
+  share = jnp.float32(0.75)
+
+  ours = with_gradients(
+      lambda *x: attention.attend(
+          *x, mask, kernel='xla', dropout=lambda shape: (kept, share)
+      )
+  )(*arrays)
+  wide = [x.astype(jnp.float32) for x in arrays]
+  wanted = with_gradients(
+      lambda *x: plain_attention(*x, mask, kept, share)
+  )(*wide)
+  close(ours, wanted, tolerance)
+
+
+def test_dropout_of_attention_is_drawn_for_every_weight():
+  shapes = []
+
+  def draw(shape):
+    shapes.append(shape)
+    return jnp.zeros(shape, bool), jnp.float32(0.5)
+
+  out = attention.attend(*qkv(2, 3, 5, 4, 8), kernel='xla', dropout=draw)
+  assert shapes == [(2, 3, 4, 5, 5)]
+  assert not out.any()
+
+
+@pytest.fixture
+def no_cudnn(monkeypatch):
+  """Lets the path of cuDNN run here: the same call of another kernel."""
+  monkeypatch.setattr(
+      attention, '_attend_cudnn',
+      functools.partial(attention._attend_cudnn, implementation='xla'),
+  )
+
+
+def test_padded_lengths():
+  padded = attention.padded_length
+  assert padded(197, 'xla', dropout=True) == 197
+  assert padded(4, 'cudnn', dropout=False) == 4
+  assert padded(197, 'cudnn', dropout=False) == 198
+  assert padded(198, 'cudnn', dropout=False) == 198
+  assert padded(227, 'cudnn', dropout=True) == 232
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('before', [False, True])
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)]
+)
+def test_a_token_that_makes_a_length_even_is_not_seen(
+    no_cudnn, masked, before, dtype, tolerance
+):
+  """bfloat16 takes the kernel of cuDNN; float32 scores with a mask."""
+  length, width = 19, 16
+  x = jax.random.normal(jax.random.key(0), (2, length, width), dtype)
+  mask = jnp.arange(length) < jnp.array([[length], [7]]) if masked else None
+
+  def layer(kernel):
+    return layers.Attention(
+        2, layers.Form(dtype=jnp.dtype(dtype), attention=kernel),
+        nn.initializers.normal(0.3),
+    )
+
+  params = nn.unbox(layer('xla').init(jax.random.key(1), x))
+
+  def run(kernel, append):
+    def apply(params, x):
+      seen = mask
+      if append:  # By the caller, with what must not be seen.
+        tail = jnp.full((2, 1, width), 50, x.dtype)
+        x = jnp.concatenate([x, tail], axis=1)
+        seen = None if mask is None else jnp.pad(mask, [(0, 0), (0, 1)])
+      out = layer(kernel).apply(params, x, seen, length=length)
+      assert out.shape == (2, length, width)
+      return out
+
+    return with_gradients(apply)(params, x)
+
+  close(run('cudnn', before), run('xla', False), tolerance)
+
+
+def test_padding_for_dropout_is_not_seen(monkeypatch):
+  """Nothing dropped: tokens that were padded must not take part."""
+  monkeypatch.setattr(
+      layers, '_draw_kept',
+      lambda key, rate, shape: (jnp.ones(shape, bool), jnp.float32(1)),
+  )
+  x = jax.random.normal(jax.random.key(0), (2, 19, 16))
+  mask = jnp.arange(19) < jnp.array([[19], [7]])
+
+  def layer(kernel, dropout):
+    return layers.Attention(
+        2, layers.Form(dtype=jnp.dtype('float32'), attention=kernel),
+        nn.initializers.normal(0.3), dropout,
+    )
+
+  params = nn.unbox(layer('xla', 0.0).init(jax.random.key(1), x))
+
+  def run(kernel, dropout):
+    return with_gradients(
+        lambda params, x: layer(kernel, dropout).apply(
+            params, x, mask, key=jax.random.key(2)
+        )
+    )(params, x)
+
+  close(run('cudnn', 0.1), run('xla', 0.0), 5e-6)
