@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from alpro_jax.benchmarks import hlo
+
 KINDS = (
     'all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute',
     'all-to-all',
@@ -93,30 +95,31 @@ def parse(text: str) -> list[Collective]:
     ValueError: for a loop of unknown length with a collective inside, and for
       groups of devices written in a way that is not known here.
   """
-  computations, entry = _computations(text)
+  module = hlo.parse(text)
   devices = _header_count(text, 'num_partitions') * _header_count(
       text, 'replica_count'
   )
-  types = {
-      one.name: one.type for body in computations.values() for one in body
-  }
   found = []
 
   def visit(name, times):
-    for one in computations[name]:
+    for one in module.computations[name]:
       kind = one.opcode.removesuffix('-start')
       if kind in KINDS:
-        found.append(_collective(kind, one, types, times, devices))
+        found.append(_collective(kind, one, module.types, times, devices))
         continue
-      inner = _called(one)
-      if not inner:
+      if not one.called:
         continue
       turns = 1
       if one.opcode == 'while':
-        if not any(has_collective(called) for called in inner):
+        if not any(has_collective(called) for called in one.called):
           continue
-        turns = _trip_count(one, computations)
-      for called in inner:
+        turns = module.trip_count(one)
+        if turns is None:
+          raise ValueError(
+              f'loop {one.name} holds a collective, and how often it turns is '
+              'not known; use jax.lax.scan, whose length is.'
+          )
+      for called in one.called:
         visit(called, times * turns)
 
   memo = {}
@@ -125,135 +128,28 @@ def parse(text: str) -> list[Collective]:
     if name not in memo:
       memo[name] = any(
           one.opcode.removesuffix('-start') in KINDS
-          or any(has_collective(called) for called in _called(one))
-          for one in computations[name]
+          or any(has_collective(called) for called in one.called)
+          for one in module.computations[name]
       )
     return memo[name]
 
-  visit(entry, 1)
+  visit(module.entry, 1)
   return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-  name: str
-  type: str
-  opcode: str
-  operands: str
-  attributes: str
-
-
-def _computations(text):
-  """Returns {name: its instructions} and the name of the entry."""
-  computations, entry, current = {}, None, None
-  for line in text.splitlines():
-    if current is None:
-      start = re.match(r'(ENTRY )?%?([^\s(]+) \(.*\{$', line)
-      if start:
-        current = computations[start[2]] = []
-        entry = start[2] if start[1] else entry
-    elif line.startswith('}'):
-      current = None
-    elif one := _instruction(line):
-      current.append(one)
-  if entry is None:
-    raise ValueError(
-        'the text has no ENTRY computation; give the text of a compiled '
-        'program, as compiled.as_text() returns it.'
-    )
-  return computations, entry
-
-
-def _instruction(line):
-  """'%a = f32[8] add(%b, %c), x=y' -> its parts; None for other lines."""
-  start = re.match(r'\s+(?:ROOT )?%?([^\s=]+) = ', line)
-  if not start:
-    return None
-  rest = line[start.end():]
-  end = _closing(rest) + 1 if rest.startswith('(') else rest.index(' ')
-  kind, rest = rest[:end], rest[end:].lstrip()
-  opcode, _, _ = rest.partition('(')
-  rest = rest[len(opcode):]
-  end = _closing(rest)
-  return _Instruction(
-      start[1], kind, opcode, rest[1:end], rest[end + 1 :]
-  )
-
-
-def _closing(text):
-  """Place of the parenthesis that closes the first one."""
-  depth = 0
-  for i, character in enumerate(text):
-    depth += (character == '(') - (character == ')')
-    if depth == 0:
-      return i
-  raise ValueError(f'no closing parenthesis in {text[:80]!r}.')
-
-
-def _called(one):
-  """Names of the computations that an instruction runs."""
-  if one.opcode in ('async-update', 'async-done'):
-    return []  # Named there again; async-start runs it.
-  names = re.findall(
-      r'(?:body|condition|calls|to_apply|true_computation|false_computation)'
-      r'=%?([\w.\-]+)', one.attributes)
-  for group in re.findall(
-      r'(?:branch_computations|called_computations)=\{([^}]*)\}',
-      one.attributes,
-  ):
-    names += re.findall(r'%?([\w.\-]+)', group)
-  return names
-
-
-def _trip_count(one, computations):
-  """How often a loop turns: as noted by the compiler, or as its end tells."""
-  noted = re.search(r'known_trip_count\W+n\W+(\d+)', one.attributes)
-  if noted:
-    return int(noted[1])
-  # Without a note: jax.lax.scan counts from 0 while less than a constant.
-  name = re.search(r'condition=%?([\w.\-]+)', one.attributes)[1]
-  body = computations[name]
-  constants = {
-      i.name: int(i.operands) for i in body
-      if i.opcode == 'constant' and i.operands.isdigit()
-  }
-  end = body[-1]
-  if end.opcode == 'compare' and 'direction=LT' in end.attributes:
-    limit = re.findall(r'%([\w.\-]+)', end.operands)[-1]
-    if limit in constants:
-      return constants[limit]
-  raise ValueError(
-      f'loop {one.name} holds a collective, and how often it turns is not '
-      'known; use jax.lax.scan, whose length is.'
-  )
-
-
 def _collective(kind, one, types, times, devices):
-  shapes = [
-      shape
-      for name in re.findall(r'%([\w.\-]+)', one.operands)
-      for shape in _SHAPE.findall(types[name])
-  ]
-  source = re.search(r'op_name="([^"]*)"', one.attributes)
+  sent = [types[name] for name in one.operand_names]
   return Collective(
       kind=kind,
-      shapes=' '.join(f'{dtype}[{size}]' for dtype, size in shapes),
-      operand_bytes=sum(_bytes(*shape) for shape in shapes),
+      shapes=' '.join(
+          f'{dtype}[{",".join(map(str, sizes))}]'
+          for each in sent for dtype, sizes in hlo.shapes(each)
+      ),
+      operand_bytes=sum(hlo.size_bytes(each) for each in sent),
       group=devices if kind == 'collective-permute' else _group(one, devices),
       times=times,
-      source=source[1] if source else '',
+      source=one.source,
   )
-
-
-_SHAPE = re.compile(r'\b([a-z]+\d+\w*|pred)\[([\d,]*)\]')
-
-
-def _bytes(dtype, size):
-  count = math.prod(int(n) for n in size.split(',') if n)
-  if dtype == 'pred':
-    return count
-  # f32, bf16, u8, s4, f8e4m3fn: the first number is the width in bits.
-  return math.ceil(count * int(re.search(r'\d+', dtype)[0]) / 8)
 
 
 def _group(one, devices):

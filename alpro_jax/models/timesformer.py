@@ -189,8 +189,8 @@ class DividedBlock(nn.Module):
     keys = layers.split(key, 6)
     drop = functools.partial(_drop, config, drop_path)
 
-    # The gradient of the residual stream is stored once a block. XLA's GPU
-    # compiler would keep every block's part and add them all up for each reader.
+    # The gradient of the residual stream is stored once a block: XLA's GPU
+    # compiler would keep every block's part and add all up for each reader.
     x = jax.lax.optimization_barrier(x)
     class_token, patches = x[:, :1], x[:, 1:]
 
