@@ -29,7 +29,7 @@ def close(found, wanted, tolerance):
 
 
 def with_gradients(function):
-  """function -> its value and the gradients of a sum that weighs all entries."""
+  """Its value, and the gradients of a sum that weighs all entries."""
 
   def run(*args):
     out, pull = jax.vjp(function, *args)

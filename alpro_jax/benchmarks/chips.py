@@ -51,7 +51,7 @@ class Multiprocessors(NamedTuple):
     count: of multiprocessors.
     clock_ghz: at its highest.
     cache_bytes: of the second level.
-    shared_bytes: of one multiprocessor, of which a block may have all but 1 KiB.
+    shared_bytes: of one multiprocessor; a block may have all but 1 KiB.
   """
 
   capability: tuple[int, int]
@@ -80,11 +80,12 @@ def of_kind(device_kind: str) -> Chip | None:
 def gpu_target(name: str) -> str:
   """Returns XLA's description of a GPU (`GpuTargetConfigProto`, as text)."""
   chip, gpu = CHIPS[name], MULTIPROCESSORS[name]
+  major, minor = gpu.capability
   return f"""
 gpu_device_info {{
-  cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   core_count: {gpu.count}
-  fpus_per_core: {64 if gpu.capability == (8, 0) else 128}
+  fpus_per_core: {64 if major == 8 else 128}
   clock_rate_ghz: {gpu.clock_ghz}
   memory_bandwidth: {round(chip.memory_bytes_per_s)}
   device_memory_size: {round(chip.memory_bytes)}
