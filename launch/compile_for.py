@@ -9,8 +9,11 @@ whether it fits, operations, what it sends to the others, and how long both
 take at the chip's published rates. These times are lower bounds: no step runs
 at the published rate, but what is sent may hide behind what is computed.
 
-TPUs need libtpu, in an environment of its own (requirements-tpu.txt).
---topology=gpu compiles for the GPUs of this machine.
+TPUs need libtpu, in an environment of its own (requirements-tpu.txt). For GPUs,
+--topology=h200:8 (or a100, h100; 1 to 8 of one machine) needs jax[cuda12], but
+no GPU; without one products are left to cuBLAS, since nothing can be tried out.
+--topology=gpu compiles for the GPUs of this machine. Of a GPU's program it also
+says what its kernels move between memory and chip, with --kernels=30 which ones.
 """
 
 import importlib.util
@@ -23,8 +26,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 _GPU = any(arg in ('--topology=gpu', '-topology=gpu') for arg in sys.argv)
 if not _GPU:
-  # Read when jax starts: no TPU is looked for, and none is needed, so that
-  # many may compile at once.
+  # Read when jax starts: no TPU or GPU is looked for, and none is needed, so
+  # that many may compile at once.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
@@ -37,8 +40,8 @@ from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from alpro_jax import sharding  # noqa: E402
-from alpro_jax.benchmarks import compiled  # noqa: E402
-from alpro_jax.benchmarks.chips import CHIPS  # noqa: E402
+from alpro_jax.benchmarks import chips, compiled, kernels  # noqa: E402
+from alpro_jax.benchmarks.chips import CHIPS, MULTIPROCESSORS  # noqa: E402
 from launch import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,10 +49,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string(
     'topology', '', 'v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or others of '
-    'these chips; gpu for the GPUs of this machine.')
+    'these chips; h200:8, h100:1, a100:4; gpu for the GPUs of this machine.')
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 _PROGRAM = flags.DEFINE_string(
     'program', '', 'A file for the text of the compiled program.')
+_KERNELS = flags.DEFINE_integer(
+    'kernels', 0, "Prints so many of a GPU program's heaviest kernels.",
+    lower_bound=0)
 
 
 def devices(topology: str):
@@ -66,13 +72,15 @@ def devices(topology: str):
           '--topology=gpu needs a GPU and a jax that sees it; '
           "`pip install 'jax[cuda12]'` installs one."
       ) from error
-    return found, CHIPS.get(found[0].device_kind)
-  name = topology.partition(':')[0]
+    return found, chips.of_kind(found[0].device_kind)
+  name, _, shape = topology.partition(':')
   if name not in CHIPS:
     raise ValueError(
         f'--{topology=} is not known; give gpu or a chip and its shape, such '
-        'as v4:4x4x4, v5e:16x16, v5p:4x4x8 or v6e:16x16.'
+        'as v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
     )
+  if name in MULTIPROCESSORS:
+    return _absent_gpus(topology, name, shape), CHIPS[name]
   if not importlib.util.find_spec('libtpu'):
     raise ValueError(
         f'--{topology=} needs the TPU compiler; install it in an environment '
@@ -91,6 +99,34 @@ def devices(topology: str):
         f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
     ) from error
   return found, CHIPS[name]
+
+
+def _absent_gpus(topology, name, shape):
+  if shape not in map(str, range(1, 9)):
+    raise ValueError(
+        f'--{topology=} is not known; give the GPUs of one machine, {name}:1 '
+        f'to {name}:8.'
+    )
+  if not importlib.util.find_spec('jax_cuda12_plugin'):
+    raise ValueError(
+        f'--{topology=} needs the compiler for GPUs; install it in an '
+        "environment of its own: python -m venv .venv-gpu && "
+        '.venv-gpu/bin/pip install -r requirements-gpu.txt'
+    )
+  return topologies.get_topology_desc(
+      platform='cuda', target_config=chips.gpu_target(name),
+      topology=f'1x1x{shape}',
+  ).devices
+
+
+def show_kernels(found, chip, count: int) -> None:
+  """Prints a table of the kernels that take longest by the roofline."""
+  print('    ms      GB  runs  kernel, writes, made from')
+  for one in kernels.totals(found, chip)[:count]:
+    print(
+        f'{one.seconds * 1e3:6.2f} {one.moved_bytes / 1e9:7.2f} {one.runs:5} '
+        f' {one.kind:9} {one.result[:60]:60} {one.source[-80:]}'
+    )
 
 
 def show(figures: dict, indent: str = '') -> None:
@@ -120,14 +156,17 @@ def main(argv):
     begin = time.perf_counter()
     program, model = compiled.compile_step(config, mesh)
     compile_s = time.perf_counter() - begin
+  text = program.as_text()
   if _PROGRAM.value:
-    pathlib.Path(_PROGRAM.value).write_text(program.as_text())
+    pathlib.Path(_PROGRAM.value).write_text(text)
   figures = {
       'topology': _TOPOLOGY.value,
       **compiled.figures(config, program, model, mesh, chip),
       'compile_s': compile_s,
   }
   show(figures)
+  if _KERNELS.value and found[0].platform == 'gpu' and chip:
+    show_kernels(kernels.parse(text), chip, _KERNELS.value)
   if _OUTPUT.value:
     pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
 
