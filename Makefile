@@ -3,6 +3,7 @@
 # make test-reliability   breaks whole runs on purpose
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
+# make test-gpu     compiles for GPUs, without one
 # make test-beam    prepares a set as an Apache Beam pipeline
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -13,7 +14,8 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo test test-reliability test-torch test-tpu test-beam lint clean
+.PHONY: install demo lint clean test test-reliability test-torch test-tpu \
+  test-gpu test-beam
 
 install: $(VENV)/installed
 
@@ -54,6 +56,15 @@ $(VENV)-tpu/installed: requirements-tpu.txt
 # The TPU compiler has an environment of its own: jax would look for a TPU.
 test-tpu: $(VENV)-tpu/installed
 	$(VENV)-tpu/bin/python -m pytest tests/test_compile_for.py
+
+$(VENV)-gpu/installed: requirements-gpu.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-gpu.txt
+	@touch $@
+
+test-gpu: $(VENV)-gpu/installed
+	$(VENV)-gpu/bin/python -m pytest tests/test_compile_for.py
 
 # Beam wants an older Pillow than the rest: two steps, the second one wins.
 $(VENV)-beam/installed: requirements.txt requirements-beam.txt

@@ -9,11 +9,12 @@ whether it fits, operations, what it sends to the others, and how long both
 take at the chip's published rates. These times are lower bounds: no step runs
 at the published rate, but what is sent may hide behind what is computed.
 
-TPUs need libtpu, in an environment of its own (requirements-tpu.txt). For GPUs,
---topology=h200:8 (or a100, h100; 1 to 8 of one machine) needs jax[cuda12], but
-no GPU; without one products are left to cuBLAS, since nothing can be tried out.
---topology=gpu compiles for the GPUs of this machine. Of a GPU's program it also
-says what its kernels move between memory and chip, with --kernels=30 which ones.
+TPUs need libtpu and NVIDIA's GPUs their part of jax, each in an environment of
+its own (requirements-tpu.txt, requirements-gpu.txt). --topology=h200:8 is 8 GPUs
+of one machine; also h100 and a100. Products are then left to cuBLAS: what else
+there is must be tried out on the GPU. --topology=gpu compiles for the GPUs of
+this machine. Of a GPU's program it also says what its kernels move between
+memory and chip, and with --kernels=30 which move most.
 """
 
 import importlib.util

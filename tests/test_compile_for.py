@@ -1,6 +1,7 @@
-"""The step compiles for TPUs that are not here; without libtpu, one line.
+"""The step compiles for chips that are not here; without a compiler, one line.
 
-Run by `make test-tpu` in an environment with requirements-tpu.txt alone.
+Run by `make test-tpu` and `make test-gpu` in environments with requirements-tpu
+or requirements-gpu alone.
 """
 
 import importlib.util
@@ -11,8 +12,10 @@ import sys
 
 import pytest
 
+from alpro_jax.benchmarks import hlo
 from tests import tiny_run
 
+CUDA = importlib.util.find_spec('jax_cuda12_plugin') is not None
 LIBTPU = importlib.util.find_spec('libtpu') is not None
 # The demo's model with as few layers as it can have: a minute to compile.
 SMALL = (
@@ -22,10 +25,10 @@ SMALL = (
 )
 
 
-def compile_for(topology, *options):
+def compile_for(topology, *options, config=SMALL):
   return subprocess.run(
       [sys.executable, 'launch/compile_for.py', f'--topology={topology}',
-       *SMALL, *options],
+       *config, *options],
       cwd=tiny_run.ROOT, capture_output=True, text=True,
       env={**os.environ, 'XLA_FLAGS': ''},
   )
@@ -65,3 +68,89 @@ def test_a_shape_that_does_not_exist_is_one_line():
   assert done.returncode == 2
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("error: --topology='v5e:3x5' is no shape of v5e")
+
+
+@pytest.mark.skipif(CUDA, reason='the compiler for GPUs is installed')
+def test_without_the_compiler_for_gpus_one_line_says_what_to_install():
+  done = compile_for('h200:1')
+  assert done.returncode == 2
+  assert '-r requirements-gpu.txt' in done.stderr.strip().splitlines()[-1]
+  assert 'Traceback' not in done.stderr
+
+
+def test_more_gpus_than_a_machine_has_are_one_line():
+  done = compile_for('h200:16')
+  assert done.returncode == 2
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: --topology='h200:16' is not known")
+  assert 'h200:1 to h200:8' in last
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA, reason='the compiler for GPUs is not installed')
+def test_the_step_compiles_for_eight_gpus(tmp_path):
+  output = tmp_path / 'figures.json'
+  done = compile_for('h200:8', f'--output={output}')
+  assert done.returncode == 0, done.stderr
+  figures = json.loads(output.read_text())
+  assert figures['chips'] == 8 and figures['memory']['fits'] is True
+  found = figures['communication']['collectives']
+  assert {'all-reduce', 'collective-permute'} <= set(found)
+  # What all-reduce takes in are the gradients of all parameters, about once.
+  assert found['all-reduce']['operand_bytes'] > 0
+
+
+@pytest.fixture(scope='module')
+def base_on_a_gpu(tmp_path_factory):
+  """The base model's widths, four blocks deep, on one H200."""
+  folder = tmp_path_factory.mktemp('base')
+  done = compile_for(
+      'h200:1', f'--output={folder}/figures.json', '--kernels=5',
+      f'--program={folder}/program.txt',
+      config=(
+          '--config=configs/pretrain.py', '--config.data.batch_size=64',
+          '--config.model.video.depth=4', '--config.model.text.depth=2',
+          '--config.model.text.fusion_layer=1',
+          '--config.model.text.vocab_size=512',
+      ),
+  )
+  assert done.returncode == 0, done.stderr
+  figures = json.loads((folder / 'figures.json').read_text())
+  module = hlo.parse((folder / 'program.txt').read_text())
+  return figures, module, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA, reason='the compiler for GPUs is not installed')
+def test_the_roofline_of_a_gpu(base_on_a_gpu):
+  figures, _, printed = base_on_a_gpu
+  computation, roofline = figures['computation'], figures['roofline']
+  # The products that are there are those of the formula.
+  assert roofline['product_tflop'] == pytest.approx(
+      computation['tflop'], rel=0.03
+  )
+  assert roofline['roofline_s'] > computation['compute_s'] > 0
+  assert printed.count('cublas') >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA, reason='the compiler for GPUs is not installed')
+def test_video_tokens_are_neither_turned_round_nor_added_up_again(
+    base_on_a_gpu
+):
+  """Two costs that the compiler brought in, see docs/performance.md."""
+  _, module, _ = base_on_a_gpu
+  rows, width = 64, 768
+  stream = rows * 4 * 196 * width * 2
+  for one in module.computations[module.entry]:
+    large = hlo.size_bytes(one.type) >= stream
+    for _, sizes in hlo.shapes(one.type):
+      # Tokens with the batch innermost must be transposed before each product.
+      assert not (large and sizes[-1:] == (rows,) and width in sizes), one
+    if one.opcode == 'fusion':
+      read = sum(
+          hlo.size_bytes(module.types[name]) >= stream
+          for name in one.operand_names
+      )
+      # 13 where the gradient of the residual stream was never stored.
+      assert read <= 6, one
