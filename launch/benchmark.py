@@ -2,6 +2,8 @@
 
   python launch/benchmark.py step --config=configs/pretrain.py \\
     --config.data.batch_size=64 --peak_tflops=790
+  python launch/benchmark.py sweep --config=configs/pretrain.py \\
+    --folder=runs/h200 --peak_tflops=790
   python launch/benchmark.py retrieval --texts=1000 --videos=1000 \\
     --config=configs/finetune_msrvtt_retrieval.py --rerank_k=128
   python launch/benchmark.py input --config=configs/pretrain.py \\
@@ -13,6 +15,10 @@
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            recomputation not counted) and its share of --peak_tflops, memory by
            the compiler's plan and, where the device tells, the highest in use.
+sweep      `step` for growing batches until one does not fit, then with other
+           attention, rematerialisation and scanned layers; a table of all. One
+           process each, figures and words in --folder, where a sweep that was
+           stopped, by --minutes for instance, goes on.
 retrieval  what scoring all pairs costs and what the --rerank_k nearest cost:
            FLOPs by formula, time from measured rates.
 input      clips/s and CPU time of each part of the input pipeline, with and
@@ -89,7 +95,15 @@ _RECORDS = flags.DEFINE_integer(
 _START_STEP = flags.DEFINE_integer(
     'start_step', 100_000, 'The late step.', lower_bound=0
 )
-_BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['2', '4'], 'To compare at.')
+_BATCH_SIZES = flags.DEFINE_list(
+    'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 16 to '
+    '320 in a sweep.'
+)
+_FOLDER = flags.DEFINE_string('folder', '', 'Where a sweep keeps its figures.')
+_MINUTES = flags.DEFINE_float(
+    'minutes', 0.0, 'After these a sweep begins no measurement; 0 is no end.',
+    lower_bound=0.0,
+)
 _ONLY = flags.DEFINE_enum(
     'only', None, ['torch', 'torch.compile'], 'Times this one alone.'
 )
@@ -103,6 +117,34 @@ def _step(config):
       config, steps=_STEPS.value, warmup=_WARMUP.value,
       peak_tflops=_PEAK.value,
   )
+
+
+def _batch_sizes(default):
+  try:
+    found = [int(x) for x in _BATCH_SIZES.value or default]
+  except ValueError:
+    found = []
+  if not found or sorted(set(found)) != found or found[0] < 1:
+    raise ValueError(
+        f'--batch_sizes={",".join(_BATCH_SIZES.value)} must be numbers from 1 '
+        'up, ascending, e.g. 16,32,64.'
+    )
+  return found
+
+
+def _sweep(config):
+  """Times the step in all its forms."""
+  del config  # Each process reads it for itself.
+  from alpro_jax.benchmarks import sweep
+
+  if not _FOLDER.value:
+    raise ValueError('--folder is needed, e.g. --folder=runs/h200.')
+  folder = pathlib.Path(_FOLDER.value)
+  given = [x for x in sys.argv[1:] if x != 'sweep']
+  print(sweep.run(
+      given, folder, _batch_sizes(sweep.BATCH_SIZES), _MINUTES.value
+  ))
+  return {'table': str(folder / 'table.md')}
 
 
 def _retrieval(config):
@@ -141,7 +183,7 @@ def _torch(config):
 
   given = [x for x in sys.argv[1:] if x != 'torch']
   return beside_torch.compare(
-      given, [int(x) for x in _BATCH_SIZES.value], _ROUNDS.value
+      given, _batch_sizes((2, 4)), _ROUNDS.value
   )
 
 
@@ -155,8 +197,8 @@ def _start(config):
 
 
 _WORDS = {
-    'step': _step, 'retrieval': _retrieval, 'input': _input,
-    'torch': _torch, 'start': _start,
+    'step': _step, 'sweep': _sweep, 'retrieval': _retrieval,
+    'input': _input, 'torch': _torch, 'start': _start,
 }
 
 

@@ -10,11 +10,11 @@ take at the chip's published rates. These times are lower bounds: no step runs
 at the published rate, but what is sent may hide behind what is computed.
 
 TPUs need libtpu and NVIDIA's GPUs their part of jax, each in an environment of
-its own (requirements-tpu.txt, requirements-gpu.txt). --topology=h200:8 is 8 GPUs
-of one machine; also h100 and a100. Products are then left to cuBLAS: what else
-there is must be tried out on the GPU. --topology=gpu compiles for the GPUs of
-this machine. Of a GPU's program it also says what its kernels move between
-memory and chip, and with --kernels=30 which move most.
+its own (requirements-tpu.txt, requirements-gpu.txt). --topology=h200:8 is eight
+GPUs of one machine; also h100 and a100. Products are then left to cuBLAS: what
+else there is must be tried out on the GPU. --topology=gpu compiles for the GPUs
+of this machine. Of a GPU's program it also says what its kernels move between
+memory and chip, and with --kernels=30 which take longest.
 """
 
 import importlib.util

@@ -1,0 +1,134 @@
+"""Measures the step in all its forms, each in a process of its own.
+
+First growing batches, until one does not fit, then attention, rematerialisation
+and scanned layers at the largest that did. What has its figures in the folder
+already is not measured again, so that a sweep that was stopped goes on.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+PROGRAM = pathlib.Path(__file__).parents[2] / 'launch/benchmark.py'
+BATCH_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320)
+# At the largest batch that fits.
+FORMS = {
+    'attention_xla': '--config.model.attention_impl=xla',
+    'attention_elementwise': '--config.model.attention_impl=elementwise',
+    'attention_cudnn': '--config.model.attention_impl=cudnn',
+    'remat_dots': '--config.model.remat=dots',
+    'remat_blocks': '--config.model.remat=blocks',
+    'scanned': '--config.model.scan_layers=True',
+}
+_COLUMNS = {
+    'batch': 'batch_size', 'clips/s': 'clips_per_s', 's/step': 'step_s',
+    'TFLOP/s': 'model_tflop_per_s', 'share of peak': 'share_of_peak',
+    'GiB in use': 'peak_in_use_gib', 'GiB planned': 'planned_temporary_gib',
+    'compiling s': 'compile_s',
+}
+
+
+def run(
+    arguments: list[str], folder: pathlib.Path,
+    batch_sizes: list[int], minutes: float = 0.0,
+) -> str:
+  """Measures what the folder lacks and returns a table in Markdown.
+
+  Writes NAME.json and NAME.log for each, what failed as NAME.log alone, and
+  table.md.
+
+  Args:
+    arguments: flags of launch/benchmark.py that all of them get.
+    folder: made if it is not there.
+    batch_sizes: in ascending order.
+    minutes: after which none is begun any more; 0 is without end.
+  Raises:
+    ValueError: if the smallest batch fails.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  begin, largest = time.monotonic(), None
+  count = len(batch_sizes) + len(FORMS)
+
+  def measure(place, name, *options):
+    """True, False if it failed, None if there was no time."""
+    output = folder / f'{name}.json'
+    gone = time.monotonic() - begin
+    if output.exists():
+      print(f'{place} of {count}: {name}: measured before', flush=True)
+      return True
+    if minutes and gone > 60 * minutes:
+      return None
+    print(f'{place} of {count}: {name}, after {gone:.0f} s', flush=True)
+    return _measure(output, [*arguments, *options])
+
+  def at(batch_size):
+    return f'--config.data.batch_size={batch_size}'
+
+  for i, batch_size in enumerate(batch_sizes, 1):
+    fits = measure(i, f'batch_{batch_size}', at(batch_size))
+    if fits is None:
+      break
+    if not fits:
+      if largest is None:
+        raise ValueError(f'batch {batch_size} failed; see {folder}/*.log.')
+      break
+    largest = batch_size
+  if largest is not None and fits is not None:
+    for i, (name, option) in enumerate(FORMS.items(), len(batch_sizes) + 1):
+      if measure(i, name, at(largest), option) is None:
+        fits = None
+        break
+  if fits is None:
+    print(f'{minutes:g} minutes are over; call this again for the rest.')
+  text = table(folder)
+  (folder / 'table.md').write_text(text)
+  return text
+
+
+def _measure(output, arguments):
+  log = output.with_suffix('.log')
+  # Or a quarter of a GPU's memory is never used.
+  environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.95', **os.environ}
+  with log.open('w') as file:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), 'step', *arguments,
+         f'--output={output}'],
+        stdout=file, stderr=subprocess.STDOUT, env=environment,
+    )
+  if done.returncode:
+    lines = [x for x in log.read_text().splitlines() if x.strip()] or ['']
+    said = next((x for x in lines if 'RESOURCE_EXHAUSTED' in x), lines[-1])
+    print(f'  failed: {said[:200]}', flush=True)
+    return False
+  figures = json.loads(output.read_text())
+  print(f'  {figures["clips_per_s"]:.4g} clips/s', flush=True)
+  return True
+
+
+def table(folder: pathlib.Path) -> str:
+  """Returns the figures of a folder, one row for each file, oldest first."""
+  found = sorted(folder.glob('*.json'), key=lambda path: path.stat().st_mtime)
+  rows = {path.stem: json.loads(path.read_text()) for path in found}
+  if not rows:
+    return 'Nothing was measured.\n'
+  one = next(iter(rows.values()))
+  lines = [
+      f'{one["devices"]} x {one["device"]}, jax {one["jax"]}, {one["dtype"]}, '
+      f'{one["model_tflop_per_clip"]:.4g} TFLOP for a clip.',
+      '',
+      '| | ' + ' | '.join(_COLUMNS) + ' |',
+      '|---' * (len(_COLUMNS) + 1) + '|',
+  ]
+  for name, figures in rows.items():
+    cells = [figures.get(column) for column in _COLUMNS.values()]
+    shown = ['' if x is None else f'{x:.4g}' for x in cells]
+    lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
+  failed = sorted(
+      path.stem for path in folder.glob('*.log') if path.stem not in rows
+  )
+  if failed:
+    lines += ['', f'Failed: {", ".join(failed)}.']
+  return '\n'.join(lines) + '\n'
