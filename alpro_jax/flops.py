@@ -9,14 +9,22 @@ and counts recomputation.
 from alpro_jax.models.alpro import AlproConfig
 
 
-def _layer(tokens: int, width: int, mlp: int) -> int:
-  """Query, key, value, output and the two MLP products of all tokens."""
-  return 2 * tokens * width * (4 * width + 2 * mlp)
+def _layer(
+    tokens: int, width: int, mlp: int, read: int | None = None
+) -> int:
+  """Keys and values of all tokens, and of those that are read query, output
+  and the two MLP products.
+  """
+  read = tokens if read is None else read
+  return 2 * width * (2 * tokens * width + read * (2 * width + 2 * mlp))
 
 
-def _attention(sequences: int, length: int, width: int) -> int:
+def _attention(
+    sequences: int, length: int, width: int, read: int | None = None
+) -> int:
   """Scores and weighted values."""
-  return 4 * sequences * length**2 * width
+  read = length if read is None else read
+  return 4 * sequences * read * length * width
 
 
 def video_forward(config: AlproConfig, frames: int, image_size: int) -> int:
@@ -45,13 +53,22 @@ def text_forward(config: AlproConfig, length: int) -> int:
   return text.fusion_layer * layer + 2 * text.width * config.embed_size
 
 
-def fusion_forward(config: AlproConfig, length: int, image_size: int) -> int:
-  """One pair of text and video tokens through the fusion encoder."""
+def fusion_forward(
+    config: AlproConfig, length: int, image_size: int, read: int | None = None
+) -> int:
+  """One pair of text and video tokens through the fusion encoder.
+
+  The last layer makes only the first `read` tokens; None is all.
+  """
   text = config.text
   tokens = length + 1 + (image_size // config.video.patch_size) ** 2
-  layer = _layer(tokens, text.width, text.mlp_size)
-  layer += _attention(1, tokens, text.width)
-  return (text.depth - text.fusion_layer) * layer
+
+  def layer(read=None):
+    return _layer(tokens, text.width, text.mlp_size, read) + _attention(
+        1, tokens, text.width, read
+    )
+
+  return (text.depth - text.fusion_layer - 1) * layer() + layer(read)
 
 
 def mlm_head_forward(config: AlproConfig, length: int) -> int:
@@ -65,7 +82,7 @@ def retrieval(
     image_size: int, length: int,
 ) -> int:
   """Evaluation: everything encoded once, and `pairs` read (SPEC 10)."""
-  fusion = fusion_forward(config, length, image_size)
+  fusion = fusion_forward(config, length, image_size, read=1)
   return (
       videos * video_forward(config, frames, image_size)
       + texts * text_forward(config, length)
@@ -83,18 +100,28 @@ def train_step(
     vtm: bool,
     mlm: bool,
     pem: bool,
+    as_original: bool = False,
 ) -> int:
   """Forward and backward of one pair, the teacher's forward pass included.
 
   Backward counts twice the forward. Work is counted once wherever it is
   merged or repeated, and recomputation for memory is not counted: this is
-  what the method needs, not what a program does.
+  what the method needs, not what a program does. The last layer of the fusion
+  encoder needs to make only the tokens that a loss reads; with `as_original`
+  it makes all, as the original does.
   """
-  pairs = (3 if vtm else 1 if pem or config.answers else 0)
-  pairs += 1 if mlm else 0
+  # How many tokens of each pair are read.
+  pairs = [None] if pem else [1] if vtm or config.answers else []
+  pairs += [1, 1] if vtm else []
+  pairs += [length] if mlm else []
   trained = video_forward(config, frames, image_size)
   trained += text_forward(config, length) * (2 if mlm else 1)
-  trained += pairs * fusion_forward(config, length, image_size)
+  trained += sum(
+      fusion_forward(
+          config, length, image_size, None if as_original else read
+      )
+      for read in pairs
+  )
   if mlm:
     trained += mlm_head_forward(config, length)
   d = config.text.width

@@ -293,6 +293,72 @@ def test_every_form_has_the_same_full_gradients(trained, form):
     assert error < 1e-5 * scale, f'{name}: {error / scale:.1e} relative'
 
 
+@pytest.mark.parametrize('form', [
+    {}, {'remat': 'blocks'}, {'scan_layers': True, 'remat': 'dots'},
+], ids=str)
+def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
+  """Three kinds of pairs side by side: values and all gradients are equal."""
+  config, params = divided
+  config = dataclasses.replace(
+      config, text=dataclasses.replace(config.text, depth=3), **form
+  )
+  # One layer more in the fusion encoder, so that there is one before the last.
+  params = make_params(config)
+  shape = (3 * B, 9, config.text.width)
+  video = jax.random.normal(jax.random.key(1), shape)
+  text = jax.random.normal(jax.random.key(2), (3 * B, L, config.text.width))
+  mask = jnp.arange(L) < jnp.array([[L], [3], [2]] * B)
+  read = (L + 9, 1, 4)
+
+  def whole(params, text, video):
+    fused = Alpro(config).bind({'params': params}).fuse(
+        text, mask, video, train=False
+    )
+    fused = fused.reshape(B, 3, L + 9, -1)
+    return tuple(fused[:, k, :n] for k, n in enumerate(read))
+
+  def in_part(params, text, video):
+    return Alpro(config).bind({'params': params}).fuse(
+        text, mask, video, train=False, read=read
+    )
+
+  def run(function):
+    out, pull = jax.vjp(function, params, text, video)
+    return out, pull(jax.tree.map(jnp.cos, out))
+
+  found, wanted = jax.jit(run, static_argnums=0)(in_part), run(whole)
+  for kind, n in zip(found[0], read, strict=True):
+    assert kind.shape == (B, n, config.text.width)
+  for path, want in jax.tree_util.tree_leaves_with_path(wanted):
+    ours = functools.reduce(
+        lambda tree, key: tree[getattr(key, 'key', getattr(key, 'idx', None))],
+        path, found,
+    )
+    np.testing.assert_allclose(
+        ours, want, rtol=1e-4, atol=2e-5 * max(1, np.abs(want).max())
+    )
+
+
+def test_dropout_of_a_kind_does_not_depend_on_what_is_read_of_others(divided):
+  config, params = divided
+  video, ids, mask = make_batch(config)
+  plain = Alpro(config).bind({'params': params})
+  tokens = plain.encode_video(video, train=False).tokens
+  text = plain.encode_text(ids, mask, train=False).tokens
+  twice = [jnp.repeat(x, 2, axis=0) for x in (text, mask, tokens)]
+
+  def fuse(read):
+    model = Alpro(config).bind(
+        {'params': params}, rngs={'dropout': jax.random.key(3)}
+    )
+    return model.fuse(*twice, train=True, read=read)
+
+  first, second = fuse((1, 2))
+  np.testing.assert_array_equal(first, fuse((1, 5))[0])
+  # The same pair a second time drops other things.
+  assert np.abs(first[:, 0] - second[:, 0]).max() > 1e-3
+
+
 @pytest.fixture(scope='module')
 def trained():
   """Gradients of the plain form, dropout and drop path on, and of others."""

@@ -114,7 +114,7 @@ def batch(config) -> VideoTextBatch:
   )
 
 
-def step_flops(config, model: Alpro) -> int:
+def step_flops(config, model: Alpro, *, as_original: bool = False) -> int:
   """Operations that a step needs, by formula; see flops.train_step."""
   return config.data.batch_size * flops.train_step(
       model.config,
@@ -124,6 +124,7 @@ def step_flops(config, model: Alpro) -> int:
       vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
       mlm=bool(config.loss.mlm) and config.task == 'pretrain',
       pem=bool(config.loss.pem) and config.task == 'pretrain',
+      as_original=as_original,
   )
 
 

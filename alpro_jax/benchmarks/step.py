@@ -49,6 +49,7 @@ def measure(
 
   b = config.data.batch_size
   flop = made_up.step_flops(config, task.model)
+  of_original = made_up.step_flops(config, task.model, as_original=True)
   used = jax.local_devices()[0].memory_stats() or {}
   figures = {
       'device': jax.devices()[0].device_kind,
@@ -63,6 +64,8 @@ def measure(
       'clips_per_s': b / step_s,
       'model_tflop_per_clip': flop / b / 1e12,
       'model_tflop_per_s': flop / step_s / 1e12,
+      # What the original would have to do for as many clips.
+      'original_tflop_per_clip': of_original / b / 1e12,
       'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
       'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
       'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
@@ -71,4 +74,7 @@ def measure(
   }
   if peak_tflops:
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
+    figures['share_of_peak_as_original'] = (
+        of_original / step_s / 1e12 / peak_tflops
+    )
   return figures

@@ -26,6 +26,7 @@ FORMS = {
 _COLUMNS = {
     'batch': 'batch_size', 'clips/s': 'clips_per_s', 's/step': 'step_s',
     'TFLOP/s': 'model_tflop_per_s', 'share of peak': 'share_of_peak',
+    'as the original counts': 'share_of_peak_as_original',
     'GiB in use': 'peak_in_use_gib', 'GiB planned': 'planned_temporary_gib',
     'compiling s': 'compile_s',
 }
@@ -117,7 +118,8 @@ def table(folder: pathlib.Path) -> str:
   one = next(iter(rows.values()))
   lines = [
       f'{one["devices"]} x {one["device"]}, jax {one["jax"]}, {one["dtype"]}, '
-      f'{one["model_tflop_per_clip"]:.4g} TFLOP for a clip.',
+      f'{one["model_tflop_per_clip"]:.4g} TFLOP for a clip, of which the '
+      f'original makes {one["original_tflop_per_clip"]:.4g}.',
       '',
       '| | ' + ' | '.join(_COLUMNS) + ' |',
       '|---' * (len(_COLUMNS) + 1) + '|',

@@ -260,7 +260,9 @@ def _compiled(model, mesh):
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def call(params, text_tokens, mask, video_tokens):
     bound = model.bind({'params': params})
-    fused = bound.fuse(text_tokens, mask, video_tokens, train=False)
-    return bound.answer_logits(fused[:, 0])
+    (pair,) = bound.fuse(
+        text_tokens, mask, video_tokens, train=False, read=(1,)
+    )
+    return bound.answer_logits(pair[:, 0])
 
   return call

@@ -122,8 +122,10 @@ def _compiled(model, mesh) -> _Calls:
   def pairs(params, text_tokens, mask, video_tokens):
     """f[Q, L, D], bool[Q, L], f[Q, S, D] -> Matching of float32[Q]."""
     bound = model.bind({'params': params})
-    fused = bound.fuse(text_tokens, mask, video_tokens, train=False)
-    logits = bound.match_logits(fused[:, 0])
+    (pair,) = bound.fuse(
+        text_tokens, mask, video_tokens, train=False, read=(1,)
+    )
+    logits = bound.match_logits(pair[:, 0])
     return Matching(logits[:, 1] - logits[:, 0], logits[:, 1])
 
   def block(params, text_tokens, mask, video_tokens):

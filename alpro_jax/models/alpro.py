@@ -224,7 +224,8 @@ class Alpro(nn.Module):
       video_tokens: jax.Array,
       *,
       train: bool,
-  ) -> jax.Array:
+      read: tuple[int, ...] = (),
+  ) -> jax.Array | tuple[jax.Array, ...]:
     """Lets text and video tokens attend to each other.
 
     Args:
@@ -232,14 +233,17 @@ class Alpro(nn.Module):
       text_mask: bool[B, L].
       video_tokens: f[B, S, D].
       train: whether dropout acts.
+      read: if not all tokens are: how many of the first ones, for each of the
+        kinds of pairs that lie side by side, B = (b kinds). The last layer then
+        makes no others, which saves a seventh of all for (1,).
     Returns:
       f[B, L + S, D]: text first, so token 0 stands for the pair and token L is
-      the video's class token.
+      the video's class token. With `read` a tuple of f[b, n, D].
     """
     tokens = jnp.concatenate([text_tokens, video_tokens], axis=1)
     always = jnp.ones(video_tokens.shape[:2], bool)
     mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
-    return self.fusion_encoder(tokens, mask, train=train)
+    return self.fusion_encoder(tokens, mask, train=train, read=read)
 
   def match_logits(self, pair: jax.Array) -> jax.Array:
     """f[B, D], token 0 of fused pairs -> float32[B, 2]; 1 is a match."""

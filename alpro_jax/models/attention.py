@@ -58,32 +58,36 @@ def attend(
   """Returns the values of each sequence, weighted by softmax(q k / sqrt(K)).
 
   Args:
-    query: f[..., L, A, K], at least one axis before L.
+    query: f[..., Q, A, K], at least one axis before Q.
     key: f[..., L, A, K].
     value: f[..., L, A, K].
     mask: bool[..., L], True on the tokens that may be attended to.
     kernel: 'xla' multiplies matrices; 'elementwise' does so but for short
       sequences, see `_attend_elementwise`; 'cudnn' keeps no scores of long
       sequences where type and shape allow it, and is 'elementwise' elsewhere.
+      Fewer queries than keys have few scores: 'xla', whatever is asked for.
     length: of the sequence without padding, which no token attends to; None
       is L.
     dropout: of the weights: shape -> which are kept, and the share that is. No
       kernel has it, so that scores are then formed.
   Returns:
-    f[..., L, A, K]. Scores and softmax are float32.
+    f[..., Q, A, K]. Scores and softmax are float32.
   """
-  size = query.shape[-3]
+  size = key.shape[-3]
   if length == size:
     length = None
+  if query.shape[-3] != size:
+    kernel = 'xla'
   if kernel == 'cudnn' and dropout is None and _fits_cudnn(query):
     if mask is not None or size > SHORT:
       return _attend_cudnn(query, key, value, mask, length)
   if length is not None:
     real = jnp.arange(size) < length
     mask = real if mask is None else mask & real
-    mask = jnp.broadcast_to(mask, query.shape[:-2])
+    mask = jnp.broadcast_to(mask, key.shape[:-2])
   if dropout is not None:
-    kept, share = dropout((*query.shape[:-3], query.shape[-2], size, size))
+    *lead, queries, heads, _ = query.shape
+    kept, share = dropout((*lead, heads, queries, size))
     return _attend_with_dropout(query, key, value, mask, kept, share)
   if kernel != 'xla' and mask is None and size <= SHORT:
     return _attend_elementwise(query, key, value)
@@ -151,7 +155,7 @@ def _fits_cudnn(query):
 
 @jax.custom_vjp
 def _attend_with_dropout(query, key, value, mask, kept, share):
-  """Attention whose weights f[..., A, L, L] are dropped where not `kept`.
+  """Attention whose weights f[..., A, Q, L] are dropped where not `kept`.
 
   The backward pass is written by hand for what it moves, since scores are the
   largest arrays of a layer: it reads the weights once, in the compute type, and

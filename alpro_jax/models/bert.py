@@ -1,7 +1,9 @@
 """BERT, cut in two: its first layers read text, its last ones fuse."""
 
 import dataclasses
+import itertools
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -106,24 +108,31 @@ class TextEmbedding(nn.Module):
 
 
 class BertLayer(nn.Module):
-  """A post-norm transformer layer."""
+  """A post-norm transformer layer.
+
+  Attributes:
+    config: sizes and initial values.
+    form: how it is computed.
+    read: makes these first tokens alone, of all keys and values; None is all.
+  """
 
   config: TextConfig
   form: layers.Form
+  read: int | None = None
 
   @nn.compact
   def __call__(
       self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None
   ) -> jax.Array:
-    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, L, D]."""
+    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, read, D]."""
     config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 3)
     y = layers.Attention(
         config.heads, self.form, init, config.dropout, name='attention'
-    )(x, mask, key=keys[0])
+    )(x, mask, key=keys[0], read=self.read)
     y = layers.dropout(y, config.dropout, keys[1])
-    x = layers.layer_norm(EPSILON, dtype, 'norm')(x + y)
+    x = layers.layer_norm(EPSILON, dtype, 'norm')(x[:, : self.read] + y)
     y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(x)
     y = layers.dropout(y, config.dropout, keys[2])
     return layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x + y)
@@ -139,18 +148,51 @@ class BertLayers(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, *, train: bool
-  ) -> jax.Array:
-    """f[B, L, D] with bool[B, L], True on real tokens -> f[B, L, D]."""
+      self, x: jax.Array, mask: jax.Array, *, train: bool,
+      read: tuple[int, ...] = (),
+  ) -> jax.Array | tuple[jax.Array, ...]:
+    """f[B, L, D] with bool[B, L], True on real tokens -> f[B, L, D].
+
+    With `read` the rows are len(read) kinds side by side, B = (b kinds), and
+    of each kind only so many first tokens are read: a tuple of f[b, n, D]. The
+    last layer then makes these alone, of the keys and values of all tokens.
+    """
     count = self.stop - self.start
     keys = None
     if train and self.config.dropout:
       keys = layers.split(self.make_rng('dropout'), count)
-    return stack.run_layers(
-        self, lambda name: BertLayer(self.config, self.form, name=name),
-        [f'layer{i}' for i in range(self.start, self.stop)], x, mask,
-        each={'key': keys}, form=self.form,
-    )
+    names = [f'layer{i}' for i in range(self.start, self.stop)]
+
+    def run(names, x, mask, keys):
+      return stack.run_layers(
+          self,
+          lambda name: BertLayer(self.config, self.form, name=name), names,
+          x, mask, each={'key': keys}, form=self.form,
+      )
+
+    if not read:
+      return run(names, x, mask, keys)
+    x = run(names[:-1], x, mask, None if keys is None else keys[:-1])
+    return self._last(names[-1], x, mask, keys, read)
+
+  def _last(self, name, x, mask, keys, read):
+    kinds, out = len(read), []
+    own = layers.split(None if keys is None else keys[-1], kinds)
+    x = einops.rearrange(x, '(b k) l d -> b k l d', k=kinds)
+    mask = einops.rearrange(mask, '(b k) l -> b k l', k=kinds)
+    # Kinds of which as many tokens are read go through the layer together.
+    for n, group in itertools.groupby(range(kinds), key=lambda k: read[k]):
+      group = list(group)
+      part = slice(group[0], group[-1] + 1)
+      y = stack.run_apart(
+          self, BertLayer(self.config, self.form, n, parent=None), name,
+          einops.rearrange(x[:, part], 'b k l d -> (b k) l d'),
+          einops.rearrange(mask[:, part], 'b k l -> (b k) l'),
+          key=own[group[0]], form=self.form,
+      )
+      y = einops.rearrange(y, '(b k) l d -> k b l d', k=len(group))
+      out += list(y)
+    return tuple(out)
 
 
 class MlmHead(nn.Module):

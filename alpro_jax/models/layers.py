@@ -216,6 +216,7 @@ class Attention(nn.Module):
       *,
       key: jax.Array | None = None,
       length: int | None = None,
+      read: int | None = None,
   ) -> jax.Array:
     """Attends.
 
@@ -225,8 +226,9 @@ class Attention(nn.Module):
       key: of dropout; None in evaluation.
       length: of the sequence if tokens were appended, `padded_length` of them,
         to spare a copy here; none attends to these. None is L.
+      read: the first tokens, if only these are wanted; None is `length`.
     Returns:
-      f[..., length, D].
+      f[..., read, D].
     """
     width = x.shape[-1]
     length = length or x.shape[-2]
@@ -240,7 +242,9 @@ class Attention(nn.Module):
       x = _pad(x, -2, size)
       mask = None if mask is None else _pad(mask, -1, size)
 
-    def project(name):
+    read = read or length
+
+    def project(name, x):
       y = dense(
           width, ('embed', 'heads'), name=name, dtype=self.form.dtype,
           kernel_init=self.kernel_init,
@@ -248,7 +252,8 @@ class Attention(nn.Module):
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
     out = attend(
-        project('query'), project('key'), project('value'), mask,
+        project('query', x if read == length else x[..., :read, :]),
+        project('key', x), project('value', x), mask,
         kernel=self.form.attention, length=length, dropout=drop,
     )
     out = einops.rearrange(out, '... l a k -> ... l (a k)')
@@ -256,7 +261,7 @@ class Attention(nn.Module):
         width, ('heads', 'embed'), name='out', dtype=self.form.dtype,
         kernel_init=self.kernel_init,
     )(out)
-    return out[..., :length, :]
+    return out[..., :read, :]
 
 
 def _pad(x, axis, size):

@@ -124,16 +124,20 @@ def encode_text(model: Alpro, ids, mask) -> dict[str, jax.Array]:
 
 def match(model: Alpro, text_tokens, text_mask, video_tokens):
   """f[B, L, D], bool[B, L], f[B, S, D] -> probability, margin float32[B]."""
-  fused = model.fuse(text_tokens, text_mask, video_tokens, train=False)
-  logits = model.match_logits(fused[:, 0])
+  (pair,) = model.fuse(
+      text_tokens, text_mask, video_tokens, train=False, read=(1,)
+  )
+  logits = model.match_logits(pair[:, 0])
   return {'probability': jax.nn.softmax(logits)[:, 1],
           'margin': logits[:, 1] - logits[:, 0]}
 
 
 def answer(model: Alpro, text_tokens, text_mask, video_tokens):
   """f[B, L, D], bool[B, L], f[B, S, D] -> logits float32[B, answers]."""
-  fused = model.fuse(text_tokens, text_mask, video_tokens, train=False)
-  return {'logits': model.answer_logits(fused[:, 0])}
+  (pair,) = model.fuse(
+      text_tokens, text_mask, video_tokens, train=False, read=(1,)
+  )
+  return {'logits': model.answer_logits(pair[:, 0])}
 
 
 # The modules of the model that each one reads. The temperature is touched by

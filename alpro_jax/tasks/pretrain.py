@@ -233,29 +233,33 @@ class Pretrain:
     parts['temperature'] = model.temperature()
 
     # Kinds of pairs for the fusion encoder: texts, masks, videos, stacked
-    # behind the batch axis so that the batch stays where it is.
-    pairs = []
+    # behind the batch axis so that the batch stays where it is. Beside each,
+    # how many of its first tokens are read: PEM's are the last ones.
+    pairs, read = [], []
     matched = (clean.tokens, batch.text_mask, video.tokens)
+    length = batch.text_ids.shape[1]
     if options.vtm or options.pem:
       pairs.append(matched)
+      read.append(length + video.tokens.shape[1] if options.pem else 1)
     if options.vtm:
       mismatched, found = self._mismatch(
           matched, features, parts['temperature'], batch, keys, step
       )
       pairs += mismatched
+      read += [1, 1]
     if options.mlm:
       pairs.append((masked, batch.text_mask, video.tokens))
+      read.append(length)
     if not pairs:
       return total, parts
     fused = model.fuse(
         *(self._stack(kinds) for kinds in zip(*pairs, strict=True)),
-        train=train,
+        train=train, read=tuple(read),
     )
-    fused = self._unstack(fused, len(pairs))
-    length = batch.text_ids.shape[1]
 
     if options.vtm:
-      logits = model.match_logits(fused[:, :3, 0])
+      pair = jnp.stack([kind[:, 0] for kind in fused[:3]], axis=1)
+      logits = model.match_logits(pair)
       is_match = jnp.array([1, 0, 0])
       is_match = jnp.broadcast_to(is_match, found.shape)
       vtm = losses.mean(*losses.vtm(logits, is_match, found))
@@ -264,7 +268,7 @@ class Pretrain:
       parts |= {'loss/vtm': vtm, 'accuracy/vtm': _share(right, found)}
 
     if options.mlm:
-      logits = model.mlm_logits(fused[:, -1, :length])
+      logits = model.mlm_logits(fused[-1])
       mlm = losses.mean(*losses.mlm(logits, labels))
       right = jnp.argmax(logits, axis=-1) == labels
       total += options.mlm * mlm
@@ -276,7 +280,7 @@ class Pretrain:
     if options.pem:
       region, target, keep = self._pseudo_labels(frozen, batch, keys['region'])
       # The patches of the matched pair, without the two class tokens.
-      patches = fused[:, 0, length + 1 :].astype(jnp.float32)
+      patches = fused[0][:, length + 1 :].astype(jnp.float32)
       weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
       pooled = jnp.einsum('bnd,bn->bd', patches, weight)
       logits = model.entity_logits(pooled)
