@@ -15,6 +15,8 @@
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            recomputation not counted) and its share of --peak_tflops, memory by
            the compiler's plan and, where the device tells, the highest in use.
+           With --profile=FOLDER three more steps are traced: kernels.md says
+           which kernels take the time and at what rates.
 sweep      `step` for growing batches until one does not fit, then with other
            attention, rematerialisation and scanned layers; a table of all. One
            process each, figures and words in --folder, where a sweep that was
@@ -62,6 +64,10 @@ _PEAK = flags.DEFINE_float(
     'peak_tflops', 0.0,
     'Peak of all devices together in TFLOP/s; 0 leaves the share out.',
     lower_bound=0.0,
+)
+_PROFILE = flags.DEFINE_string(
+    'profile', '', 'A folder for a trace of three more steps and a table of '
+    'their kernels.'
 )
 _TEXTS = flags.DEFINE_integer('texts', 1000, 'Distinct texts.', lower_bound=2)
 _VIDEOS = flags.DEFINE_integer('videos', 1000, 'Videos.', lower_bound=2)
@@ -116,6 +122,7 @@ def _step(config):
   return step.measure(
       config, steps=_STEPS.value, warmup=_WARMUP.value,
       peak_tflops=_PEAK.value,
+      trace=pathlib.Path(_PROFILE.value) if _PROFILE.value else None,
   )
 
 

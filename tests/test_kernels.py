@@ -97,9 +97,9 @@ def test_products_of_the_libraries(found):
 
 def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
   chip = CHIPS['h200']
-  moving = kernels.Kernel('loop', '', '', 4800, 0, times=3)
+  moving = kernels.Kernel('a', 'loop', '', '', 4800, 0, times=3)
   assert moving.seconds(chip) == pytest.approx(3e-9)
-  product = kernels.Kernel('cublas', '', '', 4800, 989 * 10**6, times=1)
+  product = kernels.Kernel('b', 'cublas', '', '', 4800, 989 * 10**6, times=1)
   assert product.seconds(chip) == pytest.approx(1e-6)
 
 

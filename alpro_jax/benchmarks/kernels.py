@@ -32,6 +32,7 @@ class Kernel:
   """One instruction that runs on the device.
 
   Attributes:
+    name: of the instruction.
     kind: 'cublas', 'cudnn', 'triton', 'loop', 'reduce', 'transpose' or the
       opcode.
     result: shapes of what it writes, e.g. 'bf16[64,785,768]'.
@@ -41,12 +42,19 @@ class Kernel:
     times: how often it runs in one run of the program.
   """
 
+  name: str
   kind: str
   result: str
   source: str
   moved_bytes: int
   flops: int
   times: int
+
+  @property
+  def alike(self) -> tuple[str, str, str]:
+    """Kind, source with * for the number of a layer or block, and result."""
+    source = re.sub(r'\b(layer|block)\d+\b', r'\1*', self.source)
+    return self.kind, source, self.result
 
   def seconds(self, chip: Chip) -> float:
     """The least that all its runs take, at the chip's published rates."""
@@ -88,9 +96,9 @@ class Total:
   """Kernels that are alike, those of all layers of a stack for instance.
 
   Attributes:
-    kind: see Kernel.
-    source: with * for the number of a layer or block.
-    result: see Kernel.
+    kind: see Kernel.alike, and so on.
+    source: of the first operation.
+    result: what each writes.
     runs: of these kernels in one run of the program.
     moved_bytes: in all runs.
     seconds: at least, of all runs.
@@ -108,8 +116,7 @@ def totals(found: Iterable[Kernel], chip: Chip) -> list[Total]:
   """Returns the sums over kernels that are alike, the longest first."""
   groups = collections.defaultdict(list)
   for one in found:
-    source = re.sub(r'\b(layer|block)\d+\b', r'\1*', one.source)
-    groups[one.kind, source, one.result].append(one)
+    groups[one.alike].append(one)
   return sorted(
       (
           Total(
@@ -147,6 +154,7 @@ def _kernel(one, module, times):
       )
       written = hlo.size_bytes(result)
   return Kernel(
+      name=one.name,
       kind=kind,
       result=re.sub(r'\{[^}]*\}|/\*.*?\*/', '', result).strip('()'),
       source=one.source,

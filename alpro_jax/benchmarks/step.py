@@ -1,17 +1,19 @@
 """Times the training step of a config on made-up data."""
 
+import pathlib
 import time
 
 import jax
 
 from alpro_jax import sharding
-from alpro_jax.benchmarks import made_up
+from alpro_jax.benchmarks import kernels, made_up, profile
 from alpro_jax.train import state
 from alpro_jax.train.progress import peak_memory_gib
 
 
 def measure(
-    config, *, steps: int, warmup: int, peak_tflops: float
+    config, *, steps: int, warmup: int, peak_tflops: float,
+    trace: pathlib.Path | None = None,
 ) -> dict[str, str | int | float | None]:
   """Compiles and times the step; returns the figures by name.
 
@@ -20,6 +22,7 @@ def measure(
     steps: that are timed.
     warmup: steps before the clock starts.
     peak_tflops: of all devices together; 0 leaves the share of it out.
+    trace: a folder for a profile of three more steps, see profile.py.
   """
   mesh = sharding.mesh_from_config(config.mesh)
   program = made_up.program(config, mesh)
@@ -46,6 +49,19 @@ def measure(
   jax.block_until_ready(metrics)
   step_s = (time.perf_counter() - begin) / steps
   cpu_s = (time.process_time() - cpu_begin) / steps
+  loss = float(metrics['loss'])
+  if trace is not None:
+
+    def run():
+      nonlocal train_state
+      train_state, metrics = compiled(train_state, frozen, batch)
+      return metrics
+
+    on_gpu = jax.devices()[0].platform == 'gpu'
+    found = kernels.parse(compiled.as_text()) if on_gpu else []
+    (trace / 'kernels.md').write_text(
+        profile.measure(run, found, trace, steps=3)
+    )
 
   b = config.data.batch_size
   flop = made_up.step_flops(config, task.model)
@@ -57,7 +73,7 @@ def measure(
       'jax': jax.__version__,
       'dtype': config.model.dtype,
       'batch_size': b,
-      'loss': float(metrics['loss']),
+      'loss': loss,
       'compile_s': compile_s,
       'step_s': step_s,
       'cpu_s': cpu_s,

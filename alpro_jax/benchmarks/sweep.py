@@ -1,8 +1,9 @@
 """Measures the step in all its forms, each in a process of its own.
 
 First growing batches, until one does not fit, then attention, rematerialisation
-and scanned layers at the largest that did. What has its figures in the folder
-already is not measured again, so that a sweep that was stopped goes on.
+and scanned layers at the largest that did, and a profile of it. What has its
+figures in the folder already is not measured again, so that a sweep that was
+stopped goes on.
 """
 
 import json
@@ -38,8 +39,8 @@ def run(
 ) -> str:
   """Measures what the folder lacks and returns a table in Markdown.
 
-  Writes NAME.json and NAME.log for each, what failed as NAME.log alone, and
-  table.md.
+  Writes NAME.json and NAME.log for each, what failed as NAME.log alone,
+  table.md, and profile/kernels.md.
 
   Args:
     arguments: flags of launch/benchmark.py that all of them get.
@@ -51,7 +52,8 @@ def run(
   """
   folder.mkdir(parents=True, exist_ok=True)
   begin, largest = time.monotonic(), None
-  count = len(batch_sizes) + len(FORMS)
+  forms = {**FORMS, 'profile': f'--profile={folder / "profile"}'}
+  count = len(batch_sizes) + len(forms)
 
   def measure(place, name, *options):
     """True, False if it failed, None if there was no time."""
@@ -78,7 +80,7 @@ def run(
       break
     largest = batch_size
   if largest is not None and fits is not None:
-    for i, (name, option) in enumerate(FORMS.items(), len(batch_sizes) + 1):
+    for i, (name, option) in enumerate(forms.items(), len(batch_sizes) + 1):
       if measure(i, name, at(largest), option) is None:
         fits = None
         break
@@ -93,6 +95,10 @@ def _measure(output, arguments):
   log = output.with_suffix('.log')
   # Or a quarter of a GPU's memory is never used.
   environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.95', **os.environ}
+  if output.stem == 'profile':
+    # In CUDA's graphs kernels have no names.
+    given = environment.get('XLA_FLAGS', '')
+    environment['XLA_FLAGS'] = f'{given} --xla_gpu_enable_command_buffer='
   with log.open('w') as file:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), 'step', *arguments,
