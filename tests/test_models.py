@@ -339,26 +339,6 @@ def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
     )
 
 
-def test_dropout_of_a_kind_does_not_depend_on_what_is_read_of_others(divided):
-  config, params = divided
-  video, ids, mask = make_batch(config)
-  plain = Alpro(config).bind({'params': params})
-  tokens = plain.encode_video(video, train=False).tokens
-  text = plain.encode_text(ids, mask, train=False).tokens
-  twice = [jnp.repeat(x, 2, axis=0) for x in (text, mask, tokens)]
-
-  def fuse(read):
-    model = Alpro(config).bind(
-        {'params': params}, rngs={'dropout': jax.random.key(3)}
-    )
-    return model.fuse(*twice, train=True, read=read)
-
-  first, second = fuse((1, 2))
-  np.testing.assert_array_equal(first, fuse((1, 5))[0])
-  # The same pair a second time drops other things.
-  assert np.abs(first[:, 0] - second[:, 0]).max() > 1e-3
-
-
 @pytest.fixture(scope='module')
 def trained():
   """Gradients of the plain form, dropout and drop path on, and of others."""

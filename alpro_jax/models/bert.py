@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -113,26 +112,32 @@ class BertLayer(nn.Module):
   Attributes:
     config: sizes and initial values.
     form: how it is computed.
-    read: makes these first tokens alone, of all keys and values; None is all.
+    read: see layers.Attention.
   """
 
   config: TextConfig
   form: layers.Form
-  read: int | None = None
+  read: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(
       self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None
   ) -> jax.Array:
-    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, read, D]."""
+    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, L, D].
+
+    With `read`, of len(read) kinds side by side: f[b, sum(read), D].
+    """
     config, dtype = self.config, self.form.dtype
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 3)
     y = layers.Attention(
-        config.heads, self.form, init, config.dropout, name='attention'
-    )(x, mask, key=keys[0], read=self.read)
+        config.heads, self.form, init, config.dropout, read=self.read,
+        name='attention',
+    )(x, mask, key=keys[0])
     y = layers.dropout(y, config.dropout, keys[1])
-    x = layers.layer_norm(EPSILON, dtype, 'norm')(x[:, : self.read] + y)
+    if self.read:
+      x = layers.first_tokens(x, self.read)
+    x = layers.layer_norm(EPSILON, dtype, 'norm')(x + y)
     y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(x)
     y = layers.dropout(y, config.dropout, keys[2])
     return layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x + y)
@@ -163,36 +168,20 @@ class BertLayers(nn.Module):
       keys = layers.split(self.make_rng('dropout'), count)
     names = [f'layer{i}' for i in range(self.start, self.stop)]
 
-    def run(names, x, mask, keys):
+    def run(names, x, keys, form, read=()):
       return stack.run_layers(
-          self,
-          lambda name: BertLayer(self.config, self.form, name=name), names,
-          x, mask, each={'key': keys}, form=self.form,
+          self, lambda name: BertLayer(self.config, form, read, name=name),
+          names, x, mask, each={'key': keys}, form=form,
       )
 
     if not read:
-      return run(names, x, mask, keys)
-    x = run(names[:-1], x, mask, None if keys is None else keys[:-1])
-    return self._last(names[-1], x, mask, keys, read)
-
-  def _last(self, name, x, mask, keys, read):
-    kinds, out = len(read), []
-    own = layers.split(None if keys is None else keys[-1], kinds)
-    x = einops.rearrange(x, '(b k) l d -> b k l d', k=kinds)
-    mask = einops.rearrange(mask, '(b k) l -> b k l', k=kinds)
-    # Kinds of which as many tokens are read go through the layer together.
-    for n, group in itertools.groupby(range(kinds), key=lambda k: read[k]):
-      group = list(group)
-      part = slice(group[0], group[-1] + 1)
-      y = stack.run_apart(
-          self, BertLayer(self.config, self.form, n, parent=None), name,
-          einops.rearrange(x[:, part], 'b k l d -> (b k) l d'),
-          einops.rearrange(mask[:, part], 'b k l -> (b k) l'),
-          key=own[group[0]], form=self.form,
-      )
-      y = einops.rearrange(y, '(b k) l d -> k b l d', k=len(group))
-      out += list(y)
-    return tuple(out)
+      return run(names, x, keys, self.form)
+    before, last = (None, None) if keys is None else (keys[:-1], keys[-1:])
+    x = run(names[:-1], x, before, self.form)
+    # It makes fewer tokens than it reads, which no loop over layers can.
+    unrolled = dataclasses.replace(self.form, scan=False)
+    x = run(names[-1:], x, last, unrolled, tuple(read))
+    return tuple(jnp.split(x, list(itertools.accumulate(read[:-1])), axis=1))
 
 
 class MlmHead(nn.Module):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import einops
 import jax
@@ -201,12 +202,15 @@ class Attention(nn.Module):
     form: how it is computed.
     kernel_init: for all four matrices.
     dropout: on the attention probabilities, when training.
+    read: if not all tokens are wanted: of rows that are len(read) kinds side by
+      side, how many first tokens of each. They attend to all tokens of theirs.
   """
 
   heads: int
   form: Form
   kernel_init: Initializer
   dropout: float = 0.0
+  read: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(
@@ -216,33 +220,29 @@ class Attention(nn.Module):
       *,
       key: jax.Array | None = None,
       length: int | None = None,
-      read: int | None = None,
   ) -> jax.Array:
     """Attends.
 
     Args:
-      x: f[..., L, D].
+      x: f[..., L, D]; with `read` f[B, L, D], B = (b kinds).
       mask: bool[..., L], True on the tokens that may be attended to.
       key: of dropout; None in evaluation.
       length: of the sequence if tokens were appended, `padded_length` of them,
         to spare a copy here; none attends to these. None is L.
-      read: the first tokens, if only these are wanted; None is `length`.
     Returns:
-      f[..., read, D].
+      f[..., length, D]; with `read` f[b, sum(read), D], one kind after another.
     """
     width = x.shape[-1]
     length = length or x.shape[-2]
     if width % self.heads:
       raise ValueError(f'{self.heads=} must divide {width=}.')
-    drop = None
-    if key is not None and self.dropout:
-      drop = functools.partial(_draw_kept, key, self.dropout)
-    size = padded_length(length, self.form.attention, dropout=bool(drop))
+    dropped = key is not None and bool(self.dropout)
+    size = padded_length(length, self.form.attention, dropout=dropped)
     if size > x.shape[-2]:
       x = _pad(x, -2, size)
       mask = None if mask is None else _pad(mask, -1, size)
-
-    read = read or length
+    # All tokens of a kind are made with their padding, as keys and values are.
+    made = [size if n == length else n for n in self.read]
 
     def project(name, x):
       y = dense(
@@ -251,17 +251,61 @@ class Attention(nn.Module):
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    out = attend(
-        project('query', x if read == length else x[..., :read, :]),
-        project('key', x), project('value', x), mask,
-        kernel=self.form.attention, length=length, dropout=drop,
-    )
+    def run(query, key_, value, mask, key):
+      drop = functools.partial(_draw_kept, key, self.dropout)
+      return attend(
+          query, key_, value, mask, kernel=self.form.attention,
+          length=length, dropout=drop if dropped else None,
+      )
+
+    query = project('query', first_tokens(x, made) if made else x)
+    keys, values = project('key', x), project('value', x)
+    if not made:
+      out = run(query, keys, values, mask, key)
+    else:
+      # Each matrix is used once, so that its gradient is reduced once.
+      queries = jnp.split(query, _ends(made), axis=1)
+      own = [_kinds(array, len(made)) for array in (keys, values, mask)]
+      out = jnp.concatenate([
+          run(*part, key) for *part, key in zip(
+              queries, *own, split(key, len(made)), strict=True
+          )
+      ], axis=1)
     out = einops.rearrange(out, '... l a k -> ... l (a k)')
     out = dense(
         width, ('heads', 'embed'), name='out', dtype=self.form.dtype,
         kernel_init=self.kernel_init,
     )(out)
-    return out[..., :read, :]
+    if not made:
+      return out[..., :length, :]
+    parts = jnp.split(out, _ends(made), axis=1)
+    return jnp.concatenate(
+        [part[:, :n] for part, n in zip(parts, self.read, strict=True)], axis=1
+    )
+
+
+def first_tokens(x: jax.Array, read: Sequence[int]) -> jax.Array:
+  """The first read[k] tokens of kind k, of kinds that lie side by side.
+
+  f[(b k), L, D] -> f[b, sum(read), D], one kind after another.
+  """
+  kinds = _kinds(x, len(read))
+  return jnp.concatenate(
+      [kind[:, :n] for kind, n in zip(kinds, read, strict=True)], axis=1
+  )
+
+
+def _kinds(x, count):
+  """f[(b k), ...] -> k times f[b, ...]; None -> k times None."""
+  if x is None:
+    return [None] * count
+  x = einops.rearrange(x, '(b k) ... -> b k ...', k=count)
+  return [x[:, k] for k in range(count)]
+
+
+def _ends(sizes):
+  """Where to cut an axis that sizes follow each other along."""
+  return list(itertools.accumulate(sizes[:-1]))
 
 
 def _pad(x, axis, size):

@@ -69,30 +69,3 @@ def run_layers(
     own = {k: None if v is None else v[i] for k, v in each.items()}
     x = run(make(name), x, shared, own)
   return x
-
-
-def run_apart(
-    parent: nn.Module, layer: nn.Module, name: str, x: jax.Array, *shared: Any,
-    form: Form, **own: Any,
-) -> jax.Array:
-  """Sends x through a layer that has the parameters of a child of `parent`.
-
-  So that the child may be called more than once, in other forms of itself.
-
-  Args:
-    parent: the module whose child it is, within its call.
-    layer: that has no parent.
-    name: of the child.
-    x: what it reads.
-    *shared: further arguments.
-    form: says what to keep.
-    **own: further arguments by name.
-  """
-
-  def run(params, x, shared, own):
-    return layer.apply({'params': params}, x, *shared, **own)
-
-  policy = REMAT[form.remat]
-  if policy is not None:
-    run = jax.checkpoint(run, policy=policy)
-  return run(parent.variables['params'][name], x, shared, own)
