@@ -73,7 +73,7 @@ def test_layer_norm_is_that_of_flax(shape, dtype, tolerance):
         lambda params, x: module.apply({'params': params}, x)
     )(params, x)
 
-  ours = layers.layer_norm(1e-6, jnp.dtype(dtype))
+  ours = layers.LayerNorm(1e-6, jnp.dtype(dtype))
   theirs = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
   close(run(ours), run(theirs), tolerance)
   names = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))

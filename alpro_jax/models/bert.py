@@ -65,7 +65,7 @@ class TextEmbedding(nn.Module):
     self.copies = self.words[None]
     if self.form.mesh is not None:
       self.copies = sharding.copy_per_shard(self.words, self.form.mesh)
-    self.norm = layers.layer_norm(EPSILON, self.form.dtype)
+    self.norm = layers.LayerNorm(EPSILON, self.form.dtype)
 
   def __call__(self, ids: jax.Array, *, train: bool) -> jax.Array:
     """int32[B, L] -> f[B, L, D]."""
@@ -137,10 +137,10 @@ class BertLayer(nn.Module):
     y = layers.dropout(y, config.dropout, keys[1])
     if self.read:
       x = layers.first_tokens(x, self.read)
-    x = layers.layer_norm(EPSILON, dtype, 'norm')(x + y)
+    x = layers.LayerNorm(EPSILON, dtype, name='norm')(x + y)
     y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(x)
     y = layers.dropout(y, config.dropout, keys[2])
-    return layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x + y)
+    return layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x + y)
 
 
 class BertLayers(nn.Module):
@@ -198,7 +198,7 @@ class MlmHead(nn.Module):
         config.width, ('embed', 'embed_out'), name='transform',
         dtype=self.dtype, kernel_init=nn.initializers.normal(config.matrix_std),
     )(x)
-    x = jax.nn.gelu(x, approximate=False)
-    x = layers.layer_norm(EPSILON, self.dtype, 'norm')(x)
+    x = layers.gelu(x)
+    x = layers.LayerNorm(EPSILON, self.dtype, name='norm')(x)
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
     return x, self.param('bias', init, (config.vocab_size,))

@@ -34,6 +34,9 @@ LOGICAL_AXES = (
 class Form:
   """How layers are computed, which changes no number but by rounding.
 
+  One exception: where 'cudnn' pads a sequence, dropout of the attention weights
+  draws for the padding too, and so other draws.
+
   Attributes:
     dtype: compute type; parameters, scores, softmax and norms are float32.
     attention: one of attention.KERNELS but 'auto'.
@@ -137,12 +140,6 @@ def _norm_backward(epsilon, dtype, residuals, of_out):
 
 
 _layer_norm.defvjp(_norm_forward, _norm_backward)
-
-
-def layer_norm(
-    epsilon: float, dtype: jnp.dtype, name: str | None = None
-) -> LayerNorm:
-  return LayerNorm(epsilon, dtype, name=name)
 
 
 def dropout(
@@ -333,7 +330,9 @@ def _gelu_backward(x, of_out):
   return ((slope * of_out.astype(jnp.float32)).astype(x.dtype),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+gelu.defvjp(
+    lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward
+)
 
 
 class Mlp(nn.Module):

@@ -159,10 +159,10 @@ class Block(nn.Module):
     keys = layers.split(key, 4)
     drop = functools.partial(_drop, config, drop_path)
 
-    y = layers.layer_norm(EPSILON, dtype, 'norm')(x)
+    y = layers.LayerNorm(EPSILON, dtype, name='norm')(x)
     y = layers.Attention(config.heads, self.form, init, name='attention')(y)
     x = x + drop(y, *keys[:2])
-    y = layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x)
+    y = layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x)
     y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
     return x + drop(y, *keys[2:])
 
@@ -197,7 +197,7 @@ class DividedBlock(nn.Module):
     places = einops.rearrange(
         patches, 'b (t n) d -> b n t d', t=self.frames
     )
-    y = layers.layer_norm(EPSILON, dtype, 'temporal_norm')(places)
+    y = layers.LayerNorm(EPSILON, dtype, name='temporal_norm')(places)
     y = layers.Attention(
         config.heads, self.form, init, name='temporal_attention'
     )(y)
@@ -212,7 +212,7 @@ class DividedBlock(nn.Module):
     size = padded_length(1 + n, self.form.attention, dropout=False)
     padding = jnp.zeros((b, t, size - n - 1, d), frames.dtype)
     y = jnp.concatenate([copies, frames, padding], axis=2)
-    y = layers.layer_norm(EPSILON, dtype, 'norm')(y)
+    y = layers.LayerNorm(EPSILON, dtype, name='norm')(y)
     y = layers.Attention(config.heads, self.form, init, name='attention')(
         y, length=1 + n
     )
@@ -223,7 +223,7 @@ class DividedBlock(nn.Module):
         [class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1
     )
 
-    y = layers.layer_norm(EPSILON, dtype, 'mlp_norm')(x)
+    y = layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x)
     y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
     return x + drop(y, *keys[4:])
 
@@ -297,7 +297,7 @@ class VideoEncoder(nn.Module):
             'drop_path': drop_path_rates(config),
         },
     )
-    x = layers.layer_norm(EPSILON, dtype, 'norm')(x)
+    x = layers.LayerNorm(EPSILON, dtype, name='norm')(x)
     if config.attention == 'space_only':
       return jnp.mean(x, axis=1)
     patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
