@@ -108,7 +108,10 @@ def _absent_gpus(topology, name, shape):
         f'--{topology=} is not known; give the GPUs of one machine, {name}:1 '
         f'to {name}:8.'
     )
-  if not importlib.util.find_spec('jax_cuda12_plugin'):
+  # Of CUDA 12 or 13, whichever is there.
+  if not any(
+      importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
+  ):
     raise ValueError(
         f'--{topology=} needs the compiler for GPUs; install it in an '
         "environment of its own: python -m venv .venv-gpu && "

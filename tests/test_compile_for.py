@@ -15,7 +15,9 @@ import pytest
 from alpro_jax.benchmarks import hlo
 from tests import tiny_run
 
-CUDA = importlib.util.find_spec('jax_cuda12_plugin') is not None
+CUDA = any(
+    importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
+)
 LIBTPU = importlib.util.find_spec('libtpu') is not None
 # The demo's model with as few layers as it can have: a minute to compile.
 SMALL = (
