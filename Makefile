@@ -47,24 +47,17 @@ test-torch: $(VENV)/installed-torch
 	$(RUN) -c 'import torch, transformers'  # Without them tests are skipped.
 	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py
 
-$(VENV)-tpu/installed: requirements-tpu.txt
-	$(PYTHON) -m venv $(VENV)-tpu
-	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -r requirements-tpu.txt
+# The compilers have environments of their own: with that for TPUs installed jax
+# would look for one.
+$(VENV)-tpu/installed $(VENV)-gpu/installed: $(VENV)-%/installed: \
+    requirements-%.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r $<
 	@touch $@
 
-# The TPU compiler has an environment of its own: jax would look for a TPU.
-test-tpu: $(VENV)-tpu/installed
-	$(VENV)-tpu/bin/python -m pytest tests/test_compile_for.py
-
-$(VENV)-gpu/installed: requirements-gpu.txt
-	$(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -r requirements-gpu.txt
-	@touch $@
-
-test-gpu: $(VENV)-gpu/installed
-	$(VENV)-gpu/bin/python -m pytest tests/test_compile_for.py
+test-tpu test-gpu: test-%: $(VENV)-%/installed
+	$(VENV)-$*/bin/python -m pytest tests/test_compile_for.py
 
 # Beam wants an older Pillow than the rest: two steps, the second one wins.
 $(VENV)-beam/installed: requirements.txt requirements-beam.txt

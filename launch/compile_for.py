@@ -83,11 +83,7 @@ def devices(topology: str):
   if name in MULTIPROCESSORS:
     return _absent_gpus(topology, name, shape), CHIPS[name]
   if not importlib.util.find_spec('libtpu'):
-    raise ValueError(
-        f'--{topology=} needs the TPU compiler; install it in an environment '
-        'of its own: python -m venv .venv-tpu && .venv-tpu/bin/pip install '
-        '-r requirements-tpu.txt'
-    )
+    raise _no_compiler(topology, 'tpu')
   # The two cores of a v4 chip are one device, as on Cloud TPU; those of a v5p
   # are without being told.
   options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
@@ -112,15 +108,19 @@ def _absent_gpus(topology, name, shape):
   if not any(
       importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
   ):
-    raise ValueError(
-        f'--{topology=} needs the compiler for GPUs; install it in an '
-        "environment of its own: python -m venv .venv-gpu && "
-        '.venv-gpu/bin/pip install -r requirements-gpu.txt'
-    )
+    raise _no_compiler(topology, 'gpu')
   return topologies.get_topology_desc(
       platform='cuda', target_config=chips.gpu_target(name),
       topology=f'1x1x{shape}',
   ).devices
+
+
+def _no_compiler(topology, kind):
+  return ValueError(
+      f'--{topology=} needs the {kind.upper()} compiler; install it in an '
+      f'environment of its own: python -m venv .venv-{kind} && '
+      f'.venv-{kind}/bin/pip install -r requirements-{kind}.txt'
+  )
 
 
 def show_kernels(found, chip, count: int) -> None:
@@ -165,12 +165,15 @@ def main(argv):
     pathlib.Path(_PROGRAM.value).write_text(text)
   figures = {
       'topology': _TOPOLOGY.value,
-      **compiled.figures(config, program, model, mesh, chip),
+      **compiled.figures(config, program, text, model, mesh, chip),
       'compile_s': compile_s,
   }
+  of_gpu = kernels.parse(text) if found[0].platform == 'gpu' else []
+  if of_gpu:
+    figures['roofline'] = compiled.roofline(of_gpu, chip)
   show(figures)
-  if _KERNELS.value and found[0].platform == 'gpu' and chip:
-    show_kernels(kernels.parse(text), chip, _KERNELS.value)
+  if _KERNELS.value and of_gpu and chip:
+    show_kernels(of_gpu, chip, _KERNELS.value)
   if _OUTPUT.value:
     pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
 

@@ -36,11 +36,18 @@ def compile_for(topology, *options, config=SMALL):
   )
 
 
-@pytest.mark.skipif(LIBTPU, reason='libtpu is installed')
-def test_without_libtpu_one_line_says_what_to_install():
-  done = compile_for('v5e:2x2')
+@pytest.mark.parametrize('topology, requirements', [
+    pytest.param('v5e:2x2', 'requirements-tpu.txt', marks=pytest.mark.skipif(
+        LIBTPU, reason='libtpu is installed')),
+    pytest.param('h200:1', 'requirements-gpu.txt', marks=pytest.mark.skipif(
+        CUDA, reason='the compiler for GPUs is installed')),
+])
+def test_without_a_compiler_one_line_says_what_to_install(
+    topology, requirements
+):
+  done = compile_for(topology)
   assert done.returncode == 2
-  assert '-r requirements-tpu.txt' in done.stderr.strip().splitlines()[-1]
+  assert f'-r {requirements}' in done.stderr.strip().splitlines()[-1]
   assert 'Traceback' not in done.stderr
 
 
@@ -72,14 +79,6 @@ def test_a_shape_that_does_not_exist_is_one_line():
   assert last.startswith("error: --topology='v5e:3x5' is no shape of v5e")
 
 
-@pytest.mark.skipif(CUDA, reason='the compiler for GPUs is installed')
-def test_without_the_compiler_for_gpus_one_line_says_what_to_install():
-  done = compile_for('h200:1')
-  assert done.returncode == 2
-  assert '-r requirements-gpu.txt' in done.stderr.strip().splitlines()[-1]
-  assert 'Traceback' not in done.stderr
-
-
 def test_more_gpus_than_a_machine_has_are_one_line():
   done = compile_for('h200:16')
   assert done.returncode == 2
@@ -98,7 +97,6 @@ def test_the_step_compiles_for_eight_gpus(tmp_path):
   assert figures['chips'] == 8 and figures['memory']['fits'] is True
   found = figures['communication']['collectives']
   assert {'all-reduce', 'collective-permute'} <= set(found)
-  # What all-reduce takes in are the gradients of all parameters, about once.
   assert found['all-reduce']['operand_bytes'] > 0
 
 

@@ -71,9 +71,9 @@ MULTIPROCESSORS = {
 
 def of_kind(device_kind: str) -> Chip | None:
   """Returns the figures of a GPU by what it calls itself, None if unknown."""
-  for name, chip in CHIPS.items():
-    if name in MULTIPROCESSORS and name in device_kind.lower():
-      return chip
+  for name in MULTIPROCESSORS:
+    if name in device_kind.lower():
+      return CHIPS[name]
   return None
 
 

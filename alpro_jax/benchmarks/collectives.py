@@ -141,9 +141,8 @@ def _collective(kind, one, types, times, devices):
   sent = [types[name] for name in one.operand_names]
   return Collective(
       kind=kind,
-      shapes=' '.join(
-          f'{dtype}[{",".join(map(str, sizes))}]'
-          for each in sent for dtype, sizes in hlo.shapes(each)
+      shapes=hlo.describe(
+          shape for each in sent for shape in hlo.shapes(each)
       ),
       operand_bytes=sum(hlo.size_bytes(each) for each in sent),
       group=devices if kind == 'collective-permute' else _group(one, devices),

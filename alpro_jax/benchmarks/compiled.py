@@ -88,9 +88,8 @@ def computation(config, model, compiled, mesh, chip: Chip | None) -> dict:
   return figures
 
 
-def roofline(text: str, chip: Chip | None) -> dict:
+def roofline(found: list[kernels.Kernel], chip: Chip | None) -> dict:
   """What the kernels of a GPU's program do, see kernels.py."""
-  found = kernels.parse(text)
   result = {
       'kernels': sum(one.times for one in found),
       'moved_gb': sum(one.times * one.moved_bytes for one in found) / 1e9,
@@ -101,12 +100,15 @@ def roofline(text: str, chip: Chip | None) -> dict:
   return result
 
 
-def figures(config, compiled, model, mesh, chip: Chip | None) -> dict:
+def figures(
+    config, compiled, text: str, model, mesh, chip: Chip | None
+) -> dict:
   """Returns what each chip does in a step.
 
   Args:
     config: see configs/common.py.
     compiled: its step, of `compile_step`.
+    text: of that, which takes a while to write.
     model: that the step trains.
     mesh: that it was compiled for.
     chip: published figures; None leaves out what follows from them.
@@ -119,10 +121,8 @@ def figures(config, compiled, model, mesh, chip: Chip | None) -> dict:
       'batch_size': config.data.batch_size,
       'memory': memory(compiled, chip),
       'computation': computation(config, model, compiled, mesh, chip),
-      'communication': communication(compiled.as_text(), chip),
+      'communication': communication(text, chip),
   }
-  if mesh.devices.flat[0].platform == 'gpu':
-    result['roofline'] = roofline(compiled.as_text(), chip)
   if chip:
     compute = result['computation']['compute_s']
     sending = result['communication']['communication_s']

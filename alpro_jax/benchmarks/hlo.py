@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,13 @@ def shapes(kind: str) -> list[tuple[str, tuple[int, ...]]]:
       (dtype, tuple(int(n) for n in sizes.split(',') if n))
       for dtype, sizes in _SHAPE.findall(kind)
   ]
+
+
+def describe(found: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+  """[('f32', (2, 3)), ('pred', ())] -> 'f32[2,3] pred[]'."""
+  return ' '.join(
+      f'{dtype}[{",".join(map(str, sizes))}]' for dtype, sizes in found
+  )
 
 
 def size_bytes(kind: str) -> int:

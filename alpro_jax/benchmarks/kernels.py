@@ -132,7 +132,7 @@ def totals(found: Iterable[Kernel], chip: Chip) -> list[Total]:
 
 
 def _kernel(one, module, times):
-  read = sum(_read_bytes(one, module))
+  read = _read_bytes(one, module)
   result, written = one.type, hlo.size_bytes(one.type)
   flops, kind = 0, one.opcode
   if one.opcode == 'fusion':
@@ -148,9 +148,9 @@ def _kernel(one, module, times):
     kind, flops = _library_call(one, target, module.types)
     # Its first result; workspace follows, or statistics of a row.
     if kind in ('cublas', 'cudnn'):
-      result = ' '.join(
-          f'{dtype}[{",".join(map(str, sizes))}]'
-          for dtype, sizes in hlo.shapes(one.type) if dtype not in ('s8', 'u8')
+      result = hlo.describe(
+          shape for shape in hlo.shapes(one.type)
+          if shape[0] not in ('s8', 'u8')
       )
       written = hlo.size_bytes(result)
   return Kernel(
@@ -206,10 +206,10 @@ def _product_flops(one, contracted, types):
 
 
 def _read_bytes(one, module):
-  """Bytes read of each operand; less than all where a fusion takes a slice."""
+  """Bytes read of all operands; not all of one that a fusion cuts from."""
   sizes = [hlo.size_bytes(module.types[name]) for name in one.operand_names]
   if one.opcode != 'fusion':
-    return sizes
+    return sum(sizes)
   body = module.computations[one.called[0]]
   readers = collections.defaultdict(list)
   for each in body:
@@ -233,4 +233,4 @@ def _read_bytes(one, module):
         return size
     return min(total, size)
 
-  return [read(parameters[i], size) for i, size in enumerate(sizes)]
+  return sum(read(parameters[i], size) for i, size in enumerate(sizes))

@@ -49,7 +49,6 @@ def measure(
   jax.block_until_ready(metrics)
   step_s = (time.perf_counter() - begin) / steps
   cpu_s = (time.process_time() - cpu_begin) / steps
-  loss = float(metrics['loss'])
   if trace is not None:
 
     def run():
@@ -73,7 +72,7 @@ def measure(
       'jax': jax.__version__,
       'dtype': config.model.dtype,
       'batch_size': b,
-      'loss': loss,
+      'loss': float(metrics['loss']),
       'compile_s': compile_s,
       'step_s': step_s,
       'cpu_s': cpu_s,

@@ -33,6 +33,10 @@ _COLUMNS = {
 }
 
 
+class _TimeIsOver(Exception):
+  pass
+
+
 def run(
     arguments: list[str], folder: pathlib.Path,
     batch_sizes: list[int], minutes: float = 0.0,
@@ -56,35 +60,30 @@ def run(
   count = len(batch_sizes) + len(forms)
 
   def measure(place, name, *options):
-    """True, False if it failed, None if there was no time."""
+    """Whether it could be measured, now or before."""
     output = folder / f'{name}.json'
-    gone = time.monotonic() - begin
     if output.exists():
       print(f'{place} of {count}: {name}: measured before', flush=True)
       return True
+    gone = time.monotonic() - begin
     if minutes and gone > 60 * minutes:
-      return None
+      raise _TimeIsOver
     print(f'{place} of {count}: {name}, after {gone:.0f} s', flush=True)
     return _measure(output, [*arguments, *options])
 
   def at(batch_size):
     return f'--config.data.batch_size={batch_size}'
 
-  for i, batch_size in enumerate(batch_sizes, 1):
-    fits = measure(i, f'batch_{batch_size}', at(batch_size))
-    if fits is None:
-      break
-    if not fits:
-      if largest is None:
-        raise ValueError(f'batch {batch_size} failed; see {folder}/*.log.')
-      break
-    largest = batch_size
-  if largest is not None and fits is not None:
-    for i, (name, option) in enumerate(forms.items(), len(batch_sizes) + 1):
-      if measure(i, name, at(largest), option) is None:
-        fits = None
+  try:
+    for i, batch_size in enumerate(batch_sizes, 1):
+      if not measure(i, f'batch_{batch_size}', at(batch_size)):
         break
-  if fits is None:
+      largest = batch_size
+    if largest is None:
+      raise ValueError(f'batch {batch_size} failed; see {folder}/*.log.')
+    for i, (name, option) in enumerate(forms.items(), len(batch_sizes) + 1):
+      measure(i, name, at(largest), option)
+  except _TimeIsOver:
     print(f'{minutes:g} minutes are over; call this again for the rest.')
   text = table(folder)
   (folder / 'table.md').write_text(text)

@@ -78,13 +78,16 @@ def attend(
     length = None
   if query.shape[-3] != size:
     kernel = 'xla'
-  if kernel == 'cudnn' and dropout is None and _fits_cudnn(query):
-    if mask is not None or size > SHORT:
-      return _attend_cudnn(query, key, value, mask, length)
+  fused = kernel == 'cudnn' and dropout is None and _fits_cudnn(query)
+  fused = fused and (mask is not None or size > SHORT)
+  if fused and mask is None:
+    return _attend_cudnn(query, key, value, None, length)
   if length is not None:
     real = jnp.arange(size) < length
     mask = real if mask is None else mask & real
     mask = jnp.broadcast_to(mask, key.shape[:-2])
+  if fused:
+    return _attend_cudnn(query, key, value, mask, None)
   if dropout is not None:
     *lead, queries, heads, _ = query.shape
     kept, share = dropout((*lead, heads, queries, size))
@@ -104,7 +107,10 @@ def attend(
 
 
 def _attend_cudnn(query, key, value, mask, length, implementation='cudnn'):
-  """Attention that keeps no scores; L must be even if it is to be trained."""
+  """Attention that keeps no scores; L must be even if it is to be trained.
+
+  With a mask, or with the length before the padding, or with neither.
+  """
   *lead, size, _, _ = query.shape
   count = math.prod(lead)
 
@@ -113,8 +119,6 @@ def _attend_cudnn(query, key, value, mask, length, implementation='cudnn'):
 
   lengths = None
   if mask is not None:
-    if length is not None:
-      mask &= jnp.arange(size) < length
     # cuDNN takes no mask that is one for all queries.
     mask = jnp.broadcast_to(
         flat(mask)[:, None, None], (count, 1, size, size)

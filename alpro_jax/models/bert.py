@@ -1,7 +1,6 @@
 """BERT, cut in two: its first layers read text, its last ones fuse."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +180,7 @@ class BertLayers(nn.Module):
     # It makes fewer tokens than it reads, which no loop over layers can.
     unrolled = dataclasses.replace(self.form, scan=False)
     x = run(names[-1:], x, last, unrolled, tuple(read))
-    return tuple(jnp.split(x, list(itertools.accumulate(read[:-1])), axis=1))
+    return tuple(layers.split_kinds(x, read))
 
 
 class MlmHead(nn.Module):

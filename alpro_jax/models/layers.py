@@ -261,7 +261,7 @@ class Attention(nn.Module):
       out = run(query, keys, values, mask, key)
     else:
       # Each matrix is used once, so that its gradient is reduced once.
-      queries = jnp.split(query, _ends(made), axis=1)
+      queries = split_kinds(query, made)
       own = [_kinds(array, len(made)) for array in (keys, values, mask)]
       out = jnp.concatenate([
           run(*part, key) for *part, key in zip(
@@ -275,10 +275,7 @@ class Attention(nn.Module):
     )(out)
     if not made:
       return out[..., :length, :]
-    parts = jnp.split(out, _ends(made), axis=1)
-    return jnp.concatenate(
-        [part[:, :n] for part, n in zip(parts, self.read, strict=True)], axis=1
-    )
+    return _first_of_each(split_kinds(out, made), self.read)
 
 
 def first_tokens(x: jax.Array, read: Sequence[int]) -> jax.Array:
@@ -286,7 +283,15 @@ def first_tokens(x: jax.Array, read: Sequence[int]) -> jax.Array:
 
   f[(b k), L, D] -> f[b, sum(read), D], one kind after another.
   """
-  kinds = _kinds(x, len(read))
+  return _first_of_each(_kinds(x, len(read)), read)
+
+
+def split_kinds(x: jax.Array, read: Sequence[int]) -> list[jax.Array]:
+  """f[b, sum(read), ...], one kind after another -> f[b, n, ...] of each."""
+  return jnp.split(x, list(itertools.accumulate(read[:-1])), axis=1)
+
+
+def _first_of_each(kinds, read):
   return jnp.concatenate(
       [kind[:, :n] for kind, n in zip(kinds, read, strict=True)], axis=1
   )
@@ -298,11 +303,6 @@ def _kinds(x, count):
     return [None] * count
   x = einops.rearrange(x, '(b k) ... -> b k ...', k=count)
   return [x[:, k] for k in range(count)]
-
-
-def _ends(sizes):
-  """Where to cut an axis that sizes follow each other along."""
-  return list(itertools.accumulate(sizes[:-1]))
 
 
 def _pad(x, axis, size):
