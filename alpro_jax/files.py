@@ -1,0 +1,169 @@
+"""Files and folders that are whole or not there, however their writing ends.
+
+What is written lies in a hidden folder beside its place until it is whole, and
+is renamed once:
+
+  runs/.alpro.unfinished-1/made-by-alpro_jax   the mark, locked by its process
+  runs/.alpro.unfinished-1/alpro               becomes runs/alpro
+
+A process that is killed leaves that folder behind; the next one that writes to
+the same place clears it. Only a folder with the mark is ever cleared.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+MARK = 'made-by-alpro_jax'
+
+
+def sha256(path) -> str:
+  """Returns the hex sha256 of what a file holds."""
+  with open(path, 'rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def check_free(path) -> None:
+  """Raises FileExistsError unless `folder` may be made here.
+
+  Nothing may be there, or an empty folder.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  if os.path.lexists(path) and not (
+      path.is_dir() and not any(path.iterdir())):
+    raise FileExistsError(
+        f'{path} exists already; choose another --output, or delete it.')
+
+
+@contextlib.contextmanager
+def folder(path) -> Iterator[pathlib.Path]:
+  """Makes a folder that gets its name when everything is in it.
+
+  Args:
+    path: of the folder; nothing may be there, or an empty folder.
+  Yields:
+    an empty folder with the same last name, to write to. When the block ends
+    it is renamed to `path`; when it raises, it is removed.
+  Raises:
+    FileExistsError: if something is there, at the beginning or the end.
+    ValueError: if another process is writing to the same place.
+    OSError: of the block; it names `path` if it named no file.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  check_free(path)
+  with _aside(path, wait=False) as made:
+    check_free(path)
+    made.mkdir()
+    yield made
+    check_free(path)
+    os.rename(made, path)
+
+
+@contextlib.contextmanager
+def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
+  """Writes a file that is never seen half written; replaces what is there.
+
+  Args:
+    path: of the file. A link stays, and what it leads to is replaced.
+    wait: wait for another process that is writing the same file.
+  Yields:
+    the path to write to, with the same last name. When the block ends it is
+    renamed to `path`; when it raises, it is removed.
+  Raises:
+    ValueError: if another process is writing the same file, unless `wait`.
+    OSError: of the block; it names `path` if it named no file.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  with _aside(path, wait) as made:
+    yield made
+    os.replace(made, path)
+
+
+def write_text(path, text: str) -> None:
+  """Writes UTF-8 text as a file that is never seen half written."""
+  with file(path, wait=True) as made:
+    made.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _aside(path, wait):
+  """Yields where to write what will be renamed to `path`."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  work, mark = _claim(path, wait)
+  try:
+    _clear(work)  # Of a process that was killed.
+    yield work / path.name
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = str(path)
+    raise
+  finally:
+    with contextlib.suppress(OSError):
+      _clear(work)
+      # From here on others may take the folder; then it is not empty.
+      (work / MARK).unlink()
+      work.rmdir()
+    os.close(mark)
+
+
+def _claim(path, wait):
+  """Returns a hidden folder beside `path` and its mark's descriptor, locked."""
+  for number in itertools.count(1):
+    work = path.with_name(f'.{path.name}.unfinished-{number}')
+    while _is_ours(work):
+      try:
+        mark = os.open(
+            work / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+      except FileNotFoundError:
+        continue  # Its last owner has just removed it.
+      try:
+        # The lock goes with the process, however that ends.
+        fcntl.flock(mark, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      except BlockingIOError as error:
+        owner = os.pread(mark, 20, 0).decode()
+        os.close(mark)
+        raise ValueError(
+            f'process {owner} is writing {path} at this moment; wait for its '
+            'end, or choose another --output.') from error
+      if not _is_same(mark, work / MARK):
+        os.close(mark)
+        continue  # The same.
+      os.truncate(mark, 0)
+      # On a full disk, what is written next says so.
+      with contextlib.suppress(OSError):
+        os.pwrite(mark, str(os.getpid()).encode(), 0)
+      return work, mark
+  raise AssertionError('not reached')
+
+
+def _is_ours(work):
+  """Makes a folder, or says whether the one that is there may be used."""
+  with contextlib.suppress(FileExistsError):
+    work.mkdir()
+  if work.is_symlink() or not work.is_dir():
+    return False
+  names = os.listdir(work)
+  return MARK in names or not names
+
+
+def _is_same(descriptor, path):
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _clear(work):
+  """Removes all but the mark."""
+  for entry in os.scandir(work):
+    if entry.name == MARK:
+      continue
+    if entry.is_dir(follow_symlinks=False):
+      shutil.rmtree(entry.path)
+    else:
+      os.unlink(entry.path)

@@ -1,0 +1,186 @@
+"""Writers that fail, are killed, or meet others at the same place."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alpro_jax import files
+from tests import tiny_run
+
+# Writes a part of a result, says so, and then waits for its end.
+_WRITER = '''
+import sys
+from alpro_jax import files
+with getattr(files, sys.argv[1])(sys.argv[2]) as made:
+  part = made / 'part' if made.is_dir() else made
+  part.write_text('half')
+  print('ready', flush=True)
+  sys.stdin.read()
+'''
+
+
+@contextlib.contextmanager
+def writer(kind, path):
+  """A process in the middle of writing; it ends when its stdin is closed."""
+  process = subprocess.Popen(
+      [sys.executable, '-c', _WRITER, kind, path], stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, text=True, cwd=tiny_run.ROOT)
+  try:
+    assert process.stdout.readline() == 'ready\n'
+    yield process
+  finally:
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def names(folder):
+  return sorted(os.listdir(folder))
+
+
+def test_a_folder_gets_its_name_when_it_is_whole(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  for path in (tmp_path / 'new' / 'a', tmp_path / 'empty'):
+    with files.folder(path) as made:
+      assert made.name == path.name and not os.listdir(made)
+      (made / 'x').write_text('1')
+      assert not path.exists() or not os.listdir(path)
+    assert names(path) == ['x'] and (path / 'x').read_text() == '1'
+    assert names(path.parent) in (['a'], ['empty', 'new'])
+
+
+def test_nothing_stays_of_a_block_that_raises(tmp_path):
+  (tmp_path / 'file').write_text('old')
+  with pytest.raises(KeyError), files.folder(tmp_path / 'a') as made:
+    (made / 'x').write_text('new')
+    raise KeyError
+  with pytest.raises(KeyError), files.file(tmp_path / 'file') as made:
+    made.write_text('new')
+    raise KeyError
+  assert names(tmp_path) == ['file']
+  assert (tmp_path / 'file').read_text() == 'old'
+
+
+@pytest.mark.parametrize('kind', ['folder', 'file'])
+def test_after_a_kill_the_same_again_works(tmp_path, kind):
+  path = tmp_path / 'a'
+  if kind == 'file':
+    path.write_text('old')
+  before = names(tmp_path)
+  with writer(kind, path) as process:
+    process.kill()
+    process.wait()
+  (left,) = set(names(tmp_path)) - set(before)
+  assert left.startswith('.a.unfinished')
+  if kind == 'file':
+    assert path.read_text() == 'old'
+    with files.file(path) as made:
+      assert not made.exists()
+      made.write_text('new')
+    assert path.read_text() == 'new'
+  else:
+    with files.folder(path) as made:
+      assert not os.listdir(made)
+      (made / 'x').write_text('new')
+    assert names(path) == ['x']
+  assert names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('kind', ['folder', 'file'])
+def test_the_second_at_the_same_place_is_told(tmp_path, kind):
+  path = tmp_path / 'a'
+  with writer(kind, path) as process:
+    with pytest.raises(
+        ValueError, match=f'process {process.pid} is writing .*a at this'):
+      with getattr(files, kind)(path):
+        raise AssertionError('the block was entered')
+    with getattr(files, kind)(tmp_path / 'b') as made:  # Not in the way.
+      made.mkdir(exist_ok=True) if kind == 'folder' else made.write_text('')
+    process.stdin.close()
+    assert process.wait() == 0
+  found = path / 'part' if kind == 'folder' else path
+  assert found.read_text() == 'half' and names(tmp_path) == ['a', 'b']
+
+
+def test_a_text_waits_for_its_turn(tmp_path):
+  path = tmp_path / 'a'
+  with writer('file', path) as process:
+    again = subprocess.Popen(
+        [sys.executable, '-c', 'import sys\nfrom alpro_jax import files\n'
+         'files.write_text(sys.argv[1], "second")', path], cwd=tiny_run.ROOT)
+    process.stdin.close()
+    assert process.wait() == 0 and again.wait() == 0
+  assert path.read_text() in ('second', 'half')
+  files.write_text(path, 'ü')
+  assert path.read_bytes() == 'ü'.encode() and names(tmp_path) == ['a']
+
+
+def test_what_has_no_mark_stays(tmp_path):
+  """Folders of the user's, whatever they are called."""
+  others = ['a.partial', 'a.tmp', 'a.draft', '.a.unfinished-1']
+  for name in others:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'precious').write_text(name)
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  (elsewhere / files.MARK).write_text('')
+  (elsewhere / 'precious').write_text('elsewhere')
+  (tmp_path / '.a.unfinished-2').symlink_to(elsewhere)
+  with files.folder(tmp_path / 'a') as made:
+    (made / 'x').write_text('1')
+  assert names(tmp_path) == sorted(
+      [*others, '.a.unfinished-2', 'a', 'elsewhere'])
+  for name in [*others, 'elsewhere']:
+    assert (tmp_path / name / 'precious').read_text() == name
+
+
+def test_links_in_what_was_left_are_not_followed(tmp_path):
+  (tmp_path / 'precious').write_text('mine')
+  left = tmp_path / '.a.unfinished-1'
+  left.mkdir()
+  (left / files.MARK).write_text('1')
+  (left / 'a').symlink_to(tmp_path / 'precious')
+  with files.file(tmp_path / 'a') as made:
+    made.write_text('new')
+  assert (tmp_path / 'precious').read_text() == 'mine'
+
+
+def test_what_is_there_is_not_replaced_by_a_folder(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'x').write_text('mine')
+  for name in ('file', 'full'):
+    with pytest.raises(FileExistsError, match=f'{name} exists already'):
+      with files.folder(tmp_path / name):
+        raise AssertionError('the block was entered')
+  with pytest.raises(FileExistsError, match='late exists already'):
+    with files.folder(tmp_path / 'late'):
+      (tmp_path / 'late').mkdir()
+      (tmp_path / 'late' / 'x').write_text('mine')
+  assert (tmp_path / 'late' / 'x').read_text() == 'mine'
+  assert names(tmp_path) == ['file', 'full', 'late']
+
+
+def test_a_link_to_a_file_stays(tmp_path):
+  (tmp_path / 'target').write_text('old')
+  (tmp_path / 'link').symlink_to('target')
+  files.write_text(tmp_path / 'link', 'new')
+  assert (tmp_path / 'link').is_symlink()
+  assert (tmp_path / 'target').read_text() == 'new'
+
+
+def test_an_error_of_a_full_disk_names_the_result(tmp_path):
+  path = tmp_path / 'a'
+  with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+    with files.folder(path), open('/dev/full', 'w') as full:
+      full.write('x')
+  assert not names(tmp_path)
+
+
+def test_sha256(tmp_path):
+  (tmp_path / 'a').write_bytes(b'abc')
+  assert files.sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea')
