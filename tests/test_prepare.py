@@ -108,6 +108,51 @@ def test_workers_that_cannot_start_say_why():
     list(workers.run_in_order('no.module:f', {}, [1], workers=1, timeout_s=9))
 
 
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+  """The current folder, with modules that say so in `ran` if they run."""
+  ran = tmp_path / 'ran'
+  (tmp_path / 'here').mkdir()
+  for name in ('av', 'numpy', 'PIL', 'ctypes', 'pickle', 'multiprocessing'):
+    (tmp_path / f'here/{name}.py').write_text(
+        f'open({str(ran)!r}, "a").write("{name}\\n")\n')
+  monkeypatch.chdir(tmp_path / 'here')
+  return ran
+
+
+@pytest.mark.parametrize('path', [None, '', ':/none', '.', 'here'])
+def test_workers_run_nothing_of_the_current_folder(
+    clips, planted, monkeypatch, path):
+  if path is None:
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+  else:
+    monkeypatch.setenv('PYTHONPATH', os.path.abspath('.') if (
+        path == 'here') else path)
+  clip = annotations.Clip('000.mp4', ('000.mp4',), ('x',), ('',), False)
+  record, = workers.run_in_order(
+      'alpro_jax.data.prepare:make_record',
+      {'root': str(clips), 'fps': 0, 'short_side': 0, 'quality': 85,
+       'max_frames': 0, 'max_seconds': 0, 'on_partial': 'skip'},
+      [clip], workers=1, timeout_s=60)
+  assert not planted.exists(), planted.read_text()
+  assert record.frames == 8
+
+
+def test_processes_of_libraries_run_nothing_of_it_either(
+    planted, tmp_path, monkeypatch):
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'mine.py').write_text('')
+  monkeypatch.setenv('PYTHONPATH', f':{other}:.')
+  before = dict(os.environ)
+  with workers.environment_of_children():
+    subprocess.run(
+        [sys.executable, '-c', 'import av, ctypes, pickle, alpro_jax, mine'],
+        check=True)
+  assert not planted.exists(), planted.read_text()
+  assert dict(os.environ) == before
+
+
 def test_workers_end_with_their_parent():
   code = (
       'from alpro_jax.data import workers\n'

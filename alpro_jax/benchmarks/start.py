@@ -23,11 +23,11 @@ import time
 from absl import logging
 from ml_collections import config_dict
 
+from alpro_jax.data import workers
 from alpro_jax.train.progress import peak_memory_gib
 
 ROUNDS = 3  # The median counts.
 _SHARD = 1000  # Records; as launch/prepare.py makes them.
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _WORDS = (
     'a the young woman man dog walks along beach sunset aerial view of city '
     'slow motion hands river in on mountain drone footage with').split()
@@ -117,7 +117,7 @@ def _write_shard(stem, made):
 def _in_a_process(folder, step, config):
   done = subprocess.run(
       [sys.executable, '-m', __name__, folder, str(step)], input=config,
-      cwd=_ROOT, capture_output=True, text=True, check=False)
+      env=workers.environment(), capture_output=True, text=True, check=False)
   if done.returncode:
     raise RuntimeError(f'{__name__} failed:\n{done.stderr}')
   return json.loads(done.stdout.splitlines()[-1])

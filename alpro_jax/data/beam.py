@@ -28,7 +28,7 @@ import apache_beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability import fn_api_runner
 
-from alpro_jax.data import annotations, prepare
+from alpro_jax.data import annotations, prepare, workers
 
 _WATCH_SECONDS = 2.
 
@@ -95,7 +95,7 @@ def _make(options, runner, parts, settings, progress, *, num_workers,
     with open(f'{part.stem}.clips', 'w', encoding='utf-8') as file:
       json.dump([dataclasses.asdict(clip) for clip in part.clips], file)
   if waiting:
-    with _importable_by_workers(), _named_meanwhile(waiting, progress):
+    with workers.environment_of_children(), _named_meanwhile(waiting, progress):
       _run(options, runner, [part.stem for part in waiting],
            MakePart(settings, num_workers or 1, timeout_s))
   if missing := _name_attempts(waiting, progress):
@@ -182,20 +182,3 @@ def _named_meanwhile(parts, progress):
   finally:
     stop.set()
     thread.join()
-
-
-@contextlib.contextmanager
-def _importable_by_workers():
-  """Lets worker processes of this machine import alpro_jax."""
-  root = os.path.dirname(os.path.dirname(os.path.dirname(
-      os.path.abspath(__file__))))
-  before = os.environ.get('PYTHONPATH')
-  os.environ['PYTHONPATH'] = os.pathsep.join(
-      [root] + [path for path in [before] if path])
-  try:
-    yield
-  finally:
-    if before is None:
-      del os.environ['PYTHONPATH']
-    else:
-      os.environ['PYTHONPATH'] = before

@@ -51,6 +51,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alpro_jax.data import workers as processes
+
 COLOURS = {
     'red': (215, 45, 40),
     'green': (45, 170, 60),
@@ -763,8 +765,9 @@ def _map(function, jobs: Sequence, workers: int):
     yield from map(function, jobs)
     return
   # Spawned: a fork of a process with threads (jax, tf) may hang.
-  with concurrent.futures.ProcessPoolExecutor(
-      workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+  with processes.environment_of_children(), (
+      concurrent.futures.ProcessPoolExecutor(
+          workers, mp_context=multiprocessing.get_context('spawn'))) as pool:
     yield from pool.map(function, jobs, chunksize=64)
 
 

@@ -5,6 +5,7 @@ a process of its own with one pipe; the parent knows which item each works on,
 kills a worker that is late, starts another, and names the item.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib
@@ -22,6 +23,41 @@ _QUEUE_BYTES = 1 << 15  # Below a pipe's buffer, so that sending never waits.
 _START_SECONDS = 120
 
 
+def environment():
+  """Returns the environment of a Python process that imports our code alone.
+
+  Python looks for modules in the current folder first, which may be a folder
+  of videos: a file in it called av.py would run. So neither Python itself nor
+  PYTHONPATH may name that folder; what else PYTHONPATH has is kept.
+
+  Returns:
+    dict, for subprocess; alpro_jax can be imported in it.
+  """
+  root = os.path.dirname(os.path.dirname(os.path.dirname(
+      os.path.abspath(__file__))))
+  given = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+  paths = [root] + [
+      path for path in given if os.path.isabs(path) and os.path.exists(path)
+      and not os.path.samefile(path, os.curdir)]
+  return {**os.environ, 'PYTHONSAFEPATH': '1',
+          'PYTHONPATH': os.pathsep.join(paths)}
+
+
+@contextlib.contextmanager
+def environment_of_children():
+  """Gives it to every process that is started within, by any library."""
+  ours = environment()
+  names = 'PYTHONSAFEPATH', 'PYTHONPATH'
+  before = {name: os.environ[name] for name in names if name in os.environ}
+  os.environ.update({name: ours[name] for name in names})
+  try:
+    yield
+  finally:
+    for name in names:
+      del os.environ[name]
+    os.environ.update(before)
+
+
 @dataclasses.dataclass(frozen=True)
 class Lost:
   """An item that gave no result: 'time-out' or 'decoder crashed'."""
@@ -34,14 +70,10 @@ class _Worker:
 
   def __init__(self, target, settings):
     self.pipe, theirs = connection.Pipe()
-    root = os.path.dirname(os.path.dirname(os.path.dirname(
-        os.path.abspath(__file__))))
-    path = os.pathsep.join(
-        [root] + [p for p in [os.environ.get('PYTHONPATH')] if p])
     self.process = subprocess.Popen(
-        [sys.executable, '-m', __name__, str(theirs.fileno()),
-         str(os.getpid())],
-        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
+        [sys.executable, '-c', f'import {__name__} as w; w.work()',
+         str(theirs.fileno()), str(os.getpid())],
+        env={**environment(), 'OMP_NUM_THREADS': '1'},
         pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
         start_new_session=True)  # Ctrl-C is for the parent alone.
     theirs.close()
@@ -204,7 +236,7 @@ def _size(result):
   return getattr(result, 'size', 0)
 
 
-def _work():
+def work():
   """Body of a worker process: fd of the pipe, process id of the parent."""
   fd, parent = int(sys.argv[1]), int(sys.argv[2])
   try:  # Die with the parent, even in the middle of a call into C.
@@ -239,7 +271,3 @@ def _work():
       pipe.send(result)
     except OSError:
       return
-
-
-if __name__ == '__main__':
-  _work()
