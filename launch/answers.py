@@ -15,7 +15,9 @@ examples:
       --output=sets/answers.txt
 
 Question answering chooses among these. Questions with another answer are not
-trained, and count as wrong when they are evaluated.
+trained, and count as wrong when they are evaluated. Answers are written in
+lower case, with single blanks and in one form of Unicode (NFKC): that is how
+they are compared, in training and in evaluation.
 """
 
 
@@ -50,5 +52,5 @@ def main(argv=None):
 if __name__ == '__main__':
   try:
     main()
-  except (FileNotFoundError, ValueError) as e:
+  except (OSError, ValueError) as e:
     sys.exit(f'answers: {e}')

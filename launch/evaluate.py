@@ -185,7 +185,7 @@ def _change(config):
 
 def _check_fits(name, meta, asked):
   """Refuses a --config of another task, size or list of answers."""
-  from alpro_jax.data.answers import read_answers
+  from alpro_jax.data.answers import canonical, read_answers
   from alpro_jax.evaluation import trained
 
   task = meta['config']['task']
@@ -196,7 +196,7 @@ def _check_fits(name, meta, asked):
   trained.check_sizes(name, meta, asked)
   if task == 'question_answering' and asked.data.answers:
     listed = read_answers(asked.data.answers)
-    if listed != tuple(meta['answers']):
+    if [*map(canonical, listed)] != [*map(canonical, meta['answers'])]:
       raise ValueError(
           f'{asked.data.answers} lists {len(listed)} answers that are not '
           f'the {len(meta["answers"])} which {name} was trained with; pass '

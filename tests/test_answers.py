@@ -14,6 +14,46 @@ def test_counts_by_frequency_then_alphabet():
     answers.count_answers([])
 
 
+SPELLINGS = ('two red', ' Two  RED', 'two\N{NO-BREAK SPACE}red', 'TWO\tred\n')
+
+
+def test_spellings_of_one_answer_are_one_answer():
+  assert {answers.canonical(text) for text in SPELLINGS} == {'two red'}
+  # Composed, decomposed, full width, and a case that is two letters.
+  for one, other in (('caf\u00e9', 'CAFE\u0301'), ('\uff12 discs', '2 Discs'),
+                     ('Stra\u00dfe', 'STRASSE'), ('\ufb01sh', 'fish')):
+    assert answers.canonical(one) == answers.canonical(other)
+  for one, other in (('red', 'read'), ('10', '1 0'), ("it's", 'its')):
+    assert answers.canonical(one) != answers.canonical(other)
+  assert answers.count_answers([*SPELLINGS, 'b']) == [('two red', 4), ('b', 1)]
+
+
+def test_spellings_have_one_label():
+  np.testing.assert_array_equal(
+      answers.label_answers([*SPELLINGS, 'no'], ['blue', 'Two Red']),
+      [1, 1, 1, 1, -1])
+
+
+def test_a_list_with_two_spellings_of_an_answer_trains_nothing(tmp_path):
+  path = tmp_path / 'answers.txt'
+  path.write_text('red\nblue\nRED\n')
+  # It is read as it stands: a checkpoint may have a label for each.
+  known = answers.read_answers(path)
+  assert known == ('red', 'blue', 'RED')
+  assert answers.equal_entries(known) == [('red', 'RED')]
+  with pytest.raises(ValueError, match=r"spelling, such as \['red', 'RED'\]"):
+    answers.label_answers(['blue'], known)
+
+
+def test_only_line_ends_separate_answers(tmp_path):
+  path = tmp_path / 'answers.txt'
+  path.write_bytes('\ufeffred\r\na\u2028b\r\nc\x85d\n'.encode())
+  assert answers.read_answers(path) == ('red', 'a b', 'c d')
+  path = tmp_path / 'ans2label.json'
+  path.write_text('\ufeff{"Man": 0}', encoding='utf-8')
+  assert answers.read_answers(path) == ('Man',)
+
+
 def test_a_list_survives_its_file(tmp_path):
   path = tmp_path / 'new' / 'answers.txt'
   answers.write_answers(['red', 'at first'], path)

@@ -144,6 +144,26 @@ def test_card_of_answers(tmp_path):
   assert json.loads(rows[1])['answer'] == '<b>'
 
 
+def test_spellings_of_an_answer_are_one_in_the_card():
+  asked = (Asked(0, 'what?', 'Two  Red', 'what'), Asked(1, 'who?', 'x', 'who'))
+  known = ('up', 'two red', 'UP')
+  logits = np.array([[0, 9, 0], [9, 0, 0]], np.float32)
+  found = Answered(
+      asked, known, logits,
+      *question_answering.figures(asked, ['two red', 'up'], known), {})
+  prepared = small_sets.MemorySet(
+      2, questions=[[Question(*question[1:])] for question in asked])
+  content = card.make(Evaluated(
+      trained('question_answering'), prepared, '', found))
+  (right,), (wrong,) = content.best, content.worst
+  assert right.known and not wrong.known
+  text = card.render(content)
+  assert '<tr class=true><td>two red</td>' in text
+  assert 'Answer: <em class="true">Two  Red</em>' in text
+  assert content.facts['scoring']['listed_twice'] == [('up', 'UP')]
+  assert '<td>up, UP</td>' in text
+
+
 def test_figures_must_be_finite(tmp_path):
   content = dataclasses.replace(
       card.make(answers()), metrics={'accuracy': float('nan')})

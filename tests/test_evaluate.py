@@ -166,6 +166,8 @@ def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
   other = config.copy_and_resolve_references()
   other.data.answers = str(tmp_path / 'answers.txt')
   refused('is no file', FileNotFoundError, **at, config=other)
+  (tmp_path / 'answers.txt').write_text(' DISC\nring\n')
+  command(**at, config=other)  # The same answers.
   (tmp_path / 'answers.txt').write_text('ring\ndisc\n')
   refused('lists 2 answers that are not the 2 which', **at, config=other)
   other = config.copy_and_resolve_references()

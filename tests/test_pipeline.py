@@ -161,6 +161,28 @@ def test_an_epoch_of_videos_asks_one_question_of_each():
     assert (batch['answer'] >= 0).all()
 
 
+def test_answers_that_match_nothing_are_refused(tmp_path, monkeypatch, caplog):
+  there = {'sets/a': asked()}
+  monkeypatch.setattr(
+      pipeline.dataset, 'open_dataset', lambda path, name, verify: there[path])
+  path = tmp_path / 'answers.txt'
+  config = options(
+      text='questions', answers=str(path), sources=(common.source('sets/a'),))
+  path.write_text('x\ny\n')
+  with pytest.raises(ValueError) as error:
+    pipeline.open_sources(config)
+  for part in ('not one of its 15 questions', str(path), "'a' (9), 'b' (6)",
+               "begins with ['x', 'y']", 'launch/answers.py --data=sets/set'):
+    assert part in str(error.value)
+  # In capitals they are the same answers.
+  path.write_text('A\nx\n')
+  with caplog.at_level('INFO', logger='absl'):
+    source, = pipeline.open_sources(config)
+  assert (source.labels >= 0).sum() == 9
+  assert "60.0 % of 15 questions have an answer" in caplog.text
+  assert "such as 'b' (6)" in caplog.text
+
+
 def test_captions_have_no_answer():
   batch, = take(train(MemorySet()), 1)
   assert (batch['answer'] == -1).all()

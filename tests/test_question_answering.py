@@ -155,6 +155,26 @@ def test_figures_of_known_answers():
   assert intervals['accuracy_how'] == (50, 50)
 
 
+def test_spelling_makes_no_difference():
+  asked = [Asked(0, 'w', 'Two  Red', 'what'), Asked(1, 'w', 'UP', 'what'),
+           Asked(2, 'w', 'none', 'what')]
+  known = ('up', 'two red')
+  found, _ = question_answering.figures(asked, ['two red', 'up', 'up'], known)
+  assert found['accuracy'] == found['in_list'] == pytest.approx(200 / 3)
+  assert found['most_frequent'] == pytest.approx(100 / 3)
+  assert found['best_per_kind'] == pytest.approx(100 / 3)
+  answered = question_answering.Answered(
+      tuple(asked), known, np.array([[0, 1], [1, 0], [1, 0]]), {}, {}, {})
+  assert answered.right.tolist() == [True, True, False]
+
+
+def test_any_spelling_that_a_checkpoint_lists_is_right():
+  asked = [Asked(0, 'w', 'red', 'what'), Asked(1, 'w', 'red', 'what')]
+  found, _ = question_answering.figures(
+      asked, ['red', 'RED'], ('red', 'up', 'RED'))
+  assert found['accuracy'] == found['best_per_kind'] == 100
+
+
 def test_kinds_in_the_order_of_the_paper():
   assert question_answering.list_kinds(
       ['zeal', 'other', 'when', 'what', 'who', 'count', 'how', 'where']) == [

@@ -1,9 +1,15 @@
-"""The answers that question answering chooses from, most frequent first."""
+"""The answers that question answering chooses from, most frequent first.
+
+Two answers are the same if their canonical forms are. A list keeps the
+spelling it was written in, which is what a model is shown to say; wherever
+answers are counted, labelled or judged, their canonical forms are compared.
+"""
 
 import collections
 import json
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,8 +17,21 @@ from alpro_jax.data import checksum
 
 
 def canonical(answer: str) -> str:
-  """Returns an answer with single blanks and none around it."""
-  return ' '.join(answer.split())
+  """Returns the form in which answers are compared.
+
+  Case, white space and the ways in which Unicode writes the same character
+  make no difference ('Two  RED' is 'two red'); every other sign does.
+  """
+  text = unicodedata.normalize('NFKC', answer).casefold()
+  return ' '.join(unicodedata.normalize('NFKC', text).split())
+
+
+def equal_entries(answers: Iterable[str]) -> list[tuple[str, ...]]:
+  """Returns the groups of entries of a list that are the same answer."""
+  groups = {}
+  for answer in answers:
+    groups.setdefault(canonical(answer), []).append(answer)
+  return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def count_answers(
@@ -24,7 +43,7 @@ def count_answers(
     answers: of all training questions.
     limit: keep the most frequent ones; 0 keeps all.
   Returns:
-    [(answer, count)]; equally frequent ones in alphabetical order.
+    [(canonical answer, count)]; equally frequent ones in alphabetical order.
   Raises:
     ValueError: if there is none.
   """
@@ -46,7 +65,7 @@ def write_answers(answers: Iterable[str], path) -> None:
 
 
 def read_answers(path) -> tuple[str, ...]:
-  """Reads a list of answers; the place of an answer is its label.
+  """Reads a list of answers as they are spelled; the place is the label.
 
   Args:
     path: a text file, one answer a line; or the original's ans2label, a JSON
@@ -60,11 +79,12 @@ def read_answers(path) -> tuple[str, ...]:
         f'config.data.answers={os.fspath(path)!r} is no file; question '
         'answering needs the answers to choose from. Make them with `python '
         'launch/answers.py --data=SET --split=train --output=answers.txt`.')
-  text = checksum.read_text(path)
+  text = checksum.read_text(path).removeprefix('\ufeff')
   if os.fspath(path).endswith('.json'):
     answers = _of_labels(path, text)
   else:
-    answers = [canonical(line) for line in text.splitlines()]
+    lines = text.removesuffix('\n').split('\n')
+    answers = [' '.join(line.split()) for line in lines if text]
   blank = [i + 1 for i, answer in enumerate(answers) if not answer]
   twice = [a for a, n in collections.Counter(answers).items() if a and n > 1]
   if not answers or blank or twice:
@@ -85,13 +105,24 @@ def _of_labels(path, text):
     raise ValueError(
         f'{path} is not a JSON object of answer -> label with the labels 0, '
         '1, 2, ..., each once.')
-  return [canonical(answer) for answer in ordered]
+  return [' '.join(answer.split()) for answer in ordered]
 
 
 def label_answers(
-    answers: Iterable[str], known: Iterable[str]
+    answers: Iterable[str], known: Sequence[str]
 ) -> np.ndarray:
-  """int32[n]: the place of each answer among the known ones, -1 for none."""
-  place = {answer: label for label, answer in enumerate(known)}
+  """int32[n]: the place of each answer among the known ones, -1 for none.
+
+  Raises:
+    ValueError: if two of the known ones are the same answer, which would leave
+      it to chance what is learned.
+  """
+  if twice := equal_entries(known):
+    raise ValueError(
+        f'config.data.answers lists {len(twice)} answers in more than one '
+        f'spelling, such as {list(twice[0])}; case, white space and forms of '
+        'Unicode make no difference. Make the list again with launch/'
+        'answers.py, or keep one spelling of each.')
+  place = {canonical(answer): label for label, answer in enumerate(known)}
   return np.array(
       [place.get(canonical(answer), -1) for answer in answers], np.int32)

@@ -15,6 +15,7 @@ All randomness of a clip is keyed by (seed, source, epoch, record).
 """
 
 import array
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -63,6 +64,7 @@ class Source:
     first: int64[n + 1], where the texts of each example begin.
     only_photos: bool, of all examples.
     broken: record -> why it could not be read; grows while reading.
+    unknown_answers: how often each answer occurs that is not a known one.
   """
 
   dataset: dataset.PreparedDataset
@@ -75,6 +77,8 @@ class Source:
   examples: str = 'videos'
   answers: tuple[str, ...] = ()
   broken: dict[int, str] = dataclasses.field(default_factory=dict)
+  unknown_answers: collections.Counter = dataclasses.field(
+      default_factory=collections.Counter)
 
   def __post_init__(self):
     if not self.weight >= 0:
@@ -105,6 +109,9 @@ class Source:
     self.labels = np.full(len(self.texts), -1, np.int32)
     if self.text == 'questions':
       self.labels = answers.label_answers(answered, self.answers)
+      self.unknown_answers.update(
+          answer for answer, label in zip(answered, self.labels, strict=True)
+          if label < 0)
     if self.examples == 'texts':
       self.records = np.repeat(self.records, counts)
       self.keys = np.arange(len(self.texts))
@@ -194,11 +201,37 @@ def open_sources(config):
   known = ()
   if config.text == 'questions':
     known = answers.read_answers(config.answers)
-  return [
+  sources = [
       Source(opened[entry.path, entry.split], key, entry.weight, entry.style,
              entry.from_step, entry.until_step, config.text, config.examples,
              known)
       for key, entry in enumerate(config.sources)]
+  if config.text == 'questions':
+    for source in sources:
+      _check_answers(source, config.answers)
+  return sources
+
+
+def _check_answers(source, path):
+  """Says how many questions of a source have an answer of the list.
+
+  Raises:
+    ValueError: if none has: every loss would be 0, and nothing be learned.
+  """
+  missing = source.unknown_answers.most_common(5)
+  examples = ', '.join(f'{answer!r} ({n})' for answer, n in missing)
+  if (source.labels < 0).all():
+    raise ValueError(
+        f'{source.name}: not one of its {len(source.labels)} questions has an '
+        f'answer of config.data.answers={path}, so that nothing could be '
+        f'learned. The questions are answered by {examples}; the list begins '
+        f'with {list(source.answers[:5])}. Make the list of this set with '
+        f'`python launch/answers.py --data={source.dataset.path} --split='
+        f'{source.dataset.split} --output=answers.txt`.')
+  logging.info(
+      '%s: %.1f %% of %d questions have an answer of the list; the others '
+      'teach nothing%s', source.name, 100 * (source.labels >= 0).mean(),
+      len(source.labels), f', such as {examples}' if missing else '')
 
 
 def report(sources):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from alpro_jax.data.answers import canonical, equal_entries
 from alpro_jax.evaluation import cases, page, question_answering
 from alpro_jax.evaluation.page import Table
 from alpro_jax.evaluation.page import escape as _
@@ -236,8 +237,10 @@ def _facts(evaluated):
         'answers': len(found.answers),
         'answers_digest': hashlib.sha256(
             '\n'.join(found.answers).encode()).hexdigest(),
-        'right': 'the true answer, letter by letter; one that is not among '
-                 'the training answers counts as wrong',
+        'right': 'the true answer, whatever its case, white space and form '
+                 'of Unicode; one that is not among the training answers '
+                 'counts as wrong',
+        'listed_twice': equal_entries(found.answers),
         'ties': 'of equal logits the answer that is more frequent in training',
     }
   else:
@@ -357,11 +360,11 @@ def _answer_cases(evaluated):
   chosen = cases.choose_answers(found, _SHOWN)
   frames = _read(trained, prepared, [
       found.questions[i].record for group in chosen for i in group])
-  records, known = prepared.metadata(), frozenset(found.answers)
+  records, known = prepared.metadata(), set(map(canonical, found.answers))
   return [
-      [AnswerCase(asked.text, asked.answer, asked.kind, asked.answer in known,
-                  frames[asked.record], records[asked.record].video,
-                  found.top(i))
+      [AnswerCase(asked.text, asked.answer, asked.kind,
+                  canonical(asked.answer) in known, frames[asked.record],
+                  records[asked.record].video, found.top(i))
        for i in group for asked in [found.questions[i]]]
       for group in chosen]
 
@@ -578,7 +581,10 @@ def _measured(card):
     rows += [
         ('scoring rule', f'{scoring["rule"]} ({scoring["answers"]:,})'),
         ('digest of the answers', scoring['answers_digest']),
-        ('right is', scoring['right']), ('tie rule', scoring['ties'])]
+        ('right is', scoring['right']),
+        ('listed in several spellings, any of which counts',
+         '; '.join(map(', '.join, scoring['listed_twice']))),
+        ('tie rule', scoring['ties'])]
   else:
     cost, k = scoring['cost'], scoring['k']
     read = f'{k}' if isinstance(k, str) else (
@@ -620,12 +626,15 @@ def _draw_search(case):
 
 
 def _draw_answer(case):
+  def same(answer):
+    return canonical(answer) == canonical(case.answer)
+
   bars = ''.join(
-      f'<tr{" class=true" if answer == case.answer else ""}><td>{_(answer)}'
-      f'</td><td>{page.bar(100 * share)}</td>'
+      f'<tr{" class=true" if same(answer) else ""}><td>{_(answer)}</td><td>'
+      f'{page.bar(100 * share)}</td>'
       f'<td class="number">{100 * share:.1f} %</td></tr>'
       for answer, share in case.top)
-  right = case.top[0][0] == case.answer
+  right = same(case.top[0][0])
   missing = '' if case.known else ', which is not in the list of answers'
   said = (f'Answer: <em class="true">{_(case.answer)}</em>.' if right else
           f'True answer: <em class="true">{_(case.answer)}</em>{missing}. '

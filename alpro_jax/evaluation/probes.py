@@ -56,7 +56,9 @@ def read_truth(path, videos: Sequence[str]) -> list[dict]:
   Raises:
     ValueError: if a video has no row.
   """
-  rows = map(json.loads, pathlib.Path(path).read_text().splitlines())
+  # Strings of JSON may hold other line ends than \n.
+  lines = pathlib.Path(path).read_text(encoding='utf-8').split('\n')
+  rows = [json.loads(line) for line in lines if line.strip()]
   by_name = {row['video']: row for row in rows}
   missing = [name for name in videos if name not in by_name]
   if missing:

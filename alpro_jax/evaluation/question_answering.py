@@ -4,10 +4,10 @@ Each video is encoded once and each distinct question once; the fusion encoder
 and the answer head read every pair of question and video once. What only fills
 the last call is thrown away and never counted (SPEC defect 14).
 
-An answer is right if it is the true one, letter by letter. A question whose
-answer is not in the list cannot be answered: it counts as wrong and stays in
-the denominator (defects 24 and 52). Of equal logits the answer that was more
-frequent in training counts.
+An answer is right if it is the true one, in the canonical form of
+data/answers.py. A question whose answer is not in the list cannot be answered:
+it counts as wrong and stays in the denominator (defects 24 and 52). Of equal
+logits the answer that was more frequent in training counts.
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from alpro_jax import metrics, sharding
+from alpro_jax.data.answers import canonical, equal_entries
 from alpro_jax.evaluation.scorer import Progress, Scorer, VideoFeatures
 
 # Kinds that the paper's data sets have, in the order in which they are shown;
@@ -69,7 +71,7 @@ class Answered:
   def right(self) -> np.ndarray:
     """bool[questions]."""
     return np.array([
-        self.answers[label] == asked.answer
+        canonical(self.answers[label]) == canonical(asked.answer)
         for label, asked in zip(self.labels, self.questions, strict=True)])
 
   def top(self, question: int) -> list[tuple[str, float]]:
@@ -117,6 +119,11 @@ def answer(
     now = time.monotonic()
     seconds[name], start = now - start, now
 
+  if equal := equal_entries(answers):
+    logging.warning(
+        '%d answers are listed in more than one spelling, such as %s; the '
+        'model has a label for each, and any of them counts as right.',
+        len(equal), list(equal[0]))
   videos = scorer.embed_videos(batches, len(questions))
   lap('videos')
   logits = _logits(scorer, videos, asked, pairs_per_call)
@@ -146,6 +153,9 @@ def figures(
     most_frequent, wordings and videos also for each kind, as accuracy_what.
     And the 95 % intervals of the accuracies, by bootstrap over videos.
   """
+  asked = [question._replace(answer=canonical(question.answer))
+           for question in asked]
+  chosen, answers = (list(map(canonical, x)) for x in (chosen, answers))
   known = frozenset(answers)
   video = np.array([question.record for question in asked])
   kinds = np.array([question.kind for question in asked], object)
