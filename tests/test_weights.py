@@ -118,6 +118,37 @@ def test_damaged_safetensors_are_refused(tmp_path):
       files.open_tensors(path)
 
 
+def entry(first, last, shape=(2,), dtype='F32'):
+  return {'dtype': dtype, 'shape': shape, 'data_offsets': [first, last]}
+
+
+@pytest.mark.parametrize('header, message', [
+    ({'x': entry(-8, 0), 'y': entry(0, 8), 'z': entry(8, 16)}, 'x is'),
+    ({'x': entry(0, 8), 'y': entry(4, 12), 'z': entry(12, 16, (1,))},
+     'y begins at byte 4'),
+    ({'x': entry(0, 8), 'y': entry(0, 8), 'z': entry(8, 16)},
+     'y begins at byte 0'),
+    ({'x': entry(0, 8)}, 'the end begins at byte 16'),
+    ({'x': entry(8, 16)}, 'x begins at byte 8'),
+    ({'x': entry(0, 8), 'y': entry(8, 24, (4,))}, 'y is'),
+    ({'x': entry(0, 16, (-2, -2))}, 'x is'),
+    ({'x': entry(0, 16, (2.0, 2))}, 'x is'),
+    ({'x': entry(False, 16, (4,))}, 'x is'),
+    ({'x': entry(0, 16, (2**62, 2**62, 4))}, 'x is'),
+    ({'x': {'dtype': 'F32', 'shape': [4]}}, 'x is'),
+    ({'x': [1]}, 'x is'),
+    ({'__metadata__': [], 'x': entry(0, 16, (4,))}, 'no list of tensors'),
+    ([], 'no list of tensors'),
+])
+def test_places_that_cannot_be_are_refused(tmp_path, header, message):
+  """Numbers of a tensor are its own, and inside of the file."""
+  path = tmp_path / 'a.safetensors'
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(16))
+  with pytest.raises(ValueError, match=f'is (damaged|no safe).*{message}'):
+    files.open_tensors(path)
+
+
 def test_npz_is_read_without_pickle(tmp_path):
   path = tmp_path / 'a.npz'
   np.savez(path, x=np.arange(6.0).reshape(2, 3), y=np.float32(2))
@@ -151,6 +182,87 @@ def test_torch_is_asked_for_when_it_is_not_there(tmp_path, monkeypatch):
 def test_a_folder_of_hugging_face_is_a_file(tmp_path):
   write(tmp_path / 'model.safetensors', {'x': np.zeros(1)})
   assert list(files.open_tensors(tmp_path)) == ['x']
+
+
+def write_parts(folder, index=None):
+  """Weights cut into two files, as Hugging Face writes large ones."""
+  first, second = {'x': np.arange(3.0), 'y': np.ones(2)}, {'z': np.zeros(1)}
+  folder.mkdir(exist_ok=True)
+  names = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+  for name, arrays in zip(names, (first, second), strict=True):
+    write(folder / name, arrays)
+  index = index or {'z': names[1], 'x': names[0], 'y': names[0]}
+  (folder / 'model.safetensors.index.json').write_text(
+      json.dumps({'metadata': {'total_size': 48}, 'weight_map': index}))
+  return names, first | second
+
+
+def test_weights_in_several_files_are_one(tmp_path):
+  names, arrays = write_parts(tmp_path / 'a')
+  for path in (tmp_path / 'a', tmp_path / 'a' / 'model.safetensors.index.json'):
+    found = files.open_tensors(path)
+    assert list(found) == ['z', 'x', 'y']  # In the order of the index.
+    for name, tensor in found.items():
+      np.testing.assert_array_equal(tensor.read(), arrays[name])
+  (tmp_path / 'a' / names[1]).unlink()
+  with pytest.raises(FileNotFoundError, match=f'no weights at .*{names[1]}'):
+    files.open_tensors(tmp_path / 'a')
+
+
+@pytest.mark.parametrize('index, message', [
+    ({'x': 0, 'z': 1}, 'y should be in None, is in model-00001'),
+    ({'x': 0, 'y': 0, 'z': 1, 'w': 1}, 'w should be in model-00002'),
+    ({'x': 1, 'y': 0, 'z': 1}, 'x should be in model-00002'),
+    ({'x': '../secret.safetensors'}, 'secret.safetensors, which is not beside'),
+    ({'x': '/secret.safetensors'}, 'secret.safetensors, which is not beside'),
+    ([1], 'is no index')])
+def test_an_index_that_does_not_fit_is_refused(tmp_path, index, message):
+  names, _ = write_parts(tmp_path / 'a')
+  if isinstance(index, dict):
+    index = {
+        name: names[file] if isinstance(file, int) else file
+        for name, file in index.items()}
+  write_parts(tmp_path / 'a', index)
+  with pytest.raises(ValueError, match=message):
+    files.open_tensors(tmp_path / 'a')
+
+
+@pytest.mark.parametrize('name, start, message', [
+    ('tf_model.h5', b'\x89HDF', 'weights of Keras.*from_tf=True'),
+    ('weights.bin', b'\x89HDF\r\n', 'weights of Keras'),
+    ('model.safetensors', b'\x89HDF\r\n', 'weights of Keras'),
+    ('flax_model.msgpack', b'', 'weights of Flax.*from_flax=True'),
+    ('bert_model.ckpt.index', b'', 'checkpoint of TensorFlow.*from_tf=True'),
+    ('bert_model.ckpt.data-00000-of-00001', b'', 'checkpoint of TensorFlow'),
+    ('saved_model.pb', b'', 'checkpoint of TensorFlow'),
+    ('model.onnx', b'', 'a model for another program'),
+    ('model.bin', b'version https://git-lfs.github.com/spec/v1\n', 'git lfs'),
+])
+def test_files_of_other_programs_are_named(tmp_path, name, start, message):
+  """Whether the file itself is given or, but for the generic names, its folder.
+
+  No word of torch, which could not read them either.
+  """
+  (tmp_path / name).write_bytes(start)
+  given = [tmp_path / name]
+  if not name.endswith(('.bin', '.safetensors')):
+    given.append(tmp_path)
+  for path in given:
+    with pytest.raises(ValueError, match=message) as caught:
+      files.open_tensors(path)
+    assert 'torch' not in str(caught.value)
+
+
+def test_the_prefix_of_a_checkpoint_of_tensorflow_is_named(tmp_path):
+  (tmp_path / 'bert_model.ckpt.index').touch()
+  with pytest.raises(ValueError, match='bert_model.ckpt is a checkpoint of Te'):
+    files.open_tensors(tmp_path / 'bert_model.ckpt')
+
+
+def test_a_checkpoint_of_ours_is_sent_to_its_flag(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(ValueError, match='goes to --checkpoint'):
+    files.open_tensors(tmp_path)
 
 
 # Names.
@@ -262,6 +374,17 @@ def test_a_bert_of_google_fills_text_and_fusion(config, shapes):
       'the numbers 0, 1, 2, ...'}
 
 
+def test_a_bert_may_be_wrapped(config):
+  """As DataParallel and Lightning name what they train."""
+  expected = sources.bert(files.in_memory(original_files.bert()))
+  for prefix in ('module.', 'model.'):
+    found = sources.bert(files.in_memory({
+        prefix + name: array
+        for name, array in original_files.bert().items()}))
+    assert list(found.tensors) == list(expected.tensors)
+    assert set(found.unused) == {prefix + name for name in expected.unused}
+
+
 def test_a_decoder_must_be_tied():
   state = original_files.bert()
   words = state['bert.embeddings.word_embeddings.weight']
@@ -349,6 +472,20 @@ def test_half_precision_is_read_exactly(config):
   for path, array in params.items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, array.astype(np.float16), path)
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf, 1e300])
+def test_numbers_that_are_none_are_named(config, number):
+  """The last one is too large for float32."""
+  state = original_files.student()
+  names = ['temp', 'text_encoder.bert.encoder.layer.2.output.dense.bias']
+  for name in names:
+    state[name] = state[name].astype(np.float64)
+    state[name].flat[-1] = number
+  with pytest.raises(
+      ValueError, match=f'2 tensors hold NaN or infinity: {", ".join(names)}'):
+    assemble.read_params(
+        files.in_memory(state), original.rename_table(config))
 
 
 def test_both_rules_of_resizing():

@@ -196,3 +196,21 @@ def test_pytorch_files_are_written(tmp_path):
   for name, array in state.items():
     assert found[name].dtype == array.dtype
     np.testing.assert_array_equal(found[name].read(), array, err_msg=name)
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_pytorch_files_carry_metadata(tmp_path, wrapped):
+  """Beside the tensors, so that whoever reads those finds nothing else."""
+  state = {'weight': np.ones((2, 3), np.float32), 'bias': np.zeros(2)}
+  path = tmp_path / 'a.pt'
+  files.write_tensors(path, state, {'who': 'me'})
+  assert files.read_metadata(path) == {'who': 'me'}
+  loaded = torch.load(path, weights_only=True)
+  assert all(isinstance(value, torch.Tensor) for value in loaded.values())
+  module = torch.nn.Linear(3, 2)
+  assert str(module.load_state_dict(loaded, strict=True)) == (
+      '<All keys matched successfully>')
+  # Another program that keeps the dict keeps them, one that copies it not.
+  torch.save({'model': loaded} if wrapped else dict(loaded), path)
+  assert files.read_metadata(path) == ({'who': 'me'} if wrapped else {})
+  assert list(files.open_tensors(path)) == list(state)

@@ -74,14 +74,32 @@ def check(
 def read_params(
     tensors: Mapping[str, Tensor], rows: Sequence[Row]
 ) -> dict[str, np.ndarray]:
-  """Reads the tensors, one after another, into float32 arrays by our paths."""
-  params = {}
+  """Reads the tensors, one after another, into float32 arrays by our paths.
+
+  Raises:
+    ValueError: naming the tensors that hold NaN or infinity, in float32.
+  """
+  params, broken = {}, []
   for row in rows:
     if row.original in tensors:
-      array = tensors[row.original].read().astype(np.float32, copy=False)
+      tensor = tensors[row.original]
+      with np.errstate(over='ignore'):  # It is infinity then.
+        array = tensor.read().astype(np.float32, copy=False)
+      if not np.isfinite(array).all():
+        broken.append(_named(row.original, tensor))
       for path, part in zip(row.ours, row.layout.to_ours(array), strict=True):
         params[path] = np.asarray(part, order='C')
+  check_finite(broken)
   return params
+
+
+def check_finite(broken: Sequence[str]) -> None:
+  """Raises ValueError if there are names of tensors that are not finite."""
+  if broken:
+    raise ValueError(
+        f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken)}. A '
+        'model with them computes nothing; take the weights of an earlier '
+        'step.')
 
 
 def resize(

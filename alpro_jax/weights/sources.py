@@ -125,6 +125,7 @@ def bert(
   _check_config(
       config, '--bert', hidden_act='gelu', layer_norm_eps=1e-12,
       position_embedding_type='absolute')
+  tensors = _without_prefix(tensors, 'module.', 'model.')
   if not any(name.startswith('bert.') for name in tensors):
     tensors = {
         name if name.startswith('cls.') else f'bert.{name}': tensor
