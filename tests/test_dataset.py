@@ -176,6 +176,56 @@ def test_selections_share_the_open_files(path):
   assert count() == 3, 'one for each shard'
 
 
+def _swap_shards(path):
+  """Returns the bytes that the shards have in a set of another order."""
+  files = sorted(path.glob('*array_record*'))
+  first, second = (file.read_bytes() for file in files[:2])
+  assert len(first) == len(second) and first != second
+  return {files[0]: second, files[1]: first}
+
+
+def _names(data):
+  return [data.parse(tf.constant(record))['video'].numpy().decode()
+          for record in data.fetch(range(len(data)))]
+
+
+@pytest.mark.parametrize('verify', [True, False])
+@pytest.mark.parametrize('before', [[], [0]])
+def test_a_set_that_is_replaced_while_open(path, verify, before):
+  data = dataset.open_dataset(path, verify=verify)
+  data.fetch(before)
+  for file, others in _swap_shards(path).items():
+    (path / 'new').write_bytes(others)
+    os.replace(path / 'new', file)
+  assert _names(data) == [info.video for info in data.metadata()]
+  shutil.rmtree(path)
+  assert _names(data) == [info.video for info in data.metadata()]
+
+
+@pytest.mark.parametrize('before', [[], [0]])
+def test_a_file_that_is_written_to_while_open(path, before):
+  file, others = next(iter(_swap_shards(path).items()))
+  os.utime(file, ns=(0, 0))  # However coarse the clock of the disk is.
+  data = dataset.open_dataset(path)
+  data.fetch(before)
+  file.write_bytes(others)
+  with pytest.raises(ValueError, match='was written to while it was open'):
+    data.fetch([0, 3])
+
+
+def test_a_set_that_is_replaced_while_it_is_opened(path, monkeypatch):
+  real = dataset._read_index
+
+  def read_index(*args):
+    manifest = json.loads((path / 'manifest.json').read_text())
+    prepare.write_whole(path / 'manifest.json', {**manifest, 'name': 'other'})
+    return real(*args)
+
+  monkeypatch.setattr(dataset, '_read_index', read_index)
+  with pytest.raises(ValueError, match='replaced while it was opened'):
+    dataset.open_dataset(path)
+
+
 def test_tfds_reads_it(path):
   builder = tfds.builder_from_directory(path)
   assert builder.info.splits['train'].num_examples == 7

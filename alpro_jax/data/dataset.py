@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import resource
+import threading
+import weakref
 from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from alpro_jax.data import annotations, prepare
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
 _OTHER_FILES = 200  # Sockets, libraries, checkpoints.
+_READERS = 64  # Threads that read one batch.
 _LINES = 64  # Of an index, parsed at once.
 _NEW_LINE = '\n'  # Within a text it is escaped.
 
@@ -143,21 +146,93 @@ class UnreadableRecord(ValueError):
     self.index = index
 
 
+class _Shard:
+  """One file of records: what was opened is what is checked and read.
+
+  The file itself is held, not its name: what is put in its place later, as a
+  new preparation or rsync does, is not seen.
+  """
+
+  def __init__(self, path, entry):
+    self._entry = entry
+    self._path = path
+    self._file = os.path.join(path, entry['file'])
+    _check_size(path, entry)
+    self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+    self._close = weakref.finalize(self, os.close, self._descriptor)
+    self._status = os.fstat(self._descriptor)
+    _check_size(path, entry, self._status.st_size)
+    self._lock = threading.Lock()
+    self._reader = None
+
+  def check_digest(self):
+    with open(self._descriptor, 'rb', closefd=False) as file:
+      _check_digest(self._path, self._entry,
+                    hashlib.file_digest(file, 'sha256').hexdigest())
+
+  def check_unchanged(self):
+    """Raises ValueError if others have written into the file itself."""
+    try:
+      now = os.stat(self._file)
+    except (FileNotFoundError, NotADirectoryError):
+      return
+    if os.path.samestat(now, self._status) and (
+        (now.st_size, now.st_mtime_ns)
+        != (self._status.st_size, self._status.st_mtime_ns)):
+      raise ValueError(
+          f'{self._file} was written to while it was open, so its records may '
+          'no longer be those of the index; start again, and prepare or copy '
+          'sets that are in use under another name.')
+
+  def read(self, positions):
+    """Returns list of bytes."""
+    with self._lock:
+      if self._reader is None:
+        from array_record.python import array_record_module  # noqa: PLC0415
+        self._reader = array_record_module.ArrayRecordReader(
+            f'/dev/fd/{self._descriptor}', options='readahead_buffer_size:0',
+            file_reader_buffer_size=1 << 15)
+        self._close()  # The reader has the file open, too.
+    return self._reader.read(positions)
+
+
 class _Shards:
   """The files of a split, opened once for all views of it."""
 
-  def __init__(self, path, shards):
-    self._path = path
-    self._shards = shards
+  def __init__(self, path, entries):
+    _allow_open_files(path, len(entries))
+    self._shards = [_Shard(path, entry) for entry in entries]
+    self._ends = np.cumsum([entry['examples'] for entry in entries])
 
-  @functools.cached_property
-  def source(self):
-    from array_record.python import array_record_data_source  # noqa: PLC0415
-    _allow_open_files(self._path, len(self._shards))
-    instructions = [
-        f'{os.path.join(self._path, shard["file"])}[0:{shard["examples"]}]'
-        for shard in self._shards]
-    return array_record_data_source.ArrayRecordDataSource(instructions)
+  def check_digests(self):
+    with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
+      for _ in pool.map(_Shard.check_digest, self._shards):
+        pass
+
+  def check_unchanged(self, numbers):
+    for which in np.unique(self._which(numbers)):
+      self._shards[which].check_unchanged()
+
+  def read(self, numbers):
+    """int64[n] -> list of bytes; several files are read at once."""
+    found = [b''] * len(numbers)
+    which = self._which(numbers)
+
+    def read_one(shard):
+      places = np.flatnonzero(which == shard)
+      start = self._ends[shard - 1] if shard else 0
+      records = self._shards[shard].read((numbers[places] - start).tolist())
+      for place, record in zip(places, records, strict=True):
+        found[place] = record
+
+    shards = np.unique(which)
+    with futures.ThreadPoolExecutor(min(len(shards), _READERS)) as pool:
+      for _ in pool.map(read_one, shards):
+        pass
+    return found
+
+  def _which(self, numbers):
+    return np.searchsorted(self._ends, numbers, side='right')
 
 
 class PreparedDataset:
@@ -168,12 +243,12 @@ class PreparedDataset:
     digest: hex sha256 over all of its content.
   """
 
-  def __init__(self, path, split, entry, records):
+  def __init__(self, path, split, entry, records, shards=None):
     self.path = path
     self.split = split
     self.digest = entry['digest']
     self._records = records
-    self._shards = _Shards(path, entry['shards'])
+    self._shards = shards
     self._stored = np.arange(len(records))  # Number on disk of each record.
 
   def __len__(self):
@@ -202,6 +277,7 @@ class PreparedDataset:
 
     Raises:
       UnreadableRecord: a record is damaged on disk.
+      ValueError: a file was written to since it was opened.
     """
     indices = [int(index) for index in indices]
     for index in indices:
@@ -209,16 +285,16 @@ class PreparedDataset:
         raise IndexError(f'{index=} is not in 0..{len(self) - 1}.')
     if not indices:
       return []
-    source = self._shards.source  # If this fails, no record is to blame.
+    numbers = self._stored[indices]
+    self._shards.check_unchanged(numbers)  # If not, no record is to blame.
     try:
-      return list(source.__getitems__(
-          self._stored[indices].tolist()))
+      return self._shards.read(numbers)
     except Exception:
       return [self._fetch_one(index) for index in indices]
 
   def _fetch_one(self, index):
     try:
-      return self._shards.source[int(self._stored[index])]
+      return self._shards.read(self._stored[[index]])[0]
     except Exception as e:
       raise UnreadableRecord(
           f'Record {index} ({self._records[index].video!r}) of {self.path} '
@@ -247,7 +323,9 @@ def open_dataset(path, split='train', *, verify=None):
   """Opens one split of a prepared set.
 
   Names, sizes and counts are always checked, and the digest of the index. A
-  damaged record is found when it is read: each has a sum of its own.
+  damaged record is found when it is read: each has a sum of its own. Every
+  file is opened here, so that what was checked is what is read, whatever is
+  put in its place later.
 
   Args:
     path: folder made by launch/prepare.py.
@@ -268,35 +346,34 @@ def open_dataset(path, split='train', *, verify=None):
   entry = manifest['splits'][split]
   if verify is None:
     verify = entry['bytes'] < VERIFY_BELOW_BYTES
-  for file in (*entry['shards'], entry['index']):
-    _check_size(path, file)
+  shards = _Shards(path, entry['shards'])
+  _check_size(path, entry['index'])
   if verify:
-    with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
-      for _ in pool.map(
-          functools.partial(_check_digest, path), entry['shards']):
-        pass
+    shards.check_digests()
   records = IndexInfos(_read_index(path, entry['index']))
   counts = {'manifest': entry['examples'], 'index': len(records),
             'shards': sum(shard['examples'] for shard in entry['shards'])}
+  if prepare.read_manifest(path) != manifest:  # It is written last.
+    raise ValueError(f'{path} was replaced while it was opened; start again.')
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; '
                      'prepare it again.')
-  return PreparedDataset(path, split, entry, records)
+  return PreparedDataset(path, split, entry, records, shards)
 
 
-def _check_size(path, entry):
+def _check_size(path, entry, got=None):
   file = os.path.join(path, entry['file'])
   if not os.path.isfile(file):
     raise FileNotFoundError(f'{file} is missing; the manifest lists it.')
-  if os.path.getsize(file) != entry['bytes']:
+  got = os.path.getsize(file) if got is None else got
+  if got != entry['bytes']:
     raise ValueError(
-        f'{file} has {os.path.getsize(file)} bytes, expected '
-        f'{entry["bytes"]}; copy or prepare it again.')
+        f'{file} has {got} bytes, expected {entry["bytes"]}; copy or prepare '
+        'it again.')
 
 
-def _check_digest(path, entry, got=None):
+def _check_digest(path, entry, got):
   file = os.path.join(path, entry['file'])
-  got = got or prepare.sha256_file(file)
   if got != entry['sha256']:
     raise ValueError(
         f'{file} is damaged: its sha256 is {got[:12]}..., expected '
