@@ -271,8 +271,9 @@ def config_flags(options, files, file: str, argument: str) -> list[str]:
   if config.data.text == 'questions':
     flags.append(f'--config.data.answers={files.answers}')
   if config.task == 'pretrain' and config.loss.pem:
+    from alpro_jax.data import entities
     number = min(
-        len(files.entities.read_text().splitlines()),
+        len(entities.read_entities(files.entities, 0)),
         config.prompter.num_entities)
     flags += [
         f'--config.prompter.checkpoint={files.output / "prompter"}',

@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import logging  # noqa: E402
 
-from alpro_jax.data import captions, entities  # noqa: E402
+from alpro_jax.data import captions, checksum, entities  # noqa: E402
 
 EXAMPLES = """
 examples:
@@ -34,8 +34,7 @@ def _parser():
 
 def _stop_words(text):
   if os.path.isfile(text):
-    with open(text, encoding='utf-8') as file:
-      return file.read().split()
+    return checksum.read_text(text).split()
   return [word.strip() for word in text.split(',') if word.strip()]
 
 

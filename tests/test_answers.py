@@ -87,3 +87,12 @@ def test_an_answer_outside_the_list_has_no_label():
   np.testing.assert_array_equal(
       answers.label_answers(['dog', ' at  first', 'cat'], ['at first', 'dog']),
       [1, 0, -1])
+
+
+def test_only_newlines_end_an_answer(tmp_path):
+  path = tmp_path / 'answers.txt'
+  path.write_bytes('\ufeffred\u2028ball\r\nat\x85first\ndog'.encode())
+  assert answers.read_answers(path) == ('red ball', 'at first', 'dog')
+  path = tmp_path / 'ans2label.json'
+  path.write_bytes('\ufeff{"man": 0}'.encode())
+  assert answers.read_answers(path) == ('man',)

@@ -35,3 +35,12 @@ def test_a_tokenizer_reads_questions_and_an_entity_list_does_not(tmp_path):
   assert captions.read_all([tmp_path / 'set']) == ['a dog']
   assert captions.read_all([tmp_path / 'set'], questions=True) == [
       'a dog', 'what is it', 'dog']
+
+
+def test_only_newlines_end_a_caption(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_bytes('\ufeffa dog\u2028swims\r\na\rcat\x0bruns\n'.encode())
+  assert captions.read_all([path]) == ['a dog\u2028swims', 'a\rcat\x0bruns']
+  path.write_bytes(b'\xff')
+  with pytest.raises(ValueError, match='a.txt is not UTF-8'):
+    captions.read_all([path])

@@ -295,6 +295,18 @@ def test_wordpiece_is_that_of_training(tmp_path, cased):
     assert mine.dtype == theirs.dtype
 
 
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_only_newlines_end_a_piece_of_wordpiece(tmp_path, end, mark):
+  path = tmp_path / 'vocab.txt'
+  path.write_bytes(
+      (mark + end.join([*VOCAB, '\u2028', '\x85', 'zebra']) + end).encode())
+  encode, right = alpro_loader.WordPiece(path), tokens.load_tokenizer(path)
+  assert encode('a zebra') == [VOCAB.index('a'), len(VOCAB) + 2]
+  assert right.encode(['a zebra'], 4)[0].tolist() == [
+      [right.special.cls, *encode('a zebra'), right.special.sep]]
+
+
 def test_sentencepiece_is_that_of_training(exported, tmp_path):
   captions = [f'a {x} {y}' for x in ('red', 'blue') for y in ('disc', 'ring')]
   right = tokens.train_sentencepiece(captions, tmp_path / 'a.model', 40)

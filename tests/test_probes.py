@@ -132,6 +132,13 @@ def test_truth_follows_the_order_of_the_videos(tmp_path):
     probes.read_truth(path, ['a', 'c'])
 
 
+def test_a_line_of_truth_may_hold_any_letter(tmp_path):
+  path = tmp_path / 'truth.jsonl'
+  path.write_bytes('\ufeff{"video": "a\u2028b"}\r\n{"video": "c"}'.encode())
+  rows = probes.read_truth(path, ['c', 'a\u2028b'])
+  assert [row['video'] for row in rows] == ['c', 'a\u2028b']
+
+
 model = small.model
 
 

@@ -1,5 +1,7 @@
 """Tokenizers: rows, truncation, special pieces, training."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -115,3 +117,21 @@ def test_refuses_a_model_without_special_pieces(tmp_path):
 def test_refuses_rows_without_room(wordpiece):
   with pytest.raises(ValueError, match='set data.max_text_tokens'):
     wordpiece.encode(['a'], 2)
+
+
+# A no-break space, separators of lines and a vertical tab are letters here.
+ODD = ['\u2028', '\x85', '\u2029', '\x0b', '\x1c', '\u00a0']
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_only_newlines_end_a_piece(tmp_path, end, mark):
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *ODD, 'dog', 'cat']
+  path = tmp_path / 'vocab.txt'
+  path.write_bytes((mark + end.join(pieces) + end).encode())
+  model = tokens.load_tokenizer(path)
+  assert model.special == (0, 1, 2, 3, 4)
+  assert model.vocab_size == len(pieces)
+  ids, _ = model.encode(['cat dog'], 4)
+  np.testing.assert_array_equal(ids, [[2, 12, 11, 3]])
+  assert model.digest == hashlib.sha256(path.read_bytes()).hexdigest()

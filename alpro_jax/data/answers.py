@@ -79,12 +79,10 @@ def read_answers(path) -> tuple[str, ...]:
         f'config.data.answers={os.fspath(path)!r} is no file; question '
         'answering needs the answers to choose from. Make them with `python '
         'launch/answers.py --data=SET --split=train --output=answers.txt`.')
-  text = checksum.read_text(path).removeprefix('\ufeff')
   if os.fspath(path).endswith('.json'):
-    answers = _of_labels(path, text)
+    answers = _of_labels(path, checksum.read_text(path))
   else:
-    lines = text.removesuffix('\n').split('\n')
-    answers = [' '.join(line.split()) for line in lines if text]
+    answers = [' '.join(line.split()) for line in checksum.read_lines(path)]
   blank = [i + 1 for i, answer in enumerate(answers) if not answer]
   twice = [a for a, n in collections.Counter(answers).items() if a and n > 1]
   if not answers or blank or twice:

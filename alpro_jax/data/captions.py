@@ -4,7 +4,7 @@ import os
 
 from absl import logging
 
-from alpro_jax.data import annotations, dataset
+from alpro_jax.data import annotations, checksum, dataset
 
 
 def add_flags(parser):
@@ -32,8 +32,7 @@ def read_all(paths, split='train', *, questions=False):
     if os.path.isdir(path):
       texts += _of_set(path, split, questions)
     elif path.lower().endswith('.txt'):
-      with open(path, encoding='utf-8') as lines:
-        texts += [line.strip() for line in lines if line.strip()]
+      texts += filter(None, map(str.strip, checksum.read_lines(path)))
     else:
       texts += _of_rows(path, split)
   if not texts:

@@ -36,11 +36,23 @@ def read_bytes(path) -> bytes:
 
 
 def read_text(path) -> str:
-  """Returns the text of a file; see read_bytes."""
+  """Returns the text of a file without its byte order mark; see read_bytes."""
   try:
-    return read_bytes(path).decode('utf-8')
+    return read_bytes(path).decode('utf-8-sig')
   except UnicodeDecodeError as e:
     raise ValueError(f'{path} is not UTF-8: {e}.') from e
+
+
+def read_lines(path) -> list[str]:
+  r"""Returns the lines of a text file without their ends; see read_text.
+
+  Only \n and \r\n end a line. str.splitlines also cuts at U+0085, U+2028 and
+  others, which are pieces of some vocabularies: all ids behind one would shift.
+  """
+  lines = read_text(path).split('\n')
+  if not lines[-1]:
+    lines.pop()
+  return [line.removesuffix('\r') for line in lines]
 
 
 def _beside(path):

@@ -6,7 +6,7 @@ so one reader knows all names. Captions and questions may come together: then
 a video is stored once, whatever the number of its texts.
 """
 
-from alpro_jax.data import annotations
+from alpro_jax.data import annotations, checksum
 
 # A column has the first of these names that a row has.
 _COLUMNS = {
@@ -274,8 +274,7 @@ def _read_ids(path, flag):
         raise ValueError(f'{where}: {problem}.')
       names.append(row['video_id'])
   else:
-    with open(path, encoding='utf-8-sig', errors='replace') as lines:
-      names = list(lines)
+    names = checksum.read_lines(path)
   names = {_stem(name): True for name in names if name.strip()}
   if not names:
     raise ValueError(f'{flag}={path} lists no video.')
@@ -286,18 +285,17 @@ def _read_mapping(path):
   """Returns {'vid<n>': name of the clip}."""
   path = annotations.check_file(path, '--mapping')
   mapping = {}
-  with open(path, encoding='utf-8-sig', errors='replace') as lines:
-    for number, line in enumerate(lines, 1):
-      words = line.split()
-      if len(words) == 2:
-        if mapping.setdefault(words[1], words[0]) != words[0]:
-          raise ValueError(
-              f'{path}:{number}: {words[1]} is {words[0]!r} here and '
-              f'{mapping[words[1]]!r} before.')
-      elif words:
+  for number, line in enumerate(checksum.read_lines(path), 1):
+    words = line.split()
+    if len(words) == 2:
+      if mapping.setdefault(words[1], words[0]) != words[0]:
         raise ValueError(
-            f'{path}:{number}: {line.strip()!r}, expected the name of a clip, '
-            'a blank, and vid<n>.')
+            f'{path}:{number}: {words[1]} is {words[0]!r} here and '
+            f'{mapping[words[1]]!r} before.')
+    elif words:
+      raise ValueError(
+          f'{path}:{number}: {line.strip()!r}, expected the name of a clip, '
+          'a blank, and vid<n>.')
   if not mapping:
     raise ValueError(f'--mapping={path} is empty.')
   return mapping

@@ -54,15 +54,15 @@ class WordPieceTokenizer:
   """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
 
   def __init__(self, path):
-    text = checksum.read_text(path)
-    pieces = text.splitlines()
+    pieces = checksum.read_lines(path)
     vocab = {piece: i for i, piece in enumerate(pieces)}
     if len(vocab) != len(pieces):
       twice = next(p for i, p in enumerate(pieces) if vocab[p] != i)
       raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
     self.special = _special(path, vocab.get)
     self.vocab_size = len(pieces)
-    self.digest = hashlib.sha256(text.encode()).hexdigest()
+    self.digest = hashlib.sha256(
+        checksum.read_bytes(path)).hexdigest()
     self._pieces = pieces
     # A vocabulary without capitals is meant for lower-cased text.
     lower = not any(p != p.lower() for p in pieces if not p.startswith('['))

@@ -21,7 +21,6 @@ split has nothing to ask about.
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import masking, metrics, sharding
+from alpro_jax.data import checksum
 from alpro_jax.evaluation.retrieval import (
   Retrieval,
   Scorer,
@@ -56,9 +56,7 @@ def read_truth(path, videos: Sequence[str]) -> list[dict]:
   Raises:
     ValueError: if a video has no row.
   """
-  # Strings of JSON may hold other line ends than \n.
-  lines = pathlib.Path(path).read_text(encoding='utf-8').split('\n')
-  rows = [json.loads(line) for line in lines if line.strip()]
+  rows = [json.loads(x) for x in checksum.read_lines(path) if x.strip()]
   by_name = {row['video']: row for row in rows}
   missing = [name for name in videos if name not in by_name]
   if missing:

@@ -321,7 +321,11 @@ class WordPiece:
   """BERT's tokenizer from its vocab.txt, as the package tokenizers has it."""
 
   def __init__(self, path):
-    pieces = pathlib.Path(path).read_bytes().decode('utf-8').splitlines()
+    # Only \n and \r\n end a line; str.splitlines cuts at U+2028 as well.
+    lines = pathlib.Path(path).read_bytes().decode('utf-8-sig').split('\n')
+    pieces = [line.removesuffix('\r') for line in lines]
+    if not pieces[-1]:
+      pieces.pop()
     self._ids = {piece: i for i, piece in enumerate(pieces)}
     self._unknown = self._ids['[UNK]']
     # A vocabulary without capitals is meant for lower-cased text.
