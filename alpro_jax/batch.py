@@ -28,7 +28,7 @@ class VideoTextBatch:
     text_ids: int32[B, L], position 0 is the class token.
     text_mask: bool[B, L], True on real tokens, class and separator included.
     video_id: int32[B], equal for rows that show the same video.
-    caption_id: int32[B], equal for rows with the same caption text.
+    caption_id: int32[B], equal for rows whose text_ids are equal.
     answer: int32[B], the place of a question's answer in the list of answers,
       -1 where there is none or it is not in the list.
     still: bool[B], True for a photo repeated over time.

@@ -6,6 +6,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import numpy as np  # noqa: E402
+
 from alpro_jax.data import captions, tokens  # noqa: E402
 
 EXAMPLES = """
@@ -36,12 +38,17 @@ def main(argv=None):
   texts = captions.read_all(options.captions, options.split, questions=True)
   model = tokens.train_sentencepiece(
       texts, options.output, options.vocab_size)
-  _, mask = model.encode(texts[:10_000], 512)
-  lengths = sorted(mask.sum(1))
   print(f'{model.vocab_size} pieces from {len(texts)} texts -> '
         f'{options.output}')
-  print(f'Tokens per text, [CLS] and [SEP] included: median '
-        f'{lengths[len(lengths) // 2]}, most {lengths[-1]}.')
+  # An even spread, for the texts of one source or kind stand together.
+  texts = texts[::-(-len(texts) // 10_000)]
+  lengths = np.sort(model.encode(texts, 512)[1].sum(1))
+  middle, most, longest = (
+      lengths[int(share * (len(lengths) - 1))] for share in (.5, .99, 1))
+  print(f'Tokens per text, [CLS] and [SEP] included: median {middle}, 99 % '
+        f'have at most {most}, the longest '
+        f'{longest if longest < 512 else "512 or more"}; what is longer than '
+        'config.data.max_text_tokens is cut.')
   print('Set config.data.tokenizer to the file.')
 
 

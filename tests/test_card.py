@@ -34,7 +34,7 @@ def trained(task='pretrain'):
   model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   return Trained(
-      model, {'x': np.zeros((3, 4))}, config, None, mesh, (),
+      model, {'x': np.zeros((3, 4))}, config, small_sets.Letters(), mesh, (),
       Origin('/runs/my run/checkpoints/700', 700, 'abc123'))
 
 
@@ -94,6 +94,8 @@ def test_card_of_a_search(tmp_path):
   assert stored['task'] == 'text-video retrieval'
   assert stored['data']['digest'] == 'set'
   assert stored['items'] == {'videos': 7, 'texts': 7, 'pairs': 7}
+  # The text of 27 letters fits; with less room it is the one that is cut.
+  assert stored['text'] == {'max_tokens': 30, 'cut': 0, 'of': 7}
   assert stored['scoring']['rule'] == 'matching'
   assert stored['scoring']['k'] == 'all pairs'
   assert stored['checkpoint'] == {
@@ -162,6 +164,20 @@ def test_spellings_of_an_answer_are_one_in_the_card():
   assert 'Answer: <em class="true">Two  Red</em>' in text
   assert content.facts['scoring']['listed_twice'] == [('up', 'UP')]
   assert '<td>up, UP</td>' in text
+
+
+def test_a_card_counts_the_texts_that_are_cut(tmp_path):
+  asked = search()
+  asked.trained.config.data.max_text_tokens = 10
+  path = card.write(card.make(asked), tmp_path)
+  assert json.loads((tmp_path / 'card.json').read_text())['text'] == {
+      'max_tokens': 10, 'cut': 1, 'of': 7}
+  assert 'at most 10 tokens: 1 of 7 texts are longer and lose' in alone(
+      path.read_text())
+  asked = answers()
+  asked.trained.config.data.max_text_tokens = 7
+  assert card.make(asked).facts['text'] == {
+      'max_tokens': 7, 'cut': 1, 'of': 3}
 
 
 def test_figures_must_be_finite(tmp_path):

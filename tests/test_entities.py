@@ -77,6 +77,12 @@ def test_launchers(tmp_path, monkeypatch, capsys):
   model = tokens.load_tokenizer(tmp_path / 't.model')
   said = capsys.readouterr().out
   assert f'{model.vocab_size} pieces from 18 texts' in said
+  longest = model.encode(CAPTIONS, 99)[1].sum(1).max()
+  assert f'the longest {longest}; what is longer' in said
+  write_jsonl(tmp_path / 'long.jsonl', ['dog ' * 5000])
+  launch(monkeypatch, 'launch/tokenizer.py',
+         f'--captions={tmp_path}/long.jsonl', f'--output={tmp_path}/l.model')
+  assert 'the longest 512 or more; what' in capsys.readouterr().out
   with pytest.raises(SystemExit, match='is not a file'):
     launch(monkeypatch, 'launch/tokenizer.py',
            f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')

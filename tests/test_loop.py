@@ -86,7 +86,7 @@ class ToyBatches:
 @pytest.fixture
 def toy(monkeypatch):
   """Puts the toy in place of tasks and data; returns what tests may set."""
-  parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1')
+  parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1', measured=[])
   tokenizer = SimpleNamespace(
       special=SpecialTokens(0, 1, 2, 3, 4), vocab_size=9, digest='t1',
       encode=None,
@@ -96,6 +96,9 @@ def toy(monkeypatch):
   monkeypatch.setattr(
       pipeline, 'open_sources',
       lambda config: [SimpleNamespace(digest=parts.digest, broken={})])
+  monkeypatch.setattr(
+      pipeline, 'measure_texts',
+      lambda sources, encoder, most: parts.measured.append(most))
   monkeypatch.setattr(pipeline, 'report', lambda sources: [])
   monkeypatch.setattr(
       pipeline, 'train_batches',
@@ -149,6 +152,7 @@ def test_a_whole_run(toy, tmp_path):
   outcome = loop.train(config, tmp_path, evaluations=[evaluation])
   assert outcome == (12, True)
   assert seen == [(6, 8), (12, 8)]
+  assert toy.measured == [config.data.max_text_tokens]
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['step'] == 12 and report['finished']
   assert report['evaluation'] == {'eval/r1': 12.0}

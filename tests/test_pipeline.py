@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alpro_jax.data import annotations, pipeline, prepare
+from alpro_jax.data import annotations, pipeline, prepare, tokens
 from configs import common
 from tests.small_sets import SIZE, Letters, MemorySet, jpeg, who
 
@@ -59,7 +59,11 @@ def test_hash_does_not_change():
   np.testing.assert_array_equal(
       pipeline.hash64(1, 2, np.arange(2)) >> np.uint64(40),
       [15109743, 12064036])
-  assert pipeline.text_id('a red disc') == 584743332
+  np.testing.assert_array_equal(
+      pipeline.caption_ids(np.array([[2, 7, 3], [2, 9, 3]], np.int32)),
+      [1047546106, 548021585])
+  np.testing.assert_array_equal(
+      pipeline.video_ids(MemorySet(2), [0, 1]), [1740036965, 418368552])
 
 
 def test_fields_and_types():
@@ -183,6 +187,22 @@ def test_answers_that_match_nothing_are_refused(tmp_path, monkeypatch, caplog):
   assert "such as 'b' (6)" in caplog.text
 
 
+def test_texts_that_are_cut_are_counted(caplog, monkeypatch):
+  # Of 12 tokens two are marks.
+  said = [('a' * 10,), ('a' * 11, 'b'), ('c',), ('d' * 12,)]
+  source = pipeline.Source(MemorySet(4, captions=said), 0)
+  assert 'texts_cut' not in pipeline.report([source])[0]
+  pipeline.measure_texts([source], Letters(), 12)
+  assert source.cut == (2, 5)
+  assert pipeline.report([source])[0]['texts_cut'] == 2
+  assert pipeline.report([source])[0]['texts_measured'] == 5
+  assert 'set/train: 2 of 5 captions have more than' in caplog.text
+  # Of many an even spread is counted: here the first, third and fifth half.
+  monkeypatch.setattr(pipeline, 'MEASURED', 3)
+  pipeline.measure_texts([source], Letters(), 12)
+  assert source.cut == (1, 3)
+
+
 def test_captions_have_no_answer():
   batch, = take(train(MemorySet()), 1)
   assert (batch['answer'] == -1).all()
@@ -276,6 +296,38 @@ def test_ids_say_same_video_and_same_caption():
   # The same set under another style or key is still the same videos.
   again, = take(train([pipeline.Source(data, 7)]), 1)
   assert set(again['video_id'].tolist()) <= set.union(*seen.values())
+
+
+def test_captions_that_the_model_reads_alike_have_one_id(tmp_path):
+  path = tmp_path / 'vocab.txt'
+  path.write_text('\n'.join([
+      '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'cafe', 'dog']))
+  said = ['a dog', 'A  Dog', 'a d\u00f3g', 'a cafe', 'a cafe\u0301',
+          'dog a dog a cafe', 'dog a dog a dog', 'a zebra', 'a xylophone',
+          'dog a']
+  alike = [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]  # Of five tokens two are marks.
+  data = MemorySet(10, captions=[(text,) for text in said])
+  tokenizer = tokens.load_tokenizer(path)
+  config = options(max_text_tokens=5)
+
+  def read(rows):
+    batches = pipeline.train_batches(
+        config, [pipeline.Source(data, 0)], tokenizer, seed=1, start_step=0,
+        batch_size=10, rows=rows)
+    return take(batches, 1)[0]
+
+  whole = read(slice(0, 10))
+  ids = dict(zip(
+      who(whole['video'])[0].tolist(), whole['caption_id'].tolist(),
+      strict=True))
+  for i in range(10):
+    for j in range(10):
+      assert (ids[i] == ids[j]) == (alike[i] == alike[j]), (said[i], said[j])
+  # Hosts that read parts of the batch agree.
+  parts = [read(slice(i, i + 5))['caption_id'] for i in (0, 5)]
+  np.testing.assert_array_equal(np.concatenate(parts), whole['caption_id'])
+  held, = pipeline.eval_batches(config, data, tokenizer, batch_size=10)
+  assert held['caption_id'].tolist() == [ids[i] for i in range(10)]
 
 
 def test_refuses_options_that_cannot_work(tmp_path):

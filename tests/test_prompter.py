@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alpro_jax.data import tokens
 from alpro_jax.models import prompter
+from alpro_jax.tasks import pretrain
 
 ENTITIES = ['dog', 'guitar', 'sea']
 
@@ -103,3 +105,20 @@ def test_bad_lists_are_refused():
     prompter.build_prompt_bank(fake_features, [])
   with pytest.raises(ValueError, match='No prompt template'):
     prompter.build_prompt_bank(fake_features, ['dog'], video_templates=())
+
+
+def test_prompts_that_the_tokenizer_cuts_or_reads_alike_are_named(
+    tmp_path, caplog
+):
+  path = tmp_path / 'vocab.txt'
+  path.write_text('\n'.join([
+      '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'dog', 'the', 'red']))
+  encode = tokens.load_tokenizer(path).encode
+  pretrain._check_prompts(encode, ['a {entity}', '{entity}'], ['dog', 'red'], 4)
+  assert not caplog.records
+  names = ['dog', 'red dog', 'xylophone', 'zebra', 'Dog']
+  pretrain._check_prompts(encode, ['the {entity}', '{entity}'], names, 4)
+  cut, first, second = (record.getMessage() for record in caplog.records)
+  assert "1 of 5 entities are cut off" in cut and "'the red dog'" in cut
+  assert 'of 2 entities alike' in first and 'dog, Dog' in first
+  assert 'of 2 entities alike' in second and 'xylophone, zebra' in second

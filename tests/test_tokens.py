@@ -89,6 +89,28 @@ def test_trains_from_an_even_spread(tmp_path):
   assert (ids != model.special.unk).all()
 
 
+def test_long_captions_and_marks_of_the_trainer_are_learned(tmp_path):
+  long = ' '.join(f'zebra {n}' for n in range(800))  # 7,090 bytes.
+  assert len(long.encode()) > 4192
+  model = tokens.train_sentencepiece(
+      [*CAPTIONS, long, 'a \u2585 xylophone'], tmp_path / 'x.model', 500)
+  for word in ('zebra', 'xylophone'):
+    ids, mask = model.encode([word], 16)
+    assert model.special.unk not in ids
+    assert model.decode(ids[0]) == word
+  # Alone they are no reason to ask for more pieces.
+  model = tokens.train_sentencepiece([long], tmp_path / 'y.model', 500)
+  assert model.decode(model.encode(['zebra 7'], 16)[0][0]) == 'zebra 7'
+
+
+def test_texts_that_are_cut_are_counted(wordpiece, trained):
+  texts = ['a', 'a dog', 'a dog a', 'a dog runs', '']
+  # Three tokens fit between [CLS] and [SEP]; "runs" is two.
+  assert tokens.count_cut(wordpiece, texts, 5) == 1
+  assert tokens.count_cut(wordpiece, texts, 4) == 2
+  assert tokens.count_cut(trained, ['a', 'a red disc'], 4) == 1
+
+
 def test_refuses_files_that_are_no_tokenizer(tmp_path):
   with pytest.raises(FileNotFoundError, match='set data.tokenizer'):
     tokens.load_tokenizer(tmp_path / 'none.txt')

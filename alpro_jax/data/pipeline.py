@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from alpro_jax.data import answers, augment, dataset, frames
+from alpro_jax.data import answers, augment, dataset, frames, tokens
 
 # Streams of random numbers: one for each kind of choice.
 SOURCE, SHUFFLE, CAPTION, PIXELS, VIDEO = range(1, 6)
@@ -37,6 +37,7 @@ _plain = tf.autograph.experimental.do_not_convert
 BLOCK = 4096  # Steps whose sources are drawn at once.
 TEXTS = ('captions', 'questions')
 EXAMPLES = ('videos', 'texts')
+MEASURED = 20_000  # Texts of a source that are counted by their length.
 
 
 class TooManyBroken(RuntimeError):
@@ -65,6 +66,7 @@ class Source:
     only_photos: bool, of all examples.
     broken: record -> why it could not be read; grows while reading.
     unknown_answers: how often each answer occurs that is not a known one.
+    cut: (texts that lose tokens, texts looked at), from `measure_texts`.
   """
 
   dataset: dataset.PreparedDataset
@@ -79,6 +81,7 @@ class Source:
   broken: dict[int, str] = dataclasses.field(default_factory=dict)
   unknown_answers: collections.Counter = dataclasses.field(
       default_factory=collections.Counter)
+  cut: tuple[int, int] | None = None
 
   def __post_init__(self):
     if not self.weight >= 0:
@@ -234,6 +237,25 @@ def _check_answers(source, path):
       len(source.labels), f', such as {examples}' if missing else '')
 
 
+def measure_texts(sources, tokenizer, max_tokens):
+  """Counts texts that are longer than max_tokens, and says so in the log.
+
+  Of each source all texts are looked at, or MEASURED of them, evenly spread.
+  The counts go to `Source.cut`, and into the report.
+  """
+  for source in sources:
+    number = min(len(source.texts), MEASURED)
+    places = np.arange(number) * len(source.texts) // number
+    cut = tokens.count_cut(
+        tokenizer, [source.texts[i] for i in places], max_tokens)
+    source.cut = cut, number
+    if cut:
+      logging.warning(
+          '%s: %d of %d %s have more than data.max_text_tokens=%d tokens; '
+          'their ends are cut off.', source.name, cut, number, source.text,
+          max_tokens)
+
+
 def report(sources):
   """Returns what was read from where, and what could not be, as JSON."""
   return [{
@@ -242,6 +264,8 @@ def report(sources):
       source.text: len(source.texts),
       **({'unknown_answers': int((source.labels < 0).sum())}
          if source.text == 'questions' else {}),
+      **({'texts_cut': source.cut[0], 'texts_measured': source.cut[1]}
+         if source.cut else {}),
       'replaced': {
           source.dataset.metadata()[record].video: reason
           for record, reason in sorted(source.broken.items())},
@@ -353,9 +377,16 @@ def hash64(*parts):
   return mixed
 
 
-def text_id(text):
-  """Returns a number in 0..2^31-1, the same for the same text."""
-  return _hash_text(text) >> 33
+def caption_ids(ids):
+  """Returns int32[B], the same for texts that the model reads alike.
+
+  Capitals, other forms of a letter, unknown words and what is cut off make
+  other texts, but no other tokens.
+
+  Args:
+    ids: int32[B, L], what the tokenizer made of them.
+  """
+  return (hash64(*ids.T) >> np.uint64(33)).astype(np.int32)
 
 
 def video_ids(prepared, records):
@@ -460,7 +491,7 @@ class TrainBatches(Iterator):
         np.stack([pixels, np.zeros_like(pixels)], 1),
         np.full(len(records), self._num_frames(source), np.int32), ids, mask,
         video_ids(source.dataset, records),
-        np.array([text_id(text) for text in texts], np.int32),
+        caption_ids(ids),
         source.labels[chosen])
 
   def _num_frames(self, source):
@@ -593,7 +624,7 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
       chosen = [texts[record][0] for record in records]
       batch['text_ids'], batch['text_mask'] = tokenizer.encode(
           chosen, config.max_text_tokens)
-      batch['caption_id'] = np.array([text_id(x) for x in chosen], np.int32)
+      batch['caption_id'] = caption_ids(batch['text_ids'])
       batch['answer'] = np.full(len(mine), -1, np.int32)
     yield batch
 

@@ -127,6 +127,12 @@ def load_tokenizer(path):
       'vocab.txt or a SentencePiece .model file.')
 
 
+def count_cut(tokenizer, texts, max_tokens):
+  """Returns how many of a list of texts `encode` has to cut, as int."""
+  _, mask = tokenizer.encode(texts, max_tokens + 1)
+  return int(mask[:, -1].sum())
+
+
 def train_sentencepiece(captions, path, vocab_size, *,
                         max_captions=1_000_000):
   """Trains a lower-casing byte-pair model; the same captions, the same file.
@@ -145,6 +151,8 @@ def train_sentencepiece(captions, path, vocab_size, *,
   path = pathlib.Path(path)
   if path.suffix != '.model':
     raise ValueError(f'{path.name!r} must end in .model.')
+  # Texts with U+2585, which is a mark of its own, are dropped by the trainer.
+  captions = [x.replace('\u2585', ' ') for x in captions]
   captions = [x for x in captions if x.strip()]
   if not captions:
     raise ValueError('There are no captions to train a tokenizer from.')
@@ -152,6 +160,9 @@ def train_sentencepiece(captions, path, vocab_size, *,
     chosen = np.arange(max_captions) * len(captions) // max_captions
     captions = [captions[i] for i in chosen]
   model = io.BytesIO()
+  # And so are texts of more bytes than this, 4,192 unless it is told.
+  longest = max(len(caption.encode()) for caption in captions)
+  length = {'max_sentence_length': longest} if longest > 4192 else {}
   try:
     # Byte pairs, not unigrams: on a few hundred captions those stay letters.
     sentencepiece.SentencePieceTrainer.train(
@@ -161,12 +172,13 @@ def train_sentencepiece(captions, path, vocab_size, *,
         normalization_rule_name='nmt_nfkc_cf',
         pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=PIECES.pad,
         unk_piece=PIECES.unk, bos_piece=PIECES.cls, eos_piece=PIECES.sep,
-        control_symbols=[PIECES.mask], num_threads=1, minloglevel=2)
+        control_symbols=[PIECES.mask], num_threads=1, minloglevel=2, **length)
   except RuntimeError as e:
+    advice = (' every letter needs one, so allow more.'
+              if 'required_chars' in str(e) else '')
     raise ValueError(
         f'SentencePiece cannot make {vocab_size=} pieces from '
-        f'{len(captions)} captions; every letter needs one, so allow more. '
-        f'It says: {e}') from e
+        f'{len(captions)} captions;{advice} It says: {e}') from e
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(model.getvalue())
   checksum.write(path)

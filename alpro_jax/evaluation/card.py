@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from alpro_jax.data import tokens
 from alpro_jax.data.answers import canonical, equal_entries
 from alpro_jax.evaluation import cases, page, question_answering
 from alpro_jax.evaluation.page import Table
@@ -231,6 +232,7 @@ def _facts(evaluated):
   items = {'videos': len(records)}
   if isinstance(found, Answered):
     task = 'question answering'
+    texts = [asked.text for asked in found.questions]
     items['questions'] = len(found.questions)
     scoring = {
         'rule': 'most probable of the training answers',
@@ -245,6 +247,7 @@ def _facts(evaluated):
     }
   else:
     task = 'text-video retrieval'
+    texts = found.texts
     items |= {'texts': len(found.texts), 'pairs': len(found.pairs)}
     scoring = {
         'rule': found.scoring.rule,
@@ -266,7 +269,11 @@ def _facts(evaluated):
       'image': {
           'side': data.image_size, 'resize': data.resize,
           'resize_mode': data.resize_mode, 'crop': 'centre'},
-      'text': {'max_tokens': data.max_text_tokens},
+      'text': {
+          'max_tokens': data.max_text_tokens,
+          'cut': tokens.count_cut(
+              trained.tokenizer, texts, data.max_text_tokens),
+          'of': len(texts)},
       'scoring': scoring,
       'intervals': '95 %, bootstrap over videos',
       'checkpoint': origin._asdict() if origin else None,
@@ -559,7 +566,8 @@ def _bars(columns, rows):
 def _measured(card):
   """The facts in words: (what, how)."""
   facts = card.facts
-  data, frames, image = facts['data'], facts['frames'], facts['image']
+  data, frames, image, text = (
+      facts[name] for name in ('data', 'frames', 'image', 'text'))
   low, high = frames['stored']
   stored = f'{low}' if low == high else f'{low} to {high}'
   shape = {'squash': 'squashed to', 'short_side': 'short side scaled to'}
@@ -574,7 +582,8 @@ def _measured(card):
       ('image', f'{image["side"]} x {image["side"]} pixels: '
        f'{shape[image["resize_mode"]]} {image["resize"]}, '
        f'{image["crop"]} crop'),
-      ('text', f'at most {facts["text"]["max_tokens"]} tokens'),
+      ('text', f'at most {text["max_tokens"]} tokens: {text["cut"]:,} of '
+       f'{text["of"]:,} texts are longer and lose their end'),
   ]
   scoring = facts['scoring']
   if 'answers' in scoring:

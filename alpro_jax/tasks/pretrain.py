@@ -7,6 +7,8 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from einops import rearrange
 from flax import linen as nn
 
@@ -156,6 +158,18 @@ class Pretrain:
 
   def _make_bank(self, model, params, encode):
     options = self.prompter
+    templates = {
+        'video_templates': (
+            options.video_templates or prompting.VIDEO_TEMPLATES
+        ),
+        'image_templates': (
+            options.image_templates or prompting.IMAGE_TEMPLATES
+        ),
+    }
+    _check_prompts(
+        encode, sum(map(tuple, templates.values()), ()), self.entities,
+        options.max_prompt_tokens,
+    )
 
     @jax.jit
     def encode_text(params, ids, mask):
@@ -170,13 +184,8 @@ class Pretrain:
     return prompting.build_prompt_bank(
         text_features,
         self.entities,
-        video_templates=(
-            options.video_templates or prompting.VIDEO_TEMPLATES
-        ),
-        image_templates=(
-            options.image_templates or prompting.IMAGE_TEMPLATES
-        ),
         renormalize=options.renormalize,
+        **templates,
     )
 
   def embed(
@@ -392,6 +401,32 @@ class Pretrain:
     share = metrics['pseudo/entities']
     top = sorted(zip(share, self.entities, strict=True), reverse=True)[:5]
     return 'pseudo-labels: ' + ', '.join(f'{n} {s:.0%}' for s, n in top)
+
+
+def _check_prompts(encode, templates, entities, most):
+  """Names entities whose prompts are cut off, or are read like another's."""
+  cut, read = {}, [b''] * len(entities)
+  for template in templates:
+    texts = prompting.fill_template(template, entities)
+    ids, mask = encode(texts, most + 1)
+    cut |= {entities[i]: texts[i] for i in np.flatnonzero(mask[:, -1])}
+    # What stands before [SEP] when a prompt has `most` tokens.
+    rows = ids[:, :most - 1]
+    read = [a + b.tobytes() for a, b in zip(read, rows, strict=True)]
+  if cut:
+    logging.warning(
+        'prompts of %d of %d entities are cut off at '
+        'prompter.max_prompt_tokens=%d, such as %r.', len(cut), len(entities),
+        most, next(iter(cut.values())))
+  places = {}
+  for name, key in zip(entities, read, strict=True):
+    places.setdefault(key, []).append(name)
+  for names in places.values():
+    if len(names) > 1:
+      logging.warning(
+          'the tokenizer reads the prompts of %d entities alike, so their '
+          'labels say nothing: %s. Keep one of them in the list.', len(names),
+          ', '.join(names[:5]))
 
 
 def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:

@@ -85,6 +85,7 @@ def _train(config, folder, evaluations, stop):
       config.data.batch_size)
   tokenizer = tokens.load_tokenizer(config.data.tokenizer)
   sources = pipeline.open_sources(config.data)
+  pipeline.measure_texts(sources, tokenizer, config.data.max_text_tokens)
 
   # The task, and the shape of what it trains.
   text = TextInfo(tokenizer.special, tokenizer.vocab_size)
