@@ -65,6 +65,19 @@ def folder(path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
+def scratch(path) -> Iterator[pathlib.Path]:
+  """Makes an empty folder beside `path`, which is gone when the block ends.
+
+  Raises:
+    ValueError: if another process writes to the same place.
+    OSError: of the block; it names `path` if it named no file.
+  """
+  with _aside(pathlib.Path(os.path.realpath(path)), wait=False) as made:
+    made.mkdir()
+    yield made
+
+
+@contextlib.contextmanager
 def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
   """Writes a file that is never seen half written; replaces what is there.
 

@@ -308,6 +308,9 @@ def _fetch(argv):
     add(f'--{name}', type=type(value), default=value, help=f'{text} ({value})')
   add('--retry_failed', action='store_true',
       help='try again what can hardly be had, such as HTTP 404')
+  add('--allow_local', action='store_true',
+      help='also ask machines of the local network, and this one; an address '
+      'in a captions file of others may be meant to reach them')
   args = parser.parse_args(argv)
   try:
     limits = fetch.Limits(**{
@@ -318,7 +321,8 @@ def _fetch(argv):
     videos, skipped, rows = fetch.read_videos(
         args.captions, url_column=args.url_column)
     found = fetch.fetch(
-        videos, args.videos, limits=limits, retry_failed=args.retry_failed)
+        videos, args.videos, limits=limits, retry_failed=args.retry_failed,
+        allow_local=args.allow_local)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -327,8 +331,8 @@ def _fetch(argv):
           file=sys.stderr)
     return 130
   for row in skipped:
-    print(f'skipped {row.item!r}: {row.reason} ({row.detail})',
-          file=sys.stderr)
+    print(annotations.printable(
+        f'skipped {row.item!r}: {row.reason} ({row.detail})'), file=sys.stderr)
   reasons = Counter(filter(None, found.values()))
   reasons.update(row.reason for row in skipped)
   there = sum(not reason for reason in found.values())

@@ -1,17 +1,21 @@
 """Downloads: what is wanted arrives whole, what does not is named."""
 
+import gzip
 import http.server
 import json
+import pathlib
+import socket
+import ssl
 import threading
 import time
 from collections import Counter
 
 import pytest
 
-from alpro_jax.data import annotations, fetch
+from alpro_jax.data import annotations, fetch, web
 from tests.test_verify import launch_prepare
 
-BODY = b'not really a video' * 1000
+BODY = b'\0\0\0\x18ftypmp42' + b'not really a video' * 1000
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -22,40 +26,85 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.server.seen[self.path] += 1
     first = self.server.seen[self.path] == 1
     if what == 'gone':
-      return self.send_error(404)
+      return self.send_error(404, 'gone \x1b[2J\x9b2J\x07')
     if what == 'shaky' and first:
       return self.send_error(500)
-    if what == 'busy' and first:
+    if (what == 'busy' and first) or what == 'never':
       self.send_response(429)
       self.send_header('Retry-After', '1')
       self.send_header('Content-Length', '0')
       return self.end_headers()
-    if what in ('away', 'moved'):
+    if what in ('away', 'moved', 'inside', 'round'):
       self.send_response(302)
-      self.send_header('Location', 'file:///etc/passwd' if (
-          what == 'away') else '/ok/moved.mp4')
+      self.send_header('Location', {
+          'away': 'file:///etc/passwd', 'moved': '/ok/moved.mp4',
+          'round': self.path, 'inside': 'http://127.0.0.1:'
+          f'{self.server.server_port}/ok/secret'}[what])
       self.send_header('Content-Length', '0')
       return self.end_headers()
     if what == 'slow':
       time.sleep(1.5)
-    self.send_response(200)
+    if what == 'drip':
+      return self.drip()
+    body, headers = self.server.pages.get(what, (BODY, {}))
+    self.send_response(206 if what == 'range' else 200)
+    for name, value in headers.items():
+      self.send_header(name, value)
     if what != 'unsized':
-      self.send_header('Content-Length', str(len(BODY)))
+      self.send_header('Content-Length', str(len(body)))
     self.end_headers()
-    body = BODY[:100] if what == 'cut' or (what == 'torn' and first) else BODY
+    body = body[:100] if what == 'cut' or (what == 'torn' and first) else body
     try:
       self.wfile.write(body)
     except OSError:
       pass  # The other side left.
 
+  def do_CONNECT(self):
+    self.server.seen[self.path] += 1
+    self.send_error(403)
+
+  def drip(self):
+    """Sends a header that never ends, or would not for ten seconds."""
+    try:
+      self.wfile.write(b'HTTP/1.0 200 OK\r\nX: ')
+      for _ in range(200):
+        self.wfile.write(b'x')
+        time.sleep(.05)
+    except OSError:
+      self.server.seen['left'] += 1
+
   def log_message(self, *args):
     pass
+
+
+def page(body, kind=None, **headers):
+  """An answer as _Handler.pages has it."""
+  return body, {**({'Content-Type': kind} if kind else {}), **headers}
+
+
+PAGES = {
+    'html': page(b'<!DOCTYPE html><h1>Not found</h1>', 'text/html'),
+    'liar': page(b'<html>' + b' ' * 9999, 'video/mp4'),
+    'json': page(b'{"error": "expired"}', 'application/json'),
+    'gzip': page(gzip.compress(BODY), 'video/mp4',
+                 **{'Content-Encoding': 'gzip'}),
+    'brotli': page(b'\x8b\0\x80' + bytes(99), 'video/mp4',
+                   **{'Content-Encoding': 'br'}),
+    'bytes': page(bytes(999), 'application/octet-stream\x1b[2J'),
+    'nothing': page(b''),
+}
+GOOD = {
+    'wrong': page(BODY, 'text/html'),  # The bytes say it, not the header.
+    'rare': page(bytes(999), 'video/x-rare'),
+    'photo': page(b'\xff\xd8\xff\xe0' + bytes(999), 'image/jpeg'),
+}
 
 
 @pytest.fixture(scope='module')
 def running():
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as server:
     server.seen = Counter()
+    server.pages = {}
     thread = threading.Thread(target=server.serve_forever, args=(.05,))
     thread.start()
     yield server
@@ -67,6 +116,7 @@ def running():
 def server(running, monkeypatch):
   monkeypatch.setenv('no_proxy', '127.0.0.1')
   running.seen.clear()
+  running.pages = {**PAGES, **GOOD}
   return running
 
 
@@ -81,12 +131,12 @@ def write(tmp_path, rows):
 
 
 def get(server, tmp_path, paths, **limits):
-  """Fetches; returns reasons by path."""
+  """Fetches into 0.mp4, 1.mp4 and so on; returns reasons by path."""
   videos = [fetch.Video(url(server, path), f'{i}.mp4')
             for i, path in enumerate(paths)]
   found = fetch.fetch(videos, tmp_path / 'videos', limits=fetch.Limits(**{
-      'wait_s': .01, 'tries': 3, 'timeout_s': 5., **limits}))
-  assert not list((tmp_path / 'videos').glob('**/*.partial'))
+      'wait_s': .01, 'tries': 3, 'timeout_s': 5., **limits}), allow_local=True)
+  assert not list((tmp_path / 'videos').glob('**/*unfinished*'))
   return {path: found[video]
           for path, video in zip(paths, videos, strict=True)}
 
@@ -122,7 +172,7 @@ def test_limits(server, tmp_path):
         video: 'not http or https'}
   nobody = fetch.Video('http://127.0.0.1:1/x', 'y.mp4')
   assert fetch.fetch([nobody], tmp_path / 'videos', limits=fetch.Limits(
-      tries=2, wait_s=.01)) == {nobody: 'no connection'}
+      tries=2, wait_s=.01), allow_local=True) == {nobody: 'no connection'}
 
 
 def test_a_second_call_does_what_is_missing(server, tmp_path):
@@ -136,14 +186,14 @@ def test_a_second_call_does_what_is_missing(server, tmp_path):
   get(server, tmp_path, paths, tries=1)
   assert server.seen == {'/ok/a': 2, '/gone/a': 1, '/cut/a': 3}
   fetch.fetch([fetch.Video(url(server, 'gone/a'), '1.mp4')],
-              tmp_path / 'videos', retry_failed=True)
+              tmp_path / 'videos', retry_failed=True, allow_local=True)
   assert server.seen['/gone/a'] == 2
 
 
 def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
   active, most, lock = [], [], threading.Lock()
 
-  def download(opener, address, path, limits):
+  def download(client, address, limits, partial, path):
     with lock:
       active.append(path)
       most.append(len(active))
@@ -211,13 +261,245 @@ def test_links_do_not_lead_out(server, tmp_path):
   assert not list((tmp_path / 'elsewhere').iterdir())
 
 
+def test_what_is_no_video_is_not_kept(server, tmp_path):
+  paths = [*PAGES, 'range', *GOOD]
+  reasons = {path: 'not a video' for path in PAGES} | {
+      'nothing': 'empty', 'range': 'truncated'} | dict.fromkeys(GOOD, '')
+  assert get(server, tmp_path, paths, tries=1) == reasons
+  folder = tmp_path / 'videos'
+  assert {path.name for path in folder.glob('*.mp4')} == {
+      f'{paths.index(path)}.mp4' for path in GOOD}
+  log = (folder / fetch.RESUME).read_text()
+  assert 'HTML page, Content-Type: text/html' in log
+  server.pages = {}  # All is well the next time.
+  found = get(server, tmp_path, paths, tries=1)
+  assert found == {**dict.fromkeys(paths, ''), 'range': 'truncated'}
+  assert [server.seen[f'/{path}'] for path in paths] == (
+      [2] * (len(PAGES) + 1) + [1] * len(GOOD))
+
+
+def test_pages_that_were_kept_are_fetched_again(server, tmp_path):
+  folder = tmp_path / 'videos'
+  folder.mkdir()
+  paths = [f'ok/{i}' for i in range(5)]
+  own = bytes(99)  # Of no known kind, and perhaps the user's.
+  bodies = [body for body, _ in PAGES.values()][:4] + [own]
+  with open(folder / fetch.RESUME, 'w') as log:
+    for i, body in enumerate(bodies):
+      (folder / f'{i}.mp4').write_bytes(body)
+      log.write(json.dumps({'url': url(server, paths[i]), 'name': f'{i}.mp4',
+                            'bytes': len(body)}) + '\n')
+  assert not any(get(server, tmp_path, paths).values())
+  assert [(folder / f'{i}.mp4').read_bytes() for i in range(5)] == (
+      [BODY] * 4 + [own])
+
+
+@pytest.mark.parametrize('host', [
+    '127.0.0.1', '127.1', '2130706433', 'localhost', '10.1.2.3', '172.16.0.1',
+    '192.168.0.1', '100.64.0.1', '169.254.169.254', '100.100.100.200',
+    '168.63.129.16', '0.0.0.0', '224.0.0.1', '255.255.255.255', '[::1]', '[::]',
+    '[::ffff:127.0.0.1]', '[::ffff:8.8.8.8]', '[::127.0.0.1]', '[fe80::1]',
+    '[fd00:ec2::254]', '[fc00::1]', '[fec0::1]', '[ff02::1]',
+    '[64:ff9b::10.0.0.1]', '[64:ff9b::169.254.169.254]', '[2002:7f00:1::]'])
+def test_local_addresses_are_refused(tmp_path, monkeypatch, host):
+  asked = []
+  monkeypatch.setattr(
+      socket, 'create_connection', lambda *args, **_: asked.append(args))
+  video = fetch.Video(f'http://{host}:8080/a', 'a.mp4')
+  assert fetch.fetch([video], tmp_path) == {video: 'local address refused'}
+  assert not asked
+  # Whoever asks for it then gets it from the next run.
+  assert '"again": true' in (tmp_path / fetch.RESUME).read_text()
+
+
+def test_local_addresses_for_who_wants_them():
+  assert [web.may_ask(address, True) for address in (
+      '127.0.0.1', '10.1.2.3', '::1', 'fc00::1', '100.64.0.1', '8.8.8.8')] == (
+          [True] * 6)
+  assert not any(web.may_ask(address, True) for address in (
+      '169.254.169.254', '100.100.100.200', 'fd00:ec2::254', 'fe80::1%eth0',
+      '0.0.0.0', '::', '224.0.0.1', 'ff02::1', '::ffff:127.0.0.1'))
+  assert all(web.may_ask(address, False) for address in (
+      '8.8.8.8', '2606:4700::1111', '64:ff9b::8.8.8.8'))
+
+
+@pytest.fixture
+def outside(server, monkeypatch):
+  """Makes the server one of the internet, called video.test, too.
+
+  Its name has a public address when it is looked up first, then a local one.
+  """
+  look_up, connect = socket.getaddrinfo, socket.create_connection
+  server.looked_up = []
+
+  def getaddrinfo(host, *args, **options):
+    if host == 'video.test':
+      host = '127.0.0.1' if server.looked_up else '8.8.8.8'
+      server.looked_up.append(host)
+    return look_up(host, *args, **options)
+
+  def create_connection(address, *args, **options):
+    if address[0] == '8.8.8.8':
+      address = '127.0.0.1', address[1]
+    return connect(address, *args, **options)
+
+  monkeypatch.setattr(socket, 'getaddrinfo', getaddrinfo)
+  monkeypatch.setattr(socket, 'create_connection', create_connection)
+  monkeypatch.setenv('no_proxy', '127.0.0.1,video.test')
+  return server
+
+
+def test_what_is_checked_is_connected_to(outside, tmp_path):
+  """And not what a second look at the name's address would give."""
+  video = fetch.Video(f'http://video.test:{outside.server_port}/ok/a', 'a.mp4')
+  assert fetch.fetch([video], tmp_path) == {video: ''}
+  assert outside.looked_up == ['8.8.8.8']
+  again = fetch.Video(f'http://video.test:{outside.server_port}/ok/b', 'b.mp4')
+  assert fetch.fetch([again], tmp_path) == {again: 'local address refused'}
+  assert outside.seen['/ok/b'] == 0
+
+
+def test_redirects_do_not_lead_inside(outside, tmp_path):
+  videos = [
+      fetch.Video(f'http://video.test:{outside.server_port}/{path}/a', 'a.mp4')
+      for path in ('inside', 'round')]
+  assert fetch.fetch(videos[:1], tmp_path) == {
+      videos[0]: 'local address refused'}
+  assert outside.seen == {'/inside/a': 1}
+  assert fetch.fetch(videos[1:], tmp_path, allow_local=True) == {
+      videos[1]: 'redirect refused'}
+
+
+def test_certificates_are_checked(outside, tmp_path, monkeypatch):
+  pem = pathlib.Path(__file__).with_name('video_test.pem')
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(pem)
+  names = []
+  context.sni_callback = lambda sock, name, context: names.append(name)
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as secure:
+    secure.seen, secure.pages = Counter(), {}
+    secure.socket = context.wrap_socket(secure.socket, server_side=True)
+    secure.handle_error = lambda *args: None  # Of a client that left.
+    thread = threading.Thread(target=secure.serve_forever, args=(.05,))
+    thread.start()
+    port, limits = secure.server_port, fetch.Limits(tries=1, timeout_s=5)
+    video = fetch.Video(f'https://video.test:{port}/ok/a', 'a.mp4')
+    other = fetch.Video(f'https://127.0.0.1:{port}/ok/b', 'b.mp4')
+    strange = fetch.fetch([video], tmp_path, limits=limits)
+    monkeypatch.setenv('SSL_CERT_FILE', str(pem))
+    found = fetch.fetch(
+        [video, other], tmp_path, limits=limits, allow_local=True)
+    secure.shutdown()
+    thread.join()
+  assert strange == {video: 'no connection'}
+  assert found == {video: '', other: 'no connection'}
+  assert secure.seen == {'/ok/a': 1} and 'video.test' in names
+
+
+def test_through_a_proxy(server, tmp_path, monkeypatch):
+  monkeypatch.delenv('no_proxy')
+  proxy = f'http://me:word@127.0.0.1:{server.server_port}'
+  monkeypatch.setenv('http_proxy', proxy)
+  monkeypatch.setenv('https_proxy', proxy)
+  videos = [
+      fetch.Video(f'{address}/ok/a', f'{i}.mp4') for i, address in enumerate([
+          'http://8.8.8.8', 'https://8.8.8.8', 'http://192.168.0.1'])]
+  found = fetch.fetch(videos, tmp_path, limits=fetch.Limits(tries=1))
+  assert [found[video] for video in videos] == [
+      '', 'no connection', 'local address refused']
+  assert server.seen == {'http://8.8.8.8/ok/a': 1, '8.8.8.8:443': 1}
+
+
+def test_nothing_is_written_through_links(server, tmp_path):
+  folder, outside = tmp_path / 'videos', tmp_path / 'outside'
+  folder.mkdir()
+  outside.write_bytes(b'mine')
+  for name in ('0.mp4.partial', f'.{fetch.RESUME}.unfinished-1'):
+    (folder / name).symlink_to(outside)
+  assert not any(fetch.fetch(
+      [fetch.Video(url(server, 'ok/a'), '0.mp4')], folder,
+      allow_local=True).values())
+  assert (folder / '0.mp4').read_bytes() == BODY
+  assert outside.read_bytes() == b'mine'
+  for target in (outside, tmp_path / 'new'):
+    (folder / fetch.RESUME).unlink()
+    (folder / fetch.RESUME).symlink_to(target)
+    with pytest.raises(ValueError, match='is a link'):
+      fetch.fetch([fetch.Video(url(server, 'ok/b'), 'b.mp4')], folder)
+  assert outside.read_bytes() == b'mine' and not (tmp_path / 'new').exists()
+
+
+def test_time_is_limited_while_headers_come(server, tmp_path):
+  assert get(server, tmp_path, ['drip'], tries=1, max_seconds=.3) == {
+      'drip': 'too slow'}
+  deadline = time.monotonic() + 5
+  while not server.seen['left'] and time.monotonic() < deadline:
+    time.sleep(.02)
+  assert server.seen['left'] == 1  # Long before the header's end.
+
+
+def test_a_host_that_asks_for_pauses_is_asked_less(
+    server, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      fetch, '_retry_after', lambda value: server.pause if value else 0.)
+  paths = [f'never/{i}' for i in range(40)]
+  server.pause = 3600.  # Longer than a run should wait.
+  assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
+  assert sum(server.seen.values()) <= 2
+  server.seen.clear()
+  server.pause = .02
+  assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
+  assert sum(server.seen.values()) <= 2 * (3 + 1)  # Of a host: per_host, tries.
+  # One that answers in between is not given up.
+  assert not any(get(server, tmp_path / 'b', [
+      f'busy/{i}' for i in range(20)], per_host=2).values())
+
+
+def test_bad_rows_stop_no_others(server, tmp_path, capsys):
+  rows = [('x' * 256 + '.mp4', ''), ('av.py', ''), ('sitecustomize', ''),
+          ('a\x1b[2J.mp4', ''), (f'.{fetch.RESUME}.unfinished-1/a.mp4', ''),
+          ('a.mp4', ''), ('b.mp4', 'http://[::/x'), ('c.mp4', 'http://h:x/'),
+          ('d.mp4', 'http://' + 'x' * 70 + '.test/'), ('e.mp4', 'http:///x'),
+          ('f.mp4', 'http://a b/'), ('y/' * 3000 + 'z.mp4', ''),
+          ('\udcff.mp4', ''), ('last.mp4', '')]
+  path = write(tmp_path, [
+      {'video': name, 'url': address or url(server, f'ok/{i}')}
+      for i, (name, address) in enumerate(rows)])
+  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}',
+             '--allow_local', '--tries=1']
+  assert launch_prepare()(command) == 1
+  folder = tmp_path / 'videos'
+  assert {path.name for path in folder.iterdir()} == {
+      'a.mp4', 'last.mp4', fetch.RESUME}
+  shown = capsys.readouterr()
+  assert all(f'{name!r}' in shown.err for name, _ in rows[:5])
+  assert 'expected a suffix of videos' in shown.err
+  assert '\x1b' not in shown.err + shown.out
+  # A file where a folder is wanted, and the other way round.
+  (folder / 'page.mp4').mkdir()
+  videos = [fetch.Video(url(server, f'ok/{i}'), name) for i, name in enumerate([
+      'a.mp4/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4'])]
+  found = fetch.fetch(videos, folder, allow_local=True)
+  assert [found[video] for video in videos] == ['cannot be written'] * 3 + ['']
+
+
+def test_a_server_does_not_write_to_the_terminal(server, tmp_path, capsys):
+  get(server, tmp_path, ['gone/a', 'bytes'], tries=1)
+  shown = capsys.readouterr().err
+  assert r'gone \x1b[2J\x9b2J\x07' in shown and r'\x1b[2J' in shown
+  assert not set(shown) & set('\x1b\x9b\x07')
+  log = (tmp_path / 'videos' / fetch.RESUME).read_text()
+  assert not set(log) & set('\x1b\x9b\x07')
+
+
 def test_the_command(server, tmp_path, capsys):
   main = launch_prepare()
   path = tmp_path / 'w.csv'
   path.write_text('videoid,name,page_dir,contentUrl\n'
                   f'12,one,a,{url(server, "ok/1")}\n'
                   f'13,two,b,{url(server, "gone/2")}\n')
-  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}']
+  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}',
+             '--allow_local']
   assert main(command) == 1
   shown = capsys.readouterr()
   assert 'HTTP 404' in shown.out and '2/2 videos' in shown.err

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import its own folder and whatever stands in an earlier line.
 RANKS = (
-    ('batch', 'sharding'),
+    ('batch', 'sharding', 'files'),
     ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
     ('tasks', 'weights'),
     ('train',),

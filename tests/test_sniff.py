@@ -40,7 +40,7 @@ def test_a_picture(format):
 
 
 @pytest.mark.parametrize('head, kind', [
-    (b'', ''), (bytes(100), ''), (bytes(range(1, 256)), ''),
+    (b'', 'empty file'), (bytes(100), ''), (bytes(range(1, 256)), ''),
     (b'<!DOCTYPE html><title>Not found</title>', 'HTML page'),
     (b'\xef\xbb\xbf\r\n <HTML>', 'HTML page'),
     (b'{"error": "gone"}', 'JSON text'), (b'[]', 'JSON text'),

@@ -20,6 +20,8 @@ VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.m4v', '.mkv', '.webm', '.mpg',
                   '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
 
 _LONGEST = 5000  # Letters of a report's entry; a path has 4,096 at most.
+_CONTROLS = re.compile(
+    '[\0-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
 _KINDS = {'what': 'what', 'who': 'who', 'whose': 'who', 'whom': 'who',
           'how': 'how', 'where': 'where', 'when': 'when'}
 
@@ -198,12 +200,18 @@ class Rows:
 
 
 def printable(value):
-  """Returns what may be any value as text: UTF-8, and not without end."""
+  """Returns what may be any value as one line of text, safe on a terminal.
+
+  UTF-8, not without end, and with escapes for what would move the cursor, end
+  the line or turn the direction of reading.
+  """
   try:
     text = str(value)
   except RecursionError:  # JSON may be nested deeper than can be shown.
     text = f'nested {type(value).__name__}'
   text = text.encode('utf-8', 'backslashreplace').decode()
+  text = _CONTROLS.sub(
+      lambda found: found[0].encode('unicode_escape').decode(), text)
   return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
 
 

@@ -1,33 +1,38 @@
 """Downloads the videos that a captions file names by address.
 
-Each address gets a file name, the file is written beside it as .partial and
-renamed when it is whole. What became of each is one line of fetched.jsonl, so
-that a second call does only what is missing.
+Each address gets a file name. The file is written aside, in a hidden folder of
+our own, and gets its name when it is whole and holds a video or a picture. What
+became of each is one line of fetched.jsonl, so that a second call does only
+what is missing.
 """
 
 import email.utils
+import errno
 import fcntl
 import heapq
-import http.client
 import json
 import os
-import socket
-import ssl
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
-from alpro_jax.data import annotations, prepare
+from alpro_jax import files
+from alpro_jax.data import annotations, prepare, sniff, web
 
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
+_SUFFIXES = (*annotations.VIDEO_SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
+             '.bmp', '.tif', '.tiff', '.avif')
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 600.
 _BLOCK = 1 << 16
+# Of one name; any other error of the disk ends the whole run.
+_OF_A_NAME = {
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENOTEMPTY, errno.ELOOP, errno.EINVAL, errno.EILSEQ, errno.EACCES,
+    errno.EPERM, errno.EXDEV, errno.ENOENT}
 
 
 class Video(NamedTuple):
@@ -46,7 +51,7 @@ class Limits(NamedTuple):
     wait_s: before the second try; doubles with each, and Retry-After counts
       when it asks for more.
     timeout_s: without a byte.
-    max_seconds: for one try in all.
+    max_seconds: for one try in all, redirects and headers included.
     max_bytes: of one video.
   """
   threads: int = 8
@@ -56,17 +61,6 @@ class Limits(NamedTuple):
   timeout_s: float = 30.
   max_seconds: float = 600.
   max_bytes: int = 1 << 30
-
-
-class _Failed(Exception):
-  """Why not; `again` says whether another try may help, `wait` when."""
-
-  def __init__(self, reason, detail='', *, again=False, wait=0.):
-    super().__init__(reason)
-    self.reason = reason
-    self.detail = detail
-    self.again = again
-    self.wait = wait
 
 
 # --- What to fetch ----------------------------------------------------------
@@ -146,104 +140,109 @@ def name_of(row, url):
     name = annotations.file_of(url)
   if problem := annotations.name_problem(name):
     raise ValueError(f'{name!r}: {problem}')
-  if annotations.canonical(name) == RESUME:
-    raise ValueError(f'{name!r} is the name of the resume file')
-  return annotations.canonical(name)
+  name = annotations.canonical(name)
+  suffix = os.path.splitext(name)[1]
+  if suffix.lower() not in _SUFFIXES:
+    raise ValueError(
+        f'{name!r} ends in {suffix!r}, expected a suffix of videos or '
+        f'pictures ({", ".join(_SUFFIXES)})')
+  if name.startswith(f'.{RESUME}') or annotations.printable(name) != name:
+    raise ValueError(f'{name!r} may not be a name here')
+  if len(name) > 1000 or any(
+      len(part.encode()) > 255 for part in name.split('/')):
+    raise ValueError(f'{name!r} is longer than a file name may be, 255 bytes')
+  return name
 
 
 # --- One download -----------------------------------------------------------
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-  """Follows to http and https alone, ten times at most."""
+def _download(client, url, limits, partial, path):
+  """Tries once; returns the number of bytes.
 
-  max_redirections = 10
-
-  def redirect_request(self, req, fp, code, msg, headers, newurl):
-    if not annotations.is_address(newurl):
-      raise _Failed('redirect refused', newurl)
-    return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-  def http_error_302(self, req, fp, code, msg, headers):
-    # The base class would refuse other schemes too, as an HTTP error.
-    target = headers.get('location') or headers.get('uri') or ''
-    if not annotations.is_address(urllib.parse.urljoin(req.full_url, target)):
-      raise _Failed('redirect refused', target)
-    return super().http_error_302(req, fp, code, msg, headers)
-
-  http_error_301 = http_error_303 = http_error_302
-  http_error_307 = http_error_308 = http_error_302
-
-
-def _opener():
-  """Returns what opens http and https, and no file: or ftp: address."""
-  opener = urllib.request.OpenerDirector()
-  for handler in (
-      urllib.request.ProxyHandler, urllib.request.HTTPHandler,
-      urllib.request.HTTPSHandler, urllib.request.HTTPErrorProcessor,
-      urllib.request.HTTPDefaultErrorHandler, _Redirects):
-    opener.add_handler(handler())
-  return opener
-
-
-def _download(opener, url, path, limits):
-  """Tries once; returns the number of bytes. Raises _Failed."""
+  Args:
+    client: web.Client.
+    url: address.
+    limits: Limits.
+    partial: where to write, in a folder of ours; nothing is there.
+    path: where the file belongs.
+  Raises:
+    web.Failed
+    OSError: of the disk.
+  """
   if not annotations.is_address(url):
-    raise _Failed('not http or https', url)
-  end = time.monotonic() + limits.max_seconds
-  partial = f'{path}.partial'
-  try:
-    request = urllib.request.Request(
-        urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"),
-        headers={'User-Agent': 'alpro_jax', 'Accept-Encoding': 'identity'})
-    with opener.open(request, timeout=limits.timeout_s) as answer:
-      size = answer.headers.get('Content-Length', '')
-      size = int(size) if size.isdecimal() else None
-      if size is not None and size > limits.max_bytes:
-        raise _Failed('too large', f'{size} bytes')
-      done = _copy(answer, partial, end, limits)
+    raise web.Failed('not http or https', url)
+  end = time.monotonic() + min(limits.max_seconds, 1e6)
+  with client.get(url, end) as answer:
+    headers = answer.headers
+    if answer.status == 206:  # Of a range that was not asked for.
+      raise web.Failed('truncated', headers.get('Content-Range', ''), 'now')
+    if answer.status != 200:
+      again = 'now' if answer.status in _AGAIN else 'never'
+      raise web.Failed(
+          f'HTTP {answer.status}', answer.reason, again,
+          _retry_after(headers.get('Retry-After')))
+    size = headers.get('Content-Length', '')
+    size = int(size) if size.isdecimal() and not answer.chunked else None
+    if size is not None and size > limits.max_bytes:
+      raise web.Failed('too large', f'{size} bytes')
+    with open(partial, 'xb') as file:
+      done = _copy(client, answer, limits, file, end)
+      file.flush()
+      os.fsync(file.fileno())
     if size is not None and done != size:
-      raise _Failed('truncated', f'{done} of {size} bytes', again=True)
-    if not done:
-      raise _Failed('empty', again=True)
-  except urllib.error.HTTPError as e:
-    e.close()
-    raise _Failed(
-        f'HTTP {e.code}', str(e.reason), again=e.code in _AGAIN,
-        wait=_retry_after(e.headers.get('Retry-After'))) from e
-  except http.client.IncompleteRead as e:
-    raise _Failed('truncated', str(e), again=True) from e
-  except TimeoutError as e:
-    raise _Failed('time-out', f'{limits.timeout_s:g} s', again=True) from e
-  except urllib.error.URLError as e:
-    if isinstance(e.reason, TimeoutError):
-      raise _Failed('time-out', f'{limits.timeout_s:g} s', again=True) from e
-    raise _Failed('no connection', str(e.reason), again=not isinstance(
-        e.reason, ssl.SSLCertVerificationError)) from e
-  except (http.client.HTTPException, ConnectionError, ssl.SSLError,
-          socket.gaierror) as e:
-    raise _Failed('no connection', f'{type(e).__name__}: {e}',
-                  again=True) from e
-  except ValueError as e:  # Of urllib, about the address.
-    raise _Failed('bad address', str(e)) from e
+      raise web.Failed('truncated', f'{done} of {size} bytes', 'now')
   os.replace(partial, path)
   return done
 
 
-def _copy(answer, partial, end, limits):
-  done = 0
-  with open(partial, 'wb') as file:
-    while block := answer.read1(_BLOCK):
-      done += len(block)
-      if done > limits.max_bytes:
-        raise _Failed('too large', f'more than {limits.max_bytes} bytes')
-      if time.monotonic() > end:
-        raise _Failed('too slow', f'{done} bytes in {limits.max_seconds:g} s',
-                      again=True)
-      file.write(block)
-    file.flush()
-    os.fsync(file.fileno())
+def _copy(client, answer, limits, file, end):
+  head, done, block = b'', 0, True
+  while block:
+    with client.waiting(end):
+      block = answer.read1(_BLOCK)
+    if time.monotonic() >= end:
+      raise web.Failed('too slow', f'{done} bytes', 'now')
+    done += len(block)
+    if done > limits.max_bytes:
+      raise web.Failed('too large', f'more than {limits.max_bytes} bytes')
+    if not done:
+      raise web.Failed('empty', again='now')
+    if len(head) < sniff.HEAD:
+      head += block
+      if len(head) >= sniff.HEAD or not block:
+        _check_kind(head[:sniff.HEAD], answer.headers)
+    file.write(block)
   return done
+
+
+def _check_kind(head, headers):
+  """Raises web.Failed if a body that begins so is neither video nor picture."""
+  kind = sniff.what(head)
+  said = headers.get('Content-Type', '')
+  encoding = headers.get('Content-Encoding', 'identity').strip().lower()
+  if kind in ('video', 'picture') or (
+      # A rare kind of video, if the server stands by it.
+      not kind and encoding == 'identity'
+      and said.lower().startswith(('video/', 'image/'))):
+    return
+  raise web.Failed(
+      'not a video', f'{kind or "unknown bytes"}, Content-Type: {said or "-"}'
+      + (f', Content-Encoding: {encoding}' if encoding != 'identity' else ''),
+      'later')
+
+
+def _is_there(path):
+  """Says whether a file needs no download.
+
+  An error page or a compressed body under the name of a video does. What is
+  not known stays: it may be the user's own.
+  """
+  try:
+    return os.path.isfile(path) and sniff.what_file(path) in (
+        'video', 'picture', '')
+  except OSError:
+    return False
 
 
 def _retry_after(value):
@@ -255,7 +254,7 @@ def _retry_after(value):
   try:
     return max(
         0., email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return 0.
 
 
@@ -265,20 +264,25 @@ def _retry_after(value):
 class _Queue:
   """Gives out videos: so many per host, and none before its time."""
 
-  def __init__(self, videos, per_host):
-    self._per_host = per_host
+  def __init__(self, videos, limits):
+    self._limits = limits
     self._changed = threading.Condition()
     self._waiting = defaultdict(deque)
     self._delayed = []  # Heap of (when, number, host, video, tries).
     self._active = Counter()
     self._pause = defaultdict(float)  # Hosts that asked for it, until when.
+    self._pauses = Counter()  # How often, with no other answer in between.
+    self._given_up = {}  # Hosts that only ask for pauses, and what they said.
     self._number = 0
     self._closed = False
     for video in videos:
       self._waiting[_host(video.url)].append((video, 1))
 
   def take(self):
-    """Returns (Video, number of the try); None when all is done."""
+    """Returns (Video, number of the try, None or web.Failed); None at the end.
+
+    With a web.Failed its host is not to be asked any more.
+    """
     with self._changed:
       while not self._closed:
         now = time.monotonic()
@@ -287,33 +291,48 @@ class _Queue:
           self._waiting[host].appendleft((video, tries))
         due = [when for when, *_ in self._delayed[:1]]
         for host, videos in self._waiting.items():
-          if not videos or self._active[host] >= self._per_host:
+          failure = self._given_up.get(host)
+          if not videos or (
+              not failure and self._active[host] >= self._limits.per_host):
             continue
-          if self._pause[host] > now:
+          if not failure and self._pause[host] > now:
             due.append(self._pause[host])
             continue
           self._active[host] += 1
-          return videos.popleft()
+          return *videos.popleft(), failure
         if not (self._delayed or any(self._waiting.values())
                 or any(self._active.values())):
           return None
         self._changed.wait(max(0., min(due) - now) if due else None)
       return None
 
-  def done(self, video):
+  def done(self, video, answered):
+    """A try is over; `answered` if its host is there and asks for no pause."""
     with self._changed:
-      self._active[_host(video.url)] -= 1
+      host = _host(video.url)
+      self._active[host] -= 1
+      if answered:
+        self._pauses[host] = 0
       self._changed.notify_all()
 
-  def again(self, video, tries, wait_s, *, whole_host):
+  def again(self, video, tries, wait_s):
+    with self._changed:
+      self._number += 1
+      heapq.heappush(self._delayed, (
+          time.monotonic() + wait_s, self._number, _host(video.url), video,
+          tries))
+
+  def pause(self, video, failure, wait_s):
+    """A host wants to be left alone: none of its videos is asked for."""
     host = _host(video.url)
     with self._changed:
-      when = time.monotonic() + wait_s
-      if whole_host:
-        self._pause[host] = max(self._pause[host], when)
-      self._number += 1
-      heapq.heappush(
-          self._delayed, (when, self._number, host, video, tries))
+      now = time.monotonic()
+      # Its answers to what was under way already are one wish, not several.
+      self._pauses[host] += self._pause[host] <= now
+      self._pause[host] = max(self._pause[host], now + wait_s)
+      if (wait_s > _LONGEST_WAIT or
+          self._pauses[host] > self._limits.tries):
+        self._given_up[host] = failure
 
   def close(self):
     with self._changed:
@@ -323,12 +342,13 @@ class _Queue:
 
 def _host(url):
   try:
-    return urllib.parse.urlsplit(url).netloc.lower()
+    return urllib.parse.urlsplit(url).hostname or ''
   except ValueError:
     return ''
 
 
-def fetch(videos, folder, *, limits=None, retry_failed=False, out=None):
+def fetch(videos, folder, *, limits=None, retry_failed=False,
+          allow_local=False, out=None):
   """Downloads what is missing.
 
   Args:
@@ -337,6 +357,8 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, out=None):
     limits: Limits.
     retry_failed: also try what an earlier call found to be hopeless, such as
       HTTP 404 or a video that is too large.
+    allow_local: also ask hosts with private and loopback addresses; never
+      those of one link, of groups, or of a cloud's metadata.
     out: file for progress lines (stderr).
   Returns:
     {Video: ''} for those that are there, {Video: reason} for the others.
@@ -347,7 +369,7 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, out=None):
   limits = limits or Limits()
   os.makedirs(folder, exist_ok=True)
   resume = os.path.join(folder, RESUME)
-  with open(resume, 'a+', encoding='utf-8') as log:
+  with _open_resume(resume) as log:
     try:
       fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -355,16 +377,33 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, out=None):
     hopeless = {} if retry_failed else _hopeless(log)
     found = {}
     for video in videos:
-      if os.path.isfile(os.path.join(folder, video.name)):
+      if _is_there(os.path.join(folder, video.name)):
         found[video] = ''  # It has this name only when it is whole.
       elif video in hopeless:
         found[video] = hopeless[video]
     progress = prepare.Progress(len(videos), out, unit='videos')
     progress.found(len(found), sum(map(bool, found.values())))
-    _fetch_missing([video for video in videos if video not in found], folder,
-                   limits, log, progress, found)
+    with files.scratch(resume) as work:
+      _fetch_missing(
+          [video for video in videos if video not in found], folder, work,
+          web.Client(limits.timeout_s, allow_local=allow_local), limits, log,
+          progress, found)
     progress.close()
   return found
+
+
+def _open_resume(path):
+  """Opens the resume file, and never one that a link leads to."""
+  def opener(path, flags):
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+  try:
+    return open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
+  except OSError as e:
+    if os.path.lexists(path) and (
+        os.path.islink(path) or not os.path.isfile(path)):
+      raise ValueError(f'{path} is a link or no file; remove it.') from e
+    raise
 
 
 def _hopeless(log):
@@ -375,18 +414,18 @@ def _hopeless(log):
     try:
       row = json.loads(line)
       video = Video(row['url'], row['name'])
+      hopeless.pop(video, None)
     except (ValueError, KeyError, TypeError):
       continue  # A line that a kill cut off.
-    hopeless.pop(video, None)
     if row.get('failed') and not row.get('again'):
-      hopeless[video] = row['failed']
+      hopeless[video] = annotations.printable(row['failed'])
   log.write('\n')  # After such a line, if there is one.
   return hopeless
 
 
-def _fetch_missing(videos, folder, limits, log, progress, found):
-  queue = _Queue(videos, limits.per_host)
-  opener = _opener()
+def _fetch_missing(
+    videos, folder, work, client, limits, log, progress, found):
+  queue = _Queue(videos, limits)
   lock = threading.Lock()
   errors = []
 
@@ -394,7 +433,7 @@ def _fetch_missing(videos, folder, limits, log, progress, found):
     row = {'url': video.url, 'name': video.name}
     if failure:
       row |= {'failed': failure.reason, 'detail': failure.detail,
-              'again': failure.again}
+              'again': failure.again != 'never'}
       skipped = annotations.Skipped(
           video.url, failure.reason, failure.detail)
     else:
@@ -406,27 +445,48 @@ def _fetch_missing(videos, folder, limits, log, progress, found):
       found[video] = failure.reason if failure else ''
       progress.item(skipped)
 
-  def work():
+  def one(video, tries, given_up, partial):
+    """Tries once; returns whether the host did what it was asked for."""
+    try:
+      if given_up:
+        return note(video, given_up)
+      note(video, size=_download(
+          client, video.url, limits, partial, _place(folder, video.name)))
+    except web.Failed as e:
+      if e.again != 'now':
+        note(video, e)
+        return True
+      wait = max(limits.wait_s * 2 ** (tries - 1), e.wait)
+      if e.wait:
+        queue.pause(video, e, wait)
+      if tries < limits.tries and wait <= _LONGEST_WAIT:
+        queue.again(video, tries + 1, wait)
+      else:
+        note(video, e)
+      return False
+    except OSError as e:
+      if e.errno not in _OF_A_NAME:
+        raise
+      note(video, web.Failed('cannot be written', e, 'later'))
+    except Exception as e:  # One odd row must not stop all others.
+      note(video, web.Failed('failed', f'{type(e).__name__}: {e}', 'later'))
+    finally:
+      partial.unlink(missing_ok=True)
+    return True
+
+  def run(number):
     while job := queue.take():
-      video, tries = job
+      answered = False
       try:
-        note(video, size=_download(
-            opener, video.url, _place(folder, video.name), limits))
-      except _Failed as failure:
-        wait = max(limits.wait_s * 2 ** (tries - 1), failure.wait)
-        if failure.again and tries < limits.tries and wait <= _LONGEST_WAIT:
-          queue.again(video, tries + 1, wait, whole_host=failure.wait > 0)
-        else:
-          note(video, failure)
-          _remove(os.path.join(folder, f'{video.name}.partial'))
+        answered = one(*job, work / str(number))
       except BaseException as e:  # Such as a full disk: it stops all.
         errors.append(e)
         queue.close()
       finally:
-        queue.done(video)
+        queue.done(job[0], answered)
 
-  threads = [threading.Thread(target=work, daemon=True)
-             for _ in range(min(limits.threads, len(videos)))]
+  threads = [threading.Thread(target=run, args=(number,), daemon=True)
+             for number in range(min(limits.threads, len(videos)))]
   for thread in threads:
     thread.start()
   try:
@@ -443,11 +503,8 @@ def _place(folder, name):
   path = os.path.join(folder, name)
   root, real = os.path.realpath(folder), os.path.realpath(path)
   if os.path.commonpath([root, real]) != root:
-    raise _Failed('outside the folder of videos', real)
+    raise web.Failed('outside the folder of videos', real, 'later')
+  if os.path.isdir(path):
+    raise web.Failed('cannot be written', f'{path} is a folder', 'later')
   os.makedirs(os.path.dirname(path), exist_ok=True)
   return path
-
-
-def _remove(path):
-  if os.path.isfile(path):
-    os.remove(path)

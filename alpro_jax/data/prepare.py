@@ -274,8 +274,9 @@ class Progress:
     """Says which item is skipped and why, for the first hundred."""
     self._named -= 1
     if self._named >= 0:
-      self._say(f'skipped {skipped.item!r}: {skipped.reason}'
-                + (f' ({skipped.detail})' if skipped.detail else ''))
+      self._say(annotations.printable(
+          f'skipped {skipped.item!r}: {skipped.reason}'
+          + (f' ({skipped.detail})' if skipped.detail else '')))
     elif self._named == -1:
       self._say(f'more are skipped; all are named in {REPORT}')
 

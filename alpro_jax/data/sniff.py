@@ -43,9 +43,11 @@ def what(head):
     head: bytes, the first HEAD of a file, or all of it.
   Returns:
     str: 'video' (GIF among them), 'picture', or what else is known, such as
-    'HTML page', 'JSON text', 'text' or 'gzip'; '' for what is not known, which
-    may be a video of a rare kind.
+    'HTML page', 'JSON text', 'text', 'gzip' or 'empty file'; '' for what is not
+    known, which may be a video of a rare kind.
   """
+  if not head:
+    return 'empty file'
   text = head.startswith(_UTF16) or not _NOT_IN_TEXT.search(head)
   for kind, start in _TEXT if text else _BINARY:
     if start.match(head):
