@@ -5,6 +5,7 @@ exit code 2; --debug shows where it comes from.
 """
 
 import contextlib
+import errno
 import logging as python_logging
 import os
 import pathlib
@@ -18,6 +19,17 @@ from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MISTAKE = 2
+
+_FULL = 'free space there and repeat the command'
+_DENIED = 'change its permissions, or choose another place'
+_NO_FOLDER = 'a file lies where a folder is needed; choose another place'
+# What helps when the system refuses something.
+_ADVICE = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+    errno.EACCES: _DENIED, errno.EPERM: _DENIED, errno.EROFS: _DENIED,
+    errno.ENOTDIR: _NO_FOLDER, errno.EEXIST: _NO_FOLDER,
+    errno.EIO: 'the disk failed; look after it and repeat the command',
+}
 
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show where an error comes from.')
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -97,8 +109,14 @@ def fail(error, code: int) -> None:
   """Prints one line and ends the command."""
   if isinstance(error, Exception) and _DEBUG.value:
     traceback.print_exception(error)
-  print(f'error: {error}', file=sys.stderr, flush=True)
+  print(f'error: {describe(error)}', file=sys.stderr, flush=True)
   sys.exit(code)
+
+
+def describe(error) -> str:
+  """What an error says; with what helps, where the system refused something."""
+  advice = _ADVICE.get(getattr(error, 'errno', None))
+  return f'{error}: {advice}.' if advice else f'{error}'
 
 
 def _connect():

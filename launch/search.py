@@ -2,7 +2,8 @@
 
 Four steps, each a word before its arguments. Everything stays in the folder
 --index; repeat `index` whenever videos were added: only new and changed ones
-are decoded.
+are decoded. A video has changed if its size, its time or a digest of its first
+and last 64 KiB is another.
 
   python launch/search.py index videos/ --checkpoint=runs/msrvtt \\
     --index=runs/index
@@ -107,12 +108,15 @@ def run(argv):
 def index(folder):
   """Brings an index up to date with a folder."""
   from alpro_jax.search import indexing
-  from alpro_jax.search.store import Store
+  from alpro_jax.search.store import Store, show_name
 
   start = time.monotonic()
   listed = indexing.list_videos(folder)
   if not listed.files:
-    raise ValueError(f'no video lies below {folder}.')
+    problems = ''.join(
+        f' {show_name(name)} cannot be looked at: {detail}.'
+        for name, detail in listed.problems[:5])
+    raise ValueError(f'no video lies below {folder}.{problems}')
   with indexing.locked(_INDEX.value):
     store = None
     if Store.exists(_INDEX.value):
@@ -141,6 +145,10 @@ def index(folder):
         f'{report["clips"]} clips, {size / clips / 1e3:.1f} kB a clip; '
         f'{report["done_in_this_run"]} were decoded now, '
         f'{len(report["dropped"])} dropped that are gone.')
+  if report['taken_as_unchanged']:
+    print(f'  {report["taken_as_unchanged"]} videos of an earlier index were '
+          'taken as unchanged by their size and time; from here on their first '
+          'and last blocks count too.')
   for problem in report['problems']:
     detail = f' ({problem["detail"]})' if problem['detail'] else ''
     kept = f', {problem["clips"]} clips kept' if problem['clips'] else ''
@@ -150,7 +158,7 @@ def index(folder):
 
 def query(*texts):
   """Prints the best clips for each text, and writes a page with them."""
-  from alpro_jax.evaluation import page
+  from alpro_jax import files
   from alpro_jax.search import gallery, querying
   from alpro_jax.search.store import Store, show_name
 
@@ -176,8 +184,7 @@ def query(*texts):
       print(f'  {number:>3}  {span:>17}   {match}similarity '
             f'{hit.similarity:5.2f}   {show_name(hit.name)}')
   path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  page.write_text(path, gallery.render(store, found))
+  files.write_text(path, gallery.render(store, found))
   print(f'Written: {path}')
 
 

@@ -1,8 +1,10 @@
 """Search: cutting, the index and what is found, with an encoder of numpy."""
 
+import errno
 import json
 import os
 import pathlib
+import sqlite3
 import subprocess
 import sys
 import types
@@ -15,8 +17,10 @@ from alpro_jax.data import frames
 from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import Origin
 from alpro_jax.search import cut, gallery, indexing, querying, vectors
+from alpro_jax.search import store as storing
 from alpro_jax.search.cut import Clip, Cutting
 from alpro_jax.search.store import File, Row, Store, show_name
+from launch import command
 from tests import small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -171,6 +175,60 @@ def test_what_is_no_index_is_refused(tmp_path):
     Store.open(tmp_path / 'old')
 
 
+SAID = {
+    'SQLITE_FULL': 'the disk is full; free space',
+    'SQLITE_IOERR_WRITE': 'the disk failed or is full',
+    'SQLITE_BUSY': 'another program holds it',
+    'SQLITE_READONLY_DIRECTORY': 'may not be written to',
+    'SQLITE_CANTOPEN': 'may not be read or written to',
+}
+
+
+@pytest.mark.parametrize('name', SAID)
+def test_what_sqlite_refuses_is_a_sentence(store, name, monkeypatch):
+  error = sqlite3.OperationalError('whatever')
+  error.sqlite_errorname = name
+
+  def connect(*_, **unused):
+    raise error
+
+  monkeypatch.setattr(sqlite3, 'connect', connect)
+  # A sound index is never called damaged.
+  with pytest.raises(OSError, match=f'index.sqlite: .*{SAID[name]}') as caught:
+    Store.open(store.folder)
+  assert 'remove' not in str(caught.value)
+
+
+def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
+  store.put(File(b'a', 1, 1), [row(0.0)])
+  pages, = store._connection.execute('PRAGMA page_count').fetchone()
+  store._connection.execute(f'PRAGMA max_page_count = {pages}')
+  large = row(1.0)._replace(strip=bytes(1 << 16))
+  with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
+    store.put(File(b'a', 2, 2), [large])
+  assert store.counts() == (1, 1) and store.files()[b'a'].size == 1
+
+  # The report does not fit either: what ended the run is what is said.
+  def write_text(path, text):
+    raise OSError(errno.ENOSPC, 'full', 'report.json')
+
+  monkeypatch.setattr(indexing, '_decode', lambda *_: [
+      (File(b'b', 1, 1), cut.CutVideo((Clip(0.0, 1.0, (), large.strip),)))])
+  monkeypatch.setattr(indexing.files, 'write_text', write_text)
+  with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
+    indexing.index(NumpyEncoder(), store, indexing.Folder(
+        [File(b'a', 1, 1), File(b'b', 1, 1)], []), tmp_path)
+  store._connection.execute('PRAGMA max_page_count = 100000')
+  store.put(File(b'a', 2, 2), [large])
+  assert store.files()[b'a'].size == 2
+
+
+def test_what_the_system_refuses_comes_with_advice():
+  said = command.describe(OSError(errno.ENOSPC, 'No space left', '/a/b'))
+  assert "'/a/b': free space there and repeat the command." in said
+  assert command.describe(OSError('a sentence.')) == 'a sentence.'
+
+
 def test_an_index_is_not_mixed(store):
   indexing.check_same(store, dict(ABOUT))
   other = ABOUT | {'checkpoint': {'path': 'runs/b', 'step': 8, 'digest': 'e'}}
@@ -223,6 +281,97 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
   store.close()
 
 
+@pytest.fixture
+def byte_videos(tmp_path, monkeypatch):
+  """A folder of files that stand for videos: clip k starts at byte k."""
+  def run_in_order(target, settings, items, **unused):
+    for path, _ in items:
+      yield cut.CutVideo(tuple(
+          Clip(float(byte), byte + 1.0, (), b'')
+          for byte in pathlib.Path(path).read_bytes().strip(b'.')))
+
+  monkeypatch.setattr(indexing.workers, 'run_in_order', run_in_order)
+  root = tmp_path / 'videos'
+  root.mkdir()
+  return root
+
+
+def put_bytes(path, text):
+  """Writes 200 kB that end in a text, always at the same time."""
+  path.write_bytes(text.encode().rjust(200_000, b'.'))
+  os.utime(path, ns=(10**18, 10**18))
+
+
+def bring_up_to_date(store, root):
+  return indexing.index(
+      NumpyEncoder(), store, indexing.list_videos(root), root)
+
+
+def test_a_video_replaced_at_the_same_size_and_time_is_noticed(
+    store, byte_videos):
+  put_bytes(byte_videos / 'a.mp4', 'x')
+  put_bytes(byte_videos / 'b.mp4', 'y')
+  assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 2
+  assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 0
+  put_bytes(byte_videos / 'a.mp4', 'z')
+  report = bring_up_to_date(store, byte_videos)
+  assert (report['done_in_this_run'], report['already_there']) == (1, 1)
+  assert store.clips().start.tolist() == [ord('z'), ord('y')]
+  # Its beginning counts as its end does.
+  with open(byte_videos / 'b.mp4', 'r+b') as file:
+    file.write(b'q')
+  os.utime(byte_videos / 'b.mp4', ns=(10**18, 10**18))
+  assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 1
+
+
+def test_an_index_of_earlier_needs_only_what_is_new(
+    tmp_path, byte_videos, monkeypatch):
+  with monkeypatch.context() as patched:
+    patched.setattr(storing, '_TABLES', storing._TABLES.replace(
+        ',\n  ends BLOB', ''))
+    Store.create(tmp_path / 'old', ABOUT).close()
+  put_bytes(byte_videos / 'a.mp4', 'x')
+  with sqlite3.connect(tmp_path / 'old' / 'index.sqlite') as connection:
+    connection.execute(
+        "INSERT INTO videos VALUES (1, ?, 200000, ?, '', '')",
+        (b'a.mp4', 10**18))
+    connection.execute('INSERT INTO clips VALUES (1, 1, 7, 8, ?)', (bytes(8),))
+    connection.execute('INSERT INTO kept VALUES (1, ?, ?)', (b'', bytes(24)))
+  connection.close()
+  store = Store.open(tmp_path / 'old')
+  assert store.clips().start.tolist() == [7]
+  assert store.files() == {b'a.mp4': File(b'a.mp4', 200000, 10**18)}
+  put_bytes(byte_videos / 'new.mp4', 'y')
+  report = bring_up_to_date(store, byte_videos)
+  assert report['done_in_this_run'] == report['taken_as_unchanged'] == 1
+  assert store.clips().start.tolist() == [7, ord('y')]
+  store.close()
+  # From then on it holds what a new one holds.
+  put_bytes(byte_videos / 'a.mp4', 'z')
+  store = Store.open(tmp_path / 'old')
+  report = bring_up_to_date(store, byte_videos)
+  assert (report['done_in_this_run'], report['taken_as_unchanged']) == (1, 0)
+  assert store.clips().start.tolist() == [ord('z'), ord('y')]
+  store.close()
+
+
+def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
+  for name in 'ab':
+    put_bytes(byte_videos / f'{name}.mp4', name)
+  bring_up_to_date(store, byte_videos)
+  for name in 'ab':
+    (byte_videos / f'{name}.mp4').unlink()
+  # As when the disk behind a link is not there.
+  (byte_videos / 'b.mp4').symlink_to('/nowhere/b.mp4')
+  report = bring_up_to_date(store, byte_videos)
+  assert report['dropped'] == ['a.mp4'] and store.counts() == (1, 1)
+  problem, = report['problems']
+  assert problem['reason'] == 'cannot be looked at'
+  folder = indexing.Folder([], [(b'sub', 'denied')])
+  assert folder.may_hold(b'sub/a.mp4') and not folder.may_hold(b'subs/a.mp4')
+  assert indexing.Folder([], [(b'.', 'denied')]).may_hold(b'x.mp4')
+
+
 def test_one_run_at_a_time(tmp_path):
   with indexing.locked(tmp_path), pytest.raises(
       ValueError, match='another run'), indexing.locked(tmp_path):
@@ -239,6 +388,41 @@ def test_fusion_orders_the_nearest(store):
   assert [hit.start for hit in found.hits] == [3, 4, 2, 1]
   assert found.read == 2 and found.hits[2].match is None
   assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(3)))
+
+
+def test_fusion_reads_more_than_are_shown_and_orders_by_score(store):
+  # Similarity is the start; the margin of a match is -(start + value).
+  store.put(File(b'a', 1, 1), [
+      row(float(i), value) for i, value in enumerate([0, 0, 5, -9, 5])])
+  clips, encoder = store.clips(), NumpyEncoder()
+  found, = querying.search(encoder, store, clips, ['x'], top=1, rerank_k=3)
+  assert [hit.start for hit in found.hits] == [3] and found.read == 3
+  assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(-6)))
+  assert found.hits[0].similarity == 3
+  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=3)
+  assert [hit.start for hit in found.hits] == [3, 2, 4, 1]
+  found, = querying.search(encoder, store, clips, ['x'], top=9, rerank_k=9)
+  assert [hit.start for hit in found.hits] == [3, 0, 1, 2, 4]
+
+
+def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
+    tmp_path, byte_videos, monkeypatch, caplog):
+  for name in 'ab':
+    put_bytes(byte_videos / f'{name}.mp4', name)
+  store = Store.create(tmp_path / 'index', ABOUT | {
+      'tokens': None, 'root_bytes': os.fsencode(byte_videos).hex()})
+  bring_up_to_date(store, byte_videos)
+  put_bytes(byte_videos / 'b.mp4', 'c')
+  monkeypatch.setattr(
+      querying, 'decode', lambda items, cutting: [
+          cut.CutVideo(tuple(Clip(start, start + 1, (), b'')
+                             for start in starts)) for _, starts in items])
+  found, = querying.search(
+      NumpyEncoder(), store, store.clips(), ['x'], rerank_k=2)
+  assert [(hit.name, hit.match is None) for hit in found.hits] == [
+      (b'a.mp4', False), (b'b.mp4', True)]
+  assert 'b.mp4 has changed since it was indexed' in caplog.text
+  store.close()
 
 
 def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch):

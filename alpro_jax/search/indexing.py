@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.data import annotations, workers
-from alpro_jax.evaluation import page
 from alpro_jax.search.cut import Clip, Cutting, CutVideo
 from alpro_jax.search.encoder import Encoder
-from alpro_jax.search.store import File, Row, Store, show_name
+from alpro_jax.search.store import File, Row, Store, look_at, show_name
 
 REPORT = 'report.json'
 
@@ -33,13 +33,19 @@ class Folder(NamedTuple):
   files: list[File]
   problems: list[tuple[bytes, str]]
 
+  def may_hold(self, name: bytes) -> bool:
+    """Whether a video could be there, in what could not be looked at."""
+    return any(
+        name == path or path == b'.' or name.startswith(path + b'/')
+        for path, _ in self.problems)
+
 
 def list_videos(root) -> Folder:
   """Finds all videos below a folder, by their suffix."""
   root = os.fsencode(os.path.abspath(root))
   if not os.path.isdir(root):
     raise FileNotFoundError(f'{show_name(root)} is not a folder.')
-  files, problems = [], []
+  found, problems = [], []
 
   def failed(error):
     problems.append((os.path.relpath(error.filename, root), error.strerror))
@@ -49,15 +55,12 @@ def list_videos(root) -> Folder:
     for name in names:
       if not name.lower().endswith(suffixes):
         continue
-      path = os.path.join(folder, name)
+      name = os.path.relpath(os.path.join(folder, name), root)
       try:
-        found = os.stat(path)
+        found.append(look_at(root, name))
       except OSError as error:
-        problems.append((os.path.relpath(path, root), error.strerror))
-      else:
-        files.append(File(
-            os.path.relpath(path, root), found.st_size, found.st_mtime_ns))
-  return Folder(sorted(files), sorted(problems))
+        problems.append((name, error.strerror))
+  return Folder(sorted(found), sorted(problems))
 
 
 def describe(encoder: Encoder, root, cutting: Cutting,
@@ -123,13 +126,19 @@ def check_checkpoint(store: Store, digest: str, given) -> None:
 @contextlib.contextmanager
 def locked(folder):
   """One run at a time may write an index."""
-  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-  with open(pathlib.Path(folder) / '.lock', 'w') as file:
+  path = pathlib.Path(folder) / '.lock'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise ValueError(
           f'another run is writing {folder}; wait for it.') from None
+    except OSError as error:
+      raise OSError(
+          f'{path} cannot be locked ({error.strerror}), and two runs at once '
+          'would spoil the index; put --index on a disk that has locks.'
+      ) from error
     yield
 
 
@@ -202,15 +211,36 @@ def index(
   """
   known = store.files()
   there = {file.name for file in folder.files}
-  gone = sorted(set(known) - there)
+  # What cannot be looked at is kept: that may be the fault of a disk.
+  gone = sorted(name for name in set(known) - there
+                if not folder.may_hold(name))
   store.drop(gone)
   failed = {name for name, _, _, _ in store.problems()} if retry else set()
-  todo = [file for file in folder.files
-          if known.get(file.name) != file or file.name in failed]
+  same = [file for file in folder.files
+          if file.name in known and known[file.name].is_now(file)]
+  new_ends = [file for file in same if known[file.name].ends is None]
+  store.add_ends(new_ends)
+  done = {file.name for file in same} - failed
+  todo = [file for file in folder.files if file.name not in done]
   progress = Progress(len(todo))
   report = {
-      'videos': len(folder.files), 'already_there': len(folder.files)
-      - len(todo), 'dropped': [show_name(name) for name in gone]}
+      'videos': len(folder.files), 'already_there': len(done),
+      'taken_as_unchanged': len(new_ends),
+      'dropped': [show_name(name) for name in gone]}
+
+  def complete():
+    report.update(done_in_this_run=progress.videos,
+                  left=len(todo) - progress.videos)
+    report['indexed'], report['clips'] = store.counts()
+    report['problems'] = [
+        {'video': show_name(name), 'reason': reason, 'detail': detail,
+         'clips': clips}
+        for name, reason, detail, clips in store.problems()] + [
+        {'video': show_name(name), 'reason': 'cannot be looked at',
+         'detail': detail, 'clips': 0} for name, detail in folder.problems]
+    files.write_text(store.folder / REPORT, json.dumps(
+        report, indent=1, ensure_ascii=False) + '\n')
+
   try:
     for file, result, rows in _encode(
         encoder, _decode(todo, root, store, num_workers, timeout_s),
@@ -219,30 +249,25 @@ def index(
       progress.add(result)
       if result.reason:
         progress.name(file, result)
-  finally:
+  except BaseException:
     progress.close()
-    report |= {'done_in_this_run': progress.videos,
-               'left': len(todo) - progress.videos}
-    report['indexed'], report['clips'] = store.counts()
-    report['problems'] = [
-        {'video': show_name(name), 'reason': reason, 'detail': detail,
-         'clips': clips}
-        for name, reason, detail, clips in store.problems()] + [
-        {'video': show_name(name), 'reason': 'cannot be looked at',
-         'detail': detail, 'clips': 0} for name, detail in folder.problems]
-    page.write_text(store.folder / REPORT, json.dumps(
-        report, indent=1, ensure_ascii=False) + '\n')
+    # What ended the run is what is said, even if the report fails as well.
+    with contextlib.suppress(OSError, ValueError):
+      complete()
+    raise
+  progress.close()
+  complete()
   return report
 
 
-def _decode(files, root, store, num_workers, timeout_s):
+def _decode(todo, root, store, num_workers, timeout_s):
   root = os.fsencode(os.path.abspath(root))
   results = workers.run_in_order(
       'alpro_jax.search.cut:cut_video',
       {'cutting': Cutting(**store.about['cutting'])},
-      [(os.fsdecode(os.path.join(root, file.name)), None) for file in files],
+      [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo],
       workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
-  for file, result in zip(files, results, strict=True):
+  for file, result in zip(todo, results, strict=True):
     if isinstance(result, workers.Lost):
       result = CutVideo((), result.reason, result.detail)
     yield file, result

@@ -1,5 +1,6 @@
 """From a text to the clips that fit it, from a question to answers."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from alpro_jax.evaluation import question_answering
 from alpro_jax.evaluation.scorer import VideoFeatures
 from alpro_jax.search.cut import Cutting, CutVideo
 from alpro_jax.search.encoder import Encoder
-from alpro_jax.search.store import Clips, Store, show_name
+from alpro_jax.search.store import Clips, Store, look_at, show_name
 
 
 class Hit(NamedTuple):
@@ -102,6 +103,14 @@ def _tokens(encoder, store, clips, chosen):
   for i in chosen:
     starts.setdefault(clips.name[i], []).append(float(clips.start[i]))
   root = bytes.fromhex(store.about['root_bytes'])
+  known = store.files()
+  for name in list(starts):
+    # What is not there is said when it is decoded.
+    with contextlib.suppress(OSError):
+      if name not in known or not known[name].is_now(look_at(root, name)):
+        logging.warning('%s has changed since it was indexed; index again.',
+                        show_name(name))
+        del starts[name]
   cut = {}
   for name, result in zip(starts, decode(
       [(os.fsdecode(os.path.join(root, name)), tuple(own))

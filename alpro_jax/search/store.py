@@ -7,10 +7,12 @@ one transaction. Bytes of a clip: its vector, 4 E; a strip of thumbnails, about
 the videos of its candidates again, which takes seconds instead of
 milliseconds and needs the files.
 
-Names are bytes, as the file system has them: they need not be text.
+Names are bytes, as the file system has them: they need not be text. A video is
+the same as long as its size, its time and its first and last blocks are.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -20,14 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alpro_jax import files
+
 FORMAT = 1
 FILE = 'index.sqlite'
+_BLOCK = 1 << 16  # Bytes at either end of a video that its digest is of.
 
 _TABLES = '''
 CREATE TABLE about (value TEXT NOT NULL);
 CREATE TABLE videos (
   id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
-  mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
+  mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+  ends BLOB);
 CREATE TABLE clips (
   id INTEGER PRIMARY KEY, video INTEGER NOT NULL, start REAL NOT NULL,
   stop REAL NOT NULL, vector BLOB NOT NULL);
@@ -35,13 +41,51 @@ CREATE TABLE kept (clip INTEGER PRIMARY KEY, strip BLOB NOT NULL, tokens BLOB);
 CREATE INDEX clips_of_video ON clips (video);
 '''
 
+# What SQLite says, by the beginning of its name for it, and what would help.
+_SAID = {
+    'SQLITE_FULL': 'the disk is full; free space there and repeat the command, '
+                   'which goes on from what is stored',
+    'SQLITE_IOERR': 'the disk failed or is full; look after it and repeat the '
+                    'command, which goes on from what is stored',
+    'SQLITE_BUSY': 'another program holds it; wait for that and repeat the '
+                   'command',
+    'SQLITE_READONLY': 'it, or its folder, may not be written to; change that '
+                       'or copy the folder to another place',
+    'SQLITE_CANTOPEN': 'it, or its folder, may not be read or written to; '
+                       'change that or copy the folder to another place',
+    'SQLITE_PERM': 'it may not be read; change that',
+}
+
 
 class File(NamedTuple):
-  """A video file as it was seen: name below the folder, bytes, time."""
+  """A video file as it was seen.
+
+  Attributes:
+    name: below the folder.
+    size: in bytes.
+    mtime_ns: when it was changed, in nanoseconds.
+    ends: sha256 of its first and last 64 KiB; None in an index that was made
+      without.
+  """
 
   name: bytes
   size: int
   mtime_ns: int
+  ends: bytes | None = None
+
+  def is_now(self, other: 'File') -> bool:
+    """Whether a video that was seen again is still the same."""
+    return self[:3] == other[:3] and self.ends in (None, other.ends)
+
+
+def look_at(root: bytes, name: bytes) -> File:
+  """Looks at a video below a folder; raises OSError if it cannot be read."""
+  with open(os.path.join(root, name), 'rb') as file:
+    about = os.fstat(file.fileno())
+    digest = hashlib.sha256(file.read(_BLOCK))
+    file.seek(max(about.st_size - _BLOCK, 0))
+    digest.update(file.read(_BLOCK))
+  return File(name, about.st_size, about.st_mtime_ns, digest.digest())
 
 
 class Row(NamedTuple):
@@ -89,23 +133,27 @@ class Store:
   def __init__(self, folder, connection):
     self.folder = pathlib.Path(folder)
     self._connection = connection
-    self.about = json.loads(
-        connection.execute('SELECT value FROM about').fetchone()[0])
+    about = self._ask('SELECT value FROM about')
+    try:
+      self.about = json.loads(about[0][0])
+    except (IndexError, TypeError, ValueError) as error:
+      raise ValueError(
+          f'{self.folder / FILE} is no index ({error}); remove it and index '
+          'again.') from error
+    self._has_ends = 'ends' in [
+        column[1] for column in self._ask('PRAGMA table_info(videos)')]
 
   @classmethod
   def create(cls, folder, about: dict[str, Any]) -> 'Store':
     """Makes an empty index."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Made beside and renamed, so that an index is never half made.
-    draft = folder / (FILE + '.draft')
-    draft.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(draft)) as connection:
+    path = pathlib.Path(folder) / FILE
+    # Written aside and renamed, so that an index is never half made.
+    with files.file(path) as made, _in_words(path), contextlib.closing(
+        sqlite3.connect(made)) as connection:
       connection.executescript(_TABLES)
       connection.execute('INSERT INTO about VALUES (?)', (
           json.dumps({'format': FORMAT, **about}),))
       connection.commit()
-    os.replace(draft, folder / FILE)
     return cls.open(folder)
 
   @classmethod
@@ -114,6 +162,7 @@ class Store:
 
     Raises:
       FileNotFoundError: if there is none.
+      OSError: if it cannot be read.
       ValueError: if it is none of ours.
     """
     path = pathlib.Path(folder) / FILE
@@ -121,16 +170,17 @@ class Store:
       raise FileNotFoundError(
           f'--index={folder} holds no {FILE}; make one with `search.py index '
           'DIR --checkpoint=... --index=...`.')
+    with _in_words(path):
+      connection = sqlite3.connect(path, timeout=60)
     try:
-      store = cls(folder, sqlite3.connect(path, timeout=60))
-    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-      raise ValueError(
-          f'{path} is no index ({error}); remove it and index again.'
-      ) from error
-    if store.about.get('format') != FORMAT:
-      raise ValueError(
-          f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
-          'index into another --index.')
+      store = cls(folder, connection)
+      if store.about.get('format') != FORMAT:
+        raise ValueError(
+            f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
+            'index into another --index.')
+    except BaseException:
+      connection.close()
+      raise
     return store
 
   @staticmethod
@@ -140,39 +190,60 @@ class Store:
   def close(self) -> None:
     self._connection.close()
 
+  def _ask(self, command, *values):
+    """Returns all rows."""
+    with _in_words(self.folder / FILE):
+      return self._connection.execute(command, values).fetchall()
+
+  def _ask_clip(self, column, clip):
+    """Returns what is kept of a clip."""
+    found = self._ask(f'SELECT {column} FROM kept WHERE clip = ?', int(clip))
+    if not found:
+      raise ValueError(
+          f'{self.folder} was changed by another run while it was searched; '
+          'repeat the command.')
+    return found[0][0]
+
+  @contextlib.contextmanager
+  def _change(self):
+    """Writes all of a block, or nothing."""
+    with _in_words(self.folder / FILE), self._connection as connection:
+      if not self._has_ends:
+        connection.execute('ALTER TABLE videos ADD COLUMN ends BLOB')
+        self._has_ends = True
+      yield connection
+
   def change(self, **values) -> None:
     """Changes what it says about itself."""
     self.about |= values
-    with self._connection:
-      self._connection.execute(
+    with self._change() as connection:
+      connection.execute(
           'UPDATE about SET value = ?', (json.dumps(self.about),))
 
   def files(self) -> dict[bytes, File]:
     """All videos, those without clips as well."""
-    return {name: File(name, size, mtime) for name, size, mtime in
-            self._connection.execute(
-                'SELECT name, size, mtime_ns FROM videos')}
+    ends = 'ends' if self._has_ends else 'NULL'
+    return {row[0]: File(*row) for row in self._ask(
+        f'SELECT name, size, mtime_ns, {ends} FROM videos')}
 
   def problems(self) -> list[tuple[bytes, str, str, int]]:
     """(name, reason, detail, clips that are there) of what is not whole."""
-    return self._connection.execute(
+    return self._ask(
         'SELECT name, reason, detail, (SELECT COUNT(*) FROM clips WHERE '
-        "video = videos.id) FROM videos WHERE reason != '' ORDER BY name"
-    ).fetchall()
+        "video = videos.id) FROM videos WHERE reason != '' ORDER BY name")
 
   def counts(self) -> tuple[int, int]:
     """Videos that have clips, and clips."""
-    return self._connection.execute(
-        'SELECT COUNT(DISTINCT video), COUNT(*) FROM clips').fetchone()
+    return self._ask('SELECT COUNT(DISTINCT video), COUNT(*) FROM clips')[0]
 
   def put(self, file: File, rows: Iterable[Row], reason: str = '',
           detail: str = '') -> None:
     """Writes a video, in place of what was known of it."""
-    with self._connection as connection:
+    with self._change() as connection:
       self._remove(file.name)
       video = connection.execute(
-          'INSERT INTO videos VALUES (NULL, ?, ?, ?, ?, ?)',
-          (*file, reason, detail)).lastrowid
+          'INSERT INTO videos (name, size, mtime_ns, ends, reason, detail) '
+          'VALUES (?, ?, ?, ?, ?, ?)', (*file, reason, detail)).lastrowid
       for row in rows:
         clip = connection.execute(
             'INSERT INTO clips VALUES (NULL, ?, ?, ?, ?)',
@@ -183,9 +254,16 @@ class Store:
             clip, row.strip,
             None if tokens is None else tokens.astype('<f2').tobytes()))
 
+  def add_ends(self, seen: Iterable[File]) -> None:
+    """Adds the digests of videos that are there without."""
+    with self._change() as connection:
+      connection.executemany(
+          'UPDATE videos SET ends = ? WHERE name = ?',
+          [(file.ends, file.name) for file in seen])
+
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
-    with self._connection:
+    with self._change():
       for name in names:
         self._remove(name)
 
@@ -199,9 +277,9 @@ class Store:
 
   def clips(self) -> Clips:
     """Reads all vectors, in the order of names and time."""
-    rows = self._connection.execute(
+    rows = self._ask(
         'SELECT clips.id, name, start, stop, vector FROM clips JOIN videos '
-        'ON video = videos.id ORDER BY name, start').fetchall()
+        'ON video = videos.id ORDER BY name, start')
     size = self.about['vector']
     vector = np.frombuffer(b''.join(row[4] for row in rows), '<f4')
     return Clips(
@@ -213,13 +291,25 @@ class Store:
 
   def tokens(self, ids: Sequence[int]) -> np.ndarray:
     """float16[n, S, D]."""
-    found = [self._connection.execute(
-        'SELECT tokens FROM kept WHERE clip = ?', (int(i),)).fetchone()[0]
-        for i in ids]
+    found = [self._ask_clip('tokens', i) for i in ids]
     return np.frombuffer(b''.join(found), '<f2').reshape(
         len(ids), *self.about['tokens'])
 
   def strip(self, clip: int) -> bytes:
     """JPEG of a clip's thumbnails."""
-    return self._connection.execute(
-        'SELECT strip FROM kept WHERE clip = ?', (int(clip),)).fetchone()[0]
+    return self._ask_clip('strip', clip)
+
+
+@contextlib.contextmanager
+def _in_words(path):
+  """Raises what SQLite says as an OSError or a ValueError that helps."""
+  try:
+    yield
+  except sqlite3.Error as error:
+    name = getattr(error, 'sqlite_errorname', '')
+    for start, said in _SAID.items():
+      if name.startswith(start):
+        raise OSError(f'{path}: {said} (SQLite: {error}).') from error
+    raise ValueError(
+        f'{path} is no index, or a damaged one (SQLite: {error}); remove it '
+        'and index again.') from error

@@ -1,11 +1,11 @@
 """The vectors of an index for other tools."""
 
 import json
-import os
 import pathlib
 
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.search.store import Clips, show_name
 
 
@@ -26,13 +26,8 @@ def write(path, clips: Clips, about) -> None:
   write_file = {'.npz': _npz, '.parquet': _parquet}.get(path.suffix.lower())
   if write_file is None:
     raise ValueError(f'--output={path} must end in .npz or .parquet.')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(path.name + '.draft')
-  try:
-    write_file(draft, names, clips, note)
-    os.replace(draft, path)
-  finally:
-    draft.unlink(missing_ok=True)
+  with files.file(path) as made:
+    write_file(made, names, clips, note)
 
 
 def _npz(path, names, clips, note):
