@@ -57,7 +57,7 @@ from alpro_jax.tasks.prompter import (  # noqa: E402
     init_model,
     model_config,
 )
-from alpro_jax.train import checkpoints, workdir  # noqa: E402
+from alpro_jax.train import checkpoints, identity, workdir  # noqa: E402
 from alpro_jax.train.state import TrainState, create_state  # noqa: E402
 from alpro_jax.weights import (  # noqa: E402
     assemble,
@@ -132,6 +132,7 @@ class Converted(NamedTuple):
   config: Any
   answers: tuple[str, ...]
   notes: dict[str, list[str]]
+  entities = None  # A file of weights does not name them.
 
 
 def main(argv):
@@ -500,8 +501,8 @@ def _check_free(folder):
 
 def _save(folder, one, tokenizer):
   """Writes a checkpoint of step 0, like one of a training."""
-  task = one  # Its model and answers are all that is described.
-  meta = workdir.describe(one.config, task, tokenizer, sources=())
+  task = one  # Its model and labels are all that is described.
+  meta = identity.describe(one.config, task, tokenizer, sources=())
   origin = {
       name: flags.FLAGS[name].value for name in ('original', 'vit', 'bert')
       if flags.FLAGS[name].value}

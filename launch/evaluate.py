@@ -186,14 +186,14 @@ def _change(config):
 def _check_fits(name, meta, asked):
   """Refuses a --config of another task, size or list of answers."""
   from alpro_jax.data.answers import canonical, read_answers
-  from alpro_jax.evaluation import trained
+  from alpro_jax.train import identity
 
   task = meta['config']['task']
   if (asked.task == 'question_answering') != (task == 'question_answering'):
     raise ValueError(
         f'--config has task={asked.task!r}, but {name} was trained for '
         f'{task!r}, which cannot do that; pass a config of its own task.')
-  trained.check_sizes(name, meta, asked)
+  identity.check_sizes(name, meta, asked)
   if task == 'question_answering' and asked.data.answers:
     listed = read_answers(asked.data.answers)
     if [*map(canonical, listed)] != [*map(canonical, meta['answers'])]:

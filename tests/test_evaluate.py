@@ -14,7 +14,7 @@ from alpro_jax.data import dataset, tokens
 from alpro_jax.data.annotations import Question
 from alpro_jax.evaluation import split, trained
 from alpro_jax.tasks.base import TextInfo, get_task
-from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.loop import Setting
 from alpro_jax.train.state import TrainState
 from configs import common
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
   task = get_task(config, TextInfo(Tokenizer.special, 256), mesh())
   params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
   store = checkpoints.Checkpoints(folder)
-  meta = workdir.describe(config, task, Tokenizer(), [])
+  meta = identity.describe(config, task, Tokenizer(), [])
   # A run of before there was this option.
   del meta['config']['eval']['dual_softmax']
   store.save(TrainState(

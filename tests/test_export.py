@@ -17,7 +17,7 @@ from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import Trained, load
 from alpro_jax.serving import alpro_loader, check, folder, programs
 from alpro_jax.tasks.base import TextInfo, get_task
-from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from launch import export
 from tests import small_task
@@ -333,7 +333,7 @@ def run(pretrained, tmp_path_factory):
   store.save(
       TrainState(step=np.int32(7), params=trained.params,
                  opt_state={'mu': trained.params, 'nu': trained.params}),
-      workdir.describe(trained.config, task, trained.tokenizer, []))
+      identity.describe(trained.config, task, trained.tokenizer, []))
   store.close()
   return path
 

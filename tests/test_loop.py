@@ -40,6 +40,7 @@ class ToyTask:
 
   model = SimpleNamespace(config=ToyModelConfig())
   answers = ()
+  entities = ()
 
   def __init__(self, bad_step=99, head='head'):
     self.bad_step, self.bad_steps, self.head = bad_step, 1, head
@@ -48,7 +49,7 @@ class ToyTask:
     kernel = jax.random.normal(key, (4, 4))
     return {'body': {'kernel': kernel}, self.head: {'bias': jnp.zeros((4,))}}
 
-  def load_frozen(self, encode, load_meta, load_params):
+  def load_frozen(self, encode, prompter, load_meta, load_params):
     return None
 
   def loss(self, params, frozen, batch, key, step, *, train):

@@ -19,7 +19,7 @@ from alpro_jax import sharding
 from alpro_jax.data import tokens
 from alpro_jax.serving.folder import write_params
 from alpro_jax.tasks.base import TextInfo, get_task
-from alpro_jax.train import checkpoints, workdir
+from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import create_state
 from colab import notebook
 from tests import tiny_run
@@ -91,7 +91,7 @@ def tiny(tmp_path_factory):
   assert mesh.size == 8 and not all(
       x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
   store = checkpoints.Checkpoints(folder / 'run')
-  store.save(state, workdir.describe(config, task, tokenizer, []))
+  store.save(state, identity.describe(config, task, tokenizer, []))
   store.close()
   write_params(
       folder / 'run', folder / 'taken', tokenizer=config.data.tokenizer)

@@ -19,15 +19,7 @@ from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.tasks.prompter import abstract_params
-from alpro_jax.train import checkpoints
-
-# What decides the shapes of a model's parameters, or how they are used, and is
-# not known from the data.
-_SIZES = {
-    'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
-    'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size',
-             'max_positions'),
-}
+from alpro_jax.train import checkpoints, identity
 
 
 class Origin(NamedTuple):
@@ -56,6 +48,8 @@ class Trained(NamedTuple):
     answers: that it chooses from, most frequent first; () unless it answers
       questions.
     origin: None in the middle of training.
+    meta: what was stored with its checkpoint; see train/identity.py. None in
+      the middle of training.
   """
 
   model: Alpro
@@ -65,6 +59,7 @@ class Trained(NamedTuple):
   mesh: jax.sharding.Mesh
   answers: tuple[str, ...] = ()
   origin: Origin | None = None
+  meta: Mapping[str, Any] | None = None
 
   @property
   def answers_questions(self) -> bool:
@@ -95,15 +90,10 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
   """
   mesh = mesh or sharding.make_mesh()
   folder = checkpoints.find(checkpoint)
-  meta = checkpoints.load_meta(folder)
+  meta = checkpoints.read_meta(folder)
   config = config or ml_collections.ConfigDict(meta['config'])
-  path = tokenizer or _find_tokenizer(folder, config.data.tokenizer)
-  loaded = tokens.load_tokenizer(path)
-  if loaded.digest != meta['tokenizer']['digest']:
-    raise ValueError(
-        f'{path} has digest {loaded.digest}, but {checkpoint} was trained '
-        f'with {meta["tokenizer"]["digest"]}; pass the file of that run as '
-        '--tokenizer.')
+  _, loaded = find_tokenizer(
+      folder, meta, tokenizer or config.data.tokenizer)
   model = Alpro(AlproConfig.from_dict(meta['model']))
   answers = tuple(meta.get('answers', ()))
   if len(answers) != model.config.answers:
@@ -111,17 +101,49 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
         f'{checkpoint} chooses from {model.config.answers} answers and names '
         f'{len(answers)}; it cannot be read out. Train it again.')
   params = checkpoints.load_params(folder, abstract_params(model, mesh))
-  digest = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
-  origin = Origin(str(folder), int(meta['step']), digest)
-  return Trained(model, params, config, loaded, mesh, answers, origin)
+  files = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
+  origin = Origin(str(folder), int(meta['step']), files)
+  return Trained(model, params, config, loaded, mesh, answers, origin, meta)
 
 
-def _find_tokenizer(folder, name):
-  """Where it was in training, or beside the parameters it belongs to."""
-  beside = pathlib.Path(folder) / pathlib.Path(name).name
-  if not pathlib.Path(name).is_file() and beside.is_file():
-    return str(beside)
-  return name
+def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
+  """Opens the tokenizer of a checkpoint, which is known by its digest.
+
+  Args:
+    folder: of the checkpoint, as checkpoints.find returns it.
+    meta: what was stored with it.
+    path: where to look first; else where it was in training, and then beside
+      the parameters.
+  Returns:
+    its file, and the tokenizer.
+  Raises:
+    FileNotFoundError: if there is no file in any of these places.
+    ValueError: if none of them is the tokenizer of the checkpoint.
+  """
+  wanted = meta['tokenizer']['digest']
+  first = str(path or meta['config']['data']['tokenizer'])
+  beside = str(pathlib.Path(folder) / pathlib.Path(first).name)
+  others = []
+  for place in (first, beside):
+    try:
+      tokenizer = tokens.load_tokenizer(place)
+    except FileNotFoundError:
+      continue
+    except ValueError as error:
+      others.append(str(error))
+      continue
+    if tokenizer.digest == wanted:
+      if others:
+        logging.warning('%s is used, for %s.', place, '; '.join(others))
+      return place, tokenizer
+    others.append(f'{place} has digest {tokenizer.digest}')
+  if not others:
+    raise FileNotFoundError(
+        f'no tokenizer at {first!r}, where it was in training, nor beside '
+        f'the parameters of {folder}; pass its file as --tokenizer.')
+  raise ValueError(
+      f'{"; ".join(others)}, but {folder} was trained with {wanted}; pass the '
+      'file of that run as --tokenizer.')
 
 
 def load_teacher(trained: Trained):
@@ -131,32 +153,14 @@ def load_teacher(trained: Trained):
 
   Raises:
     FileNotFoundError: if the prompter or the list of entities is not there.
+    ValueError: if they are not those that the model was pre-trained with.
   """
   text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
   task = get_task(trained.config, text, trained.mesh)
-  logging.info('prompter: %s', trained.config.prompter.checkpoint)
+  path = trained.config.prompter.checkpoint
+  logging.info('prompter: %s', path)
+  identity.check_teacher(trained.meta, path, task.entities)
   teacher = task.load_frozen(
-      trained.tokenizer.encode, checkpoints.load_meta, checkpoints.load_params)
+      trained.tokenizer.encode, path, checkpoints.load_meta,
+      checkpoints.load_params)
   return teacher, task.entities
-
-
-def check_sizes(checkpoint, stored: Mapping, asked) -> None:
-  """Refuses a checkpoint of another size than a config says.
-
-  Args:
-    checkpoint: to name it.
-    stored: what was stored with it.
-    asked: a config.
-  Raises:
-    ValueError: with every size that differs.
-  """
-  lines = [
-      f'model.{part}.{name} is {stored["model"][part][name]!r}, --config says '
-      f'{asked.model[part][name]!r}'
-      for part, names in _SIZES.items() for name in names
-      if stored['model'][part][name] != asked.model[part][name]
-  ]
-  if lines:
-    raise ValueError(
-        f'{checkpoint} is of another size than --config: {"; ".join(lines)}. '
-        'Pass the config that it was trained with, or none.')

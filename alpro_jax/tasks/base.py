@@ -26,10 +26,12 @@ class Task(Protocol):
   Attributes:
     model: an Alpro.
     answers: the answers that it chooses from; () unless it answers questions.
+    entities: what regions are named by; () without PEM.
   """
 
   model: Any
   answers: tuple[str, ...]
+  entities: tuple[str, ...]
 
   def init(self, key: jax.Array) -> Any:
     """Returns fresh float32 parameters, boxed with their logical axes."""
@@ -37,6 +39,7 @@ class Task(Protocol):
   def load_frozen(
       self,
       encode: Callable[[list[str], int], tuple[Any, Any]],
+      prompter: str,
       load_meta: Callable[[str], dict],
       load_params: Callable[[str, Any], Any],
   ) -> Any:
@@ -44,6 +47,7 @@ class Task(Protocol):
 
     Args:
       encode: (texts, max_tokens) -> int32[B, L], bool[B, L].
+      prompter: folder of its checkpoint; '' if none is named.
       load_meta: checkpoint path -> what was stored with it.
       load_params: (checkpoint path, abstract parameters) -> parameters.
     """
@@ -81,7 +85,9 @@ class Task(Protocol):
 class NothingFrozen:
   """What a task does not have to say that trains all it needs."""
 
-  def load_frozen(self, encode, load_meta, load_params) -> None:
+  entities = ()
+
+  def load_frozen(self, encode, prompter, load_meta, load_params) -> None:
     return None
 
   def untrained_frozen(self, key: jax.Array) -> None:

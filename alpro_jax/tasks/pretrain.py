@@ -111,27 +111,26 @@ class Pretrain:
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
-  def load_frozen(self, encode, load_meta, load_params) -> Teacher | None:
-    """Builds the teacher from config.prompter.checkpoint; None without PEM.
+  def load_frozen(
+      self, encode, prompter, load_meta, load_params
+  ) -> Teacher | None:
+    """Builds the teacher from a checkpoint; None without PEM.
 
     Raises:
       FileNotFoundError: if no checkpoint of a prompter is named or there.
     """
     if not self.options.pem:
       return None
-    if not self.prompter.checkpoint:
+    if not prompter:
       raise FileNotFoundError(
           'pre-training with PEM needs a trained prompter. Make one with '
           '`python launch/main.py --config=configs/pretrain_prompter.py '
           '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
           'train without PEM: --config.loss.pem=0.'
       )
-    meta = load_meta(self.prompter.checkpoint)
-    config = AlproConfig.from_dict(meta['model'])
+    config = AlproConfig.from_dict(load_meta(prompter)['model'])
     model = Alpro(config, self.mesh)
-    params = load_params(
-        self.prompter.checkpoint, abstract_params(model, self.mesh)
-    )
+    params = load_params(prompter, abstract_params(model, self.mesh))
     return Teacher(
         params=_video_side(params),
         bank=self._make_bank(model, params, encode),

@@ -271,11 +271,37 @@ def find(path) -> pathlib.Path:
 
 def load_meta(path) -> dict:
   """Returns what was stored with a checkpoint; `path` as in `find`."""
-  return _read_meta(find(path))
+  return read_meta(find(path))
 
 
-def _read_meta(step):
-  return json.loads((step / 'meta' / 'metadata').read_text())
+def read_meta(step) -> dict:
+  """Returns what was stored with the checkpoint that `find` returned."""
+  return json.loads((pathlib.Path(step) / 'meta' / 'metadata').read_text())
+
+
+def params_digests(step, meta: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the digest of every parameter; see array_digests.
+
+  Args:
+    step: folder that `find` returned.
+    meta: what was stored with it.
+  """
+  prefix = 'params/'
+  stored = {
+      name.removeprefix(prefix): value
+      for name, value in meta.get('arrays', {}).items()
+      if name.startswith(prefix)}
+  if stored:
+    return stored
+  # Written by a version that did not store them.
+  folder = epath.Path(step) / 'params'
+  reader = ocp.StandardCheckpointHandler()
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+      reader.metadata(folder).tree)
+  return array_digests(
+      reader.restore(folder, args=ocp.args.StandardRestore(target)))
 
 
 def load_params(
@@ -284,6 +310,7 @@ def load_params(
     *,
     initial: Any = None,
     new: Sequence[str] = (),
+    fresh: Sequence[str] = (),
     unused: Sequence[str] = (),
     resize: Mapping[str, Callable[[jax.Array, int], jax.Array]] | None = None,
 ) -> Any:
@@ -295,6 +322,8 @@ def load_params(
       (then on the first local device).
     initial: values of the parameters that may be missing.
     new: names that start with one of these may be missing.
+    fresh: names that start with one of these are taken from `initial`, whatever
+      is stored under them.
     unused: names that start with one of these may be left over.
     resize: for tables that may have another number of rows, by name: (stored
       table, wanted rows) -> table.
@@ -308,14 +337,19 @@ def load_params(
   reader = ocp.StandardCheckpointHandler()
   stored = reader.metadata(folder).tree
   wanted, found = _by_name(abstract), _by_name(stored)
+  usable = {
+      name: leaf for name, leaf in found.items()
+      if not name.startswith(tuple(fresh))
+  }
   resized = {
       name: function for name, function in (resize or {}).items()
-      if name in wanted and name in found
+      if name in wanted and name in usable
       and wanted[name].shape[0] != found[name].shape[0]
       and wanted[name].shape[1:] == tuple(found[name].shape[1:])
   }
   missing = _check_names(
-      wanted, found, f'parameters in {path}', new, unused, set(resized)
+      wanted, usable, f'parameters in {path}', (*new, *fresh), unused,
+      set(resized)
   )
   if missing and initial is None:
     raise ValueError(
@@ -329,7 +363,7 @@ def load_params(
           leaf.shape,
           leaf.dtype,
           sharding=(
-              None if name in resized
+              None if name in resized or name not in usable
               else getattr(wanted.get(name), 'sharding', None)
           ) or here,
       )
@@ -341,7 +375,7 @@ def load_params(
   restored = _by_name(
       reader.restore(folder, args=ocp.args.StandardRestore(target))
   )
-  _check_arrays(step, _read_meta(step), {'params': restored})
+  _check_arrays(step, read_meta(step), {'params': restored})
   for name, function in resized.items():
     rows = wanted[name].shape[0]
     logging.info(
@@ -352,13 +386,13 @@ def load_params(
         table.shape, getattr(wanted[name], 'sharding', None) or here,
         lambda index, table=table: table[index],
     )
-  fresh = _by_name(initial) if missing else {}
+  first = _by_name(initial) if missing else {}
   if missing:
     logging.info('new parameters, initialised: %s', _listed(missing))
   if left := sorted(set(found) - set(wanted)):
     logging.info('parameters of the checkpoint not used: %s', _listed(left))
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: (fresh if leaf_name(path) in missing else restored)[
+      lambda path, _: (first if leaf_name(path) in missing else restored)[
           leaf_name(path)
       ],
       abstract,

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from alpro_jax import sharding
 from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo, get_task
-from alpro_jax.train import checkpoints, optimizer, workdir
+from alpro_jax.train import checkpoints, identity, optimizer, workdir
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
 from alpro_jax.train.step import make_train_step
@@ -67,14 +67,43 @@ def train(
     return _train(config, folder, evaluations, stop)
 
 
-def _train(config, folder, evaluations, stop):
+class Plan(NamedTuple):
+  """What a run is made of, opened and checked.
+
+  Attributes:
+    mesh: of devices.
+    tokenizer: see data/tokens.py.
+    sources: the sets that batches come from.
+    task: see tasks/base.py.
+    optimizer: its transformation.
+    schedule: the learning rate by the number of updates.
+    abstract: shapes, types and places of the state.
+    meta: what the run depends on; see identity.describe.
+  """
+
+  mesh: jax.sharding.Mesh
+  tokenizer: Any
+  sources: list
+  task: Task
+  optimizer: Any
+  schedule: Callable
+  abstract: TrainState
+  meta: dict[str, Any]
+
+
+def plan(config) -> Plan:
+  """Opens what a config names, and refuses what could not be trained.
+
+  It writes nothing: launch/doctor.py asks it as well.
+
+  Raises:
+    ValueError: for options that contradict each other or the data.
+    FileNotFoundError: for what is not there.
+  """
   # Here, not at the top: the input side imports TensorFlow.
-  from alpro_jax.data import feed, pipeline, tokens
+  from alpro_jax.data import pipeline, tokens
 
-  steps = config.train.steps
   _check_positive(config)
-
-  # Devices and data.
   mesh = sharding.mesh_from_config(config.mesh)
   sharding.check_batch_size(
       config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
@@ -87,15 +116,22 @@ def _train(config, folder, evaluations, stop):
   sources = pipeline.open_sources(config.data)
   pipeline.measure_texts(sources, tokenizer, config.data.max_text_tokens)
 
-  # The task, and the shape of what it trains.
   text = TextInfo(tokenizer.special, tokenizer.vocab_size)
   task = get_task(config, text, mesh)
-  tx, schedule = optimizer.from_config(config.optimizer, steps)
-  abstract = abstract_state(task.init, tx, mesh)
+  tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
+  meta = identity.describe(config, task, tokenizer, sources)
+  return Plan(mesh, tokenizer, sources, task, tx, schedule,
+              abstract_state(task.init, tx, mesh), meta)
+
+
+def _train(config, folder, evaluations, stop):
+  from alpro_jax.data import feed, pipeline
+
+  steps = config.train.steps
+  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(config)
   logging.info('\n%s', parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False))
-  meta = workdir.describe(config, task, tokenizer, sources)
-  workdir.check_same_everywhere(meta)
+  identity.check_same_everywhere(meta)
 
   # What this workdir holds already.
   store = checkpoints.Checkpoints(
@@ -104,16 +140,17 @@ def _train(config, folder, evaluations, stop):
   )
   if (newest := store.newest()) is not None:
     stored = store.meta(newest)
-    workdir.check_same_run(stored, meta)
+    meta = identity.check_same_run(stored, meta)
     if newest >= steps and not stored.get('evaluation_due'):
       return _already_finished(folder, store, newest, steps)
   workdir.write_json(folder / 'config.json', workdir.plain(config))
 
   # The state, the step, and what flows into it.
   frozen = task.load_frozen(
-      tokenizer.encode, checkpoints.load_meta, checkpoints.load_params
+      tokenizer.encode, (meta['prompter'] or {}).get('path', ''),
+      checkpoints.load_meta, checkpoints.load_params
   )
-  state = _first_state(config, task, tx, mesh, abstract, store)
+  state = _first_state(config, task, tx, mesh, abstract, meta, store)
   step = int(state.step)
   train_step = make_train_step(
       task, tx, schedule, mesh,
@@ -223,7 +260,9 @@ def _train(config, folder, evaluations, stop):
   return Outcome(step, finished)
 
 
-def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
+def _first_state(
+    config, task, tx, mesh, abstract, meta, store
+) -> TrainState:
   """Decides where the run starts, and says so."""
   # 1. This run has a checkpoint: go on from the newest intact one.
   while (step := store.newest()) is not None:
@@ -234,10 +273,15 @@ def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
       store.set_aside(step, error)
   state = create_state(task.init, tx, mesh, config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
-  if config.train.init_from:
+  if path := config.train.init_from:
+    # The step that was described: a run that is at work there may save others.
+    path = meta['start']['path']
+    fresh = identity.check_start(
+        config.train.init_from, checkpoints.load_meta(path), meta,
+        config.train.new_parameters)
     params = checkpoints.load_params(
-        config.train.init_from, abstract.params, initial=state.params,
-        new=config.train.new_parameters,
+        path, abstract.params, initial=state.params,
+        new=config.train.new_parameters, fresh=fresh,
         unused=config.train.unused_parameters,
         resize={
             f'video_encoder/{name}': functools.partial(
@@ -246,8 +290,7 @@ def _first_state(config, task, tx, mesh, abstract, store) -> TrainState:
             for name in ('positions', 'times')
         },
     )
-    logging.info('restore: parameters from %s, optimizer from scratch',
-                 config.train.init_from)
+    logging.info('restore: parameters from %s, optimizer from scratch', path)
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
   logging.info(
