@@ -108,13 +108,13 @@ def evaluate():
   from alpro_jax.train import checkpoints
 
   start = time.monotonic()
-  meta = checkpoints.load_meta(_CHECKPOINT.value)
-  config = choose_options(meta)
+  # One step, though a run may be saving others.
+  folder = checkpoints.find(_CHECKPOINT.value)
+  config = choose_options(checkpoints.read_meta(folder))
   splits = [
       (dataset.open_dataset(source['path'], source['split']), source['style'])
       for source in config.eval.sources]
-  model = trained.load(
-      _CHECKPOINT.value, config=config, tokenizer=_TOKENIZER.value)
+  model = trained.load(folder, config=config, tokenizer=_TOKENIZER.value)
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')

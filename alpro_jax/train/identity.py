@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from alpro_jax.data.answers import canonical
 from alpro_jax.models import alpro, prompter
 from alpro_jax.train import checkpoints
 from alpro_jax.train.workdir import plain
@@ -161,8 +162,7 @@ def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
           name: value for name, value in meta['model'].items()
           if name not in alpro.FORM and name != 'remat'},
       'tokenizer': meta['tokenizer']['digest'],
-      'answers': meta.get('answers', []),
-      'entities': meta.get('entities', []),
+      **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
   }
   text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -228,7 +228,7 @@ def check_same_run(
       if old.get(name) != new.get(name)
   ] + refused
   for name in LABELLED:
-    if name in stored and list(stored[name]) != list(meta[name]):
+    if name in stored and not _same_labels(stored[name], meta[name]):
       lines.append(f'{name}: {_first_difference(stored[name], meta[name])}')
   if 'prompter' in stored and _digest(stored['prompter']) != _digest(
       meta['prompter']):
@@ -294,7 +294,7 @@ def check_start(
           '%s does not say what the rows of its %s stand for; if they are '
           'other %s, or in another order, than those of this run, its head '
           'must learn them anew.', name, head, labels)
-    elif list(stored[labels]) != list(meta[labels]):
+    elif not _same_labels(stored[labels], meta[labels]):
       what = _first_difference(stored[labels], meta[labels])
       if not head.startswith(tuple(new)):
         raise ValueError(
@@ -324,7 +324,7 @@ def check_teacher(stored: Mapping[str, Any], prompter_path, entities) -> None:
         'it was pre-trained with; those at the given paths are used.')
     return
   found = prompter_path and _prompter(prompter_path, stored)
-  if list(stored['entities']) != list(entities):
+  if not _same_labels(stored['entities'], entities):
     lines.append(
         f'entities: {_first_difference(stored["entities"], entities)}')
   if _digest(stored['prompter']) != _digest(found):
@@ -461,7 +461,9 @@ def _options(meta, stored):
 
 def _contents(meta):
   """Returns {name: digest} of what `_options` leaves out."""
-  texts = {name: json.dumps(meta.get(name, [])) for name in LABELLED}
+  texts = {
+      name: json.dumps([canonical(label) for label in meta.get(name, [])])
+      for name in LABELLED}
   return {
       **{name: hashlib.sha256(text.encode()).hexdigest()[:12]
          for name, text in texts.items()},
@@ -473,11 +475,16 @@ def _digest(found):
   return found and found.get('digest')
 
 
+def _same_labels(old, new):
+  # A list may be written in another spelling of the same names.
+  return [*map(canonical, old)] == [*map(canonical, new)]
+
+
 def _first_difference(old, new):
   if len(old) != len(new):
     return f'were {len(old)}, are {len(new)}'
   wrong = [i for i, pair in enumerate(zip(old, new, strict=True))
-           if pair[0] != pair[1]]
+           if not _same_labels(pair[:1], pair[1:])]
   return (f'label {wrong[0]} was {old[wrong[0]]!r}, is {new[wrong[0]]!r}, and '
           f'{len(wrong)} of {len(old)} differ')
 
