@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -59,17 +60,34 @@ def exported(pretrained, tmp_path_factory):
   return path
 
 
-SERVE = '''
+# In the place of an environment that has only what is named: what was installed
+# beside that, or for it, cannot be imported.
+ONLY = '''
+import importlib.metadata
+import re
 import sys
+
+allowed, left = set(), sys.argv.pop(1).split(',')
+while left:
+  package = re.match('[A-Za-z0-9_-]+', left.pop())[0].lower().replace('_', '-')
+  if package not in allowed:
+    allowed.add(package)
+    left += [
+        name for name in importlib.metadata.requires(package) or ()
+        if 'extra ==' not in name]
+others = {
+    module for module, packages in
+    importlib.metadata.packages_distributions().items()
+    if not any(p.lower().replace('_', '-') in allowed for p in packages)}
 
 class Refuse:
   def find_spec(self, name, path=None, target=None):
-    if name.partition('.')[0] in {
-        'flax', 'alpro_jax', 'tensorflow', 'orbax', 'tokenizers', 'einops',
-        'sentencepiece', 'PIL'}:
-      raise ImportError(f'{name} is not for those who serve')
+    if name.partition('.')[0] in others | {'alpro_jax'}:
+      raise ModuleNotFoundError(f'No module named {name!r}')
 
 sys.meta_path.insert(0, Refuse())
+'''
+SERVE = ONLY + '''
 import numpy as np
 from alpro_loader import load
 
@@ -86,14 +104,17 @@ np.savez(sys.argv[3], tokens=video.tokens, feature=video.feature,
 
 
 def test_another_process_gets_the_same_numbers(exported, pretrained, tmp_path):
-  """Without flax, this package, TensorFlow or a tokenizer library."""
+  """With what requirements.txt names, and what that needs, alone."""
   trained, _, _ = pretrained
   videos = np.random.default_rng(1).integers(
       0, 256, (3, 2, 24, 24, 3), dtype=np.uint8)
   np.save(tmp_path / 'videos.npy', videos)
+  needs = (exported / 'requirements.txt').read_text().split()
+  assert needs == [f'jax>={jax.__version__}', 'numpy', 'flatbuffers']
   subprocess.run(
-      [sys.executable, '-c', SERVE, exported, tmp_path / 'videos.npy',
-       tmp_path / 'found.npz'], check=True, cwd=exported)
+      [sys.executable, '-c', SERVE, ','.join(needs), exported,
+       tmp_path / 'videos.npy', tmp_path / 'found.npz'],
+      check=True, cwd=exported)
   found = np.load(tmp_path / 'found.npz')
 
   model = trained.model.bind({'params': trained.params})
@@ -109,6 +130,41 @@ def test_another_process_gets_the_same_numbers(exported, pretrained, tmp_path):
       'text_feature': text.feature, 'margin': logits[:, 1] - logits[:, 0],
       'probability': jax.nn.softmax(logits)[:, 1]}.items():
     np.testing.assert_allclose(found[name], right, atol=1e-5, err_msg=name)
+
+
+def test_a_missing_package_is_named(exported):
+  """jax says that another jax is needed, or nothing at all."""
+  done = subprocess.run(
+      [sys.executable, '-c', ONLY + '\nfrom alpro_loader import load\n'
+       'load(sys.argv[1])', 'jax,numpy', exported],
+      cwd=exported, capture_output=True, text=True)
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith('ImportError: this export needs jax'), done.stderr
+  assert f"pip install 'jax>={jax.__version__}' flatbuffers" in last
+
+
+def test_an_older_jax_is_named(exported, monkeypatch):
+  """It has no jax.export, or cannot read a program, or cannot run it."""
+  model = alpro_loader.load(exported)
+  wanted = f"pip install 'jax>={jax.__version__}'"
+  clip = np.zeros((1, 2, 24, 24, 3), np.uint8)
+
+  def fail(*_):
+    raise RuntimeError('unsupported version 3')
+
+  monkeypatch.setitem(model._programs, 'encode_video', fail)
+  with pytest.raises(RuntimeError, match='unsupported version 3'):
+    model.encode_video(clip)  # This jax is not older.
+  monkeypatch.setattr(jax, '__version__', '0.4.38')
+  with pytest.raises(ValueError, match=f'by jax 0.4.38: {wanted}.*version 3'):
+    model.encode_video(clip)
+  monkeypatch.setattr(jax.export, 'deserialize', fail)
+  with pytest.raises(ValueError, match=f'by jax 0.4.38: {wanted}.*version 3'):
+    alpro_loader.load(exported)
+  monkeypatch.setitem(sys.modules, 'jax.export', None)
+  monkeypatch.delattr(jax, 'export')
+  with pytest.raises(ImportError, match=f'{wanted} flatbuffers.*0.4.38'):
+    alpro_loader.load(exported)
 
 
 def test_manifest(exported, pretrained):
@@ -154,13 +210,7 @@ def test_loader_says_what_is_wrong(exported, tmp_path):
 
 
 def test_a_changed_file_is_found(exported, tmp_path):
-  copy = tmp_path / 'copy'
-  copy.mkdir()
-  for path in exported.rglob('*'):
-    if path.is_file():
-      target = copy / path.relative_to(exported)
-      target.parent.mkdir(exist_ok=True)
-      target.write_bytes(path.read_bytes())
+  copy = shutil.copytree(exported, tmp_path / 'copy')
   (copy / 'vocab.txt').write_text('a\n')
   with pytest.raises(ValueError, match='vocab.txt has digest'):
     alpro_loader.load(copy)
@@ -168,6 +218,47 @@ def test_a_changed_file_is_found(exported, tmp_path):
   (copy / 'manifest.json').write_text(json.dumps(manifest | {'format': 9}))
   with pytest.raises(ValueError, match='format 9'):
     alpro_loader.load(copy, verify=False)
+
+
+def test_a_manifest_that_leads_elsewhere_is_refused(exported, tmp_path):
+  """Whether digests are compared or not."""
+  copy = shutil.copytree(exported, tmp_path / 'copy')
+  secret = tmp_path / 'vocab.txt'
+  shutil.copy(exported / 'vocab.txt', secret)
+  (copy / 'link.txt').symlink_to(secret)
+  manifest = json.loads((copy / 'manifest.json').read_text())
+  digest = manifest['files']['vocab.txt']
+
+  def check(message, **changes):
+    (copy / 'manifest.json').write_text(json.dumps(manifest | changes))
+    for verify in (True, False):
+      with pytest.raises(ValueError, match=message):
+        alpro_loader.load(copy, verify=verify)
+
+  check('gives no digest of vocab.txt', files={})
+  without = {n: x for n, x in manifest.items() if n != 'files'}
+  (copy / 'manifest.json').write_text(json.dumps(without))
+  with pytest.raises(ValueError, match='gives no digest of vocab.txt'):
+    alpro_loader.load(copy)
+  for name in manifest['files']:
+    check(f'gives no digest of {name}', files={
+        n: x for n, x in manifest['files'].items() if n != name})
+  for name in (str(secret), '../vocab.txt', 'programs/../../vocab.txt',
+               'link.txt'):
+    check('not in that folder', text=manifest['text'] | {'file': name},
+          files=manifest['files'] | {name: digest})
+  (copy / 'manifest.json').write_text(json.dumps(manifest))
+  alpro_loader.load(copy)
+
+
+def test_a_parameter_that_is_no_number_is_named(pretrained, tmp_path):
+  trained, _, file = pretrained
+  params = jax.tree.map(np.array, trained.params)
+  params['match_head']['bias'][1] = np.nan
+  with pytest.raises(ValueError, match='1 parameters hold NaN.*match_head/bia'):
+    folder.write(
+        trained._replace(params=params), tmp_path / 'model', tokenizer=file)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('wrong', [1.0, np.nan])

@@ -1,7 +1,9 @@
-"""Uses an exported ALPRO; needs jax and numpy alone, and no other file.
+"""Uses an exported ALPRO; needs the packages in NEEDS, and no other file.
 
-launch/export.py copies this file into the folder it writes. With the folder on
-the path:
+launch/export.py copies this file into the folder it writes; requirements.txt
+beside it lists the packages, with the version of jax. An export is code, this
+file as well as the programs: load only what you trust. The digests in the
+manifest tell damage, and not who wrote them. With the folder on the path:
 
   from alpro_loader import load
   model = load(folder)
@@ -18,17 +20,20 @@ SentencePiece model needs the package sentencepiece; ids made elsewhere do not.
 Programs run on the platforms that the manifest names.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import pathlib
+import re
 import unicodedata
 from typing import Any, NamedTuple
 
 import jax
-import jax.export
 import numpy as np
 
+# flatbuffers: jax.export reads programs with it, and jax does not bring it.
+NEEDS = ('jax', 'numpy', 'flatbuffers')
 # An export of another version is laid out in another way.
 FORMAT = 1
 MANIFEST = 'manifest.json'
@@ -79,7 +84,9 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
     verify: compare all files with their digests.
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: if a file changed, or was made for another loader.
+    ImportError: if a package is missing or too old.
+    ValueError: if a file changed or lies elsewhere, or was made for another
+      loader or a newer jax.
   """
   folder = pathlib.Path(folder)
   path = folder / MANIFEST
@@ -87,20 +94,63 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
     raise FileNotFoundError(
         f'no {MANIFEST} in {folder}; expected a folder that launch/export.py '
         'wrote.')
-  manifest = json.loads(path.read_text())
+  manifest = json.loads(path.read_text(encoding='utf-8'))
   if manifest.get('format') != FORMAT:
     raise ValueError(
         f'{path} has format {manifest.get("format")!r}, this loader reads '
         f'{FORMAT}; use the alpro_loader.py of that folder.')
+  _check_places(folder, manifest)
   if verify:
     for name, expected in manifest['files'].items():
-      with open(folder / name, 'rb') as stream:
-        digest = hashlib.file_digest(stream, 'sha256').hexdigest()
+      digest = _sha256(folder / name)
       if digest != expected['sha256']:
         raise ValueError(
             f'{folder / name} has digest {digest}, {MANIFEST} says '
             f'{expected["sha256"]}; copy the export again.')
   return Model(folder, manifest, device)
+
+
+def _numbers(version):
+  """'0.10.2' -> [0, 10, 2]."""
+  return [int(number) for number in re.findall(r'\d+', version)[:3]]
+
+
+def _check_places(folder, manifest):
+  """Refuses a manifest that reads what it gives no digest of, or elsewhere."""
+  listed = manifest.get('files', {})
+  for part in (manifest['text'], manifest['parameters'],
+               *manifest['programs'].values()):
+    name = part['file']
+    if name not in listed:
+      raise ValueError(
+          f'{folder / MANIFEST} gives no digest of {name}; copy the export '
+          'again.')
+  for name in listed:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+      raise ValueError(
+          f'{folder / MANIFEST} names {name}, which is not in that folder; '
+          'copy the files themselves, and no links, into one folder.')
+
+
+def _sha256(path):
+  digest = hashlib.sha256()
+  with open(path, 'rb') as stream:
+    while block := stream.read(2**20):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def _jax_export(written_by):
+  """Returns jax.export, which needs a package that jax does not bring."""
+  try:
+    import flatbuffers  # noqa: F401
+    from jax import export
+  except ImportError as error:
+    raise ImportError(
+        f'this export needs jax {written_by} or newer and flatbuffers: pip '
+        f"install 'jax>={written_by}' flatbuffers. Here is jax "
+        f'{jax.__version__}, which says: {error}.') from error
+  return export
 
 
 class Model:
@@ -120,16 +170,11 @@ class Model:
     self._device = device
     self._tokenizer_path = folder / manifest['text']['file']
     self._programs = {}
+    export = _jax_export(manifest['versions']['jax'])
     for name, described in manifest['programs'].items():
       data = (folder / described['file']).read_bytes()
-      try:
-        program = jax.export.deserialize(bytearray(data))
-      except Exception as error:
-        raise ValueError(
-            f'{folder / described["file"]} was written by jax '
-            f'{manifest["versions"]["jax"]} and cannot be read by jax '
-            f'{jax.__version__} ({error}); install that one or a newer one.'
-        ) from error
+      with self._errors_of_an_older_jax():
+        program = export.deserialize(bytearray(data))
       self._programs[name] = jax.jit(program.call)
     with np.load(folder / manifest['parameters']['file']) as stored:
       self.params = {
@@ -216,8 +261,23 @@ class Model:
             f'{name}: {wanted["name"]} is {array.dtype}{list(array.shape)}, '
             f'expected {wanted["dtype"]}{list(shape)}; {hint}.')
     params = {n: self.params[n] for n in described['parameters']}
-    return self._programs[name](
-        params, *(jax.device_put(x, self._device) for x in arrays))
+    with self._errors_of_an_older_jax():
+      return self._programs[name](
+          params, *(jax.device_put(x, self._device) for x in arrays))
+
+  @contextlib.contextmanager
+  def _errors_of_an_older_jax(self):
+    """Says so when it is a newer jax that is missing; it may tell late."""
+    try:
+      yield
+    except Exception as error:
+      written_by = self.manifest['versions']['jax']
+      if _numbers(jax.__version__) >= _numbers(written_by):
+        raise
+      raise ValueError(
+          f'this export was written by jax {written_by} and cannot be read by '
+          f"jax {jax.__version__}: pip install 'jax>={written_by}' (jax says: "
+          f'{str(error)[:200]}).') from error
 
 
 # --- Pixels -----------------------------------------------------------------

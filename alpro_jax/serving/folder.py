@@ -5,6 +5,7 @@
   params.npz             parameters, once; programs take them as arguments
   tokenizer.model        or vocab.txt
   alpro_loader.py        reads all of this; see there for how to use it
+  requirements.txt       the packages that it needs
   saved_model/           on request: the same for TensorFlow
 
 Every program is run from that folder, by that loader, and compared with the
@@ -12,7 +13,6 @@ live model before the folder gets its name.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -25,6 +25,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.data import tokens
 from alpro_jax.evaluation.trained import Trained
 from alpro_jax.models import timesformer
@@ -61,9 +62,9 @@ def write(
   Returns:
     the manifest.
   Raises:
-    ValueError: if a program gives other numbers than the live model; nothing
-      is left then.
-    FileExistsError: if the folder is there.
+    ValueError: if a parameter is not finite, or a program gives other numbers
+      than the live model; nothing is left then.
+    FileExistsError: if the folder is there and not empty.
   """
   sampling = trained.config.data.eval_sampling
   if sampling not in _EVEN:
@@ -71,21 +72,20 @@ def write(
         f'the run is evaluated with data.eval_sampling={sampling!r}, but an '
         f'export can only choose frames by one of {_EVEN}; pass --uniform to '
         'choose them so.')
-  output = pathlib.Path(output).absolute()
-  partial = _begin(output)
-  try:
+  _check_finite(trained.params)
+  with files.folder(output) as here:
     made = programs.make(trained, platforms)
     params = _used(made, trained)
-    manifest = _write_parts(trained, made, params, partial, tokenizer)
+    manifest = _write_parts(trained, made, params, here, tokenizer)
     for name, program in made.items():
       count = sum(params[n].size for n in program.parameters)
       size = manifest['files'][manifest['programs'][name]['file']]['bytes']
       say(f'{name}: {size:,} bytes, {count:,} parameters')
     expected = check.live(trained)
     found = check.differences(
-        trained, _import_loader(partial).load(partial).call, expected)
+        trained, _import_loader(here).load(here).call, expected)
     if with_saved_model:
-      folder = partial / 'saved_model'
+      folder = here / 'saved_model'
       saved_model.write(made, params, folder)
       there = check.differences(
           trained, saved_model.load(made, folder), expected)
@@ -102,11 +102,7 @@ def write(
     manifest['check'] = {
         'platform': jax.default_backend(), 'tolerance': tolerance,
         'batch_sizes': list(check.BATCH_SIZES), 'difference': found}
-    _write_json(partial, manifest)
-    partial.rename(output)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
+    _write_json(here, manifest)
   return manifest
 
 
@@ -123,32 +119,18 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
     bytes in the folder.
   """
   found = checkpoints.find(checkpoint)
-  _check_tokenizer(
-      tokenizer, checkpoints.load_meta(found)['tokenizer']['digest'])
-  output = pathlib.Path(output).absolute()
-  partial = _begin(output)
-  try:
+  meta = checkpoints.load_meta(found)
+  _check_tokenizer(tokenizer, meta['tokenizer']['digest'])
+  with files.folder(output) as here:
     for name in ('params', 'meta'):
-      shutil.copytree(found / name, partial / name)
-    shutil.copy(tokenizer, partial)
-    checkpoints.write_digests(partial)
-    _check_copy(found, partial)
-    partial.rename(output)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
-  return sum(p.stat().st_size for p in output.rglob('*') if p.is_file())
-
-
-def _begin(output):
-  """Makes the folder that gets its name when everything is in it."""
-  if output.exists():
-    raise FileExistsError(
-        f'{output} exists; choose another --output, or delete it.')
-  partial = output.with_name(f'{output.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)  # Of an export that was killed.
-  partial.mkdir(parents=True)
-  return partial
+      shutil.copytree(found / name, here / name)
+    # Beside the parameters it is looked for by the name that it had.
+    name = pathlib.Path(meta['config']['data']['tokenizer']).name
+    shutil.copy(tokenizer, here / name)
+    checkpoints.write_digests(here)
+    _check_copy(found, here)
+  return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*')
+             if p.is_file())
 
 
 def _used(made, trained):
@@ -158,11 +140,25 @@ def _used(made, trained):
   return {name: np.asarray(params[name]) for name in sorted(names)}
 
 
+def _check_finite(params):
+  broken = [
+      name for name, x in programs.flatten(params).items()
+      if not np.isfinite(x).all()]
+  if broken:
+    raise ValueError(
+        f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. '
+        'A model with them computes nothing; export an earlier step.')
+
+
 def _write_parts(trained, made, params, folder, tokenizer):
   """Writes everything but the SavedModel; returns the manifest."""
   _check_tokenizer(tokenizer, trained.tokenizer.digest)
   shutil.copy(tokenizer, folder)
   shutil.copy(_LOADER, folder)
+  needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
+  if isinstance(trained.tokenizer, tokens.SentencePieceTokenizer):
+    needs.append('sentencepiece')
+  (folder / 'requirements.txt').write_text('\n'.join([*needs, '']))
   np.savez(folder / _PARAMETERS, **params)
   (folder / 'programs').mkdir()
   for name, program in made.items():
@@ -171,7 +167,7 @@ def _write_parts(trained, made, params, folder, tokenizer):
   parts = [*map(_file, made), _PARAMETERS, manifest['text']['file']]
   manifest['files'] = {
       part: {'bytes': (folder / part).stat().st_size,
-             'sha256': _digest(folder / part)} for part in parts}
+             'sha256': files.sha256(folder / part)} for part in parts}
   _write_json(folder, manifest)
   return manifest
 
@@ -255,7 +251,7 @@ def _import_loader(folder):
 
 
 def _check_tokenizer(path, expected):
-  digest = _digest(path)
+  digest = tokens.load_tokenizer(path).digest
   if digest != expected:
     raise ValueError(
         f'{path} has digest {digest}, but the model was trained with '
@@ -270,11 +266,6 @@ def _check_copy(source, copy):
   for name, digest in before.items():
     if name.split('/')[0] in ('params', 'meta') and after.get(name) != digest:
       raise OSError(f'{name} of {source} was not copied as it is; try again.')
-
-
-def _digest(path):
-  with open(path, 'rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def _write_json(folder, manifest):
