@@ -15,7 +15,7 @@ import pytest
 from alpro_jax.data import annotations, fetch, web
 from tests.test_verify import launch_prepare
 
-BODY = b'\0\0\0\x18ftypmp42' + b'not really a video' * 1000
+BODY = b'\0\0\0\x08ftyp\0\0\x46\x58mdat' + b'not really a video' * 1000
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -50,10 +50,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(206 if what == 'range' else 200)
     for name, value in headers.items():
       self.send_header(name, value)
-    if what != 'unsized':
+    if what not in ('unsized', 'snapped'):
       self.send_header('Content-Length', str(len(body)))
     self.end_headers()
-    body = body[:100] if what == 'cut' or (what == 'torn' and first) else body
+    if what in ('cut', 'snapped') or (what == 'torn' and first):
+      body = body[:100]
     try:
       self.wfile.write(body)
     except OSError:
@@ -144,11 +145,12 @@ def get(server, tmp_path, paths, **limits):
 def test_what_fails_is_tried_again_if_that_may_help(server, tmp_path):
   found = get(server, tmp_path, [
       'ok/a', 'unsized/a', 'shaky/a', 'torn/a', 'moved/a', 'gone/a', 'cut/a',
-      'away/a', 'öl/ü b.mp4?q=ä'])
+      'away/a', 'öl/ü b.mp4?q=ä', 'snapped/a'])
   assert found == {
       'ok/a': '', 'unsized/a': '', 'shaky/a': '', 'torn/a': '', 'moved/a': '',
       'gone/a': 'HTTP 404', 'cut/a': 'truncated',
-      'away/a': 'redirect refused', 'öl/ü b.mp4?q=ä': ''}
+      'away/a': 'redirect refused', 'öl/ü b.mp4?q=ä': '',
+      'snapped/a': 'truncated'}
   assert (server.seen['/gone/a'], server.seen['/cut/a'],
           server.seen['/torn/a'], server.seen['/away/a']) == (1, 3, 2, 1)
   folder = tmp_path / 'videos'

@@ -51,3 +51,23 @@ def test_a_picture(format):
     (b'%PDF-1.7\n%\xe2\xe3\0', 'PDF')])
 def test_something_else(head, kind):
   assert sniff.what(head) == kind
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mov', 'mkv'])
+def test_where_a_file_is_cut(tmp_path, suffix):
+  path = small_videos.write_video(tmp_path / f'a.{suffix}', frames=3)
+  whole = path.read_bytes()
+  assert not sniff.is_cut(path)
+  for end in (len(whole) - 1, len(whole) // 2, 100):
+    path.write_bytes(whole[:end])
+    assert sniff.is_cut(path) == (suffix != 'mkv')  # Which says no sizes.
+
+
+@pytest.mark.parametrize('size, cut', [(0, False), (107, False), (108, True)])
+def test_sizes_of_boxes(tmp_path, size, cut):
+  """0 is up to the end, wherever that is."""
+  path = tmp_path / 'a.mp4'
+  for box in (size.to_bytes(4) + b'mdat' + bytes(99),
+              b'\0\0\0\x01mdat' + size.to_bytes(8) + bytes(91)):
+    path.write_bytes(b'\0\0\0\x08ftyp' + box)
+    assert sniff.is_cut(path) == cut

@@ -192,6 +192,8 @@ def _download(client, url, limits, partial, path):
       os.fsync(file.fileno())
     if size is not None and done != size:
       raise web.Failed('truncated', f'{done} of {size} bytes', 'now')
+    if size is None and sniff.is_cut(partial):  # The server did not say.
+      raise web.Failed('truncated', f'{done} bytes of an MP4', 'now')
   os.replace(partial, path)
   return done
 

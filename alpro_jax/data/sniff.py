@@ -1,16 +1,19 @@
 """Says what a file holds by its first bytes, whatever its name says."""
 
+import os
 import re
+import struct
 
 HEAD = 4096  # Bytes that `what` looks at.
 
+_BOX = rb'(ftyp|styp|moov|moof|mdat|sidx|free|skip|wide|uuid|pnot)'
 # The first that matches counts.
 _BINARY = [(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in [
     ('picture', rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|II\*\0|MM\0\*'
                 rb'|BM.{4}\0{4}|\0\0\x01\0.\0|P[4-6]\s|\xff\x4f\xff\x51|\xff\n'
                 rb'|\0\0\0\x0c(jP  |JXL )'
                 rb'|....ftyp(avif|avis|heic|heix|mif1|msf1)'),
-    ('video', rb'....(ftyp|styp|moov|moof|mdat|sidx|free|skip|wide|uuid|pnot)'
+    ('video', rb'....' + _BOX +
               rb'|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|GIF8[79]a|OggS|\.RMF'
               rb'|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\xb7\xd8\0\x20\x37\x49\xda'
               rb'|YUV4MPEG2|DKIF|nut/|\x06\x0e\x2b\x34|\x1f\x07\0'
@@ -59,3 +62,24 @@ def what_file(path):
   """Returns `what` of a file; raises OSError if it cannot be read."""
   with open(path, 'rb') as file:
     return what(file.read(HEAD))
+
+
+def is_cut(path):
+  """Says whether an MP4 or MOV goes on where its file ends; False of others."""
+  size = os.path.getsize(path)
+  with open(path, 'rb') as file:
+    at, kind = 0, file.read(8)[4:]
+    if not re.fullmatch(_BOX, kind):
+      return False
+    while at < size:
+      file.seek(at)
+      head = file.read(16)
+      if len(head) < 8:
+        return True
+      length = struct.unpack('>I', head[:4])[0]
+      if length == 1 and len(head) == 16:
+        length = struct.unpack('>Q', head[8:])[0]
+      if length < 8:  # 0 is up to the end of the file.
+        return False
+      at += length
+  return at > size
