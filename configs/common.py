@@ -129,7 +129,11 @@ def get_config(model='base'):
       'checkpoint_every_seconds': 600.0,  # 0: by steps alone.
       'keep_newest': 2,
       'eval_every_steps': 0,  # 0: at the end alone.
-      'best_metric': '',  # e.g. 'eval/t2v_r1'; '' keeps the newest only.
+      # The figure whose best checkpoint is kept, e.g. 'eval/t2v_r1',
+      # 'eval/accuracy', '-eval/t2v_mean_rank' (small is good); '' keeps the
+      # newest only. It is of the first set of eval.sources; of several,
+      # 'eval/1/t2v_r1' is of the second. Names are checked before step 1.
+      'best_metric': '',
       # Start from the parameters of another run ('' is scratch). Names that
       # start with one of `new_parameters` may be missing from it, names that
       # start with one of `unused_parameters` may be left over.
@@ -150,7 +154,9 @@ def get_config(model='base'):
   })
 
   config.eval = ml_collections.ConfigDict({
-      'sources': (),  # Held-out sets: common.source(path, split='test').
+      # Held-out sets: common.source(path, split='test'). Figures of the first
+      # are called eval/..., of several those of each eval/0/..., eval/1/...
+      'sources': (),
       'batch_size': 64,
       'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
       # What orders the results of retrieval: 'matching' (the paper),

@@ -51,9 +51,9 @@ def main(argv):
     from alpro_jax.train import loop
 
     config = _CONFIG.value
-    evaluations = [split.DuringTraining()] if config.eval.sources else []
     try:
-      outcome = loop.train(config, _WORKDIR.value, evaluations=evaluations)
+      outcome = loop.train(
+          config, _WORKDIR.value, evaluations=split.during_training(config))
     except NonFiniteError as error:
       command.fail(error, NOT_FINITE)
   sys.exit(0 if outcome.finished else STOPPED)

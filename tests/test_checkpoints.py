@@ -125,6 +125,16 @@ def test_unknown_best_metric_is_named(tmp_path):
     save(tmp_path, 1, metrics={1: {'r1': 1.0}}, best_metric='r5')
 
 
+def test_metrics_of_an_earlier_start_need_not_have_the_name(tmp_path):
+  save(tmp_path, 1, metrics={1: {'other': 9.0}}, best_metric='other')
+  metrics = {2: {'r1': 2.0}, 3: {'r1': 1.0}}
+  save(tmp_path, 2, 3, metrics=metrics, keep_newest=1, best_metric='r1')
+  assert kept(tmp_path) == [2, 3]
+  store = checkpoints.Checkpoints(tmp_path, best_metric='r1')
+  assert store.best() == 2
+  store.close()
+
+
 def test_a_stored_step_is_not_saved_again(tmp_path):
   save(tmp_path, 1)
   store = checkpoints.Checkpoints(tmp_path)

@@ -2,10 +2,15 @@
 
 import importlib
 import pathlib
+import types
 
 import pytest
 
+from alpro_jax.data import dataset
+from alpro_jax.data.annotations import Question
+from alpro_jax.evaluation import split
 from alpro_jax.models.alpro import AlproConfig
+from alpro_jax.train import loop
 from configs import (
     common,
     finetune,
@@ -18,6 +23,7 @@ from configs import (
     pretrain_prompter,
 )
 from configs.ablations import stages
+from tests import small_sets
 
 FINETUNINGS = (
     finetune_msrvtt_retrieval, finetune_didemo_retrieval, finetune_msrvtt_qa,
@@ -49,6 +55,28 @@ def test_every_finetuning_fits_the_model(file, scale):
   check(config)
   assert config.train.init_from and config.eval.sources
   assert config.data.frames == config.model.video.frames
+
+
+@pytest.mark.parametrize('sets', [1, 2, 3])
+@pytest.mark.parametrize('file', FINETUNINGS)
+def test_every_finetuning_keeps_its_best_on_any_number_of_sets(
+    file, sets, monkeypatch):
+  prepared = small_sets.MemorySet(
+      2, questions=[[Question('what?', 'a', 'what')], []])
+  monkeypatch.setattr(dataset, 'open_dataset', lambda *_: prepared)
+  config = file.get_config()
+  config.eval.sources = sets * (common.source('set', split='test'),)
+  model = types.SimpleNamespace(
+      config=types.SimpleNamespace(embed_size=8, match=True))
+  task = types.SimpleNamespace(model=model, answers=('a',))
+  setting = loop.Setting(config, task, None, None)
+  names = loop.check_evaluations(setting, split.during_training(config))
+  assert config.train.best_metric in names
+  # Whoever named the first of several sets by its number still may.
+  first = config.train.best_metric.replace('eval/', 'eval/0/')
+  last = first.replace('0', str(sets - 1))
+  assert (first in names) == (last in names) == (sets > 1)
+  assert len(names) == len(set(names))
 
 
 def test_finetunings_are_the_papers():

@@ -105,6 +105,35 @@ def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys):
     assert card['metrics'][name.removeprefix('eval/')]['value'] == value
 
 
+def test_names_in_training_are_known_before_it(run, sets):
+  _, config, task, params = run
+  config = config.copy_and_resolve_references()
+  sets['sets/b'] = small_sets.MemorySet(1, questions=QUESTIONS[:1])
+  config.eval.sources = (
+      common.source('sets/set', split='test'),
+      common.source('sets/b', split='test'))
+  setting = Setting(config, task, Tokenizer(), mesh())
+  evaluation = split.DuringTraining()
+  names = evaluation.names(setting)
+  assert sorted(names) == sorted([
+      'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who',
+      'eval/0/accuracy', 'eval/0/accuracy_what', 'eval/0/accuracy_who',
+      'eval/1/accuracy', 'eval/1/accuracy_what'])
+  found = evaluation(setting, params, 7)
+  assert set(found) == set(names)
+  assert found['eval/accuracy'] == found['eval/0/accuracy']
+
+  # What would end the first evaluation is said as early.
+  sets['sets/b'] = small_sets.MemorySet(2)
+  with pytest.raises(ValueError, match='has no questions'):
+    split.DuringTraining().names(setting)
+  sets['sets/b'] = small_sets.MemorySet(
+      1, questions=[[Question('who?', 'x', 'who')]])
+  with pytest.raises(ValueError, match=r"not one of the 1 questions .* "
+                     r"answered by \['x'\], the list begins with \['disc'"):
+    split.DuringTraining().names(setting)
+
+
 def test_flags_and_a_config_decide_how(run, sets, tmp_path):
   folder, config, _, _ = run
   asked = small_task.small_config(tmp_path, 'question_answering')

@@ -182,6 +182,76 @@ def test_a_whole_run(toy, tmp_path):
   assert len(seen) == 2
 
 
+class Foretold:
+  """An evaluation that says its names beforehand."""
+
+  def __init__(self, *names):
+    self.given, self.steps = names, []
+
+  def names(self, setting):
+    assert setting.config.data.batch_size == 8
+    return list(self.given)
+
+  def __call__(self, setting, params, step):
+    self.steps.append(step)
+    return {name: float(step) for name in self.given}
+
+
+def test_a_wrong_best_metric_ends_before_step_1(toy, tmp_path):
+  evaluation = Foretold('eval/r1', 'eval/r5')
+  toy.at[0] = lambda: raise_(AssertionError('a batch was read'))
+  for name in ('eval/r10', '-eval/r10'):
+    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* gives "
+                       r"\['eval/r1', 'eval/r5'\]"):
+      loop.train(toy_config(best_metric=name), tmp_path,
+                 evaluations=[evaluation])
+  assert not evaluation.steps
+  toy.at.clear()
+  outcome = loop.train(
+      toy_config(best_metric='-eval/r5', eval_every_steps=3), tmp_path,
+      evaluations=[evaluation])
+  assert outcome.finished
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['best_step'] == 3
+
+
+def test_a_best_metric_without_evaluations_is_said(toy, tmp_path):
+  loop.train(toy_config(best_metric='eval/r1', steps=1), tmp_path)
+  assert 'best_metric=eval/r1 is never measured' in log_of(tmp_path)
+
+
+def test_what_was_learned_is_saved_before_a_metric_is_refused(toy, tmp_path):
+  def evaluation(setting, params, step):
+    return {'eval/r1': float(step)}
+  config = toy_config(
+      best_metric='eval/r5', eval_every_steps=5, checkpoint_every_steps=100)
+  with pytest.raises(ValueError, match=r"'eval/r5', which no evaluation gave; "
+                     r"there are \['eval/r1'\]. Step 5 is saved"):
+    loop.train(config, tmp_path, evaluations=[evaluation])
+  assert checkpoints.load_meta(tmp_path)['step'] == 5
+  config.train.best_metric = 'eval/r1'
+  assert loop.train(config, tmp_path, evaluations=[evaluation]).finished
+  assert 'going on with this run from step 5' in log_of(tmp_path)
+
+
+def test_what_was_learned_is_saved_if_the_evaluation_fails(toy, tmp_path):
+  seen = []
+  def evaluation(setting, params, step):
+    seen.append(step)
+    if len(seen) == 1:
+      raise ValueError('record 3 cannot be read')
+    return {'eval/r1': float(step)}
+  config = toy_config(eval_every_steps=5, checkpoint_every_steps=100)
+  with pytest.raises(ValueError, match='record 3 cannot be read'):
+    loop.train(config, tmp_path, evaluations=[evaluation])
+  meta = checkpoints.load_meta(tmp_path)
+  assert meta['step'] == 5 and meta['evaluation_due']
+  assert loop.train(config, tmp_path, evaluations=[evaluation]).finished
+  assert seen == [5, 5, 10, 12]
+  loop.train(toy_config(), tmp_path / 'straight')
+  assert_same_params(tmp_path / 'straight', tmp_path)
+
+
 def test_a_report_lost_by_a_kill_is_written_again(toy, tmp_path):
   loop.train(toy_config(), tmp_path)
   (tmp_path / 'report.json').unlink()

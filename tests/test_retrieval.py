@@ -363,6 +363,8 @@ def test_ranks_agree_with_a_brute_force(
       assert (found.similarity is not None) == dense
       assert found.intervals.keys() == {
           prefix + name for prefix in ('', 'similarity/') for name in wanted}
+      assert sorted(found.intervals) == sorted(
+          retrieval.figure_names(found.scoring))
 
 
 def test_candidates_give_the_figures_of_the_original():
@@ -433,6 +435,8 @@ def test_dual_softmax_of_similarity_uses_the_temperature(dense, monkeypatch):
   for name in ('t2v_mean_rank', 'v2t_mean_rank', 't2v_r1'):
     assert found.metrics[f'dual_softmax/{name}'] == want[name]
   assert found.metrics['similarity/t2v_r1'] == found.metrics['t2v_r1']
+  assert sorted(found.intervals) == sorted(
+      retrieval.figure_names(found.scoring))
 
 
 def test_dual_softmax_of_candidates_sums_over_what_was_read():

@@ -191,6 +191,11 @@ def figures(
   return {name: float(value) for name, value in found.items()}, intervals
 
 
+def figure_names(kinds: Iterable[str]) -> list[str]:
+  """The figures that have an interval, by name; kinds of the questions."""
+  return ['accuracy', *(f'accuracy_{kind}' for kind in list_kinds(kinds))]
+
+
 def _best_of(groups, asked, known):
   """bool[questions]: right, if each group got its best answer of the list."""
   count = {}

@@ -259,6 +259,19 @@ def score(
       order.summed, order.sides)
 
 
+def figure_names(scoring: Scoring, *, similarity: bool = True) -> list[str]:
+  """The figures that have an interval, by name, as `score` will give them.
+
+  Args:
+    scoring: how.
+    similarity: whether the model has contrastive features.
+  """
+  orders = ['', *(['similarity/'] if similarity else []),
+            *(['dual_softmax/'] if scoring.dual_softmax else [])]
+  return [order + name for order in orders for direction in ('t2v', 'v2t')
+          for name in metrics.summarize_ranks([1.0], direction)]
+
+
 class _Clock:
   """Seconds between laps, by name."""
 

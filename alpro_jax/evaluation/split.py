@@ -13,7 +13,8 @@ from absl import logging
 
 from alpro_jax import flops
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.evaluation import question_answering
+from alpro_jax.data.answers import label_answers
+from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.question_answering import Answered
 from alpro_jax.evaluation.retrieval import (
     Retrieval,
@@ -167,9 +168,11 @@ def batches(trained: Trained, prepared) -> Iterator[dict]:
 class DuringTraining:
   """Evaluates on `config.eval.sources` between the steps of a training.
 
-  Figures are called eval/t2v_r1 or eval/accuracy, with several sources
-  eval/0/t2v_r1 and so on. Those that have an interval are given: the others,
-  such as the number of videos, do not depend on the model.
+  The figures of the first source are called eval/t2v_r1, eval/accuracy and so
+  on, however many sources there are. With several, those of each stand under
+  its number as well: eval/0/t2v_r1, eval/1/t2v_r1. Those that have an interval
+  are given: the others, such as the number of videos, do not depend on the
+  model.
   """
 
   def __init__(self):
@@ -178,20 +181,77 @@ class DuringTraining:
   def __call__(self, setting, params, step: int) -> dict[str, float]:
     """See train/loop.py."""
     del step
-    trained = Trained(
-        setting.task.model, params, setting.config, setting.tokenizer,
-        setting.mesh, tuple(setting.task.answers))
-    sources, figures = setting.config.eval.sources, {}
+    trained, figures = _in_training(setting, params), {}
+    for prefixes, prepared, style in self._splits(setting):
+      found = evaluate(trained, prepared, style=style).found
+      figures |= {f'{prefix}/{name}': float(found.metrics[name])
+                  for prefix in prefixes for name in found.intervals}
+    return figures
+
+  def names(self, setting) -> list[str]:
+    """Names of the figures it will give; opens the sets and scores nothing.
+
+    Raises:
+      ValueError: if a set has nothing to ask, no question whose answer can be
+        given, or cannot be scored as config.eval says.
+      FileNotFoundError: if a set is not there.
+    """
+    trained = _in_training(setting, None)
+    return [
+        f'{prefix}/{name}'
+        for prefixes, prepared, style in self._splits(setting)
+        for name in figure_names(
+            trained, select(trained, prepared, style=style), style)
+        for prefix in prefixes]
+
+  def _splits(self, setting):
+    """Yields (prefixes of the names, set, style) of every source."""
+    sources = setting.config.eval.sources
     for number, source in enumerate(sources):
       where = source.path, source.split
       if where not in self._opened:
         self._opened[where] = dataset.open_dataset(*where)
-      found = evaluate(
-          trained, self._opened[where], style=source.style).found
-      name = f'eval/{number}' if len(sources) > 1 else 'eval'
-      figures |= {f'{name}/{k}': float(found.metrics[k])
-                  for k in found.intervals}
-    return figures
+      prefixes = ['eval'] if number == 0 else []
+      if len(sources) > 1:
+        prefixes.append(f'eval/{number}')
+      yield prefixes, self._opened[where], source.style
+
+
+def during_training(config) -> list[DuringTraining]:
+  """The evaluations of a run of launch/main.py."""
+  return [DuringTraining()] if config.eval.sources else []
+
+
+def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
+  """The figures with an interval that `evaluate` will give, by name.
+
+  Args:
+    trained: the model; its parameters are not looked at.
+    prepared: from `select`.
+    style: of the captions, or kind of the questions; '' is all.
+  Raises:
+    ValueError: as choose_scoring, and if no question can be answered.
+  """
+  if not trained.answers_questions:
+    return retrieval.figure_names(
+        choose_scoring(trained), similarity=trained.model.config.embed_size > 0)
+  asked = [question for record in prepared.metadata()
+           for question in record.questions_of(style)]
+  true = [question.answer for question in asked]
+  if (label_answers(true, trained.answers) < 0).all():
+    raise ValueError(
+        f'not one of the {len(asked)} questions of {prepared.path}, split '
+        f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
+        'that the model chooses from: they are answered by '
+        f'{list(dict.fromkeys(true))[:5]}, the list begins with '
+        f'{list(trained.answers[:5])}.')
+  return question_answering.figure_names(question.kind for question in asked)
+
+
+def _in_training(setting, params):
+  return Trained(
+      setting.task.model, params, setting.config, setting.tokenizer,
+      setting.mesh, tuple(setting.task.answers))
 
 
 def _scorer(trained):

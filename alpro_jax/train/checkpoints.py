@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ class Checkpoints:
     keep = [policies.LatestN(keep_newest)]
     score = None
     if best_metric:
-      score = functools.partial(_score, name=best_metric)
+      score = functools.partial(_rank, name=best_metric)
       keep.append(
           policies.BestN(
               get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
@@ -107,8 +108,8 @@ class Checkpoints:
       self._manager.wait_until_finished()
     metrics = {s: self._manager.metrics(s) for s in self._manager.all_steps()}
     scores = {
-        step: _score(given, self._best_metric)
-        for step, given in metrics.items() if given is not None
+        step: _rank(given, self._best_metric) for step, given in metrics.items()
+        if self._best_metric.removeprefix('-') in (given or ())
     }
     return max(scores, key=scores.get, default=None)
 
@@ -127,6 +128,7 @@ class Checkpoints:
       whether there was anything to save.
     Raises:
       SaveError: if this checkpoint or the one before it cannot be written.
+      ValueError: if the metrics do not hold `best_metric`; it is saved even so.
     """
     step = int(jax.device_get(state.step))
     with self._saving_may_fail():
@@ -135,13 +137,11 @@ class Checkpoints:
       if not replace:
         return False
       self._manager.delete(step)
-    if self._best_metric and metrics is not None:
-      _score(metrics, self._best_metric)
     self._saving = step
     items = _items(state)
     meta = {**meta, 'step': step, 'arrays': array_digests(items)}
     with self._saving_may_fail():
-      return self._manager.save(
+      self._manager.save(
           step,
           args=ocp.args.Composite(
               params=ocp.args.StandardSave(items['params']),
@@ -151,6 +151,13 @@ class Checkpoints:
           metrics=metrics,
           force=True,
       )
+    best = self._best_metric.removeprefix('-')
+    if best and metrics is not None and best not in metrics:
+      raise ValueError(
+          f'config.train.best_metric names {best!r}, which no evaluation gave; '
+          f'there are {sorted(metrics)}. Step {step} is saved: start again '
+          'with one of these, and it goes on from there.')
+    return True
 
   def meta(self, step: int) -> dict:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -503,14 +510,13 @@ def _check_arrays(folder, meta, items):
     )
 
 
-def _score(metrics, name):
+def _rank(metrics, name):
+  """What is largest of the best; the last are those without the metric.
+
+  Earlier starts of a run may have evaluated on other sets.
+  """
   sign, name = (-1.0, name[1:]) if name.startswith('-') else (1.0, name)
-  if name not in metrics:
-    raise ValueError(
-        f'config.train.best_metric names {name!r}, which no evaluation gave; '
-        f'there are {sorted(metrics)}.'
-    )
-  return sign * float(metrics[name])
+  return sign * float(metrics[name]) if name in metrics else -math.inf
 
 
 def _meet(what):

@@ -36,7 +36,8 @@ class Setting(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-# (setting, params, step) -> figures by name, such as 'eval/t2v_r1'.
+# (setting, params, step) -> figures by name, such as 'eval/t2v_r1'. One that
+# knows beforehand what it will give has a method names(setting) -> the names.
 Evaluation = Callable[[Setting, Any, int], dict[str, float]]
 
 
@@ -65,6 +66,42 @@ def train(
       config.train.stop_seconds
   ) as stop:
     return _train(config, folder, evaluations, stop)
+
+
+def check_evaluations(
+    setting: Setting, evaluations: Sequence[Evaluation]
+) -> list[str]:
+  """Checks, before a step is taken, that a run can be evaluated as it asks.
+
+  Args:
+    setting: what the evaluations will be given.
+    evaluations: of the run.
+  Returns:
+    the names of the figures, of those evaluations that can say them.
+  Raises:
+    ValueError: if config.train.best_metric is none of the names, or a held-out
+      set has nothing to ask.
+    FileNotFoundError: if a held-out set is not there.
+  """
+  best = setting.config.train.best_metric.removeprefix('-')
+  names, known = [], True
+  for evaluation in evaluations:
+    if hasattr(evaluation, 'names'):
+      names += evaluation.names(setting)
+    else:
+      known = False
+  if best and not evaluations:
+    logging.warning(
+        'config.train.best_metric=%s is never measured, since there is nothing '
+        'to evaluate on (config.eval.sources): only the newest checkpoints are '
+        'kept.', best)
+  elif best and known and best not in names:
+    raise ValueError(
+        f'config.train.best_metric names {best!r}, which the evaluation of '
+        f'config.eval.sources does not give; it gives {names}. Choose one of '
+        "these, with a '-' in front if small is good, or '' to keep the newest "
+        'checkpoints alone.')
+  return names
 
 
 class Plan(NamedTuple):
@@ -143,6 +180,8 @@ def _train(config, folder, evaluations, stop):
     meta = identity.check_same_run(stored, meta)
     if newest >= steps and not stored.get('evaluation_due'):
       return _already_finished(folder, store, newest, steps)
+  setting = Setting(config, task, tokenizer, mesh)
+  check_evaluations(setting, evaluations)
   workdir.write_json(folder / 'config.json', workdir.plain(config))
 
   # The state, the step, and what flows into it.
@@ -167,7 +206,6 @@ def _train(config, folder, evaluations, stop):
       ),
       mesh,
   )
-  setting = Setting(config, task, tokenizer, mesh)
   progress = Progress(
       folder / 'tensorboard', steps=steps, describe=task.describe,
       batch_size=config.data.batch_size, skip_limit=config.train.skip_limit,
@@ -180,12 +218,21 @@ def _train(config, folder, evaluations, stop):
 
   def evaluate():
     """Returns the figures of this step; None if a stop came before them."""
+    nonlocal due
     figures = None
     watchdog.doing(f'evaluating step {step}')
     logging.info('step %d: evaluating', step)
-    with progress.paused(), stop.interrupts():
-      figures = _evaluate(evaluations, setting, state.params, step)
-      progress.write(step, figures)
+    try:
+      with progress.paused(), stop.interrupts():
+        figures = _evaluate(evaluations, setting, state.params, step)
+        progress.write(step, figures)
+    except Exception:
+      # What was learned since the last save is not lost with the evaluation.
+      # Several processes need not all have failed, and save only together.
+      if jax.process_count() == 1:
+        due = True
+        save(None)
+      raise
     return figures
 
   def save(figures, replace=False):
