@@ -25,7 +25,7 @@ def _parser():
       allow_abbrev=False)
   add = parser.add_argument
   captions.add_flags(parser)
-  add('--output', required=True, help='file to write: noun, blank, count')
+  add('--output', required=True, help='file to write: noun, tab, count')
   add('--limit', type=int, default=1000, help='how many nouns (1000)')
   add('--stop_words', default='',
       help='nouns to leave out: a,b,c or a file with one a line')

@@ -36,8 +36,57 @@ def test_stop_words_and_limit():
 def test_the_file_goes_there_and_back(tmp_path):
   path = tmp_path / 'new' / 'entities.txt'
   entities.write_entities([('dog', 4), ('dress', 2), ('cat', 1)], path)
-  assert path.read_text() == 'dog 4\ndress 2\ncat 1\n'
+  assert path.read_text() == 'dog\t4\ndress\t2\ncat\t1\n'
   assert entities.read_entities(path, 2) == ['dog', 'dress']
+
+
+@pytest.mark.parametrize(('text', 'names'), [
+    ('fire truck\nred ball\ndog\n', ['fire truck', 'red ball', 'dog']),
+    ('fire truck\t12\nred ball\t7\ndog\n', ['fire truck', 'red ball', 'dog']),
+    ('dog 12\ncat 7\n', ['dog', 'cat']),
+    ('fire truck 12\nred  ball 7\n', ['fire truck', 'red ball']),
+    ('dog 12 0.5\ncat 7 1e-3\n', ['dog', 'cat']),
+    ('boeing 747 12\ndog 7\n', ['boeing 747', 'dog']),
+    ('boeing 747\t\ndog\n', ['boeing 747', 'dog']),
+    ('\ufefffire truck\r\nice\u2028cream\r\n', ['fire truck', 'ice cream']),
+    ("  dog  \n7 up\nman's hat\n", ['dog', '7 up', "man's hat"])])
+def test_an_entity_is_the_line_without_its_count(tmp_path, caplog, text, names):
+  path = tmp_path / 'entities.txt'
+  path.write_bytes(text.encode())
+  with caplog.at_level('INFO'):
+    assert entities.read_entities(path, 0) == names
+  several = sum(' ' in name for name in names)
+  assert f'{several} of them of several words' in caplog.text
+
+
+def test_a_file_that_can_be_read_in_two_ways_is_refused(tmp_path):
+  path = tmp_path / 'entities.txt'
+  path.write_text('dog 4\nzebra\ncat 3\n')
+  with pytest.raises(ValueError, match=r'txt:1 ends in a number and line 2 '):
+    entities.read_entities(path, 3)
+  assert entities.read_entities(path, 1) == ['dog']
+  path.write_text('   412 dog\n    13 fire truck\n')  # From uniq -c.
+  with pytest.raises(ValueError, match='every line begins with a number'):
+    entities.read_entities(path, 2)
+  path.write_text('fire truck 4\nfire\ttruck\n')
+  assert entities.read_entities(path, 0) == ['fire truck 4', 'fire']
+  path.write_text('red ball\nred  ball\t3\n')
+  with pytest.raises(ValueError, match="txt:2 repeats 'red ball' of line 1"):
+    entities.read_entities(path, 0)
+
+
+def test_things_count_and_what_they_do_does_not():
+  said = ['a key lies on the table', 'the small key turns', 'a key moves',
+          'the disc moves left', 'a ball moves and jumps', 'it moves up',
+          'dance moves of a man', 'a boy drives a fire truck', 'a stick moves',
+          'a red stick', 'the leaves fall', 'she drinks tea', 'cold drinks',
+          'the truck slowly turns', 'the key is big, red and black']
+  counted = dict(entities.count_entities(said, 99))
+  assert counted['key'] == 4 and counted['stick'] == 2
+  assert counted['leaves'] == 1 and counted['drinks'] == 2
+  assert counted['truck'] == 2 and counted['disc'] == counted['ball'] == 1
+  assert not {'moves', 'move', 'jumps', 'turns', 'drives', 'lies', 'red',
+              'small', 'black', 'big'} & set(counted)
 
 
 def test_refuses_files_that_would_corrupt_the_prompts(tmp_path):
