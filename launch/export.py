@@ -85,13 +85,9 @@ def export(args):
 
   start = time.monotonic()
   checkpoint = checkpoints.find(args.checkpoint)
-  config = ml_collections.ConfigDict(
-      checkpoints.load_meta(checkpoint)['config'])
-  tokenizer = args.tokenizer or config.data.tokenizer
-  if not pathlib.Path(tokenizer).is_file():
-    raise FileNotFoundError(
-        f'no tokenizer at {tokenizer!r}, where it was in training; pass it as '
-        '--tokenizer.')
+  meta = checkpoints.load_meta(checkpoint)
+  config = ml_collections.ConfigDict(meta['config'])
+  tokenizer, _ = trained.find_tokenizer(checkpoint, meta, args.tokenizer)
   if args.params_only:
     size = folder.write_params(checkpoint, args.output, tokenizer=tokenizer)
   else:

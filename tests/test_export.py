@@ -1,8 +1,10 @@
 """launch/export.py: programs, loader and small checkpoints."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,13 @@ from flax import linen as nn
 from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import Trained, load
-from alpro_jax.serving import alpro_loader, check, folder, programs
+from alpro_jax.serving import (
+    alpro_loader,
+    check,
+    folder,
+    programs,
+    saved_model,
+)
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
@@ -261,11 +269,45 @@ def test_a_parameter_that_is_no_number_is_named(pretrained, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope='module')
+def made(pretrained):
+  return programs.make(pretrained[0], ('cpu',))
+
+
+@contextlib.contextmanager
+def full_disk(size):
+  """As on a disk where files may have this many bytes."""
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+@pytest.mark.parametrize('size', [1000, 20_000, 200_000])
+def test_on_a_full_disk_the_file_is_named(
+    pretrained, made, tmp_path, monkeypatch, size):
+  """Tokenizer, loader, parameters: all are too large for one of the sizes."""
+  trained, _, file = pretrained
+  monkeypatch.setattr(programs, 'make', lambda *_: made)
+  with full_disk(size), pytest.raises(
+      OSError, match=f'File too large: .*{tmp_path}/.*model'):
+    folder.write(trained, tmp_path / 'model', tokenizer=file)
+  assert not list(tmp_path.iterdir())
+
+
+def test_tensorflow_names_the_file_on_a_full_disk(made, pretrained, tmp_path):
+  params = folder._used(made, pretrained[0])
+  with full_disk(1000), pytest.raises(
+      OSError, match=f'not be written.*{tmp_path}/.*File too large'):
+    saved_model.write(made, params, tmp_path / 'saved_model')
+
+
 @pytest.mark.parametrize('wrong', [1.0, np.nan])
 def test_other_numbers_are_refused(
-    pretrained, tmp_path, monkeypatch, wrong):
+    pretrained, made, tmp_path, monkeypatch, wrong):
   trained, _, file = pretrained
-  made = programs.make(trained, ('cpu',))
   monkeypatch.setattr(programs, 'make', lambda *_: made)
   monkeypatch.setattr(check, 'live', lambda _: {})
   monkeypatch.setattr(
@@ -456,6 +498,57 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
        f'--tokenizer={file}']) == 2
   assert 'was trained with' in capsys.readouterr().err
   assert not (tmp_path / 'b').exists()
+
+
+def test_the_tokenizer_is_known_by_its_digest(
+    run, pretrained, tmp_path, capsys):
+  """Beside the parameters, whatever lies where it was in training."""
+  file, right = pretrained[2], pretrained[2].read_text()
+  small = tmp_path / 'small'
+  assert export.main(
+      [f'--checkpoint={run}', f'--output={small}', '--params_only']) == 0
+
+  def again(name, *options, checkpoint=small):
+    return export.main([
+        f'--checkpoint={checkpoint}', f'--output={tmp_path / name}',
+        '--params_only', *options])
+
+  away = file.rename(file.with_suffix('.away'))
+  try:
+    file.write_text('\n'.join(reversed(right.splitlines())) + '\n')
+    assert again('a') == 0
+    assert (tmp_path / 'a' / 'vocab.txt').read_text() == right
+    assert again('b', checkpoint=run) == 2  # Nothing is beside those.
+    assert 'pass the file of that run as --tokenizer' in capsys.readouterr().err
+    file.unlink()
+    # Under another name it is taken, and found again by the one it had.
+    shutil.copy(away, tmp_path / 'renamed.txt')
+    assert again('c', f'--tokenizer={tmp_path}/renamed.txt') == 0
+    assert (tmp_path / 'c' / 'vocab.txt').read_text() == right
+    load(tmp_path / 'c')
+  finally:
+    away.rename(file)
+
+
+def test_nothing_of_the_users_is_deleted(run, tmp_path, capsys):
+  """What was left of an export that was killed is."""
+  for name in ('small.partial', '.small.unfinished-1'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'precious').write_text(name)
+  left = tmp_path / '.small.unfinished-2'
+  (left / 'small').mkdir(parents=True)
+  (left / 'made-by-alpro_jax').write_text('1')
+  options = [f'--checkpoint={run}', f'--output={tmp_path}/small',
+             '--params_only']
+  with full_disk(2000):
+    assert export.main(options) == 2
+  error = capsys.readouterr().err
+  assert 'File too large' in error and f'{tmp_path}/' in error
+  assert export.main(options) == 0
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+      '.small.unfinished-1', 'small', 'small.partial']
+  for name in ('small.partial', '.small.unfinished-1'):
+    assert (tmp_path / name / 'precious').read_text() == name
 
 
 def test_command_changes_what_is_shown(run, monkeypatch, tmp_path):

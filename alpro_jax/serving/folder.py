@@ -123,7 +123,7 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
   _check_tokenizer(tokenizer, meta['tokenizer']['digest'])
   with files.folder(output) as here:
     for name in ('params', 'meta'):
-      shutil.copytree(found / name, here / name)
+      _copy(found / name, here / name)
     # Beside the parameters it is looked for by the name that it had.
     name = pathlib.Path(meta['config']['data']['tokenizer']).name
     shutil.copy(tokenizer, here / name)
@@ -131,6 +131,14 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
     _check_copy(found, here)
   return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*')
              if p.is_file())
+
+
+def _copy(source, target):
+  try:
+    shutil.copytree(source, target)
+  except shutil.Error as error:  # It lists all files of a full disk.
+    _, _, reason = error.args[0][0]
+    raise OSError(reason) from error
 
 
 def _used(made, trained):

@@ -32,6 +32,7 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
   Raises:
     ValueError: if the calling convention of this jax is newer than what this
       TensorFlow knows.
+    OSError: if TensorFlow cannot write a file, which it names.
   """
   import tensorflow as tf
 
@@ -55,8 +56,12 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
 
   for name, program in programs.items():
     setattr(module, name, signature(program))
-  tf.saved_model.save(
-      module, str(folder), signatures={n: getattr(module, n) for n in programs})
+  try:
+    tf.saved_model.save(module, str(folder), signatures={
+        name: getattr(module, name) for name in programs})
+  except tf.errors.OpError as error:
+    raise OSError(
+        f'the SavedModel could not be written: {error.message}') from error
 
 
 def _call(exported: jax.export.Exported):
