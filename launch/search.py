@@ -132,8 +132,9 @@ def index(folder):
         else _KEEP_TOKENS.value is not False)
     if store:
       indexing.check_same(store, about)
-      # The folder may have moved; names below it count.
-      store.change(root=about['root'], root_bytes=about['root_bytes'])
+      # Both may have moved; names below the folder count.
+      store.change(**{name: about[name] for name in (
+          'root', 'root_bytes', 'checkpoint')})
     else:
       store = Store.create(_INDEX.value, about)
     report = indexing.index(
@@ -245,8 +246,7 @@ def _load(store):
   command.start()
   model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
   if store:
-    indexing.check_checkpoint(
-        store, model.origin.digest, model.origin._asdict())
+    indexing.check_checkpoint(store, indexing.made_with(model))
   return Encoder(model, batch_size=_BATCH_SIZE.value)
 
 

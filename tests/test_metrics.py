@@ -141,6 +141,8 @@ def test_dual_softmax_is_the_product_of_both(monkeypatch):
       (scores, product, metrics.text_queries(pairs)),
       (scores.T, product.T, metrics.video_queries(pairs))):
     penalty = metrics.dual_softmax_penalty(metrics.blocks_of(matrix.T), 4.)
+    np.testing.assert_allclose(
+        penalty, np.log(np.exp(4 * matrix.T.astype(np.float64)).sum(1)) / 8)
     got = metrics.standing(metrics.blocks_of(matrix), queries, penalty)
     want = metrics.standing(metrics.blocks_of(both), queries)
     np.testing.assert_array_equal(got.ranks(), want.ranks())

@@ -98,6 +98,16 @@ def test_both_ignore_rules():
     keep('luck')
 
 
+def test_a_probability_that_reaches_the_threshold_is_enough():
+  bank = prompter.PromptBank(video=jnp.eye(2), image=jnp.eye(2))
+  feature = jnp.full((1, 2), 0.5**0.5)  # Exactly 1/2 for each of two.
+  for threshold, wanted in ((0.5, True), (0.501, False)):
+    _, keep = prompter.pseudo_labels(
+        feature, bank, jnp.zeros(1, bool), jnp.float32(0.1),
+        rule='probability', threshold=threshold)
+    assert keep.tolist() == [wanted]
+
+
 def test_bad_lists_are_refused():
   with pytest.raises(ValueError, match=r'blank ones at \[1\]'):
     prompter.build_prompt_bank(fake_features, ['dog', ' '])

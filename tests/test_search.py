@@ -26,7 +26,8 @@ from tests import small_videos
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ABOUT = {
     'root': '/v', 'root_bytes': os.fsencode('/v').hex(),
-    'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64},
+    'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64,
+                   'content': 'c'},
     'cutting': {'frames': 2, 'span': 10.0, 'stride': 10.0, 'fps': 8.0,
                 'short_side': 256, 'begin': 0.0},
     'shown': {}, 'vector': 2, 'tokens': [3, 4]}
@@ -45,7 +46,9 @@ class NumpyEncoder:
         video=types.SimpleNamespace(width=4, patch_size=8))
     self.trained = types.SimpleNamespace(
         model=types.SimpleNamespace(config=config), answers_questions=False,
-        knows_matching=True, origin=Origin('runs/a', 7, 'd' * 64),
+        knows_matching=True, origin=Origin('runs/a', 7, 'd' * 64), meta={
+            'model': {}, 'tokenizer': {'digest': 't'},
+            'arrays': {'params/x': 'sha'}},
         config=ml_collections.ConfigDict({'task': 'retrieval', 'data': {
             'image_size': 8, 'resize': 8, 'resize_mode': 'squash'}}))
     self.scorer = self
@@ -229,9 +232,29 @@ def test_what_the_system_refuses_comes_with_advice():
   assert command.describe(OSError('a sentence.')) == 'a sentence.'
 
 
+def test_a_model_is_known_by_its_content(store, caplog):
+  made = indexing.made_with(NumpyEncoder().trained)
+  assert made.items() >= {'path': 'runs/a', 'digest': 'd' * 64}.items()
+  store.change(checkpoint=made)
+  # Written again without its optimizer, in another place.
+  copy = made | {'path': 'runs/copy', 'digest': 'e' * 64}
+  indexing.check_checkpoint(store, copy)
+  assert 'runs/copy holds the same model' in caplog.text
+  for other in (copy | {'content': 'f'}, {**copy, 'content': None}):
+    with pytest.raises(ValueError, match='runs/copy is another checkpoint'):
+      indexing.check_checkpoint(store, other)
+  # An index of earlier knows the digest of the files alone.
+  old = {name: made[name] for name in ('path', 'step', 'digest')}
+  store.change(checkpoint=old)
+  indexing.check_checkpoint(store, made)
+  with pytest.raises(ValueError, match='another checkpoint'):
+    indexing.check_checkpoint(store, copy)
+
+
 def test_an_index_is_not_mixed(store):
   indexing.check_same(store, dict(ABOUT))
-  other = ABOUT | {'checkpoint': {'path': 'runs/b', 'step': 8, 'digest': 'e'}}
+  other = ABOUT | {'checkpoint': {
+      'path': 'runs/b', 'step': 8, 'digest': 'e', 'content': 'f'}}
   with pytest.raises(ValueError, match='another checkpoint .step 8'):
     indexing.check_same(store, other)
   other = ABOUT | {'cutting': ABOUT['cutting'] | {'span': 5.0}}

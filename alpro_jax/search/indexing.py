@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from alpro_jax import files
 from alpro_jax.data import annotations, workers
 from alpro_jax.search.cut import Clip, Cutting, CutVideo
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import File, Row, Store, look_at, show_name
+from alpro_jax.train import checkpoints, identity
 
 REPORT = 'report.json'
 
@@ -63,6 +65,13 @@ def list_videos(root) -> Folder:
   return Folder(sorted(found), sorted(problems))
 
 
+def made_with(trained) -> dict[str, Any]:
+  """Says where a model comes from, and as `content` what it computes."""
+  params = checkpoints.params_digests(trained.origin.path, trained.meta)
+  return trained.origin._asdict() | {
+      'content': identity.digest(trained.meta, params)}
+
+
 def describe(encoder: Encoder, root, cutting: Cutting,
              keep_tokens: bool) -> dict[str, Any]:
   """What an index says about itself."""
@@ -77,7 +86,7 @@ def describe(encoder: Encoder, root, cutting: Cutting,
   return {
       'root': show_name(os.fsencode(os.path.abspath(root))),
       'root_bytes': os.fsencode(os.path.abspath(root)).hex(),
-      'checkpoint': trained.origin._asdict(),
+      'checkpoint': made_with(trained),
       'cutting': dataclasses.asdict(cutting),
       'shown': {name: data[name] for name in (
           'image_size', 'resize', 'resize_mode')},
@@ -93,7 +102,7 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
     ValueError: that says what differs.
   """
   old = store.about
-  check_checkpoint(store, about['checkpoint']['digest'], about['checkpoint'])
+  check_checkpoint(store, about['checkpoint'])
   if old['root_bytes'] != about['root_bytes'] and os.path.isdir(
       bytes.fromhex(old['root_bytes'])):
     raise ValueError(
@@ -112,15 +121,20 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
         'flags out to go on with it, or give another --index.')
 
 
-def check_checkpoint(store: Store, digest: str, given) -> None:
-  """Refuses another checkpoint than the index was made with."""
+def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
+  """Refuses another model than the index was made with; see made_with."""
   own = store.about['checkpoint']
-  if own['digest'] != digest:
+  if not any(own.get(name, '') == given[name] for name in (
+      'digest', 'content')):
     raise ValueError(
         f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
         f'digest {own["digest"][:12]}), but {given["path"]} is another '
-        f'checkpoint (step {given["step"]}, digest {digest[:12]}), whose '
-        'vectors do not compare; use that one, or another --index.')
+        f'checkpoint (step {given["step"]}, digest {given["digest"][:12]}), '
+        'whose vectors do not compare; use that one, or another --index.')
+  if own['path'] != given['path']:
+    logging.warning(
+        '%s was made with %s; %s holds the same model and is used.',
+        store.folder, own['path'], given['path'])
 
 
 @contextlib.contextmanager
