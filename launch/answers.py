@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from alpro_jax.data import answers, dataset  # noqa: E402
+from alpro_jax.data import annotations, answers, dataset  # noqa: E402
 
 EXAMPLES = """
 examples:
@@ -46,11 +46,11 @@ def main(argv=None):
   print(f'{len(counted)} answers to {len(asked)} questions -> '
         f'{options.output}; they answer {100 * covered / len(asked):.1f} %.')
   for answer, count in counted[:10]:
-    print(f'  {count:8d}  {answer}')
+    print(f'  {count:8d}  {annotations.printable(answer)}')
 
 
 if __name__ == '__main__':
   try:
     main()
   except (OSError, ValueError) as e:
-    sys.exit(f'answers: {e}')
+    sys.exit(f'answers: {annotations.printable_lines(e)}')

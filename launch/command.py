@@ -17,6 +17,8 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
+from alpro_jax.data.annotations import printable_lines
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MISTAKE = 2
 
@@ -106,10 +108,11 @@ def is_mistake(error: Exception) -> bool:
 
 
 def fail(error, code: int) -> None:
-  """Prints one line and ends the command."""
+  """Prints one line, safe on a terminal, and ends the command."""
   if isinstance(error, Exception) and _DEBUG.value:
     traceback.print_exception(error)
-  print(f'error: {describe(error)}', file=sys.stderr, flush=True)
+  print(f'error: {printable_lines(describe(error))}', file=sys.stderr,
+        flush=True)
   sys.exit(code)
 
 
@@ -158,7 +161,14 @@ def _quiet_logs():
         record.levelno > 20 and 'tracked_metric' not in str(record.msg)
     )
 
+  def printable(record):
+    # Names and captions of a data set go into messages as they are.
+    with contextlib.suppress(TypeError, ValueError):
+      record.msg, record.args = printable_lines(record.getMessage()), ()
+    return True
+
   logging.get_absl_logger().addFilter(wanted)
+  logging.get_absl_logger().addFilter(printable)
   python_logging.getLogger('jax').setLevel('WARNING')
   # A save that fails raises; what its other threads met adds pages to that.
   python_logging.getLogger('asyncio').setLevel('CRITICAL')

@@ -51,6 +51,7 @@ from ml_collections import config_flags  # noqa: E402
 from alpro_jax import sharding  # noqa: E402
 from alpro_jax.data import answers as answer_lists  # noqa: E402
 from alpro_jax.data import tokens  # noqa: E402
+from alpro_jax.data.annotations import printable  # noqa: E402
 from alpro_jax.models.alpro import Alpro, AlproConfig  # noqa: E402
 from alpro_jax.tasks.prompter import (  # noqa: E402
     abstract_params,
@@ -532,7 +533,7 @@ def _report(folder, one):
 def _print_list(what, lines):
   print(f'  {what}: {len(lines)}')
   for line in lines:
-    print(f'    {line}')
+    print(f'    {printable(line)}')
 
 
 if __name__ == '__main__':

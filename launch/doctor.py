@@ -23,6 +23,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from alpro_jax.data.annotations import printable_lines  # noqa: E402
 from launch import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,7 +42,7 @@ class Doctor:
     self.errors = 0
 
   def good(self, what, text):
-    print(f'ok       {what}: {text}', flush=True)
+    self._say('ok', what, text)
 
   def warn(self, what, text, mend=''):
     self._say('warning', what, text, mend)
@@ -57,8 +58,8 @@ class Doctor:
     except (ValueError, OSError, KeyError) as error:
       self.bad(what, error, mend)
 
-  def _say(self, level, what, text, mend):
-    print(f'{level:<8} {what}: {text}')
+  def _say(self, level, what, text, mend=''):
+    print(printable_lines(f'{level:<8} {what}: {text}'))
     if mend:
       print(f'         mend it: {mend}')
     sys.stdout.flush()

@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import logging  # noqa: E402
 
-from alpro_jax.data import captions, checksum, entities  # noqa: E402
+from alpro_jax.data import annotations, captions, checksum, entities  # noqa: E402
 
 EXAMPLES = """
 examples:
@@ -48,7 +48,7 @@ def main(argv=None):
   print(f'{len(counted)} entities from {len(texts)} captions -> '
         f'{options.output}')
   for noun, count in counted[:10]:
-    print(f'  {count:8d}  {noun}')
+    print(f'  {count:8d}  {annotations.printable(noun)}')
   if len(counted) < options.limit:
     print(f'Only {len(counted)} of {options.limit}: set '
           'config.prompter.num_entities accordingly.')
@@ -58,4 +58,4 @@ if __name__ == '__main__':
   try:
     main()
   except (FileNotFoundError, ValueError) as e:
-    sys.exit(f'entities: {e}')
+    sys.exit(f'entities: {annotations.printable_lines(e)}')

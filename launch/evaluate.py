@@ -53,6 +53,7 @@ import ml_collections  # noqa: E402
 from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from alpro_jax.data.annotations import printable  # noqa: E402
 from configs import common  # noqa: E402
 from launch import command  # noqa: E402
 
@@ -226,7 +227,8 @@ def _evaluate(model, prepared, style, several):
       continue  # They stand beside what they belong to.
     low, high = found.intervals.get(name, (None, None))
     between = '' if low is None else f'   {low:>8.2f} to {high:.2f}'
-    print(f'  {name:<46}{value:>10.2f}{between}')
+    # A kind of question is called what the data set calls it.
+    print(f'  {printable(name):<46}{value:>10.2f}{between}')
   for name, value in (result.figures if result else {}).items():
     if name.startswith('probes.'):
       print(f'  {name:<46}{value:>10.2f}')

@@ -68,7 +68,9 @@ def main(argv=None):
   except Exception as error:
     if args.debug or not isinstance(error, (ValueError, OSError)):
       raise
-    print(f'error: {error}', file=sys.stderr)
+    from alpro_jax.data.annotations import printable_lines
+
+    print(f'error: {printable_lines(error)}', file=sys.stderr)
     return 2
   return 0
 

@@ -244,7 +244,7 @@ def _print_report(report, output):
   if counts['videos_not_named']:
     lines.append(('videos that no row names', counts['videos_not_named']))
   for name, value in lines:
-    print(f'{name:<32}{value:>12,}')
+    print(f'{annotations.printable(name):<32}{value:>12,}')
   print(f'report: {os.path.join(output, prepare.REPORT)}')
 
 
@@ -265,7 +265,8 @@ def _verify(argv):
     for problem in found.problems:
       record = '' if problem.number is None else (
           f', record {problem.number} {problem.video!r}')
-      print(f'{problem.split}: {problem.file}{record}: {problem.reason}')
+      print(annotations.printable(
+          f'{problem.split}: {problem.file}{record}: {problem.reason}'))
     print(f'{found.files} files and {found.records:,} records: '
           + (f'{len(found.problems) - found.broken_records} problems with '
              f'files, {found.broken_records} broken records.'
@@ -277,7 +278,7 @@ def _verify(argv):
               'saved')
       print(f'Written: {args.output}')
   except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {annotations.printable_lines(error)}', file=sys.stderr)
     return 2
   return 1 if found.problems else 0
 
@@ -324,15 +325,15 @@ def _fetch(argv):
         videos, args.videos, limits=limits, retry_failed=args.retry_failed,
         allow_local=args.allow_local)
   except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {annotations.printable_lines(error)}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('\nInterrupted. Give the same command again to continue.',
           file=sys.stderr)
     return 130
   for row in skipped:
-    print(annotations.printable(
-        f'skipped {row.item!r}: {row.reason} ({row.detail})'), file=sys.stderr)
+    print(f'skipped {row.item!r}: {row.reason} ({row.detail})',
+          file=sys.stderr)
   reasons = Counter(filter(None, found.values()))
   reasons.update(row.reason for row in skipped)
   there = sum(not reason for reason in found.values())
@@ -386,7 +387,7 @@ def main(argv=None):
       return 128 + stopped[0]
     if args.debug or not isinstance(e, (ValueError, OSError, RuntimeError)):
       raise
-    print(f'\nerror: {e}', file=sys.stderr)
+    print(f'\nerror: {annotations.printable_lines(e)}', file=sys.stderr)
     return 2
   _print_report(report, args.output)
   print(f'{time.monotonic() - start:.1f} s in all. Next, unless you have a '

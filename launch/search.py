@@ -34,6 +34,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import app, flags, logging  # noqa: E402
 
+from alpro_jax.data.annotations import printable  # noqa: E402
 from launch import command  # noqa: E402
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -151,7 +152,8 @@ def index(folder):
           'taken as unchanged by their size and time; from here on their first '
           'and last blocks count too.')
   for problem in report['problems']:
-    detail = f' ({problem["detail"]})' if problem['detail'] else ''
+    detail = (
+        f' ({printable(problem["detail"])})' if problem['detail'] else '')
     kept = f', {problem["clips"]} clips kept' if problem['clips'] else ''
     print(f'  {problem["video"]}: {problem["reason"]}{detail}{kept}')
   print(f'Written: {store.folder} in {time.monotonic() - start:.1f} s.')
@@ -201,7 +203,7 @@ def ask(video, *questions):
   if not cut.clips:
     raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
   if cut.reason:
-    print(f'{video}: {cut.reason} ({cut.detail})', file=sys.stderr)
+    print(f'{video}: {cut.reason} ({printable(cut.detail)})', file=sys.stderr)
   for question in questions:
     whole, each = querying.ask(encoder, cut, question)
     print(question)
@@ -209,11 +211,12 @@ def ask(video, *questions):
       span = (f'{gallery.show_time(answers.start)} - '
               f'{gallery.show_time(answers.stop)}')
       print(f'  {span:>17}   ' + ', '.join(
-          f'{text} {100 * share:.1f} %' for text, share in answers.top))
+          f'{printable(text)} {100 * share:.1f} %'
+          for text, share in answers.top))
     print(f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
           f'0:00 - {gallery.show_time(whole.stop)}', sep='')
     for text, share in whole.top:
-      print(f'    {100 * share:5.1f} %  {text}')
+      print(f'    {100 * share:5.1f} %  {printable(text)}')
 
 
 def embed():

@@ -8,7 +8,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402
 
-from alpro_jax.data import captions, tokens  # noqa: E402
+from alpro_jax.data import annotations, captions, tokens  # noqa: E402
 
 EXAMPLES = """
 examples:
@@ -56,4 +56,4 @@ if __name__ == '__main__':
   try:
     main()
   except (FileNotFoundError, ValueError) as e:
-    sys.exit(f'tokenizer: {e}')
+    sys.exit(f'tokenizer: {annotations.printable_lines(e)}')

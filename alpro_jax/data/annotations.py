@@ -55,10 +55,14 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-  """Something that is not in the set, and why."""
+  """Something that is not in the set, and why; its texts are printable."""
   item: str
   reason: str
   detail: str = ''
+
+  def __post_init__(self):
+    for name in ('item', 'reason', 'detail'):
+      object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Rows:
     self._skipped = []
 
   def skip(self, item, reason, detail=''):
-    self._skipped.append(Skipped(printable(item), reason, printable(detail)))
+    self._skipped.append(Skipped(item, reason, detail))
 
   def bad(self, item, where, problem):
     """Names a row that is not as it should be; item may be '' or None."""
@@ -200,10 +204,10 @@ class Rows:
 
 
 def printable(value):
-  """Returns what may be any value as one line of text, safe on a terminal.
+  """Returns what may be any value as one line of text: UTF-8, not endless.
 
-  UTF-8, not without end, and with escapes for what would move the cursor, end
-  the line or turn the direction of reading.
+  What would move a terminal's cursor, end the line or turn the direction of
+  reading becomes an escape such as \\x1b.
   """
   try:
     text = str(value)
@@ -213,6 +217,11 @@ def printable(value):
   text = _CONTROLS.sub(
       lambda found: found[0].encode('unicode_escape').decode(), text)
   return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
+
+
+def printable_lines(value):
+  """Returns the same of each line of a text."""
+  return '\n'.join(map(printable, str(value).split('\n')))
 
 
 def _encodable(text):

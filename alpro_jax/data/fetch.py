@@ -100,7 +100,7 @@ def read_videos(path, *, url_column=''):
       video = Video(url, name_of(row, url))
     except ValueError as e:
       skipped.append(annotations.Skipped(
-          annotations.printable(url or where), 'bad row', f'{where}: {e}'))
+          url or where, 'bad row', f'{where}: {e}'))
       continue
     other = videos.setdefault(video.name, video)
     if other.url != url:

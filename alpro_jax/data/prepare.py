@@ -134,7 +134,7 @@ def _find(clip, root, follow_links):
   if not follow_links and os.path.commonpath([root, real]) != root:
     raise video.UnreadableVideo(
         'outside the folder of videos',
-        f'a link to {annotations.printable(real)}; --follow_links allows it')
+        f'a link to {real}; --follow_links allows it')
   return path
 
 
@@ -274,9 +274,8 @@ class Progress:
     """Says which item is skipped and why, for the first hundred."""
     self._named -= 1
     if self._named >= 0:
-      self._say(annotations.printable(
-          f'skipped {skipped.item!r}: {skipped.reason}'
-          + (f' ({skipped.detail})' if skipped.detail else '')))
+      self._say(f'skipped {skipped.item!r}: {skipped.reason}'
+                + (f' ({skipped.detail})' if skipped.detail else ''))
     elif self._named == -1:
       self._say(f'more are skipped; all are named in {REPORT}')
 

@@ -192,7 +192,8 @@ class Progress:
     """Says what is wrong with a video."""
     detail = f' ({result.detail})' if result.detail else ''
     kept = ', kept what there is' if result.clips else ''
-    self._say(f'{show_name(file.name)}: {result.reason}{detail}{kept}')
+    self._say(annotations.printable(
+        f'{show_name(file.name)}: {result.reason}{detail}{kept}'))
 
   def close(self) -> None:
     if self.videos > self._shown:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alpro_jax import files
+from alpro_jax.data.annotations import printable
 
 FORMAT = 1
 FILE = 'index.sqlite'
@@ -117,10 +118,7 @@ class Clips(NamedTuple):
 
 def show_name(name: bytes) -> str:
   """A name on one line, whatever is in it."""
-  text = name.decode('utf-8', 'backslashreplace')
-  return ''.join(
-      x if x.isprintable() else x.encode('unicode_escape').decode()
-      for x in text)
+  return printable(name.decode('utf-8', 'backslashreplace'))
 
 
 class Store:
