@@ -10,7 +10,12 @@ from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from alpro_jax.data import annotations, downstream, prepare  # noqa: E402
+from alpro_jax.data import (  # noqa: E402
+    annotations,
+    downstream,
+    prepare,
+    workers,
+)
 
 EXAMPLES = """
 examples:
@@ -144,8 +149,9 @@ def _parser():
   add('--runner', default='local', choices=['local', 'beam'],
       help='beam: a pipeline of Apache Beam makes the shards; its own options '
       'follow -- at the end (local)')
-  add('--timeout_s', type=float, default=120.,
-      help='seconds after which a clip is given up (120)')
+  add('--timeout_s', type=float, default=None,
+      help='seconds of work after which a clip is given up (120, and more for '
+      'long, large and high-definition videos)')
   add('--txt_len_below', type=int, default=0,
       help='webvid: keep rows with a smaller txt_len, the original used 80; '
       '0 keeps all (0)')
@@ -224,7 +230,9 @@ def _maker(args, beam_flags):
 def _print_report(report, output):
   counts = report['counts']
   if report.get('already_prepared'):
-    print(f'{output} has this split already; nothing to do.')
+    print(f'{output} has this split already; '
+          + (f'{report["tried_again"]} clips of it were tried again, and none '
+             'could be read.' if report['tried_again'] else 'nothing to do.'))
   lines = [('clips in the annotations', counts['clips']),
            ('prepared', counts['prepared']),
            ('  captions', counts['captions']),
@@ -234,6 +242,8 @@ def _print_report(report, output):
            ('skipped rows and clips', counts['skipped'])]
   lines += [(f'  {reason}', count)
             for reason, count in report['skipped_by_reason'].items()]
+  if count := report['skipped_by_reason'].get(workers.MACHINE):
+    lines.append(('  which the same command tries again', count))
   if report['partial']:
     lines.append(('kept though they break off', len(report['partial'])))
   if counts['rows_of_other_splits']:

@@ -150,7 +150,8 @@ def test_a_hanging_decoder_costs_one_clip(clips, tmp_path, monkeypatch):
       _prepare(clips, tmp_path / name / 'set', timeout_s=4., make=make)
       for name, make in [('local', None), ('beam', beam.maker([]))]]
   assert {'item': '004.mp4', 'reason': 'time-out',
-          'detail': 'more than 4 s'} in reports[1]['skipped']
+          'detail': 'more than 4 s; --timeout_s allows more'} in (
+              reports[1]['skipped'])
   assert reports[1]['counts']['prepared'] == 9
   assert _content(tmp_path / 'beam/set') == _content(tmp_path / 'local/set')
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_messages_larger_than_a_pipe():
 def test_hanging_and_crashing_items_are_named(tmp_path):
   results = _map([1, 'hang', 2, 'crash', 3, 'exit', 4, 5,
                   f'crash once {tmp_path / "flag"}', 6], timeout_s=3.)
-  assert results[1] == workers.Lost('time-out', 'more than 3 s')
+  assert results[1] == workers.Lost(
+      'time-out', 'more than 3 s; --timeout_s allows more')
   assert results[3] == workers.Lost('decoder crashed', 'signal 11')
   assert results[5] == workers.Lost('decoder crashed', 'exit code 3')
   assert results[8] == 'recovered'
@@ -101,6 +103,47 @@ def test_a_slow_reader_is_no_time_out():
     if len(got) == 2:
       time.sleep(2.)  # As if a disk were slow.
   assert got == [2 * i for i in range(40)]
+
+
+def test_time_in_which_a_worker_is_stopped_does_not_count():
+  assert _map([('stop', 2)], timeout_s=1.) == ['woken']
+
+
+def test_time_in_which_the_machine_sleeps_does_not_count(monkeypatch):
+  waits, real = [], workers.connection.wait
+
+  def wait(*args, **options):
+    waits.append(1)
+    return real(*args, **options)
+
+  # An hour passes after each wait for the worker's answer.
+  monkeypatch.setattr(workers.connection, 'wait', wait)
+  monkeypatch.setattr(workers, 'time', types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + 3600 * len(waits)))
+  assert _map([.4, .8], timeout_s=30.) == [.4, .8]
+
+
+def test_the_usual_limit_grows_where_an_item_asks_for_it(monkeypatch):
+  monkeypatch.setattr(workers, '_USUAL_SECONDS', .3)
+  items = [('compute', .9), ('ask for', 60, .9), 7]
+  late = workers.Lost('time-out', 'more than 0.3 s; --timeout_s allows more')
+  assert _map(items, timeout_s=None) == [late, 'computed', 14]
+  assert _map(items, timeout_s=.3) == [late, late, 14]
+
+
+def test_an_item_whose_worker_is_killed_is_tried_again_alone(tmp_path):
+  folders = [tmp_path / name for name in 'ab']
+  for folder in folders:
+    folder.mkdir()
+  results = _map(
+      [('busy', str(folders[0])), ('killed', str(folders[0]), 3),
+       *[('busy', str(folders[0]))] * 20, ('killed', str(folders[1]), 99), 4],
+      num_workers=3)
+  lost, = set(results) - {'done', 0, 8}
+  assert results[1] == 0, 'so many others were at work beside it'
+  assert lost == results[-2] and lost.reason == workers.MACHINE
+  assert 'killed 4 times (signal 9)' in lost.detail
+  assert (results.count('done'), results[-1]) == (21, 8)
 
 
 def test_workers_that_cannot_start_say_why():
@@ -398,6 +441,194 @@ def test_lost_items_reach_the_report(clips, tmp_path, monkeypatch):
   assert report['skipped'] == [
       {'item': '003.mp4', 'reason': 'time-out', 'detail': 'more than 1 s'}]
   assert len(dataset.open_dataset(tmp_path / 'set')) == 11
+
+
+# --- What is no fault of a video --------------------------------------------
+
+
+@pytest.fixture
+def lose(monkeypatch):
+  """Decodes here; returns a dict {video: workers.Lost} of what it loses."""
+  lost = {}
+
+  def run(target, settings, items, **options):
+    for clip in items:
+      yield lost.get(clip.video) or prepare.make_record(clip, **settings)
+
+  monkeypatch.setattr(workers, 'run_in_order', run)
+  return lost
+
+
+KILLED = workers.Lost(workers.MACHINE, 'killed')
+LATE = workers.Lost('time-out', 'more than 120 s')
+
+
+@pytest.mark.parametrize('names, old', [
+    (('003.mp4',), workers.Lost('decoder crashed', 'signal 9')),
+    (('000.mp4', '003.mp4', '011.mp4'), KILLED),
+    (('004.mp4', '005.mp4'), KILLED)])  # All of a shard.
+def test_what_this_machine_lost_is_tried_again(
+    clips, tmp_path, lose, names, old):
+  (clips / 'text.mp4').write_text('no video')
+  rows = (clips / 'captions.jsonl').read_text() + (
+      '{"video": "text.mp4", "caption": "x"}\n')
+  captions = tmp_path / 'captions.jsonl'
+  captions.write_text(rows)
+  options = {'captions': captions, 'part_size': 2}
+  whole = _prepare(clips, tmp_path / 'whole', **options)
+  lose |= dict.fromkeys(names, old)
+  output = tmp_path / 'set'
+  report = _prepare(clips, output, **options)
+  assert {skip['item'] for skip in report['skipped']} == {*names, 'text.mp4'}
+  before = _content(output)
+  again = _prepare(clips, output, **options)
+  assert again['already_prepared'] and again['tried_again'] == len(names)
+  assert _content(output) == before
+  lose.clear()
+  again = _prepare(clips, output, **options)
+  assert again['skipped'] == whole['skipped'] and again['counts'] == (
+      whole['counts'])
+  assert _content(output) == _content(tmp_path / 'whole')
+  assert [file.name for file in output.iterdir()
+          if file.name.startswith('.')] == ['.lock']
+  assert not _prepare(clips, output, **options)['tried_again']
+
+
+def test_a_time_out_is_tried_again_with_another_limit(clips, tmp_path, lose):
+  lose['003.mp4'] = LATE
+  _prepare(clips, tmp_path / 'set', timeout_s=None)
+  lose.clear()
+  report = _prepare(clips, tmp_path / 'set', timeout_s=None)
+  assert report['already_prepared'] and report['tried_again'] == 0
+  report = _prepare(clips, tmp_path / 'set', timeout_s=600.)
+  assert report['counts']['prepared'] == 12 and not report['skipped']
+
+
+def test_other_splits_stay_when_one_is_tried_again(clips, tmp_path, lose):
+  source = annotations.read_folder(clips / 'captions.jsonl')
+
+  def both(output):
+    for split in ('train', 'val'):
+      prepare.prepare(source, clips, output, split=split, num_workers=1)
+    return output
+
+  whole = both(tmp_path / 'whole')
+  lose['003.mp4'] = KILLED
+  both(tmp_path / 'set')
+  lose.clear()
+  both(tmp_path / 'set')
+  assert _content(tmp_path / 'set') == _content(whole)
+  for split in ('train', 'val'):
+    assert len(dataset.open_dataset(tmp_path / 'set', split)) == 12
+
+
+def test_a_run_that_continues_tries_again_what_it_finds_lost(
+    clips, tmp_path, lose, monkeypatch):
+  _prepare(clips, tmp_path / 'whole', part_size=5)
+  lose['003.mp4'] = KILLED
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, 'finish', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      _prepare(clips, tmp_path / 'set', part_size=5)
+  lose.clear()
+  report = _prepare(clips, tmp_path / 'set', part_size=5)
+  assert (report['counts']['prepared'], report['tried_again']) == (12, 1)
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
+
+
+def test_nothing_but_what_this_machine_lost(clips, tmp_path, lose):
+  captions = small_videos.write_captions(
+      tmp_path, [{'video': '000.mp4', 'caption': 'x'}])
+  lose['000.mp4'] = KILLED
+  for _ in range(2):
+    with pytest.raises(prepare.PrepareError, match='1 lost by this machine'):
+      _prepare(clips, tmp_path / 'set', captions=captions)
+  lose.clear()
+  report = _prepare(clips, tmp_path / 'set', captions=captions)
+  assert report['counts']['prepared'] == 1
+
+
+def test_killed_at_any_step_of_trying_again(
+    clips, tmp_path, lose, monkeypatch):
+  _prepare(clips, tmp_path / 'whole/set', part_size=4)
+  lose |= dict.fromkeys([f'{i:03}.mp4' for i in (4, 5, 6, 7, 9)], KILLED)
+  _prepare(clips, tmp_path / 'lost/set', part_size=4)
+  lose.clear()
+  killed = 0
+  while True:
+    output = tmp_path / str(killed) / 'set'
+    shutil.copytree(tmp_path / 'lost/set', output)
+    left = killed
+
+    def count(real):
+      def call(*args, **options):
+        nonlocal left
+        left -= 1
+        if left < 0:
+          raise KeyboardInterrupt
+        return real(*args, **options)
+      return call
+
+    with monkeypatch.context() as patch:
+      for name in ('replace', 'rename', 'remove', 'link', 'makedirs'):
+        patch.setattr(os, name, count(getattr(os, name)))
+      try:
+        _prepare(clips, output, part_size=4)
+        break
+      except KeyboardInterrupt:
+        killed += 1
+    _prepare(clips, output, part_size=4)
+    assert _content(output) == _content(tmp_path / 'whole/set')
+    dataset.open_dataset(output, verify=True)
+  assert killed > 15
+
+
+def test_a_disk_that_cannot_be_read_is_no_broken_video(clips, tmp_path,
+                                                       monkeypatch):
+  settings = {'fps': 0, 'short_side': 0, 'quality': 85, 'max_frames': 0,
+              'max_seconds': 0, 'on_partial': 'keep', 'follow_links': True}
+
+  def make(name):
+    return prepare.make_record(
+        annotations.Clip(name, (name,), ('x',), ('',), False),
+        root=str(tmp_path), **settings)
+
+  (tmp_path / 'a.mp4').symlink_to('/proc/self/mem')  # Gives EIO.
+  assert make('a.mp4').reason == workers.MACHINE
+  (tmp_path / 'loop.mp4').symlink_to('loop.mp4')
+  for name in ('none.mp4', 'loop.mp4', 'x' * 300, 'a.mp4/b.mp4'):
+    assert make(name).reason == 'missing file'
+  real = os.stat
+
+  def no_stat(path, *args, **options):
+    if str(path).endswith('b.mp4'):
+      raise PermissionError(13, 'Permission denied')
+    return real(path, *args, **options)
+
+  monkeypatch.setattr(os, 'stat', no_stat)
+  record = make('b.mp4')
+  assert (record.reason, record.detail) == (
+      workers.MACHINE, 'Permission denied')
+
+
+def test_a_lack_of_memory_is_no_broken_video(clips, monkeypatch):
+  def iterate(*args, **options):
+    yield np.zeros((8, 8, 3), np.uint8), 0.
+    raise MemoryError
+
+  def broken_off(*args, **options):
+    try:
+      yield from iterate()
+    except MemoryError as e:
+      raise prepare.video.PartlyReadable('1 frame') from e
+
+  clip = annotations.Clip('000.mp4', ('000.mp4',), ('x',), ('',), False)
+  for function in (iterate, broken_off):
+    monkeypatch.setattr(prepare.video, 'iterate_frames', function)
+    record = prepare.make_record(
+        clip, root=str(clips), fps=0, short_side=0, quality=85, max_frames=0,
+        max_seconds=0, on_partial='keep')
+    assert record.reason == workers.MACHINE and 'memory' in record.detail
 
 
 def test_a_video_that_breaks_off(tmp_path):

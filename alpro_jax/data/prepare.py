@@ -11,17 +11,23 @@ a part holds depends on the list and the options alone, so the set is the same
 to the last byte however often it was interrupted and whatever the number of
 workers. When all parts are there they get their TFDS names, and manifest.json
 is written last of all: a folder without it is not a set.
+
+A clip that was lost through no fault of its own, for lack of memory or a disk
+that failed, is tried again when the same command is given for a finished set.
 """
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -35,6 +41,7 @@ _READABLE = (1, 2)  # Sets of format 1 have no questions.
 MANIFEST = 'manifest.json'
 REPORT = 'report.json'
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class PrepareError(ValueError):
@@ -126,9 +133,15 @@ class Record:
 
 def _find(clip, root, follow_links):
   """Returns the path of the first file of a clip that is there."""
-  paths = [os.path.join(root, name) for name in clip.files]
-  path = next((path for path in paths if os.path.isfile(path)), None)
-  if path is None:
+  for name in clip.files:
+    path = os.path.join(root, name)
+    try:
+      if stat.S_ISREG(os.stat(path).st_mode):
+        break
+    except OSError as e:
+      if e.errno not in _NOT_THERE:
+        raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
+  else:
     raise video.UnreadableVideo('missing file')
   real, root = os.path.realpath(path), os.path.realpath(root)
   if not follow_links and os.path.commonpath([root, real]) != root:
@@ -138,12 +151,27 @@ def _find(clip, root, follow_links):
   return path
 
 
+def _machine_problem(path, error):
+  """Returns why this machine, not the file, is to blame for an error, or ''."""
+  while error is not None:
+    if isinstance(error, MemoryError):
+      return 'out of memory, or the file asks for more than there is'
+    error = error.__cause__
+  try:
+    with open(path, 'rb') as file:
+      while file.read(1 << 22):
+        pass
+  except OSError as e:
+    return str(e.strerror)
+  return ''
+
+
 def make_record(clip, *, root, fps, short_side, quality, max_frames,
                 max_seconds, on_partial, follow_links=False):
   """Decodes one clip; never raises."""
   import numpy as np  # noqa: PLC0415
 
-  detail, jpegs, seconds, size = '', [], [], 0
+  path, detail, jpegs, seconds, size = '', '', [], [], 0
   try:
     path = _find(clip, root, follow_links)
     if clip.still:
@@ -163,12 +191,15 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
               'lower --fps or set --max_frames')
     except video.PartlyReadable as e:
       # A header that promises more may also be wrong: named, not left out.
-      if on_partial == 'skip' and not isinstance(e, video.EndsEarly):
+      if on_partial == 'skip' and not isinstance(
+          e, video.EndsEarly) or _machine_problem(path, e):
         raise
       detail = e.detail
-  except video.UnreadableVideo as e:
-    return Record(reason=e.reason, detail=e.detail)
   except Exception as e:
+    if path and (problem := _machine_problem(path, e)):
+      return Record(reason=workers.MACHINE, detail=problem)
+    if isinstance(e, video.UnreadableVideo):
+      return Record(reason=e.reason, detail=e.detail)
     return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
   example = _example({
       'video': _bytes_list([clip.video.encode()]),
@@ -304,7 +335,7 @@ class Progress:
 
 
 def prepare(source, root, output, *, split='train', options=None,
-            num_workers=0, timeout_s=120.0, list_unnamed=False,
+            num_workers=0, timeout_s=None, list_unnamed=False,
             follow_links=False, make=None, out=None):
   """Prepares one split, or continues with it.
 
@@ -315,7 +346,7 @@ def prepare(source, root, output, *, split='train', options=None,
     split: name of the split.
     options: Options.
     num_workers: processes; 0 is one per core.
-    timeout_s: longest time for one clip, in seconds.
+    timeout_s: longest time for one clip, in seconds; see workers.run_in_order.
     list_unnamed: name the videos below root that no row names.
     follow_links: read videos that are links to files outside of root.
     make: what makes the parts that are missing; called as make_here is.
@@ -330,7 +361,7 @@ def prepare(source, root, output, *, split='train', options=None,
   if not re.fullmatch(r'[a-z][a-z0-9_]*', split):
     raise PrepareError(f'--split={split} must be lower-case letters, digits '
                        'and _, as in train or val_2.')
-  if not timeout_s > 0:
+  if timeout_s is not None and not timeout_s > 0:
     raise PrepareError(f'--timeout_s={timeout_s} must be more than 0.')
   if num_workers < 0:
     raise PrepareError(f'--workers={num_workers} must not be negative.')
@@ -350,39 +381,219 @@ def prepare(source, root, output, *, split='train', options=None,
       raise PrepareError(
           f'{output} has format {manifest["format"]}, which can be read but '
           f'not added to; this is format {FORMAT}. Give another --output.')
-    if split in manifest['splits']:
+    settings = {
+        'root': root, 'follow_links': follow_links,
+        **dataclasses.asdict(options)}
+    parts = _cut(source.clips, work, settings.pop('part_size'))
+    limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
+    finished = split in manifest['splits']
+    if finished:
       _check_plan(manifest['splits'][split]['plan'], plan,
                   f'{output} has a finished split {split!r}')
       _check_files(output, manifest['splits'][split])
       shutil.rmtree(work, ignore_errors=True)
-      return {**read_reports(output)[split], 'already_prepared': True}
-    plan_path = os.path.join(work, 'plan.json')
-    if os.path.exists(plan_path):
-      _check_plan(_load(plan_path, f'remove {work}'), plan,
-                  f'{output} has an unfinished split {split!r}')
+      report = read_reports(output)[split]
     else:
-      os.makedirs(work, exist_ok=True)
-      _write_atomic(plan_path, _dump(plan))
-    start = time.monotonic()
-    make = functools.partial(
-        make or make_here, num_workers=num_workers, timeout_s=timeout_s)
-    settings = {
-        'root': root, 'follow_links': follow_links,
-        **dataclasses.asdict(options)}
-    parts, made = _make_parts(
-        source, work, settings.pop('part_size'), settings, make, out)
-    report = _report(source, root, plan, parts, list_unnamed)
-    report['seconds'] = round(time.monotonic() - start, 3)
-    report['clips_made_in_this_run'] = made
-    finish(output, work, split, plan, parts, report, manifest)
-    if not report['counts']['prepared']:
-      raise PrepareError(
-          f'No clip of {len(source.clips)} could be prepared: '
-          + ', '.join(f'{n} {reason}' for reason, n in
-                      report['skipped_by_reason'].items())
-          + f'; every one is named in {os.path.join(output, REPORT)}. '
-          f'Remove {output} to start again.')
+      report = _make_split(source, root, work, plan, parts, settings, limits,
+                           manifest, list_unnamed, make, out)
+      if report['clips_made_in_this_run'] == len(source.clips):
+        return report
+      manifest = read_manifest(output)
+    # What an earlier run lost.
+    old = _Finished(output, manifest, split, report, parts)
+    tried, gained = _try_again(old, settings, limits, out)
+    if gained:
+      manifest = _reopen(old, work, plan)
+      report = _make_split(source, root, work, plan, parts, settings, limits,
+                           manifest, list_unnamed, make, out, tried)
+    else:
+      shutil.rmtree(work, ignore_errors=True)
+  return {**report, 'already_prepared': finished and not gained,
+          'tried_again': tried}
+
+
+def _make_split(source, root, work, plan, parts, settings, limits, manifest,
+                list_unnamed, make, out, tried=0):
+  """Makes the parts that are not there, and of all of them the split.
+
+  Returns:
+    its report.
+  """
+  output, split = os.path.dirname(work), plan['split']
+  plan_path = os.path.join(work, 'plan.json')
+  if os.path.exists(plan_path):
+    _check_plan(_load(plan_path, f'remove {work}'), plan,
+                f'{output} has an unfinished split {split!r}')
+  else:
+    os.makedirs(work, exist_ok=True)
+    _write_atomic(plan_path, _dump(plan))
+  start = time.monotonic()
+  done, made = _make_parts(
+      source, parts, settings,
+      functools.partial(make or make_here, **limits), out)
+  report = _report(source, root, plan, done, list_unnamed)
+  report['seconds'] = round(time.monotonic() - start, 3)
+  report['clips_made_in_this_run'] = made + tried
+  finish(output, work, split, plan, done, report, manifest)
+  if not report['counts']['prepared']:
+    for part in parts:  # So that the same command tries again.
+      if _to_try_again(read_part(part.stem)['skipped'], limits['timeout_s']):
+        for path in glob.glob(f'{glob.escape(part.stem)}.*'):
+          os.remove(path)
+    raise PrepareError(
+        f'No clip of {len(source.clips)} could be prepared: '
+        + ', '.join(f'{n} {reason}' for reason, n in
+                    report['skipped_by_reason'].items())
+        + f'; every one is named in {os.path.join(output, REPORT)}. '
+        f'Remove {output} to start again.')
   return report
+
+
+def _to_try_again(skipped, timeout_s):
+  """Returns the videos of a report that another run may well read, as a set.
+
+  A time-out is the video's own, but a run with another limit may read it.
+  """
+  return {skip['item'] for skip in skipped if (
+      skip['reason'] == workers.MACHINE
+      # What earlier versions wrote of a lack of memory.
+      or (skip['reason'], skip['detail']) == ('decoder crashed', 'signal 9')
+      or skip['reason'] == 'time-out' and timeout_s is not None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+  """A split that is finished, and the parts that it was made of.
+
+  Attributes:
+    output: folder of the set.
+    manifest: of all splits.
+    split: its name.
+    report: of the split.
+    parts: list of Part.
+  """
+  output: str
+  manifest: dict
+  split: str
+  report: dict
+  parts: list
+
+  @property
+  def entry(self):
+    return self.manifest['splits'][self.split]
+
+  def __iter__(self):
+    """Yields (Part, path of its shard or '', what write_part returned)."""
+    skipped = {skip['item']: skip for skip in self.report['skipped']}
+    partial = {item['item']: item for item in self.report['partial']}
+    shards = iter(self.entry['shards'])
+    with open(os.path.join(self.output, self.entry['index']['file']),
+              encoding='utf-8') as lines:
+      rows = map(json.loads, lines)
+      row = next(rows, None)
+      for part in self.parts:
+        kept, lost = [], []
+        for clip in part.clips:
+          if row and row['video'] == clip.video:
+            kept.append(row)
+            row = next(rows, None)
+          else:
+            lost.append(skipped[clip.video])
+        shard = next(shards) if kept else {
+            'examples': 0, 'bytes': 0, 'sha256': ''}
+        yield part, shard.get('file') and os.path.join(
+            self.output, shard['file']), {
+                **{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
+                'skipped': lost, 'index': kept,
+                'partial': [partial[row['video']] for row in kept
+                            if row['video'] in partial]}
+
+
+def _try_again(old, settings, limits, out):
+  """Makes parts of a finished split anew, with clips that were lost.
+
+  Args:
+    old: _Finished.
+    settings: keyword arguments of make_record.
+    limits: of make_here.
+    out: file for progress lines.
+  Returns:
+    (clips that were tried, whether any could be read)
+  """
+  again = _to_try_again(old.report['skipped'], limits['timeout_s'])
+  if not again:
+    return 0, False
+  progress = Progress(sum(
+      len(part.clips) for part in old.parts if again.intersection(
+          clip.video for clip in part.clips)), out)
+  gained = False
+  # Few, so here and with one pool, whatever makes the others.
+  results = _records([clip for part in old.parts for clip in part.clips
+                      if clip.video in again], settings, **limits)
+  with contextlib.closing(results):
+    for part, shard, done in old:
+      if again.intersection(skip['item'] for skip in done['skipped']):
+        os.makedirs(os.path.dirname(part.stem), exist_ok=True)
+        new = write_part(part.stem, map(_index_row, part.clips), _merge(
+            part, shard, done, again, results), progress)
+        gained = gained or new['examples'] > done['examples']
+  progress.close()
+  return len(again), gained
+
+
+def _merge(part, shard, done, again, results):
+  """Yields the Record of every clip: a new one if it is in `again`."""
+  from array_record.python import array_record_module  # noqa: PLC0415
+
+  if shard and sha256_file(shard) != done['sha256']:
+    raise PrepareError(_damaged(shard, 'is damaged (sha256)'))
+  reader = shard and array_record_module.ArrayRecordReader(
+      shard, 'readahead_buffer_size:0')
+  skipped = {skip['item']: skip for skip in done['skipped']}
+  partial = {item['item']: item['detail'] for item in done['partial']}
+  rows = enumerate(done['index'])
+  for clip in part.clips:
+    if clip.video in again:
+      yield next(results)
+    elif clip.video in skipped:
+      skip = skipped[clip.video]
+      yield Record(reason=skip['reason'], detail=skip['detail'])
+    else:
+      number, row = next(rows)
+      yield Record(reader.read([number])[0], row['frames'],
+                   detail=partial.get(clip.video, ''))
+
+
+def _reopen(old, work, plan):
+  """Makes a finished split one whose parts are made and wait for their names.
+
+  Killed before the manifest is written it leaves the set as it was, killed
+  after that one that the same command continues.
+
+  Returns:
+    the manifest without the split.
+  """
+  for part, shard, done in old:
+    if not os.path.exists(f'{part.stem}.json'):
+      if shard:
+        _link(shard, f'{part.stem}.array_record')
+      _write_atomic(f'{part.stem}.json', [json.dumps(done, ensure_ascii=False)])
+  _write_atomic(os.path.join(work, 'plan.json'), _dump(plan))
+  path = os.path.join(old.output, MANIFEST)
+  splits = {name: entry for name, entry in old.manifest['splits'].items()
+            if name != old.split}
+  if splits:
+    write_whole(path, {**old.manifest, 'splits': splits})
+  else:
+    os.remove(path)
+  return read_manifest(old.output, missing_ok=True)
+
+
+def _link(path, other):
+  try:
+    os.link(path, other)
+  except OSError:  # Not every file system has links.
+    shutil.copyfile(path, other)
 
 
 def _check_source(source, root):
@@ -450,11 +661,14 @@ def _check_files(output, entry):
     path = os.path.join(output, file['file'])
     size = os.path.getsize(path) if os.path.isfile(path) else None
     if size != file['bytes']:
-      raise PrepareError(
-          f'{path} is ' + ('missing' if size is None else
-                           f'damaged: {size} bytes, expected {file["bytes"]}')
-          + f'. Remove {output} to prepare it again, or save what is intact: '
-          f'python launch/prepare.py verify {output} --output=NEW.')
+      raise PrepareError(_damaged(path, 'is missing' if size is None else (
+          f'is damaged: {size} bytes, expected {file["bytes"]}')))
+
+
+def _damaged(path, what):
+  output = os.path.dirname(path)
+  return (f'{path} {what}. Remove {output} to prepare it again, or save what '
+          f'is intact: python launch/prepare.py verify {output} --output=NEW.')
 
 
 @contextlib.contextmanager
@@ -479,19 +693,21 @@ class Part(NamedTuple):
   clips: list[annotations.Clip]
 
 
-def _make_parts(source, work, size, settings, make, out):
+def _cut(clips, work, size):
+  """Returns list of Part."""
+  return [Part(os.path.join(work, f'part-{start // size:05}'),
+               clips[start:start + size])
+          for start in range(0, len(clips), size)]
+
+
+def _make_parts(source, parts, settings, make, out):
   """Makes the parts that are not there.
 
   Returns:
     (what write_part returned for each part, in order, but for the rows of the
     index, which are read when they are wanted; clips made now)
   """
-  clips = source.clips
-  parts = [
-      Part(os.path.join(work, f'part-{number:05}'),
-           clips[number * size:(number + 1) * size])
-      for number in range(-(-len(clips) // size))]
-  progress = Progress(len(clips), out)
+  progress = Progress(len(source.clips), out)
   for skipped in source.skipped:
     progress.name(skipped)
   missing = []
@@ -524,18 +740,22 @@ def make_here(parts, settings, progress, *, num_workers, timeout_s):
     settings: keyword arguments of make_record.
     progress: Progress.
     num_workers: processes; 0 is one per core.
-    timeout_s: longest time for one clip, in seconds.
+    timeout_s: longest time for one clip, in seconds; None is as usual.
   Returns:
     int, how many clips were read.
   """
   clips = [clip for part in parts for clip in part.clips]
-  results = workers.run_in_order(
-      'alpro_jax.data.prepare:make_record', settings, clips,
-      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
+  results = _records(clips, settings, num_workers, timeout_s)
   with contextlib.closing(results):
     for part in parts:
       write_part(part.stem, map(_index_row, part.clips), results, progress)
   return len(clips)
+
+
+def _records(clips, settings, num_workers, timeout_s):
+  return workers.run_in_order(
+      'alpro_jax.data.prepare:make_record', settings, clips,
+      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
 
 
 def read_part(stem):
@@ -672,6 +892,11 @@ def finish(output, work, split, plan, parts, report, manifest):
           'again.')
     shards.append({'file': file, **{key: part[key] for key in
                                     ('examples', 'bytes', 'sha256')}})
+  named = {shard['file'] for shard in shards}
+  for path in glob.glob(os.path.join(
+      glob.escape(output), f'*-{split}.array_record-*')):
+    if os.path.basename(path) not in named:  # The split had others.
+      os.remove(path)
   report_path = os.path.join(output, REPORT)
   reports = read_reports(output) if os.path.exists(report_path) else {}
   write_whole(report_path, {
