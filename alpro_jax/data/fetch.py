@@ -26,7 +26,10 @@ _URL_COLUMNS = ('contentUrl', 'url')
 _SUFFIXES = (*annotations.VIDEO_SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
              '.bmp', '.tif', '.tiff', '.avif')
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
+# Seconds for which a host may ask not to be asked: at once and in all, and
+# for each video that it gave.
 _LONGEST_WAIT = 600.
+_WAIT_PER_VIDEO = 10.
 _BLOCK = 1 << 16
 # Of one name; any other error of the disk ends the whole run.
 _OF_A_NAME = {
@@ -273,8 +276,8 @@ class _Queue:
     self._delayed = []  # Heap of (when, number, host, video, tries).
     self._active = Counter()
     self._pause = defaultdict(float)  # Hosts that asked for it, until when.
-    self._pauses = Counter()  # How often, with no other answer in between.
-    self._given_up = {}  # Hosts that only ask for pauses, and what they said.
+    self._may_pause = defaultdict(lambda: _LONGEST_WAIT)  # Hosts, how long.
+    self._given_up = {}  # Hosts that asked for more, and their last failure.
     self._number = 0
     self._closed = False
     for video in videos:
@@ -308,13 +311,12 @@ class _Queue:
         self._changed.wait(max(0., min(due) - now) if due else None)
       return None
 
-  def done(self, video, answered):
-    """A try is over; `answered` if its host is there and asks for no pause."""
+  def done(self, video, fetched):
+    """A try is over."""
     with self._changed:
       host = _host(video.url)
       self._active[host] -= 1
-      if answered:
-        self._pauses[host] = 0
+      self._may_pause[host] += _WAIT_PER_VIDEO * fetched
       self._changed.notify_all()
 
   def again(self, video, tries, wait_s):
@@ -329,11 +331,11 @@ class _Queue:
     host = _host(video.url)
     with self._changed:
       now = time.monotonic()
-      # Its answers to what was under way already are one wish, not several.
-      self._pauses[host] += self._pause[host] <= now
-      self._pause[host] = max(self._pause[host], now + wait_s)
-      if (wait_s > _LONGEST_WAIT or
-          self._pauses[host] > self._limits.tries):
+      # What it says to those under way already is one wish, not several.
+      longer = max(0., now + wait_s - max(now, self._pause[host]))
+      self._pause[host] = max(now + wait_s, self._pause[host])
+      self._may_pause[host] -= longer
+      if wait_s > _LONGEST_WAIT or self._may_pause[host] < 0:
         self._given_up[host] = failure
 
   def close(self):
@@ -448,24 +450,23 @@ def _fetch_missing(
       progress.item(skipped)
 
   def one(video, tries, given_up, partial):
-    """Tries once; returns whether the host did what it was asked for."""
+    """Tries once; returns whether the video is there now."""
     try:
       if given_up:
-        return note(video, given_up)
+        raise given_up
       note(video, size=_download(
           client, video.url, limits, partial, _place(folder, video.name)))
+      return True
     except web.Failed as e:
-      if e.again != 'now':
-        note(video, e)
-        return True
       wait = max(limits.wait_s * 2 ** (tries - 1), e.wait)
-      if e.wait:
+      if e.wait and not given_up:
         queue.pause(video, e, wait)
-      if tries < limits.tries and wait <= _LONGEST_WAIT:
-        queue.again(video, tries + 1, wait)
+      if e.again == 'now' and not given_up and (
+          tries < limits.tries and wait <= _LONGEST_WAIT):
+        # A host that pauses holds the video back itself.
+        queue.again(video, tries + 1, 0. if e.wait else wait)
       else:
         note(video, e)
-      return False
     except OSError as e:
       if e.errno not in _OF_A_NAME:
         raise
@@ -474,18 +475,18 @@ def _fetch_missing(
       note(video, web.Failed('failed', f'{type(e).__name__}: {e}', 'later'))
     finally:
       partial.unlink(missing_ok=True)
-    return True
+    return False
 
   def run(number):
     while job := queue.take():
-      answered = False
+      fetched = False
       try:
-        answered = one(*job, work / str(number))
+        fetched = one(*job, work / str(number))
       except BaseException as e:  # Such as a full disk: it stops all.
         errors.append(e)
         queue.close()
       finally:
-        queue.done(job[0], answered)
+        queue.done(job[0], fetched)
 
   threads = [threading.Thread(target=run, args=(number,), daemon=True)
              for number in range(min(limits.threads, len(videos)))]
