@@ -21,7 +21,8 @@ EXAMPLES = """
 examples:
   A folder of videos. captions.jsonl holds one line per caption:
   {"video": "a/dog.mp4", "caption": "a dog swims", "style": "short"}
-  (style is optional; a .csv file with these columns will do as well)
+  (style is optional; a .csv file with these columns, or a .json list of such
+  objects, will do as well)
     python launch/prepare.py --source=folder --videos=clips \\
       --captions=captions.jsonl --output=sets/clips --split=train
 
@@ -36,9 +37,13 @@ examples:
     python launch/prepare.py --source=webvid --videos=webvid/videos \\
       --captions=webvid/train.csv --txt_len_below=80 --output=sets/webvid
 
-  CC3M, a JSON list of {"image": path, "caption": text or list of texts}:
+  CC3M as it is published, a .tsv of captions and addresses, fetched first:
+    python launch/prepare.py fetch --captions=cc3m/Train_GCC-training.tsv \\
+      --videos=cc3m/images
     python launch/prepare.py --source=cc3m --images=cc3m/images \\
-      --captions=cc3m/train.json --output=sets/cc3m
+      --captions=cc3m/Train_GCC-training.tsv --output=sets/cc3m
+  Or a JSON list of {"image": path, "caption": text or list of texts}:
+      --captions=cc3m/train.json
 
   MSRVTT retrieval. The 7,010 videos of the 7k split, then the 1k-A list:
     python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
@@ -65,6 +70,8 @@ examples:
     python launch/prepare.py --source=msvd --videos=msvd/YouTubeClips \\
       --questions=msvd_qa/train_qa.json \\
       --mapping=msvd_qa/youtube_mapping.txt --output=sets/msvd_qa
+  Its captions in English, of the published csv or AllVideoDescriptions.txt:
+      --captions="MSR Video Description Corpus.csv"
 
   The .jsonl files of the original ALPRO, {"caption", "clip_name"} and
   {"question", "answer", "answer_type", "video_id"}, are read in their place.
@@ -82,7 +89,7 @@ options; without any it runs in this process:
   the same path, and the workers' image must hold this project.
 
 Videos that are named by an address, in "video": "https://..." or in a column
-contentUrl (WebVid) or url, are downloaded first:
+contentUrl (WebVid) or url, and the photos of CC3M's .tsv are downloaded first:
     python launch/prepare.py fetch --captions=captions.jsonl --videos=clips
 
 Is a set as it was written? Names every broken file and record, and with
@@ -192,14 +199,14 @@ def _read_source(args):
     raise prepare.PrepareError(f'{flag}={root} is not a folder.')
   if args.source == 'folder':
     return root, annotations.read_folder(
-        args.captions, args.questions, split=args.split)
+        args.captions, args.questions, split=args.split, root=root)
   if args.source == 'webvid':
     return root, annotations.read_webvid(
         args.captions, max_text_length=args.txt_len_below,
         allow_pickle=args.allow_pickle)
   if args.source == 'cc3m':
     return root, annotations.read_cc3m(args.captions, root)
-  lists = {'ids': args.ids, 'except_ids': args.except_ids}
+  lists = {'ids': args.ids, 'except_ids': args.except_ids, 'root': root}
   if args.source == 'didemo':
     return root, downstream.read_didemo(args.captions, **lists)
   if args.source == 'msvd':
@@ -304,7 +311,8 @@ def _fetch(argv):
       'some are not, 2 for a mistake.')
   add = parser.add_argument
   limits = fetch.Limits()
-  add('--captions', required=True, help='.csv or .jsonl with addresses')
+  add('--captions', required=True,
+      help=".csv, .jsonl or .json with addresses, or CC3M's .tsv")
   add('--videos', required=True, help='folder to write to')
   add('--url_column', default='',
       help='column of the addresses (contentUrl, url, or video)')

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from alpro_jax.data import annotations
+from alpro_jax.data import annotations, fetch
 
 
 def _write(tmp_path, name, text):
@@ -272,7 +272,7 @@ def test_cc3m(tmp_path):
 @pytest.mark.parametrize(('name', 'text', 'match'), [
     ('c.csv', 'file,caption\n', 'but not video'),
     ('c.csv', '', 'but not video, caption'),
-    ('c.txt', 'x', 'must end in .csv or .jsonl')])
+    ('c.txt', 'x', 'must end in .csv, .jsonl or .json')])
 def test_wrong_files(tmp_path, name, text, match):
   with pytest.raises(ValueError, match=match):
     annotations.read_folder(_write(tmp_path, name, text))
@@ -290,3 +290,134 @@ def test_wrong_files_of_the_other_sources(tmp_path):
   with pytest.raises(ValueError, match='holds no pandas DataFrame|pandas is'):
     annotations.read_webvid(_write(tmp_path, 'a.pkl', 'x'),
                             allow_pickle=True)
+
+
+@pytest.mark.parametrize('name', ['c.json', 'c.jsonl'])
+@pytest.mark.parametrize('indent', [None, 1])
+def test_a_json_list_is_read_as_lines_are(tmp_path, name, indent):
+  rows = [{'video': 'a.mp4', 'caption': 'a\u2028dog'},
+          {'video': 'b.mp4', 'caption': ['two', 'three']}, 7]
+  text = json.dumps(rows, indent=indent, ensure_ascii=False)
+  source = annotations.read_folder(_write(tmp_path, name, f'\ufeff\n{text}\n'))
+  assert [(clip.video, clip.captions) for clip in source.clips] == [
+      ('a.mp4', ('a\u2028dog',)), ('b.mp4', ('two', 'three'))]
+  assert source.rows == 3
+  assert source.skipped[0].detail.endswith(
+      'entry 2: int, expected an object')
+  questions = _write(tmp_path, f'q{name}', json.dumps(
+      [{'video': 'a.mp4', 'question': 'who', 'answer': 'dog'}], indent=indent))
+  clip, = annotations.read_folder(questions=questions).clips
+  assert clip.questions == (annotations.Question('who', 'dog', 'who'),)
+
+
+def test_a_damaged_json_list_is_refused(tmp_path):
+  # Its last line alone would be a row.
+  path = _write(tmp_path, 'c.json', '[\n{"video": "a.mp4", "caption": "x"},\n'
+                '{"video": "b.mp4" "caption": "y"},\n'
+                '{"video": "c.mp4", "caption": "z"}\n]\n')
+  with pytest.raises(ValueError, match='c.json is not JSON'):
+    annotations.read_folder(path)
+  # A list among lines is a bad row, also the first.
+  path = _write(tmp_path, 'd.jsonl', '[1]\n{"video": "a.mp4", "caption": "x"}')
+  source = annotations.read_folder(path)
+  assert [clip.video for clip in source.clips] == ['a.mp4']
+  assert _reasons(source) == [(f'{path}:1', 'bad row')]
+
+
+def test_absolute_paths_inside_the_folder(tmp_path):
+  root, link = tmp_path / 'videos', tmp_path / 'link'
+  (root / 'sub').mkdir(parents=True)
+  link.symlink_to(root)
+  path = _write(tmp_path, 'c.csv', 'video,caption,split\n' + ''.join(
+      f'{video},x{i},{split}\n' for i, (video, split) in enumerate([
+          (root / 'a.mp4', ''), (f'{link}/./sub//b.mp4', ''),
+          (f'{root}/../a.mp4', ''), (f'{root}2/a.mp4', ''), (root, ''),
+          ('/etc/passwd', ''), ('a.mp4', ''), (root / 'c.mp4', 'val')])))
+  for given in (root, f'{root}/', link):
+    source = annotations.read_folder(path, root=given)
+    assert [clip.video for clip in source.clips] == ['a.mp4', 'sub/b.mp4']
+    assert source.clips[0].captions == ('x0', 'x6')
+    assert 'c.mp4' in source.named
+  assert [reason for _, reason in _reasons(source)] == [
+      'outside the folder of videos'] * 4
+  assert len(annotations.read_folder(path).clips) == 1
+
+
+@pytest.mark.parametrize('text', [
+    'nan', 'NaN', 'None', 'null', 'NULL', '<NA>', ' nan ', 'N/A'])
+def test_text_that_stands_for_no_value_is_none(tmp_path, text):
+  captions = _write(tmp_path, 'c.csv', (
+      'video,caption,style,split\n'
+      f'a.mp4,{text},,\na.mp4,none of us,{text},{text}\n{text},x,,\n'))
+  questions = _write(tmp_path, 'q.csv', (
+      f'video,question,answer,type\na.mp4,{text},dog,\na.mp4,who,{text},\n'
+      f'a.mp4,who,dog,{text}\n'))
+  source = annotations.read_folder(captions, questions)
+  clip, = source.clips
+  assert (clip.captions, clip.styles) == (('none of us',), ('',))
+  assert clip.questions == (annotations.Question('who', 'dog', 'who'),)
+  assert _reasons(source) == [
+      ('a.mp4', 'empty caption'), (text, 'no video name'),
+      ('a.mp4', 'empty question'), ('a.mp4', 'empty answer')]
+  assert source.skipped[0].detail == (
+      f'{captions}:2: {text.strip()!r} stands for no value')
+  webvid = _write(tmp_path, 'w.csv', (
+      f'videoid,page_dir,name\n1,{text},a dog\n2,p,{text}\n{text},p,x\n'))
+  source = annotations.read_webvid(webvid)
+  assert [clip.files for clip in source.clips] == [('1.mp4',)]
+  assert [reason for _, reason in _reasons(source)] == [
+      'empty caption', 'bad row']
+
+
+def test_names_in_other_forms_of_unicode_and_suffix(tmp_path):
+  nfc, nfd = 'caf\u00e9.mp4', 'cafe\u0301.mp4'
+  path = _write(tmp_path, 'c.jsonl', '\n'.join(
+      json.dumps({'video': name, 'caption': f'x{i}'}) for i, name in enumerate(
+          [nfd, nfc, 'a.mp4', 'a.MP4', 'b.mp4', 'b.MP4', 'A.mp4'])))
+  for name in (nfd, 'a.MP4', 'b.mp4', 'b.MP4'):
+    (tmp_path / name).write_bytes(b'x')
+  source = annotations.read_folder(path, root=tmp_path)
+  assert [(clip.video, clip.captions) for clip in source.clips] == [
+      (nfc, ('x0', 'x1')), ('a.mp4', ('x2', 'x3')), ('b.mp4', ('x4',)),
+      ('b.MP4', ('x5',)), ('A.mp4', ('x6',))]
+
+  def find(*names):
+    found = annotations.find_file(str(tmp_path), names)
+    return found and found.removeprefix(f'{tmp_path}/')
+
+  assert find(nfc) == find(nfd) == nfd
+  assert find('a.mp4') == find('a.Mp4') == find('x.mp4', 'a.avi', 'a.mp4')
+  assert find('a.mp4') == 'a.MP4' and find('b.mp4') == 'b.mp4'
+  assert find('A.mp4') is None and find('a.avi') is None
+  for names in (['b.Mp4'], [nfc]):
+    (tmp_path / nfc).write_bytes(b'y')
+    with pytest.raises(ValueError, match='one name, two files'):
+      find(*names)
+
+
+def test_cc3m_as_published(tmp_path):
+  jpg, bare = 'http://a.example/x/dog.JPG?w=9', 'https://b.example/show'
+  path = _write(tmp_path, 'Train_GCC-training.tsv', (
+      f'a "dog\u2028 swims , it \'s wet\t{jpg}\r\n'
+      f'a cat\t{bare}\nno address\tdog.jpg\nthree\t{bare}\tcolumns\n\n'
+      f'nan\thttp://c.example/c.png\n'))
+  source = annotations.read_cc3m(path, tmp_path)
+  dog, cat = source.clips
+  assert dog.captions == ("a \"dog\u2028 swims , it 's wet",)
+  assert cat.captions == ('a cat',) and cat.still
+  assert dog.video.startswith('dog-') and dog.video.endswith('.JPG')
+  assert cat.video.startswith('show-') and cat.video.endswith('.jpg')
+  assert source.rows == 5
+  assert [reason for _, reason in _reasons(source)] == [
+      'bad row', 'bad row', 'empty caption']
+  assert source.skipped[0].detail.startswith(f'{path}:3: expected a caption')
+  # What img2dataset asks for: a first line with the names of the columns.
+  path.write_text(f'caption\turl\na cat\t{bare}\n')
+  assert annotations.read_cc3m(path, tmp_path).clips == [cat]
+  # The same files are fetched.
+  videos, _, rows = fetch.read_videos(path)
+  assert (rows, [(v.url, v.name) for v in videos]) == (1, [(bare, cat.video)])
+  as_json = _write(tmp_path, 'c.json', json.dumps(
+      [{'image': bare, 'caption': 'a cat'}]))
+  assert annotations.read_cc3m(as_json, tmp_path).clips == [cat]
+  assert fetch.read_videos(as_json)[0] == videos

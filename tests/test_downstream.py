@@ -302,3 +302,56 @@ def test_wrong_files(tmp_path, info):
   with pytest.raises(ValueError, match="map.txt:2: vid1 is 'b' here and 'a'"):
     downstream.read_msvd(
         mapping=_write(tmp_path, 'map.txt', 'a vid1\nb vid1\n'))
+
+
+# --- MSVD's captions as they are published ----------------------------------
+
+
+def test_msvd_captions_as_published(tmp_path):
+  table = _write(tmp_path, 'MSR Video Description Corpus.csv', (
+      'VideoID,Start,End,WorkerID,Source,AnnotationTime,Language,Description\n'
+      '_mv89psg6,33,46,7,unverified,55,English,"A bird, in a sink"\n'
+      '_mv89psg6,33,46,8,clean,30,German,Ein Vogel badet\n'
+      '-x_9,1,10,8,clean,30,English,A dog runs\n'
+      '-x_9,1,,8,clean,30,English,no end\n'
+      '-x_9,1,10,8,clean,30,English,\n'))
+  source = downstream.read_msvd(table)
+  assert _captions(source) == {
+      '_mv89psg6_33_46.avi': ('A bird, in a sink',),
+      '-x_9_1_10.avi': ('A dog runs',)}
+  assert (source.rows, source.other_splits) == (5, 1)
+  assert [reason for _, reason in _reasons(source)] == [
+      'bad row', 'empty caption']
+  lines = _write(tmp_path, 'AllVideoDescriptions.txt', (
+      '# Comments, and an empty line.\n\n_mv89psg6_33_46 A bird, in a sink\n'
+      '-x_9_1_10 A dog runs\n-x_9_1_10\n'))
+  published = downstream.read_msvd(lines)
+  assert published.clips == source.clips and published.rows == 3
+  assert _reasons(published) == [('-x_9_1_10.avi', 'empty caption')]
+  # Questions call the same videos by numbers.
+  mapping = _write(tmp_path, 'youtube_mapping.txt', '-x_9_1_10 vid1\n')
+  questions = _write(tmp_path, 'q.json', [
+      {'video_id': 1, 'question': 'who runs', 'answer': 'dog'}])
+  both = downstream.read_msvd(lines, questions, mapping=mapping)
+  assert both.clips[1].questions == (Question('who runs', 'dog', 'who'),)
+  assert both.clips[1].captions == ('A dog runs',)
+
+
+def test_absolute_names_and_missing_values(tmp_path):
+  path = _write(tmp_path, 'd.json', [
+      {'video': str(tmp_path / 'a.mp4'), 'description': 'one'},
+      {'video': 'a.mp4', 'description': 'nan'},
+      {'video': 'a.mp4', 'description': ['two', 'None']},
+      {'video': 'b.mp4', 'description': 'null'},
+      {'video': '/elsewhere/c.mp4', 'description': 'three'}])
+  source = downstream.read_didemo(path, root=tmp_path)
+  assert _captions(source) == {'a.mp4': ('one two',)}
+  assert _reasons(source) == [
+      ('a.mp4', 'empty caption'), ('b.mp4', 'empty caption'),
+      ('/elsewhere/c.mp4', 'outside the folder of videos')]
+
+
+def test_a_column_called_language_leaves_nothing_out(tmp_path):
+  path = _write(tmp_path, 'm.jsonl', [
+      {'clip_name': 'video0', 'caption': 'x', 'language': 'de'}])
+  assert len(downstream.read_msrvtt(path).clips) == 1

@@ -927,3 +927,23 @@ def test_real_clips_are_in_or_named(tmp_path):
                    'not_there.mp4': 'missing file'}
   assert {r.video for r in records} | set(named) == {
       clip.video for clip in source.clips}
+
+
+def test_other_spellings_of_a_name_are_found(tmp_path):
+  videos = tmp_path / 'videos'
+  videos.mkdir()
+  small_videos.write_video(videos / 'cafe\u0301.MP4', frames=2)
+  small_videos.write_video(videos / 'dog.mp4', frames=2)
+  small_videos.write_video(videos / 'two.mp4', frames=1)
+  small_videos.write_video(videos / 'two.MP4', frames=1)
+  captions = small_videos.write_captions(tmp_path, [
+      {'video': 'caf\u00e9.mp4', 'caption': 'a'},
+      {'video': str(videos / 'dog.MP4'), 'caption': 'b'},
+      {'video': 'two.Mp4', 'caption': 'c'}])
+  source = annotations.read_folder(captions, root=videos)
+  report = prepare.prepare(
+      source, videos, tmp_path / 'set', num_workers=1, list_unnamed=True,
+      options=prepare.Options(fps=0))
+  assert report['counts']['prepared'] == 2
+  assert report['skipped_by_reason'] == {'ambiguous name': 1}
+  assert report['not_named'] == []

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 import urllib.parse
 from collections import Counter
 from typing import NamedTuple
@@ -18,6 +19,12 @@ from typing import NamedTuple
 SOURCES = ('folder', 'webvid', 'cc3m', 'msrvtt', 'didemo', 'msvd')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.m4v', '.mkv', '.webm', '.mpg',
                   '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
+PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif',
+                  '.tiff', '.avif')
+# What pandas and JSON write where there is no value.
+MISSING = frozenset((
+    '', 'nan', 'NaN', 'NaT', '<NA>', 'NA', 'N/A', 'n/a', '#N/A', 'None', 'null',
+    'NULL'))
 
 _LONGEST = 5000  # Letters of a report's entry; a path has 4,096 at most.
 _CONTROLS = re.compile(
@@ -103,9 +110,17 @@ def kind_of(question):
 
 
 class Rows:
-  """Gathers rows into clips; says no to what cannot be used."""
+  """Gathers rows into clips; says no to what cannot be used.
 
-  def __init__(self):
+  Args:
+    root: folder of videos, which absolute paths may lie in; '' is none.
+  """
+
+  def __init__(self, root=''):
+    # As it is given, and as others may write it if links lead there.
+    self._roots = [os.path.join(path(root), '') for path in (
+        os.path.abspath, os.path.realpath) if root]
+    self._spelled = {}
     self.rows = 0
     self.other_splits = 0
     self.not_found = 0
@@ -143,8 +158,8 @@ class Rows:
         return self.bad(video, where, problem)
     for caption in captions:
       caption = caption.strip()
-      if not caption:
-        self.skip(video, 'empty caption', where)
+      if caption in MISSING:
+        self.skip(video, 'empty caption', missing(where, caption))
       elif (caption, style) in known['captions']:
         self.skip(video, 'duplicate row', where)
       else:
@@ -170,15 +185,16 @@ class Rows:
       if problem := text_problem(name, text):
         return self.bad(video, where, problem)
     question, answer = question.strip(), answer.strip()
-    if not question:
-      return self.skip(video, 'empty question', where)
-    if not answer:
-      return self.skip(video, 'empty answer', where)
+    if question in MISSING:
+      return self.skip(video, 'empty question', missing(where, question))
+    if answer in MISSING:
+      return self.skip(video, 'empty answer', missing(where, answer))
     known['questions'].append(
-        Question(question, answer, kind.strip() or kind_of(question)))
+        Question(question, answer, present(kind) or kind_of(question)))
 
   def _clip(self, where, files, still):
     """Returns what is known of a clip, or None if its name is no good."""
+    files = [self.relative(name) for name in files]
     video = files[0]
     if not name_problem(video) and canonical(video) in self._clips:
       return self._clips[canonical(video)]
@@ -187,8 +203,29 @@ class Rows:
         return self.skip(video, problem, where)
     files = tuple(canonical(name) for name in files)
     self.named.update(files)
+    # a.mp4 and a.MP4 are one clip, unless there are two such files.
+    first = self._spelled.setdefault(folded(files[0]), files[0])
+    if first != files[0] and self._roots and not all(
+        os.path.isfile(os.path.join(self._roots[0], name))
+        for name in (first, files[0])):
+      files = self._clips[first]['files']
     return self._clips.setdefault(files[0], {
         'files': files, 'captions': {}, 'questions': [], 'still': still})
+
+  def relative(self, name):
+    """Returns a path inside the folder of videos relative to it.
+
+    Everything else stays as it is, names that are no text too.
+    """
+    if self._roots and isinstance(name, str) and name.startswith('/') and (
+        '\0' not in name and _encodable(name)):
+      folder, file = os.path.split(os.path.normpath(name))
+      for place in (folder, os.path.realpath(folder)):
+        path = os.path.join(place, file)
+        for root in self._roots:
+          if path.startswith(root):
+            return path.removeprefix(root)
+    return name
 
   def result(self):
     """Returns Annotations."""
@@ -239,9 +276,20 @@ def text_problem(name, value):
   return '' if _encodable(value) else f'{name} is not UTF-8'
 
 
+def present(value):
+  """Returns a text without blanks around it; '' if it stands for no value."""
+  text = '' if value is None else str(value).strip()
+  return '' if text in MISSING else text
+
+
+def missing(where, text):
+  """Returns the detail of a value that is not there."""
+  return f'{where}: {text!r} stands for no value' if text else where
+
+
 def name_problem(name):
   """Returns why a name may not be opened, or ''."""
-  if not isinstance(name, str) or not name.strip():
+  if not isinstance(name, str) or name.strip() in MISSING:
     return 'no video name'
   if '\0' in name or not _encodable(name):
     return 'bad video name'
@@ -253,8 +301,51 @@ def name_problem(name):
 
 
 def canonical(name):
-  """Returns a name without '.' and empty parts."""
-  return '/'.join(part for part in name.split('/') if part not in ('', '.'))
+  """Returns a name in Unicode's form NFC, without '.' and empty parts."""
+  parts = unicodedata.normalize('NFC', name).split('/')
+  return '/'.join(part for part in parts if part not in ('', '.'))
+
+
+def folded(name):
+  """Returns what is equal for names that `find_file` finds one file for."""
+  stem, suffix = os.path.splitext(canonical(name))
+  return stem + suffix.lower()
+
+
+def find_file(root, names, is_file=os.path.isfile):
+  """Finds the first of some files, in whatever spelling it is there.
+
+  macOS takes accents apart (NFD) where others write one character (NFC), and
+  cameras write suffixes in capitals.
+
+  Args:
+    root: folder.
+    names: relative to it.
+    is_file: asked of each path that it may have.
+  Returns:
+    path of the file; None if there is none.
+  Raises:
+    ValueError: two files are meant by one name.
+  """
+  def there(stem, suffixes):
+    found = {}
+    for form in {unicodedata.normalize(form, stem) for form in ('NFC', 'NFD')}:
+      for suffix in suffixes:
+        path = os.path.join(root, form + suffix)
+        if is_file(path):
+          found.setdefault(os.path.realpath(path), path)
+    if len(found) > 1:
+      raise ValueError(f'one name, two files: {sorted(found.values())}')
+    return next(iter(found.values()), None)
+
+  parts = [os.path.splitext(name) for name in names]
+  for stem, suffix in parts:
+    if path := there(stem, [suffix]):
+      return path
+  for stem, suffix in parts:
+    if path := there(stem, [suffix.lower(), suffix.upper(), suffix.title()]):
+      return path
+  return None
 
 
 def is_address(text):
@@ -262,7 +353,7 @@ def is_address(text):
   return isinstance(text, str) and bool(re.match(r'(?i)https?://', text))
 
 
-def file_of(url):
+def file_of(url, *, still=False):
   """Returns the file that an address is fetched into, as str.
 
   Letters and digits of the last part of its path, the first of the address's
@@ -271,8 +362,8 @@ def file_of(url):
   path = url.split('?')[0].split('#')[0]
   stem, suffix = os.path.splitext(
       urllib.parse.unquote(path).rsplit('/', 1)[-1])
-  if suffix.lower() not in VIDEO_SUFFIXES:
-    suffix = '.mp4'
+  if suffix.lower() not in (PHOTO_SUFFIXES if still else VIDEO_SUFFIXES):
+    suffix = '.jpg' if still else '.mp4'
   stem = re.sub(r'[^\w-]+', '_', stem)[:40].strip('_')
   stem = stem.encode('utf-8', 'ignore').decode()
   digest = hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()
@@ -335,8 +426,22 @@ def csv_rows(path):
 
 
 def jsonl_rows(path):
-  """Yields (where, row dict, problem) for each line that is not blank."""
+  """Yields (where, row dict, problem) of JSON lines, or of a JSON list.
+
+  A file that begins with [ is a list, unless its first line is JSON of its own
+  and more follow. Blank lines are passed over.
+
+  Raises:
+    ValueError: a list is not JSON.
+  """
   with open(path, 'rb') as file:
+    start = file.readline().removeprefix(b'\xef\xbb\xbf').strip()
+    while not start and (line := file.readline()):
+      start = line.strip()
+    if start.startswith(b'[') and not (_is_json(start) and file.read().strip()):
+      yield from list_rows(path, read_json(path), 'one object for each text')
+      return
+    file.seek(0)
     for number, line in enumerate(file, 1):
       where = f'{path}:{number}'
       if number == 1:
@@ -354,6 +459,14 @@ def jsonl_rows(path):
           yield where, row, ''
         else:
           yield where, {}, f'{type(row).__name__}, expected an object'
+
+
+def _is_json(line):
+  try:
+    json.loads(line)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
 def read_json(path):
@@ -389,21 +502,22 @@ def need_columns(path, got, wanted):
         'the first line of a csv file must name its columns.')
 
 
-def read_folder(captions=None, questions=None, *, split='train'):
+def read_folder(captions=None, questions=None, *, split='train', root=''):
   """Reads captions, questions, or both, of videos named by their files.
 
   Args:
     captions: a .csv file with a header, or one JSON object per line (.jsonl),
-      with `video` (a file, or the address that it was fetched from),
-      `caption` and, optional, `style` and `split`. In JSON
+      or a JSON list of them, with `video` (a file, or the address that it was
+      fetched from), `caption` and, optional, `style` and `split`. In JSON
       `caption` may be a list.
     questions: such a file with `video`, `question`, `answer` and, optional,
       `type` (or `answer_type`) and `split`.
     split: rows that name another split are left out.
+    root: folder of videos. An absolute path counts when it lies in it.
   Returns:
     Annotations.
   """
-  rows = Rows()
+  rows = Rows(root)
   if captions:
     for where, row in _folder_rows(
         rows, captions, '--captions', ('video', 'caption'), split):
@@ -411,14 +525,14 @@ def read_folder(captions=None, questions=None, *, split='train'):
       rows.add_captions(
           where, (row['video'],),
           caption if isinstance(caption, list) else [caption],
-          (row.get('style') or '').strip())
+          present(row.get('style')))
   if questions:
     for where, row in _folder_rows(
         rows, questions, '--questions', ('video', 'question', 'answer'),
         split):
       rows.add_question(
           where, (row['video'],), row['question'], row['answer'],
-          row.get('type') or row.get('answer_type') or '')
+          present(row.get('type')) or present(row.get('answer_type')))
   return rows.result()
 
 
@@ -432,7 +546,7 @@ def _folder_rows(rows, path, flag, keys, split):
   elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
     source = jsonl_rows(path)
   else:
-    raise ValueError(f'{flag}={path} must end in .csv or .jsonl.')
+    raise ValueError(f'{flag}={path} must end in .csv, .jsonl or .json.')
   for where, row, problem in source:
     rows.rows += 1
     problem = problem or _folder_problem(row, keys)
@@ -440,9 +554,9 @@ def _folder_rows(rows, path, flag, keys, split):
       row = {**row, 'video': file_of(row['video'].strip())}
     if problem:
       rows.bad(row.get('video'), where, problem)
-    elif row.get('split') and row['split'] != split:
+    elif present(row.get('split')) not in ('', split):
       rows.other_splits += 1
-      rows.named.add(canonical(row['video'] or ''))
+      rows.named.add(canonical(rows.relative(row['video'] or '')))
     else:
       yield where, row
 
@@ -495,7 +609,7 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
   rows = Rows()
   for where, row, problem in source:
     rows.rows += 1
-    video_id = str(row.get(id_key) or '').strip()
+    video_id = present(row.get(id_key))
     if not problem and not video_id:
       problem = f'{id_key} is empty'
     length = 0
@@ -511,7 +625,7 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
       rows.skip(f'{video_id}.mp4', 'text too long', f'{where}: {length=}')
       continue
     files = (f'{video_id}.mp4',)
-    if page := str(row.get('page_dir') or '').strip():
+    if page := present(row.get('page_dir')):
       files = (f'{page}/{video_id}.mp4', *files)
     rows.add_captions(where, files, [row[text_key]])
   return rows.result()
@@ -537,29 +651,55 @@ def _pickle_rows(path):
   return columns, rows()
 
 
+def cc3m_rows(path):
+  """Yields (where, row dict, problem) of CC3M's .tsv: caption, tab, address.
+
+  The published files have no header; one that names these columns is passed
+  over. A row has `caption` and, the address, `image`.
+  """
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      where = f'{path}:{number}'
+      if number == 1:
+        line = line.removeprefix(b'\xef\xbb\xbf')
+      if not line.strip() or (
+          number == 1 and line.strip() == b'caption\turl'):
+        continue
+      try:
+        columns = line.decode('utf-8').rstrip('\r\n').split('\t')
+      except UnicodeDecodeError:
+        yield where, {}, 'not UTF-8'
+        continue
+      row = dict(zip(('caption', 'image'), columns, strict=False))
+      fits = len(columns) == 2 and is_address(columns[1])
+      yield where, row, '' if fits else (
+          'expected a caption, a tab and an http(s) address')
+
+
 def read_cc3m(path, images):
-  """Reads a JSON list of {"image": path, "caption": text or list of texts}.
+  """Reads captions of photos.
 
   Args:
-    path: the .json file.
+    path: a .json list of {"image": path, "caption": text or list of texts}, or
+      the published .tsv, whose photos launch/prepare.py fetch downloads.
     images: folder that the paths are relative to. An absolute path counts
-      when it lies in this folder.
+      when it lies in this folder, and an address is the file that it was
+      fetched into.
   Returns:
     Annotations; every clip is still.
   """
   path = check_file(path, '--captions')
-  root = os.path.abspath(images)
-  rows = Rows()
-  for where, entry, problem in list_rows(
-      path, read_json(path), '{"image": path, "caption": text}'):
+  rows = Rows(images)
+  source = cc3m_rows(path) if path.lower().endswith('.tsv') else list_rows(
+      path, read_json(path), '{"image": path, "caption": text}')
+  for where, entry, problem in source:
     rows.rows += 1
     image = entry.get('image')
     if problem or not isinstance(image, str) or 'caption' not in entry:
       rows.bad(image, where, problem or 'expected "image" and "caption"')
       continue
-    if os.path.isabs(image) and os.path.normpath(image).startswith(
-        root + os.sep):
-      image = os.path.relpath(os.path.normpath(image), root)
+    if is_address(image):
+      image = file_of(image.strip(), still=True)
     caption = entry['caption']
     rows.add_captions(
         where, (image,), caption if isinstance(caption, list) else [caption],

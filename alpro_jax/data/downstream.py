@@ -15,6 +15,7 @@ _COLUMNS = {
     'question': ('question',),
     'answer': ('answer',),
 }
+_LANGUAGE = ' language'  # Added to rows of MSVD; no column begins like this.
 # By what MSRVTT's videos say of themselves. 7k is the training set of those
 # who test on the 1k-A list.
 SUBSETS = {'7k': ('train', 'validate'), 'train': ('train',),
@@ -22,7 +23,7 @@ SUBSETS = {'7k': ('train', 'validate'), 'train': ('train',),
 
 
 def read_msrvtt(captions='', questions='', *, subset='', ids='',
-                except_ids=''):
+                except_ids='', root=''):
   """Reads captions of MSRVTT, questions of MSRVTT-QA, or both.
 
   Args:
@@ -34,10 +35,12 @@ def read_msrvtt(captions='', questions='', *, subset='', ids='',
       answer and answer_type.
     subset: a key of SUBSETS; '' is all videos. Needs videodatainfo.
     ids, except_ids: files that list videos to read, and videos to leave out.
+    root: folder of videos. An absolute path counts when it lies in it.
   Returns:
     Annotations.
   """
-  source = _Source('.mp4', 'video{}', ids=ids, except_ids=except_ids)
+  source = _Source(
+      '.mp4', 'video{}', ids=ids, except_ids=except_ids, root=root)
   splits = None
   if captions:
     splits, entries = _msrvtt_captions(captions)
@@ -72,7 +75,7 @@ def _msrvtt_captions(path):
       path, info['sentences'], '{"video_id", "caption"}', 'sentence')
 
 
-def read_didemo(captions, *, ids='', except_ids=''):
+def read_didemo(captions, *, ids='', except_ids='', root=''):
   """Reads DiDeMo; the sentences of a video become one paragraph, in order.
 
   The times of the sentences are not used: as in the original, a paragraph is
@@ -81,37 +84,71 @@ def read_didemo(captions, *, ids='', except_ids=''):
   Args:
     captions: .json list of {"video", "description"}, or .jsonl rows of
       clip_name and caption.
-    ids, except_ids: files that list videos to read, and videos to leave out.
+    ids, except_ids, root: as for read_msrvtt.
   Returns:
     Annotations.
   """
-  source = _Source('.mp4', ids=ids, except_ids=except_ids)
+  source = _Source('.mp4', ids=ids, except_ids=except_ids, root=root)
   source.add_captions(_entries(captions, '--captions'), join=True)
   return source.result()
 
 
 def read_msvd(captions='', questions='', *, mapping='', ids='',
-              except_ids=''):
+              except_ids='', root=''):
   """Reads questions of MSVD-QA, captions of MSVD, or both.
 
   Args:
-    captions: .jsonl rows of clip_name and caption.
+    captions: the published .csv (VideoID, Start, End, Language, Description),
+      of which the English rows are read, or AllVideoDescriptions.txt, lines of
+      '<VideoID>_<Start>_<End> caption'; or .jsonl rows of clip_name and
+      caption.
     questions: .json list of {"video_id", "question", "answer"}, where
       video_id is a number n, or .jsonl rows of video_id (a name), question,
       answer and answer_type.
     mapping: youtube_mapping.txt, lines of '<name of a clip> vid<n>'. Without
       it the videos must be called vid<n>.
-    ids, except_ids: files that list videos to read, and videos to leave out.
+    ids, except_ids, root: as for read_msrvtt.
   Returns:
     Annotations.
   """
   source = _Source('.avi', 'vid{}', mapping=mapping, ids=ids,
-                   except_ids=except_ids)
+                   except_ids=except_ids, root=root)
   if captions:
-    source.add_captions(_entries(captions, '--captions'))
+    source.add_captions(_msvd_captions(captions))
   if questions:
     source.add_questions(questions)
   return source.result()
+
+
+def _msvd_captions(path):
+  """Returns (where, row, problem) of a file of MSVD's captions."""
+  path = annotations.check_file(path, '--captions')
+  if path.lower().endswith('.txt'):
+    return _msvd_lines(path)
+  rows = _entries(path, '--captions')
+  return map(_named_by_times, rows) if path.lower().endswith('.csv') else rows
+
+
+def _msvd_lines(path):
+  for number, line in enumerate(checksum.read_lines(path), 1):
+    if line.strip() and not line.startswith('#'):
+      video, *caption = line.split(None, 1)
+      yield f'{path}:{number}', {
+          'video': video, 'caption': ''.join(caption)}, ''
+
+
+def _named_by_times(entry):
+  """Gives a row of MSVD's csv the names of other files; leaves others."""
+  where, row, problem = entry
+  if problem or 'VideoID' not in row:
+    return entry
+  parts = [annotations.present(row.get(key))
+           for key in ('VideoID', 'Start', 'End')]
+  if not all(parts) or 'Description' not in row:
+    problem = 'expected VideoID, Start, End and Description'
+  return where, {
+      'video': '_'.join(parts), 'caption': row.get('Description'),
+      _LANGUAGE: annotations.present(row.get('Language'))}, problem
 
 
 class _Source:
@@ -123,11 +160,12 @@ class _Source:
       there are none.
     mapping: file that gives such names others.
     ids, except_ids: files that list videos to read, and videos to leave out.
+    root: folder of videos.
   """
 
   def __init__(self, suffix, numbered='', *, mapping='', ids='',
-               except_ids=''):
-    self._rows = annotations.Rows()
+               except_ids='', root=''):
+    self._rows = annotations.Rows(root)
     self._suffixes = (suffix, *annotations.VIDEO_SUFFIXES)
     self._numbered = numbered
     self._mapping = _read_mapping(mapping) if mapping else {}
@@ -163,7 +201,7 @@ class _Source:
       captions = caption if isinstance(caption, list) else [caption]
       if join and not any(annotations.text_problem('caption', text)
                           for text in captions):
-        texts = [text.strip() for text in captions if text.strip()]
+        texts = list(filter(None, map(annotations.present, captions)))
         if texts:
           paragraphs.setdefault(files[0], (where, files, []))[2].extend(texts)
           continue
@@ -192,6 +230,7 @@ class _Source:
       keys = [next((key for key in _COLUMNS[column] if key in row), None)
               for column in columns]
       video, name = row[keys[0]] if keys[0] else '', ''
+      video = self._rows.relative(video)
       if not problem and None in keys:
         missing = _COLUMNS[columns[keys.index(None)]]
         problem = f'no {" or ".join(map(repr, missing))}, only {sorted(row)}'
@@ -203,7 +242,8 @@ class _Source:
         problem = f'"videos" does not name the split of {name!r}'
       if problem:
         self._rows.bad(video, where, problem)
-      elif not self._wants(name):
+      elif not self._wants(name) or row.get(_LANGUAGE, '') not in (
+          '', 'English'):
         self._rows.other_splits += 1
         self._left_out.update({name} & self._except)
       else:

@@ -23,6 +23,7 @@ from alpro_jax.data import annotations, prepare, sniff, web
 
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
+_NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
 _SUFFIXES = (*annotations.VIDEO_SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
              '.bmp', '.tif', '.tiff', '.avif')
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -73,9 +74,10 @@ def read_videos(path, *, url_column=''):
   """Reads the addresses of a captions file.
 
   Args:
-    path: .csv with a header, or one JSON object per line (.jsonl).
-    url_column: its name; '' takes contentUrl, url, or a `video` that is an
-      http(s) address.
+    path: .csv with a header, one JSON object per line (.jsonl), a JSON list of
+      them, or CC3M's .tsv.
+    url_column: its name; '' takes contentUrl, url, or a `video` or `image`
+      that is an http(s) address.
   Returns:
     (list of Video, each address and each name once; list of Skipped; rows)
   """
@@ -89,13 +91,17 @@ def read_videos(path, *, url_column=''):
         [(url_column,) if url_column else (*_URL_COLUMNS, 'video')])
   elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
     source = annotations.jsonl_rows(path)
+  elif path.lower().endswith('.tsv'):
+    source = annotations.cc3m_rows(path)
   else:
-    raise ValueError(f'--captions={path} must end in .csv or .jsonl.')
+    raise ValueError(
+        f"--captions={path} must end in .csv, .jsonl, .json or CC3M's .tsv.")
   videos, skipped, rows = {}, [], 0
   for where, row, problem in source:
     rows += 1
     url = _address(row, url_column)
-    if not url and not problem and not url_column and row.get('video'):
+    if not url and not problem and not url_column and any(
+        map(row.get, _NAME_COLUMNS)):
       continue  # A file that is there already.
     try:
       if problem or not url:
@@ -113,11 +119,11 @@ def read_videos(path, *, url_column=''):
 
 
 def _address(row, url_column):
-  keys = (url_column,) if url_column else (*_URL_COLUMNS, 'video')
+  keys = (url_column,) if url_column else (*_URL_COLUMNS, *_NAME_COLUMNS)
   for key in keys:
     value = row.get(key)
     if isinstance(value, str) and value.strip() and (
-        key != 'video' or annotations.is_address(value)):
+        key not in _NAME_COLUMNS or annotations.is_address(value)):
       return value.strip()
   return ''
 
@@ -126,18 +132,19 @@ def name_of(row, url):
   """Returns the file of a row below the folder of videos.
 
   That is where launch/prepare.py looks for it: <page_dir>/<id>.mp4 of WebVid;
-  else `video` if it is a name, else annotations.file_of(url).
+  else `video` or `image` if it is a name, else annotations.file_of(url).
 
   Raises:
     ValueError: it would not be in the folder.
   """
-  name = row.get('video')
+  still = not row.get('video')
+  name = row.get('image') if still else row['video']
   if isinstance(name, str) and name.strip():
     if annotations.is_address(name):
-      name = annotations.file_of(name.strip())
-  elif video_id := str(
-      row.get('videoid') or row.get('video_id') or '').strip():
-    page = str(row.get('page_dir') or '').strip()
+      name = annotations.file_of(name.strip(), still=still)
+  elif video_id := annotations.present(
+      row.get('videoid')) or annotations.present(row.get('video_id')):
+    page = annotations.present(row.get('page_dir'))
     name = f'{page}/{video_id}.mp4' if page else f'{video_id}.mp4'
   else:
     name = annotations.file_of(url)

@@ -131,17 +131,22 @@ class Record:
     return len(self.example)
 
 
+def _is_file(path):
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError as e:
+    if e.errno not in _NOT_THERE:
+      raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
+    return False
+
+
 def _find(clip, root, follow_links):
   """Returns the path of the first file of a clip that is there."""
-  for name in clip.files:
-    path = os.path.join(root, name)
-    try:
-      if stat.S_ISREG(os.stat(path).st_mode):
-        break
-    except OSError as e:
-      if e.errno not in _NOT_THERE:
-        raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
-  else:
+  try:
+    path = annotations.find_file(root, clip.files, _is_file)
+  except ValueError as e:
+    raise video.UnreadableVideo('ambiguous name', str(e)) from e
+  if path is None:
     raise video.UnreadableVideo('missing file')
   real, root = os.path.realpath(path), os.path.realpath(root)
   if not follow_links and os.path.commonpath([root, real]) != root:
@@ -608,8 +613,7 @@ def _check_source(source, root):
         + (f' for this split ({source.other_splits} are of others or not '
               'asked for)'
            if source.other_splits else '') + (f': {first}.' if first else '.'))
-  if any(os.path.isfile(os.path.join(root, name))
-         for clip in source.clips for name in clip.files):
+  if any(_is_there(root, clip.files) for clip in source.clips):
     return
   wanted = [clip.video for clip in source.clips[:5]]
   there = []
@@ -621,6 +625,13 @@ def _check_source(source, root):
       f'None of the {len(source.clips)} annotated files is in {root}: the '
       f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
       'names must be relative to the folder and have their suffix.')
+
+
+def _is_there(root, files):
+  try:
+    return annotations.find_file(root, files) is not None
+  except ValueError:
+    return True  # More than once, which is said of the clip.
 
 
 def _check_output(output):
@@ -850,12 +861,12 @@ def _report(source, root, plan, parts, list_unnamed):
 
 
 def _unnamed(source, root):
-  found = []
+  found, known = [], set(map(annotations.folded, source.named))
   for folder, folders, names in os.walk(root):
     folders.sort()
     for name in sorted(names):
       item = os.path.relpath(os.path.join(folder, name), root)
-      if item not in source.named and item.lower().endswith(
+      if annotations.folded(item) not in known and item.lower().endswith(
           annotations.VIDEO_SUFFIXES):
         found.append(item.encode('utf-8', 'backslashreplace').decode())
   return found
