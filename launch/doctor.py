@@ -79,6 +79,8 @@ def main(argv):
       check_checkpoints(doctor, config)
     if _WORKDIR.value:
       check_workdir(doctor, config)
+    if config is not None and not doctor.errors:
+      check_run(doctor, config)
     if _STEP.value:
       check_step(doctor, config)
   if doctor.errors:
@@ -271,10 +273,29 @@ def check_workdir(doctor, config):
       doctor.bad(
           'workdir', f'checkpoints need {needed / GIB:.1f} GiB',
           'free some space, or --config.train.keep_newest=1')
-  if (folder / checkpoints.FOLDER).exists():
+  if checkpoints.step_folders(folder / checkpoints.FOLDER):
     doctor.check(
-        'checkpoint', lambda: f'goes on from {checkpoints.find(folder)}',
+        'checkpoint', lambda: f'{checkpoints.find(folder)} is intact',
         'remove the damaged checkpoint, or give another --workdir')
+
+
+def check_run(doctor, config):
+  """Asks what launch/main.py asks before its first step."""
+  from alpro_jax.evaluation import split
+  from alpro_jax.train import checkpoints, identity, loop
+
+  def begin():
+    plan = loop.plan(config, split.during_training(config))
+    stored = None
+    folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
+    if _WORKDIR.value and checkpoints.step_folders(folder):
+      stored = checkpoints.load_meta(folder)
+    identity.check_beginning(plan.meta, stored)
+    if stored:
+      return f'goes on from step {stored["step"]} of {config.train.steps}'
+    return f'begins, {config.train.steps} steps'
+
+  doctor.check('run', begin, '')
 
 
 def check_step(doctor, config):

@@ -65,3 +65,40 @@ def test_a_batch_that_cannot_be_cut(folder):
   done, out = examine(folder, '--config.mesh.data=3')
   assert done == 1
   assert 'ERROR    step: mesh data=3' in out
+
+
+@pytest.mark.slow
+def test_a_run_that_would_not_go_on(folder):
+  work = folder / 'goes_on'
+  code, messages = tiny_run.finish(tiny_run.start(
+      folder, f'--workdir={work}', '--config.train.steps=2',
+      '--config.eval.sources=()'))
+  assert code == 0, messages[-2000:]
+  same = (f'--workdir={work}', '--nostep', '--config.train.steps=4')
+  code, out = examine(folder, *same)
+  assert code == 0 and 'ok       run: goes on from step 2 of 4' in out, out
+  code, out = examine(folder, *same, '--config.seed=7')
+  assert code == 1
+  assert 'ERROR    run: this workdir holds a run with other options' in out
+  assert 'config.seed: was 42, is 7' in out
+  # Another tokenizer of the same size is another run's.
+  swapped = folder / 'swapped'
+  swapped.mkdir()
+  code, out = examine(
+      folder, '--nostep', f'--config.train.init_from={work}',
+      f'--config.data.tokenizer={other_tokenizer(folder, swapped)}')
+  assert code == 1
+  assert 'was trained with another tokenizer' in out
+
+
+def other_tokenizer(folder, where):
+  """The tokenizer of the folder with two pieces changed for each other."""
+  from sentencepiece import sentencepiece_model_pb2
+
+  model = sentencepiece_model_pb2.ModelProto()
+  model.ParseFromString((folder / 'tokenizer.model').read_bytes())
+  first, second = model.pieces[-1], model.pieces[-2]
+  first.piece, second.piece = second.piece, first.piece
+  path = where / 'tokenizer.model'
+  path.write_bytes(model.SerializeToString())
+  return path

@@ -225,7 +225,7 @@ class Checkpoints:
       yield
     except Exception as error:  # Orbax and TensorStore have many.
       # A save that was broken off keeps its suffix.
-      whole = _step_folders(self.folder)
+      whole = step_folders(self.folder)
       left = 'There is no other to go on from.'
       if whole:
         left = f'Step {whole[-1].name} is whole, and is where it goes on.'
@@ -259,7 +259,7 @@ def find(path) -> pathlib.Path:
     check_digests(path)
     return path
   folder = path if path.name == FOLDER else path / FOLDER
-  steps = _step_folders(folder)
+  steps = step_folders(folder)
   if not steps:
     raise FileNotFoundError(
         f'no checkpoint in {path}; expected the workdir of a run of '
@@ -447,7 +447,8 @@ def _digest(file):
     return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
-def _step_folders(folder):
+def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of the steps below FOLDER, the oldest first."""
   if not folder.is_dir():
     return []
   return sorted((p for p in folder.iterdir() if p.name.isdigit()),
@@ -457,7 +458,7 @@ def _step_folders(folder):
 def _set_aside_damaged(folder):
   """Renames damaged checkpoints to `damaged/STEP`, so that none is loaded."""
   damaged = []
-  for step in (steps := _step_folders(folder)):
+  for step in (steps := step_folders(folder)):
     try:
       check_digests(step)
     except DamagedCheckpointError as error:

@@ -198,6 +198,32 @@ def check_same_everywhere(meta: Mapping[str, Any]) -> None:
         + '. Start all with the same options, and give all the same data.')
 
 
+def check_beginning(
+    meta: dict[str, Any], stored: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Refuses to begin a run, or to go on with it, on what was not meant.
+
+  Args:
+    meta: what would be stored now.
+    stored: with the newest checkpoint of the run; None if it has none yet.
+  Returns:
+    what to store, and the heads that begin afresh: see `check_same_run` and
+    `check_start`.
+  Raises:
+    ValueError: with what differs, and what would help.
+    FileNotFoundError: if there is nothing to start from.
+  """
+  if stored is not None:
+    return check_same_run(stored, meta), ()
+  if not meta['start']:
+    return meta, ()
+  train = meta['config']['train']
+  # The step that was described: a run that is at work there may save others.
+  start = checkpoints.load_meta(meta['start']['path'])
+  return meta, check_start(
+      train['init_from'], start, meta, train['new_parameters'])
+
+
 def check_same_run(
     stored: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> dict[str, Any]:

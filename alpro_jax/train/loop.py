@@ -128,11 +128,14 @@ class Plan(NamedTuple):
   meta: dict[str, Any]
 
 
-def plan(config) -> Plan:
+def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   """Opens what a config names, and refuses what could not be trained.
 
   It writes nothing: launch/doctor.py asks it as well.
 
+  Args:
+    config: see configs/common.py.
+    evaluations: of the run.
   Raises:
     ValueError: for options that contradict each other or the data.
     FileNotFoundError: for what is not there.
@@ -156,6 +159,7 @@ def plan(config) -> Plan:
   text = TextInfo(tokenizer.special, tokenizer.vocab_size)
   task = get_task(config, text, mesh)
   tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
+  check_evaluations(Setting(config, task, tokenizer, mesh), evaluations)
   meta = identity.describe(config, task, tokenizer, sources)
   return Plan(mesh, tokenizer, sources, task, tx, schedule,
               abstract_state(task.init, tx, mesh), meta)
@@ -165,7 +169,8 @@ def _train(config, folder, evaluations, stop):
   from alpro_jax.data import feed, pipeline
 
   steps = config.train.steps
-  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(config)
+  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(
+      config, evaluations)
   logging.info('\n%s', parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False))
   identity.check_same_everywhere(meta)
@@ -175,13 +180,12 @@ def _train(config, folder, evaluations, stop):
       folder, keep_newest=config.train.keep_newest,
       best_metric=config.train.best_metric,
   )
-  if (newest := store.newest()) is not None:
-    stored = store.meta(newest)
-    meta = identity.check_same_run(stored, meta)
-    if newest >= steps and not stored.get('evaluation_due'):
-      return _already_finished(folder, store, newest, steps)
+  newest = store.newest()
+  stored = None if newest is None else store.meta(newest)
+  meta, fresh = identity.check_beginning(meta, stored)
+  if stored and newest >= steps and not stored.get('evaluation_due'):
+    return _already_finished(folder, store, newest, steps)
   setting = Setting(config, task, tokenizer, mesh)
-  check_evaluations(setting, evaluations)
   workdir.write_json(folder / 'config.json', workdir.plain(config))
 
   # The state, the step, and what flows into it.
@@ -189,7 +193,8 @@ def _train(config, folder, evaluations, stop):
       tokenizer.encode, (meta['prompter'] or {}).get('path', ''),
       checkpoints.load_meta, checkpoints.load_params
   )
-  state = _first_state(config, task, tx, mesh, abstract, meta, store)
+  state = _first_state(
+      config, task, tx, mesh, abstract, store, meta['start'], fresh)
   step = int(state.step)
   train_step = make_train_step(
       task, tx, schedule, mesh,
@@ -308,7 +313,7 @@ def _train(config, folder, evaluations, stop):
 
 
 def _first_state(
-    config, task, tx, mesh, abstract, meta, store
+    config, task, tx, mesh, abstract, store, start, fresh
 ) -> TrainState:
   """Decides where the run starts, and says so."""
   # 1. This run has a checkpoint: go on from the newest intact one.
@@ -320,14 +325,9 @@ def _first_state(
       store.set_aside(step, error)
   state = create_state(task.init, tx, mesh, config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
-  if path := config.train.init_from:
-    # The step that was described: a run that is at work there may save others.
-    path = meta['start']['path']
-    fresh = identity.check_start(
-        config.train.init_from, checkpoints.load_meta(path), meta,
-        config.train.new_parameters)
+  if start:
     params = checkpoints.load_params(
-        path, abstract.params, initial=state.params,
+        start['path'], abstract.params, initial=state.params,
         new=config.train.new_parameters, fresh=fresh,
         unused=config.train.unused_parameters,
         resize={
@@ -337,7 +337,8 @@ def _first_state(
             for name in ('positions', 'times')
         },
     )
-    logging.info('restore: parameters from %s, optimizer from scratch', path)
+    logging.info('restore: parameters from %s, optimizer from scratch',
+                 start['path'])
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
   logging.info(
