@@ -44,10 +44,10 @@ def main(argv=None):
   texts = texts[::-(-len(texts) // 10_000)]
   lengths = np.sort(model.encode(texts, 512)[1].sum(1))
   middle, most, longest = (
-      lengths[int(share * (len(lengths) - 1))] for share in (.5, .99, 1))
+      '512 or more' if length == 512 else str(length) for length in (
+          lengths[int(share * (len(lengths) - 1))] for share in (.5, .99, 1)))
   print(f'Tokens per text, [CLS] and [SEP] included: median {middle}, 99 % '
-        f'have at most {most}, the longest '
-        f'{longest if longest < 512 else "512 or more"}; what is longer than '
+        f'have at most {most}, the longest {longest}; what is longer than '
         'config.data.max_text_tokens is cut.')
   print('Set config.data.tokenizer to the file.')
 
