@@ -284,6 +284,10 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
     return trained.find_tokenizer(*arguments)[0]
 
   assert find(folder, meta) == recorded
+  meta['tokenizer']['vocab_size'] = 8  # Of the same file, cut otherwise.
+  with pytest.raises(ValueError, match='has 7 ids and had 8 in training'):
+    find(folder, meta)
+  meta['tokenizer']['vocab_size'] = 7
   # A foreign file at the recorded place does not win over the right one.
   vocabulary(tmp_path / 'elsewhere', 'ring', 'disc')
   with pytest.raises(ValueError, match='pass the file of that run'):

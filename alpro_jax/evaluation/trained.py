@@ -132,11 +132,17 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
     except ValueError as error:
       others.append(str(error))
       continue
-    if tokenizer.digest == wanted:
+    size = meta['tokenizer'].get('vocab_size', tokenizer.vocab_size)
+    if tokenizer.digest == wanted and tokenizer.vocab_size != size:
+      # Its lines were cut at more than \n in training: an id meant another.
+      others.append(
+          f'{place} has {tokenizer.vocab_size} ids and had {size} in training')
+    elif tokenizer.digest == wanted:
       if others:
         logging.warning('%s is used, for %s.', place, '; '.join(others))
       return place, tokenizer
-    others.append(f'{place} has digest {tokenizer.digest}')
+    else:
+      others.append(f'{place} has digest {tokenizer.digest}')
   if not others:
     raise FileNotFoundError(
         f'no tokenizer at {first!r}, where it was in training, nor beside '
