@@ -523,3 +523,17 @@ def test_mistakes_are_one_clear_sentence():
     assert process.returncode == 2, error
     last = error.strip().splitlines()[-1]
     assert asked[words] in last and 'Traceback' not in error
+
+
+def test_a_text_that_is_cut_is_named(caplog):
+  from alpro_jax.search.encoder import Encoder
+  from tests.small_sets import Letters
+
+  config = ml_collections.ConfigDict({'data': {'max_text_tokens': 8}})
+  asked = types.SimpleNamespace(
+      trained=types.SimpleNamespace(config=config, tokenizer=Letters()),
+      scorer=types.SimpleNamespace(embed_texts=lambda texts: texts))
+  assert Encoder.texts(asked, ['short']) == ['short']
+  assert not caplog.records
+  assert Encoder.texts(asked, ['a dog swims', 'a']) == ['a dog swims', 'a']
+  assert '1 of 2 texts have more than 8 tokens' in caplog.text

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from alpro_jax.data import augment
+from alpro_jax.data import augment, tokens
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import Trained
 from alpro_jax.search.cut import Clip
@@ -57,5 +58,10 @@ class Encoder:
     return self.scorer.embed_videos(batches(), total)
 
   def texts(self, texts: list[str]) -> TextFeatures:
-    """Encodes texts."""
+    """Encodes texts; says so where one is longer than the model reads."""
+    most = self.trained.config.data.max_text_tokens
+    if cut := tokens.count_cut(self.trained.tokenizer, texts, most):
+      logging.warning(
+          '%d of %d texts have more than %d tokens; their ends are not '
+          'searched for.', cut, len(texts), most)
     return self.scorer.embed_texts(texts)

@@ -201,7 +201,10 @@ class Model:
         resize=wanted['resize'], resize_mode=wanted['resize_mode'])
 
   def tokenize(self, texts):
-    """list of B str -> ids int32[B, L] and mask bool[B, L]."""
+    """list of B str -> ids int32[B, L] and mask bool[B, L].
+
+    A text of more than L tokens loses its end.
+    """
     if isinstance(texts, str):
       raise ValueError(f'expected a list of texts, got the text {texts!r}.')
     encode, text = self._encode, self.manifest['text']
