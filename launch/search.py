@@ -60,7 +60,8 @@ _KEEP_TOKENS = flags.DEFINE_bool(
 _WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Processes that decode; 0: one per core.', lower_bound=0)
 _TIMEOUT_S = flags.DEFINE_float(
-    'timeout_s', 600.0, 'Longest time for one video.', lower_bound=0.001)
+    'timeout_s', None, 'Seconds of work after which a video is given up (120, '
+    'and more for long, large and high-definition videos).', lower_bound=0.001)
 _RETRY = flags.DEFINE_bool(
     'retry', False, 'Try again what could not be read last time.')
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -151,6 +152,8 @@ def index(folder):
     print(f'  {report["taken_as_unchanged"]} videos of an earlier index were '
           'taken as unchanged by their size and time; from here on their first '
           'and last blocks count too.')
+  for entry in report['passed_over']:
+    print(f'  passed over {entry["file"]}: {entry["reason"]}')
   for problem in report['problems']:
     detail = (
         f' ({printable(problem["detail"])})' if problem['detail'] else '')

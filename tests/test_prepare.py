@@ -383,6 +383,20 @@ def test_every_skipped_item_is_named(clips, tmp_path, capsys):
     assert f'{skip["item"]!r}: {skip["reason"]}' in screen
 
 
+def test_what_is_passed_over_is_named(clips, tmp_path):
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  (folder / '005.mp4').rename(folder / '005.MTS')
+  (folder / 'code.ts').write_text('const a = 1;\n')
+  (folder / '._000.mp4').write_bytes(b'\0\x05\x16\x07' + bytes(60))
+  report = _prepare(folder, tmp_path / 'set')
+  assert report['not_named'] == ['005.MTS']
+  assert {x['item']: x['reason'] for x in report['passed_over']} == {
+      'code.ts': 'text, no video', '._000.mp4': 'AppleDouble file, no video'}
+  assert report['other_files'] == {'.jsonl': 1}
+  assert report['skipped_by_reason'] == {'missing file': 1}
+
+
 def test_only_regular_files_are_opened(clips, tmp_path):
   folder = tmp_path / 'videos'
   shutil.copytree(clips, folder)
@@ -465,33 +479,35 @@ LATE = workers.Lost('time-out', 'more than 120 s')
 
 @pytest.mark.parametrize('names, old', [
     (('003.mp4',), workers.Lost('decoder crashed', 'signal 9')),
-    (('000.mp4', '003.mp4', '011.mp4'), KILLED),
+    (('000.mp4', '003.mp4', 'new\nline.mp4'), KILLED),
     (('004.mp4', '005.mp4'), KILLED)])  # All of a shard.
 def test_what_this_machine_lost_is_tried_again(
     clips, tmp_path, lose, names, old):
-  (clips / 'text.mp4').write_text('no video')
-  rows = (clips / 'captions.jsonl').read_text() + (
-      '{"video": "text.mp4", "caption": "x"}\n')
-  captions = tmp_path / 'captions.jsonl'
-  captions.write_text(rows)
-  options = {'captions': captions, 'part_size': 2}
-  whole = _prepare(clips, tmp_path / 'whole', **options)
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  (folder / 'text.mp4').write_text('no video')
+  (folder / '011.mp4').rename(folder / 'new\nline.mp4')
+  captions = folder / 'captions.jsonl'
+  captions.write_text(captions.read_text().replace(
+      '011.mp4', 'new\\nline.mp4') + '{"video": "text.mp4", "caption": "x"}\n')
+  whole = _prepare(folder, tmp_path / 'whole', part_size=2)
   lose |= dict.fromkeys(names, old)
   output = tmp_path / 'set'
-  report = _prepare(clips, output, **options)
-  assert {skip['item'] for skip in report['skipped']} == {*names, 'text.mp4'}
+  report = _prepare(folder, output, part_size=2)
+  assert report['skipped_by_reason'] == {
+      'unreadable': 1, old.reason: len(names)}
   before = _content(output)
-  again = _prepare(clips, output, **options)
+  again = _prepare(folder, output, part_size=2)
   assert again['already_prepared'] and again['tried_again'] == len(names)
   assert _content(output) == before
   lose.clear()
-  again = _prepare(clips, output, **options)
+  again = _prepare(folder, output, part_size=2)
   assert again['skipped'] == whole['skipped'] and again['counts'] == (
       whole['counts'])
   assert _content(output) == _content(tmp_path / 'whole')
   assert [file.name for file in output.iterdir()
           if file.name.startswith('.')] == ['.lock']
-  assert not _prepare(clips, output, **options)['tried_again']
+  assert not _prepare(folder, output, part_size=2)['tried_again']
 
 
 def test_a_time_out_is_tried_again_with_another_limit(clips, tmp_path, lose):

@@ -537,3 +537,25 @@ def test_a_text_that_is_cut_is_named(caplog):
   assert not caplog.records
   assert Encoder.texts(asked, ['a dog swims', 'a']) == ['a dog swims', 'a']
   assert '1 of 2 texts have more than 8 tokens' in caplog.text
+
+
+def test_what_this_machine_lost_is_tried_again(store, byte_videos, monkeypatch):
+  put_bytes(byte_videos / 'a.mp4', 'x')
+  real = indexing.workers.run_in_order
+  for reason, tried in [('unreadable', 0), (indexing.workers.MACHINE, 1)]:
+    lost = indexing.workers.Lost(reason, 'why')
+    monkeypatch.setattr(
+        indexing.workers, 'run_in_order',
+        lambda *args, lost=lost, **options: iter([lost]))
+    os.utime(byte_videos / 'a.mp4')
+    report = bring_up_to_date(store, byte_videos)
+    assert report['problems'][0]['reason'] == reason
+    monkeypatch.setattr(indexing.workers, 'run_in_order', real)
+    report = bring_up_to_date(store, byte_videos)
+    assert report['done_in_this_run'] == tried
+  assert report['indexed'] == 1 and not report['problems']
+
+
+def test_a_disk_that_cannot_be_read_is_no_broken_video():
+  found = cut.cut_video(('/proc/self/mem', None), cutting=Cutting(frames=2))
+  assert (found.clips, found.reason) == ((), indexing.workers.MACHINE)

@@ -19,12 +19,12 @@ from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data import annotations, prepare, sniff, web
+from alpro_jax.data import annotations, listing, prepare, sniff, web
 
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
-_SUFFIXES = (*annotations.VIDEO_SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
+_SUFFIXES = (*listing.SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
              '.bmp', '.tif', '.tiff', '.avif')
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # Seconds for which a host may ask not to be asked: at once and in all, and

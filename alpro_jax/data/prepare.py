@@ -34,7 +34,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from alpro_jax.data import annotations, video, workers
+from alpro_jax.data import annotations, listing, video, workers
 
 FORMAT = 2
 _READABLE = (1, 2)  # Sets of format 1 have no questions.
@@ -156,21 +156,6 @@ def _find(clip, root, follow_links):
   return path
 
 
-def _machine_problem(path, error):
-  """Returns why this machine, not the file, is to blame for an error, or ''."""
-  while error is not None:
-    if isinstance(error, MemoryError):
-      return 'out of memory, or the file asks for more than there is'
-    error = error.__cause__
-  try:
-    with open(path, 'rb') as file:
-      while file.read(1 << 22):
-        pass
-  except OSError as e:
-    return str(e.strerror)
-  return ''
-
-
 def make_record(clip, *, root, fps, short_side, quality, max_frames,
                 max_seconds, on_partial, follow_links=False):
   """Decodes one clip; never raises."""
@@ -197,11 +182,11 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
     except video.PartlyReadable as e:
       # A header that promises more may also be wrong: named, not left out.
       if on_partial == 'skip' and not isinstance(
-          e, video.EndsEarly) or _machine_problem(path, e):
+          e, video.EndsEarly) or workers.machine_problem(path, e):
         raise
       detail = e.detail
   except Exception as e:
-    if path and (problem := _machine_problem(path, e)):
+    if path and (problem := workers.machine_problem(path, e)):
       return Record(reason=workers.MACHINE, detail=problem)
     if isinstance(e, video.UnreadableVideo):
       return Record(reason=e.reason, detail=e.detail)
@@ -352,7 +337,8 @@ def prepare(source, root, output, *, split='train', options=None,
     options: Options.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds; see workers.run_in_order.
-    list_unnamed: name the videos below root that no row names.
+    list_unnamed: name the videos below root that no row names, and what is
+      passed over since it is no video.
     follow_links: read videos that are links to files outside of root.
     make: what makes the parts that are missing; called as make_here is.
     out: file for progress lines (stderr).
@@ -503,7 +489,7 @@ class _Finished:
             kept.append(row)
             row = next(rows, None)
           else:
-            lost.append(skipped[clip.video])
+            lost.append(skipped[annotations.printable(clip.video)])
         shard = next(shards) if kept else {
             'examples': 0, 'bytes': 0, 'sha256': ''}
         yield part, shard.get('file') and os.path.join(
@@ -526,6 +512,8 @@ def _try_again(old, settings, limits, out):
     (clips that were tried, whether any could be read)
   """
   again = _to_try_again(old.report['skipped'], limits['timeout_s'])
+  again = {clip.video for part in old.parts for clip in part.clips
+           if annotations.printable(clip.video) in again}
   if not again:
     return 0, False
   progress = Progress(sum(
@@ -537,7 +525,7 @@ def _try_again(old, settings, limits, out):
                       if clip.video in again], settings, **limits)
   with contextlib.closing(results):
     for part, shard, done in old:
-      if again.intersection(skip['item'] for skip in done['skipped']):
+      if again.intersection(clip.video for clip in part.clips):
         os.makedirs(os.path.dirname(part.stem), exist_ok=True)
         new = write_part(part.stem, map(_index_row, part.clips), _merge(
             part, shard, done, again, results), progress)
@@ -556,17 +544,18 @@ def _merge(part, shard, done, again, results):
       shard, 'readahead_buffer_size:0')
   skipped = {skip['item']: skip for skip in done['skipped']}
   partial = {item['item']: item['detail'] for item in done['partial']}
-  rows = enumerate(done['index'])
+  kept = {row['video']: (number, row['frames'])
+          for number, row in enumerate(done['index'])}
   for clip in part.clips:
     if clip.video in again:
       yield next(results)
-    elif clip.video in skipped:
-      skip = skipped[clip.video]
-      yield Record(reason=skip['reason'], detail=skip['detail'])
-    else:
-      number, row = next(rows)
-      yield Record(reader.read([number])[0], row['frames'],
+    elif clip.video in kept:
+      number, frames = kept[clip.video]
+      yield Record(reader.read([number])[0], frames,
                    detail=partial.get(clip.video, ''))
+    else:
+      skip = skipped[annotations.printable(clip.video)]
+      yield Record(reason=skip['reason'], detail=skip['detail'])
 
 
 def _reopen(old, work, plan):
@@ -832,7 +821,9 @@ def write_part(stem, rows, results, progress):
 def _report(source, root, plan, parts, list_unnamed):
   skipped = [dataclasses.asdict(skip) for skip in source.skipped]
   skipped += [skip for part in parts for skip in part['skipped']]
-  unnamed = _unnamed(source, root) if list_unnamed else []
+  known = set(map(annotations.folded, source.named))
+  found = list_unnamed and listing.list_videos(
+      root, lambda name: annotations.folded(os.fsdecode(name)) in known)
   kept = Counter()
   for part in parts:
     for row in part['index']:
@@ -850,26 +841,23 @@ def _report(source, root, plan, parts, list_unnamed):
               'prepared', 'captions', 'questions', 'frames')},
           'bytes': sum(part['bytes'] for part in parts if part['examples']),
           'skipped': len(skipped),
-          'videos_not_named': len(unnamed),
+          'videos_not_named': len(found.videos) if found else 0,
       },
       'skipped_by_reason': dict(sorted(
           Counter(skip['reason'] for skip in skipped).items())),
       'skipped': skipped,
       'partial': [item for part in parts for item in part['partial']],
-      'not_named': unnamed,
+      'not_named': [*map(_show, found.videos)] if found else [],
+      'passed_over': [
+          {'item': _show(name), 'reason': reason}
+          for name, reason in found.passed_over + found.problems
+      ] if found else [],
+      'other_files': dict(sorted(found.others.items())) if found else {},
   }
 
 
-def _unnamed(source, root):
-  found, known = [], set(map(annotations.folded, source.named))
-  for folder, folders, names in os.walk(root):
-    folders.sort()
-    for name in sorted(names):
-      item = os.path.relpath(os.path.join(folder, name), root)
-      if annotations.folded(item) not in known and item.lower().endswith(
-          annotations.VIDEO_SUFFIXES):
-        found.append(item.encode('utf-8', 'backslashreplace').decode())
-  return found
+def _show(name):
+  return annotations.printable(os.fsdecode(name))
 
 
 def finish(output, work, split, plan, parts, report, manifest):

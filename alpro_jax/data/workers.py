@@ -35,6 +35,28 @@ MACHINE = 'lost by this machine'  # Reason of what is no fault of the item.
 _pipe = None  # In a worker, to its parent.
 
 
+def machine_problem(path, error):
+  """Returns why this machine, not a file, is to blame for an error, or ''.
+
+  Args:
+    path: of the file that was read.
+    error: the exception that ended it.
+  """
+  while error is not None:
+    if isinstance(error, MemoryError):
+      return 'out of memory, or the file asks for more than there is'
+    error = error.__cause__
+  if not os.path.isfile(path):
+    return ''
+  try:
+    with open(path, 'rb') as file:
+      while file.read(1 << 22):
+        pass
+  except OSError as e:
+    return str(e.strerror)
+  return ''
+
+
 def environment():
   """Returns the environment of a Python process that imports our code alone.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-from alpro_jax.data import video
+from alpro_jax.data import video, workers
 
 _QUALITY = 90  # Of the frames for the model; thumbnails have less.
 
@@ -109,11 +109,15 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
     for start, stop, pixels in spans(frames(), cutting):
       if starts is None or start in starts:
         clips.append(_make(start, stop, pixels, cutting.frames))
-  except video.UnreadableVideo as error:
-    return CutVideo((), error.reason, error.detail)
   except Exception as error:  # Whatever a broken file makes a decoder raise.
+    if problem := workers.machine_problem(path, error):
+      return CutVideo((), workers.MACHINE, problem)
+    if isinstance(error, video.UnreadableVideo):
+      return CutVideo((), error.reason, error.detail)
     return CutVideo((), 'unreadable', f'{type(error).__name__}: {error}')
   if broken:
+    if problem := workers.machine_problem(path, broken[0]):
+      return CutVideo((), workers.MACHINE, problem)
     return CutVideo(tuple(clips), broken[0].reason, broken[0].detail)
   return CutVideo(tuple(clips))
 

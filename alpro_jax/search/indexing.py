@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from alpro_jax import files
-from alpro_jax.data import annotations, workers
+from alpro_jax.data import annotations, listing, workers
 from alpro_jax.search.cut import Clip, Cutting, CutVideo
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import File, Row, Store, look_at, show_name
@@ -30,10 +30,17 @@ REPORT = 'report.json'
 
 
 class Folder(NamedTuple):
-  """What lies below a folder: videos, and what could not be looked at."""
+  """What lies below a folder; names are relative to it.
+
+  Attributes:
+    files: its videos.
+    problems: (name, reason) of what could not be looked at.
+    passed_over: (name, reason) of what only looks like a video.
+  """
 
   files: list[File]
   problems: list[tuple[bytes, str]]
+  passed_over: list[tuple[bytes, str]] = []
 
   def may_hold(self, name: bytes) -> bool:
     """Whether a video could be there, in what could not be looked at."""
@@ -43,26 +50,18 @@ class Folder(NamedTuple):
 
 
 def list_videos(root) -> Folder:
-  """Finds all videos below a folder, by their suffix."""
+  """Finds all videos below a folder; see data/listing.py."""
   root = os.fsencode(os.path.abspath(root))
   if not os.path.isdir(root):
     raise FileNotFoundError(f'{show_name(root)} is not a folder.')
-  found, problems = [], []
-
-  def failed(error):
-    problems.append((os.path.relpath(error.filename, root), error.strerror))
-
-  suffixes = tuple(suffix.encode() for suffix in annotations.VIDEO_SUFFIXES)
-  for folder, _, names in os.walk(root, onerror=failed):
-    for name in names:
-      if not name.lower().endswith(suffixes):
-        continue
-      name = os.path.relpath(os.path.join(folder, name), root)
-      try:
-        found.append(look_at(root, name))
-      except OSError as error:
-        problems.append((name, error.strerror))
-  return Folder(sorted(found), sorted(problems))
+  found = listing.list_videos(root)
+  videos, problems = [], found.problems
+  for name in found.videos:
+    try:
+      videos.append(look_at(root, name))
+    except OSError as error:
+      problems.append((name, error.strerror))
+  return Folder(videos, sorted(problems), found.passed_over)
 
 
 def made_with(trained) -> dict[str, Any]:
@@ -209,7 +208,7 @@ class Progress:
 
 def index(
     encoder: Encoder, store: Store, folder: Folder, root, *,
-    num_workers: int = 0, timeout_s: float = 600.0, retry: bool = False,
+    num_workers: int = 0, timeout_s: float | None = None, retry: bool = False,
 ) -> dict[str, Any]:
   """Brings an index up to date with its folder.
 
@@ -219,8 +218,9 @@ def index(
     folder: what is there.
     root: where it lies.
     num_workers: processes that decode; 0 is one per core.
-    timeout_s: longest time for one video.
-    retry: try again what could not be read.
+    timeout_s: longest time for one video; see workers.run_in_order.
+    retry: try again what could not be read; what only this machine was to
+      blame for is tried again in any case.
   Returns:
     the report, which is also written into the folder of the index.
   """
@@ -230,7 +230,8 @@ def index(
   gone = sorted(name for name in set(known) - there
                 if not folder.may_hold(name))
   store.drop(gone)
-  failed = {name for name, _, _, _ in store.problems()} if retry else set()
+  failed = {name for name, reason, _, _ in store.problems()
+            if retry or reason == workers.MACHINE}
   same = [file for file in folder.files
           if file.name in known and known[file.name].is_now(file)]
   new_ends = [file for file in same if known[file.name].ends is None]
@@ -241,7 +242,9 @@ def index(
   report = {
       'videos': len(folder.files), 'already_there': len(done),
       'taken_as_unchanged': len(new_ends),
-      'dropped': [show_name(name) for name in gone]}
+      'dropped': [show_name(name) for name in gone],
+      'passed_over': [{'file': show_name(name), 'reason': reason}
+                      for name, reason in folder.passed_over]}
 
   def complete():
     report.update(done_in_this_run=progress.videos,

@@ -129,7 +129,7 @@ def _tokens(encoder, store, clips, chosen):
   return there, features.tokens
 
 
-def decode(items, cutting: Cutting, timeout_s: float = 600.0):
+def decode(items, cutting: Cutting, timeout_s: float | None = None):
   """Cuts videos in worker processes; see cut.cut_video for the items."""
   for result in workers.run_in_order(
       'alpro_jax.search.cut:cut_video', {'cutting': cutting}, items,
