@@ -28,6 +28,24 @@ def test_always_the_wanted_number_in_order(strategy, available, wanted):
     assert most <= -(-wanted // available)
 
 
+@pytest.mark.parametrize('strategy', frames.STRATEGIES)
+@pytest.mark.parametrize('available, wanted', [
+    (3, 4), (2, 3), (3, 8), (5, 8), (3, 3), (7, 7), (1, 4)])
+def test_short_clips_are_repeated_evenly(strategy, available, wanted):
+  seen = set()
+  for seed in range(30):
+    index = choose(strategy, available, wanted, (seed, 5))
+    often = np.bincount(index, minlength=available)
+    assert often.min() == wanted // available
+    assert often.max() == -(-wanted // available)
+    seen.add(tuple(index))
+  if wanted % available and 'uniform' not in strategy:
+    # Any of the frames may be among those that come once more.
+    assert set().union(*(np.flatnonzero(
+        np.bincount(x) > wanted // available) for x in seen)) == set(
+            range(available))
+
+
 def test_uniform_by_hand():
   np.testing.assert_array_equal(choose('uniform', 10, 4), [0, 2, 5, 7])
   np.testing.assert_array_equal(choose('uniform', 3, 4), [0, 0, 1, 2])
@@ -41,6 +59,12 @@ def test_headtail_takes_half_from_each_half():
     assert (index < 6).sum() == 3 and len(set(index)) == 5
     seen |= set(index)
   assert len(seen) == 12
+
+
+def test_the_halves_are_drawn_apart():
+  same = [np.array_equal(index[:2] + 6, index[2:]) for index in (
+      choose('headtail', 12, 4, (seed, 0)) for seed in range(20))]
+  assert sum(same) < 10
 
 
 def test_nlvl_rand_takes_one_from_each_segment():
@@ -66,6 +90,7 @@ def test_rand_is_even():
 def test_runs_in_a_graph_with_a_dynamic_length():
   dataset = tf.data.Dataset.range(1, 9).map(
       lambda n: frames.choose_frames('headtail', n, 4, SEED))
+  assert dataset.element_spec.shape == [4]
   assert [x.shape for x in dataset.as_numpy_iterator()] == [(4,)] * 8
 
 

@@ -16,7 +16,8 @@ def choose_frames(strategy, num_available, num_frames, seed):
     rand          [0 3 4 8]   four different ones
     headtail      [1 4 6 9]   two of the first half, two of the second
 
-  A clip with fewer frames than wanted repeats them, as evenly as it can. Of
+  A clip with fewer frames than wanted repeats all of them, as evenly as it
+  can: of 3 for 4 one comes twice, with the last three rules a random one. Of
   an odd number headtail takes the middle one from the first half.
 
   Args:
@@ -37,32 +38,31 @@ def choose_frames(strategy, num_available, num_frames, seed):
     raise ValueError(
         f'{strategy=} is unknown; set data.sampling to one of {STRATEGIES}.')
 
+  spread = _sorted_sample(num_available, num_frames, seed)
+  if strategy == 'rand':
+    return spread
   if strategy == 'nlvl_rand':
     uniform = tf.random.stateless_uniform([num_frames], seed)
     place = (tf.range(num_frames, dtype=tf.float32) + uniform) / num_frames
     index = tf.cast(place * tf.cast(num_available, tf.float32), tf.int64)
-    return tf.minimum(index, num_available - 1)
-  if strategy == 'rand':
-    return _sorted_sample(num_available, num_frames, seed)
-  half = num_available // 2
-  head = _sorted_sample(
-      tf.maximum(half, 1), (num_frames + 1) // 2, seed)
-  if num_frames == 1:
-    return head
-  # A seed of its own: equal halves must not get equal picks.
-  seed = seed + tf.constant([0, 1], tf.int64)
-  tail = _sorted_sample(num_available - half, num_frames // 2, seed)
-  return tf.concat([head, half + tail], 0)
+    index = tf.minimum(index, num_available - 1)
+  else:
+    half = num_available // 2
+    index = _sorted_sample(
+        tf.maximum(half, 1), (num_frames + 1) // 2, seed)
+    if num_frames > 1:
+      # A seed of its own: equal halves must not get equal picks.
+      seed = seed + tf.constant([0, 1], tf.int64)
+      tail = _sorted_sample(num_available - half, num_frames // 2, seed)
+      index = tf.concat([index, half + tail], 0)
+  return tf.where(num_available <= num_frames, spread, index)
 
 
 def _sorted_sample(size, count, seed):
-  """Draws `count` of `size` places; different ones as long as there are any.
-
-  When there are too few, each place is copied until there are enough: of 3
-  places for 4, [0 0 1 1 2 2] is drawn from.
-  """
+  """Draws `count` of `size` places, each as often as any other or once more."""
   size = tf.cast(size, tf.int64)
-  copies = (count + size - 1) // size
-  noise = tf.random.stateless_uniform(tf.stack([size * copies]), seed)
-  chosen = tf.math.top_k(noise, count, sorted=False).indices
-  return tf.sort(tf.cast(chosen, tf.int64) // copies)
+  noise = tf.random.stateless_uniform(tf.stack([size]), seed)
+  more = tf.math.top_k(noise, count % size, sorted=False).indices
+  often = tf.repeat(tf.range(size), count // size)
+  places = tf.sort(tf.concat([often, tf.cast(more, tf.int64)], 0))
+  return tf.ensure_shape(places, [count])
