@@ -102,6 +102,24 @@ def test_a_clip_may_begin_late_and_frames_may_be_missing():
   assert not list(cut.spans(iter([]), cutting))
 
 
+@pytest.mark.parametrize('stride', (10, 5, 2.5))
+def test_a_gap_costs_nothing_however_long(stride):
+  """And the clips behind it begin where they would have begun anyway."""
+  cutting = Cutting(frames=2, span=10, stride=stride, fps=1)
+  seconds = [0, 1, 2, 12, 3_000_000_001, 3_000_000_002, 3_000_000_019]
+  found = list(cut.spans(((at, float(at)) for at in seconds), cutting))
+  starts = [x[0] for x in found]
+  assert starts == sorted(set(starts)) and not any(x % stride for x in starts)
+  assert set().union(*(x[2] for x in found)) == set(seconds)
+  for start, stop, held in found:
+    assert all(start <= at < stop for at in held)
+  # Over a short gap as in single steps.
+  short = [(at, float(at)) for at in (0, 1, 43, 44, 80)]
+  wanted = {10: [0, 40, 70], 5: [0, 35, 40, 70],
+            2.5: [0, 35, 37.5, 40, 42.5, 70]}
+  assert [x[0] for x in cut.spans(iter(short), cutting)] == wanted[stride]
+
+
 def test_how_to_cut_is_checked():
   with pytest.raises(ValueError, match='leave no gaps'):
     Cutting(frames=2, span=2, stride=3)

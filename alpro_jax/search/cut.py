@@ -140,6 +140,9 @@ def spans(
         yield start, stop, inside
       start += cutting.stride
       held = [(x, at) for x, at in held if at >= start]
+      if not held:  # Over a gap, however long, at once.
+        start += cutting.stride * max(
+            (second - start - cutting.span) // cutting.stride, 0)
     held.append((frame, second))
   if held:
     end = held[-1][1]
