@@ -4,9 +4,11 @@ One thread per call: preparation runs one process per core, and a decoder's
 own threads cost 40 % more CPU in all.
 """
 
+import heapq
 import io
 import math
 import os
+import struct
 import warnings
 from fractions import Fraction
 
@@ -14,10 +16,17 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from alpro_jax.data import sniff
+
 av.logging.set_level(av.logging.PANIC)
 
-# Playlists name other files and addresses; a video file holds its own data.
-_REFUSED_FORMATS = {'hls', 'concat', 'dash', 'sdp', 'rtsp', 'applehttp', 'imf'}
+# Not playlists, which name other files and addresses, and not pictures, which
+# are for Pillow.
+_FORMATS = ','.join(sorted(
+    name for name in av.formats_available - {
+        'hls', 'concat', 'dash', 'webm_dash_manifest', 'imf', 'sdp', 'rtsp',
+        'rtp', 'sap', 'image2', 'image2pipe', 'ico'}
+    if not name.endswith('_pipe')))
 # Their headers say how long they are.
 _DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
 _MAX_PIXELS = 8192 * 8192
@@ -43,10 +52,7 @@ class PartlyReadable(UnreadableVideo):
 
 
 class EndsEarly(PartlyReadable):
-  """A file without an error, whose data end long before its header says."""
-
-  def __init__(self, end, declared):
-    super().__init__(f'its data end at {end:.1f} of {declared:.1f} s')
+  """A file read without an error, of which more was to be expected."""
 
 
 def target_size(width, height, *, short_side=0, pixel_aspect=None):
@@ -72,9 +78,10 @@ def target_size(width, height, *, short_side=0, pixel_aspect=None):
 
 def _pick_stream(container):
   """The default video stream, which need not be the largest."""
-  streams = [
-      stream for stream in container.streams.video
-      if not stream.disposition & av.stream.Disposition.attached_pic]
+  pictures = (av.stream.Disposition.attached_pic
+              | av.stream.Disposition.timed_thumbnails)
+  streams = [stream for stream in container.streams.video
+             if not stream.disposition & pictures]
   if not streams:
     raise UnreadableVideo('no video stream')
   for stream in streams:
@@ -87,12 +94,16 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
                    max_seconds=0.0):
   """Decodes a video, upright and at an even rate.
 
-  The clock starts at the first frame. With fps, the first frame at or after
-  each multiple of 1 / fps is kept; a video with a lower rate keeps all of its
-  frames once.
+  The clock starts at the first frame and only goes on: where the times of a
+  file jump back, as where two recordings were joined, the next frame follows
+  the last one. With fps, the first frame at or after each multiple of 1 / fps
+  is kept; a video with a lower rate keeps all of its frames once.
+
+  HDR (PQ, HLG) becomes BT.709: its reference white, 203 cd/m2, is white, and
+  what is brighter is white as well. A file that holds a picture has one frame.
 
   Args:
-    path: a local file.
+    path: a local file; its name says nothing of what it holds.
     fps: frames per second to keep; 0 keeps all.
     short_side: length of the shorter side, in pixels; 0, or more than the
       video has, keeps the size.
@@ -103,17 +114,22 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
   Raises:
     UnreadableVideo: no frame can be read.
     PartlyReadable: the file breaks off after some frames.
-    EndsEarly: the same, where only the header tells.
+    EndsEarly: the same, where there is no error but frames are missing.
   """
-  path = os.path.abspath(path)
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')
   count = 0
   try:
-    with av.open(path, options={'protocol_whitelist': 'file'}) as container:
-      if _REFUSED_FORMATS & set(container.format.name.split(',')):
-        raise UnreadableVideo('unreadable', 'a playlist, not a video')
-      for frame in _decode(container, fps, short_side, max_frames,
+    kind = sniff.what_file(path)
+    if kind == 'picture':
+      yield read_still(path, short_side=short_side), 0.0
+      return
+    # Of a descriptor FFmpeg learns no name, in which it might see a pattern or
+    # a protocol; and there is no protocol by which it could open another file.
+    with io.FileIO(os.open(path, os.O_RDONLY)) as file, av.open(
+        file, options={'protocol_whitelist': 'none',
+                       'format_whitelist': _FORMATS}) as container:
+      for frame in _decode(file, container, fps, short_side, max_frames,
                            max_seconds):
         count += 1
         yield frame
@@ -124,6 +140,8 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
     detail = getattr(e, 'strerror', None) or str(e) or type(e).__name__
     if count:
       raise PartlyReadable(f'{count} frames kept, then: {detail}') from e
+    if kind not in ('', 'video'):
+      detail = f'it holds no video but {kind}'
     raise UnreadableVideo('unreadable', detail) from e
   if not count:
     raise UnreadableVideo('no frames')
@@ -135,7 +153,7 @@ def read_frames(path, **options):
   return list(frames), list(seconds)
 
 
-def _decode(container, fps, short_side, max_frames, max_seconds):
+def _decode(file, container, fps, short_side, max_frames, max_seconds):
   stream = _pick_stream(container)
   if stream.codec_context is None:
     raise UnreadableVideo('unreadable', 'unknown codec')
@@ -144,21 +162,20 @@ def _decode(container, fps, short_side, max_frames, max_seconds):
     raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
   # Later frames may be larger; the memory of those is not even asked for.
   stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
-  rate = stream.average_rate or Fraction(25)
   scaler = av.video.reformatter.VideoReformatter()
   size = None
-  start = None
+  turn = _UPRIGHT
   kept = 0
   last_tick = -1
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
+  clock = _Clock(container, stream)
   ends = [0.0]
-  for number, frame in enumerate(_frames_of(container, stream, ends)):
-    time = (frame.pts * frame.time_base if frame.pts is not None
-            and frame.time_base else number / rate)
-    start = time if start is None else start
-    time -= start
+  for frame, stamp in _frames_of(container, stream, ends):
+    time = clock.read(frame, stamp)
     if max_seconds and time >= max_seconds:
       break
+    # Some files say in key frames alone how they are to be turned.
+    turn = _turn_of(frame) or turn
     if fps:
       # Containers round times to a millisecond or so: a frame may come early.
       tick = math.floor((time + early) * Fraction(fps))
@@ -167,41 +184,173 @@ def _decode(container, fps, short_side, max_frames, max_seconds):
       last_tick = tick
     if frame.width * frame.height > _MAX_PIXELS:
       raise UnreadableVideo('too large', f'{frame.width}x{frame.height}')
-    if size is None:  # Later frames follow the first, should the size change.
-      size = target_size(
-          frame.width, frame.height, short_side=short_side,
-          pixel_aspect=stream.sample_aspect_ratio)
-    quarter_turns = round(frame.rotation / 90) % 4
+    # Later frames follow the first, should the size change.
+    size = size or _turned(target_size(
+        frame.width, frame.height, short_side=short_side,
+        pixel_aspect=stream.sample_aspect_ratio), turn)
+    width, height = _turned(size, turn)
+    to_sdr = _TO_SDR.get(frame.color_trc)
     frame = scaler.reformat(
-        frame, width=size[0], height=size[1], format='rgb24',
+        frame, width=width, height=height,
+        format='rgb48le' if to_sdr else 'rgb24',
         src_color_range=frame.color_range,
+        src_colorspace='BT2020' if to_sdr else None,
         interpolation=av.video.reformatter.Interpolation.BICUBIC, threads=1)
+    pixels = frame.to_ndarray()
+    if to_sdr:
+      pixels = to_sdr(pixels)
+    swap, left_right, up_down = turn
+    if swap:
+      pixels = pixels.swapaxes(0, 1)
+    pixels = pixels[::-1 if up_down else 1, ::-1 if left_right else 1]
     kept += 1
-    yield (np.ascontiguousarray(np.rot90(frame.to_ndarray(), quarter_turns)),
-           float(max(time, 0)))
+    yield np.ascontiguousarray(pixels), float(time)
     if kept == max_frames:
       break
   else:
+    if not kept:
+      return
     declared = _declared_seconds(container, stream)
-    if kept and ends[0] < .9 * declared and declared - ends[0] > 1:
-      raise EndsEarly(ends[0], declared)
+    if ends[0] < .9 * declared and declared - ends[0] > 1:
+      raise EndsEarly(
+          f'its data end at {ends[0]:.1f} of {declared:.1f} s')
+    if _another_follows(file, container):
+      raise EndsEarly('another recording was joined to its end, and not all '
+                      'of that is read')
 
 
 def _frames_of(container, stream, ends):
-  """Yields the frames of a stream.
+  """Yields the frames of a stream, and the seconds their file says, or None.
 
   Args:
-    ends: [seconds], where the packets of all streams end; it grows. Sound may
-      well go on when there are no more pictures.
+    ends: [seconds], where the packets of pictures and sound end; it grows.
+      Sound may well go on when there are no more pictures.
   """
   begin = (container.start_time or 0) / av.time_base
-  for packet in container.demux():
+  make_up = av.container.Flags.gen_pts.value
+  container.flags &= ~make_up
+  # AVI has no times but those at which to decode, one packet after another.
+  # Frames come in the order in which they are shown: each takes the earliest
+  # of the times that are left. What FFmpeg makes up for them is wrong.
+  decoding_times = None
+  for packet in container.demux(
+      [*container.streams.video, *container.streams.audio]):
     time = packet.dts if packet.pts is None else packet.pts
     if time is not None and packet.time_base:
       ends[0] = max(ends[0], float(
           (time + (packet.duration or 0)) * packet.time_base) - begin)
-    if packet.stream_index == stream.index:
-      yield from packet.decode()
+    if packet.stream.index != stream.index:
+      continue
+    if decoding_times is None and packet.pts is None is not packet.dts:
+      decoding_times = []
+    elif not decoding_times:
+      container.flags |= make_up
+    if decoding_times is not None and packet.dts is not None:
+      heapq.heappush(decoding_times, packet.dts)
+    for frame in packet.decode():
+      pts = heapq.heappop(decoding_times) if decoding_times else frame.pts
+      known = pts is not None and frame.time_base
+      yield frame, pts * frame.time_base if known else None
+
+
+class _Clock:
+  """Seconds from the first frame, which never run backwards."""
+
+  def __init__(self, container, stream):
+    self._step = 1 / (stream.average_rate or Fraction(25))
+    # FFmpeg's own program, too, takes ten seconds in these for a gap between
+    # two recordings.
+    self._gaps = container.format.flags & av.format.Flags.ts_discont.value
+    self._shift = None
+    self._time = -self._step
+    self._duration = 0, None
+
+  def _next(self):
+    """The end of the last frame."""
+    ticks, unit = self._duration
+    return self._time + (ticks * unit if ticks and unit else self._step)
+
+  def read(self, frame, stamp):
+    """Returns the time of a frame for which its file says `stamp`, or None."""
+    if stamp is None:
+      time = self._next()
+    else:
+      if self._shift is None:
+        self._shift = self._next() - stamp
+      time = stamp + self._shift
+      back = self._time - time
+      if (back >= 0 and (frame.key_frame or back > 1)
+          or self._gaps and back < -10):
+        # Another recording: it starts with a key frame.
+        time = self._next()
+        self._shift = time - stamp
+      elif back > 0:  # Wrong times, as of frames in another order.
+        time = self._time
+    self._time, self._duration = time, (frame.duration, frame.time_base)
+    return time
+
+
+_UPRIGHT = (False, False, False)
+
+
+def _turn_of(frame):
+  """Returns what a frame says of how it is to be shown; None if nothing.
+
+  Returns:
+    (whether rows become columns, whether left and right are swapped then,
+    whether top and bottom are)
+  """
+  try:
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+  except ValueError:  # PyAV does not know another of the frame's side data.
+    return {0: None, 1: (True, False, True), 2: (False, True, True),
+            3: (True, True, False)}[round(frame.rotation / 90) % 4]
+  if matrix is None:
+    return None
+  # A stored place (x, y) is shown at (a x + c y, b x + d y).
+  a, b, _, c, d = struct.unpack('=5i', bytes(matrix)[:20])
+  if abs(a) + abs(d) < abs(b) + abs(c):
+    return True, c < 0, b < 0
+  return False, a < 0, d < 0
+
+
+def _turned(size, turn):
+  """(width, height) as shown from as stored, and the other way round."""
+  return size[::-1] if turn[0] else size
+
+
+# BT.2100: how much light a value stands for, where 1 is reference white.
+_LEVELS = np.arange(4096, dtype=np.float32) / 4095
+_PQ = np.maximum(_LEVELS ** (1 / 78.84375) - .8359375, 0) / (
+    18.8515625 - 18.6875 * _LEVELS ** (1 / 78.84375))
+_PQ = _PQ ** (1 / .1593017578125) * (10000 / 203)
+# Of HLG, light in the scene; a screen of 1000 cd/m2 shows its 1.2th power.
+_HLG = np.where(_LEVELS <= .5, _LEVELS ** 2 / 3, (
+    np.exp((_LEVELS - .55991073) / .17883277) + .28466892) / 12)
+_BT2020_LUMA = np.array([.2627, .6780, .0593], np.float32)
+_BT2020_TO_BT709 = np.array([[1.6605, -.1246, -.0182],
+                             [-.5876, 1.1329, -.1006],
+                             [-.0728, -.0083, 1.1187]], np.float32)
+
+
+def _show(light):
+  """Light in BT.2020 colours, 1 for white, -> uint8 of BT.709."""
+  light = np.clip(light @ _BT2020_TO_BT709, 0, 1)
+  return np.rint(255 * light ** (1 / 2.4)).astype(np.uint8)
+
+
+def _pq_to_sdr(pixels):
+  return _show(_PQ[pixels >> 4])
+
+
+def _hlg_to_sdr(pixels):
+  light = _HLG[pixels >> 4]
+  luma = (light @ _BT2020_LUMA)[..., None]
+  return _show(light * luma ** .2 * (1000 / 203))
+
+
+_TO_SDR = {av.video.reformatter.ColorTrc.SMPTE2084: _pq_to_sdr,
+           av.video.reformatter.ColorTrc.ARIB_STD_B67: _hlg_to_sdr}
 
 
 def _declared_seconds(container, stream):
@@ -210,9 +359,34 @@ def _declared_seconds(container, stream):
   if not _DECLARING_FORMATS & formats:
     return 0  # FFmpeg's own estimate, from the size of the file.
   seconds = (container.duration or 0) / av.time_base
+  begin = (container.start_time or 0) / av.time_base
+  if 0 < begin < seconds:  # Some headers give the length, others the end.
+    seconds -= begin
   if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
     seconds = max(seconds, float(stream.frames / stream.average_rate))
   return seconds
+
+
+def _another_follows(file, container):
+  """Whether a second recording begins in a file, which FFmpeg passes over."""
+  flv = container.format.name == 'flv'
+  if not flv and 'mov' not in container.format.name:
+    return False
+  at, headers = 0, 0
+  while len(head := os.pread(file.fileno(), 16, at)) >= 11:
+    size, kind = struct.unpack('>I4s', head[:8])
+    if flv and head.startswith(b'FLV'):
+      headers, size = headers + 1, 13
+    elif flv:  # A tag: its own header, its data, and its length once more.
+      size = 15 + (size & 0xffffff)
+    else:
+      headers += kind == b'moov'
+      if size == 1:
+        size = int.from_bytes(head[8:], 'big')
+    if headers > 1 or not size:
+      break
+    at += size
+  return headers > 1
 
 
 def read_still(path, *, short_side=0):
