@@ -180,9 +180,15 @@ def test_stills(tmp_path):
   assert (video.read_still(tmp_path / 'a.png') == 255).all()
   Image.new('L', (8, 8), 7).save(tmp_path / 'l.png')
   assert (video.read_still(tmp_path / 'l.png') == 7).all()
+  deep = np.array([[0, 0x1234, 0xffff]], np.uint16)
+  for suffix in ('png', 'tiff'):
+    Image.fromarray(deep).save(tmp_path / f'deep.{suffix}')
+    assert video.read_still(tmp_path / f'deep.{suffix}')[0, :, 1].tolist() == [
+        0, 0x12, 255]
+  Image.fromarray(deep.astype(np.float32)).save(tmp_path / 'float.tiff')
   half = (tmp_path / 'a.jpg').read_bytes()
   (tmp_path / 'half.jpg').write_bytes(half[:len(half) * 3 // 4])
-  for name in ('half.jpg', 'none.jpg'):
+  for name in ('half.jpg', 'none.jpg', 'float.tiff'):
     with pytest.raises(video.UnreadableVideo):
       video.read_still(tmp_path / name)
 

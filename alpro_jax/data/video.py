@@ -118,7 +118,7 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
   """
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')
-  count = 0
+  count, kind = 0, ''
   try:
     kind = sniff.what_file(path)
     if kind == 'picture':
@@ -410,6 +410,11 @@ def read_still(path, *, short_side=0):
       if image.width * image.height > _MAX_PIXELS:
         raise UnreadableVideo('too large', f'{image.width}x{image.height}')
       image = ImageOps.exif_transpose(image)
+      if image.mode.startswith('I;16'):  # Pillow would cut all to 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+      elif image.mode in ('I', 'F'):
+        raise UnreadableVideo(
+            'unreadable', 'its pixels are numbers of 32 bit; which is white?')
       if 'transparency' in image.info or image.mode in ('RGBA', 'LA', 'PA'):
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
