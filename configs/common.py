@@ -161,10 +161,11 @@ def get_config(model='base'):
       'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
       # What orders the results of retrieval: 'matching' (the paper),
       # 'matching+similarity' (as LAVIS does) or 'similarity'; 'auto' takes
-      # matching if it was trained.
+      # matching. A head that was never trained does not score: then it is the
+      # similarity.
       'scoring': 'auto',
       # Pairs that matching scores: the k nearest by similarity of every text
-      # and of every video; 0 is all pairs.
+      # and of every video; 0 is all pairs, as in the paper.
       'rerank_k': 0,
       'dual_softmax': False,  # Report it as well, under its own name.
       # Where tokens of more than 64 GiB are kept, in files that go with the

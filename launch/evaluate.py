@@ -73,7 +73,8 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     'image_size', 0, 'Side of the image; what is cropped from scales along.')
 _SCORING = flags.DEFINE_enum(
     'scoring', None, ['auto', 'matching', 'matching+similarity', 'similarity'],
-    'What orders the results of retrieval; auto: matching if it was trained.')
+    'What orders the results of retrieval; auto: matching. If that was never '
+    'trained the similarity does, and the card says why.')
 _RERANK_K = flags.DEFINE_integer(
     'rerank_k', None, 'Read the k nearest by similarity only; 0: all pairs.')
 _DUAL_SOFTMAX = flags.DEFINE_bool(
@@ -105,7 +106,7 @@ def main(argv):
 def evaluate():
   """Does what the flags say."""
   from alpro_jax.data import dataset
-  from alpro_jax.evaluation import trained
+  from alpro_jax.evaluation import split, trained
   from alpro_jax.train import checkpoints
 
   start = time.monotonic()
@@ -115,7 +116,18 @@ def evaluate():
   splits = [
       (dataset.open_dataset(source['path'], source['split']), source['style'])
       for source in config.eval.sources]
+  names = [_card_name(*one) for one in splits]
+  if _OUTPUT.value and len(set(names)) < len(names):
+    raise ValueError(
+        f'the cards of {len(names)} sets would have the names {names} in '
+        f'{_OUTPUT.value}, and one would overwrite another; evaluate them one '
+        'at a time, with --data, --split and an --output of its own.')
   model = trained.load(folder, config=config, tokenizer=_TOKENIZER.value)
+  if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
+    raise ValueError(
+        '--recall_table is about pairs that the fusion encoder reads, but '
+        f'{_CHECKPOINT.value} is scored by similarity '
+        f'({model.why_no_matching or "as asked"}); leave it out.')
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')
@@ -204,6 +216,11 @@ def _check_fits(name, meta, asked):
           "--config.data.answers='' to use those.")
 
 
+def _card_name(prepared, style):
+  name = (os.path.basename(prepared.path), prepared.split, style)
+  return '-'.join(filter(None, name))
+
+
 def _evaluate(model, prepared, style, several):
   """Evaluates on one split, prints the figures and writes what is asked."""
   from alpro_jax.evaluation import card, split, zero_shot
@@ -222,6 +239,8 @@ def _evaluate(model, prepared, style, several):
     return
   print(f'{os.path.basename(prepared.path)}, {prepared.split}')
   found = evaluated.found
+  if not model.answers_questions:
+    print(card.pairs_scored(found))
   for name, value in found.metrics.items():
     if name.endswith(('_low', '_high')):
       continue  # They stand beside what they belong to.
@@ -242,8 +261,7 @@ def _evaluate(model, prepared, style, several):
     return
   folder = pathlib.Path(_OUTPUT.value)
   if several:
-    name = (os.path.basename(prepared.path), prepared.split, style)
-    folder /= '-'.join(filter(None, name))
+    folder /= _card_name(prepared, style)
   page = card.write(card.make(evaluated, recall=recall), folder)
   print(f'Written: {page}')
   if result:
@@ -251,15 +269,16 @@ def _evaluate(model, prepared, style, several):
 
 
 def _write_report(result, folder, seconds):
-  from alpro_jax.evaluation import report, zero_shot
+  from alpro_jax.evaluation import card, report, zero_shot
 
   best, worst = zero_shot.searches(result)
   prepared = result.prepared
   return report.write(report.Report(
       title=f'{pathlib.Path(_CHECKPOINT.value).name} on '
             f'{pathlib.Path(prepared.path).name}, {prepared.split}',
-      notes=['Zero-shot retrieval: every text against every video. Ties '
-             'count against the model.'],
+      notes=['Zero-shot retrieval: every text against every video. '
+             f'{card.pairs_scored(result.retrieval)} Ties count against the '
+             'model.'],
       figures=result.figures, headlines=headlines(result.figures),
       best=best, worst=worst, regions=zero_shot.regions(result),
       entities=zero_shot.chosen_entities(result),

@@ -38,7 +38,7 @@ def trained(task='pretrain'):
       Origin('/runs/my run/checkpoints/700', 700, 'abc123'))
 
 
-def search(**scoring):
+def search(share=1., **scoring):
   """Seven texts; the video of the last one comes last."""
   scores = np.diag(np.arange(9., 2, -1)).astype(np.float32)
   scores[6] = np.arange(7, 0, -1)
@@ -49,7 +49,7 @@ def search(**scoring):
       found, texts=(EVIL, *found.texts[1:]), metrics=figures,
       intervals={'t2v_r1': (70., 95.)}, seconds={'pairs': 1.},
       scoring=Scoring(**scoring),
-      cost={'pairs': 49., 'share': 1.})
+      cost={'pairs': 49. * share, 'share': share})
   return Evaluated(trained(), small_sets.MemorySet(7), '', found)
 
 
@@ -98,6 +98,10 @@ def test_card_of_a_search(tmp_path):
   assert stored['text'] == {'max_tokens': 30, 'cut': 0, 'of': 7}
   assert stored['scoring']['rule'] == 'matching'
   assert stored['scoring']['k'] == 'all pairs'
+  assert stored['summary'].endswith(
+      'All pairs are scored by the probability of a match that the fusion '
+      'encoder gives, as in the paper.')
+  assert f'</h1><p>{stored["summary"]}</p>' in path.read_text()
   assert stored['checkpoint'] == {
       'path': '/runs/my run/checkpoints/700', 'step': 700, 'digest': 'abc123'}
   assert stored['code'] == card.code_version()
@@ -135,6 +139,7 @@ def test_card_of_answers(tmp_path):
                'which is not in the list of answers', 'True answer: <b>',
                'asked 3 questions about 2 videos', '1.mp4'):
     assert part in text, part
+  assert 'about 2 videos, 66.7 % of them with an answer that it can' in text
   # Kinds of the paper come first, then others.
   assert text.index('what100.0') < text.index('who0.0') < text.index('odd0.0')
   stored = json.loads((tmp_path / 'card.json').read_text())
@@ -217,3 +222,47 @@ def test_a_search_by_similarity_says_so():
   text = alone(card.render(card.make(evaluated)))
   assert 'no pair is read by the fusion encoder' in text
   assert '% match' not in text
+
+
+def first_line(evaluated):
+  """The paragraph below the title, and what card.json says there."""
+  content = card.make(evaluated)
+  line = alone(card.render(content)).split('set, train')[2]
+  stored = json.loads(card.to_json(content))
+  assert line.startswith(stored['summary'])
+  return stored
+
+
+def test_the_first_line_says_if_not_all_pairs_were_scored():
+  stored = first_line(search(share=.14137, rerank_k=128))
+  assert stored['summary'] == (
+      'my run at step 700, searching for 7 texts among 7 videos, and the other '
+      'way round. Only 14.1 % of the pairs, the 128 nearest by similarity of '
+      'every text and of every video, are scored by the probability of a match '
+      'that the fusion encoder gives; the others follow by similarity. The '
+      'paper scores all pairs.')
+  assert stored['scoring']['k'] == 128
+  # As many candidates as there are is all pairs.
+  stored = first_line(search(rerank_k=128))
+  assert 'All pairs are scored' in stored['summary']
+
+
+def test_the_first_line_says_why_matching_does_not_decide():
+  stored = first_line(search(rule='similarity', instead='it was not trained'))
+  assert stored['summary'].endswith(
+      'All pairs are scored by the similarity of the contrastive features '
+      'alone, for it was not trained.')
+  assert stored['scoring']['instead_of_matching'] == 'it was not trained'
+
+
+def test_both_rules_of_video_to_text_have_a_name():
+  evaluated = search()
+  found = evaluated.found
+  assert 'captions grouped' not in card.render(card.make(evaluated))
+  pairs = np.array([[t, min(t, 5)] for t in range(7)])
+  figures = metrics.retrieval_metrics(np.eye(7), pairs)
+  figures |= {f'similarity/{k}': v for k, v in figures.items()}
+  found = dataclasses.replace(found, pairs=pairs, metrics=figures)
+  text = alone(card.render(card.make(evaluated._replace(found=found))))
+  for part in ('the same, captions grouped, R@5', 'the rule of CLIP4Clip'):
+    assert part in text

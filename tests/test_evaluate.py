@@ -13,6 +13,7 @@ from alpro_jax import sharding
 from alpro_jax.data import dataset, tokens
 from alpro_jax.data.annotations import Question
 from alpro_jax.evaluation import split, trained
+from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.loop import Setting
@@ -168,6 +169,14 @@ def test_several_splits_have_a_card_each(run, sets, tmp_path, monkeypatch):
   assert [x[1:] for x in seen] == [('', True), ('who', True)]
 
 
+def test_cards_of_one_name_are_refused(run, sets, tmp_path):
+  config = run[1].copy_and_resolve_references()
+  config.eval.sources = 2 * (common.source('sets/set', split='test'),)
+  refused('one would overwrite another', checkpoint=str(run[0]), config=config,
+          output=str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
 def refused(match, error=ValueError, **given):
   with pytest.raises(error, match=match):
     command(**given)
@@ -227,12 +236,39 @@ def test_matching_decides_only_where_it_was_trained(run):
   assert model.knows_matching
   config.loss.vtm = 0.0
   assert split.choose_scoring(model).rule == 'similarity'
+  assert 'loss.vtm=0' in split.choose_scoring(model).instead
   config.eval.scoring = 'matching'
   with pytest.raises(ValueError, match='trained without'):
     split.choose_scoring(model)
   config.eval.scoring = 'nearest'
   with pytest.raises(ValueError, match="'nearest' is unknown"):
     split.choose_scoring(model)
+
+
+@pytest.mark.parametrize('asked', ['auto', 'matching', 'matching+similarity'])
+@pytest.mark.parametrize(('task', 'vtm', 'said'), [
+    ('prompter', 1.0, "not trained by task 'prompter'"),
+    ('pretrain', 0.0, 'with loss.vtm=0'), ('retrieval', 1.0, 'exactly 0')])
+def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
+  config = common.get_config('tiny')
+  config.task, config.loss.vtm = task, vtm
+  config.eval.update({'scoring': asked, 'rerank_k': 5})
+  model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
+  assert model.config.match
+  # Converted by somebody who could not know: only the head itself tells.
+  fresh = {'match_head': {'kernel': np.ones((8, 2)), 'bias': np.zeros(2)}}
+  known = trained.Trained(
+      model, fresh, config, None, mesh(), meta={'converted': {}})
+  assert not known.knows_matching
+  scoring = split.choose_scoring(known)
+  assert (scoring.rule, scoring.rerank_k) == ('similarity', 0)
+  assert said in scoring.instead
+  if task == 'retrieval':
+    # The head of a file that was trained, and that of a run of our own.
+    fresh['match_head']['bias'] = np.array([1e-3, 0])
+    assert split.choose_scoring(known).rule == asked.replace('auto', 'matching')
+    fresh['match_head']['bias'] = np.zeros(2)
+    assert known._replace(meta={'step': 7}).knows_matching
 
 
 def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):

@@ -39,6 +39,66 @@ def test_own_captions_do_not_compete_with_each_other():
       metrics.video_to_text_ranks(scores, [[0, 0], [1, 0]]), [1])
 
 
+# Three videos with the captions (0, 1, 2), (3) and (4, 5).
+CAPTIONS_OF = np.array([[0, 0], [1, 0], [2, 0], [3, 1], [4, 2], [5, 2]])
+
+
+def test_both_rules_of_video_to_text_by_hand():
+  scores = np.array([
+      # video 0, 1, 2
+      [.9, .8, .1],
+      [.2, .7, .2],
+      [.1, .6, .3],
+      [.3, .5, .9],
+      [.4, .1, .5],
+      [.5, .0, .8],
+  ])
+  # Video 0: its .9 is first. Video 1: three captions of video 0 are ahead of
+  # its .5, which is one group. Video 2: one caption is ahead of its .8.
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, CAPTIONS_OF), [1, 4, 2])
+  np.testing.assert_array_equal(
+      metrics.grouped_video_to_text_ranks(scores, CAPTIONS_OF), [1, 2, 2])
+  figures = metrics.retrieval_metrics(scores, CAPTIONS_OF)
+  assert figures['v2t_r1'] == figures['v2t_grouped_r1'] == pytest.approx(
+      100 / 3)
+  assert figures['v2t_mean_rank'] == pytest.approx(7 / 3)
+  assert figures['v2t_grouped_mean_rank'] == pytest.approx(5 / 3)
+  assert (figures['v2t_median_rank'], figures['v2t_grouped_median_rank']) == (
+      2, 2)
+  # As CLIP4Clip has it: the best caption of every group, then a square matrix.
+  square = np.stack([
+      scores[CAPTIONS_OF[CAPTIONS_OF[:, 1] == v, 0]].max(0) for v in range(3)])
+  np.testing.assert_array_equal(
+      1 + (square.T > np.diag(square)[:, None]).sum(1), [1, 2, 2])
+
+
+def test_grouped_ranks_follow_the_tie_rule():
+  # Two captions of video 0 are as good as the only one of video 1.
+  scores, pairs = np.full((3, 2), .5), np.array([[0, 0], [1, 0], [2, 1]])
+  for ties, plain, grouped in (
+      ('pessimistic', [2, 3], [2, 2]), ('optimistic', [1, 1], [1, 1]),
+      ('expected', [1.5, 2], [1.5, 1.5])):
+    np.testing.assert_array_equal(
+        metrics.video_to_text_ranks(scores, pairs, ties), plain)
+    np.testing.assert_array_equal(
+        metrics.grouped_video_to_text_ranks(scores, pairs, ties), grouped)
+
+
+def test_a_caption_of_two_videos_ties_their_groups():
+  scores = np.array([[.9, .9], [.1, .2], [.3, .1]])
+  pairs = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
+  np.testing.assert_array_equal(
+      metrics.video_to_text_ranks(scores, pairs), [1, 1])
+  np.testing.assert_array_equal(
+      metrics.grouped_video_to_text_ranks(scores, pairs), [2, 2])
+
+
+def test_one_caption_each_has_no_groups():
+  figures = metrics.retrieval_metrics(np.eye(2), [[0, 0], [1, 1]])
+  assert not [name for name in figures if 'grouped' in name]
+
+
 def test_constant_scores_earn_nothing():
   scores = np.zeros((20, 20))
   pairs = np.stack([np.arange(20)] * 2, 1)
@@ -84,6 +144,22 @@ def _brute_force(scores, pairs, ties):
   return t2v, v2t
 
 
+def _grouped_brute_force(scores, pairs, ties):
+  """CLIP4Clip's ranks, one video and one group at a time."""
+  groups = {}
+  for text, video in pairs:
+    groups.setdefault(video, set()).add(text)
+  ranks = []
+  for video in sorted(groups):
+    best = {other: max(scores[t, video] for t in own)
+            for other, own in groups.items()}
+    own = best.pop(video)
+    ranks.append(1 + sum(
+        x > own or (ties == 'pessimistic' and x == own)
+        for x in best.values()))
+  return ranks
+
+
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('ties', ['pessimistic', 'optimistic'])
 def test_agrees_with_a_brute_force_on_matrices_with_ties(
@@ -99,6 +175,9 @@ def test_agrees_with_a_brute_force_on_matrices_with_ties(
       metrics.text_to_video_ranks(scores, pairs, ties), t2v)
   np.testing.assert_array_equal(
       metrics.video_to_text_ranks(scores, pairs, ties), v2t)
+  np.testing.assert_array_equal(
+      metrics.grouped_video_to_text_ranks(scores, pairs, ties),
+      _grouped_brute_force(scores, pairs, ties))
 
 
 @pytest.mark.parametrize('ties', metrics.TIES)

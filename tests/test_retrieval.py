@@ -316,21 +316,27 @@ def made_up(seed, texts=13, videos=9):
 
 def brute_force(similarity, scores, pairs, k, ties):
   """Ranks of texts and of videos, one comparison at a time."""
-  def rank(near, score, own):
+  def rank(near, score, own, groups=()):
     first = sorted(range(len(near)), key=lambda i: (-near[i], i))[:k]
     key = [(0, -score[i]) if i in first else (1, -near[i])
            for i in range(len(near))]
     best = min(key[i] for i in own)
     others = [key[i] for i in range(len(near)) if i not in own]
+    if groups:
+      others = [min(key[i] for i in group) for group in groups]
     level = sum(x == best for x in others)
     share = {'pessimistic': 1, 'optimistic': 0, 'expected': .5}[ties]
     return 1 + sum(x < best for x in others) + share * level
 
   pairs = sorted({tuple(map(int, pair)) for pair in pairs})
+  groups = {video: {t for t, u in pairs if u == video}
+            for video in sorted({v for _, v in pairs})}
+  sides = [(similarity[:, v], scores[:, v], own) for v, own in groups.items()]
   return (
       [rank(similarity[t], scores[t], {v}) for t, v in pairs],
-      [rank(similarity[:, v], scores[:, v], {t for t, u in pairs if u == v})
-       for v in sorted({v for _, v in pairs})])
+      [rank(*side) for side in sides],
+      [rank(*side, [own for other, own in groups.items() if other != video])
+       for video, side in zip(groups, sides, strict=True)])
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -351,10 +357,12 @@ def test_ranks_agree_with_a_brute_force(
           matcher, texts, videos, names, pairs,
           retrieval.Scoring(rule, k, ties))
       reads = k if found.scoring.reads else 0
-      t2v, v2t = brute_force(similarity, scores, pairs, reads or 50, ties)
+      t2v, v2t, grouped = brute_force(
+          similarity, scores, pairs, reads or 50, ties)
       np.testing.assert_array_equal(found.ranks, t2v)
       wanted = {**metrics.summarize_ranks(t2v, 't2v'),
-                **metrics.summarize_ranks(v2t, 'v2t')}
+                **metrics.summarize_ranks(v2t, 'v2t'),
+                **metrics.summarize_ranks(grouped, 'v2t_grouped')}
       assert {name: found.metrics[name] for name in wanted} == wanted
       near = metrics.retrieval_metrics(similarity, pairs, ties)
       assert {f'similarity/{name}': value for name, value in near.items()} == {
@@ -364,7 +372,7 @@ def test_ranks_agree_with_a_brute_force(
       assert found.intervals.keys() == {
           prefix + name for prefix in ('', 'similarity/') for name in wanted}
       assert sorted(found.intervals) == sorted(
-          retrieval.figure_names(found.scoring))
+          retrieval.figure_names(found.scoring, pairs))
 
 
 def test_candidates_give_the_figures_of_the_original():
@@ -436,7 +444,7 @@ def test_dual_softmax_of_similarity_uses_the_temperature(dense, monkeypatch):
     assert found.metrics[f'dual_softmax/{name}'] == want[name]
   assert found.metrics['similarity/t2v_r1'] == found.metrics['t2v_r1']
   assert sorted(found.intervals) == sorted(
-      retrieval.figure_names(found.scoring))
+      retrieval.figure_names(found.scoring, pairs))
 
 
 def test_dual_softmax_of_candidates_sums_over_what_was_read():
@@ -449,7 +457,7 @@ def test_dual_softmax_of_candidates_sums_over_what_was_read():
   for t, v in matcher.read:
     odds[t, v] = np.exp(matcher.table.margin[t, v])
   product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
-  t2v, v2t = brute_force(
+  t2v, v2t, _ = brute_force(
       texts.feature @ videos.feature.T, product, pairs, 4, 'pessimistic')
   for name, value in {**metrics.summarize_ranks(t2v, 't2v'),
                       **metrics.summarize_ranks(v2t, 'v2t')}.items():

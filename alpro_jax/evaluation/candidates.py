@@ -34,12 +34,14 @@ class Survey(NamedTuple):
     score: float32[R, K], theirs.
     standing: of the right items among all columns.
     penalty: float64[R], see metrics.dual_softmax_penalty; None if not asked.
+    grouped: see metrics.grouped_in; None if not asked.
   """
 
   item: np.ndarray
   score: np.ndarray
   standing: metrics.Standing
   penalty: np.ndarray | None
+  grouped: metrics.Standing | None = None
 
 
 def similarity_blocks(
@@ -62,7 +64,7 @@ def similarity_matrix(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def survey(
     blocks: Iterable[tuple[int, np.ndarray]], queries: metrics.Queries,
-    keep: int, *, scale: float = 0.0,
+    keep: int, *, scale: float = 0.0, grouped: bool = False,
 ) -> Survey:
   """Visits all scores once.
 
@@ -71,8 +73,9 @@ def survey(
     queries: who asks.
     keep: K, how many of the best columns of a row are kept.
     scale: of the penalty of dual softmax, 0 without.
+    grouped: rank among grouped captions, too; rows are videos.
   """
-  items, scores, standings, penalties = [], [], [], []
+  items, scores, standings, penalties, groups = [], [], [], [], []
   for first, block in blocks:
     item = best_columns(block, keep)
     items.append(item)
@@ -80,9 +83,12 @@ def survey(
     standings.append(metrics.standing_in(first, block, queries))
     if scale:
       penalties.append(metrics.penalty_in(block, scale))
+    if grouped:
+      groups.append(metrics.grouped_in(first, block, queries))
   return Survey(
       np.concatenate(items), np.concatenate(scores), metrics.join(standings),
-      np.concatenate(penalties) if scale else None)
+      np.concatenate(penalties) if scale else None,
+      metrics.join(groups) if grouped else None)
 
 
 def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
@@ -113,16 +119,11 @@ def reranked(
     scores: f[R, k], of found.item[:, :k].
   """
   parts, k = [], scores.shape[1]
-  most = int(np.diff(queries.start).max())
-  for start, stop in metrics.spans(len(queries.row), k * most):
+  for start, stop in _spans_of(queries, k):
     row = queries.row[start:stop]
-    item, near, score = found.item[row, :k], found.score[row, :k], scores[row]
-    query, column, bounds = metrics.right_columns(queries, start, stop)
-    # bool[P, k]: which candidate is a right one.
-    right = item[query] == column[:, None]
-    value = np.where(right, score[query], -np.inf).max(1)
-    best = np.maximum.reduceat(value, bounds)
-    inside = np.logical_or.reduceat(right.any(1), bounds)
+    near, score = found.score[row, :k], scores[row]
+    query, _, bounds = metrics.right_columns(queries, start, stop)
+    value, best, inside = _right_in(queries, found, scores, start, stop)
     own = np.add.reduceat((value == best[query]).astype(np.int64), bounds)
     ahead = (score > best[:, None]).sum(1)
     equal = (score == best[:, None]).sum(1) - own
@@ -134,6 +135,73 @@ def reranked(
         np.where(inside, best, by_near.score),
         np.where(inside, ahead, k + by_near.ahead - nearer),
         np.where(inside, equal, by_near.equal - level)))
+  return metrics.join(parts)
+
+
+def _spans_of(queries, k):
+  return metrics.spans(
+      len(queries.row), k * int(np.diff(queries.start).max()))
+
+
+def _right_in(queries, found, scores, start, stop):
+  """The right candidates of queries start..stop.
+
+  Returns:
+    f[P], the score of every right column, -inf if it is no candidate; f[Q],
+    the best of a query; bool[Q], whether there is any.
+  """
+  row, k = queries.row[start:stop], scores.shape[1]
+  query, column, bounds = metrics.right_columns(queries, start, stop)
+  # bool[P, k]: which candidate is a right one.
+  right = found.item[row, :k][query] == column[:, None]
+  value = np.where(right, scores[row][query], -np.inf).max(1)
+  return (value, np.maximum.reduceat(value, bounds),
+          np.logical_or.reduceat(right.any(1), bounds))
+
+
+def reranked_grouped(
+    queries: metrics.Queries, found: Survey, scores: np.ndarray
+) -> metrics.Standing:
+  """As `reranked`, of videos among the captions of a video at a time.
+
+  The place of a group is that of its first caption; see metrics.grouped_in.
+  """
+  parts, k, count = [], scores.shape[1], len(queries.row)
+  # The groups of text t are group[first[t]:first[t + 1]].
+  order = np.argsort(queries.column, kind='stable')
+  group = np.repeat(np.arange(count), np.diff(queries.start))[order]
+  first = np.searchsorted(
+      queries.column[order], np.arange(max(found.item.max() + 1, 1) + 1))
+  # Several numbers of 8 bytes for every candidate.
+  for start, stop in _spans_of(queries, 8 * k):
+    row, number = queries.row[start:stop], stop - start
+    _, best, inside = _right_in(queries, found, scores, start, stop)
+    item = found.item[row, :k].ravel()
+    # One entry for every candidate and group that it belongs to.
+    size = first[item + 1] - first[item]
+    query = np.repeat(np.repeat(np.arange(number), k), size)
+    place = np.repeat(first[item] - (np.cumsum(size) - size), size)
+    own = group[place + np.arange(len(place))]
+    value = np.repeat(scores[row].ravel(), size)
+    other = own != start + query
+    key, value = (query * count + own)[other], value[other]
+    by_key = np.argsort(key, kind='stable')
+    key, begin = np.unique(key[by_key], return_index=True)
+    query = key // count
+    value = np.maximum.reduceat(value[by_key], begin) if len(key) else value
+
+    def per_query(which, query=query, number=number):
+      return np.bincount(query[which], minlength=number)
+
+    # Without an own candidate, all groups that have one come first, and so do
+    # those that have a nearer caption: one of the two holds the other.
+    near = metrics.Standing(*(part[start:stop] for part in found.grouped))
+    outside = np.maximum(near.ahead, per_query(slice(None)))
+    parts.append(metrics.Standing(
+        np.where(inside, best, near.score),
+        np.where(inside, per_query(value > best[query]), outside),
+        np.where(inside, per_query(value == best[query]),
+                 near.ahead + near.equal - outside)))
   return metrics.join(parts)
 
 

@@ -28,7 +28,7 @@ from alpro_jax.evaluation import cases, page, question_answering
 from alpro_jax.evaluation.page import Table
 from alpro_jax.evaluation.page import escape as _
 from alpro_jax.evaluation.question_answering import Answered
-from alpro_jax.evaluation.retrieval import Tradeoff
+from alpro_jax.evaluation.retrieval import Retrieval, Tradeoff
 from alpro_jax.evaluation.split import Evaluated
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -190,7 +190,8 @@ def to_json(card: Card) -> str:
     if name in card.intervals:
       low, high = map(float, card.intervals[name])
       figures[name] |= {'low': low, 'high': high}
-  content = {'title': card.title, **card.facts, 'metrics': figures}
+  content = {'title': card.title, 'summary': summary(card), **card.facts,
+             'metrics': figures}
   if card.recall:
     content['recall_against_cost'] = [row._asdict() for row in card.recall]
   content['run'] = card.run
@@ -250,7 +251,9 @@ def _facts(evaluated):
     texts = found.texts
     items |= {'texts': len(found.texts), 'pairs': len(found.pairs)}
     scoring = {
+        'pairs': pairs_scored(found),
         'rule': found.scoring.rule,
+        'instead_of_matching': found.scoring.instead,
         'k': found.scoring.rerank_k or 'all pairs',
         'ties': found.scoring.ties,
         'dual_softmax': found.scoring.dual_softmax,
@@ -402,7 +405,7 @@ def render(card: Card) -> str:
     wrong = 'Texts whose video comes latest. Where it is not among the first ' \
             'five it stands behind them.'
     draw = _draw_search
-  return page.document(card.title, warning + f'<p>{_(_summary(card))}</p>', [
+  return page.document(card.title, warning + f'<p>{_(summary(card))}</p>', [
       ('Figures', figures),
       ('Recall against cost', _recall(card.recall)),
       ('Best', _draw_cases(card.best, draw, right)),
@@ -413,16 +416,34 @@ def render(card: Card) -> str:
   ])
 
 
-def _summary(card):
+def summary(card: Card) -> str:
+  """The first line of a card: who was asked what, and how it was scored."""
   items, origin = card.facts['items'], card.facts['checkpoint']
   who = 'A model in training'
   if origin:
     who = f'{_run_name(origin["path"])} at step {origin["step"]:,}'
   if 'questions' in items:
     return (f'{who}, asked {items["questions"]:,} questions about '
-            f'{items["videos"]:,} videos.')
+            f'{items["videos"]:,} videos, {card.metrics["in_list"]:.1f} % of '
+            'them with an answer that it can give.')
   return (f'{who}, searching for {items["texts"]:,} texts among '
-          f'{items["videos"]:,} videos, and the other way round.')
+          f'{items["videos"]:,} videos, and the other way round. '
+          f'{card.facts["scoring"]["pairs"]}')
+
+
+def pairs_scored(found: Retrieval) -> str:
+  """How the pairs of a search were scored, in a sentence."""
+  scoring, share = found.scoring, found.cost.get('share', 1)
+  if not scoring.reads:
+    why = f', for {scoring.instead}' if scoring.instead else ''
+    return f'All pairs are scored by {_RULES[scoring.rule]} alone{why}.'
+  if share == 1:
+    return f'All pairs are scored by {_RULES[scoring.rule]}, as in the paper.'
+  return (
+      f'Only {100 * share:.3g} % of the pairs, the {scoring.rerank_k} nearest '
+      'by similarity of every text and of every video, are scored by '
+      f'{_RULES[scoring.rule]}; the others follow by similarity. The paper '
+      'scores all pairs.')
 
 
 def _run_name(path):
@@ -434,8 +455,10 @@ def _run_name(path):
 
 def _search_figures(card):
   found, rows = card.metrics, []
+  grouped = 'v2t_grouped_r1' in found
   for direction, name in (
-      ('t2v', 'text to video'), ('v2t', 'video to text')):
+      ('t2v', 'text to video'), ('v2t', 'video to text'),
+      *([('v2t_grouped', 'the same, captions grouped')] if grouped else [])):
     for k in (1, 5, 10):
       nothing = None
       if direction == 't2v':
@@ -444,6 +467,12 @@ def _search_figures(card):
   lines = [
       'R@k is the share of queries whose own is among the first k, in the '
       f'order by {_RULES[card.facts["scoring"]["rule"]]}.']
+  if grouped:
+    lines.append(
+        'Of the captions of a video, the best counts. “Video to text” ranks it '
+        'among all texts of other videos, each for itself; “captions grouped” '
+        'counts of each other video its best caption alone, which is the rule '
+        'of CLIP4Clip (v2t_grouped in the files).')
   ceiling = found.get('t2v_r1_ceiling', 100.0)
   if ceiling < 100:
     lines.append(

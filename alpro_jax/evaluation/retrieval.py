@@ -66,12 +66,14 @@ class Scoring:
     dual_softmax: give the figures of dual softmax beside, as dual_softmax/...
       It uses the whole test set for every query (metrics.py), so that these
       figures do not compare with others.
+    instead: why the similarity took the place of matching, '' if it did not.
   """
 
   rule: str = 'matching'
   rerank_k: int = 0
   ties: str = 'pessimistic'
   dual_softmax: bool = False
+  instead: str = ''
 
   def __post_init__(self):
     for name, choices in (('rule', RULES), ('ties', metrics.TIES)):
@@ -236,16 +238,17 @@ def score(
     order = _order_of_candidates(split, scorer, scoring, clock)
   else:
     order = _order_of_all(split, scorer, scoring, clock)
-  by_similarity = [side.near.standing for side in split.sides]
-  if not split.texts.feature.shape[1]:
-    by_similarity = None
+  near = [side.near for side in split.sides]
+  by_similarity = None
+  if split.texts.feature.shape[1]:
+    by_similarity = [*(side.standing for side in near), near[1].grouped]
   figures, intervals = {}, {}
   for prefix, found in (
       ('', order.standings), ('similarity/', by_similarity),
       ('dual_softmax/', order.dual)):
     if found:
       parts = metrics.retrieval_figures(
-          split.sides[0].queries, found[0], split.sides[1].queries, found[1],
+          split.sides[0].queries, found[0], split.sides[1].queries, *found[1:],
           videos=split.shape[1], ties=scoring.ties)
       for into, part in zip((figures, intervals), parts, strict=True):
         into |= {prefix + name: value for name, value in part.items()}
@@ -259,16 +262,25 @@ def score(
       order.summed, order.sides)
 
 
-def figure_names(scoring: Scoring, *, similarity: bool = True) -> list[str]:
+def figure_names(
+    scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True
+) -> list[str]:
   """The figures that have an interval, by name, as `score` will give them.
 
   Args:
     scoring: how.
+    pairs: int[pairs, 2], see list_pairs.
     similarity: whether the model has contrastive features.
   """
-  orders = ['', *(['similarity/'] if similarity else []),
-            *(['dual_softmax/'] if scoring.dual_softmax else [])]
-  return [order + name for order in orders for direction in ('t2v', 'v2t')
+  plain = ['t2v', 'v2t']
+  groups = _groups(metrics.video_queries(pairs), 1)
+  orders = {'': plain + ['v2t_grouped'] * groups}
+  if similarity:
+    orders['similarity/'] = orders['']
+  if scoring.dual_softmax:
+    orders['dual_softmax/'] = plain
+  return [order + name for order, directions in orders.items()
+          for direction in directions
           for name in metrics.summarize_ranks([1.0], direction)]
 
 
@@ -338,15 +350,24 @@ def _look(scorer, texts, videos, pairs, scoring) -> _Split:
       (metrics.text_queries(pairs), metrics.video_queries(pairs))):
     near = candidates.survey(
         _similarity_blocks(texts, videos, similarity, side), queries, keep,
-        scale=scale)
+        scale=scale, grouped=_groups(queries, side))
     sides.append(Direction(queries, near, None))
   return _Split(texts, videos, similarity, tuple(sides))
 
 
-class _Order(NamedTuple):
-  """What a rule makes of a split; see Retrieval."""
+def _groups(queries, side):
+  """Whether videos ask, and one of them has several captions."""
+  return side == 1 and len(queries.column) > len(queries.row)
 
-  standings: Sequence[metrics.Standing]
+
+class _Order(NamedTuple):
+  """What a rule makes of a split; see Retrieval.
+
+  Standings are those of the texts, of the videos, and of the videos among
+  grouped captions (None without groups).
+  """
+
+  standings: Sequence[metrics.Standing | None]
   dual: Sequence[metrics.Standing] | None
   top: np.ndarray
   top_scores: np.ndarray
@@ -365,8 +386,8 @@ def _order_by_similarity(split, scoring) -> _Order:
             split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
         for i, side in enumerate(split.sides)]
   return _Order(
-      [side.standing for side in near], dual, near[0].item[:, :TOP],
-      near[0].score[:, :TOP], split.sides)
+      [*(side.standing for side in near), near[1].grouped], dual,
+      near[0].item[:, :TOP], near[0].score[:, :TOP], split.sides)
 
 
 def _order_of_all(split, scorer, scoring, clock) -> _Order:
@@ -382,8 +403,9 @@ def _order_of_all(split, scorer, scoring, clock) -> _Order:
   best, back = (
       candidates.survey(
           metrics.blocks_of(matrix), side.queries, TOP,
-          scale=float(scoring.dual_softmax))
-      for matrix, side in zip(matrices, split.sides, strict=True))
+          scale=float(scoring.dual_softmax), grouped=_groups(side.queries, i))
+      for i, (matrix, side) in enumerate(
+          zip(matrices, split.sides, strict=True)))
   dual = None
   if scoring.dual_softmax:
     dual = [
@@ -392,7 +414,7 @@ def _order_of_all(split, scorer, scoring, clock) -> _Order:
         for matrix, side, other in zip(
             matrices, split.sides, (back, best), strict=True)]
   return _Order(
-      [best.standing, back.standing], dual, best.item, best.score,
+      [best.standing, back.standing, back.grouped], dual, best.item, best.score,
       split.sides, split.size, margin, summed)
 
 
@@ -423,8 +445,11 @@ def _order_of_candidates(split, scorer, scoring, clock) -> _Order:
   if len(text) == split.size:
     margin = np.ascontiguousarray(
         matching.margin.reshape(split.shape[::-1]).T)
+  grouped = None
+  if _groups(sides[1].queries, 1):
+    grouped = candidates.reranked_grouped(*sides[1])
   return _Order(
-      [candidates.reranked(*side) for side in sides], dual,
+      [*(candidates.reranked(*side) for side in sides), grouped], dual,
       *candidates.reordered(sides[0].near, values[0], TOP), sides, len(text),
       margin)
 

@@ -131,6 +131,9 @@ def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
 def choose_scoring(trained: Trained) -> Scoring:
   """Returns how retrieval is scored, as config.eval says.
 
+  A head that was not trained never decides: then the similarity does, and
+  Scoring.instead says why.
+
   Raises:
     ValueError: for an unknown rule, or if matching is asked of a model without
       a head for it.
@@ -140,18 +143,19 @@ def choose_scoring(trained: Trained) -> Scoring:
   if rule not in SCORINGS:
     raise ValueError(
         f'config.eval.scoring={rule!r} is unknown; choose one of {SCORINGS}.')
-  if rule == 'auto':
-    rule = 'matching' if trained.knows_matching else 'similarity'
-  if rule != 'similarity' and not trained.model.config.match:
+  if rule not in ('auto', 'similarity') and not trained.model.config.match:
     raise ValueError(
         f'config.eval.scoring={rule!r} asks for matching, which this model '
         "was trained without; choose 'similarity' or 'auto'.")
-  if rule != 'similarity' and not trained.knows_matching:
+  why = '' if rule == 'similarity' else trained.why_no_matching
+  if why and rule != 'auto':
     logging.warning(
-        'scored by %s, but matching was never trained: expect chance.', rule)
+        'the similarity is used, not config.eval.scoring=%s: %s.', rule, why)
+  if rule == 'auto' or why:
+    rule = 'similarity' if why else 'matching'
   return Scoring(
       rule, rerank_k=0 if rule == 'similarity' else options.rerank_k,
-      dual_softmax=options.dual_softmax)
+      dual_softmax=options.dual_softmax, instead=why)
 
 
 def batches(trained: Trained, prepared) -> Iterator[dict]:
@@ -233,8 +237,10 @@ def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
     ValueError: as choose_scoring, and if no question can be answered.
   """
   if not trained.answers_questions:
+    _, pairs = retrieval.list_pairs(pipeline.record_captions(prepared, style))
     return retrieval.figure_names(
-        choose_scoring(trained), similarity=trained.model.config.embed_size > 0)
+        choose_scoring(trained), pairs,
+        similarity=trained.model.config.embed_size > 0)
   asked = [question for record in prepared.metadata()
            for question in record.questions_of(style)]
   true = [question.answer for question in asked]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 
 from alpro_jax import sharding
@@ -69,8 +70,25 @@ class Trained(NamedTuple):
   @property
   def knows_matching(self) -> bool:
     """Whether the head that says match or no match was trained."""
-    return (self.config.task in ('pretrain', 'retrieval')
-            and self.config.loss.vtm > 0)
+    return not self.why_no_matching
+
+  @property
+  def why_no_matching(self) -> str:
+    """Why the head that says match or no match knows nothing, '' if it does.
+
+    Where nobody could say what converted weights were trained for, the head
+    itself tells: its bias begins at 0 and does not stay there.
+    """
+    if self.config.task not in ('pretrain', 'retrieval'):
+      return f'the matching head is not trained by task {self.config.task!r}'
+    if not self.config.loss.vtm > 0:
+      return 'the matching head was not trained, with loss.vtm=0'
+    converted = 'converted' in (self.meta or {}) and self.model.config.match
+    if converted and not np.any(
+        jax.device_get(self.params['match_head']['bias'])):
+      return ('the matching head of these converted weights was never trained: '
+              'its bias is exactly 0')
+    return ''
 
 
 def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
