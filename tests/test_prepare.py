@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from alpro_jax.data import annotations, dataset, prepare, workers
+from launch import prepare as launcher
 from tests import small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -963,3 +964,21 @@ def test_other_spellings_of_a_name_are_found(tmp_path):
   assert report['counts']['prepared'] == 2
   assert report['skipped_by_reason'] == {'ambiguous name': 1}
   assert report['not_named'] == []
+
+
+@pytest.mark.parametrize(('source', 'row'), [
+    ('folder', {'video': '{}/a.mp4', 'caption': 'x'}),
+    ('cc3m', {'image': '{}/a.mp4', 'caption': 'x'}),
+    ('msrvtt', {'video_id': '{}/a.mp4', 'caption': 'x'}),
+    ('didemo', {'video': '{}/a.mp4', 'description': 'x'})])
+def test_each_source_takes_absolute_paths_inside_the_folder(
+    tmp_path, source, row):
+  captions = tmp_path / 'captions.json'
+  captions.write_text(json.dumps(
+      [{key: text.format(tmp_path) for key, text in row.items()}]))
+  args = launcher._parser().parse_args([
+      f'--source={source}', f'--videos={tmp_path}', f'--captions={captions}',
+      f'--output={tmp_path}/set'])
+  root, found = launcher._read_source(args)
+  assert root == str(tmp_path)
+  assert [clip.video for clip in found.clips] == ['a.mp4']
