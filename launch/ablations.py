@@ -162,5 +162,5 @@ def _write(found, names, output):
 if __name__ == '__main__':
   try:
     main()
-  except (FileNotFoundError, ValueError) as e:
+  except (OSError, ValueError) as e:
     sys.exit(f'ablations: {e}')

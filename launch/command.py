@@ -118,6 +118,10 @@ def fail(error, code: int) -> None:
 
 def describe(error) -> str:
   """What an error says; with what helps, where the system refused something."""
+  if isinstance(error, (KeyError, AttributeError)):
+    return (f'{type(error).__name__}: {error}. No input should end like this: '
+            'a file is not what it seems to be, or this program is wrong; '
+            '--debug shows where.')
   advice = _ADVICE.get(getattr(error, 'errno', None))
   return f'{error}: {advice}.' if advice else f'{error}'
 

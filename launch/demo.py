@@ -607,5 +607,5 @@ def _print_table(figures, results, tuned):
 if __name__ == '__main__':
   try:
     main()
-  except (FileNotFoundError, ValueError) as e:
+  except (OSError, ValueError) as e:
     sys.exit(f'demo: {e}')

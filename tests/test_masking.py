@@ -125,6 +125,18 @@ def test_regions_reach_every_patch_and_differ(rule):
   assert len(np.unique(region.reshape(500, -1), axis=0)) > 10
 
 
+@pytest.mark.parametrize('rule', masking.REGION_RULES)
+def test_every_place_where_a_box_fits_is_as_likely(rule):
+  region = boxes(4, 1200, (4, 5), area=(0.2, 0.2), aspect=(1.0, 1.0), rule=rule)
+  assert (region.sum(axis=(1, 2)) == 4).all()  # 2 x 2 of them.
+  first = np.argmax(region.reshape(1200, -1), axis=1)
+  place, count = np.unique(first, return_counts=True)
+  np.testing.assert_array_equal(
+      place, [5 * top + left for top in range(3) for left in range(4)])
+  # 100 for each: four standard deviations are 38.
+  assert count.min() > 62 and count.max() < 138
+
+
 def test_a_box_that_never_fits_is_shifted_into_the_image():
   # Nearly the whole image: hardly any corner of 64 leaves room for it.
   region = boxes(3, 20, 14, area=(0.99, 0.99), aspect=(1.0, 1.0))

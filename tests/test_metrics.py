@@ -264,6 +264,12 @@ def test_interval_width_is_that_of_theory():
   assert high - low == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=.1)
 
 
+def test_blocks_hold_whole_rows_and_no_more_scores_than_allowed(monkeypatch):
+  monkeypatch.setattr(metrics, 'CELLS', 12)
+  assert [*metrics.spans(7, 5)] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+  assert [*metrics.spans(2, 13)] == [(0, 1), (1, 2)]
+
+
 def test_refuses_what_has_no_rank():
   good = np.zeros((2, 2))
   with pytest.raises(ValueError, match='1 of 4 scores are NaN'):
@@ -272,8 +278,9 @@ def test_refuses_what_has_no_rank():
     metrics.text_to_video_ranks(good, [[0, 0]], ties='lucky')
   with pytest.raises(ValueError, match='index rows and columns'):
     metrics.video_to_text_ranks(good, [[0, 2]])
-  with pytest.raises(ValueError, match='at least one row'):
-    metrics.video_to_text_ranks(good, np.zeros((0, 2), int))
+  for pairs in (np.zeros((0, 2), int), [0, 0], [[0, 0, 0]]):
+    with pytest.raises(ValueError, match='at least one row'):
+      metrics.video_to_text_ranks(good, pairs)
   with pytest.raises(ValueError, match='must be \\[texts, videos\\]'):
     metrics.text_to_video_ranks(np.zeros(3), [[0, 0]])
   with pytest.raises(ValueError, match='at least one query'):

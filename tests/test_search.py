@@ -248,6 +248,9 @@ def test_what_the_system_refuses_comes_with_advice():
   said = command.describe(OSError(errno.ENOSPC, 'No space left', '/a/b'))
   assert "'/a/b': free space there and repeat the command." in said
   assert command.describe(OSError('a sentence.')) == 'a sentence.'
+  # A name alone says nothing.
+  assert 'KeyError: \'config\'. No input' in command.describe(
+      KeyError('config'))
 
 
 def test_a_model_is_known_by_its_content(store, caplog):
@@ -466,7 +469,8 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
   store.close()
 
 
-def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch):
+def test_without_tokens_candidates_are_decoded_again(
+    tmp_path, monkeypatch, caplog):
   store = Store.create(tmp_path, ABOUT | {'tokens': None})
   bare = [row(float(i))._replace(tokens=None) for i in range(3)]
   store.put(File(b'a.mp4', 1, 1), bare)
@@ -487,6 +491,8 @@ def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch):
   assert found.read == 2
   assert [(hit.name, hit.start) for hit in found.hits] == [
       (b'a.mp4', 1), (b'a.mp4', 2), (b'gone.mp4', 2), (b'a.mp4', 0)]
+  warned, = (record.getMessage() for record in caplog.records)
+  assert warned == 'gone.mp4 cannot be read again: missing file'
   store.close()
 
 
