@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from alpro_jax.data import dataset, verify
+from alpro_jax import files
+from alpro_jax.data import annotations, dataset, prepare, verify
 from tests import small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -129,6 +130,55 @@ def test_a_broken_index_is_made_again(path, tmp_path):
   assert [p.file for p in problems] == ['index-train.jsonl']
   verify.repair(path, tmp_path / 'saved')
   assert dataset.open_dataset(tmp_path / 'saved').metadata() == want
+
+
+@pytest.fixture
+def two_splits(path, tmp_path):
+  source = annotations.read_folder(
+      small_videos.write_folder(tmp_path / 'videos', 2))
+  prepare.prepare(source, tmp_path / 'videos', path, split='val',
+                  num_workers=1)
+  return path
+
+
+def test_a_repair_that_is_killed_leaves_no_half_set(
+    two_splits, tmp_path, monkeypatch):
+  saved, finished, real = tmp_path / 'saved', [], prepare.finish
+
+  def finish(*args):
+    finished.append(args[2])
+    if len(finished) == 2:
+      raise KeyboardInterrupt
+    return real(*args)
+
+  monkeypatch.setattr(prepare, 'finish', finish)
+  with pytest.raises(KeyboardInterrupt):
+    verify.repair(two_splits, saved)
+  assert finished == ['train', 'val'] and not saved.exists()
+  verify.repair(two_splits, saved)
+  assert verify.verify(saved).problems == []
+  for split in finished[:2]:
+    assert dataset.open_dataset(saved, split).digest == (
+        dataset.open_dataset(two_splits, split).digest)
+
+
+def test_two_repairs_to_one_place(path, tmp_path):
+  with files.folder(tmp_path / 'saved'), pytest.raises(
+      ValueError, match='is writing .*saved'):
+    verify.repair(path, tmp_path / 'saved')
+
+
+def test_a_set_that_changes_while_it_is_saved(path, tmp_path, monkeypatch):
+  real = shutil.copyfile
+
+  def copyfile(source, target):
+    flip(shard(path, 0), b'001.mp4')
+    return real(source, target)
+
+  monkeypatch.setattr(shutil, 'copyfile', copyfile)
+  with pytest.raises(ValueError, match='was changed while it was read'):
+    verify.repair(path, tmp_path / 'saved')
+  assert not (tmp_path / 'saved').exists()
 
 
 def test_the_command(path, tmp_path, capsys):

@@ -10,6 +10,7 @@ import os
 import shutil
 from typing import NamedTuple
 
+from alpro_jax import files
 from alpro_jax.data import prepare
 
 ALL = 'all splits'
@@ -63,14 +64,14 @@ def verify(path, *, out=None) -> Verified:
   """
   manifest = prepare.read_manifest(path)
   splits = manifest['splits']
-  files = [
+  listed = [
       (split, entry, file) for split, entry in splits.items()
       for file in (entry['index'], *entry['shards'])]
   # Sets of earlier versions do not list these.
-  files += [(ALL, None, file) for file in manifest.get('others', ())]
-  progress = prepare.Progress(len(files), out, unit='files')
+  listed += [(ALL, None, file) for file in manifest.get('others', ())]
+  progress = prepare.Progress(len(listed), out, unit='files')
   problems = []
-  for split, entry, file in files:
+  for split, entry, file in listed:
     reason = _check_file(path, file)
     if reason:
       problems.append(Problem(split, file['file'], reason))
@@ -89,11 +90,11 @@ def verify(path, *, out=None) -> Verified:
           split, prepare.MANIFEST,
           f'its shards have {shards} records, the split {entry["examples"]}'))
   records = sum(entry['examples'] for entry in splits.values())
-  return Verified(len(files) + 2, records, problems)  # Manifest and report.
+  return Verified(len(listed) + 2, records, problems)  # Manifest and report.
 
 
 def repair(path, output, *, out=None) -> dict[str, dict]:
-  """Writes a set of all records that can be read.
+  """Writes a set of all records that can be read, whole or not at all.
 
   Shards that are intact are copied as they are. Where the index is broken, it
   is made again from the records, which hold their texts.
@@ -105,7 +106,7 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   Returns:
     report by split, as launch/prepare.py writes it.
   Raises:
-    ValueError: if the output is there already.
+    ValueError: if the output is there already, or another process makes it.
   """
   path, output = os.path.abspath(path), os.path.abspath(output)
   if os.path.exists(output) and os.listdir(output):
@@ -113,37 +114,42 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   old = prepare.read_manifest(path)
   total = sum(entry['examples'] for entry in old['splits'].values())
   progress = prepare.Progress(total, out, unit='records')
-  reports = {}
-  for split, entry in old['splits'].items():
-    work = os.path.join(output, f'.preparing-{split}')
-    os.makedirs(work, exist_ok=True)
-    rows = _index_rows(path, entry)
-    parts, first = [], 0
-    for number, shard in enumerate(entry['shards']):
-      stem = os.path.join(work, f'part-{number:05}')
-      here = rows and rows[first:first + shard['examples']]
-      parts.append(_save_shard(path, shard, stem, here, progress))
-      first += shard['examples']
-    skipped = [item for part in parts for item in part['skipped']]
-    kept = [row for part in parts for row in part['index']]
-    report = {
-        'split': split, 'repaired_from': {
-            'path': path, 'digest': entry['digest']},
-        'counts': {
-            'clips': first, 'prepared': len(kept),
-            'captions': sum(len(row['captions']) for row in kept),
-            'questions': sum(len(row['questions']) for row in kept),
-            'skipped': len(skipped)},
-        'skipped': skipped}
-    prepare.finish(output, work, split, entry['plan'], parts, report,
-                   prepare.read_manifest(output, missing_ok=True))
-    shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
-    reports[split] = report
+  with files.folder(output) as made:
+    reports = {split: _save_split(path, split, entry, str(made), progress)
+               for split, entry in old['splits'].items()}
   progress.close()
   if not any(report['counts']['prepared'] for report in reports.values()):
     raise ValueError(
         f'no record of {path} can be read; {output} holds only the report.')
   return reports
+
+
+def _save_split(path, split, entry, output, progress):
+  """Adds what can be read of a split to a set; returns its report."""
+  work = os.path.join(output, f'.preparing-{split}')
+  os.makedirs(work, exist_ok=True)
+  rows = _index_rows(path, entry)
+  parts, first = [], 0
+  for number, shard in enumerate(entry['shards']):
+    stem = os.path.join(work, f'part-{number:05}')
+    here = rows and rows[first:first + shard['examples']]
+    parts.append(_save_shard(path, shard, stem, here, progress))
+    first += shard['examples']
+  skipped = [item for part in parts for item in part['skipped']]
+  kept = [row for part in parts for row in part['index']]
+  report = {
+      'split': split, 'repaired_from': {
+          'path': path, 'digest': entry['digest']},
+      'counts': {
+          'clips': first, 'prepared': len(kept),
+          'captions': sum(len(row['captions']) for row in kept),
+          'questions': sum(len(row['questions']) for row in kept),
+          'skipped': len(skipped)},
+      'skipped': skipped}
+  prepare.finish(output, work, split, entry['plan'], parts, report,
+                 prepare.read_manifest(output, missing_ok=True))
+  shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
+  return report
 
 
 def _check_file(path, entry):
@@ -207,8 +213,11 @@ def _index_rows(path, entry):
 def _save_shard(path, shard, stem, rows, progress):
   """Copies a shard, or its records that can be read; returns its part."""
   reason = _check_file(path, shard)
+  copy = f'{stem}.array_record'
   if not reason and rows is not None:
-    shutil.copyfile(os.path.join(path, shard['file']), f'{stem}.array_record')
+    shutil.copyfile(os.path.join(path, shard['file']), copy)
+    if prepare.sha256_file(copy) != shard['sha256']:
+      raise ValueError(f'{path} was changed while it was read; start again.')
     for _ in rows:
       progress.item()
     return {**{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
