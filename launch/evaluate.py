@@ -122,6 +122,8 @@ def evaluate():
         f'the cards of {len(names)} sets would have the names {names} in '
         f'{_OUTPUT.value}, and one would overwrite another; evaluate them one '
         'at a time, with --data, --split and an --output of its own.')
+  if _OUTPUT.value:  # Hours before it is written to.
+    pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
   model = trained.load(folder, config=config, tokenizer=_TOKENIZER.value)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
     raise ValueError(

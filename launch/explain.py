@@ -56,7 +56,8 @@ def main(argv):
 
 def explain(checkpoint, video, text):
   """Writes the page; returns its path."""
-  from alpro_jax.evaluation import explain, page, trained
+  from alpro_jax import files
+  from alpro_jax.evaluation import explain, trained
   from alpro_jax.search.encoder import Encoder
 
   if not os.path.isfile(video):
@@ -83,8 +84,7 @@ def explain(checkpoint, video, text):
       shown.entities.extend(explain.name_regions(
           model, teacher, names, frames, text, count=_REGIONS.value))
   path = pathlib.Path(_OUTPUT.value)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  page.write_text(path, explain.render(shown))
+  files.write_text(path, explain.render(shown))
   return path
 
 

@@ -5,7 +5,9 @@ made-up matcher; only the tests of Scorer compile a model.
 """
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import tracemalloc
 import types
@@ -255,6 +257,26 @@ def test_large_tokens_go_to_a_file(model, tmp_path):
   on_disk = score.embed_texts([f'text {i}' for i in range(7)])
   assert isinstance(on_disk.tokens, np.memmap)
   np.testing.assert_array_equal(on_disk.tokens, texts.tokens)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_room_for_the_tokens_is_named(
+    model, tmp_path, monkeypatch):
+  score = scorer(model)
+  score._memory_limit = 0
+  score._folder = str(tmp_path / 'gone')
+  texts = ['a', 'b']
+  with pytest.raises(OSError, match=r"config\.eval\.folder='.*/gone' cannot "
+                     'take 0 MiB of tokens: No such file'):
+    score.embed_texts(texts)
+  # Room is asked for as a whole, before anything is written into it.
+  def full(file, start, size):
+    assert (start, size) == (0, 2 * 12 * 16 * 4)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(os, 'posix_fallocate', full)
+  score._folder = str(tmp_path)
+  with pytest.raises(OSError, match='tokens: No space left on device. Name a '):
+    score.embed_texts(texts)
   assert not list(tmp_path.iterdir())
 
 

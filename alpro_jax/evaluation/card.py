@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.data import tokens
 from alpro_jax.data.answers import canonical, equal_entries
 from alpro_jax.evaluation import cases, page, question_answering
@@ -163,11 +164,10 @@ def write(card: Card, folder) -> pathlib.Path:
   """
   content = to_json(card)
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  page.write_text(folder / 'card.json', content)
-  page.write_text(folder / 'card.html', render(card))
+  files.write_text(folder / 'card.json', content)
+  files.write_text(folder / 'card.html', render(card))
   if card.answers:
-    page.write_text(folder / 'answers.jsonl', ''.join(
+    files.write_text(folder / 'answers.jsonl', ''.join(
         json.dumps(row, ensure_ascii=False) + '\n' for row in card.answers))
   return folder / 'card.html'
 

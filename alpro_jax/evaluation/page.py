@@ -6,7 +6,6 @@ fetched. Every text goes through `escape`.
 
 import base64
 import html
-import pathlib
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -167,13 +166,6 @@ def thumbnails(
   blocks = frames[:, :h * factor, :w * factor].reshape(
       count, h, factor, w, factor, 3)
   return blocks.mean((2, 4)).round().astype(np.uint8)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is never seen half written."""
-  draft = path.with_name(path.name + '.draft')
-  draft.write_text(text, encoding='utf-8')
-  draft.replace(path)
 
 
 _STYLE = '''

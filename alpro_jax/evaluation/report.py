@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.evaluation import page
 from alpro_jax.evaluation.page import Table, film_strip, format_figure, image
 from alpro_jax.evaluation.page import escape as _
@@ -142,11 +143,10 @@ def write(report: Report, folder) -> pathlib.Path:
     raise ValueError(
         f'figures {bad} are not finite; leave out what was not measured.')
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   figures = {k: float(report.figures[k]) for k in sorted(report.figures)}
-  page.write_text(
+  files.write_text(
       folder / 'report.json', json.dumps(figures, indent=1) + '\n')
-  page.write_text(folder / 'report.html', render(report))
+  files.write_text(folder / 'report.html', render(report))
   return folder / 'report.html'
 
 

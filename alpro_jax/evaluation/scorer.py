@@ -23,6 +23,7 @@ never change, and no pair counts twice (SPEC defect 39).
 """
 
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -171,7 +172,8 @@ class Scorer:
       pairs_per_call: pairs per call of the fusion encoder, over all devices;
         rounded to whole blocks of videos and texts.
       folder: where tokens of more than memory_limit bytes are kept, in a file
-        that goes with the process; '' keeps everything in memory.
+        that goes with the process; '' keeps everything in memory. Without room
+        for them, encoding raises OSError before it starts to fill the file.
       memory_limit: bytes of tokens of all videos, or of all texts.
     """
     self.model, self.params, self.mesh = model, params, mesh
@@ -340,8 +342,17 @@ class Scorer:
     if not self._folder or size <= self._memory_limit:
       return np.empty(shape, dtype)
     logging.info('%.1f GiB of tokens in %s', size / 2**30, self._folder)
-    with tempfile.TemporaryFile(dir=self._folder) as file:
-      return np.memmap(file, dtype, 'w+', shape=shape)
+    try:
+      with tempfile.TemporaryFile(dir=self._folder) as file:
+        # All of it now: a disk that is full later ends the process by SIGBUS.
+        if hasattr(os, 'posix_fallocate'):
+          os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype, 'w+', shape=shape)
+    except OSError as error:
+      raise OSError(
+          f'config.eval.folder={self._folder!r} cannot take '
+          f'{size / 2**20:,.0f} MiB of tokens: {error.strerror}. Name a folder '
+          "with more room, or '' to keep them in memory.") from error
 
   def _check_head(self):
     if not self.model.config.match:

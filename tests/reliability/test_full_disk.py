@@ -1,13 +1,16 @@
 """A disk that fills up ends a run clearly, and costs no whole checkpoint."""
 
 import resource
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from alpro_jax.evaluation import card
 from alpro_jax.train import checkpoints
-from tests import tiny_run
+from tests import test_card, tiny_run
 from tests.test_checkpoints import META, make_state
 
 
@@ -34,6 +37,51 @@ def test_a_failed_save_is_said_and_the_last_whole_one_stays(tmp_path):
       np.testing.assert_array_equal, again.restore(3, make_state(0)),
       make_state(3))
   again.close()
+
+
+# 4 MiB of tokens on a disk of 1 MiB.
+_TOKENS = '''
+import sys, types
+import numpy as np
+from alpro_jax.evaluation.scorer import Scorer
+where = types.SimpleNamespace(_folder=sys.argv[1], _memory_limit=0)
+try:
+  tokens = Scorer._store(where, 64, np.ones((1, 64, 256), np.float32))
+except OSError as error:
+  sys.exit(f'said: {error}')
+tokens[:] = 1
+'''
+
+
+def test_tokens_on_a_full_disk_are_one_sentence(tmp_path):
+  # A mount in a namespace of its own, which goes with the process.
+  mount = ['unshare', '--map-root-user', '--mount', 'sh', '-c',
+           'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"', 'sh',
+           tmp_path]
+  try:
+    subprocess.run([*mount, 'true'], check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('file systems cannot be mounted here')
+  done = subprocess.run(
+      [*mount, sys.executable, '-c', _TOKENS, tmp_path], cwd=tiny_run.ROOT,
+      capture_output=True, text=True, check=False)
+  # Without a word it would be -7, SIGBUS.
+  assert done.returncode == 1, done.stderr
+  assert (f'said: config.eval.folder={str(tmp_path)!r} cannot take 4 MiB of '
+          'tokens: No space left on device.') in done.stderr
+
+
+def test_a_card_that_cannot_be_written_is_named(tmp_path):
+  content = card.make(test_card.search())
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+  try:
+    with pytest.raises(OSError, match='card.json') as error:
+      card.write(content, tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  assert error.value.filename == str(tmp_path / 'card.json')
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.reliability
