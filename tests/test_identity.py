@@ -216,12 +216,16 @@ def test_a_head_of_other_labels_begins_afresh_or_is_refused(toy, tmp_path):
       tmp_path / 'third', **options, **{'train.new_parameters': ()})
 
 
-def test_runs_of_versions_that_stored_paths_go_on(pretraining):
+def test_runs_of_versions_that_stored_paths_go_on(pretraining, toy):
   options, run = pretraining
   forget(run, 'entities', 'templates', 'prompter', 'start', 'arrays')
   refused(
       "config.prompter.entities: was 'entities.txt', is 'moved.txt'", run,
       **options | {LIST: 'moved.txt'})
+  # They read the first word of a line of the list.
+  toy.task = Task(entities=('bar', 'disc', 'fire truck'))
+  refused("entities: 'fire truck' was read as 'fire'", run, **options)
+  toy.task = Task(entities=ENTITIES)
   train(run, **options | {'train.steps': 6})
   assert checkpoints.load_meta(run)['entities'] == list(ENTITIES)
 

@@ -256,6 +256,12 @@ def check_same_run(
   for name in LABELLED:
     if name in stored and not _same_labels(stored[name], meta[name]):
       lines.append(f'{name}: {_first_difference(stored[name], meta[name])}')
+  several = [name for name in meta['entities'] or () if ' ' in name]
+  if 'entities' not in stored and several:
+    # Who stored no names read the first word of a line.
+    lines.append(
+        f'entities: {several[0]!r} was read as {several[0].split()[0]!r} when '
+        'this run began; leave the first word alone on each line of the list')
   if 'prompter' in stored and _digest(stored['prompter']) != _digest(
       meta['prompter']):
     lines.append(_other_checkpoint(
