@@ -125,11 +125,11 @@ def test_time_in_which_the_machine_sleeps_does_not_count(monkeypatch):
 
 
 def test_the_usual_limit_grows_where_an_item_asks_for_it(monkeypatch):
-  monkeypatch.setattr(workers, '_USUAL_SECONDS', .3)
-  items = [('compute', .9), ('ask for', 60, .9), 7]
-  late = workers.Lost('time-out', 'more than 0.3 s; --timeout_s allows more')
+  monkeypatch.setattr(workers, '_USUAL_SECONDS', .6)
+  items = [('compute', 1.3), ('ask for', 60, 1.3), 7]
+  late = workers.Lost('time-out', 'more than 0.6 s; --timeout_s allows more')
   assert _map(items, timeout_s=None) == [late, 'computed', 14]
-  assert _map(items, timeout_s=.3) == [late, late, 14]
+  assert _map(items, timeout_s=.6) == [late, late, 14]
 
 
 def test_an_item_whose_worker_is_killed_is_tried_again_alone(tmp_path):

@@ -1,9 +1,11 @@
 """Frames come upright, evenly, never enlarged, and failures say why."""
 
+import fractions
 import io
 import os
 import pathlib
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,3 +241,37 @@ def test_real_clips():
   assert shapes['keyboard_rotated_90.mov'][:2] == (454, 256)
   assert shapes['crane.mp4'] == (180, 320, 3)  # The default stream.
   assert shapes['test_pattern_av1.mkv'] == (256, 455, 3)
+
+
+def test_long_and_large_videos_ask_for_more_time(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(video.workers, 'allow', asked.append)
+
+  def ask(name, **options):
+    path = small_videos.write_video(tmp_path / name, **options)
+    video.read_frames(path, fps=1)
+    return path.stat().st_size
+
+  ask('short.mp4', frames=10, rate=25, size=(640, 480))
+  ask('long.mp4', frames=40, rate=25, size=(640, 480))
+  ask('large.mp4', frames=10, rate=25, size=(1280, 960))
+  # Its header says nothing of its length: its bytes count.
+  size = ask('none.h264', frames=100, rate=25)
+  # And one that says three billion seconds is not believed.
+  path = tmp_path / 'far.mkv'
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('ffv1', rate=25)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, 'bgr0'
+    stream.codec_context.time_base = fractions.Fraction(1, 1000)
+    for second in (0, 3_000_000_000):
+      frame = av.VideoFrame.from_ndarray(
+          np.zeros((48, 64, 3), np.uint8), 'rgb24')
+      frame.pts = second * 1000
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  video.read_frames(path)
+  short, long, large, unknown, far = asked
+  np.testing.assert_allclose(short, 10 * 640 * 480 / 5e6, rtol=.05)
+  np.testing.assert_allclose([long, large], 4 * short, rtol=.05)
+  assert unknown >= size * 20 / 5e6
+  assert far <= path.stat().st_size / 16 * 64 * 48 / 5e6

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from alpro_jax.data import sniff
+from alpro_jax.data import sniff, workers
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -30,6 +30,9 @@ _FORMATS = ','.join(sorted(
 # Their headers say how long they are.
 _DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
 _MAX_PIXELS = 8192 * 8192
+_PIXELS_PER_SECOND = 5e6  # HDR, if all frames are kept at their size.
+_PIXELS_PER_BYTE = 20
+_LEAST_BYTES = 16  # Of a frame.
 # Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
 _PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000',
            'AVIF', 'PPM', 'TGA', 'ICO')
@@ -160,6 +163,7 @@ def _decode(file, container, fps, short_side, max_frames, max_seconds):
   stream.codec_context.thread_count = 1
   if stream.width * stream.height > _MAX_PIXELS:
     raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
+  workers.allow(_decoding_seconds(file, container, stream))
   # Later frames may be larger; the memory of those is not even asked for.
   stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
   scaler = av.video.reformatter.VideoReformatter()
@@ -217,6 +221,17 @@ def _decode(file, container, fps, short_side, max_frames, max_seconds):
     if _another_follows(file, container):
       raise EndsEarly('another recording was joined to its end, and not all '
                       'of that is read')
+
+
+def _decoding_seconds(file, container, stream):
+  """Returns how long reading a whole video may take on a slow core."""
+  size = os.fstat(file.fileno()).st_size
+  seconds = (container.duration or 0) / av.time_base
+  frames = max(seconds * float(stream.average_rate or 25), stream.frames)
+  # Headers may say anything, or nothing; but a frame takes some bytes, and in
+  # most videos a byte is for some pixels.
+  pixels = min(frames, size / _LEAST_BYTES) * stream.width * stream.height
+  return max(pixels, size * _PIXELS_PER_BYTE) / _PIXELS_PER_SECOND
 
 
 def _frames_of(container, stream, ends):

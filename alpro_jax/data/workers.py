@@ -24,7 +24,7 @@ from multiprocessing import connection
 _QUEUE_ITEMS = 16
 _QUEUE_BYTES = 1 << 15  # Below a pipe's buffer, so that sending never waits.
 _START_SECONDS = 120
-_USUAL_SECONDS = 120  # For an item that asks for no more; see `allow`.
+_USUAL_SECONDS = 120  # For an item; for more it has to ask, see `allow`.
 _LOOK_SECONDS = .25
 _KILLS = 4  # So often the worker of an item may be killed.
 _FROM_OUTSIDE = (
@@ -110,7 +110,7 @@ class _Allowance:
 
 
 def allow(seconds):
-  """Lets the item at hand take so long, where that is more than usual.
+  """Lets the item at hand take so much longer than usual.
 
   Called by what runs in a worker. Elsewhere, and where the user has set a
   limit, it changes nothing.
@@ -207,7 +207,7 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None,
     items: list.
     workers: number of processes.
     timeout_s: longest time for one item, in seconds that its worker computes
-      or waits; None is 120, or what the item asks for by `allow`.
+      or waits; None is 120, and what the item asks for by `allow`.
     window: how many items per worker may be finished before their turn.
     max_bytes: about how many bytes of such results are held in memory.
   Yields:
@@ -287,7 +287,7 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
           index, result = worker.receive(usual)
           if isinstance(result, _Allowance):
             if timeout_s is None:
-              worker.limit = max(usual, result.seconds)
+              worker.limit = usual + result.seconds
             continue
         except (EOFError, OSError):
           was_ready = worker.ready
