@@ -2,10 +2,12 @@
 
 A checkpoint made here has its model's sizes, task and tokenizer with it, like
 one of a training: evaluate.py and --config.train.init_from take it as it is.
-Every tensor of a file is used, or named with the reason why not.
+Every tensor of a file is used, or named with the reason why not. What a file
+does not say and decides what the model computes is asked for: the task where
+tensors do not tell, heads of attention but for the published widths.
 
-The original's files, or LAVIS's; the task is seen from the tensors. A
-pre-trained file holds its prompter too, which goes to OUTPUT_prompter:
+The original's files, or LAVIS's. A pre-trained file holds its prompter too,
+which goes to OUTPUT_prompter:
 
   python launch/convert.py --original=alpro_pretrained_ckpt.pt \\
     --tokenizer=data/bert-base-uncased/vocab.txt --output=runs/alpro
@@ -23,7 +25,8 @@ TimeSformer, and a BERT of Hugging Face; either may be left out:
     --workdir=runs/prompter --config.train.init_from=runs/start
 
 Back to the original's names and layouts, as .safetensors or with torch as .pt;
-exactly the file that was converted, if one was:
+exactly the file that was converted, if one was. Beside its tensors it carries
+what was stored with the checkpoint, so that it comes back as the same model:
 
   python launch/convert.py --checkpoint=runs/alpro \\
     --prompter=runs/alpro_prompter --output=alpro.pt
@@ -33,6 +36,8 @@ with this project: `pip install torch --index-url
 https://download.pytorch.org/whl/cpu`. Nothing in such a file is ever run.
 """
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -42,14 +47,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from alpro_jax import files as whole  # noqa: E402
 from alpro_jax import sharding  # noqa: E402
 from alpro_jax.data import answers as answer_lists  # noqa: E402
+from alpro_jax.data import entities as entity_lists  # noqa: E402
 from alpro_jax.data import tokens  # noqa: E402
 from alpro_jax.data.annotations import printable  # noqa: E402
 from alpro_jax.models.alpro import Alpro, AlproConfig  # noqa: E402
@@ -59,6 +67,7 @@ from alpro_jax.tasks.prompter import (  # noqa: E402
     model_config,
 )
 from alpro_jax.train import checkpoints, identity, workdir  # noqa: E402
+from alpro_jax.train.array_digests import array_digests  # noqa: E402
 from alpro_jax.train.state import TrainState, create_state  # noqa: E402
 from alpro_jax.weights import (  # noqa: E402
     assemble,
@@ -103,10 +112,15 @@ _FRAMES = flags.DEFINE_integer(
 _RESIZE_RULE = flags.DEFINE_enum(
     'resize_rule', '2d', assemble.RESIZE_RULES,
     "Resize positions as a grid, or in one row as the original does.")
+_TASK = flags.DEFINE_enum(
+    'task', '', ['', *sources.UNSEEN],
+    'Of a file whose tensors do not tell it.')
 _HEADS = flags.DEFINE_integer(
-    'heads', 0, 'Of attention; by default one for every 64 channels.')
+    'heads', 0, 'Of attention; needed where the file does not say, but for '
+    'the published widths.')
 _FUSION_LAYER = flags.DEFINE_integer(
-    'fusion_layer', 0, 'First layer of BERT that fuses; by default half way.')
+    'fusion_layer', 0, 'First layer of BERT that fuses; by default half way, '
+    'with --original of 12 layers alone.')
 _SEED = flags.DEFINE_integer(
     'seed', 42, 'Of what --vit and --bert do not give.')
 
@@ -126,6 +140,8 @@ class Converted(NamedTuple):
     config: its options.
     answers: that it chooses from.
     notes: {what happened: [lines]}, for the report and the checkpoint.
+    told: what was stored with the checkpoint that the file was made of, {} if
+      it is not one of ours.
   """
 
   model: Alpro
@@ -133,7 +149,8 @@ class Converted(NamedTuple):
   config: Any
   answers: tuple[str, ...]
   notes: dict[str, list[str]]
-  entities = None  # A file of weights does not name them.
+  told: dict[str, Any] = {}
+  entities = None  # A file of others does not name them.
 
 
 def main(argv):
@@ -161,7 +178,8 @@ def _check_flags():
         'them suffices) is needed; see --help.')
   if not _OUTPUT.value:
     raise ValueError('--output is needed: where the result goes.')
-  needs = {'prompter': 'checkpoint', 'answers': 'original'}
+  needs = {
+      'prompter': 'checkpoint', 'answers': 'original', 'task': 'original'}
   for name, other in needs.items():
     if flags.FLAGS[name].value and not flags.FLAGS[other].value:
       raise ValueError(f'--{name} goes with --{other} alone.')
@@ -176,26 +194,25 @@ def _check_flags():
 
 def convert_original():
   """The original's file -> one workdir, or two with a prompter in it."""
-  tensors = files.open_tensors(_ORIGINAL.value)
-  task, own, prompter = sources.alpro(tensors)
   folder = pathlib.Path(_OUTPUT.value)
-  parts = [(folder, task, own)]
+  _check_free(folder)
+  tensors = files.open_tensors(_ORIGINAL.value)
+  told = kept.told(files.read_metadata(_ORIGINAL.value))
+  if told and _TASK.value:
+    raise ValueError(
+        f'{_ORIGINAL.value} says that its task is {told["model"]["task"]!r}; '
+        'leave --task out.')
+  task, own, prompter = sources.alpro(
+      tensors, _TASK.value or told and told['model']['task'])
+  parts = [(folder, task, own, told and told['model'])]
   if prompter:
     beside = folder.with_name(folder.name + '_prompter')
-    parts.append((beside, 'prompter', prompter))
-  for where, _, _ in parts:
-    _check_free(where)
-  tokenizer, answers = _load_tokenizer(), ()
-  if task == 'question_answering':
-    answers = answer_lists.read_answers(_ANSWERS.value)
-  elif _ANSWERS.value:
-    raise ValueError(
-        f'--answers is of question answering, but {_ORIGINAL.value} is of '
-        f'{task!r}; leave it out.')
+    parts.append((beside, 'prompter', prompter, told and told['prompter']))
+  tokenizer = _load_tokenizer()
   # Everything is read and checked before anything is written.
   converted = [
-      _of_original(part_task, part, tokenizer, answers)
-      for _, part_task, part in parts]
+      _of_original(part_task, part, tokenizer, part_told or {})
+      for _, part_task, part, part_told in parts]
   if prompter:
     converted[0].config.prompter.checkpoint = str(parts[1][0])
   places = {
@@ -209,27 +226,120 @@ def convert_original():
   # Of the prompter alone there was no file: its names have no prefix.
   orders = [order, [
       (name, name, str(tensor.dtype)) for name, tensor in prompter.items()]]
-  for (where, _, part), one, names in zip(
-      parts, converted, orders, strict=False):
-    _save(where, one, tokenizer)
-    kept.write(where, names, {
-        name: tensor for name, tensor in part.items()
-        if (original.why_unused(name, one.model.config)
-            and not original.derived(name))
-        or ('cut' in one.notes and name.startswith('classifier.2.'))})
+  with contextlib.ExitStack() as stack:
+    # The last one gets its name first, and the model is there after all it
+    # needs.
+    for (where, _, part, _), one, names in zip(
+        parts, converted, orders, strict=False):
+      if where is not folder and _is_there(where, one, tokenizer):
+        continue
+      here = stack.enter_context(whole.folder(where))
+      _save(here, where, one, tokenizer)
+      kept.write(here, names, {
+          name: tensor for name, tensor in part.items()
+          if (original.why_unused(name, one.model.config)
+              and not original.derived(name))
+          or ('cut' in one.notes and name.startswith('classifier.2.'))})
+  for (where, *_), one in zip(parts, converted, strict=True):
     _report(where, one)
 
 
-def _of_original(task, tensors, tokenizer, answers):
+def _of_original(task, tensors, tokenizer, told):
   """Returns one model of the original's file."""
-  heads = sizes.head_sizes(tensors)
-  notes = {}
+  heads, notes = sizes.head_sizes(tensors), {}
+  answers = _answers(task, told)
   if answers:
     tensors = _cut_answers(tensors, len(answers), heads['answers'], notes)
+  config = _options(task, told)
+  if told:
+    _check_told(told, tokenizer)
+    values = told['model']
+  else:
+    values = _seen(task, tensors, heads, answers, config, notes)
+    _check_tokenizer(tokenizer, values['text'])
+
+  def made():
+    shown = {
+        name: config.model.video[name] for name in ('image_size', 'frames')}
+    return AlproConfig.from_dict(values | {'video': values['video'] | shown})
+
+  unused = {
+      name: reason for name in tensors
+      if (reason := original.why_unused(name, made()))}
+  _check_derived(tensors)
+  used = {name: t for name, t in tensors.items() if name not in unused}
+  rows = original.rename_table(made())
+  assemble.check(used, rows, _shapes(made()))
+  params = assemble.read_params(used, rows)
+  notes['not used'] = [
+      f'{tensors[name].names[0]}: {reason}' for name, reason in unused.items()]
+  params = _resize(params, config, notes)
+  return Converted(
+      Alpro(made()), unflatten_dict(params, sep='/'), config, answers, notes,
+      told)
+
+
+def _answers(task, told):
+  """Returns what a model chooses from; () if it does not answer questions."""
+  if task != 'question_answering':
+    if _ANSWERS.value:
+      raise ValueError(
+          f'--answers is of question answering, but {_ORIGINAL.value} is of '
+          f'{task!r}; leave it out.')
+    return ()
+  if not told:
+    if not _ANSWERS.value:
+      raise ValueError(
+          f'{_ORIGINAL.value} answers questions and does not say which answers '
+          'its labels stand for; pass the ans2label.json that it was trained '
+          'with as --answers.')
+    return answer_lists.read_answers(_ANSWERS.value)
+  if _ANSWERS.value and [*answer_lists.read_answers(_ANSWERS.value)] != told[
+      'answers']:
+    raise ValueError(
+        f'{_ANSWERS.value} lists other answers, or in another order, than '
+        f'{_ORIGINAL.value} says its labels stand for; leave --answers out.')
+  return tuple(told['answers'])
+
+
+def _check_told(told, tokenizer):
+  """Refuses flags and files that contradict what a file says of itself."""
+  if tokenizer.digest != told['tokenizer']['digest']:
+    raise ValueError(
+        f'{_tokenizer_file()} has digest {tokenizer.digest}, but '
+        f'{_ORIGINAL.value} was trained with {told["tokenizer"]["digest"]}; '
+        'pass the file of that run as --tokenizer.')
+  model = told['model']
+  for flag, found in (
+      ('heads', {model[part]['heads'] for part in ('video', 'text')}),
+      ('fusion_layer', {model['text']['fusion_layer']})):
+    given = flags.FLAGS[flag].value
+    if given and found != {given}:
+      raise ValueError(
+          f'--{flag}={given}, but {_ORIGINAL.value} says {min(found)}; leave '
+          f'--{flag} out.')
+
+
+def _seen(task, tensors, heads, answers, config, notes):
+  """Returns the config of a model, as a dict, from shapes, flags and custom."""
   video = sizes.video_sizes(tensors, _HEADS.value)
   text = sizes.text_sizes(tensors, _HEADS.value, _FUSION_LAYER.value)
-  _check_tokenizer(tokenizer, text)
-  config = _options(task)
+  guessed = []
+  if not _HEADS.value:
+    guessed.append(
+        f'{video["heads"]} heads of attention, as all published models of '
+        f'{video["width"]} channels have (or pass --heads)')
+  if not _FUSION_LAYER.value:
+    if text['depth'] != sizes.ORIGINAL_DEPTH:
+      raise ValueError(
+          f'which of the {text["depth"]} layers of the text encoder is the '
+          'first that fuses cannot be seen from its tensors, and decides what '
+          'it computes; pass --fusion_layer.')
+    guessed.append(
+        f'fusion from layer {text["fusion_layer"]} of {text["depth"]}, as in '
+        'the original (or pass --fusion_layer)')
+  if guessed:
+    notes['not said by the file'] = guessed
   config.model.embed_size = heads['embed_size'] or config.model.embed_size
   _set_sizes(config, video, text)
   own_heads = {
@@ -240,35 +350,22 @@ def _of_original(task, tensors, tokenizer, answers):
           'embed_size': 0, 'match': False, 'mlm': False,
           'answers': len(answers)},
   }[task]
-  made = model_config(config.model, text['vocab_size'], **own_heads)
-  unused = {
-      name: reason for name in tensors
-      if (reason := original.why_unused(name, made))}
-  _check_derived(tensors)
-  used = {name: t for name, t in tensors.items() if name not in unused}
-  rows = original.rename_table(made)
-  assemble.check(used, rows, _shapes(made))
-  params = assemble.read_params(used, rows)
-  notes['not used'] = [
-      f'{tensors[name].names[0]}: {reason}' for name, reason in unused.items()]
-  params = _resize(params, config, notes)
-  made = model_config(config.model, text['vocab_size'], **own_heads)
-  return Converted(
-      Alpro(made), unflatten_dict(params, sep='/'), config, answers, notes)
+  return dataclasses.asdict(
+      model_config(config.model, text['vocab_size'], **own_heads))
 
 
 def _cut_answers(tensors, count, labels, notes):
   """Leaves out the labels that no answer has (SPEC defect 24)."""
   if count > labels:
     raise ValueError(
-        f'{_ANSWERS.value} has {count} answers, but classifier.2.weight of '
+        f'there are {count} answers, but classifier.2.weight of '
         f'{_ORIGINAL.value} chooses from {labels}; pass the list it was '
-        'trained with.')
+        'trained with as --answers.')
   if count == labels:
     return tensors
   notes['cut'] = [
       f'classifier.2: the last {labels - count} of {labels} labels, which no '
-      f'answer of {_ANSWERS.value} has']
+      'answer has']
   return {**tensors, **{
       name: tensors[name].derive(
           (count, *tensors[name].shape[1:]), lambda array: array[:count])
@@ -298,13 +395,13 @@ def convert_start():
   folder = pathlib.Path(_OUTPUT.value)
   _check_free(folder)
   tensors, given, optional, notes = {}, [], [], {}
-  config = _options('prompter')
+  config = _options('prompter', {})
   config.seed = _SEED.value
   video = text = None
   if _VIT.value:
     source = sources.vit(
         files.open_tensors(_VIT.value), _config_beside(_VIT.value))
-    video = sizes.video_sizes(source.tensors, _HEADS.value or source.heads)
+    video = sizes.video_sizes(source.tensors, _heads('--vit', source, notes))
     given.append('visual_encoder.')
     if source.copied:
       optional = ['.temporal_fc.', '.time_embed']
@@ -316,7 +413,7 @@ def convert_start():
     source = sources.bert(
         files.open_tensors(_BERT.value), _config_beside(_BERT.value))
     text = sizes.text_sizes(
-        source.tensors, _HEADS.value or source.heads, _FUSION_LAYER.value)
+        source.tensors, _heads('--bert', source, notes), _FUSION_LAYER.value)
     given.append('text_encoder.bert.')
     if any(n.startswith('text_encoder.cls.') for n in source.tensors):
       given.append('text_encoder.cls.')
@@ -340,8 +437,22 @@ def convert_start():
   params = flatten_dict(fresh, sep='/') | params
   notes['from the seed'] = _grouped(absent, params)
   one = Converted(model, unflatten_dict(params, sep='/'), config, (), notes)
-  _save(folder, one, tokenizer)
+  with whole.folder(folder) as here:
+    _save(here, folder, one, tokenizer)
   _report(folder, one)
+
+
+def _heads(flag, source, notes):
+  """Returns how many heads of attention a backbone has, 0 if unknown."""
+  if not (_HEADS.value or source.heads):
+    notes.setdefault('not said by the file', []).append(
+        f'heads of attention of {flag}: as all published models of that width '
+        'have (or pass --heads)')
+  if _HEADS.value and source.heads and _HEADS.value != source.heads:
+    raise ValueError(
+        f'--heads={_HEADS.value}, but what {flag} names says {source.heads}; '
+        'leave --heads out.')
+  return source.heads or _HEADS.value
 
 
 def _config_beside(path):
@@ -366,16 +477,20 @@ def _grouped(absent, params):
 def convert_back():
   """A checkpoint, with a prompter if given -> the original's file."""
   files.check_writable(_OUTPUT.value)
-  state, config, remembered = _read_back(_CHECKPOINT.value)
+  state, meta, remembered = _read_back(_CHECKPOINT.value)
+  told = {'model': meta, 'prompter': None}
   if _PROMPTER.value:
-    if not config.entities:
+    if not meta['model'].get('entities'):
       raise ValueError(
           f'{_CHECKPOINT.value} has no head for entities, so it was not '
           'trained with a prompter; leave --prompter out.')
-    teacher, _, _ = _read_back(_PROMPTER.value)
+    teacher, told['prompter'], _ = _read_back(_PROMPTER.value)
+    _check_prompter(meta, told['prompter'])
     state |= {f'prompter.{name}': array for name, array in teacher.items()}
   arrays, absent = kept.in_order(state, remembered)
-  files.write_tensors(_OUTPUT.value, arrays)
+  assemble.check_finite([
+      name for name, array in arrays.items() if not np.isfinite(array).all()])
+  files.write_tensors(_OUTPUT.value, arrays, kept.tell(told))
   size = sum(array.nbytes for array in arrays.values())
   print(f'{len(arrays)} tensors, {size / 2**20:.1f} MiB')
   if absent:
@@ -390,19 +505,31 @@ def convert_back():
   print(f'Written: {_OUTPUT.value}')
 
 
+def _check_prompter(meta, prompter):
+  if prompter['config']['task'] != 'prompter':
+    raise ValueError(
+        f'--prompter={_PROMPTER.value} is of task '
+        f'{prompter["config"]["task"]!r}, and no prompter; pass the run of '
+        'configs/pretrain_prompter.py that --checkpoint was trained with. Its '
+        f'config says {meta["config"]["prompter"]["checkpoint"]!r}.')
+  if 'entities' in meta:
+    identity.check_teacher(meta, _PROMPTER.value, meta['entities'])
+
+
 def _read_back(checkpoint):
-  """Returns arrays by the original's names, the config, and what was kept."""
+  """Returns arrays by the original's names, the stored JSON, what was kept."""
   folder = checkpoints.find(checkpoint)
-  config = AlproConfig.from_dict(checkpoints.load_meta(folder)['model'])
+  meta = checkpoints.load_meta(folder)
+  config = AlproConfig.from_dict(meta['model'])
   params = checkpoints.load_params(
       folder, abstract_params(Alpro(config), sharding.make_mesh()))
   # FOLDER/checkpoints/STEP is in the workdir FOLDER.
   remembered = kept.read(folder.parents[1])
   state = original.to_original(params, config)
-  return kept.complete(state, remembered, config), config, remembered
+  return kept.complete(state, remembered, config), meta, remembered
 
 
-def _options(task):
+def _options(task, told):
   """Returns the options that are stored beside the sizes of the model."""
   if _CONFIG.value is not None:
     config = _CONFIG.value.copy_and_resolve_references()
@@ -412,6 +539,8 @@ def _options(task):
       raise ValueError(
           f'--config has task={config.task!r}, but the weights are for '
           f'{task!r}; pass a config of that task, or none.')
+  elif told:
+    config = ml_collections.ConfigDict(told['config'])
   else:
     config = _CONFIGS[task].get_config()
     config.model.dtype = 'float32'
@@ -421,7 +550,16 @@ def _options(task):
   config.train.init_from = ''
   config.train.steps = 0
   config.data.tokenizer = _tokenizer_file()
-  config.data.answers = _ANSWERS.value
+  if not told or _ANSWERS.value:
+    config.data.answers = _ANSWERS.value
+  if told and _CONFIG.value is not None:
+    # It may be of another size.
+    for part in ('video', 'text'):
+      config.model[part].update({
+          name: value for name, value in told['model'][part].items()
+          if name in config.model[part]})
+    config.model.embed_size = (
+        told['model']['embed_size'] or config.model.embed_size)
   return config
 
 
@@ -453,7 +591,8 @@ def _resize(params, config, notes):
         f'{video.patch_size}, the side of a patch.')
   video.image_size = _IMAGE_SIZE.value or video.image_size
   video.frames = _FRAMES.value or video.frames
-  _show(config, video.image_size, video.frames)
+  if _IMAGE_SIZE.value or _FRAMES.value:
+    _show(config, video.image_size, video.frames)
   params, lines = assemble.resize(
       params, positions=(video.image_size // video.patch_size) ** 2,
       frames=video.frames, rule=_RESIZE_RULE.value)
@@ -483,6 +622,10 @@ def _load_tokenizer():
         '--tokenizer is needed: the vocab.txt of the BERT that the weights '
         "come from (the original's is bert-base-uncased), since word vectors "
         'mean nothing without it.')
+  if not pathlib.Path(_tokenizer_file()).is_file():
+    raise FileNotFoundError(
+        f'--tokenizer={_tokenizer_file()} is not there; expected the vocab.txt '
+        'that the weights were trained with, or a SentencePiece .model file.')
   return tokens.load_tokenizer(_tokenizer_file())
 
 
@@ -496,23 +639,57 @@ def _check_tokenizer(tokenizer, text):
 
 def _check_free(folder):
   if (folder / checkpoints.FOLDER).exists():
-    raise ValueError(
-        f'{folder} holds checkpoints already; choose another --output.')
+    raise FileExistsError(
+        f'{folder} holds checkpoints already; choose another --output, or '
+        'delete it.')
+  whole.check_free(folder)
 
 
-def _save(folder, one, tokenizer):
-  """Writes a checkpoint of step 0, like one of a training."""
-  task = one  # Its model and labels are all that is described.
-  meta = identity.describe(one.config, task, tokenizer, sources=())
+def _is_there(where, one, tokenizer):
+  """Whether the same checkpoint was made by a command that was broken off."""
+  if (where / kept.FILE).is_file():
+    with contextlib.suppress(
+        FileNotFoundError, checkpoints.DamagedCheckpointError):
+      if identity.of_checkpoint(where)['digest'] == identity.digest(
+          _meta(one, tokenizer), array_digests(one.params)):
+        return True
+  _check_free(where)
+  return False
+
+
+def _meta(one, tokenizer):
+  """Returns the JSON that is stored with a checkpoint."""
+  meta = identity.describe(one.config, one, tokenizer, sources=())
+  # What it was trained on and with, where the file says so.
+  return meta | {
+      name: one.told[name]
+      for name in ('data', 'start', 'entities', 'templates', 'prompter')
+      if name in one.told}
+
+
+def _save(here, where, one, tokenizer):
+  """Writes a checkpoint of step 0, like one of a training.
+
+  Args:
+    here: folder to write to.
+    where: the name that it will have.
+    one: Converted.
+    tokenizer: its tokenizer.
+  """
+  if names := one.told.get('entities'):
+    entity_lists.write_entities(
+        ((name, '') for name in names), here / 'entities.txt')
+    one.config.prompter.entities = str(where / 'entities.txt')
+    one.config.prompter.num_entities = 0
   origin = {
       name: flags.FLAGS[name].value for name in ('original', 'vit', 'bert')
       if flags.FLAGS[name].value}
-  meta['converted'] = {'from': origin, **one.notes}
-  store = checkpoints.Checkpoints(folder)
+  meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes}}
+  store = checkpoints.Checkpoints(here)
   params = jax.tree.map(jnp.asarray, one.params)
   store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)
   store.close()
-  workdir.write_json(folder / 'config.json', workdir.plain(one.config))
+  workdir.write_json(here / 'config.json', workdir.plain(one.config))
 
 
 def _report(folder, one):

@@ -1,14 +1,16 @@
-"""What a converted checkpoint keeps of its file, for an exact way back.
+"""What a checkpoint keeps of a file, and a file of a checkpoint: the way back.
 
 A file of the original has tensors that no model here has, because nothing
 reads them. They lie beside the checkpoint, with the file's names, order and
-types; what follows from other tensors is not kept but made again.
+types; what follows from other tensors is not kept but made again. And tensors
+do not tell task, heads, options, tokenizer and labels of a model: what was
+stored with a checkpoint goes into its file as well.
 """
 
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from alpro_jax.weights import files, original
 from alpro_jax.weights.files import Tensor
 
 FILE = 'original.safetensors'
+# Under this name, as JSON, in the metadata of a file.
+_KEY, _FORMAT = 'alpro_jax', 1
+_NEEDED = ('task', 'model', 'tokenizer', 'config')
 
 
 class Kept(NamedTuple):
@@ -46,6 +51,45 @@ def read(folder) -> Kept:
   tensors = files.open_tensors(path)
   return Kept(
       tuple(map(tuple, order)), {n: t.read() for n, t in tensors.items()})
+
+
+def tell(meta: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+  """Returns the metadata of a file, for files.write_tensors.
+
+  Args:
+    meta: what was stored with the checkpoints of the `model` and the `prompter`
+      in it, or None.
+  """
+  # The arrays are the file's own.
+  parts = {
+      part: values and {
+          name: value for name, value in values.items()
+          if name not in ('arrays', 'step')}
+      for part, values in meta.items()}
+  return {_KEY: json.dumps({'format': _FORMAT, **parts})}
+
+
+def told(metadata: Mapping[str, str]) -> dict[str, Any]:
+  """Returns what `tell` was given; {} of a file that is not one of ours.
+
+  Raises:
+    ValueError: if a newer version wrote it, or it is damaged.
+  """
+  if _KEY not in metadata:
+    return {}
+  try:
+    found = json.loads(metadata[_KEY])
+    known = found['format'] == _FORMAT and all(
+        name in part for part in (found['model'], found['prompter'])
+        if part is not None for name in _NEEDED)
+  except (ValueError, KeyError, TypeError):
+    known = False
+  if not known:
+    raise ValueError(
+        f'what the file says of itself ({metadata[_KEY][:60]!r}...) is not of '
+        f'format {_FORMAT}, which this version reads; write it again, or use '
+        'the version that wrote it.')
+  return found
 
 
 def complete(
@@ -82,6 +126,8 @@ def in_order(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Gives tensors the names, order and types of the file they came from.
 
+  A prompter that was not in that file comes last.
+
   Returns:
     arrays by name in the file, and the names that there is no array for.
   """
@@ -93,4 +139,8 @@ def in_order(
       arrays[name] = state[theirs].astype(files.dtype(dtype), copy=False)
     else:
       absent.append(name)
+  if not any(theirs.startswith('prompter.') for _, theirs, _ in kept.order):
+    arrays |= {
+        name: array for name, array in state.items()
+        if name.startswith('prompter.')}
   return arrays, absent

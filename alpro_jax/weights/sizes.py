@@ -1,7 +1,7 @@
 """The sizes of a model, from the shapes of its tensors.
 
-What shapes do not tell are heads of attention (64 channels each in every
-published ViT and BERT) and where the fusion encoder begins (half way).
+What shapes do not tell are heads of attention, which are known for the widths
+that are published alone, and where the fusion encoder begins (half way).
 """
 
 import collections
@@ -11,7 +11,11 @@ from collections.abc import Mapping
 
 from alpro_jax.weights.files import Tensor
 
-_HEAD_SIZE = 64
+# Heads of every published ViT and BERT of a width. Below, widths are shared by
+# models of several numbers of heads.
+PUBLISHED_HEADS = {768: 12, 1024: 16}
+# Layers of the original's text encoder, half of which fuse.
+ORIGINAL_DEPTH = 12
 _VIDEO = 'visual_encoder.model'
 
 
@@ -21,9 +25,10 @@ def video_sizes(tensors: Mapping[str, Tensor], heads: int = 0) -> dict:
   Args:
     tensors: by their names in the original; without time_embed there are no
       `frames` in the result.
-    heads: of attention; 0 is one for every 64 channels.
+    heads: of attention; 0 is PUBLISHED_HEADS of its width.
   Raises:
-    ValueError: naming a tensor that is missing or has an odd shape.
+    ValueError: naming a tensor that is missing or has an odd shape, or the
+      heads if they are not known.
   """
   block = rf'{_VIDEO}\.blocks\.\d+\.'
   width = _most(tensors, rf'{block}norm[12]\.weight', 0)
@@ -53,10 +58,11 @@ def text_sizes(
 
   Args:
     tensors: by their names in the original.
-    heads: of attention; 0 is one for every 64 channels.
+    heads: of attention; 0 is PUBLISHED_HEADS of its width.
     fusion_layer: first layer of the fusion encoder; 0 is half of them.
   Raises:
-    ValueError: naming a tensor that is missing or has an odd shape.
+    ValueError: naming a tensor that is missing or has an odd shape, or the
+      heads if they are not known.
   """
   bert = r'text_encoder(?:\.bert)?'
   layer = rf'{bert}\.encoder\.layer\.\d+\.'
@@ -122,8 +128,9 @@ def _depth(tensors, pattern):
 
 
 def _heads(width, encoder):
-  if width % _HEAD_SIZE:
+  if width not in PUBLISHED_HEADS:
     raise ValueError(
-        f'the {encoder} encoder has {width} channels, which are not heads of '
-        f'{_HEAD_SIZE}; pass --heads.')
-  return width // _HEAD_SIZE
+        f'how many heads of attention the {encoder} encoder of {width} '
+        'channels has cannot be seen from its tensors, and decides what it '
+        'computes; pass --heads.')
+  return PUBLISHED_HEADS[width]

@@ -15,6 +15,8 @@ from alpro_jax.weights.files import Tensor, derive
 
 _VIDEO, _TEXT = 'visual_encoder.model.', 'text_encoder.'
 _PROMPTER = 'prompter.'
+# Tasks that tensors alone may not tell from each other.
+UNSEEN = ('prompter', 'pretrain', 'retrieval')
 
 
 class Source(NamedTuple):
@@ -34,15 +36,19 @@ class Source(NamedTuple):
 
 
 def alpro(
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor], task: str = ''
 ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
   """Sorts a file of the original, or of LAVIS.
 
+  Args:
+    tensors: by their names in the file.
+    task: of the model, where it is known; '' sees it from the tensors.
   Returns:
-    the task of the model, as config.task names it; its tensors, by their names
-    in the original; those of the prompter in the same file, or none.
+    the task, as config.task names it; the model's tensors, by their names in
+    the original; those of the prompter in the same file, or none.
   Raises:
-    ValueError: if it is no file of ALPRO's.
+    ValueError: if it is no file of ALPRO's, or of another task than `task`, or
+      its task cannot be seen.
   """
   tensors = _without_prefix(tensors, 'module.')
   prompter = {
@@ -56,16 +62,44 @@ def alpro(
         f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got '
         f'{len(own)} tensors: {list(own)[:5]}. Weights of a ViT or TimeSformer '
         'go to --vit, those of a BERT to --bert.')
-  if any(name.startswith('classifier.') for name in own):
-    own = _rename(own, r'text_encoder\.bert\.', _TEXT)
-    return 'question_answering', own, {}
+  possible = _tasks(own)
+  if not task and len(possible) > 1:
+    raise ValueError(
+        f'the file may be of task {" or ".join(map(repr, possible))}: its '
+        'tensors do not tell, and of a prompter the head that says match or no '
+        'match was never trained. Pass --task.')
+  if task and task not in possible:
+    raise ValueError(
+        f'the tensors are those of task {" or ".join(map(repr, possible))}, '
+        f'not of {task!r}.')
+  task = task or possible[0]
+  if task == 'question_answering':
+    return task, _rename(own, r'text_encoder\.bert\.', _TEXT), {}
   # LAVIS has a bare BERT everywhere.
   bare = r'text_encoder\.(?=embeddings\.|encoder\.)'
-  own = _rename(own, bare, 'text_encoder.bert.')
-  if any(name.startswith('mpm_head.') for name in own):
-    return 'pretrain', own, _rename(prompter, bare, 'text_encoder.bert.')
-  task = 'prompter' if 'video_prompt_feat' in own else 'retrieval'
-  return task, own, {}
+  if task == 'pretrain':
+    prompter = _rename(prompter, bare, 'text_encoder.bert.')
+  else:
+    prompter = {}
+  return task, _rename(own, bare, 'text_encoder.bert.'), prompter
+
+
+def _tasks(own):
+  """Returns the tasks that a model of these tensors may have."""
+
+  def any_begins(*prefixes):
+    return any(name.startswith(prefixes) for name in own)
+
+  if any_begins('classifier.'):
+    return ['question_answering']
+  if any_begins('mpm_head.'):
+    return ['pretrain']
+  if 'video_prompt_feat' in own:
+    return ['prompter']
+  # The original's file has the classes of Kinetics, LAVIS no head for words.
+  if any_begins(f'{_VIDEO}head.') or not any_begins(f'{_TEXT}cls.'):
+    return ['retrieval']
+  return list(UNSEEN)
 
 
 def vit(
