@@ -173,6 +173,8 @@ def test_the_index_keeps_any_name(store):
   assert clips.name == sorted([*ODD, *ODD[1:]])
   assert clips.start[clips.name.index(ODD[1])] == 0
   assert clips.vector.shape == (7, 2)
+  np.testing.assert_array_equal(clips.stop - clips.start, 1)
+  assert clips.start.dtype == clips.stop.dtype == np.float64
   tokens = store.tokens(clips.id[:2])
   assert tokens.dtype == np.float16 and tokens.shape == (2, 3, 4)
   assert store.strip(clips.id[0]) == b'strip'
@@ -494,6 +496,37 @@ def test_without_tokens_candidates_are_decoded_again(
   warned, = (record.getMessage() for record in caplog.records)
   assert warned == 'gone.mp4 cannot be read again: missing file'
   store.close()
+
+
+def test_each_span_answers_and_all_are_averaged(monkeypatch):
+  encoder, seen = NumpyEncoder(), []
+  encoder.trained.answers_questions = True
+  encoder.trained.answers = 'red', 'blue', 'two'
+  encoder.pixels = lambda clips: np.array([clip.start for clip in clips])
+  share = np.array([[.7, .2, .1], [.6, .3, .1], [.1, .8, .1], [.2, .2, .6]])
+
+  def answer(scorer, batches, questions, answers, pairs_per_call):
+    seen.extend(batches)
+    assert questions == [[('what?', '', 'other')]] * 4
+    assert (answers, pairs_per_call) == (encoder.trained.answers, 3)
+    return types.SimpleNamespace(logits=np.log(share))
+
+  monkeypatch.setattr(querying.question_answering, 'answer', answer)
+  spans = [(2.0, 4.0), (4.0, 6.0), (6.0, 8.0), (8.0, 9.5)]
+  whole, each = querying.ask(encoder, cut.CutVideo(tuple(
+      Clip(start, stop, (), b'') for start, stop in spans)), 'what?')
+  # The last call is filled up with the last clip.
+  assert [batch['video'].tolist() for batch in seen] == [[2, 4, 6], [8] * 3]
+  assert [batch['record'].tolist() for batch in seen] == [[0, 1, 2], [3] * 3]
+  assert [batch['valid'].tolist() for batch in seen] == [
+      [True] * 3, [True, False, False]]
+  assert [found[:2] for found in each] == spans and whole[:2] == (2.0, 9.5)
+  assert [found.top[0][0] for found in each] == ['red', 'red', 'blue', 'two']
+  assert [text for text, _ in whole.top] == ['red', 'blue', 'two']
+  assert [share for _, share in whole.top] == pytest.approx([.4, .375, .225])
+  encoder.trained.answers_questions = False
+  with pytest.raises(ValueError, match='answers no questions'):
+    querying.ask(encoder, cut.CutVideo(), 'what?')
 
 
 def test_the_page_is_escaped(store):
