@@ -552,6 +552,7 @@ def test_evaluation_with_text_is_a_whole_batch():
   batch, = evaluate(data, tokenizer=Letters(), style='s')
   assert [Letters().decode(x) for x in batch['text_ids']] == [
       'b', 'c', 'd', 'd']
+  assert (batch['answer'] == -1).all()
   trained, = take(train(data), 1)
   assert set(batch) == {*trained, 'record'}
   assert set(trained['video_id'].tolist()) == set(batch['video_id'].tolist())

@@ -256,8 +256,12 @@ def test_what_the_system_refuses_comes_with_advice():
 
 
 def test_a_model_is_known_by_its_content(store, caplog):
-  made = indexing.made_with(NumpyEncoder().trained)
+  trained = NumpyEncoder().trained
+  made = indexing.made_with(trained)
   assert made.items() >= {'path': 'runs/a', 'digest': 'd' * 64}.items()
+  assert len(made['content']) == 64
+  trained.meta['arrays']['params/x'] = 'another'
+  assert indexing.made_with(trained)['content'] != made['content']
   store.change(checkpoint=made)
   # Written again without its optimizer, in another place.
   copy = made | {'path': 'runs/copy', 'digest': 'e' * 64}
