@@ -81,6 +81,12 @@ def main(argv=None):
     raise FileNotFoundError(
         f'--demo={made} holds no finished demo; make one with `make demo`.')
   output.mkdir(parents=True, exist_ok=True)
+  from alpro_jax.train import identity
+
+  # What is done already compares with one demo alone, wherever that lies.
+  demo.claim(output, {'demo': {
+      name: identity.of_checkpoint(made / name)['digest']
+      for name in ('prompter', 'pretrain')}})
   known = argparse.Namespace(**json.loads((made / 'options.json').read_text()))
   files, runs = demo.Files(made), {}
   stages = demo.Stages(output, total=1 + sum(

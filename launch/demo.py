@@ -154,7 +154,7 @@ def main(argv=None):
   options = _parser().parse_args(argv)
   output = pathlib.Path(options.output)
   output.mkdir(parents=True, exist_ok=True)
-  _claim(output, {'seed': options.seed, 'quick': options.quick})
+  claim(output, {'seed': options.seed, 'quick': options.quick})
   stages = Stages(output, total=20)
   files = Files(output)
   changes = {'seed': options.seed} | (QUICK_WORLD if options.quick else {})
@@ -238,14 +238,14 @@ def _train(options, stages, files, name, run, file, *flags, argument='demo'):
       *flags, f'--workdir={files.output / run}')
 
 
-def _claim(output, options):
-  """Refuses a folder that was made with other options."""
+def claim(output, options):
+  """Refuses a folder that was begun with other options."""
   file = output / 'options.json'
   known = json.loads(file.read_text()) if file.exists() else options
   if known != options:
     raise ValueError(
-        f'{output} holds a demo with {known}, this is one with {options}; '
-        'choose another --output, or remove that folder.')
+        f'{output} was begun with {known}, and this is {options}; choose '
+        'another --output, or remove that folder.')
   file.write_text(json.dumps(options) + '\n')
 
 

@@ -1,6 +1,7 @@
 """The configs load at every scale and hold the paper's values."""
 
 import importlib
+import json
 import pathlib
 import types
 
@@ -10,7 +11,7 @@ from alpro_jax.data import dataset
 from alpro_jax.data.annotations import Question
 from alpro_jax.evaluation import split
 from alpro_jax.models.alpro import AlproConfig
-from alpro_jax.train import loop
+from alpro_jax.train import identity, loop
 from configs import (
     common,
     finetune,
@@ -23,6 +24,7 @@ from configs import (
     pretrain_prompter,
 )
 from configs.ablations import stages
+from launch import ablations
 from tests import small_sets
 
 FINETUNINGS = (
@@ -112,6 +114,30 @@ def test_an_ablation_changes_something_and_nothing_else(name):
   assert bool(changed) == (name != 'full')
   with pytest.raises(ValueError, match='choose one of'):
     file.get_config('train')
+
+
+def test_ablations_belong_to_one_demo_wherever_it_lies(tmp_path, monkeypatch):
+  measured = []
+  monkeypatch.setattr(ablations, '_measure', lambda *_: measured.append(1))
+  monkeypatch.setattr(ablations, '_write', lambda *_: None)
+  monkeypatch.setattr(identity, 'of_checkpoint', lambda path: {
+      'digest': (path / 'content').read_text()})
+
+  def run(place, content):
+    made = tmp_path / place
+    for name in ('prompter', 'pretrain'):
+      (made / name).mkdir(parents=True, exist_ok=True)
+      (made / name / 'content').write_text(content)
+    (made / 'report.json').touch()
+    (made / 'options.json').write_text(json.dumps({'seed': 0, 'quick': True}))
+    ablations.main([
+        f'--demo={made}', f'--output={tmp_path / "out"}', '--only=full'])
+
+  run('demo', 'x')
+  run('moved', 'x')
+  with pytest.raises(ValueError, match='was begun with .*another --output'):
+    run('demo', 'y')
+  assert len(measured) == 2
 
 
 def test_pretraining_is_the_papers():

@@ -188,12 +188,14 @@ def test_the_index_keeps_any_name(store):
 
 
 def test_what_is_no_index_is_refused(tmp_path):
+  assert not Store.exists(tmp_path)
   with pytest.raises(FileNotFoundError, match='holds no index.sqlite'):
     Store.open(tmp_path)
   (tmp_path / 'index.sqlite').write_text('something else, long enough')
   with pytest.raises(ValueError, match='is no index'):
     Store.open(tmp_path)
   Store.create(tmp_path / 'old', {}).change(format=0)
+  assert Store.exists(tmp_path / 'old')
   with pytest.raises(ValueError, match='has format 0'):
     Store.open(tmp_path / 'old')
 
