@@ -467,7 +467,7 @@ def test_a_host_that_asks_for_pauses_is_asked_less(
 def test_bad_rows_stop_no_others(server, tmp_path, capsys):
   rows = [('x' * 256 + '.mp4', ''), ('av.py', ''), ('sitecustomize', ''),
           ('a\x1b[2J.mp4', ''), (f'.{fetch.RESUME}.unfinished-1/a.mp4', ''),
-          ('a.mp4', ''), ('b.mp4', 'http://[::/x'), ('c.mp4', 'http://h:x/'),
+          ('a.MTS', ''), ('b.mp4', 'http://[::/x'), ('c.mp4', 'http://h:x/'),
           ('d.mp4', 'http://' + 'x' * 70 + '.test/'), ('e.mp4', 'http:///x'),
           ('f.mp4', 'http://a b/'), ('y/' * 3000 + 'z.mp4', ''),
           ('\udcff.mp4', ''), ('last.mp4', '')]
@@ -479,7 +479,7 @@ def test_bad_rows_stop_no_others(server, tmp_path, capsys):
   assert launch_prepare()(command) == 1
   folder = tmp_path / 'videos'
   assert {path.name for path in folder.iterdir()} == {
-      'a.mp4', 'last.mp4', fetch.RESUME}
+      'a.MTS', 'last.mp4', fetch.RESUME}
   shown = capsys.readouterr()
   assert all(f'{name!r}' in shown.err for name, _ in rows[:5])
   assert 'expected a suffix of videos' in shown.err
@@ -487,7 +487,7 @@ def test_bad_rows_stop_no_others(server, tmp_path, capsys):
   # A file where a folder is wanted, and the other way round.
   (folder / 'page.mp4').mkdir()
   videos = [fetch.Video(url(server, f'ok/{i}'), name) for i, name in enumerate([
-      'a.mp4/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4'])]
+      'a.MTS/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4'])]
   found = fetch.fetch(videos, folder, allow_local=True)
   assert [found[video] for video in videos] == ['cannot be written'] * 3 + ['']
 

@@ -24,8 +24,7 @@ from alpro_jax.data import annotations, listing, prepare, sniff, web
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
-_SUFFIXES = (*listing.SUFFIXES, '.jpg', '.jpeg', '.png', '.webp',
-             '.bmp', '.tif', '.tiff', '.avif')
+_SUFFIXES = dict.fromkeys((*listing.SUFFIXES, *annotations.PHOTO_SUFFIXES))
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # Seconds for which a host may ask not to be asked: at once and in all, and
 # for each video that it gave.
