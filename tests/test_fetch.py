@@ -18,6 +18,9 @@ from tests.test_verify import launch_prepare
 BODY = b'\0\0\0\x08ftyp\0\0\x46\x58mdat' + b'not really a video' * 1000
 
 
+CERTIFICATE = pathlib.Path(__file__).with_name('video_test.pem')
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
   """Answers by the first part of the path, and counts."""
 
@@ -50,6 +53,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(206 if what == 'range' else 200)
     for name, value in headers.items():
       self.send_header(name, value)
+    if what in ('chunked', 'unfinished'):
+      self.send_header('Transfer-Encoding', 'chunked')
+      self.end_headers()
+      end = b'0\r\n\r\n' if what == 'chunked' else b''
+      return self.wfile.write(b'%x\r\n%b\r\n' % (len(body), body) + end)
     if what not in ('unsized', 'snapped'):
       self.send_header('Content-Length', str(len(body)))
     self.end_headers()
@@ -61,8 +69,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       pass  # The other side left.
 
   def do_CONNECT(self):
+    """Is the proxy of video.test, and that as well."""
     self.server.seen[self.path] += 1
-    self.send_error(403)
+    if self.path != 'video.test:443':
+      return self.send_error(403)
+    self.server.told.append(self.headers['Proxy-Authorization'])
+    self.send_response(200)
+    self.end_headers()
+    with certified().wrap_socket(self.connection, server_side=True) as secure:
+      self.server.told.append(secure.recv(9999))
+      secure.sendall(b'HTTP/1.0 200 OK\r\n\r\n' + BODY)
 
   def drip(self):
     """Sends a header that never ends, or would not for ten seconds."""
@@ -76,6 +92,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def log_message(self, *args):
     pass
+
+
+def certified():
+  """The TLS context of a server called video.test."""
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(CERTIFICATE)
+  return context
 
 
 def page(body, kind=None, **headers):
@@ -145,17 +168,17 @@ def get(server, tmp_path, paths, **limits):
 def test_what_fails_is_tried_again_if_that_may_help(server, tmp_path):
   found = get(server, tmp_path, [
       'ok/a', 'unsized/a', 'shaky/a', 'torn/a', 'moved/a', 'gone/a', 'cut/a',
-      'away/a', 'öl/ü b.mp4?q=ä', 'snapped/a'])
+      'away/a', 'öl/ü b.mp4?q=ä', 'snapped/a', 'chunked/a', 'unfinished/a'])
   assert found == {
       'ok/a': '', 'unsized/a': '', 'shaky/a': '', 'torn/a': '', 'moved/a': '',
       'gone/a': 'HTTP 404', 'cut/a': 'truncated',
       'away/a': 'redirect refused', 'öl/ü b.mp4?q=ä': '',
-      'snapped/a': 'truncated'}
+      'snapped/a': 'truncated', 'chunked/a': '', 'unfinished/a': 'truncated'}
   assert (server.seen['/gone/a'], server.seen['/cut/a'],
           server.seen['/torn/a'], server.seen['/away/a']) == (1, 3, 2, 1)
   folder = tmp_path / 'videos'
   there = sorted(path.name for path in folder.glob('*.mp4'))
-  assert there == [f'{i}.mp4' for i in (0, 1, 2, 3, 4, 8)]
+  assert there == [f'{i}.mp4' for i in (0, 1, 10, 2, 3, 4, 8)]
   assert all((folder / name).read_bytes() == BODY for name in there)
 
 
@@ -207,6 +230,7 @@ def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
   monkeypatch.setattr(fetch, '_download', download)
   get(server, tmp_path, [f'ok/{i}' for i in range(8)], threads=6, per_host=2)
   assert max(most) == 2 and len(most) == 8
+  assert fetch._host('http://me:a@H.test:80/a') == fetch._host('http://h.test')
 
 
 def test_a_full_disk_stops_all(server, tmp_path, monkeypatch):
@@ -373,10 +397,7 @@ def test_redirects_do_not_lead_inside(outside, tmp_path):
 
 
 def test_certificates_are_checked(outside, tmp_path, monkeypatch):
-  pem = pathlib.Path(__file__).with_name('video_test.pem')
-  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-  context.load_cert_chain(pem)
-  names = []
+  context, names = certified(), []
   context.sni_callback = lambda sock, name, context: names.append(name)
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as secure:
     secure.seen, secure.pages = Counter(), {}
@@ -388,7 +409,7 @@ def test_certificates_are_checked(outside, tmp_path, monkeypatch):
     video = fetch.Video(f'https://video.test:{port}/ok/a', 'a.mp4')
     other = fetch.Video(f'https://127.0.0.1:{port}/ok/b', 'b.mp4')
     strange = fetch.fetch([video], tmp_path, limits=limits)
-    monkeypatch.setenv('SSL_CERT_FILE', str(pem))
+    monkeypatch.setenv('SSL_CERT_FILE', str(CERTIFICATE))
     found = fetch.fetch(
         [video, other], tmp_path, limits=limits, allow_local=True)
     secure.shutdown()
@@ -398,18 +419,26 @@ def test_certificates_are_checked(outside, tmp_path, monkeypatch):
   assert secure.seen == {'/ok/a': 1} and 'video.test' in names
 
 
-def test_through_a_proxy(server, tmp_path, monkeypatch):
+def test_through_a_proxy(outside, tmp_path, monkeypatch):
+  server = outside
   monkeypatch.delenv('no_proxy')
   proxy = f'http://me:word@127.0.0.1:{server.server_port}'
   monkeypatch.setenv('http_proxy', proxy)
   monkeypatch.setenv('https_proxy', proxy)
+  monkeypatch.setenv('SSL_CERT_FILE', str(CERTIFICATE))
+  server.told = []
   videos = [
       fetch.Video(f'{address}/ok/a', f'{i}.mp4') for i, address in enumerate([
-          'http://8.8.8.8', 'https://8.8.8.8', 'http://192.168.0.1'])]
+          'http://8.8.8.8', 'https://8.8.8.8', 'http://192.168.0.1',
+          'https://video.test'])]
   found = fetch.fetch(videos, tmp_path, limits=fetch.Limits(tries=1))
   assert [found[video] for video in videos] == [
-      '', 'no connection', 'local address refused']
-  assert server.seen == {'http://8.8.8.8/ok/a': 1, '8.8.8.8:443': 1}
+      '', 'no connection', 'local address refused', '']
+  assert server.seen == {
+      'http://8.8.8.8/ok/a': 1, '8.8.8.8:443': 1, 'video.test:443': 1}
+  told, request = server.told  # The password is for the proxy alone.
+  assert told == 'Basic bWU6d29yZA==' and b'Authorization' not in request
+  assert request.startswith(b'GET /ok/a HTTP/1.1\r\nHost: video.test\r\n')
 
 
 def test_nothing_is_written_through_links(server, tmp_path):
@@ -434,6 +463,8 @@ def test_nothing_is_written_through_links(server, tmp_path):
 def test_time_is_limited_while_headers_come(server, tmp_path):
   assert get(server, tmp_path, ['drip'], tries=1, max_seconds=.3) == {
       'drip': 'too slow'}
+  assert get(server, tmp_path, ['slow'], tries=1, max_seconds=.2) == {
+      'slow': 'too slow'}
   deadline = time.monotonic() + 5
   while not server.seen['left'] and time.monotonic() < deadline:
     time.sleep(.02)
@@ -454,6 +485,14 @@ def test_a_host_that_asks_for_pauses_is_asked_less(
   monkeypatch.setattr(fetch, '_LONGEST_WAIT', .1)
   assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
   assert sum(server.seen.values()) <= 2 * 6
+  # No single one is longer, whatever a host gave before.
+  server.seen.clear()
+  server.pause = .2
+  monkeypatch.setattr(fetch, '_WAIT_PER_VIDEO', 1e6)
+  found = get(server, tmp_path / 'c', ['ok', 'never/1', 'never/2'], threads=1)
+  assert [*found.values()] == ['', 'HTTP 429', 'HTTP 429']
+  assert server.seen == {'/ok': 1, '/never/1': 1}
+  server.pause = .02
   # Nor when each gets through at its second try, unless that gives enough.
   paths = [f'busy/{i}' for i in range(40)]
   for allowed, given_up in [(.001, True), (1., False)]:
@@ -486,10 +525,12 @@ def test_bad_rows_stop_no_others(server, tmp_path, capsys):
   assert '\x1b' not in shown.err + shown.out
   # A file where a folder is wanted, and the other way round.
   (folder / 'page.mp4').mkdir()
-  videos = [fetch.Video(url(server, f'ok/{i}'), name) for i, name in enumerate([
-      'a.MTS/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4'])]
+  names = ['a.MTS/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4']
+  videos = [fetch.Video(url(server, f'new/{i}'), name)
+            for i, name in enumerate(names)]
   found = fetch.fetch(videos, folder, allow_local=True)
   assert [found[video] for video in videos] == ['cannot be written'] * 3 + ['']
+  assert server.seen['/new/1'] == 0
 
 
 def test_a_server_does_not_write_to_the_terminal(server, tmp_path, capsys):

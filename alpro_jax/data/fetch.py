@@ -157,8 +157,7 @@ def name_of(row, url):
         f'pictures ({", ".join(_SUFFIXES)})')
   if name.startswith(f'.{RESUME}') or annotations.printable(name) != name:
     raise ValueError(f'{name!r} may not be a name here')
-  if len(name) > 1000 or any(
-      len(part.encode()) > 255 for part in name.split('/')):
+  if any(len(part.encode()) > 255 for part in name.split('/')):
     raise ValueError(f'{name!r} is longer than a file name may be, 255 bytes')
   return name
 
@@ -192,7 +191,7 @@ def _download(client, url, limits, partial, path):
           f'HTTP {answer.status}', answer.reason, again,
           _retry_after(headers.get('Retry-After')))
     size = headers.get('Content-Length', '')
-    size = int(size) if size.isdecimal() and not answer.chunked else None
+    size = int(size) if size.isdecimal() else None
     if size is not None and size > limits.max_bytes:
       raise web.Failed('too large', f'{size} bytes')
     with open(partial, 'xb') as file:

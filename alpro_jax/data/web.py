@@ -47,7 +47,7 @@ class Failed(Exception):
   def __init__(self, reason, detail='', again='never', wait=0.):
     super().__init__(reason)
     self.reason = reason
-    self.detail = annotations.printable(detail)[:500]
+    self.detail = str(detail)[:500]
     self.again = again
     self.wait = wait
 
@@ -138,9 +138,8 @@ class Client:
         timer.daemon = True
         timer.start()
         stack.callback(timer.cancel)
-        connection.request('GET', target, headers={
-            'User-Agent': 'alpro_jax', 'Accept-Encoding': 'identity',
-            **headers})
+        connection.request(
+            'GET', target, headers={'User-Agent': 'alpro_jax', **headers})
         answer = stack.enter_context(connection.getresponse())
       yield answer
 
