@@ -245,6 +245,21 @@ def test_a_full_disk_stops_all(server, tmp_path, monkeypatch):
   assert not any(get(server, tmp_path, ['ok/0', 'ok/1']).values())
 
 
+def test_an_error_that_nobody_thought_of_is_named(
+    server, tmp_path, monkeypatch, capsys):
+  download = fetch._download
+
+  def odd(client, address, *args):
+    if address.endswith('1'):
+      raise LookupError('odd')
+    return download(client, address, *args)
+
+  monkeypatch.setattr(fetch, '_download', odd)
+  assert get(server, tmp_path, ['ok/0', 'ok/1', 'ok/2'], threads=1) == {
+      'ok/0': '', 'ok/1': 'failed', 'ok/2': ''}
+  assert 'failed (LookupError: odd)' in capsys.readouterr().err
+
+
 def test_names_stay_in_the_folder(tmp_path):
   path = write(tmp_path, [
       {'video': 'https://h/a/..%2F..%2Fetc%2Fpasswd', 'caption': 'x'},

@@ -71,3 +71,5 @@ def test_sizes_of_boxes(tmp_path, size, cut):
               b'\0\0\0\x01mdat' + size.to_bytes(8) + bytes(91)):
     path.write_bytes(b'\0\0\0\x08ftyp' + box)
     assert sniff.is_cut(path) == cut
+  path.write_bytes(b'\0\0\0\x08ftyp\0\0\0')
+  assert sniff.is_cut(path)
