@@ -24,7 +24,7 @@ from alpro_jax.data import annotations, listing, prepare, sniff, web
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
-_SUFFIXES = dict.fromkeys((*listing.SUFFIXES, *annotations.PHOTO_SUFFIXES))
+_SUFFIXES = {*listing.SUFFIXES, *annotations.PHOTO_SUFFIXES}
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # Seconds for which a host may ask not to be asked: at once and in all, and
 # for each video that it gave.
@@ -154,7 +154,7 @@ def name_of(row, url):
   if suffix.lower() not in _SUFFIXES:
     raise ValueError(
         f'{name!r} ends in {suffix!r}, expected a suffix of videos or '
-        f'pictures ({", ".join(_SUFFIXES)})')
+        'pictures, such as .mp4 or .jpg')
   if name.startswith(f'.{RESUME}') or annotations.printable(name) != name:
     raise ValueError(f'{name!r} may not be a name here')
   if any(len(part.encode()) > 255 for part in name.split('/')):
