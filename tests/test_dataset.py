@@ -291,6 +291,17 @@ def test_one_damaged_record(path):
   assert data.fetch([0, 2, 3]) == [whole[i] for i in (0, 2, 3)]
 
 
+def test_a_lack_of_memory_is_no_damage(path, monkeypatch):
+  data = dataset.open_dataset(path)
+
+  def read(numbers):
+    raise MemoryError
+
+  monkeypatch.setattr(data._shards, 'read', read)
+  with pytest.raises(MemoryError):
+    data.fetch([0])
+
+
 def test_counts_must_agree(path):
   manifest = json.loads((path / 'manifest.json').read_text())
   manifest['splits']['train']['examples'] = 8

@@ -126,10 +126,11 @@ def test_time_in_which_the_machine_sleeps_does_not_count(monkeypatch):
 
 def test_the_usual_limit_grows_where_an_item_asks_for_it(monkeypatch):
   monkeypatch.setattr(workers, '_USUAL_SECONDS', .6)
-  items = [('compute', 1.3), ('ask for', 60, 1.3), 7]
+  items = [1.3, ('ask for', 60, 1.3), 7]
   late = workers.Lost('time-out', 'more than 0.6 s; --timeout_s allows more')
-  assert _map(items, timeout_s=None) == [late, 'computed', 14]
+  assert _map(items, timeout_s=None) == [late, 1.3, 14]
   assert _map(items, timeout_s=.6) == [late, late, 14]
+  assert _map([('compute', 99)], timeout_s=.6) == [late]
 
 
 def test_an_item_whose_worker_is_killed_is_tried_again_alone(tmp_path):
@@ -509,6 +510,22 @@ def test_what_this_machine_lost_is_tried_again(
   assert [file.name for file in output.iterdir()
           if file.name.startswith('.')] == ['.lock']
   assert not _prepare(folder, output, part_size=2)['tried_again']
+
+
+def test_a_damaged_set_is_not_made_anew_from(clips, tmp_path, lose):
+  lose['003.mp4'] = KILLED
+  _prepare(clips, tmp_path / 'set', part_size=5)
+  lose.clear()
+  for pattern, near in [('index-train.jsonl', b'clip 7'),
+                        ('*record-00000*', b'clip 1')]:
+    file, = (tmp_path / 'set').glob(pattern)
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(near, b'clip 8'))
+    with pytest.raises(prepare.PrepareError, match='damaged .sha256.. Remove'):
+      _prepare(clips, tmp_path / 'set', part_size=5)
+    file.write_bytes(whole)
+  report = _prepare(clips, tmp_path / 'set', part_size=5)
+  assert report['counts']['prepared'] == 12
 
 
 def test_a_time_out_is_tried_again_with_another_limit(clips, tmp_path, lose):

@@ -14,12 +14,12 @@ def compute(seconds):
   end = time.process_time() + seconds
   while time.process_time() < end:
     pass
-  return 'computed'
 
 
 def ask_for(allowed, seconds):
   workers.allow(allowed)
-  return compute(seconds)
+  time.sleep(seconds)
+  return seconds
 
 
 def stop(seconds):

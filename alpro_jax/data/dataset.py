@@ -289,12 +289,16 @@ class PreparedDataset:
     self._shards.check_unchanged(numbers)  # If not, no record is to blame.
     try:
       return self._shards.read(numbers)
+    except MemoryError:
+      raise
     except Exception:
       return [self._fetch_one(index) for index in indices]
 
   def _fetch_one(self, index):
     try:
       return self._shards.read(self._stored[[index]])[0]
+    except MemoryError:
+      raise
     except Exception as e:
       raise UnreadableRecord(
           f'Record {index} ({self._records[index].video!r}) of {self.path} '

@@ -516,6 +516,9 @@ def _try_again(old, settings, limits, out):
            if annotations.printable(clip.video) in again}
   if not again:
     return 0, False
+  index = os.path.join(old.output, old.entry['index']['file'])
+  if sha256_file(index) != old.entry['index']['sha256']:
+    raise PrepareError(_damaged(index, 'is damaged (sha256)'))
   progress = Progress(sum(
       len(part.clips) for part in old.parts if again.intersection(
           clip.video for clip in part.clips)), out)
@@ -893,7 +896,7 @@ def finish(output, work, split, plan, parts, report, manifest):
                                     ('examples', 'bytes', 'sha256')}})
   named = {shard['file'] for shard in shards}
   for path in glob.glob(os.path.join(
-      glob.escape(output), f'*-{split}.array_record-*')):
+      glob.escape(output), f'{name}-{split}.array_record-*')):
     if os.path.basename(path) not in named:  # The split had others.
       os.remove(path)
   report_path = os.path.join(output, REPORT)

@@ -195,6 +195,8 @@ def _read_records(path, shard, reason):
   for i in range(count):
     try:
       record = source[i]
+    except MemoryError:
+      raise  # The record is not to blame.
     except Exception as error:
       yield None, f'{type(error).__name__}: {error}'.splitlines()[0]
     else:
