@@ -140,6 +140,18 @@ def test_single_frames_that_were_joined(tmp_path):
   np.testing.assert_allclose(seconds, [0, .1, .2])
 
 
+@pytest.mark.parametrize('suffix', ['ts', 'mkv', 'mp4'])
+def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
+  parts = [small_videos.write_video(
+      tmp_path / f'{size}.{suffix}', size=size, rate=25).read_bytes()
+           for size in ((64, 48), (48, 64))]
+  path = tmp_path / f'a.{suffix}'
+  path.write_bytes(b''.join(parts))
+  frames, seconds = video.read_frames(path)
+  assert [frame.shape for frame in frames] == [(48, 64, 3)] * 16
+  np.testing.assert_allclose(seconds, np.arange(16) / 25, atol=2e-3)
+
+
 def _record(path, **options):
   return prepare.make_record(
       annotations.Clip(path.name, (path.name,), ('x',), ('',), False, ()),

@@ -4,7 +4,7 @@ One thread per call: preparation runs one process per core, and a decoder's
 own threads cost 40 % more CPU in all.
 """
 
-import heapq
+import collections
 import io
 import itertools
 import math
@@ -314,12 +314,10 @@ def _frames_of(container, stream, ends):
       subtitles may well go on when there are no more pictures.
   """
   begin = (container.start_time or 0) / av.time_base
-  make_up = av.container.Flags.gen_pts.value
-  container.flags &= ~make_up
+  container.flags &= ~av.container.Flags.gen_pts.value  # It makes some up.
   # AVI has no times but those at which to decode, one packet after another.
-  # Frames come in the order in which they are shown: each takes the earliest
-  # of the times that are left. What FFmpeg makes up for them is wrong.
-  decoding_times = None
+  # Frames come in the order in which they are shown: each takes the next one.
+  only_decoding, waiting = None, collections.deque()
   for packet in container.demux():
     time = packet.dts if packet.pts is None else packet.pts
     if time is not None and packet.time_base:
@@ -327,14 +325,12 @@ def _frames_of(container, stream, ends):
           (time + (packet.duration or 0)) * packet.time_base) - begin)
     if packet.stream.index != stream.index:
       continue
-    if decoding_times is None and packet.pts is None is not packet.dts:
-      decoding_times = []
-    elif not decoding_times:
-      container.flags |= make_up
-    if decoding_times is not None and packet.dts is not None:
-      heapq.heappush(decoding_times, packet.dts)
+    if only_decoding is None:
+      only_decoding = packet.pts is None
+    if only_decoding and packet.dts is not None:
+      waiting.append(packet.dts)
     for frame in packet.decode():
-      pts = heapq.heappop(decoding_times) if decoding_times else frame.pts
+      pts = waiting.popleft() if waiting else frame.pts
       known = pts is not None and frame.time_base
       yield frame, pts * frame.time_base if known else None
 
