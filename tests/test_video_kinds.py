@@ -140,6 +140,14 @@ def test_single_frames_that_were_joined(tmp_path):
   np.testing.assert_allclose(seconds, [0, .1, .2])
 
 
+def test_joined_recordings_ask_for_the_time_of_all(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(video.workers, 'allow', asked.append)
+  path, _, _ = _write(tmp_path, 'mp4-va-3600-0-20-transposed')
+  video.read_frames(path)
+  np.testing.assert_allclose(asked, asked[0] * np.array([1, 2, 3]), rtol=.2)
+
+
 @pytest.mark.parametrize('suffix', ['ts', 'mkv', 'mp4'])
 def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
   parts = [small_videos.write_video(
