@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alpro_jax import sharding
-from alpro_jax.train import checkpoints
+from alpro_jax.train import checkpoints, optimizer
 from alpro_jax.train.state import TrainState
 from tests.processes import run_two
 
@@ -74,6 +74,35 @@ def test_restores_every_leaf_on_fewer_devices(tmp_path):
   assert len(meta.pop('arrays')) == len(jax.tree.leaves(single))
   assert meta == {'task': 'toy', 'step': 3}
   store.close()
+
+
+@pytest.mark.parametrize('eps_rule', ['standard', 'original'])
+def test_moments_of_frozen_parameters_are_left_out(tmp_path, eps_rule):
+  """Older checkpoints hold them, in the third of six parts."""
+  options = dict(
+      b1=0.9, b2=0.98, eps=1e-6, eps_rule=eps_rule, weight_decay=0.1,
+      clip_norm=1.0)
+  leaf = {'kernel': jnp.arange(6.0).reshape(2, 3)}
+  params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
+  schedule = optax.constant_schedule(1e-3)
+  parts = optimizer.make_optimizer(schedule, **options).init(params)
+  adam = jax.tree.map(lambda x: x + 1, parts[1])
+  now = optimizer.make_optimizer(
+      schedule, freeze='video_attention_and_mlp', **options)
+  new = now.init(params)
+  old = TrainState(jnp.int32(3), params, (*new[:2], adam, *new[3:]))
+  store = checkpoints.Checkpoints(tmp_path)
+  store.save(old, META)
+  store.close()
+  store = checkpoints.Checkpoints(tmp_path)
+  wanted = TrainState(jnp.int32(0), params, new)
+  got = store.restore(3, abstract(wanted))
+  store.close()
+  assert jax.tree.structure(got) == jax.tree.structure(wanted)
+  moments = optax.tree.get(adam, 'mu')['video_encoder']['block0']
+  (kept,) = jax.tree.leaves(optax.tree.get(got.opt_state, 'mu'))
+  np.testing.assert_array_equal(kept, moments['temporal_fc']['kernel'])
+  assert optax.tree.get_all_with_path(got.opt_state[2], 'count')[0][1] == 1
 
 
 def test_eight_devices_to_two_processes(tmp_path):

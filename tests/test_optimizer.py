@@ -47,6 +47,16 @@ def test_bad_schedules_are_refused():
     adamw(make(), eps_rule='torch')
 
 
+def test_a_learning_rate_is_never_above_what_was_asked_for():
+  for schedule in optimizer.SCHEDULES:
+    for rate in (0.0, 1e-9):
+      rates = [float(make(schedule, rate=rate)(k)) for k in range(10)]
+      assert max(rates) <= np.float32(rate)
+  for rate in (-1e-3, float('nan'), float('inf')):
+    with pytest.raises(ValueError, match='must be 0 or more, and finite'):
+      make(rate=rate)
+
+
 def test_original_rule_adds_eps_to_the_uncorrected_root():
   # SPEC 8: p -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + eps).
   rng = np.random.default_rng(0)
@@ -122,3 +132,29 @@ def test_freezing_is_the_originals_accident():
       for leaf in ('kernel', 'bias')}
   with pytest.raises(ValueError, match='one of'):
     adamw(make(), freeze='all')
+
+
+@pytest.mark.parametrize('eps_rule', ['standard', 'original'])
+def test_frozen_parameters_do_not_count_in_the_norm_that_is_clipped(eps_rule):
+  leaf = {'kernel': jnp.zeros((1, 1))}
+  params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
+  tx = adamw(
+      make('constant', warmup=0), freeze='video_attention_and_mlp',
+      clip_norm=1.0, eps_rule=eps_rule)
+  gradients = {'video_encoder': {'block0': {
+      'mlp': {'kernel': jnp.full((1, 1), 1e3)},
+      'temporal_fc': {'kernel': jnp.full((1, 1), 0.5)},
+  }}}
+  _, state = tx.update(gradients, tx.init(params), params)
+  (moment,) = jax.tree.leaves(optax.tree.get(state, 'mu'))
+  np.testing.assert_allclose(moment, 0.1 * 0.5, rtol=1e-6)
+
+
+def test_the_schedule_is_set_by_the_step_and_the_moments_are_not():
+  tx = adamw(make())
+  params = {'kernel': jnp.zeros(1)}
+  fresh = tx.init(params)
+  state = optimizer.at_step(fresh, jnp.int32(7))
+  assert jax.tree.structure(state) == jax.tree.structure(fresh)
+  counts = [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+  assert counts == [0, 7]

@@ -118,6 +118,15 @@ def unit_length(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
+def in_range(params: Any) -> Any:
+  """Returns parameters whose temperature lies in TEMPERATURE_RANGE."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: jnp.clip(leaf, *TEMPERATURE_RANGE)
+      if jax.tree_util.keystr(path, simple=True) == 'temperature' else leaf,
+      params,
+  )
+
+
 class Classifier(nn.Module):
   """D -> 2D -> classes with a ReLU: entities of regions, answers."""
 
@@ -275,7 +284,8 @@ class Alpro(nn.Module):
   def temperature(self) -> jax.Array:
     """float32[], clipped to its range; the gradient passes as if it were not.
 
-    The original clamps the parameter in place, outside autograd.
+    The original clamps the parameter in place, outside autograd, as training
+    does by `in_range`; weights from elsewhere may lie outside.
     """
     free = self.free_temperature
     clipped = jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE))

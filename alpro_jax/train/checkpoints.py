@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -171,29 +172,42 @@ class Checkpoints:
       abstract: ShapeDtypeStructs that carry the wanted sharding; the number of
         devices may differ from that of the run that saved.
     Raises:
-      ValueError: if names, shapes or types differ from what is stored.
+      ValueError: if names, shapes or types differ from what is stored. Moments
+        of frozen parameters, which the optimizer once kept, are left out.
       DamagedCheckpointError: if an array is not what was given to `save`.
     """
     stored = self._manager.item_metadata(step)
     wanted = _items(abstract)
     _check_same(
         wanted['params'], stored.params, f'parameters of step {step}')
+    unused = _moments_not_kept(wanted, stored.train)
     _check_same(
-        wanted['train'], stored.train, f'optimizer state of step {step}')
+        wanted['train'], stored.train, f'optimizer state of step {step}',
+        unused)
+    train = wanted['train']
+    if unused:
+      # Orbax restores whole trees only.
+      targets = unused | _by_name(train)
+      train = jax.tree_util.tree_map_with_path(
+          lambda path, _: targets[leaf_name(path)], _tree(stored.train)
+      )
     items = self._manager.restore(
         step,
         args=ocp.args.Composite(
             params=ocp.args.StandardRestore(wanted['params']),
-            train=ocp.args.StandardRestore(wanted['train']),
+            train=ocp.args.StandardRestore(train),
         ),
     )
     _check_arrays(
         self.folder / str(step), self.meta(step),
         {'params': items.params, 'train': items.train})
+    restored = _by_name(items.train)
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, _: restored[f'opt_state/{leaf_name(path)}'],
+        abstract.opt_state,
+    )
     return TrainState(
-        step=items.train['step'],
-        params=items.params,
-        opt_state=items.train['opt_state'],
+        step=items.train['step'], params=items.params, opt_state=opt_state
     )
 
   def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
@@ -534,9 +548,27 @@ def _listed(names):
   return ', '.join(sorted(names))
 
 
-def _check_same(abstract, stored, what):
-  stored = getattr(stored, 'tree', stored)
-  _check_names(_by_name(abstract), _by_name(stored), what)
+def _check_same(abstract, stored, what, unused=()):
+  _check_names(
+      _by_name(abstract), _by_name(_tree(stored)), what, unused=unused)
+
+
+def _tree(stored):
+  return getattr(stored, 'tree', stored)
+
+
+def _moments_not_kept(wanted, stored):
+  """Returns stored moments that the optimizer leaves out, by name.
+
+  As ShapeDtypeStructs that lie where their parameters do.
+  """
+  kept, params = _by_name(wanted['train']), _by_name(wanted['params'])
+  found = {}
+  for name in _by_name(_tree(stored)):
+    moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
+    if moment and name not in kept and moment[1] in params:
+      found[name] = params[moment[1]]
+  return found
 
 
 def _check_names(wanted, found, what, new=(), unused=(), resized=()):

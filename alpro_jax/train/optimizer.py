@@ -1,6 +1,8 @@
 """AdamW with a decay mask, warm-up and clipping (SPEC 8, defects 1, 19, 20)."""
 
 import functools
+import math
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 SCHEDULES = ('linear', 'cosine', 'constant')
-# The original never lets the learning rate reach zero.
+# The original never lets a falling learning rate reach zero.
 _SMALLEST_RATE = 1e-8
 # What config.optimizer.freeze may hold still, by the names of parameters.
 FROZEN = {
@@ -35,8 +38,13 @@ def make_schedule(
   or on a half cosine.
 
   Raises:
-    ValueError: for an unknown schedule or a warm-up longer than the run.
+    ValueError: for an unknown schedule, a warm-up longer than the run, or a
+      learning rate that is negative or not finite.
   """
+  if not 0 <= learning_rate < math.inf:
+    raise ValueError(
+        f'config.optimizer.{learning_rate=} must be 0 or more, and finite.'
+    )
   if schedule not in SCHEDULES:
     raise ValueError(
         f'config.optimizer.{schedule=} is unknown; choose one of {SCHEDULES}.'
@@ -58,7 +66,7 @@ def make_schedule(
     fall = final_fraction + (1 - final_fraction) * shape
     rise = k / max(warmup_steps, 1)
     value = learning_rate * jnp.where(k < warmup_steps, rise, fall)
-    return jnp.maximum(value, _SMALLEST_RATE)
+    return jnp.maximum(value, min(_SMALLEST_RATE, learning_rate))
 
   return rate
 
@@ -74,10 +82,37 @@ def decay_mask(params: Any) -> Any:
 
 
 def frozen_mask(params: Any, *, freeze: str) -> Any:
-  """True for the parameters that a name of FROZEN holds."""
-  pattern = re.compile(FROZEN[freeze])
+  """True for the parameters that a name of FROZEN holds; '' holds none.
+
+  A parameter in its box of logical axes is one leaf.
+  """
+  pattern = re.compile(FROZEN[freeze]) if freeze else None
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(pattern.match('/'.join(_names(path)))), params
+      lambda path, _: bool(pattern and pattern.match('/'.join(_names(path)))),
+      params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+  )
+
+
+def hold(gradients: Any, *, freeze: str) -> Any:
+  """Returns gradients that are 0 where the parameters stay as they are."""
+  return jax.tree.map(
+      lambda still, leaf: jnp.zeros_like(leaf) if still else leaf,
+      frozen_mask(gradients, freeze=freeze), gradients,
+  )
+
+
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+  """Lets the schedule go by the steps of the run, int32[].
+
+  The optimizer counts the updates that were made, which are fewer where some
+  were skipped: Adam's correction of its moments goes by those.
+  """
+  def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  return jax.tree.map(
+      lambda node: node._replace(count=step) if is_schedule(node) else node,
+      opt_state, is_leaf=is_schedule,
   )
 
 
@@ -113,8 +148,8 @@ def make_optimizer(
       uncorrected one, as the PyTorch system did (SPEC 8).
     weight_decay: decoupled, scaled by the learning rate, on matrices alone.
     clip_norm: largest global norm of the gradients; 0 does not clip.
-    freeze: '' or a name of FROZEN; those parameters stay as they are, and do
-      not count in the norm that is clipped.
+    freeze: '' or a name of FROZEN; those parameters stay as they are, have no
+      moments, and do not count in the norm that is clipped.
   Raises:
     ValueError: for an unknown `eps_rule` or `freeze`.
   """
@@ -132,6 +167,8 @@ def make_optimizer(
     raise ValueError(
         f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}."
     )
+  if freeze:
+    adam = _without_moments(adam, freeze)
   parts = [
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
       adam,
@@ -139,12 +176,36 @@ def make_optimizer(
       optax.scale_by_learning_rate(schedule),
   ]
   if freeze:
-    hold = optax.masked(
+    still = optax.masked(
         optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze)
     )
     # Before clipping, which must not count them, and after the decay.
-    parts = [hold, *parts, hold]
+    parts = [still, *parts, still]
   return optax.chain(*parts)
+
+
+def _without_moments(adam, freeze):
+  """Adam that leaves frozen parameters out.
+
+  Its state has the names that it has with all of them, so that checkpoints
+  which hold their moments still fit; see train/checkpoints.py.
+  """
+  masked = optax.masked(
+      adam,
+      lambda params: jax.tree.map(
+          operator.not_, frozen_mask(params, freeze=freeze)
+      ),
+  )
+
+  def update(updates, inner, params=None):
+    updates, outer = masked.update(
+        updates, optax.MaskedState(inner_state=inner), params
+    )
+    return updates, outer.inner_state
+
+  return optax.GradientTransformation(
+      lambda params: masked.init(params).inner_state, update
+  )
 
 
 def from_config(config, steps: int):
