@@ -103,15 +103,21 @@ def get_config(model='base'):
   })
 
   config.optimizer = ml_collections.ConfigDict({
-      'learning_rate': 1e-4,
+      'learning_rate': 1e-4,  # The highest; 0 changes nothing.
       'schedule': 'linear',  # Or 'cosine', 'constant'.
       'warmup_steps': 0,
       'final_fraction': 0.0,  # Of the learning rate, at the last step.
       'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
       'eps_rule': 'standard',  # 'original': eps on the uncorrected root.
       'weight_decay': 1e-3,
-      'clip_norm': 20.0,  # 0 switches clipping off.
-      'accumulation': 1,  # Micro-batches per step; gradients are averaged.
+      # Largest norm of the gradient of a step, 0: any. The original's acts on
+      # the sum of the gradients of the micro-batches, this one on the gradient
+      # of the mean loss: divide its value by the accumulation.
+      'clip_norm': 20.0,
+      # Micro-batches per step. The losses are those of one batch, but VTC and
+      # VTM find their negatives in the micro-batch: one pair alone is refused,
+      # fewer than 8 are warned of.
+      'accumulation': 1,
       # What VTC contrasts a pair with: 'micro', its micro-batch, or 'global',
       # all of the step, for one more forward pass without gradient (GradCache,
       # Gao et al. 2021). Hard negatives of VTM stay in the micro-batch.

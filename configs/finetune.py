@@ -73,7 +73,8 @@ def schedule(config, *, examples, epochs, batch_size, learning_rate,
     epochs: passes over them.
     batch_size: global, of one update.
     learning_rate: the highest.
-    clip_norm: see config.optimizer.
+    clip_norm: of the original, where it acts on the sum of the gradients of
+      the micro-batches (SPEC 8); here it acts on their mean.
     evaluations: during the training.
     accumulation: micro-batches of one update.
   """
@@ -81,7 +82,7 @@ def schedule(config, *, examples, epochs, batch_size, learning_rate,
   config.data.batch_size = batch_size
   config.optimizer.update({
       'learning_rate': learning_rate, 'warmup_steps': steps // 10,
-      'clip_norm': clip_norm, 'accumulation': accumulation,
+      'clip_norm': clip_norm / accumulation, 'accumulation': accumulation,
   })
   config.train.steps = steps
   config.train.eval_every_steps = math.ceil(steps / evaluations)
