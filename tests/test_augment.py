@@ -119,6 +119,16 @@ def test_colours_like_the_original(name):
     assert np.abs(ours - golden[name])[inside].max() <= 2.0
 
 
+def test_contrast_is_about_the_mean_of_the_whole_clip():
+  """A dark frame, then a bright one: both move away from the middle."""
+  clip = np.full((2, 4, 6, 3), 60, np.uint8)
+  clip[1] = 160
+  for order in (clip, clip[::-1]):
+    changed = augment.change_contrast(tf.constant(order), 1.5).numpy()
+    want = np.where(order == 60, 35, 185)
+    assert np.abs(changed.astype(int) - want).max() <= 1
+
+
 def test_translation_is_a_share_of_the_frame():
   frame = ramp(112, 112)
   moved = apply(frame[None], 'translate_x', level=8)[0]  # 4 pixels to the left.
