@@ -75,13 +75,15 @@ def vtc(
   return total, jnp.float32(rows), right
 
 
-def pulled(features: Features, pull: Features) -> jax.Array:
-  """Returns 0, whose gradient by the features is `pull`."""
+def pulled(
+    features: Features, pull: Features
+) -> tuple[jax.Array, jax.Array]:
+  """Returns a sum of 0, whose gradient by the features is `pull`; and 0."""
   along = sum(
       jnp.sum(feature * jax.lax.stop_gradient(towards))
       for feature, towards in zip(features, pull, strict=True)
   )
-  return along - jax.lax.stop_gradient(along)
+  return along - jax.lax.stop_gradient(along), jnp.zeros(())
 
 
 # Written by hand: a backward pass through the loop would keep every chunk, and
@@ -256,6 +258,27 @@ def hard_negatives(
   return best, top > -jnp.inf
 
 
+def has_negative(
+    ids: jax.Array,
+    *,
+    blocks: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
+) -> jax.Array:
+  """Tells which rows have a column that `hard_negatives` may draw.
+
+  Args:
+    ids: int32[B, I], as there.
+    blocks: as there.
+    mesh: as there.
+  Returns:
+    bool[B].
+  """
+  count = ids.shape[0]
+  block = jnp.arange(count) // (count // blocks)
+  allowed = ~_same(_cut(ids, mesh), _gather(ids, mesh))
+  return jnp.any(allowed & (block[:, None] == block[None, :]), axis=1)
+
+
 def _chunk_size(rows, chunk):
   if chunk and rows % chunk:
     raise ValueError(
@@ -283,7 +306,14 @@ def _scores(rows, columns, row_ids, column_ids, places, temperature):
 
 
 def _same(row_ids, column_ids):
-  return jnp.any(row_ids[:, None, :] == column_ids[None, :, :], axis=-1)
+  # Column by column, so that nothing is reduced and all of it can be fused.
+  return functools.reduce(
+      jnp.logical_or,
+      (
+          row_ids[:, i, None] == column_ids[None, :, i]
+          for i in range(row_ids.shape[1])
+      ),
+  )
 
 
 def _cut(rows, mesh):

@@ -65,10 +65,14 @@ def pem(
   return jnp.sum(losses * keep), jnp.sum(keep)
 
 
+def labelled(labels: jax.Array) -> jax.Array:
+  """float32[], how many of int32[...] are labels, not -1."""
+  return jnp.sum((labels >= 0).astype(jnp.float32))
+
+
 def _labelled_cross_entropy(logits, labels):
-  labelled = (labels >= 0).astype(jnp.float32)
   losses = _cross_entropy(logits, jnp.maximum(labels, 0))
-  return jnp.sum(losses * labelled), jnp.sum(labelled)
+  return jnp.sum(losses * (labels >= 0)), labelled(labels)
 
 
 def _cross_entropy(logits, labels):

@@ -104,6 +104,46 @@ def constrain_batch(array: jax.Array, mesh, *, axis: int = 0) -> jax.Array:
   return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
+def map_parts(function, rows: Any, parts: int, mesh) -> Any:
+  """Calls a function with micro-batches, one after the other.
+
+  Args:
+    function: of a tree of f[B / parts, ...], to such a tree.
+    rows: tree of f[B, ...].
+    parts: number of micro-batches; 1 calls the function once, with all rows.
+    mesh: the devices that each micro-batch is cut over.
+  Returns:
+    a tree of f[B, ...].
+  """
+  if parts == 1:
+    return function(rows)
+  return join_parts(
+      jax.lax.map(function, split_parts(rows, parts, mesh)), mesh
+  )
+
+
+def split_parts(rows: Any, parts: int, mesh) -> Any:
+  """f[B, ...] -> f[parts, B / parts, ...]: part i has the rows i::parts.
+
+  Each part is spread over all devices.
+  """
+  def split(leaf):
+    leaf = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
+    return constrain_batch(jnp.moveaxis(leaf, 1, 0), mesh, axis=1)
+
+  return jax.tree.map(split, rows)
+
+
+def join_parts(parts: Any, mesh) -> Any:
+  """Undoes `split_parts`."""
+  def join(leaf):
+    leaf = jnp.moveaxis(leaf, 0, 1)
+    leaf = leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+    return constrain_batch(leaf, mesh)
+
+  return jax.tree.map(join, parts)
+
+
 def gather(array: jax.Array, mesh) -> jax.Array:
   """Gives every device the whole array."""
   return jax.lax.with_sharding_constraint(array, replicated(mesh))

@@ -64,9 +64,12 @@ def small_batch(rows=16, seed=0):
 
 
 def gradients_on(
-    config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False
+    config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False,
+    host=None,
 ):
   """Loss parts and gradients of one batch, as numpy, on a mesh.
+
+  Of `small_batch`, or of the batch in numpy that is given as `host`.
 
   Returns:
     (metrics, gradients), or with `compiled` the text of the program.
@@ -83,7 +86,7 @@ def gradients_on(
       lambda key: nn.unbox(task.init(key)), out_shardings=place
   )(jax.random.key(0))
   frozen = task.untrained_frozen(jax.random.key(1))
-  host = small_batch(config.data.batch_size)
+  host = host or small_batch(config.data.batch_size)
   batch = jax.tree.map(
       lambda x: jax.make_array_from_callback(
           x.shape, sharding.batch_sharding(mesh), lambda index: x[index]

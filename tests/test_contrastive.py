@@ -230,6 +230,24 @@ def test_a_row_without_any_negative_is_not_valid():
   np.testing.assert_array_equal(index, [[0, 2, 1]] * 20)
 
 
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('blocks', [1, 2])
+def test_the_rows_that_have_a_negative_are_known_before(blocks, devices):
+  """All of one video in the first half; in the second, two of its videos."""
+  ids = ids_of(
+      [0, 0, 0, 0, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5, 4, 6]
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  found = jax.jit(functools.partial(
+      contrastive.has_negative, blocks=blocks, mesh=mesh
+  ))(ids)
+  want = {1: [True] * 8, 2: [False] * 4 + [True] * 4}[blocks]
+  np.testing.assert_array_equal(found, want)
+  _, valid = draw(*of_scores(jnp.zeros((8, 8))), ids, 0.3, draws=2,
+                  blocks=blocks)
+  np.testing.assert_array_equal(valid, [want] * 2)
+
+
 def test_a_batch_of_one_has_no_negative_and_no_nan():
   one = jnp.ones((1, 1))
   index, valid = draw(one, one, jnp.zeros((1, 1), jnp.int32), 0.0, draws=3)

@@ -41,6 +41,7 @@ class ToyTask:
   model = SimpleNamespace(config=ToyModelConfig())
   answers = ()
   entities = ()
+  weights = {'loss/toy': 1.0}
 
   def __init__(self, bad_step=99, head='head'):
     self.bad_step, self.bad_steps, self.head = bad_step, 1, head
@@ -52,13 +53,16 @@ class ToyTask:
   def load_frozen(self, encode, prompter, load_meta, load_params):
     return None
 
-  def loss(self, params, frozen, batch, key, step, *, train):
+  def ask(self, frozen, batch, key, *, parts=1):
+    return None, {'loss/toy': 1.0}
+
+  def terms(self, params, asked, batch, key, step, *, train):
     noise = jax.random.normal(key, (4,))
     out = batch @ params['body']['kernel'] + params[self.head]['bias'] + noise
     loss = jnp.mean(jnp.square(out))
     since = step - self.bad_step
     loss = jnp.where((since >= 0) & (since < self.bad_steps), jnp.nan, loss)
-    return loss, {'loss/toy': loss, 'share': jnp.ones((2,))}
+    return {'loss/toy': (loss, 1.0), 'share': (jnp.ones((2,)), 1.0)}
 
   def describe(self, metrics):
     return f"shares {metrics['share'][0]:.0f}"
@@ -96,7 +100,8 @@ def toy(monkeypatch):
   monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
   monkeypatch.setattr(
       pipeline, 'open_sources',
-      lambda config: [SimpleNamespace(digest=parts.digest, broken={})])
+      lambda config: [SimpleNamespace(
+          digest=parts.digest, broken={}, num_records=1)])
   monkeypatch.setattr(
       pipeline, 'measure_texts',
       lambda sources, encoder, most: parts.measured.append(most))
@@ -201,8 +206,8 @@ def test_a_wrong_best_metric_ends_before_step_1(toy, tmp_path):
   evaluation = Foretold('eval/r1', 'eval/r5')
   toy.at[0] = lambda: raise_(AssertionError('a batch was read'))
   for name in ('eval/r10', '-eval/r10'):
-    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* closest "
-                       r"of its 2 names are \['eval/r1', 'eval/r5'\]"):
+    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* gives "
+                       r"\['eval/r1', 'eval/r5'\]"):
       loop.train(toy_config(best_metric=name), tmp_path,
                  evaluations=[evaluation])
   assert not evaluation.steps
@@ -348,6 +353,15 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   for clock in clocks:
     clock.join(10)
     assert not clock.is_alive()
+
+
+def test_a_run_without_negatives_is_refused_before_anything_is_written(
+    toy, tmp_path):
+  toy.task.weights = {'loss/vtc': 1.0}
+  toy.task.terms = None  # Is not reached.
+  with pytest.raises(ValueError, match='VTC among 1 pairs'):
+    loop.train(toy_config(), tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpro_jax import sharding
+from alpro_jax import losses, sharding
+from alpro_jax.tasks.base import NothingFrozen
+from alpro_jax.tasks.base import loss as loss_of
 from alpro_jax.train import optimizer, state
-from alpro_jax.train.step import make_gradients, make_train_step
+from alpro_jax.train.step import make_gradients, make_train_step, step_key
+from configs import common
 from tests import small_task
 from tests.processes import run_two
 
@@ -84,33 +87,187 @@ def test_local_negatives_are_the_same_on_any_devices(config):
   )
 
 
-class MeanBrightness:
-  """A toy task whose loss is a mean over rows, so that no cut shows."""
+class Brightness(NothingFrozen):
+  """A toy task whose loss is a mean over the rows that have an answer."""
 
-  def loss(self, params, frozen, batch, key, step, *, train):
+  weights = {'loss/brightness': 2.0}
+
+  def ask(self, frozen, batch, key, *, parts=1):
+    return None, {'loss/brightness': losses.labelled(batch.answer)}
+
+  def terms(self, params, asked, batch, key, step, *, train):
     rows = batch.video.astype(jnp.float32).mean((1, 2, 3, 4))
-    loss = jnp.mean(jnp.square(params * rows - batch.video_id))
-    return loss, {'brightness': jnp.mean(rows)}
+    off = jnp.square(params * rows - batch.video_id)
+    total = jnp.sum(off * (batch.answer >= 0))
+    return {
+        'loss/brightness': (total, losses.labelled(batch.answer)),
+        'brightness': (jnp.mean(rows), 1.0),
+    }
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_accumulation_averages_micro_batches(devices):
+def test_accumulation_divides_by_what_counts_in_all(devices):
+  """Eight rows count in the one micro-batch, a single one in the other."""
   mesh = mesh_of(devices)
-  batch = jax.device_put(
-      small_task.small_batch(), sharding.batch_sharding(mesh)
-  )
+  host = small_task.small_batch()
+  rows = np.arange(16)
+  host = host.replace(answer=np.where((rows % 2 == 0) | (rows == 3), 0, -1))
+  batch = jax.device_put(host, sharding.batch_sharding(mesh))
 
   def run(accumulation):
-    gradients = make_gradients(
-        MeanBrightness(), mesh, accumulation=accumulation
-    )
+    gradients = make_gradients(Brightness(), mesh, accumulation=accumulation)
     return jax.jit(gradients)(
         jnp.float32(0.1), None, batch, jax.random.key(0), 0
     )
 
-  whole, cut = run(1), run(2)
-  np.testing.assert_allclose(cut[0]['loss'], whole[0]['loss'], rtol=1e-6)
-  np.testing.assert_allclose(cut[1], whole[1], rtol=1e-6)
+  bright = host.video.mean((1, 2, 3, 4))
+  off = (0.1 * bright - host.video_id)[host.answer >= 0]
+  want = np.mean(np.square(off))
+  slope = 4 * np.mean(off * bright[host.answer >= 0])
+  for accumulation in (1, 2):
+    metrics, gradient = run(accumulation)
+    np.testing.assert_allclose(metrics['loss/brightness'], want, rtol=1e-5)
+    np.testing.assert_allclose(metrics['loss'], 2 * want, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+    np.testing.assert_allclose(metrics['brightness'], bright.mean(), rtol=1e-6)
+
+
+def test_every_step_has_a_key_of_its_own():
+  keys = {
+      jax.random.key_data(step_key(seed, step)).tobytes()
+      for seed in (0, 1) for step in range(5)
+  }
+  assert len(keys) == 10
+  again = jax.jit(lambda step: step_key(0, step))(jnp.int32(4))
+  assert jax.random.key_data(again).tobytes() in keys
+
+
+class Parts(NothingFrozen):
+  """Loss: a weight for each part times the noise of the step.
+
+  With a batch of [1] the loss is finite and its gradient is not.
+  """
+
+  weights = {'loss/parts': 1.0}
+
+  def ask(self, frozen, batch, key, *, parts=1):
+    return None, {'loss/parts': 1.0}
+
+  def terms(self, params, asked, batch, key, step, *, train):
+    total = params['temperature'] * self.slope
+    for name in ('attention', 'mlp', 'norm1'):
+      total += 30.0 * params['video_encoder']['block0'][name]['kernel'].sum()
+    # The root has no slope at 0.
+    total += jnp.sqrt(jnp.abs(total * (1 - batch[0]))) * batch[0]
+    return {
+        'loss/parts': (total, 1.0), 'drawn': (jax.random.normal(key), 1.0)
+    }
+
+  def __init__(self, slope=0.0):
+    self.slope = slope
+
+
+def parts_at(step, params, tx):
+  params = jax.tree.map(jnp.float32, params)
+  return state.TrainState(jnp.int32(step), params, tx.init(params))
+
+
+def run_parts(task, now, changes, batches, **options):
+  """Yields state and metrics after each batch of one number."""
+  config = common.get_config('tiny')
+  config.optimizer.update({'warmup_steps': 0, 'clip_norm': 0.0, **changes})
+  tx, schedule = optimizer.from_config(config.optimizer, steps=10)
+  now = parts_at(*now, tx)
+  mesh = mesh_of(1)
+  layout = jax.tree.map(lambda x: sharding.replicated(mesh), now)
+  step = make_train_step(
+      task, tx, schedule, mesh, layout, seed=0,
+      freeze=config.optimizer.freeze, **options,
+  )
+  for batch in batches:
+    now, metrics = step(now, None, jnp.float32([batch]))
+    yield jax.device_get(now), jax.device_get(metrics)
+
+
+PARTS = {
+    'temperature': 0.1,
+    'video_encoder': {'block0': {
+        name: {'kernel': np.ones((2, 2))}
+        for name in ('attention', 'mlp', 'norm1')
+    }},
+}
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_the_schedule_goes_on():
+  """The loss alone is finite; the rate of a step is its own, and ends."""
+  results = list(run_parts(
+      Parts(), (4, PARTS), {'weight_decay': 0.0, 'learning_rate': 0.1},
+      [0, 1, 1, 0, 0, 0], non_finite='skip',
+  ))
+  assert all(np.isfinite(metrics['loss']) for _, metrics in results)
+  skipped = [metrics['skipped'] for _, metrics in results]
+  assert skipped == [0, 1, 1, 0, 0, 0]
+  kernels = [1.0] + [
+      now.params['video_encoder']['block0']['mlp']['kernel'][0, 0]
+      for now, _ in results
+  ]
+  # Adam's update of a gradient that is always the same is the rate.
+  moved = -np.diff(kernels)
+  rates = [metrics['learning_rate'] for _, metrics in results]
+  np.testing.assert_allclose(
+      rates, [0.05, 0.04, 0.03, 0.02, 0.01, 1e-8], rtol=1e-5)
+  np.testing.assert_allclose(
+      moved, np.multiply(rates, np.subtract(1, skipped)), atol=1e-6)
+
+
+def test_a_learning_rate_of_zero_changes_nothing_but_the_draws():
+  results = list(run_parts(Parts(), (0, PARTS), {'learning_rate': 0.0}, [0, 0]))
+  for now, metrics in results:
+    assert metrics['learning_rate'] == 0 and metrics['grad_norm'] > 0
+    jax.tree.map(np.testing.assert_array_equal, now.params, jax.tree.map(
+        np.float32, PARTS))
+  drawn = [metrics['drawn'] for _, metrics in results]
+  assert drawn[0] != drawn[1]
+
+
+def test_frozen_parameters_have_no_moments_and_no_norm():
+  (now, metrics), = run_parts(
+      Parts(), (0, PARTS), {'freeze': 'video_attention_and_mlp'}, [0])
+  np.testing.assert_allclose(metrics['grad_norm'], 30 * 2, rtol=1e-6)
+  np.testing.assert_allclose(
+      metrics['grad_norm/video_encoder'], 30 * 2, rtol=1e-6)
+  moments = [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, leaf in jax.tree.leaves_with_path(now.opt_state)
+      if leaf.ndim == 2
+  ]
+  assert [name.rpartition('block0/')[2] for name in moments] == [
+      'norm1/kernel'] * 2
+  for name, changed in (('attention', False), ('mlp', False), ('norm1', True)):
+    kernel = now.params['video_encoder']['block0'][name]['kernel']
+    assert (kernel != 1).all() == changed
+
+
+@pytest.mark.parametrize('first, slope, bound', [
+    (0.45, -1.0, 0.5), (0.05, 1.0, 0.001)])
+def test_the_temperature_stops_at_its_bound_and_comes_back(
+    first, slope, bound):
+  task = Parts(slope)
+  start = (0, PARTS | {'temperature': first})
+  rate = {'learning_rate': 0.04, 'schedule': 'constant'}
+  *_, (now, _) = run_parts(task, start, rate, [0] * 20)
+  assert now.params['temperature'] == np.float32(bound)
+  # A step the other way leaves the bound by the whole rate.
+  (now, _), = run_parts(
+      Parts(-slope), (20, now.params), rate, [0])
+  np.testing.assert_allclose(
+      now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
+  # One that lies outside, from an older run, counts as the bound.
+  (now, _), = run_parts(
+      Parts(-slope), (20, now.params | {'temperature': bound - slope}), rate,
+      [0])
+  np.testing.assert_allclose(
+      now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
 
 
 @pytest.mark.parametrize('negatives', ['global', 'local'])
@@ -144,8 +301,8 @@ def test_teacher_gets_no_gradient_and_is_no_parameter(config):
 
   def loss(frozen):
     batch = small_task.small_batch()
-    return task.loss(
-        params, frozen, batch, jax.random.key(2), 0, train=True
+    return loss_of(
+        task, params, frozen, batch, jax.random.key(2), 0, train=True
     )[0]
 
   gradient = jax.jit(jax.grad(loss, allow_int=True))(frozen)
@@ -168,9 +325,9 @@ def test_the_teacher_leaves_nothing_for_the_backward_pass(config):
 
     def pull(params, frozen):
       return jax.vjp(
-          lambda params: task.loss(
-              params, frozen, small_task.small_batch(), jax.random.key(2), 0,
-              train=True,
+          lambda params: loss_of(
+              task, params, frozen, small_task.small_batch(),
+              jax.random.key(2), 0, train=True,
           )[0],
           params,
       )[1]
@@ -198,8 +355,9 @@ def test_photos_of_one_frame_and_clips_take_one_step(tmp_path, task):
   photos = batch.replace(video=batch.video[:, :1])
   clips, stills = (
       jax.eval_shape(
-          lambda params, frozen: task.loss(
-              params, frozen, batch, jax.random.key(2), 0, train=True  # noqa: B023
+          lambda params, frozen: loss_of(
+              task, params, frozen, batch,  # noqa: B023
+              jax.random.key(2), 0, train=True,
           ),
           params, frozen,
       )
@@ -221,14 +379,14 @@ def test_step_counts_donates_and_learns(config):
   batch = jax.device_put(
       small_task.small_batch(), sharding.batch_sharding(mesh)
   )
-  losses = []
+  found = []
   for _ in range(30):
     before = now
     now, metrics = train_step(now, frozen, batch)
-    losses.append(float(metrics['loss/vtc']))
+    found.append(float(metrics['loss/vtc']))
   assert int(now.step) == 30
   assert before.params['text_embedding']['words'].is_deleted()
-  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+  assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
   moments = now.opt_state[1].mu['video_encoder']['block0']['mlp']['fc1']
   assert moments['kernel'].sharding.spec[0] == 'fsdp'
 

@@ -86,6 +86,7 @@ def program(config, mesh) -> Program:
       jax.tree.map(lambda leaf: leaf.sharding, shapes),
       seed=config.seed, accumulation=accumulation,
       negatives=config.optimizer.accumulation_negatives,
+      freeze=config.optimizer.freeze,
   )
   return Program(
       its_task, train_step, tx, shapes, _abstract_frozen(its_task, mesh),

@@ -17,6 +17,7 @@ from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.data import entities
 from alpro_jax.models import prompter as prompting
 from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.base import Terms
 from alpro_jax.tasks.prompter import (
     abstract_params,
     contrast,
@@ -39,6 +40,28 @@ class Teacher:
   params: Any
   bank: prompting.PromptBank
   config: AlproConfig = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Asked:
+  """What is asked of B pairs; a field is None without its loss.
+
+  Attributes:
+    found: bool[B, 3], of VTM: the matched pair, then whether a wrong video and
+      a wrong text can be found for the row.
+    masked_ids: int32[B, L], text with masked words.
+    labels: int32[B, L], the masked words, -1 elsewhere.
+    region: bool[B, N], patches that the teacher has named.
+    target: float32[B, Z], its soft labels.
+    keep: bool[B], False where it was not sure enough.
+  """
+
+  found: jax.Array | None = None
+  masked_ids: jax.Array | None = None
+  labels: jax.Array | None = None
+  region: jax.Array | None = None
+  target: jax.Array | None = None
+  keep: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +89,15 @@ class Pretrain:
   blocks: int
   mesh: jax.sharding.Mesh
   answers = ()
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """Of the losses that are not left out; see tasks/base.py."""
+    names = ('vtc', 'vtm', 'mlm', 'pem')
+    return {
+        f'loss/{name}': self.options[name]
+        for name in names if self.options[name]
+    }
 
   @staticmethod
   def heads(options, entity_names) -> dict[str, Any]:
@@ -187,42 +219,91 @@ class Pretrain:
         **templates,
     )
 
+  def ask(
+      self,
+      frozen: Teacher | None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      *,
+      parts: int = 1,
+  ) -> tuple[Asked, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    options, keys = self.options, _keys(key)
+    asked, counts = Asked(), {}
+    if options.vtc:
+      counts['loss/vtc'] = jnp.float32(batch.video.shape[0])
+    if options.vtm:
+      found = sharding.map_parts(
+          lambda ids: contrastive.has_negative(
+              ids, blocks=self.blocks, mesh=self.mesh
+          ),
+          self._identities(batch), parts, self.mesh,
+      )
+      found = jnp.stack([jnp.ones_like(found), found, found], axis=1)
+      asked = asked.replace(found=found)
+      counts['loss/vtm'] = jnp.sum(found.astype(jnp.float32))
+    if options.mlm:
+      masked_ids, labels = masking.mask_tokens(
+          keys['words'], batch.text_ids, batch.text_mask,
+          special=self.special,
+          vocab_size=self.model.config.text.vocab_size,
+          probability=options.mask_probability,
+      )
+      asked = asked.replace(masked_ids=masked_ids, labels=labels)
+      counts['loss/mlm'] = losses.labelled(labels)
+    if options.pem:
+      size, patch = batch.video.shape[2], self.model.config.video.patch_size
+      region = masking.sample_regions(
+          keys['region'], batch.video.shape[0], size // patch,
+          area=options.region_area, rule=options.region_rule,
+      )
+      target, keep = sharding.map_parts(
+          lambda rows: self._pseudo_labels(frozen, *rows),
+          (batch, region), parts, self.mesh,
+      )
+      asked = asked.replace(region=region, target=target, keep=keep)
+      counts['loss/pem'] = jnp.sum(keep.astype(jnp.float32))
+    return asked, counts
+
   def embed(
-      self, params: Any, batch: VideoTextBatch, key: jax.Array, *, train: bool
+      self,
+      params: Any,
+      asked: Asked,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      *,
+      train: bool,
   ) -> contrastive.Features:
     """See tasks/base.py."""
     keys = _keys(key)
     model = self.model.bind(
         {'params': params}, rngs={'dropout': keys['dropout']}
     )
-    # As in `loss`, or dropout would fall elsewhere.
+    # As in `terms`, or dropout would fall elsewhere.
     video = model.encode_video(batch.video, train=train)
-    clean, _, _ = self._encode_texts(model, batch, keys['words'], train)
+    clean, _ = self._encode_texts(model, asked, batch, train)
     return contrastive.Features(video.feature, clean.feature)
 
   def contrast(
       self, params: Any, features: contrastive.Features, batch: VideoTextBatch
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> Terms:
     """See tasks/base.py."""
     if not self.options.vtc:
-      return jnp.zeros(()), {}
+      return {}
     temperature = self.model.bind({'params': params}).temperature()
-    vtc, parts = contrast(
-        features, temperature, batch, self.options, self.mesh
-    )
-    return self.options.vtc * vtc, parts
+    return contrast(features, temperature, batch, self.options, self.mesh)
 
-  def loss(
+  def terms(
       self,
       params: Any,
-      frozen: Teacher | None,
+      asked: Asked,
       batch: VideoTextBatch,
       key: jax.Array,
       step: jax.Array,
       *,
       train: bool,
       pull: contrastive.Features | None = None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> Terms:
     """See tasks/base.py."""
     options, keys = self.options, _keys(key)
     model = self.model.bind(
@@ -230,15 +311,14 @@ class Pretrain:
     )
 
     video = model.encode_video(batch.video, train=train)
-    clean, masked, labels = self._encode_texts(
-        model, batch, keys['words'], train
-    )
+    clean, masked = self._encode_texts(model, asked, batch, train)
     features = contrastive.Features(video.feature, clean.feature)
     if pull is None:
-      total, parts = self.contrast(params, features, batch)
+      terms = self.contrast(params, features, batch)
     else:
-      total, parts = contrastive.pulled(features, pull), {}
-    parts['temperature'] = model.temperature()
+      terms = {'loss/vtc': contrastive.pulled(features, pull)}
+    temperature = model.temperature()
+    terms['temperature'] = temperature, 1.0
 
     # Kinds of pairs for the fusion encoder: texts, masks, videos, stacked
     # behind the batch axis so that the batch stays where it is. Beside each,
@@ -250,16 +330,15 @@ class Pretrain:
       pairs.append(matched)
       read.append(length + video.tokens.shape[1] if options.pem else 1)
     if options.vtm:
-      mismatched, found = self._mismatch(
-          matched, features, parts['temperature'], batch, keys, step
+      pairs += self._mismatch(
+          matched, features, temperature, batch, keys, step
       )
-      pairs += mismatched
       read += [1, 1]
     if options.mlm:
       pairs.append((masked, batch.text_mask, video.tokens))
       read.append(length)
     if not pairs:
-      return total, parts
+      return terms
     fused = model.fuse(
         *(self._stack(kinds) for kinds in zip(*pairs, strict=True)),
         train=train, read=tuple(read),
@@ -269,69 +348,67 @@ class Pretrain:
       pair = jnp.stack([kind[:, 0] for kind in fused[:3]], axis=1)
       logits = model.match_logits(pair)
       is_match = jnp.array([1, 0, 0])
-      is_match = jnp.broadcast_to(is_match, found.shape)
-      vtm = losses.mean(*losses.vtm(logits, is_match, found))
+      is_match = jnp.broadcast_to(is_match, asked.found.shape)
       right = jnp.argmax(logits, axis=-1) == is_match
-      total += options.vtm * vtm
-      parts |= {'loss/vtm': vtm, 'accuracy/vtm': _share(right, found)}
+      terms |= {
+          'loss/vtm': losses.vtm(logits, is_match, asked.found),
+          'accuracy/vtm': _share(right, asked.found),
+      }
 
     if options.mlm:
       logits = model.mlm_logits(fused[-1])
-      mlm = losses.mean(*losses.mlm(logits, labels))
-      right = jnp.argmax(logits, axis=-1) == labels
-      total += options.mlm * mlm
-      parts |= {
-          'loss/mlm': mlm,
-          'accuracy/mlm': _share(right, labels != masking.NO_LABEL),
+      right = jnp.argmax(logits, axis=-1) == asked.labels
+      terms |= {
+          'loss/mlm': losses.mlm(logits, asked.labels),
+          'accuracy/mlm': _share(right, asked.labels != masking.NO_LABEL),
       }
 
     if options.pem:
-      region, target, keep = self._pseudo_labels(frozen, batch, keys['region'])
       # The patches of the matched pair, without the two class tokens.
       patches = fused[0][:, length + 1 :].astype(jnp.float32)
+      region, target = asked.region, asked.target
       weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
       pooled = jnp.einsum('bnd,bn->bd', patches, weight)
       logits = model.entity_logits(pooled)
-      pem = losses.mean(*losses.pem(logits, target, keep))
       right = jnp.argmax(logits, axis=1) == jnp.argmax(target, axis=1)
-      total += options.pem * pem
-      parts |= {'loss/pem': pem, 'accuracy/pem': _share(right, keep)}
-      parts |= _health(target, keep)
-    return total, parts
+      terms |= {
+          'loss/pem': losses.pem(logits, target, asked.keep),
+          'accuracy/pem': _share(right, asked.keep),
+      }
+      terms |= _health(target, asked.keep)
+    return terms
 
-  def _encode_texts(self, model, batch, key, train):
-    """Returns the encoding of clean text, masked tokens and their labels."""
+  def _encode_texts(self, model, asked, batch, train):
+    """Returns the encoding of clean text, and tokens of masked text or None."""
     if not self.options.mlm:
       clean = model.encode_text(batch.text_ids, batch.text_mask, train=train)
-      return clean, None, None
-    masked_ids, labels = masking.mask_tokens(
-        key, batch.text_ids, batch.text_mask,
-        special=self.special,
-        vocab_size=self.model.config.text.vocab_size,
-        probability=self.options.mask_probability,
-    )
+      return clean, None
     both = model.encode_text(
-        self._stack((batch.text_ids, masked_ids)),
+        self._stack((batch.text_ids, asked.masked_ids)),
         self._stack((batch.text_mask, batch.text_mask)),
         train=train,
     )
     tokens, feature = self._unstack(both.tokens, 2), both.feature[::2]
     clean = type(both)(tokens=tokens[:, 0], feature=feature)
-    return clean, tokens[:, 1], labels
+    return clean, tokens[:, 1]
+
+  def _identities(self, batch):
+    return identities(
+        batch, equal_captions=self.options.mask_equal_captions
+    )
 
   def _mismatch(self, matched, features, temperature, batch, keys, step):
     """Draws for every text a wrong video and for every video a wrong text.
 
     Returns:
-      two kinds of pairs, as `matched`, and bool[B, 3], False where a row found
-      no negative.
+      two kinds of pairs, as `matched`.
     """
     options, (tokens, mask, video) = self.options, matched
     size = mask.shape[0] // self.blocks
     draw = functools.partial(
         contrastive.hard_negatives,
         temperature=temperature,
-        ids=identities(batch, equal_captions=options.mask_equal_captions),
+        ids=self._identities(batch),
         uniform_share=negative_ramp(
             step, options.uniform_negative_steps, options.negative_ramp_steps
         ),
@@ -343,31 +420,20 @@ class Pretrain:
           array, index % size, self.mesh, blocks=self.blocks
       )
 
-    other_video, video_found = draw(
-        keys['videos'], features.text, features.video
-    )
-    other_text, text_found = draw(
-        keys['texts'], features.video, features.text
-    )
-    kinds = [
+    other_video, _ = draw(keys['videos'], features.text, features.video)
+    other_text, _ = draw(keys['texts'], features.video, features.text)
+    return [
         (tokens, mask, take(video, other_video)),
         (take(tokens, other_text), take(mask, other_text), video),
     ]
-    always = jnp.ones_like(video_found)
-    return kinds, jnp.stack([always, video_found, text_found], axis=1)
 
-  def _pseudo_labels(self, teacher, batch, key):
-    """Labels a random region of every clip with the frozen teacher.
+  def _pseudo_labels(self, teacher, batch, region):
+    """Labels a region of every clip, bool[B, N], with the frozen teacher.
 
     Returns:
-      bool[B, N] patches inside the region, float32[B, Z] soft labels and
-      bool[B], False on examples to ignore.
+      float32[B, Z] soft labels and bool[B], False on examples to ignore.
     """
-    size, patch = batch.video.shape[2], self.model.config.video.patch_size
-    region = masking.sample_regions(
-        key, batch.video.shape[0], size // patch,
-        area=self.options.region_area, rule=self.options.region_rule,
-    )
+    patch = self.model.config.video.patch_size
     crop = masking.crop_regions(batch.video, region, patch)
     model = Alpro(teacher.config, self.mesh).bind({'params': teacher.params})
     target, keep = prompting.pseudo_labels(
@@ -378,7 +444,7 @@ class Pretrain:
         rule=self.prompter.ignore_rule,
         threshold=self.prompter.ignore_threshold,
     )
-    return region, jax.lax.stop_gradient(target), keep
+    return jax.lax.stop_gradient(target), keep
 
   def _stack(self, arrays):
     """[f[B, ...]] * K -> f[B * K, ...], the K of one row side by side.
@@ -450,26 +516,28 @@ def _keys(key):
 
 
 def _share(right, counted):
-  """The share of what counts that is right; 0 if nothing counts."""
+  """How much of what counts is right, and how much counts."""
   counted = counted.astype(jnp.float32)
-  return losses.mean(jnp.sum(right * counted), jnp.sum(counted))
+  return jnp.sum(right * counted), jnp.sum(counted)
 
 
 def _health(target, keep):
   """Tells whether pseudo-labels still say something.
 
   Returns:
-    the kept share, the mean entropy in nats and the mean top probability of
-    all labels, and float32[Z], how often each entity is the top one.
+    terms: the kept share, the mean entropy in nats and the mean top
+    probability of all labels, and float32[Z], how often each entity is the top
+    one.
   """
   entropy = -jnp.sum(target * jnp.log(jnp.maximum(target, 1e-30)), axis=1)
   top = jax.nn.one_hot(jnp.argmax(target, axis=1), target.shape[1])
-  return {
+  means = {
       'pseudo/kept': jnp.mean(keep.astype(jnp.float32)),
       'pseudo/entropy': jnp.mean(entropy),
       'pseudo/confidence': jnp.mean(target.max(axis=1)),
       'pseudo/entities': jnp.mean(top, axis=0),
   }
+  return {name: (mean, 1.0) for name, mean in means.items()}
 
 
 def _video_side(params):

@@ -1,15 +1,16 @@
 """Training the prompter: video-text contrast alone (paper section 3.2)."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alpro_jax import contrastive, losses, sharding
+from alpro_jax import contrastive, sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.base import NothingFrozen
+from alpro_jax.tasks.base import NothingFrozen, Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Prompter(NothingFrozen):
   options: Any
   mesh: jax.sharding.Mesh
   answers = ()
+  weights = MappingProxyType({'loss/vtc': 1.0})
 
   @classmethod
   def from_config(cls, config, text, mesh):
@@ -35,10 +37,29 @@ class Prompter(NothingFrozen):
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
+  def ask(
+      self,
+      frozen: None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      *,
+      parts: int = 1,
+  ) -> tuple[None, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    del frozen, key, parts
+    return None, {'loss/vtc': jnp.float32(batch.video.shape[0])}
+
   def embed(
-      self, params: Any, batch: VideoTextBatch, key: jax.Array, *, train: bool
+      self,
+      params: Any,
+      asked: None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      *,
+      train: bool,
   ) -> contrastive.Features:
     """See tasks/base.py."""
+    del asked
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
@@ -46,30 +67,28 @@ class Prompter(NothingFrozen):
 
   def contrast(
       self, params: Any, features: contrastive.Features, batch: VideoTextBatch
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> Terms:
     """See tasks/base.py."""
     temperature = self.model.bind({'params': params}).temperature()
-    loss, parts = contrast(
-        features, temperature, batch, self.options, self.mesh
-    )
-    return loss, {**parts, 'temperature': temperature}
+    terms = contrast(features, temperature, batch, self.options, self.mesh)
+    return terms | {'temperature': (temperature, 1.0)}
 
-  def loss(
+  def terms(
       self,
       params: Any,
-      frozen: None,
+      asked: None,
       batch: VideoTextBatch,
       key: jax.Array,
       step: jax.Array,
       *,
       train: bool,
       pull: contrastive.Features | None = None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> Terms:
     """See tasks/base.py."""
-    del frozen, step
-    features = self.embed(params, batch, key, train=train)
+    del step
+    features = self.embed(params, asked, batch, key, train=train)
     if pull is not None:
-      return contrastive.pulled(features, pull), {}
+      return {'loss/vtc': contrastive.pulled(features, pull)}
     return self.contrast(params, features, batch)
 
 
@@ -124,8 +143,8 @@ def identities(batch: VideoTextBatch, *, equal_captions: bool) -> jax.Array:
   return jnp.stack(columns, axis=1)
 
 
-def contrast(features, temperature, batch, options, mesh):
-  """Returns the VTC loss, and it with the accuracy of both directions.
+def contrast(features, temperature, batch, options, mesh) -> Terms:
+  """Returns the VTC loss and the accuracy of both directions.
 
   Args:
     features: contrastive.Features of B pairs.
@@ -139,5 +158,8 @@ def contrast(features, temperature, batch, options, mesh):
       identities(batch, equal_captions=options.mask_equal_captions),
       chunk=options.vtc_chunk, mesh=mesh,
   )
-  loss = losses.mean(total, count)
-  return loss, {'loss/vtc': loss, 'accuracy/v2t': v2t, 'accuracy/t2v': t2v}
+  return {
+      'loss/vtc': (total, count),
+      'accuracy/v2t': (v2t, 1.0),
+      'accuracy/t2v': (t2v, 1.0),
+  }

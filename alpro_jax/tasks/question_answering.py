@@ -1,6 +1,7 @@
 """Video question answering: choosing among the training answers (SPEC 11)."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from alpro_jax import losses
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.data.answers import read_answers
 from alpro_jax.models.alpro import Alpro
-from alpro_jax.tasks.base import NothingFrozen
+from alpro_jax.tasks.base import NothingFrozen, Terms
 from alpro_jax.tasks.prompter import init_model, model_config
 
 
@@ -28,6 +29,7 @@ class QuestionAnswering(NothingFrozen):
 
   model: Alpro
   answers: tuple[str, ...]
+  weights = MappingProxyType({'loss/answer': 1.0})
 
   @classmethod
   def from_config(cls, config, text, mesh):
@@ -57,18 +59,30 @@ class QuestionAnswering(NothingFrozen):
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
-  def loss(
+  def ask(
+      self,
+      frozen: None,
+      batch: VideoTextBatch,
+      key: jax.Array,
+      *,
+      parts: int = 1,
+  ) -> tuple[None, dict[str, jax.Array]]:
+    """See tasks/base.py."""
+    del frozen, key, parts
+    return None, {'loss/answer': losses.labelled(batch.answer)}
+
+  def terms(
       self,
       params: Any,
-      frozen: None,
+      asked: None,
       batch: VideoTextBatch,
       key: jax.Array,
       step: jax.Array,
       *,
       train: bool,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> Terms:
     """See tasks/base.py."""
-    del frozen, step
+    del asked, step
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
@@ -76,10 +90,9 @@ class QuestionAnswering(NothingFrozen):
         text.tokens, batch.text_mask, video.tokens, train=train, read=(1,)
     )
     logits = model.answer_logits(pair[:, 0])
-    loss = losses.mean(*losses.answering(logits, batch.answer))
     # -1 is never the largest: an answer outside the list is a wrong one.
     right = jnp.argmax(logits, axis=1) == batch.answer
-    return loss, {
-        'loss/answer': loss,
-        'accuracy/answer': jnp.mean(right.astype(jnp.float32)),
+    return {
+        'loss/answer': losses.answering(logits, batch.answer),
+        'accuracy/answer': (jnp.mean(right.astype(jnp.float32)), 1.0),
     }

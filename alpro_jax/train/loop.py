@@ -5,7 +5,6 @@ Everything that decides the result is a function of the config and the step,
 so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
-import difflib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from alpro_jax.tasks.base import Task, TextInfo, get_task
 from alpro_jax.train import checkpoints, identity, optimizer, workdir
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
-from alpro_jax.train.step import make_train_step
+from alpro_jax.train.step import check_negatives, make_train_step
 from alpro_jax.train.stopping import StopRequest
 from alpro_jax.train.watchdog import Watchdog
 
@@ -97,12 +96,11 @@ def check_evaluations(
         'to evaluate on (config.eval.sources): only the newest checkpoints are '
         'kept.', best)
   elif best and known and best not in names:
-    near = difflib.get_close_matches(best, names, n=6, cutoff=0)
     raise ValueError(
         f'config.train.best_metric names {best!r}, which the evaluation of '
-        f'config.eval.sources does not give. The closest of its {len(names)} '
-        f"names are {near}. Choose one, with a '-' in front if small is good, "
-        "or '' to keep the newest checkpoints alone.")
+        f'config.eval.sources does not give; it gives {names}. Choose one of '
+        "these, with a '-' in front if small is good, or '' to keep the newest "
+        'checkpoints alone.')
   return names
 
 
@@ -160,6 +158,10 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
 
   text = TextInfo(tokenizer.special, tokenizer.vocab_size)
   task = get_task(config, text, mesh)
+  if 'loss/vtc' in task.weights or 'loss/vtm' in task.weights:
+    counts = [source.num_records for source in sources]
+    if said := check_negatives(config, task, counts):
+      logging.warning('%s', said)
   tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
   check_evaluations(Setting(config, task, tokenizer, mesh), evaluations)
   meta = identity.describe(config, task, tokenizer, sources)
@@ -203,7 +205,7 @@ def _train(config, folder, evaluations, stop):
       jax.tree.map(lambda leaf: leaf.sharding, abstract),
       seed=config.seed, accumulation=config.optimizer.accumulation,
       negatives=config.optimizer.accumulation_negatives,
-      non_finite=config.train.non_finite,
+      non_finite=config.train.non_finite, freeze=config.optimizer.freeze,
   )
   batches = feed.prefetch(
       pipeline.train_batches(

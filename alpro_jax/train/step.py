@@ -1,23 +1,82 @@
 """One update: a pure function of (state, frozen, batch), compiled once."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from alpro_jax import sharding
+from alpro_jax import losses, sharding
 from alpro_jax.batch import VideoTextBatch
+from alpro_jax.models import alpro
+from alpro_jax.tasks import base
+from alpro_jax.train import optimizer as optimizers
 from alpro_jax.train.state import TrainState
 
 NEGATIVES = ('micro', 'global')
 NON_FINITE = ('stop', 'skip')
+# As many as a device of the original had in its smallest run; see
+# `check_negatives`.
+FEW_PAIRS = 8
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
   """Returns the key of a step: the same after any number of restarts."""
   return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def check_negatives(config, task, records: Iterable[int] = ()) -> str:
+  """Refuses a run whose VTC or VTM has nothing to tell a pair from.
+
+  Both losses then fall to 0 at once, which looks like success.
+
+  Args:
+    config: see configs/common.py.
+    task: see tasks/base.py.
+    records: how many videos each source has; a batch comes from one.
+  Returns:
+    a warning if there are fewer than FEW_PAIRS pairs to tell apart, or ''.
+  Raises:
+    ValueError: if there is one pair alone.
+  """
+  batch, parts = config.data.batch_size, config.optimizer.accumulation
+  micro, pools = batch // parts, {}
+  if 'loss/vtc' in task.weights:
+    whole = config.optimizer.accumulation_negatives == 'global'
+    pools['VTC'] = batch if whole else micro
+  if 'loss/vtm' in task.weights:
+    pools['VTM'] = micro // task.blocks
+  if not pools:
+    return ''
+  records = tuple(records)
+  pools = {loss: min(pairs, *records, pairs) for loss, pairs in pools.items()}
+  few = min(pools.values())
+  said = ', '.join(f'{loss} among {pairs}' for loss, pairs in pools.items())
+  said = (
+      f'A pair finds its negatives for {said} pairs '
+      f'(config.data.batch_size={batch}, config.optimizer.accumulation={parts}'
+  )
+  if 'loss/vtm' in task.weights:
+    said += f', blocks of config.loss.negatives: {task.blocks}'
+  if records:
+    said += f', videos of the smallest source: {min(records)}'
+  said += '). '
+  advice = (
+      'Give a batch more pairs, or less accumulation or fewer blocks; '
+      'config.model.remat=blocks saves memory and takes no negatives away, '
+      'config.optimizer.accumulation_negatives=global gives VTC those of all '
+      'micro-batches.'
+  )
+  if few < 2:
+    raise ValueError(
+        f'{said}One pair alone has none: the loss is 0 from the start and '
+        f'teaches nothing. {advice}'
+    )
+  if few < FEW_PAIRS:
+    return f'{said}Fewer than {FEW_PAIRS} teach little. {advice}'
+  return ''
 
 
 def make_gradients(
@@ -26,8 +85,11 @@ def make_gradients(
   """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
 
   With accumulation the batch is cut into micro-batches of every
-  accumulation-th row, so that each is spread over all devices. Losses and
-  gradients are averages over them (defect 20).
+  accumulation-th row, so that each is spread over all devices. Their sums of
+  losses and gradients add up and are divided by the counts of the whole batch
+  (defect 20): what is masked, labelled and kept is what it would be in one
+  batch, and so is each loss but for dropout and for the rows that VTC and VTM
+  find their negatives in.
 
   Args:
     task: see tasks/base.py.
@@ -52,64 +114,67 @@ def make_gradients(
         "contrasts videos and texts; this one does not: use 'micro'."
     )
 
-  def of_batch(params, frozen, batch, key, step, **pull):
-    gradient = jax.value_and_grad(task.loss, has_aux=True)
-    (loss, parts), grads = gradient(
-        params, frozen, batch, key, step, train=True, **pull
-    )
-    return {'loss': loss, **parts}, grads
+  def of_rows(params, counts, step, rows):
+    """Terms of some rows, and the gradient of their share of the loss."""
+    def loss(params):
+      terms = task.terms(params, step=step, train=True, **rows)
+      return base.weighted(task.weights, terms, counts), terms
 
-  if accumulation == 1:
-    return of_batch
+    gradient, terms = jax.grad(loss, has_aux=True)(params)
+    return terms, gradient
 
-  def split(leaf):
-    rows = leaf.shape[0] // accumulation
-    leaf = leaf.reshape(rows, accumulation, *leaf.shape[1:])
-    return sharding.constrain_batch(jnp.moveaxis(leaf, 1, 0), mesh, axis=1)
-
-  def join(leaf):
-    leaf = jnp.moveaxis(leaf, 0, 1)
-    leaf = leaf.reshape(leaf.shape[0] * accumulation, *leaf.shape[2:])
-    return sharding.constrain_batch(leaf, mesh)
-
-  def of_micro_batches(params, frozen, batch, key, step):
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+  def of_micro_batches(params, counts, step, rows):
+    keys = jax.vmap(lambda i: jax.random.fold_in(rows['key'], i))(
         jnp.arange(accumulation)
     )
-    micro = {'batch': jax.tree.map(split, batch), 'key': keys}
+    batch = rows['batch']
+    micro = {'asked': rows['asked'], 'batch': batch}
+    micro = {**sharding.split_parts(micro, accumulation, mesh), 'key': keys}
     whole = None
-    if negatives == 'global':
-      features = jax.lax.map(
-          lambda part: task.embed(params, **part, train=True), micro
+    if negatives == 'global' and 'loss/vtc' in task.weights:
+      features = sharding.join_parts(
+          jax.lax.map(
+              lambda part: task.embed(params, **part, train=True), micro
+          ),
+          mesh,
       )
-      contrast = jax.value_and_grad(
-          task.contrast, argnums=(0, 1), has_aux=True
-      )
-      (loss, parts), (direct, pull) = contrast(
-          params, jax.tree.map(join, features), batch
-      )
-      whole = {'loss': loss, **parts}, direct
-      # Summed over the micro-batches, not averaged.
-      pull = jax.tree.map(lambda x: accumulation * split(x), pull)
-      micro['pull'] = pull
+
+      def contrast(params, features):
+        terms = task.contrast(params, features, batch)
+        return terms['loss/vtc'][0], terms
+
+      (direct, pull), terms = jax.grad(
+          contrast, argnums=(0, 1), has_aux=True
+      )(params, features)
+      share = task.weights['loss/vtc'] / counts['loss/vtc']
+      whole = terms, jax.tree.map(lambda x: share * x, direct)
+      micro['pull'] = sharding.split_parts(pull, accumulation, mesh)
 
     def of_part(part):
-      return of_batch(params, frozen, step=step, **part)
+      return of_rows(params, counts, step, part)
 
     def add(total, part):
       return jax.tree.map(jnp.add, total, of_part(part)), None
 
     shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add, zero, micro)
-    metrics, grads = jax.tree.map(lambda x: x / accumulation, total)
+    (terms, grads), _ = jax.lax.scan(add, zero, micro)
     if whole is not None:
-      loss = whole[0]['loss'] + metrics['loss']
-      metrics = whole[0] | metrics | {'loss': loss}
+      terms |= whole[0]
       grads = jax.tree.map(jnp.add, whole[1], grads)
-    return metrics, grads
+    return terms, grads
 
-  return of_micro_batches
+  def gradients(params, frozen, batch, key, step):
+    asked, counts = task.ask(frozen, batch, key, parts=accumulation)
+    rows = {'asked': asked, 'batch': batch, 'key': key}
+    run = of_rows if accumulation == 1 else of_micro_batches
+    terms, grads = run(params, counts, step, rows)
+    metrics = {name: losses.mean(*pair) for name, pair in terms.items()}
+    return {
+        'loss': base.weighted(task.weights, terms, counts), **metrics
+    }, grads
+
+  return gradients
 
 
 def make_train_step(
@@ -123,13 +188,14 @@ def make_train_step(
     accumulation: int = 1,
     negatives: str = 'micro',
     non_finite: str = 'stop',
+    freeze: str = '',
 ):
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
   Args:
     task: see tasks/base.py; gives the loss.
     optimizer: from train/optimizer.py.
-    schedule: the learning rate by number of updates, for the log.
+    schedule: the learning rate by number of steps, for the log.
     mesh: devices that the batch is cut over.
     state_sharding: NamedSharding of every leaf of the state.
     seed: of the run.
@@ -137,7 +203,10 @@ def make_train_step(
     negatives: of VTC then; see `make_gradients`.
     non_finite: 'stop' takes every update, and whoever reads the metrics must
       stop; 'skip' leaves parameters and moments as they are where the loss or
-      a gradient is not finite, and says so by 'skipped' = 1.
+      a gradient is not finite, and says so by 'skipped' = 1. The schedule goes
+      on.
+    freeze: of the optimizer, see there: frozen parameters do not count in the
+      norms.
   Returns:
     A function that consumes (donates) its state. Metrics are float32 scalars:
     'loss', the task's parts, 'grad_norm' before clipping, the same of each part
@@ -163,9 +232,14 @@ def make_train_step(
       state: TrainState, frozen: Any, batch: VideoTextBatch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     key = step_key(seed, state.step)
-    metrics, grads = gradients(state.params, frozen, batch, key, state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # Parameters that the run starts from may lie outside.
+    before = alpro.in_range(state.params)
+    metrics, grads = gradients(before, frozen, batch, key, state.step)
+    grads = optimizers.hold(grads, freeze=freeze)
+    updates, opt_state = optimizer.update(
+        grads, optimizers.at_step(state.opt_state, state.step), before
+    )
+    params = alpro.in_range(optax.apply_updates(before, updates))
     norms = {part: optax.tree.norm(leaves) for part, leaves in grads.items()}
     metrics['grad_norm'] = optax.tree.norm(norms)
     metrics |= {f'grad_norm/{part}': norm for part, norm in norms.items()}
@@ -174,7 +248,7 @@ def make_train_step(
       good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
       params, opt_state = jax.tree.map(
           lambda new, old: jnp.where(good, new, old),
-          (params, opt_state), (state.params, state.opt_state),
+          (params, opt_state), (before, state.opt_state),
       )
       metrics['skipped'] = 1.0 - good.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state), metrics
