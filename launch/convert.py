@@ -39,6 +39,8 @@ https://download.pytorch.org/whl/cpu`. Nothing in such a file is ever run.
 import contextlib
 import dataclasses
 import json
+import logging as python_logging
+import os
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -159,8 +161,12 @@ def main(argv):
       raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
     # Conversion is copying; a GPU would only be kept from others.
     jax.config.update('jax_platforms', 'cpu')
-    # Orbax tells every step of writing a file.
+    # Orbax tells every step of writing a file, and pages of a full disk, of
+    # which the error says enough.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(
+        lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
+    python_logging.getLogger('asyncio').setLevel('CRITICAL')
     _check_flags()
     if _CHECKPOINT.value:
       convert_back()
