@@ -27,7 +27,10 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from alpro_jax import files  # noqa: E402
 
 QUICK = (
     'Made with --quick: a few steps on a few clips, to see that everything '
@@ -110,9 +113,7 @@ class Stages:
     known['seconds'] += seconds
     known['done'] = not code
     self._done[name] = known
-    draft = self._file.with_name(self._file.name + '.draft')
-    draft.write_text(json.dumps(self._done, indent=1) + '\n')
-    draft.replace(self._file)
+    files.write_text(self._file, json.dumps(self._done, indent=1) + '\n')
     if code:
       raise SystemExit(
           f'demo: "{name}" ended with code {code} after {seconds:.0f} s. Give '

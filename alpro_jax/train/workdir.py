@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from alpro_jax import files
+
 
 @contextlib.contextmanager
 def claim(workdir):
@@ -68,9 +70,7 @@ def write_json(path: pathlib.Path, value) -> None:
   """Writes a JSON file that is never seen half written."""
   if jax.process_index() != 0:
     return
-  draft = path.with_name(path.name + '.draft')
-  draft.write_text(json.dumps(value, indent=2, default=_number) + '\n')
-  draft.replace(path)
+  files.write_text(path, json.dumps(value, indent=2, default=_number) + '\n')
 
 
 def _number(value):
