@@ -135,6 +135,14 @@ def test_names_in_training_are_known_before_it(run, sets):
     split.DuringTraining().names(setting)
 
 
+def test_a_set_of_unknown_answers_is_said(run, sets, caplog):
+  with caplog.at_level('WARNING', logger='absl'):
+    command(checkpoint=str(run[0]))
+    assert 'All answers will be wrong' not in caplog.text
+    command(checkpoint=str(run[0]), style='who')
+  assert 'wrong: not one of the 1 questions of sets/set' in caplog.text
+
+
 def test_flags_and_a_config_decide_how(run, sets, tmp_path):
   folder, config, _, _ = run
   asked = small_task.small_config(tmp_path, 'question_answering')

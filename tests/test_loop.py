@@ -206,8 +206,8 @@ def test_a_wrong_best_metric_ends_before_step_1(toy, tmp_path):
   evaluation = Foretold('eval/r1', 'eval/r5')
   toy.at[0] = lambda: raise_(AssertionError('a batch was read'))
   for name in ('eval/r10', '-eval/r10'):
-    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* gives "
-                       r"\['eval/r1', 'eval/r5'\]"):
+    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* closest "
+                       r"of its 2 names are \['eval/r1', 'eval/r5'\]"):
       loop.train(toy_config(best_metric=name), tmp_path,
                  evaluations=[evaluation])
   assert not evaluation.steps

@@ -132,6 +132,17 @@ def test_truth_follows_the_order_of_the_videos(tmp_path):
     probes.read_truth(path, ['a', 'c'])
 
 
+def test_truth_of_another_world_is_refused(tmp_path):
+  path = tmp_path / 'truth.jsonl'
+  path.write_text('\n'.join(
+      json.dumps({'video': name, 'caption': f'disc {name}'}) for name in 'ab'))
+  captions = [('disc a', 'a disc'), ('disc b',)]
+  assert len(probes.read_truth(path, ['a', 'b'], captions)) == 2
+  with pytest.raises(ValueError, match=r"says 'disc b' of b, whose captions "
+                     r"are \['ring b'\], and differs in 1 of 2"):
+    probes.read_truth(path, ['a', 'b'], [captions[0], ('ring b',)])
+
+
 def test_a_line_of_truth_may_hold_any_letter(tmp_path):
   path = tmp_path / 'truth.jsonl'
   path.write_bytes('\ufeff{"video": "a\u2028b"}\r\n{"video": "c"}'.encode())

@@ -319,6 +319,8 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
   report, encoded = run()
   assert (report['indexed'], report['clips'], encoded) == (4, 8, 6)
   assert report['already_there'] == 1
+  clips = store.clips()
+  np.testing.assert_array_equal(store.tokens(clips.id)[:, 0, 0], clips.start)
   problem, = json.loads(
       (tmp_path / 'index' / 'report.json').read_text())['problems']
   assert (problem['video'], problem['reason']) == ('broken.avi', 'unreadable')
@@ -464,6 +466,7 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
   store = Store.create(tmp_path / 'index', ABOUT | {
       'tokens': None, 'root_bytes': os.fsencode(byte_videos).hex()})
   bring_up_to_date(store, byte_videos)
+  assert store._ask('SELECT DISTINCT tokens FROM kept') == [(None,)]
   put_bytes(byte_videos / 'b.mp4', 'c')
   monkeypatch.setattr(
       querying, 'decode', lambda items, cutting: [

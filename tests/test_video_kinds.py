@@ -53,13 +53,15 @@ _add('avi', codec='libx264')
 _add('avi', 'av', codec='libx264')
 for _suffix in ('mp4', 'mov', 'mkv', 'webm', 'ts', 'mpg', 'flv', 'asf'):
   _add(_suffix, 'av', starts=(3600,))
-for _suffix in ('ts', 'm2ts', 'mpg', 'vob', 'mkv', 'webm', 'avi'):
+for _suffix in ('ts', 'm2ts', 'mpg', 'vob', 'mkv', 'webm', 'avi', 'mp4', 'mov',
+                'flv'):
   _add(_suffix, starts=(0, 0))
 for _suffix in ('ts', 'm2ts', 'mpg', 'vob'):
   _add(_suffix, 'av', starts=(3600, 0))
   _add(_suffix, 'dav' if _suffix == 'ts' else 'va', starts=(0, 3600, 5))
-for _suffix in ('mkv', 'webm'):
-  _add(_suffix, 'va', starts=(3600, 0))
+for _suffix in ('mkv', 'webm', 'mp4', 'mov', 'flv'):
+  _add(_suffix, 'va', starts=(3600, 0, 20), **(
+      {} if _suffix == 'flv' else {'matrix': 'transposed'}))
 
 
 def _write(folder, name):
@@ -103,15 +105,17 @@ def test_as_the_ffmpeg_program_has_it(tmp_path, name):
       ['ffmpeg', '-v', 'fatal', '-i', path, *each, '-f', 'framecrc',
        tmp_path / 'times', *each, '-pix_fmt', 'rgb24', '-f', 'rawvideo',
        tmp_path / 'pixels'], check=True)
-  frames, seconds = video.read_frames(path)
   theirs = np.fromfile(tmp_path / 'pixels', np.uint8).reshape(-1, 64, 96, 3)
-  assert small_videos.numbers_of(theirs) == small_videos.numbers_of(frames)
-  np.testing.assert_allclose(frames, theirs, atol=6)
   lines = (tmp_path / 'times').read_text().splitlines()
   unit = next(Fraction(x[7:]) for x in lines if x.startswith('#tb 0: '))
   stamps = [int(x.split(',')[2]) for x in lines if x[0] != '#']
-  if path.suffix in ('.mkv', '.webm'):  # Its times stand still where joined.
-    stamps, seconds = stamps[:12], seconds[:12]
+  frames, seconds = video.read_frames(path)
+  if path.suffix in ('.mkv', '.webm', '.mp4', '.mov', '.flv'):
+    # Of joined recordings it has the first, and of others parts at one time.
+    frames, seconds = frames[:12], seconds[:12]
+    theirs, stamps = theirs[:12], stamps[:12]
+  assert small_videos.numbers_of(theirs) == small_videos.numbers_of(frames)
+  np.testing.assert_allclose(frames, theirs, atol=6)
   np.testing.assert_allclose(
       seconds, [float((x - stamps[0]) * unit) for x in stamps],
       atol=float(unit / 2))
@@ -136,6 +140,26 @@ def test_single_frames_that_were_joined(tmp_path):
   np.testing.assert_allclose(seconds, [0, .1, .2])
 
 
+def test_joined_recordings_ask_for_the_time_of_all(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(video.workers, 'allow', asked.append)
+  path, _, _ = _write(tmp_path, 'mp4-va-3600-0-20-transposed')
+  video.read_frames(path)
+  np.testing.assert_allclose(asked, asked[0] * np.array([1, 2, 3]), rtol=.2)
+
+
+@pytest.mark.parametrize('suffix', ['ts', 'mkv', 'mp4'])
+def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
+  parts = [small_videos.write_video(
+      tmp_path / f'{size}.{suffix}', size=size, rate=25).read_bytes()
+           for size in ((64, 48), (48, 64))]
+  path = tmp_path / f'a.{suffix}'
+  path.write_bytes(b''.join(parts))
+  frames, seconds = video.read_frames(path)
+  assert [frame.shape for frame in frames] == [(48, 64, 3)] * 16
+  np.testing.assert_allclose(seconds, np.arange(16) / 25, atol=2e-3)
+
+
 def _record(path, **options):
   return prepare.make_record(
       annotations.Clip(path.name, (path.name,), ('x',), ('',), False, ()),
@@ -143,30 +167,49 @@ def _record(path, **options):
       on_partial='skip', **{'fps': 0, 'max_seconds': 0, **options})
 
 
-@pytest.mark.parametrize('suffix', ['mp4', 'mov', 'flv'])
-@pytest.mark.parametrize(('fps', 'kept'), [(0, 12), (5, 6)])
-def test_a_recording_that_is_passed_over_is_reported(
-    tmp_path, suffix, fps, kept):
-  """FFmpeg reads these formats to the end of the first recording."""
-  path = tmp_path / f'a.{suffix}'
-  parts = [small_videos.write_numbered(path, streams='av').read_bytes()
-           for _ in range(2)]
-  assert not _record(path, fps=fps).detail
-  path.write_bytes(b''.join(parts))
-  record = _record(path, fps=fps)
-  assert record.frames == kept and not record.reason
-  assert record.detail == (
-      'another recording was joined to its end, and not all of that is read')
-  # What was not wanted is not missed.
-  assert not _record(path, fps=fps, max_seconds=1).detail
-
-
 @pytest.mark.parametrize(('suffix', 'fps', 'kept'), [
-    ('ts', 0, 24), ('ts', 5, 12), ('mkv', 0, 24), ('mkv', 5, 12)])
-def test_a_recording_that_is_read_is_no_loss(tmp_path, suffix, fps, kept):
+    ('ts', 0, 24), ('ts', 5, 12), ('mkv', 0, 24), ('mkv', 5, 12),
+    ('mp4', 0, 24), ('mp4', 5, 12), ('flv', 0, 24), ('flv', 5, 12)])
+def test_what_the_report_says_of_joined_recordings(
+    tmp_path, suffix, fps, kept):
   path, _, _ = _write(tmp_path, f'{suffix}-v-0-0')
   record = _record(path, fps=fps)
   assert (record.frames, record.reason, record.detail) == (kept, '', '')
+
+
+@pytest.mark.parametrize('flags', [
+    'frag_keyframe+empty_moov', 'frag_keyframe+empty_moov+default_base_moof',
+    'dash', 'faststart'])
+def test_joined_mp4_of_other_kinds(tmp_path, flags):
+  path = tmp_path / 'a.mp4'
+  parts = [small_videos.write_numbered(
+      path, numbers=range(12 * k, 12 * k + 12), matrix=matrix,
+      container={'movflags': flags}).read_bytes()
+           for k, matrix in enumerate(('turned_90', 'mirrored'))]
+  path.write_bytes(b''.join(parts))
+  frames, seconds = video.read_frames(path)
+  assert {frame.shape for frame in frames} == {(64, 96, 3)}
+  assert small_videos.numbers_of(frames) == list(range(24))
+  np.testing.assert_allclose(seconds, np.arange(24) / 10)
+
+
+@pytest.mark.parametrize(('fps', 'kept'), [(0, 72), (5, 36)])
+def test_an_end_that_is_missing_is_reported_wherever(tmp_path, fps, kept):
+  """Of three recordings the second was cut off; its length had said so."""
+  path = tmp_path / 'a.mkv'
+  whole = small_videos.write_numbered(path, numbers=range(30)).read_bytes()
+  with av.open(str(path)) as file:
+    half = [packet.pos for packet in file.demux(video=0) if packet.pos][12]
+  # The length of the segment behind its ID, made that of what is left of it.
+  place = whole.index(b'\x18\x53\x80\x67') + 4
+  cut = (whole[:place] + (1 << 56 | half - place - 8).to_bytes(8, 'big')
+         + whole[place + 8:half])
+  path.write_bytes(whole + cut + whole)
+  record = _record(path, fps=fps)
+  assert (record.frames, record.reason) == (kept, '')
+  assert record.detail == 'its data end at 1.2 of 3.0 s'
+  # What was not wanted is not missed.
+  assert not _record(path, fps=fps, max_seconds=4).detail
 
 
 @pytest.mark.parametrize('suffix', ['mkv', 'webm'])
@@ -178,6 +221,28 @@ def test_a_late_start_hides_no_loss(tmp_path, suffix):
   path.write_bytes(data[:len(data) // 2])
   with pytest.raises(video.EndsEarly, match=r'data end at [23]\.\d of 6\.\d s'):
     video.read_frames(path)
+
+
+def test_subtitles_may_go_on(tmp_path):
+  """Then the header gives their length."""
+  path = small_videos.write_numbered(tmp_path / 'a.mkv')
+  with av.open(str(path)) as file, av.open(str(tmp_path / 'b.mkv'), 'w') as out:
+    source = file.streams.video[0]
+    target = out.add_stream_from_template(source)
+    texts = out.add_mux_stream('subrip')
+    out.start_encoding()
+    line = av.Packet(b'a line')
+    line.stream, line.time_base = texts, Fraction(1, 1000)
+    line.pts, line.dts, line.duration = 0, 0, 60_000
+    out.mux(line)
+    for packet in file.demux(source):
+      if packet.size:
+        packet.stream = target
+        out.mux(packet)
+  with av.open(str(tmp_path / 'b.mkv')) as file:
+    assert file.duration == 60_000_000
+  frames, _ = video.read_frames(tmp_path / 'b.mkv')
+  assert small_videos.numbers_of(frames) == list(range(12))
 
 
 def test_gaps_in_avi(tmp_path):
@@ -198,7 +263,8 @@ def test_times_never_run_backwards():
   other = types.SimpleNamespace(key_frame=False, duration=0, time_base=None)
 
   def read(frames):
-    clock = video._Clock(file, stream)
+    clock = video._Clock()
+    clock.start(file, stream)
     return [float(clock.read(frame, stamp and Fraction(stamp, 10)))
             for frame, stamp in frames]
 

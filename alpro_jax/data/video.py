@@ -4,8 +4,9 @@ One thread per call: preparation runs one process per core, and a decoder's
 own threads cost 40 % more CPU in all.
 """
 
-import heapq
+import collections
 import io
+import itertools
 import math
 import os
 import struct
@@ -29,6 +30,7 @@ _FORMATS = ','.join(sorted(
     if not name.endswith('_pipe')))
 # Their headers say how long they are.
 _DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
+_EBML = b'\x1a\x45\xdf\xa3'  # Matroska, WebM.
 _MAX_PIXELS = 8192 * 8192
 _PIXELS_PER_SECOND = 5e6  # HDR, if all frames are kept at their size.
 _PIXELS_PER_BYTE = 20
@@ -80,7 +82,7 @@ def target_size(width, height, *, short_side=0, pixel_aspect=None):
 
 
 def _pick_stream(container):
-  """The default video stream, which need not be the largest."""
+  """The default video stream, which need not be the largest, set up."""
   pictures = (av.stream.Disposition.attached_pic
               | av.stream.Disposition.timed_thumbnails)
   streams = [stream for stream in container.streams.video
@@ -89,8 +91,17 @@ def _pick_stream(container):
     raise UnreadableVideo('no video stream')
   for stream in streams:
     if stream.disposition & av.stream.Disposition.default:
-      return stream
-  return streams[0]
+      break
+  else:
+    stream = streams[0]
+  if stream.codec_context is None:
+    raise UnreadableVideo('unreadable', 'unknown codec')
+  stream.codec_context.thread_count = 1
+  if stream.width * stream.height > _MAX_PIXELS:
+    raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
+  # Later frames may be larger; the memory of those is not even asked for.
+  stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
+  return stream
 
 
 def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
@@ -127,12 +138,8 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
     if kind == 'picture':
       yield read_still(path, short_side=short_side), 0.0
       return
-    # Of a descriptor FFmpeg learns no name, in which it might see a pattern or
-    # a protocol; and there is no protocol by which it could open another file.
-    with io.FileIO(os.open(path, os.O_RDONLY)) as file, av.open(
-        file, options={'protocol_whitelist': 'none',
-                       'format_whitelist': _FORMATS}) as container:
-      for frame in _decode(file, container, fps, short_side, max_frames,
+    with open(path, 'rb', buffering=0) as file:
+      for frame in _decode(file.fileno(), fps, short_side, max_frames,
                            max_seconds):
         count += 1
         yield frame
@@ -156,76 +163,141 @@ def read_frames(path, **options):
   return list(frames), list(seconds)
 
 
-def _decode(file, container, fps, short_side, max_frames, max_seconds):
-  stream = _pick_stream(container)
-  if stream.codec_context is None:
-    raise UnreadableVideo('unreadable', 'unknown codec')
-  stream.codec_context.thread_count = 1
-  if stream.width * stream.height > _MAX_PIXELS:
-    raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
-  workers.allow(_decoding_seconds(file, container, stream))
-  # Later frames may be larger; the memory of those is not even asked for.
-  stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
+def _decode(file, fps, short_side, max_frames, max_seconds):
+  """Yields the frames of all recordings of a file; see iterate_frames."""
   scaler = av.video.reformatter.VideoReformatter()
+  clock = _Clock()
   size = None
-  turn = _UPRIGHT
   kept = 0
   last_tick = -1
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
-  clock = _Clock(container, stream)
-  ends = [0.0]
-  for frame, stamp in _frames_of(container, stream, ends):
-    time = clock.read(frame, stamp)
-    if max_seconds and time >= max_seconds:
-      break
-    # Some files say in key frames alone how they are to be turned.
-    turn = _turn_of(frame) or turn
-    if fps:
-      # Containers round times to a millisecond or so: a frame may come early.
-      tick = math.floor((time + early) * Fraction(fps))
-      if tick <= last_tick:
-        continue
-      last_tick = tick
-    if frame.width * frame.height > _MAX_PIXELS:
-      raise UnreadableVideo('too large', f'{frame.width}x{frame.height}')
-    # Later frames follow the first, should the size change.
-    size = size or _turned(target_size(
-        frame.width, frame.height, short_side=short_side,
-        pixel_aspect=stream.sample_aspect_ratio), turn)
-    width, height = _turned(size, turn)
-    to_sdr = _TO_SDR.get(frame.color_trc)
-    frame = scaler.reformat(
-        frame, width=width, height=height,
-        format='rgb48le' if to_sdr else 'rgb24',
-        src_color_range=frame.color_range,
-        src_colorspace='BT2020' if to_sdr else None,
-        interpolation=av.video.reformatter.Interpolation.BICUBIC, threads=1)
-    pixels = frame.to_ndarray()
-    if to_sdr:
-      pixels = to_sdr(pixels)
-    swap, left_right, up_down = turn
-    if swap:
-      pixels = pixels.swapaxes(0, 1)
-    pixels = pixels[::-1 if up_down else 1, ::-1 if left_right else 1]
-    kept += 1
-    yield np.ascontiguousarray(pixels), float(time)
-    if kept == max_frames:
-      break
-  else:
-    if not kept:
-      return
-    declared = _declared_seconds(container, stream)
-    if ends[0] < .9 * declared and declared - ends[0] > 1:
-      raise EndsEarly(
-          f'its data end at {ends[0]:.1f} of {declared:.1f} s')
-    if _another_follows(file, container):
-      raise EndsEarly('another recording was joined to its end, and not all '
-                      'of that is read')
+  missing, slow = '', 0
+  for begin, end in itertools.pairwise(_recordings(file)):
+    # Not one protocol by which another file might be opened.
+    with av.open(_Part(file, begin, end), options={
+        'protocol_whitelist': 'none',
+        'format_whitelist': _FORMATS}) as container:
+      stream = _pick_stream(container)
+      clock.start(container, stream)
+      slow += _decoding_seconds(end - begin, container, stream)
+      workers.allow(slow)
+      turn = _UPRIGHT
+      ends = [0.0]
+      for frame, stamp in _frames_of(container, stream, ends):
+        time = clock.read(frame, stamp)
+        if max_seconds and time >= max_seconds:
+          return
+        # Some files say in key frames alone how they are to be turned.
+        turn = _turn_of(frame) or turn
+        if fps:
+          # Containers round times to a millisecond or so: a frame may be early.
+          tick = math.floor((time + early) * Fraction(fps))
+          if tick <= last_tick:
+            continue
+          last_tick = tick
+        if frame.width * frame.height > _MAX_PIXELS:
+          raise UnreadableVideo('too large', f'{frame.width}x{frame.height}')
+        # Later frames follow the first, should the size change.
+        size = size or _turned(target_size(
+            frame.width, frame.height, short_side=short_side,
+            pixel_aspect=stream.sample_aspect_ratio), turn)
+        kept += 1
+        yield _pixels(scaler, frame, size, turn), float(time)
+        if kept == max_frames:
+          return
+      declared = _declared_seconds(container, stream)
+      if ends[0] < .9 * declared and declared - ends[0] > 1:
+        missing = missing or (
+            f'its data end at {ends[0]:.1f} of {declared:.1f} s')
+  if kept and missing:
+    raise EndsEarly(missing)
 
 
-def _decoding_seconds(file, container, stream):
-  """Returns how long reading a whole video may take on a slow core."""
-  size = os.fstat(file.fileno()).st_size
+class _Part:
+  """Bytes `begin` to `end` of a file, given by its descriptor.
+
+  FFmpeg learns no name of it, in which it might see a pattern or a protocol.
+  """
+
+  def __init__(self, file, begin, end):
+    self._file, self._begin, self._end = file, begin, end
+    self._at = begin
+
+  def read(self, size):
+    data = os.pread(self._file, min(size, max(self._end - self._at, 0)),
+                    self._at)
+    self._at += len(data)
+    return data
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    self._at = offset + {os.SEEK_SET: self._begin, os.SEEK_CUR: self._at,
+                         os.SEEK_END: self._end}[whence]
+    return self.tell()
+
+  def tell(self):
+    return self._at - self._begin
+
+
+def _recordings(file):
+  """Returns where the recordings in a file begin, and where the last one ends.
+
+  FLV, MP4 and Matroska may have been joined by writing one behind the other:
+  FFmpeg reads the first alone, or parts of the others.
+  """
+  end = os.fstat(file).st_size
+  start = os.pread(file, 8, 0)
+  flv, mp4 = start.startswith(b'FLV'), start[4:] == b'ftyp'
+  begins, at, has_index = [], 0, False
+  while (flv or mp4 or start.startswith(_EBML)) and len(
+      head := os.pread(file, 16, at)) == 16:
+    if flv:
+      new, tag = head.startswith(b'FLV'), head[0] & 31
+      # A tag: its own header, its data, and its length once more.
+      size = 15 + int.from_bytes(head[1:4], 'big')
+      size = 13 if new else size if tag in (8, 9, 18) else 0
+    elif mp4:
+      new = head[4:8] == b'ftyp' and (not begins or has_index)
+      has_index = not new and (has_index or head[4:8] == b'moov')
+      size = int.from_bytes(head[:4], 'big')
+      if size == 1:
+        size = int.from_bytes(head[8:], 'big')
+    else:
+      new = head.startswith(_EBML)
+      # Zeros say of how many bytes the length is, which is all ones if unknown.
+      width = 9 - head[4].bit_length()
+      most = (1 << 7 * width) - 1
+      size = int.from_bytes(head[4:4 + width], 'big') & most
+      size = 0 if size == most else 4 + width + size
+    if new:
+      begins.append(at)
+    if size < 8:
+      break
+    at += size
+  return [*(begins or [0]), end]
+
+
+def _pixels(scaler, frame, size, turn):
+  """Returns a frame as uint8[H, W, 3] RGB, of a size (width, height)."""
+  width, height = _turned(size, turn)
+  to_sdr = _TO_SDR.get(frame.color_trc)
+  pixels = scaler.reformat(
+      frame, width=width, height=height,
+      format='rgb48le' if to_sdr else 'rgb24',
+      src_color_range=frame.color_range,
+      src_colorspace='BT2020' if to_sdr else None,
+      interpolation=av.video.reformatter.Interpolation.BICUBIC,
+      threads=1).to_ndarray()
+  if to_sdr:
+    pixels = to_sdr(pixels)
+  swap, left_right, up_down = turn
+  if swap:
+    pixels = pixels.swapaxes(0, 1)
+  return np.ascontiguousarray(
+      pixels[::-1 if up_down else 1, ::-1 if left_right else 1])
+
+
+def _decoding_seconds(size, container, stream):
+  """Returns how long reading all of `size` bytes may take on a slow core."""
   seconds = (container.duration or 0) / av.time_base
   frames = max(seconds * float(stream.average_rate or 25), stream.frames)
   # Headers may say anything, or nothing; but a frame takes some bytes, and in
@@ -238,32 +310,27 @@ def _frames_of(container, stream, ends):
   """Yields the frames of a stream, and the seconds their file says, or None.
 
   Args:
-    ends: [seconds], where the packets of pictures and sound end; it grows.
-      Sound may well go on when there are no more pictures.
+    ends: [seconds], where the packets of all streams end; it grows. Sound and
+      subtitles may well go on when there are no more pictures.
   """
   begin = (container.start_time or 0) / av.time_base
-  make_up = av.container.Flags.gen_pts.value
-  container.flags &= ~make_up
+  container.flags &= ~av.container.Flags.gen_pts.value  # It makes some up.
   # AVI has no times but those at which to decode, one packet after another.
-  # Frames come in the order in which they are shown: each takes the earliest
-  # of the times that are left. What FFmpeg makes up for them is wrong.
-  decoding_times = None
-  for packet in container.demux(
-      [*container.streams.video, *container.streams.audio]):
+  # Frames come in the order in which they are shown: each takes the next one.
+  only_decoding, waiting = None, collections.deque()
+  for packet in container.demux():
     time = packet.dts if packet.pts is None else packet.pts
     if time is not None and packet.time_base:
       ends[0] = max(ends[0], float(
           (time + (packet.duration or 0)) * packet.time_base) - begin)
     if packet.stream.index != stream.index:
       continue
-    if decoding_times is None and packet.pts is None is not packet.dts:
-      decoding_times = []
-    elif not decoding_times:
-      container.flags |= make_up
-    if decoding_times is not None and packet.dts is not None:
-      heapq.heappush(decoding_times, packet.dts)
+    if only_decoding is None:
+      only_decoding = packet.pts is None
+    if only_decoding and packet.dts is not None:
+      waiting.append(packet.dts)
     for frame in packet.decode():
-      pts = heapq.heappop(decoding_times) if decoding_times else frame.pts
+      pts = waiting.popleft() if waiting else frame.pts
       known = pts is not None and frame.time_base
       yield frame, pts * frame.time_base if known else None
 
@@ -271,17 +338,21 @@ def _frames_of(container, stream, ends):
 class _Clock:
   """Seconds from the first frame, which never run backwards."""
 
-  def __init__(self, container, stream):
+  def __init__(self):
+    self._time = None
+
+  def start(self, container, stream):
+    """A recording begins, the first one or another."""
     self._step = 1 / (stream.average_rate or Fraction(25))
     # FFmpeg's own program, too, takes ten seconds in these for a gap between
     # two recordings.
     self._gaps = container.format.flags & av.format.Flags.ts_discont.value
     self._shift = None
-    self._time = -self._step
-    self._duration = 0, None
 
   def _next(self):
     """The end of the last frame."""
+    if self._time is None:
+      return Fraction(0)
     ticks, unit = self._duration
     return self._time + (ticks * unit if ticks and unit else self._step)
 
@@ -293,7 +364,7 @@ class _Clock:
       if self._shift is None:
         self._shift = self._next() - stamp
       time = stamp + self._shift
-      back = self._time - time
+      back = -1 if self._time is None else self._time - time
       if (back >= 0 and (frame.key_frame or back > 1)
           or self._gaps and back < -10):
         # Another recording: it starts with a key frame.
@@ -380,28 +451,6 @@ def _declared_seconds(container, stream):
   if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
     seconds = max(seconds, float(stream.frames / stream.average_rate))
   return seconds
-
-
-def _another_follows(file, container):
-  """Whether a second recording begins in a file, which FFmpeg passes over."""
-  flv = container.format.name == 'flv'
-  if not flv and 'mov' not in container.format.name:
-    return False
-  at, headers = 0, 0
-  while len(head := os.pread(file.fileno(), 16, at)) >= 11:
-    size, kind = struct.unpack('>I4s', head[:8])
-    if flv and head.startswith(b'FLV'):
-      headers, size = headers + 1, 13
-    elif flv:  # A tag: its own header, its data, and its length once more.
-      size = 15 + (size & 0xffffff)
-    else:
-      headers += kind == b'moov'
-      if size == 1:
-        size = int.from_bytes(head[8:], 'big')
-    if headers > 1 or not size:
-      break
-    at += size
-  return headers > 1
 
 
 def read_still(path, *, short_side=0):

@@ -50,11 +50,19 @@ _ORDERS = {
 }
 
 
-def read_truth(path, videos: Sequence[str]) -> list[dict]:
+def read_truth(
+    path, videos: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+) -> list[dict]:
   """Reads truth.jsonl and puts its rows in the order of the videos.
 
+  Args:
+    path: of the file.
+    videos: names.
+    captions: of every video. Names recur in every world that is drawn, so a
+      row must tell of a clip with its own caption.
   Raises:
-    ValueError: if a video has no row.
+    ValueError: if a video has no row, or a row is of another clip.
   """
   rows = [json.loads(x) for x in checksum.read_lines(path) if x.strip()]
   by_name = {row['video']: row for row in rows}
@@ -63,7 +71,18 @@ def read_truth(path, videos: Sequence[str]) -> list[dict]:
     raise ValueError(
         f'{path} has no row for {len(missing)} of {len(videos)} videos, e.g. '
         f'{missing[:5]}; was it written for another split?')
-  return [by_name[name] for name in videos]
+  ordered = [by_name[name] for name in videos]
+  if captions is not None:
+    other = [
+        (row, own) for row, own in zip(ordered, captions, strict=True)
+        if row['caption'] not in own]
+    for row, own in other[:1]:
+      raise ValueError(
+          f'{path} tells of other clips: it says {row["caption"]!r} of '
+          f'{row["video"]}, whose captions are {list(own)[:3]}, and differs in '
+          f'{len(other)} of {len(videos)}; pass the file of the world that the '
+          'set was made of.')
+  return ordered
 
 
 def right_caption(

@@ -13,7 +13,7 @@ from absl import logging
 
 from alpro_jax import flops
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.data.answers import label_answers
+from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.question_answering import Answered
 from alpro_jax.evaluation.retrieval import (
@@ -109,6 +109,8 @@ def search(
 def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
   """Answers the questions of what `select` gave; `style` is their kind."""
   questions = [record.questions_of(style) for record in prepared.metadata()]
+  if problem := _none_known(trained, prepared, sum(map(list, questions), [])):
+    logging.warning('All answers will be wrong: %s', problem)
   return question_answering.answer(
       _scorer(trained), batches(trained, prepared), questions,
       trained.answers, pairs_per_call=trained.config.eval.pairs_per_call)
@@ -243,14 +245,8 @@ def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
         similarity=trained.model.config.embed_size > 0)
   asked = [question for record in prepared.metadata()
            for question in record.questions_of(style)]
-  true = [question.answer for question in asked]
-  if (label_answers(true, trained.answers) < 0).all():
-    raise ValueError(
-        f'not one of the {len(asked)} questions of {prepared.path}, split '
-        f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
-        'that the model chooses from: they are answered by '
-        f'{list(dict.fromkeys(true))[:5]}, the list begins with '
-        f'{list(trained.answers[:5])}.')
+  if problem := _none_known(trained, prepared, asked):
+    raise ValueError(problem)
   return question_answering.figure_names(question.kind for question in asked)
 
 
@@ -270,6 +266,19 @@ def _scorer(trained):
       pairs_per_call=config.eval.pairs_per_call,
       # Checkpoints of older versions do not have it.
       folder=config.eval.get('folder', ''))
+
+
+def _none_known(trained, prepared, asked):
+  """Says that no question can be answered rightly; '' if some can."""
+  known = set(map(canonical, trained.answers))
+  true = list(dict.fromkeys(question.answer for question in asked))
+  if any(canonical(answer) in known for answer in true):
+    return ''
+  return (
+      f'not one of the {len(asked)} questions of {prepared.path}, split '
+      f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
+      f'that the model chooses from: they are answered by {true[:5]}, the list '
+      f'begins with {list(trained.answers[:5])}.')
 
 
 def _nothing(prepared, what, style, styles):

@@ -50,16 +50,19 @@ def evaluate(
   """
   prepared = split.select(
       trained, dataset.open_dataset(path, name), style=style)
+  config, rows, teacher, crops, entities = trained.config, None, None, None, ()
+  if truth:
+    rows = probes.read_truth(
+        truth, [record.video for record in prepared.metadata()],
+        [record.captions for record in prepared.metadata()])
+    if config.task == 'pretrain' and config.loss.pem > 0:
+      teacher, entities = load_teacher(trained)
   scorer, retrieval, texts, videos = split.search(
       trained, prepared, style=style, scoring=scoring)
   found = {f'zero_shot/{k}': v for k, v in retrieval.metrics.items()}
-  config, rows, crops, entities = trained.config, None, None, ()
   if truth:
-    rows = probes.read_truth(
-        truth, [record.video for record in prepared.metadata()])
     asked = probes.ask_all(scorer, retrieval, videos, rows)
-    if config.task == 'pretrain' and config.loss.pem > 0:
-      teacher, entities = load_teacher(trained)
+    if teacher is not None:
       crops = probes.label_crops(
           scorer, teacher, split.batches(trained, prepared), texts, videos,
           retrieval, rows, area=config.loss.region_area,

@@ -140,6 +140,21 @@ def _sha256(path):
   return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _errors_of_an_older_jax(written_by):
+  """Says so when a newer jax is missing; yields whether this one is older."""
+  older = _numbers(jax.__version__) < _numbers(written_by)
+  try:
+    yield older
+  except Exception as error:
+    if not older:
+      raise
+    raise ValueError(
+        f'this export was written by jax {written_by} and cannot be read by '
+        f"jax {jax.__version__}: pip install 'jax>={written_by}' (jax says: "
+        f'{str(error)[:200]}).') from error
+
+
 def _jax_export(written_by):
   """Returns jax.export, which needs a package that jax does not bring."""
   try:
@@ -171,14 +186,18 @@ class Model:
     self._tokenizer_path = folder / manifest['text']['file']
     self._programs = {}
     export = _jax_export(manifest['versions']['jax'])
-    for name, described in manifest['programs'].items():
-      data = (folder / described['file']).read_bytes()
-      with self._errors_of_an_older_jax():
-        program = export.deserialize(bytearray(data))
-      self._programs[name] = jax.jit(program.call)
     with np.load(folder / manifest['parameters']['file']) as stored:
       self.params = {
           name: jax.device_put(stored[name], device) for name in stored.files}
+    for name, described in manifest['programs'].items():
+      data = (folder / described['file']).read_bytes()
+      with _errors_of_an_older_jax(manifest['versions']['jax']) as older:
+        program = jax.jit(export.deserialize(bytearray(data)).call)
+        if older:  # It would tell at the first call.
+          program.lower(self._params_of(name), *(
+              jax.ShapeDtypeStruct((1, *x['shape'][1:]), x['dtype'])
+              for x in described['inputs']))
+      self._programs[name] = program
 
   def prepare(self, frames):
     """Chooses frames of one video and crops and scales them, as in evaluation.
@@ -263,24 +282,13 @@ class Model:
         raise ValueError(
             f'{name}: {wanted["name"]} is {array.dtype}{list(array.shape)}, '
             f'expected {wanted["dtype"]}{list(shape)}; {hint}.')
-    params = {n: self.params[n] for n in described['parameters']}
-    with self._errors_of_an_older_jax():
-      return self._programs[name](
-          params, *(jax.device_put(x, self._device) for x in arrays))
+    return self._programs[name](
+        self._params_of(name),
+        *(jax.device_put(x, self._device) for x in arrays))
 
-  @contextlib.contextmanager
-  def _errors_of_an_older_jax(self):
-    """Says so when it is a newer jax that is missing; it may tell late."""
-    try:
-      yield
-    except Exception as error:
-      written_by = self.manifest['versions']['jax']
-      if _numbers(jax.__version__) >= _numbers(written_by):
-        raise
-      raise ValueError(
-          f'this export was written by jax {written_by} and cannot be read by '
-          f"jax {jax.__version__}: pip install 'jax>={written_by}' (jax says: "
-          f'{str(error)[:200]}).') from error
+  def _params_of(self, name):
+    return {n: self.params[n]
+            for n in self.manifest['programs'][name]['parameters']}
 
 
 # --- Pixels -----------------------------------------------------------------

@@ -5,6 +5,7 @@ Everything that decides the result is a function of the config and the step,
 so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
+import difflib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -96,11 +97,12 @@ def check_evaluations(
         'to evaluate on (config.eval.sources): only the newest checkpoints are '
         'kept.', best)
   elif best and known and best not in names:
+    near = difflib.get_close_matches(best, names, n=6, cutoff=0)
     raise ValueError(
         f'config.train.best_metric names {best!r}, which the evaluation of '
-        f'config.eval.sources does not give; it gives {names}. Choose one of '
-        "these, with a '-' in front if small is good, or '' to keep the newest "
-        'checkpoints alone.')
+        f'config.eval.sources does not give. The closest of its {len(names)} '
+        f"names are {near}. Choose one, with a '-' in front if small is good, "
+        "or '' to keep the newest checkpoints alone.")
   return names
 
 
