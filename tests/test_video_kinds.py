@@ -140,6 +140,46 @@ def test_single_frames_that_were_joined(tmp_path):
   np.testing.assert_allclose(seconds, [0, .1, .2])
 
 
+def test_recordings_of_unknown_length(tmp_path):
+  path = tmp_path / 'a.mkv'
+  parts = [small_videos.write_numbered(
+      path, numbers=range(12 * k, 12 * k + 12),
+      container={'live': '1'}).read_bytes() for k in range(2)]
+  path.write_bytes(b''.join(parts))
+  frames, seconds = video.read_frames(path)
+  assert small_videos.numbers_of(frames) == list(range(24))
+  np.testing.assert_allclose(seconds, np.arange(24) / 10, atol=2e-3)
+
+
+def test_boxes_between_recordings(tmp_path):
+  """One whose length takes 64 bits, and a second ftyp before the index."""
+  path = small_videos.write_numbered(tmp_path / 'a.mp4', container={
+      'movflags': 'frag_keyframe+empty_moov+default_base_moof'})
+  whole = path.read_bytes()
+  first = whole[:int.from_bytes(whole[:4], 'big')]
+  assert first[4:8] == b'ftyp'
+  large = b'\0\0\0\1free' + (20).to_bytes(8, 'big') + b'full'
+  path.write_bytes(first + whole + large + whole)
+  frames, _ = video.read_frames(path)
+  assert small_videos.numbers_of(frames) == [*range(12), *range(12)]
+
+
+def test_zeros_behind_a_recording_are_not_searched(tmp_path, monkeypatch):
+  """As in a download that was given its size first."""
+  path = small_videos.write_numbered(tmp_path / 'a.flv')
+  path.write_bytes(path.read_bytes() + bytes(1 << 20))
+  reads = []
+
+  def read(*arguments, pread=os.pread):
+    reads.append(arguments)
+    return pread(*arguments)
+
+  monkeypatch.setattr(os, 'pread', read)
+  frames, _ = video.read_frames(path)
+  assert small_videos.numbers_of(frames) == list(range(12))
+  assert len(reads) < 500
+
+
 def test_joined_recordings_ask_for_the_time_of_all(tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(video.workers, 'allow', asked.append)
@@ -318,10 +358,13 @@ def test_orientation_in_key_frames_alone(
     np.testing.assert_allclose(frame[red], (255, 0, 0), atol=30)
 
 
-def test_side_data_that_pyav_does_not_know(tmp_path):
+@pytest.mark.parametrize(('orientation', 'shape', 'red'), [
+    (1, (64, 96), (6, 6)), (3, (64, 96), (-7, -7)), (6, (96, 64), (6, -7)),
+    (8, (96, 64), (-7, 6))])
+def test_side_data_that_pyav_does_not_know(tmp_path, orientation, shape, red):
   """EXIF in frames of MJPEG, as cameras write it, beside an orientation."""
   exif = Image.Exif()
-  exif[0x0112] = 6  # To be turned 90 degrees clockwise.
+  exif[0x0112] = orientation
   jpeg = io.BytesIO()
   Image.fromarray(small_videos.numbered(3)).save(
       jpeg, 'JPEG', quality=95, exif=exif)
@@ -334,8 +377,8 @@ def test_side_data_that_pyav_does_not_know(tmp_path):
       packet.pts = packet.dts = k
       file.mux(packet)
   frames, _ = video.read_frames(tmp_path / 'a.avi')
-  assert [frame.shape for frame in frames] == [(96, 64, 3)] * 3
-  np.testing.assert_allclose(frames[0][6, -7], (255, 0, 0), atol=30)
+  assert [frame.shape for frame in frames] == [(*shape, 3)] * 3
+  np.testing.assert_allclose(frames[0][red], (255, 0, 0), atol=30)
 
 
 def _pq(light):
@@ -351,7 +394,7 @@ def _hlg(scene):
       np.maximum(12 * scene - .28466892, 1e-9)) + .55991073)
 
 
-def _write_hdr(path, signals, transfer):
+def _write_hdr(path, signals, transfer, matrix=9):
   """Writes a patch of 32 x 32 for each R'G'B' of BT.2020, in 10 bit."""
   signals = np.repeat(np.repeat(signals, 32, 0)[None], 32, 0)
   luma = signals @ [.2627, .6780, .0593]
@@ -370,7 +413,7 @@ def _write_hdr(path, signals, transfer):
       plane.update(rows.tobytes())
     for thing in (stream.codec_context, frame):
       thing.color_trc, thing.color_primaries = transfer, 9
-      thing.colorspace, thing.color_range = 9, 1
+      thing.colorspace, thing.color_range = matrix, 1
     file.mux([*stream.encode(frame), *stream.encode()])
 
 
@@ -379,15 +422,17 @@ def _patches(path):
   return frame[16, 16::32]
 
 
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts'])
-def test_pq_becomes_what_standard_screens_show(tmp_path, suffix):
+@pytest.mark.parametrize(('suffix', 'matrix'), [
+    ('mp4', 9), ('mkv', 9), ('ts', 9), ('ts', 2)])  # 2 is left open.
+def test_pq_becomes_what_standard_screens_show(tmp_path, suffix, matrix):
   light = np.array([0, 1, 10, 26, 58, 100, 203, 1000])
   to_2020 = np.array([[.6274, .3293, .0433], [.0691, .9195, .0114],
                       [.0164, .0880, .8956]])
   grey = np.repeat(light[:, None], 3, 1)
   colours = np.array([[203, 0, 0], [0, 203, 0], [0, 0, 203], [150, 60, 20]])
   path = tmp_path / f'a.{suffix}'
-  _write_hdr(path, _pq(np.concatenate([grey, colours @ to_2020.T])), 16)
+  _write_hdr(
+      path, _pq(np.concatenate([grey, colours @ to_2020.T])), 16, matrix)
   wanted = np.minimum(np.concatenate([grey, colours]) / 203, 1) ** (1 / 2.4)
   found = _patches(path) / 255
   np.testing.assert_allclose(found[:8], wanted[:8], atol=.012)

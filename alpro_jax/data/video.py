@@ -83,10 +83,9 @@ def target_size(width, height, *, short_side=0, pixel_aspect=None):
 
 def _pick_stream(container):
   """The default video stream, which need not be the largest, set up."""
-  pictures = (av.stream.Disposition.attached_pic
-              | av.stream.Disposition.timed_thumbnails)
-  streams = [stream for stream in container.streams.video
-             if not stream.disposition & pictures]
+  streams = [
+      stream for stream in container.streams.video
+      if not stream.disposition & av.stream.Disposition.attached_pic]
   if not streams:
     raise UnreadableVideo('no video stream')
   for stream in streams:
@@ -207,8 +206,7 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
           return
       declared = _declared_seconds(container, stream)
       if ends[0] < .9 * declared and declared - ends[0] > 1:
-        missing = missing or (
-            f'its data end at {ends[0]:.1f} of {declared:.1f} s')
+        missing = f'its data end at {ends[0]:.1f} of {declared:.1f} s'
   if kept and missing:
     raise EndsEarly(missing)
 
