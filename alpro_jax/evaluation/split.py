@@ -89,7 +89,6 @@ def select(trained: Trained, prepared, *, style: str = ''):
 
 def search(
     trained: Trained, prepared, *, style: str = '',
-    scoring: Scoring | None = None,
 ) -> tuple[Scorer, Retrieval, TextFeatures, VideoFeatures]:
   """Retrieval in both directions.
 
@@ -97,19 +96,18 @@ def search(
     trained: the model.
     prepared: from `select`.
     style: of the captions, '' for all.
-    scoring: how; None asks config.eval.
   """
   captions = pipeline.record_captions(prepared, style)
   scorer = _scorer(trained)
   return scorer, *retrieve(
-      scorer, batches(trained, prepared), captions,
-      scoring or choose_scoring(trained))
+      scorer, batches(trained, prepared), captions, choose_scoring(trained))
 
 
 def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
   """Answers the questions of what `select` gave; `style` is their kind."""
   questions = [record.questions_of(style) for record in prepared.metadata()]
-  if problem := _none_known(trained, prepared, sum(map(list, questions), [])):
+  asked = [question for row in questions for question in row]
+  if problem := _none_known(trained, prepared, asked):
     logging.warning('All answers will be wrong: %s', problem)
   return question_answering.answer(
       _scorer(trained), batches(trained, prepared), questions,

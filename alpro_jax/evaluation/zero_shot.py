@@ -7,7 +7,7 @@ from absl import logging
 
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.evaluation import cases, probes, report, split
-from alpro_jax.evaluation.retrieval import Retrieval, Scoring
+from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import Trained, load_teacher
 
 
@@ -36,7 +36,6 @@ class Result:
 
 def evaluate(
     trained: Trained, path, name: str, *, style: str = '', truth: str = '',
-    scoring: Scoring | None = None,
 ) -> Result:
   """Zero-shot retrieval and, where the truth is known, all probes.
 
@@ -46,7 +45,6 @@ def evaluate(
     name: of the split.
     style: of the captions, '' for all.
     truth: truth.jsonl of the split, '' without one.
-    scoring: see split.search.
   """
   prepared = split.select(
       trained, dataset.open_dataset(path, name), style=style)
@@ -58,7 +56,7 @@ def evaluate(
     if config.task == 'pretrain' and config.loss.pem > 0:
       teacher, entities = load_teacher(trained)
   scorer, retrieval, texts, videos = split.search(
-      trained, prepared, style=style, scoring=scoring)
+      trained, prepared, style=style)
   found = {f'zero_shot/{k}': v for k, v in retrieval.metrics.items()}
   if truth:
     asked = probes.ask_all(scorer, retrieval, videos, rows)
