@@ -295,6 +295,26 @@ def test_gaps_in_avi(tmp_path):
   np.testing.assert_allclose(seconds, [0, .1, .2, .7, .8, 1.2])
 
 
+def test_gaps_in_avi_among_b_frames(tmp_path):
+  """The two frames that wait where the gap is take the times before it."""
+  times = np.array([0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14])
+  path = small_videos.write_numbered(tmp_path / 'a.avi', times=times.tolist())
+  frames, seconds = video.read_frames(path)
+  assert small_videos.numbers_of(frames) == list(range(12))
+  times[4:6] = 4, 5
+  np.testing.assert_allclose(seconds, times / 10)
+
+
+def test_sound_without_its_pictures_is_no_video(tmp_path):
+  path = small_videos.write_numbered(
+      tmp_path / 'a.mkv', numbers=range(30), streams='av')
+  with av.open(str(path)) as file:
+    place = next(packet.pos for packet in file.demux(video=0))
+  path.write_bytes(path.read_bytes()[:place])
+  with pytest.raises(video.UnreadableVideo, match='no frames'):
+    video.read_frames(path)
+
+
 def test_times_never_run_backwards():
   """Of a file whose times are wrong, and of one that has few."""
   stream = types.SimpleNamespace(average_rate=Fraction(10))
