@@ -1,5 +1,7 @@
 """Prompts, their average and the labels they give."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,3 +134,24 @@ def test_prompts_that_the_tokenizer_cuts_or_reads_alike_are_named(
   assert "1 of 5 entities are cut off" in cut and "'the red dog'" in cut
   assert 'of 2 entities alike' in first and 'dog, Dog' in first
   assert 'of 2 entities alike' in second and 'xylophone, zebra' in second
+
+
+def test_shares_of_labels_leave_out_what_is_ignored():
+  target = jnp.array([
+      [0.9, 0.1, 0.0], [0.3, 0.4, 0.3], [0.3, 0.4, 0.3], [0.3, 0.4, 0.3],
+      [0.1, 0.2, 0.7], [0.8, 0.1, 0.1]])
+  keep = jnp.array([True, False, False, False, True, True])
+  task = types.SimpleNamespace(entities=('dog', 'cat', 'sea'))
+
+  def said(*parts):
+    # As micro-batches and steps are averaged.
+    found = [pretrain._health(target[part], keep[part])['pseudo/entities']
+             for part in parts]
+    total, count = (sum(x[i] for x in found) for i in (0, 1))
+    return pretrain.Pretrain.describe(
+        task, {'pseudo/entities': np.array(total / count)})
+
+  assert said(slice(0, 6)) == 'pseudo-labels: dog 67%, sea 33%'
+  # One half keeps a label, the other two.
+  assert said(slice(0, 3), slice(3, 6)) == said(slice(0, 6))
+  assert said(slice(1, 3)) == 'pseudo-labels: none was sure enough'

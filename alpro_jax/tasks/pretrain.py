@@ -460,12 +460,14 @@ class Pretrain:
     return rearrange(rows, '(b k) ... -> b k ...', k=kinds)
 
   def describe(self, metrics: dict[str, Any]) -> str:
-    """Returns the entities that the teacher names most, with their shares."""
+    """Returns the top entities of the labels that are kept, with shares."""
     if 'pseudo/entities' not in metrics:
       return ''
     share = metrics['pseudo/entities']
     top = sorted(zip(share, self.entities, strict=True), reverse=True)[:5]
-    return 'pseudo-labels: ' + ', '.join(f'{n} {s:.0%}' for s, n in top)
+    return 'pseudo-labels: ' + (', '.join(
+        f'{n} {s / sum(share):.0%}' for s, n in top if s)
+        or 'none was sure enough')
 
 
 def _check_prompts(encode, templates, entities, most):
@@ -526,16 +528,17 @@ def _health(target, keep):
 
   Returns:
     terms: the kept share, the mean entropy in nats and the mean top
-    probability of all labels, and float32[Z], how often each entity is the top
-    one.
+    probability of all labels, and float32[Z], the share of all labels that is
+    kept and has the entity on top: so means over parts and steps stay right.
   """
   entropy = -jnp.sum(target * jnp.log(jnp.maximum(target, 1e-30)), axis=1)
   top = jax.nn.one_hot(jnp.argmax(target, axis=1), target.shape[1])
+  keep = keep.astype(jnp.float32)
   means = {
-      'pseudo/kept': jnp.mean(keep.astype(jnp.float32)),
+      'pseudo/kept': jnp.mean(keep),
       'pseudo/entropy': jnp.mean(entropy),
       'pseudo/confidence': jnp.mean(target.max(axis=1)),
-      'pseudo/entities': jnp.mean(top, axis=0),
+      'pseudo/entities': jnp.mean(keep[:, None] * top, axis=0),
   }
   return {name: (mean, 1.0) for name, mean in means.items()}
 
