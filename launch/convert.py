@@ -240,12 +240,12 @@ def convert_original():
       if where is not folder and _is_there(where, one, tokenizer):
         continue
       here = stack.enter_context(whole.folder(where))
-      _save(here, where, one, tokenizer)
-      kept.write(here, names, {
+      digest = kept.write(here, names, {
           name: tensor for name, tensor in part.items()
           if (original.why_unused(name, one.model.config)
               and not original.derived(name))
           or ('cut' in one.notes and name.startswith('classifier.2.'))})
+      _save(here, where, one, tokenizer, {kept.KEPT: digest})
   for (where, *_), one in zip(parts, converted, strict=True):
     _report(where, one)
 
@@ -464,7 +464,13 @@ def _heads(flag, source, notes):
 def _config_beside(path):
   """Returns Hugging Face's config.json of a file of weights, if it is there."""
   beside = files.find(path).with_name('config.json')
-  return json.loads(beside.read_text()) if beside.is_file() else {}
+  if not beside.is_file():
+    return {}
+  try:
+    return dict(json.loads(beside.read_text(encoding='utf-8')))
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+        f'{beside} is no config of Hugging Face: {error}.') from error
 
 
 def _grouped(absent, params):
@@ -505,9 +511,9 @@ def convert_back():
       print('  (pass --prompter to add the prompter)')
   if not remembered.order:
     print(
-        f'{_CHECKPOINT.value} was not converted from a file, so tensors that '
-        'the original has and never reads are not there; it loads without '
-        'them (strict=False).')
+        f'{_CHECKPOINT.value} keeps nothing of a file that it was converted '
+        'from, so tensors that the original has and never reads are not there; '
+        'it loads without them (strict=False).')
   print(f'Written: {_OUTPUT.value}')
 
 
@@ -529,8 +535,7 @@ def _read_back(checkpoint):
   config = AlproConfig.from_dict(meta['model'])
   params = checkpoints.load_params(
       folder, abstract_params(Alpro(config), sharding.make_mesh()))
-  # FOLDER/checkpoints/STEP is in the workdir FOLDER.
-  remembered = kept.read(folder.parents[1])
+  remembered = kept.read(folder, meta)
   state = original.to_original(params, config)
   return kept.complete(state, remembered, config), meta, remembered
 
@@ -673,7 +678,7 @@ def _meta(one, tokenizer):
       if name in one.told}
 
 
-def _save(here, where, one, tokenizer):
+def _save(here, where, one, tokenizer, beside=()):
   """Writes a checkpoint of step 0, like one of a training.
 
   Args:
@@ -681,6 +686,7 @@ def _save(here, where, one, tokenizer):
     where: the name that it will have.
     one: Converted.
     tokenizer: its tokenizer.
+    beside: {name: digest} of what lies beside it.
   """
   if names := one.told.get('entities'):
     entity_lists.write_entities(
@@ -690,7 +696,8 @@ def _save(here, where, one, tokenizer):
   origin = {
       name: flags.FLAGS[name].value for name in ('original', 'vit', 'bert')
       if flags.FLAGS[name].value}
-  meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes}}
+  meta = _meta(one, tokenizer) | {
+      'converted': {'from': origin, **one.notes, **dict(beside)}}
   store = checkpoints.Checkpoints(here)
   params = jax.tree.map(jnp.asarray, one.params)
   store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)

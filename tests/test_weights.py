@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.prompter import init_model
-from alpro_jax.weights import assemble, files, original, sizes, sources
+from alpro_jax.weights import assemble, files, kept, original, sizes, sources
 from configs import models
 from tests import original_files
 
@@ -402,6 +402,30 @@ def test_other_arithmetic_is_refused():
   with pytest.raises(ValueError, match="attention_type='joint_space_time'"):
     sources.vit(files.in_memory(original_files.vit()),
                 {'attention_type': 'joint_space_time'})
+
+
+def test_what_is_kept_belongs_to_its_checkpoint(tmp_path):
+  """By its digest, wherever it lies."""
+  order = [('x', 'y', 'float16')]
+  tensors = files.in_memory({'z': np.arange(3.0)})
+  digest = kept.write(tmp_path, order, tensors)
+  step = tmp_path / 'checkpoints' / '0'
+  # Of a version that stored no digest, and of this one.
+  for converted in ({'from': {'original': 'a.pt'}}, {kept.KEPT: digest}):
+    found = kept.read(step, {'converted': converted})
+    assert found.order == (('x', 'y', 'float16'),)
+    np.testing.assert_array_equal(found.tensors['z'], np.arange(3.0))
+  # A model that was trained here, below a workdir with such a file.
+  for meta in ({}, {'converted': {'from': {'vit': 'a.npz'}}}):
+    assert kept.read(step, meta) == kept.Kept()
+  path = tmp_path / kept.FILE
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='is damaged, or of another conversion'):
+    kept.read(step, {'converted': {kept.KEPT: digest}})
+  path.unlink()
+  assert kept.read(step, {'converted': {kept.KEPT: digest}}) == kept.Kept()
 
 
 # Strictness. Every tensor is left out, added to, and cut in turn.

@@ -180,6 +180,13 @@ def test_what_is_no_state_dict_is_refused(tmp_path, saved, message):
     files.open_tensors(tmp_path / 'a.pt')
 
 
+def test_one_of_several_state_dicts_is_not_guessed(tmp_path):
+  state = {'w': torch.zeros(1)}
+  torch.save({'model': state, 'state_dict': state}, tmp_path / 'a.pt')
+  with pytest.raises(ValueError, match='several.*model and state_dict'):
+    files.open_tensors(tmp_path / 'a.pt')
+
+
 def test_a_broken_file_is_refused(tmp_path):
   (tmp_path / 'a.pt').write_bytes(b'')
   with pytest.raises(ValueError, match='cannot be read|could run code'):

@@ -393,11 +393,14 @@ def _state_dict(path, loaded):
   """Takes the wrappers off that programs put around a state dict."""
   while isinstance(loaded, Mapping):
     inside = [
-        loaded[name] for name in _WRAPPERS
-        if isinstance(loaded.get(name), Mapping)]
+        name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
     if not inside:
       return loaded
-    loaded = inside[0]
+    if len(inside) > 1:
+      raise ValueError(
+          f'{path} holds several state dicts, {" and ".join(inside)}; save the '
+          'one that is meant alone.')
+    loaded = loaded[inside[0]]
   raise ValueError(
       f'{path} holds a {type(loaded).__name__}, expected a state dict: tensors '
       'by name.')

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alpro_jax.files import sha256
 from alpro_jax.models.alpro import AlproConfig
 from alpro_jax.weights import files, original
 from alpro_jax.weights.files import Tensor
@@ -21,6 +22,8 @@ from alpro_jax.weights.files import Tensor
 FILE = 'original.safetensors'
 # Under this name, as JSON, in the metadata of a file.
 _KEY, _FORMAT = 'alpro_jax', 1
+# Where a checkpoint's meta have the digest of FILE, in `converted`.
+KEPT = 'kept'
 _NEEDED = ('task', 'model', 'tokenizer', 'config')
 
 
@@ -34,19 +37,39 @@ class Kept(NamedTuple):
   tensors: Mapping[str, np.ndarray] = {}
 
 
-def write(folder, order, tensors: Mapping[str, Tensor]) -> None:
-  """Writes FILE to a folder; see Kept."""
-  files.write_tensors(
-      pathlib.Path(folder) / FILE,
-      {name: tensor.read() for name, tensor in tensors.items()},
-      {'order': json.dumps(order)})
+def write(folder, order, tensors: Mapping[str, Tensor]) -> str:
+  """Writes FILE to a folder; see Kept.
 
-
-def read(folder) -> Kept:
-  """Reads what `write` wrote; nothing if the model was trained here."""
+  Returns:
+    its sha256, by which the checkpoint that it belongs to knows it.
+  """
   path = pathlib.Path(folder) / FILE
-  if not path.is_file():
+  files.write_tensors(
+      path, {name: tensor.read() for name, tensor in tensors.items()},
+      {'order': json.dumps(order)})
+  return sha256(path)
+
+
+def read(step, meta: Mapping[str, Any]) -> Kept:
+  """Reads what `write` wrote; nothing if the model was trained here.
+
+  Args:
+    step: folder that checkpoints.find returned.
+    meta: what was stored with it.
+  Raises:
+    ValueError: if it is damaged, or of another conversion.
+  """
+  # WORKDIR/checkpoints/STEP; a checkpoint that was exported has no workdir.
+  path = pathlib.Path(step).parents[1] / FILE
+  converted = meta.get('converted', {})
+  # Conversions of earlier versions name no digest.
+  if not path.is_file() or not (
+      KEPT in converted or converted.get('from', {}).get('original')):
     return Kept()
+  if KEPT in converted and sha256(path) != converted[KEPT]:
+    raise ValueError(
+        f'{path} is damaged, or of another conversion than {step}; copy it '
+        'again, or remove it to do without.')
   order = json.loads(files.read_metadata(path)['order'])
   tensors = files.open_tensors(path)
   return Kept(
