@@ -112,7 +112,7 @@ def test_texts_that_are_cut_are_counted(wordpiece, trained):
 
 
 def test_refuses_files_that_are_no_tokenizer(tmp_path):
-  with pytest.raises(FileNotFoundError, match='set data.tokenizer'):
+  with pytest.raises(FileNotFoundError, match='--config.data.tokenizer='):
     tokens.load_tokenizer(tmp_path / 'none.txt')
   (tmp_path / 'a.json').write_text('{}')
   with pytest.raises(ValueError, match="ends in '.json'"):

@@ -116,8 +116,8 @@ def load_tokenizer(path):
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-        f'No tokenizer at {str(path)!r}; set data.tokenizer to a BERT '
-        'vocab.txt or to a model made by launch/tokenizer.py.')
+        f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '
+        'BERT vocab.txt or a model made by launch/tokenizer.py.')
   if path.suffix == '.txt':
     return WordPieceTokenizer(path)
   if path.suffix == '.model':
