@@ -81,7 +81,7 @@ def retrieval(
     config: AlproConfig, *, texts: int, videos: int, pairs: int, frames: int,
     image_size: int, length: int,
 ) -> int:
-  """Evaluation: everything encoded once, and `pairs` read (SPEC 10)."""
+  """Evaluation: everything encoded once, and `pairs` read."""
   fusion = fusion_forward(config, length, image_size, read=1)
   return (
       videos * video_forward(config, frames, image_size)

@@ -42,7 +42,7 @@ def answering(
 ) -> tuple[jax.Array, jax.Array]:
   """Question answering: float32[B, A], int32[B], -1: answer not in the list.
 
-  The original fails on such an answer (SPEC defect 52).
+  The original fails on such an answer (defect 52).
   """
   return _labelled_cross_entropy(logits, labels)
 

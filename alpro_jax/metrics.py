@@ -12,7 +12,7 @@ have many captions and a caption may describe many videos:
 Text to video: every pair is one query, all other videos compete.
 Video to text: every video that has captions is one query. Its best caption
 counts, and the texts that are not its captions compete, each for itself (the
-original counts the last caption alone, SPEC defect 13). Where videos have
+original counts the last caption alone, defect 13). Where videos have
 several captions, others rank otherwise, and those figures stand beside ours
 under a name of their own:
 

@@ -83,7 +83,8 @@ def get_config(model='base'):
       'vtc_chunk': 0,
       # Treat equal captions as the same pair: not as negatives of each other.
       'mask_equal_captions': True,
-      # Area of the region that is labelled by the prompter, SPEC 7.6.
+      # Area of the region that is labelled by the prompter; see Region
+      # erasing in docs/specification.md.
       'region_area': (0.3, 0.5),
       # 'original' redraws boxes that stick out, which makes them smaller than
       # that (31.5 % on average, defect 23); 'nominal' keeps the area.
@@ -124,7 +125,7 @@ def get_config(model='base'):
       'accumulation_negatives': 'micro',
       # 'video_attention_and_mlp' keeps these weights of the video encoder as
       # they are, as the original did by accident in its published question
-      # answering (SPEC defect 2).
+      # answering (defect 2).
       'freeze': '',
   })
 

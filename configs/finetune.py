@@ -1,4 +1,7 @@
-"""What the four fine-tunings share (paper section 4.3, SPEC 2.3)."""
+"""What the four fine-tunings share (paper section 4.3).
+
+The original's values: docs/specification.md, Published settings.
+"""
 
 import math
 
@@ -65,7 +68,9 @@ def clip(config, *, frames, max_text_tokens):
 
 def schedule(config, *, examples, epochs, batch_size, learning_rate,
              clip_norm, evaluations, accumulation=1):
-  """Sets the original's schedule: a line after a tenth of warm-up (SPEC 8).
+  """Sets the original's schedule: a line after a tenth of warm-up.
+
+  See docs/specification.md, Optimisation.
 
   Args:
     config: to change.
@@ -74,7 +79,7 @@ def schedule(config, *, examples, epochs, batch_size, learning_rate,
     batch_size: global, of one update.
     learning_rate: the highest.
     clip_norm: of the original, where it acts on the sum of the gradients of
-      the micro-batches (SPEC 8); here it acts on their mean.
+      the micro-batches; here it acts on their mean.
     evaluations: during the training.
     accumulation: micro-batches of one update.
   """

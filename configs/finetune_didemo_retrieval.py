@@ -1,4 +1,4 @@
-"""Paragraph-to-video retrieval on DiDeMo (SPEC 2.3 and 7.1).
+"""Paragraph-to-video retrieval on DiDeMo.
 
   python launch/main.py --config=configs/finetune_didemo_retrieval.py \\
     --workdir=DIR --config.train.init_from=DIR_OF_PRETRAINING

@@ -1,4 +1,4 @@
-"""Video question answering on MSRVTT-QA (SPEC 2.3 and 11).
+"""Video question answering on MSRVTT-QA.
 
   python launch/main.py --config=configs/finetune_msrvtt_qa.py --workdir=DIR \\
     --config.train.init_from=DIR_OF_PRETRAINING

@@ -1,4 +1,4 @@
-"""Text-video retrieval on MSRVTT: 7k training videos, 1k-A test (SPEC 2.3).
+"""Text-video retrieval on MSRVTT: 7k training videos, 1k-A test.
 
   python launch/main.py --config=configs/finetune_msrvtt_retrieval.py \\
     --workdir=DIR --config.train.init_from=DIR_OF_PRETRAINING

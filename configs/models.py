@@ -31,8 +31,9 @@ def _model(
           'attention': 'divided',  # Or 'joint', 'space_only'.
           'drop_path': 0.1,
           'dropout': 0.0,
-          # Initial values (SPEC 3.5). Models that start from random weights
-          # and small data learn faster with larger ones: see pretrain:demo.
+          # Initial values of the original. Models that start from random
+          # weights and small data learn faster with larger ones: see
+          # pretrain:demo.
           'matrix_std': 0.02,
           'temporal_fc_std': 0.0,
           'position_std': 0.02,

@@ -1,4 +1,4 @@
-"""ALPRO: the four losses on WebVid2M and CC3M (paper section 4.2, SPEC 2.3).
+"""ALPRO: the four losses on WebVid2M and CC3M (paper section 4.2).
 
   python launch/main.py --config=configs/pretrain.py --workdir=DIR \\
     --config.prompter.checkpoint=DIR_OF_PROMPTER

@@ -2,8 +2,8 @@
 
   python launch/main.py --config=configs/pretrain_prompter.py --workdir=DIR
 
-8 processes x 16 pairs x 2 accumulated, 10 epochs (SPEC 2.3). `:demo` is the
-prompter of `make demo`.
+8 processes x 16 pairs x 2 accumulated, 10 epochs (docs/specification.md,
+Published settings). `:demo` is the prompter of `make demo`.
 
 The paper starts from a ViT and a BERT. Without --config.train.init_from all
 weights are random, and the log says so; with one, made by
@@ -23,7 +23,7 @@ def get_config(scale=''):
   config.task = 'prompter'
   if scale == 'demo':
     return demo(config)
-  # The original's 20 acts on the sum of two micro-batches (SPEC 8).
+  # The original's 20 acts on the sum of two micro-batches.
   config.optimizer.clip_norm = 10.0
   return config
 

@@ -361,7 +361,7 @@ def _seen(task, tensors, heads, answers, config, notes):
 
 
 def _cut_answers(tensors, count, labels, notes):
-  """Leaves out the labels that no answer has (SPEC defect 24)."""
+  """Leaves out the labels that no answer has (defect 24)."""
   if count > labels:
     raise ValueError(
         f'there are {count} answers, but classifier.2.weight of '

@@ -90,7 +90,7 @@ def test_finetunings_are_the_papers():
         config.data.frames, config.data.max_text_tokens,
         config.optimizer.learning_rate, config.optimizer.clip_norm,
         config.data.resize, config.data.sampling)
-  # SPEC 2.3.
+  # docs/specification.md, Published settings.
   assert found == {
       'msrvtt_retrieval': (64, 1, 8, 40, 2.5e-5, 5.0, 224, 'rand'),
       'didemo_retrieval': (96, 1, 8, 50, 4e-5, 20.0, 224, 'rand'),

@@ -1,4 +1,7 @@
-"""The formulas against counts of the original's operations (SPEC 17)."""
+"""The formulas against counts of the original's operations.
+
+See docs/specification.md, Cost.
+"""
 
 import dataclasses
 import functools

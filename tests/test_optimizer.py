@@ -26,7 +26,8 @@ def adamw(schedule, **changes):
 
 
 def test_linear_schedule_is_the_originals():
-  # SPEC 8, S=10, W=2: k/W before W, then (S-k)/(S-W), never below 1e-8.
+  # docs/specification.md, Optimisation; S=10, W=2: k/W before W, then
+  # (S-k)/(S-W), never below 1e-8.
   rates = [float(make()(k)) for k in range(10)]
   expected = [0.5e-3] + [1e-3 * (10 - k) / 8 for k in range(2, 10)] + [1e-8]
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
@@ -58,7 +59,7 @@ def test_a_learning_rate_is_never_above_what_was_asked_for():
 
 
 def test_original_rule_adds_eps_to_the_uncorrected_root():
-  # SPEC 8: p -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + eps).
+  # p -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + eps).
   rng = np.random.default_rng(0)
   gradients = (rng.normal(size=(4, 5)) * 1e-5).astype(np.float32)
   schedule = make('constant', warmup=0)

@@ -320,7 +320,7 @@ def test_other_weights_are_sent_where_they_belong():
 
 
 def test_a_vit_gives_time_its_spatial_weights(config, shapes):
-  """From timm and from the authors' npz the same, SPEC 3.6."""
+  """From timm and from the authors' npz the same."""
   rows = original.rename_table(config)
   read = []
   for state in (original_files.vit(), original_files.vit_npz()):

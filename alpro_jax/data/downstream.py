@@ -1,7 +1,7 @@
 """Reads the annotations of MSRVTT, DiDeMo and MSVD into clips.
 
 Each data set is read as it is published and as the original ALPRO has it, in
-JSON lines (SPEC 7.1). The two differ little but in the names of the columns,
+JSON lines. The two differ little but in the names of the columns,
 so one reader knows all names. Captions and questions may come together: then
 a video is stored once, whatever the number of its texts.
 """

@@ -2,7 +2,7 @@
 
 Each video is encoded once and each distinct question once; the fusion encoder
 and the answer head read every pair of question and video once. What only fills
-the last call is thrown away and never counted (SPEC defect 14).
+the last call is thrown away and never counted (defect 14).
 
 An answer is right if it is the true one, in the canonical form of
 data/answers.py. A question whose answer is not in the list cannot be answered:

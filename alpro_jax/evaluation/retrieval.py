@@ -8,7 +8,7 @@
 The rules of scoring:
 
   matching             logit(match) - logit(no match), in the order of the
-                       paper's probability of a match (SPEC 10)
+                       paper's probability of a match
   matching+similarity  logit(match) + cosine of the features, as
                        AlproRetrieval.compute_sim_matrix of LAVIS adds them:
                        the bare logit, before any softmax, and the similarity

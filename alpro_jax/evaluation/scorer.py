@@ -1,7 +1,7 @@
 """A model at work on a split: features of everything, scores of pairs.
 
 Each video and each distinct text is encoded once (the original encodes the
-videos again for every chunk of captions, SPEC defect 57). Two scores follow:
+videos again for every chunk of captions, defect 57). Two scores follow:
 
   similarity   dot product of the contrastive features; cheap, for all pairs
   matching     logit(match) - logit(no match) of the fusion encoder
@@ -19,7 +19,7 @@ to the devices in two ways, both cut over the devices along the videos:
                  few places of a row stay empty
 
 An uneven end is filled up with repetitions, whose scores are dropped: shapes
-never change, and no pair counts twice (SPEC defect 39).
+never change, and no pair counts twice (defect 39).
 """
 
 import functools

@@ -273,7 +273,7 @@ class Alpro(nn.Module):
     return self.entity_head(pooled.astype(jnp.float32))
 
   def answer_logits(self, pair: jax.Array) -> jax.Array:
-    """f[B, D], token 0 of fused pairs -> float32[B, answers] (SPEC 11)."""
+    """f[B, D], token 0 of fused pairs -> float32[B, answers]."""
     if not self.config.answers:
       raise ValueError(
           'This model has no answer head; train it with config.task='

@@ -94,7 +94,7 @@ def fit_table(name: str, table: jax.Array, rows: int) -> jax.Array:
     table: f[old rows, D].
     rows: new number of rows.
   Returns:
-    f[rows, D]; positions in 2-D (SPEC defect 15).
+    f[rows, D]; positions in 2-D (defect 15).
   Raises:
     ValueError: if positions are not those of square grids.
   """

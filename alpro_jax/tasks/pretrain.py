@@ -69,7 +69,7 @@ class Pretrain:
   """The four losses; a loss of weight 0 costs nothing.
 
   One call of the text encoder serves clean and masked text, one call of the
-  fusion encoder serves matched, mismatched and masked pairs (SPEC defect 61).
+  fusion encoder serves matched, mismatched and masked pairs (defect 61).
 
   Attributes:
     model: the student.

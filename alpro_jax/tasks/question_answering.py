@@ -1,4 +1,7 @@
-"""Video question answering: choosing among the training answers (SPEC 11)."""
+"""Video question answering: choosing among the training answers.
+
+See docs/specification.md, Question answering.
+"""
 
 import dataclasses
 from types import MappingProxyType
@@ -19,7 +22,7 @@ from alpro_jax.tasks.prompter import init_model, model_config
 class QuestionAnswering(NothingFrozen):
   """Question and clip are fused; token 0 of the pair names the answer.
 
-  The list of answers has as many labels as answers (SPEC defect 24). A
+  The list of answers has as many labels as answers (defect 24). A
   question whose answer is not in it teaches nothing (defect 52).
 
   Attributes:

@@ -1,4 +1,7 @@
-"""Fine-tuning for text-video retrieval: VTC + VTM (SPEC 5.5 and 10)."""
+"""Fine-tuning for text-video retrieval: VTC + VTM.
+
+See docs/specification.md, Retrieval.
+"""
 
 from typing import Any
 

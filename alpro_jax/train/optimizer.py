@@ -1,4 +1,7 @@
-"""AdamW with a decay mask, warm-up and clipping (SPEC 8, defects 1, 19, 20)."""
+"""AdamW with a decay mask, warm-up and clipping.
+
+See docs/specification.md, Optimisation, and defects 1, 19 and 20.
+"""
 
 import functools
 import math
@@ -145,7 +148,7 @@ def make_optimizer(
     b2: decay of the second moment.
     eps: added to the root of the second moment.
     eps_rule: 'standard' adds eps to the bias-corrected root; 'original' to the
-      uncorrected one, as the PyTorch system did (SPEC 8).
+      uncorrected one, as the PyTorch system did.
     weight_decay: decoupled, scaled by the learning rate, on matrices alone.
     clip_norm: largest global norm of the gradients; 0 does not clip.
     freeze: '' or a name of FROZEN; those parameters stay as they are, have no

@@ -116,8 +116,8 @@ def resize(
     positions: patches of an image.
     frames: of a clip.
     rule: '2d' resizes positions as the grid they are; 'original' repeats or
-      skips them in the order of reading, as the original does on loading (SPEC
-      defect 15).
+      skips them in the order of reading, as the original does on loading
+      (defect 15).
   Returns:
     the parameters, and a line about every table that changed.
   """

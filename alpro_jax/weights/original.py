@@ -205,12 +205,12 @@ def why_unused(name: str, config: AlproConfig) -> str:
   if derived(name):
     return 'a second copy of what it is tied to'
   if name.startswith('visual_encoder.model.head.'):
-    return 'classes of Kinetics, which nothing reads (SPEC defect 62)'
+    return 'classes of Kinetics, which nothing reads (defect 62)'
   if name in ('video_prompt_feat', 'image_prompt_feat'):
     return 'prompts, which pre-training encodes anew from the list of entities'
   heads = ('vision_proj.', 'text_proj.', 'itm_head.')
   if config.answers and (name == 'temp' or name.startswith(heads)):
-    return 'random: question answering never reads it (SPEC 11)'
+    return 'random: question answering never reads it'
   bare = not config.mlm and not config.answers
   if bare and name.startswith('text_encoder.cls.'):
     return 'the head for masked words, which retrieval never reads'

@@ -108,7 +108,8 @@ def vit(
   """Names the tensors of a ViT or a TimeSformer with divided attention.
 
   Time attention of an image encoder starts as a copy of attention over space,
-  as in the original (SPEC 3.6); `temporal_fc` and `time_embed` are missing.
+  as in the original (docs/specification.md, Loading a backbone); `temporal_fc`
+  and `time_embed` are missing.
 
   Args:
     tensors: of the file.
