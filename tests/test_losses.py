@@ -8,6 +8,11 @@ import pytest
 from alpro_jax import losses
 
 
+def test_a_mean_is_the_sum_by_the_count():
+  assert losses.mean(jnp.float32(6.0), jnp.float32(4.0)) == 1.5
+  np.testing.assert_array_equal(losses.mean(jnp.float32([6, 2]), 2.0), [3, 1])
+
+
 def test_vtm_counts_weighted_rows_only():
   logits = jnp.array([[0.0, 2.0], [0.0, 2.0], [9.0, -9.0]])
   labels, weights = jnp.array([1, 0, 1]), jnp.array([True, True, False])
@@ -27,11 +32,15 @@ def test_mlm_counts_labelled_positions_only():
 
 
 def test_pem_is_the_cross_entropy_of_soft_labels():
-  logits = jnp.array([[0.0, np.log(3.0)], [7.0, -7.0]])
-  q, keep = jnp.array([[0.5, 0.5], [0.0, 1.0]]), jnp.array([True, False])
+  logits = jnp.array([[0.0, np.log(3.0)], [7.0, -7.0], [0.0, 0.0]])
+  q = jnp.array([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+  keep = jnp.array([True, False, True])
   total, count = losses.pem(logits, q, keep)
-  np.testing.assert_allclose(total, -0.5 * np.log(3 / 16), rtol=1e-6)
-  assert count == 1
+  want = -0.5 * np.log(3 / 16) + np.log(2)
+  np.testing.assert_allclose(total, want, rtol=1e-6)
+  assert count == 2
+  gradient = jax.grad(lambda q: losses.pem(logits, q, keep)[0])(q)
+  np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize('loss', [

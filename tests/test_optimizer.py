@@ -33,6 +33,11 @@ def test_linear_schedule_is_the_originals():
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
+def test_a_fall_of_one_step():
+  rates = [float(make(steps=3, warmup=2)(k)) for k in range(3)]
+  np.testing.assert_allclose(rates, [0.5e-3, 1e-3, 1e-8], rtol=1e-6)
+
+
 def test_cosine_ends_at_its_fraction():
   schedule = make('cosine', final=0.05)
   assert float(schedule(1)) == pytest.approx(1e-3)

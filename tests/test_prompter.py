@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,6 +109,18 @@ def test_a_probability_that_reaches_the_threshold_is_enough():
         feature, bank, jnp.zeros(1, bool), jnp.float32(0.1),
         rule='probability', threshold=threshold)
     assert keep.tolist() == [wanted]
+
+
+def test_labels_pass_no_gradient_to_the_prompter():
+  bank = prompter.PromptBank(video=jnp.eye(2), image=jnp.eye(2))
+
+  def sure(feature):
+    return prompter.pseudo_labels(
+        feature, bank, jnp.zeros(1, bool), jnp.float32(0.1),
+        rule='probability',
+    )[0][0, 0]
+
+  np.testing.assert_array_equal(jax.grad(sure)(jnp.float32([[0.6, 0.8]])), 0)
 
 
 def test_bad_lists_are_refused():
