@@ -276,8 +276,9 @@ def test_refuses_what_has_no_rank():
     metrics.text_to_video_ranks([[0, np.nan], [0, 0]], [[0, 0]])
   with pytest.raises(ValueError, match='is none of'):
     metrics.text_to_video_ranks(good, [[0, 0]], ties='lucky')
-  with pytest.raises(ValueError, match='index rows and columns'):
-    metrics.video_to_text_ranks(good, [[0, 2]])
+  for pair in ([0, 2], [2, 0], [-1, 0], [0, -1]):
+    with pytest.raises(ValueError, match='index rows and columns'):
+      metrics.video_to_text_ranks(good, [[1, 1], pair])
   for pairs in (np.zeros((0, 2), int), [0, 0], [[0, 0, 0]]):
     with pytest.raises(ValueError, match='at least one row'):
       metrics.video_to_text_ranks(good, pairs)
