@@ -262,6 +262,7 @@ def has_negative(
     ids: jax.Array,
     *,
     blocks: int = 1,
+    chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> jax.Array:
   """Tells which rows have a column that `hard_negatives` may draw.
@@ -269,14 +270,25 @@ def has_negative(
   Args:
     ids: int32[B, I], as there.
     blocks: as there.
+    chunk: as there.
     mesh: as there.
   Returns:
     bool[B].
   """
   count = ids.shape[0]
   block = jnp.arange(count) // (count // blocks)
-  allowed = ~_same(_cut(ids, mesh), _gather(ids, mesh))
-  return jnp.any(allowed & (block[:, None] == block[None, :]), axis=1)
+  rows = _cut(ids, mesh)
+
+  def visit(found, part):
+    column_ids, column_block, _ = part
+    allowed = ~_same(rows, column_ids)
+    allowed &= block[:, None] == column_block[None, :]
+    return found | jnp.any(allowed, axis=1), None
+
+  everything = (_gather(x, mesh) for x in (ids, block))
+  start = jnp.zeros_like(rows[:, 0], bool)
+  chunks = _chunks(_chunk_size(count, chunk), *everything)
+  return jax.lax.scan(visit, start, chunks)[0]
 
 
 def _chunk_size(rows, chunk):

@@ -164,7 +164,8 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
         jax.random.key(0), *pair, t, ids, uniform_share=0.1, chunk=chunk,
         mesh=mesh,
     )
-    return jax.grad(loss)(pair), drawn
+    found = contrastive.has_negative(ids, chunk=chunk, mesh=mesh)
+    return jax.grad(loss)(pair), drawn, found
 
   compiled = gradient.lower(
       Features(side, side), shaped(jnp.int32, rows, 2)
@@ -231,15 +232,15 @@ def test_a_row_without_any_negative_is_not_valid():
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-@pytest.mark.parametrize('blocks', [1, 2])
-def test_the_rows_that_have_a_negative_are_known_before(blocks, devices):
+@pytest.mark.parametrize('blocks, chunk', [(1, 0), (2, 2)])
+def test_the_rows_that_have_a_negative_are_known_before(blocks, chunk, devices):
   """All of one video in the first half; in the second, two of its videos."""
   ids = ids_of(
       [0, 0, 0, 0, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5, 4, 6]
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   found = jax.jit(functools.partial(
-      contrastive.has_negative, blocks=blocks, mesh=mesh
+      contrastive.has_negative, blocks=blocks, chunk=chunk, mesh=mesh
   ))(ids)
   want = {1: [True] * 8, 2: [False] * 4 + [True] * 4}[blocks]
   np.testing.assert_array_equal(found, want)

@@ -235,7 +235,8 @@ class Pretrain:
     if options.vtm:
       found = sharding.map_parts(
           lambda ids: contrastive.has_negative(
-              ids, blocks=self.blocks, mesh=self.mesh
+              ids, blocks=self.blocks, chunk=options.vtc_chunk,
+              mesh=self.mesh,
           ),
           self._identities(batch), parts, self.mesh,
       )
