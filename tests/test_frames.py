@@ -59,6 +59,8 @@ def test_headtail_takes_half_from_each_half():
     assert (index < 6).sum() == 3 and len(set(index)) == 5
     seen |= set(index)
   assert len(seen) == 12
+  first, last = choose('headtail', 12, 2)
+  assert first < 6 <= last
 
 
 def test_the_halves_are_drawn_apart():
