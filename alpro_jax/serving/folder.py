@@ -278,4 +278,5 @@ def _check_copy(source, copy):
 
 def _write_json(folder, manifest):
   (folder / alpro_loader.MANIFEST).write_text(
-      json.dumps(manifest, indent=1, ensure_ascii=False) + '\n')
+      json.dumps(manifest, indent=1, ensure_ascii=False) + '\n',
+      encoding='utf-8')
