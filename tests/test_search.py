@@ -591,6 +591,32 @@ def test_mistakes_are_one_clear_sentence():
     assert asked[words] in last and 'Traceback' not in error
 
 
+def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
+  from alpro_jax.search.encoder import Encoder
+
+  config = ml_collections.ConfigDict({'data': {
+      'image_size': 16, 'resize': 32, 'resize_mode': 'squash'}})
+  asked = types.SimpleNamespace(
+      batch_size=3, trained=types.SimpleNamespace(config=config),
+      scorer=types.SimpleNamespace(
+          embed_videos=lambda batches, total: (list(batches), total)))
+  asked.pixels = lambda clips: Encoder.pixels(asked, clips)
+  clips = []
+  for level in (50, 100, 150, 200):
+    frame = np.full((32, 32, 3), 250, np.uint8)
+    frame[8:24, 8:24] = level
+    clips.append(Clip(0.0, 1.0, (cut.video.encode_jpeg(frame, 95),) * 2, b''))
+  batches, total = Encoder.videos(asked, clips)
+  assert total == 4 and [batch['video'].shape for batch in batches] == [
+      (3, 2, 16, 16, 3)] * 2
+  seen = np.concatenate([batch['video'] for batch in batches]).astype(int)
+  for row, level in zip(seen, (50, 100, 150, 200, 200, 200), strict=True):
+    assert np.abs(row - level).max() < 8
+  assert [batch['record'].tolist() for batch in batches] == [[0, 1, 2], [3] * 3]
+  assert [batch['valid'].tolist() for batch in batches] == [
+      [True] * 3, [True, False, False]]
+
+
 def test_a_text_that_is_cut_is_named(caplog):
   from alpro_jax.search.encoder import Encoder
   from tests.small_sets import Letters
