@@ -97,6 +97,7 @@ def test_both_ignore_rules():
   np.testing.assert_array_equal(keep('probability'), [True, True, False])
   # The original's code: all but entity 0, however sure (defect 3).
   np.testing.assert_array_equal(keep('index')[:2], [False, True])
+  assert keep('index').shape == (3,)
   with pytest.raises(ValueError, match="rule='luck' is not known"):
     keep('luck')
 

@@ -546,6 +546,14 @@ def test_the_page_is_escaped(store):
   assert '&lt;script&gt;' in shown and '<script>' not in shown
   assert 'a &quot;b&quot; &lt;c&gt;.mp4' in shown and '<c>' not in shown
   assert 'file:///v/a%20%22b%22%20%3Cc%3E.mp4#t=1.00,2.00' in shown
+  # The margin is -1.
+  assert 'The 1 nearest' in shown and 'match 26.9\xa0%' in shown
+  assert 'similarity 1.00' in shown
+  found = querying.search(
+      NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
+  shown = gallery.render(store, found)
+  assert 'was not asked' in shown and 'similarity 1.00' in shown
+  assert 'match' not in shown.partition('class="score"')[2]
 
 
 @pytest.mark.parametrize('seconds, text', [
