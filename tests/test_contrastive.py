@@ -136,6 +136,15 @@ def test_vtc_in_chunks_is_that_of_all_pairs(chunk, devices):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize('chunk', [0, 1])
+def test_of_equal_scores_the_first_column_is_the_highest(chunk):
+  pair = of_scores([[2., 2.], [3., 1.]])
+  _, _, right = contrastive.vtc(
+      pair, jnp.float32(1.0), ids_of([0, 1]), chunk=chunk)
+  # Rows: the first of two equal ones, then the wrong one. Columns: both wrong.
+  np.testing.assert_array_equal(right, [0.5, 0.0])
+
+
 def test_a_chunk_must_divide_the_batch():
   pair = Features(features(0, 6), features(1, 6))
   with pytest.raises(ValueError, match='chunk=4 must divide the 6 rows'):

@@ -315,6 +315,8 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
   with pytest.raises(KeyboardInterrupt):
     run()
   assert store.counts() == (1, 2)
+  report = json.loads((tmp_path / 'index' / 'report.json').read_text())
+  assert (report['done_in_this_run'], report['left']) == (1, 4)
   encoder.fail_after = None
   report, encoded = run()
   assert (report['indexed'], report['clips'], encoded) == (4, 8, 6)
@@ -338,7 +340,8 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
 @pytest.fixture
 def byte_videos(tmp_path, monkeypatch):
   """A folder of files that stand for videos: clip k starts at byte k."""
-  def run_in_order(target, settings, items, **unused):
+  def run_in_order(target, settings, items, workers, **unused):
+    assert workers == (os.cpu_count() or 1)
     for path, _ in items:
       yield cut.CutVideo(tuple(
           Clip(float(byte), byte + 1.0, (), b'')
@@ -371,11 +374,14 @@ def test_a_video_replaced_at_the_same_size_and_time_is_noticed(
   report = bring_up_to_date(store, byte_videos)
   assert (report['done_in_this_run'], report['already_there']) == (1, 1)
   assert store.clips().start.tolist() == [ord('z'), ord('y')]
-  # Its beginning counts as its end does.
-  with open(byte_videos / 'b.mp4', 'r+b') as file:
-    file.write(b'q')
-  os.utime(byte_videos / 'b.mp4', ns=(10**18, 10**18))
-  assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 1
+  # Its beginning counts as its end does, 64 KiB of both.
+  for place in (0, 65_535, 200_000 - 65_536):
+    with open(byte_videos / 'b.mp4', 'r+b') as file:
+      file.seek(place)
+      file.write(b'q')
+    os.utime(byte_videos / 'b.mp4', ns=(10**18, 10**18))
+    report = bring_up_to_date(store, byte_videos)
+    assert (report['done_in_this_run'], report['left']) == (1, 0)
 
 
 def test_an_index_of_earlier_needs_only_what_is_new(
