@@ -31,6 +31,14 @@ def test_mlm_counts_labelled_positions_only():
   assert count == 2
 
 
+def test_answering_counts_known_answers_only():
+  logits = jnp.array([[0.0, 1.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+  total, count = losses.answering(logits, jnp.array([1, -1, 2]))
+  np.testing.assert_allclose(
+      total, np.log(np.e + 2) - 1 + np.log(3), rtol=1e-6)
+  assert count == 2
+
+
 def test_pem_is_the_cross_entropy_of_soft_labels():
   logits = jnp.array([[0.0, np.log(3.0)], [7.0, -7.0], [0.0, 0.0]])
   q = jnp.array([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])

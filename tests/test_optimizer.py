@@ -103,6 +103,16 @@ def test_decay_mask_sees_through_boxes():
   assert jax.tree.leaves(mask) == [True]
 
 
+def test_a_boxed_parameter_is_one_leaf_of_what_is_frozen():
+  boxed = nn.Partitioned(jnp.ones((2, 2)), ('embed', 'mlp'))
+  mask = optimizer.frozen_mask(
+      {'video_encoder': {'block0': {
+          'mlp': {'kernel': boxed}, 'norm': {'scale': boxed}}}},
+      freeze='video_attention_and_mlp')
+  assert mask == {'video_encoder': {'block0': {
+      'mlp': {'kernel': True}, 'norm': {'scale': False}}}}
+
+
 def test_clipping_is_by_the_norm_of_everything():
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   tx = optax.chain(*[adamw(make('constant', warmup=0), clip_norm=1.0)])
