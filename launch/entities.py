@@ -57,5 +57,5 @@ def main(argv=None):
 if __name__ == '__main__':
   try:
     main()
-  except (FileNotFoundError, ValueError) as e:
+  except (OSError, ValueError) as e:
     sys.exit(f'entities: {annotations.printable_lines(e)}')

@@ -248,7 +248,8 @@ class Checkpoints:
       raise SaveError(
           f'the checkpoint of step {self._saving} could not be written to '
           f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
-          f'{reason[-1][-200:]}. Free some space and start again. {left}'
+          f'{reason[-1][-200:]}. If that is for lack of space, free some; then '
+          f'give the same command again. {left}'
       ) from error
 
   def _seal(self):
