@@ -118,6 +118,22 @@ def test_nominal_areas_keep_the_asked_for_mean():
   np.testing.assert_allclose(share.mean(), 0.1, atol=0.01)
 
 
+def test_height_over_width_is_drawn_uniformly():
+  """From 0.3 to 10 / 3, as the original does: most boxes are tall."""
+  region = boxes(5, 2000, 40, rule='nominal', area=(0.1, 0.1))
+  height, width = (region.any(axis).sum(1) for axis in (2, 1))
+  assert (height.min(), height.max()) == (7, 23)  # sqrt(160 * ratio).
+  assert (width.min(), width.max()) == (7, 23)
+  wide = (1 - 0.3) / (1 / 0.3 - 0.3)
+  np.testing.assert_allclose((height < width).mean(), wide, atol=0.03)
+
+
+@pytest.mark.parametrize('rule', masking.REGION_RULES)
+def test_the_smallest_box_is_a_patch(rule):
+  region = boxes(6, 20, 4, rule=rule, area=(0.01, 0.01))
+  np.testing.assert_array_equal(region.sum((1, 2)), 1)
+
+
 @pytest.mark.parametrize('rule', masking.REGION_RULES)
 def test_regions_reach_every_patch_and_differ(rule):
   region = boxes(2, 500, 4, rule=rule)
