@@ -115,7 +115,7 @@ class Plan(NamedTuple):
     sources: the sets that batches come from.
     task: see tasks/base.py.
     optimizer: its transformation.
-    schedule: the learning rate by the number of updates.
+    schedule: the learning rate by the number of steps.
     abstract: shapes, types and places of the state.
     meta: what the run depends on; see identity.describe.
   """

@@ -34,9 +34,10 @@ def make_schedule(
     warmup_steps: int,
     final_fraction: float,
 ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the learning rate as a function of the updates done before.
+  """Returns the learning rate as a function of the steps done before.
 
-  Update k = 1..steps uses the rate * k / warmup while k < warmup, and from
+  Steps whose update is left out count as well, so that the schedule ends with
+  the run. Step k = 1..steps uses the rate * k / warmup while k < warmup, and from
   then on falls from 1 to `final_fraction` of it: on a line, as the paper does,
   or on a half cosine.
 
@@ -143,7 +144,7 @@ def make_optimizer(
   """Returns clipping, AdamW and the learning rate as one transformation.
 
   Args:
-    schedule: learning rate by number of updates done.
+    schedule: learning rate by number of steps done; see `at_step`.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
