@@ -61,6 +61,7 @@ def test_headtail_takes_half_from_each_half():
   assert len(seen) == 12
   first, last = choose('headtail', 12, 2)
   assert first < 6 <= last
+  assert all(choose('headtail', 3, 2, (seed, 0))[0] == 0 for seed in range(9))
 
 
 def test_the_halves_are_drawn_apart():
@@ -73,6 +74,8 @@ def test_nlvl_rand_takes_one_from_each_segment():
   for seed in range(10):
     np.testing.assert_array_equal(
         choose('nlvl_rand', 40, 4, (seed, 0)) // 10, [0, 1, 2, 3])
+  seen = [choose('nlvl_rand', 8, 4, (seed, 0)) for seed in range(20)]
+  assert set(np.concatenate(seen)) == set(range(8))
 
 
 @pytest.mark.parametrize('strategy', ('rand', 'headtail', 'nlvl_rand'))
