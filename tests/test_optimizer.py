@@ -7,7 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from alpro_jax.train import optimizer
+from alpro_jax import sharding
+from alpro_jax.train import optimizer, state
+from tests import small_task
 
 
 def make(schedule='linear', steps=10, warmup=2, final=0.0, rate=1e-3):
@@ -174,3 +176,24 @@ def test_the_schedule_is_set_by_the_step_and_the_moments_are_not():
   assert jax.tree.structure(state) == jax.tree.structure(fresh)
   counts = [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
   assert counts == [0, 7]
+
+
+def test_frozen_parameters_in_their_boxes(tmp_path):
+  """As a state is laid out: moments lie where their parameters do."""
+  config = small_task.small_config(tmp_path, 'prompter')
+  config.optimizer.freeze = 'video_attention_and_mlp'
+  mesh = sharding.make_mesh(4, 2)
+  task = small_task.small_task(config, mesh)
+  tx, _ = optimizer.from_config(config.optimizer, steps=100)
+  shapes = state.abstract_state(task.init, tx, mesh)
+  params, kept = ({
+      jax.tree_util.keystr(path): leaf.sharding
+      for path, leaf in jax.tree.leaves_with_path(tree)
+  } for tree in (shapes.params, optax.tree.get(shapes.opt_state, 'mu')))
+  held = {
+      name for name in params if "['video_encoder']['block0']" in name
+      and any(f"['{x}']" in name for x in (
+          'temporal_attention', 'attention', 'mlp'))
+  }
+  assert held and set(kept) == set(params) - held
+  assert all(params[name] == where for name, where in kept.items())
