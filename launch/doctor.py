@@ -282,10 +282,13 @@ def check_workdir(doctor, config):
 def check_run(doctor, config):
   """Asks what launch/main.py asks before its first step."""
   from alpro_jax.evaluation import split
-  from alpro_jax.train import checkpoints, identity, loop
+  from alpro_jax.train import checkpoints, identity, loop, step
 
   def begin():
     plan = loop.plan(config, split.during_training(config))
+    counts = [source.num_records for source in plan.sources]
+    if said := step.check_negatives(config, plan.task, counts):
+      doctor.warn('negatives', said)
     stored = None
     folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
     if _WORKDIR.value and checkpoints.step_folders(folder):

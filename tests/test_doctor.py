@@ -40,6 +40,14 @@ def test_a_run_that_can_start(folder):
 
 
 @pytest.mark.slow
+def test_pairs_without_negatives(folder):
+  code, out = examine(folder, '--nostep', '--config.data.batch_size=4')
+  assert code == 0 and 'warning  negatives: A pair finds its negatives' in out
+  code, out = examine(folder, '--nostep', '--config.data.batch_size=1')
+  assert code == 1 and 'ERROR    run: A pair finds its negatives' in out
+
+
+@pytest.mark.slow
 def test_what_would_stop_a_run(folder):
   shard = next((folder / 'set').glob('*.array_record-*'))
   content = shard.read_bytes()
