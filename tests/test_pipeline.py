@@ -235,7 +235,8 @@ def test_a_batch_has_one_source_drawn_by_weight():
 def test_sources_come_and_go():
   sources = [
       pipeline.Source(MemorySet(5, name='early'), 0, until_step=10),
-      pipeline.Source(MemorySet(5, name='late'), 1, from_step=10)]
+      pipeline.Source(MemorySet(5, name='late'), 1, from_step=10),
+      pipeline.Source(MemorySet(5, name='never'), 2, until_step=0)]
   order = pipeline.Order(sources, 5, 4)
   names = [order.plan(k, slice(0, 4)).source.name for k in range(20)]
   assert names == ['early/train'] * 10 + ['late/train'] * 10
