@@ -37,9 +37,9 @@ def make_schedule(
   """Returns the learning rate as a function of the steps done before.
 
   Steps whose update is left out count as well, so that the schedule ends with
-  the run. Step k = 1..steps uses the rate * k / warmup while k < warmup, and from
-  then on falls from 1 to `final_fraction` of it: on a line, as the paper does,
-  or on a half cosine.
+  the run. Step k = 1..steps uses the rate * k / warmup while k < warmup, and
+  from then on falls from 1 to `final_fraction` of it: on a line, as the paper
+  does, or on a half cosine.
 
   Raises:
     ValueError: for an unknown schedule, a warm-up longer than the run, or a
