@@ -5,6 +5,7 @@
 # make test-tpu     compiles for TPUs, without one
 # make test-gpu     compiles for GPUs, without one
 # make test-beam    prepares a set as an Apache Beam pipeline
+# make docs         builds the documentation as a site, in site/
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
@@ -15,7 +16,7 @@ OUTPUT ?= runs/demo
 SEED ?= 0
 
 .PHONY: install demo lint clean test test-reliability test-torch test-tpu \
-  test-gpu test-beam
+  test-gpu test-beam docs
 
 install: $(VENV)/installed
 
@@ -72,5 +73,15 @@ test-beam: $(VENV)-beam/installed
 	$(VENV)-beam/bin/python -c 'import apache_beam'  # Else tests are skipped.
 	$(VENV)-beam/bin/python -m pytest -n 0 tests/test_beam.py
 
+# The pages read the code without importing it.
+$(VENV)-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
 clean:
-	rm -rf runs/demo .pytest_cache .ruff_cache
+	rm -rf runs/demo site .pytest_cache .ruff_cache

@@ -138,7 +138,7 @@ def test_the_roofline_of_a_gpu(base_on_a_gpu):
 def test_video_tokens_are_neither_turned_round_nor_added_up_again(
     base_on_a_gpu
 ):
-  """Two costs that the compiler brought in, see docs/performance.md."""
+  """Two costs that the compiler brought in, see docs/experiments.md."""
   _, module, _ = base_on_a_gpu
   rows, width = 64, 768
   stream = rows * 4 * 196 * width * 2
