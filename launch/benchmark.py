@@ -117,7 +117,7 @@ _ONLY = flags.DEFINE_enum(
 
 def _step(config):
   """Times the training step."""
-  from alpro_jax.benchmarks import step
+  from benchmarks import step
 
   return step.measure(
       config, steps=_STEPS.value, warmup=_WARMUP.value,
@@ -142,7 +142,7 @@ def _batch_sizes(default):
 def _sweep(config):
   """Times the step in all its forms."""
   del config  # Each process reads it for itself.
-  from alpro_jax.benchmarks import sweep
+  from benchmarks import sweep
 
   if not _FOLDER.value:
     raise ValueError('--folder is needed, e.g. --folder=runs/h200.')
@@ -156,7 +156,7 @@ def _sweep(config):
 
 def _retrieval(config):
   """Times the evaluation of retrieval."""
-  from alpro_jax.benchmarks import retrieval
+  from benchmarks import retrieval
 
   return retrieval.measure(
       config, texts=_TEXTS.value, videos=_VIDEOS.value, k=_K.value,
@@ -167,7 +167,7 @@ def _retrieval(config):
 def _input(config):
   """Times the reading, decoding and augmenting of clips."""
   command.start()
-  from alpro_jax.benchmarks import input as reading
+  from benchmarks import input as reading
 
   needed = _NEEDED.value
   if _STEP_FIGURES.value:
@@ -180,23 +180,23 @@ def _input(config):
 def _torch(config):
   """Times the step beside the same in PyTorch; --only times that alone."""
   if _ONLY.value:
-    from alpro_jax.benchmarks import torch_step
+    from benchmarks import torch_step
 
     return torch_step.measure(
         config, steps=_STEPS.value, warmup=_WARMUP.value,
         compiled=_ONLY.value == 'torch.compile',
     )
-  from alpro_jax.benchmarks import beside_torch
+  from benchmarks import compare_torch
 
   given = [x for x in sys.argv[1:] if x != 'torch']
-  return beside_torch.compare(
+  return compare_torch.compare(
       given, _batch_sizes((2, 4)), _ROUNDS.value
   )
 
 
 def _start(config):
   """Times the way to the first batch, early and late in a run."""
-  from alpro_jax.benchmarks import start
+  from benchmarks import start
 
   return start.measure(
       config.data, records=_RECORDS.value, start_step=_START_STEP.value

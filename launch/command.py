@@ -103,7 +103,10 @@ def is_mistake(error: Exception) -> bool:
   if not isinstance(error, (ValueError, AttributeError, KeyError)):
     return False
   file = traceback.extract_tb(error.__traceback__)[-1].filename
-  ours = [ROOT / name for name in ('alpro_jax', 'configs', 'launch')]
+  ours = [
+      ROOT / name
+      for name in ('alpro_jax', 'benchmarks', 'configs', 'examples', 'launch')
+  ]
   return any(pathlib.Path(file).is_relative_to(folder) for folder in ours)
 
 

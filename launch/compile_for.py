@@ -17,7 +17,6 @@ of this machine. Of a GPU's program it also says what its kernels move between
 memory and chip, and with --kernels=30 which take longest.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -35,14 +34,11 @@ if not _GPU:
   # Or it warns that this machine is no part of a pod.
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
 
-import jax  # noqa: E402
 from absl import app, flags  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from alpro_jax import sharding  # noqa: E402
-from alpro_jax.benchmarks import chips, compiled, kernels  # noqa: E402
-from alpro_jax.benchmarks.chips import CHIPS, MULTIPROCESSORS  # noqa: E402
+from benchmarks import compiled, kernels, topology  # noqa: E402
 from launch import command  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,80 +53,6 @@ _PROGRAM = flags.DEFINE_string(
 _KERNELS = flags.DEFINE_integer(
     'kernels', 0, "Prints so many of a GPU program's heaviest kernels.",
     lower_bound=0)
-
-
-def devices(topology: str):
-  """Returns (devices, published figures or None) of a topology.
-
-  Raises:
-    ValueError: if there is no such topology, or no compiler for it.
-  """
-  if topology == 'gpu':
-    try:
-      found = jax.devices('gpu')
-    except RuntimeError as error:
-      raise ValueError(
-          '--topology=gpu needs a GPU and a jax that sees it; '
-          "`pip install 'jax[cuda12]'` installs one."
-      ) from error
-    return found, chips.of_kind(found[0].device_kind)
-  name, _, shape = topology.partition(':')
-  if name not in CHIPS:
-    raise ValueError(
-        f'--{topology=} is not known; give gpu or a chip and its shape, such '
-        'as v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
-    )
-  if name in MULTIPROCESSORS:
-    return _absent_gpus(topology, name, shape), CHIPS[name]
-  if not importlib.util.find_spec('libtpu'):
-    raise _no_compiler(topology, 'tpu')
-  # The two cores of a v4 chip are one device, as on Cloud TPU; those of a v5p
-  # are without being told.
-  options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
-  try:
-    found = topologies.get_topology_desc(
-        platform='tpu', topology_name=topology, **options
-    ).devices
-  except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-        f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
-    ) from error
-  return found, CHIPS[name]
-
-
-def _absent_gpus(topology, name, shape):
-  if shape not in map(str, range(1, 9)):
-    raise ValueError(
-        f'--{topology=} is not known; give the GPUs of one machine, {name}:1 '
-        f'to {name}:8.'
-    )
-  # Of CUDA 12 or 13, whichever is there.
-  if not any(
-      importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
-  ):
-    raise _no_compiler(topology, 'gpu')
-  return topologies.get_topology_desc(
-      platform='cuda', target_config=chips.gpu_target(name),
-      topology=f'1x1x{shape}',
-  ).devices
-
-
-def _no_compiler(topology, kind):
-  return ValueError(
-      f'--{topology=} needs the {kind.upper()} compiler; install it in an '
-      f'environment of its own: python -m venv .venv-{kind} && '
-      f'.venv-{kind}/bin/pip install -r requirements-{kind}.txt'
-  )
-
-
-def show_kernels(found, chip, count: int) -> None:
-  """Prints a table of the kernels that take longest by the roofline."""
-  print('    ms      GB  runs  kernel, writes, made from')
-  for one in kernels.totals(found, chip)[:count]:
-    print(
-        f'{one.seconds * 1e3:6.2f} {one.moved_bytes / 1e9:7.2f} {one.runs:5} '
-        f' {one.kind:9} {one.result[:60]:60} {one.source[-80:]}'
-    )
 
 
 def show(figures: dict, indent: str = '') -> None:
@@ -155,7 +77,7 @@ def main(argv):
           f'--config=configs/pretrain.py; got {argv[1:]} beside options.'
       )
     config = _CONFIG.value
-    found, chip = devices(_TOPOLOGY.value)
+    found, chip = topology.devices(_TOPOLOGY.value)
     mesh = sharding.mesh_from_config(config.mesh, found)
     begin = time.perf_counter()
     program, model = compiled.compile_step(config, mesh)
@@ -173,7 +95,7 @@ def main(argv):
     figures['roofline'] = compiled.roofline(of_gpu, chip)
   show(figures)
   if _KERNELS.value and of_gpu and chip:
-    show_kernels(of_gpu, chip, _KERNELS.value)
+    print(kernels.table(of_gpu, chip, _KERNELS.value))
   if _OUTPUT.value:
     pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
 

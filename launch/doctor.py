@@ -262,9 +262,9 @@ def check_workdir(doctor, config):
   if config is not None:
     import jax
 
-    from alpro_jax.benchmarks import made_up
+    from alpro_jax.train import dry_run
 
-    task = made_up.task(config, _one_device())
+    task = dry_run.task(config, _one_device())
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     size = sum(x.size for x in jax.tree.leaves(shapes)) * 4
     # Parameters and two moments; one more while it is written, and the best.
@@ -306,8 +306,7 @@ def check_step(doctor, config):
   import jax
 
   from alpro_jax import sharding
-  from alpro_jax.benchmarks import made_up
-  from alpro_jax.train import state
+  from alpro_jax.train import dry_run, state
 
   if config is None:
     from configs import pretrain
@@ -317,7 +316,7 @@ def check_step(doctor, config):
           'or --config.mesh.fsdp')
   try:
     mesh = sharding.mesh_from_config(config.mesh)
-    program = made_up.program(config, mesh)
+    program = dry_run.program(config, mesh)
   except ValueError as error:
     doctor.bad('step', error)
     return
@@ -338,7 +337,7 @@ def check_step(doctor, config):
       program.task.init, program.optimizer, mesh, config.seed)
   frozen = program.task.untrained_frozen(jax.random.key(1))
   batch = jax.device_put(
-      made_up.batch(config), sharding.batch_sharding(mesh))
+      dry_run.noise(config), sharding.batch_sharding(mesh))
   begin = time.monotonic()
   _, metrics = compiled(values, frozen, batch)
   loss = float(metrics['loss'])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from alpro_jax.benchmarks import input as reading
+from benchmarks import input as reading
 from configs import pretrain
 
 

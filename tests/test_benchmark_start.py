@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from alpro_jax.benchmarks import start
 from alpro_jax.data import dataset, pipeline
+from benchmarks import start
 from tests import test_pipeline
 from tests.small_sets import MemorySet
 

@@ -1,47 +1,13 @@
-"""Made-up inputs have the shapes of real ones; mistakes are one line."""
+"""Published rates; mistakes on the command line are one line."""
 
 import os
 import subprocess
 import sys
 
-import jax
 import pytest
 
-from alpro_jax import sharding
-from alpro_jax.benchmarks import made_up
-from alpro_jax.benchmarks.chips import CHIPS
-from tests import small_task, tiny_run
-
-
-@pytest.fixture
-def config(tmp_path):
-  return small_task.small_config(tmp_path)
-
-
-def shapes(tree):
-  return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-
-def test_shapes_to_compile_are_those_of_the_noise_to_time(config):
-  program = made_up.program(config, sharding.make_mesh())
-  assert shapes(made_up.batch(config)) == shapes(program.batch)
-  spec = program.batch.video.sharding.spec
-  assert spec[0] == sharding.BATCH_AXES
-
-
-def test_the_teacher_is_cut_as_the_parameters_are(config):
-  program = made_up.program(config, sharding.make_mesh(4, 2))
-  mine = program.frozen.params['video_encoder']
-  student = program.state.params['video_encoder']
-  same = jax.tree.map(lambda a, b: a.sharding == b.sharding, mine, student)
-  assert all(jax.tree.leaves(same))
-  assert program.frozen.bank.video.sharding.is_fully_replicated
-
-
-def test_a_batch_that_does_not_divide_is_refused(config):
-  config.data.batch_size = 12
-  with pytest.raises(ValueError, match='cannot be cut over 8 shards'):
-    made_up.program(config, sharding.make_mesh())
+from benchmarks.chips import CHIPS
+from tests import tiny_run
 
 
 def test_published_rates():

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from alpro_jax import sharding
-from alpro_jax.benchmarks import collectives, made_up
+from alpro_jax.train import dry_run
+from benchmarks import collectives
 from tests import small_task
 
 PROGRAM = '''
@@ -66,7 +67,7 @@ def test_every_kind_is_counted_with_its_group_and_loop():
   }
   assert len(found) == 6 - 1  # Two permutations send equally much.
   gather = found['all-gather', 64]
-  assert (gather.group, gather.times, gather.sent_bytes) == (8, 1, 64 * 7)
+  assert (gather.group, gather.runs, gather.sent_bytes) == (8, 1, 64 * 7)
   reduce = found['all-reduce', 64 + 3]
   assert (reduce.group, reduce.shapes) == (4, 'f32[16] pred[3]')
   assert reduce.sent_bytes == round(2 * 67 * 3 / 4)
@@ -97,7 +98,7 @@ def test_totals_turn_loops(note):
 
 def test_what_is_not_understood_is_refused():
   unknown = PROGRAM.replace('known_trip_count', '').replace('=LT', '=NE')
-  with pytest.raises(ValueError, match='loop loop holds a collective'):
+  with pytest.raises(ValueError, match='loop loop turns is not known'):
     collectives.parse(unknown)
   with pytest.raises(ValueError, match='no known replica_groups'):
     collectives.parse(PROGRAM.replace('=[1,8]<=[8]', '=somehow'))
@@ -109,7 +110,7 @@ def test_what_is_not_understood_is_refused():
 def test_the_step_sends_gradients_once_embeddings_and_a_ring(tmp_path):
   config = small_task.small_config(tmp_path)
   mesh = sharding.make_mesh()
-  program = made_up.program(config, mesh)
+  program = dry_run.program(config, mesh)
   sent = collectives.totals(
       collectives.parse(
           program.step.lower(program.state, program.frozen, program.batch)

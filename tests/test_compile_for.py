@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from alpro_jax.benchmarks import hlo
+from benchmarks import hlo
 from tests import tiny_run
 
 CUDA = any(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from alpro_jax.benchmarks import hlo, kernels
-from alpro_jax.benchmarks.chips import (
+from benchmarks import hlo, kernels
+from benchmarks.chips import (
     CHIPS,
     MULTIPROCESSORS,
     gpu_target,
@@ -82,7 +82,7 @@ def test_a_slice_is_read_in_part(found):
 
 def test_a_row_is_written_in_place_as_often_as_the_loop_turns(found):
   update = found[-1]
-  assert update.times == 5
+  assert update.runs == 5
   # The row in, where it goes, and the row out.
   assert update.moved_bytes == 8 * 4 + 4 + 8 * 4
 
@@ -97,9 +97,9 @@ def test_products_of_the_libraries(found):
 
 def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
   chip = CHIPS['h200']
-  moving = kernels.Kernel('a', 'loop', '', '', 4800, 0, times=3)
+  moving = kernels.Kernel('a', 'loop', '', '', 4800, 0, runs=3)
   assert moving.seconds(chip) == pytest.approx(3e-9)
-  product = kernels.Kernel('b', 'cublas', '', '', 4800, 989 * 10**6, times=1)
+  product = kernels.Kernel('b', 'cublas', '', '', 4800, 989 * 10**6, runs=1)
   assert product.seconds(chip) == pytest.approx(1e-6)
 
 

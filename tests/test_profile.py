@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alpro_jax.benchmarks import kernels, profile
+from benchmarks import kernels, profile
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ def test_a_device_counts_its_streams_alone():
 def test_the_table_has_the_rates_of_a_step():
   def gemm(name, layer):
     return kernels.Kernel(
-        name, 'cublas', 'bf16[8,8]', f'layer{layer}/dot', 10**6, 10**9, times=1
+        name, 'cublas', 'bf16[8,8]', f'layer{layer}/dot', 10**6, 10**9, runs=1
     )
 
   known = [gemm('gemm.1', 3), gemm('gemm.2', 4)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alpro_jax.benchmarks import sweep
+from benchmarks import sweep
 
 # Stands in for launch/benchmark.py: batches above 32 do not fit.
 PROGRAM = '''

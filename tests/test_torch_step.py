@@ -6,15 +6,15 @@ import pytest
 from flax import linen as nn
 
 from alpro_jax import losses, sharding
-from alpro_jax.benchmarks import made_up
 from alpro_jax.tasks.base import loss as loss_of
+from alpro_jax.train import dry_run
 from alpro_jax.weights import original
 from configs import pretrain
 from tests import small_task
 
 torch = pytest.importorskip('torch')
 
-from alpro_jax.benchmarks import torch_step  # noqa: E402
+from benchmarks import torch_step  # noqa: E402
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_the_same_losses_and_gradients(tmp_path):
 def test_the_same_parameters():
   """Name by name at base size, where nothing is allocated."""
   config = pretrain.get_config()
-  task = made_up.task(config, sharding.make_mesh())
+  task = dry_run.task(config, sharding.make_mesh())
   boxed = jax.eval_shape(task.init, jax.random.key(0))
   with torch.device('meta'):
     student, _ = torch_step.build(config, task)

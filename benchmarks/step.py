@@ -5,10 +5,11 @@ import time
 
 import jax
 
-from alpro_jax import sharding
-from alpro_jax.benchmarks import kernels, made_up, profile
-from alpro_jax.train import state
+from alpro_jax import flops, sharding
+from alpro_jax.models.alpro import Alpro
+from alpro_jax.train import dry_run, state
 from alpro_jax.train.progress import peak_memory_gib
+from benchmarks import kernels, profile
 
 
 def measure(
@@ -25,14 +26,14 @@ def measure(
     trace: a folder for a profile of three more steps, see profile.py.
   """
   mesh = sharding.mesh_from_config(config.mesh)
-  program = made_up.program(config, mesh)
+  program = dry_run.program(config, mesh)
   task = program.task
   train_state = state.create_state(
       task.init, program.optimizer, mesh, config.seed
   )
   frozen = task.untrained_frozen(jax.random.key(1))
   batch = jax.device_put(
-      made_up.batch(config), sharding.batch_sharding(mesh)
+      dry_run.noise(config), sharding.batch_sharding(mesh)
   )
 
   begin = time.perf_counter()
@@ -63,8 +64,8 @@ def measure(
     )
 
   b = config.data.batch_size
-  flop = made_up.step_flops(config, task.model)
-  of_original = made_up.step_flops(config, task.model, as_original=True)
+  flop = step_flops(config, task.model)
+  of_original = step_flops(config, task.model, as_original=True)
   used = jax.local_devices()[0].memory_stats() or {}
   figures = {
       'device': jax.devices()[0].device_kind,
@@ -93,3 +94,17 @@ def measure(
         of_original / step_s / 1e12 / peak_tflops
     )
   return figures
+
+
+def step_flops(config, model: Alpro, *, as_original: bool = False) -> int:
+  """Operations that a step needs, by formula; see flops.train_step."""
+  return config.data.batch_size * flops.train_step(
+      model.config,
+      frames=config.data.frames,
+      image_size=config.data.image_size,
+      length=config.data.max_text_tokens,
+      vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
+      mlm=bool(config.loss.mlm) and config.task == 'pretrain',
+      pem=bool(config.loss.pem) and config.task == 'pretrain',
+      as_original=as_original,
+  )

@@ -16,14 +16,15 @@ import math
 import re
 from collections.abc import Iterable
 
-from alpro_jax.benchmarks import hlo
-from alpro_jax.benchmarks.chips import Chip
+from benchmarks import hlo
+from benchmarks.chips import Chip
 
 # Names for what is there already, not kernels.
-_FREE = frozenset((
+_FREE = (
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast',
     'partition-id', 'replica-id', 'after-all', 'optimization-barrier',
-))
+)
+_CONTAINERS = ('while', 'call', 'conditional')
 _READ_IN_PART = ('slice', 'dynamic-slice', 'gather')
 
 
@@ -39,7 +40,7 @@ class Kernel:
     source: the operation that it was made from, as JAX named it, or ''.
     moved_bytes: that it reads and writes in one run.
     flops: of its products of matrices in one run.
-    times: how often it runs in one run of the program.
+    runs: how often it runs in one run of the program.
   """
 
   name: str
@@ -48,7 +49,7 @@ class Kernel:
   source: str
   moved_bytes: int
   flops: int
-  times: int
+  runs: int
 
   @property
   def alike(self) -> tuple[str, str, str]:
@@ -58,7 +59,7 @@ class Kernel:
 
   def seconds(self, chip: Chip) -> float:
     """The least that all its runs take, at the chip's published rates."""
-    return self.times * max(
+    return self.runs * max(
         self.moved_bytes / chip.memory_bytes_per_s, self.flops / chip.flops
     )
 
@@ -69,26 +70,17 @@ def parse(text: str) -> list[Kernel]:
   Raises:
     ValueError: if it is no such text, or a loop's length is not known.
   """
-  module, found = hlo.parse(text), []
+  module = hlo.parse(text)
 
-  def visit(name, times):
-    for one in module.computations[name]:
-      if one.opcode in _FREE or one.opcode.endswith(('-start', '-done')):
-        continue  # Collectives are counted in collectives.py.
-      if one.opcode == 'while':
-        turns = module.trip_count(one)
-        if turns is None:
-          raise ValueError(f'how often the loop {one.name} turns is not known.')
-        for called in one.called:
-          visit(called, times * turns)
-      elif one.opcode in ('call', 'conditional'):
-        for called in one.called:
-          visit(called, times)
-      else:
-        found.append(_kernel(one, module, times))
+  def is_kernel(one):
+    return one.opcode not in _FREE + _CONTAINERS and not one.opcode.endswith(
+        ('-start', '-done')  # Collectives: counted in collectives.py.
+    )
 
-  visit(module.entry, 1)
-  return found
+  return [
+      _kernel(one, module, runs)
+      for one, runs in module.walk(is_kernel, inside=_CONTAINERS)
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +113,8 @@ def totals(found: Iterable[Kernel], chip: Chip) -> list[Total]:
       (
           Total(
               *key,
-              runs=sum(one.times for one in group),
-              moved_bytes=sum(one.times * one.moved_bytes for one in group),
+              runs=sum(one.runs for one in group),
+              moved_bytes=sum(one.runs * one.moved_bytes for one in group),
               seconds=sum(one.seconds(chip) for one in group),
           )
           for key, group in groups.items()
@@ -131,7 +123,19 @@ def totals(found: Iterable[Kernel], chip: Chip) -> list[Total]:
   )
 
 
-def _kernel(one, module, times):
+def table(found: Iterable[Kernel], chip: Chip, rows: int) -> str:
+  """Returns the kernels that take longest by the roofline, a line each."""
+  return '\n'.join([
+      '    ms      GB  runs  kernel, writes, made from',
+      *(
+          f'{one.seconds * 1e3:6.2f} {one.moved_bytes / 1e9:7.2f} {one.runs:5} '
+          f' {one.kind:9} {one.result[:60]:60} {one.source[-80:]}'
+          for one in totals(found, chip)[:rows]
+      ),
+  ])
+
+
+def _kernel(one, module, runs):
   read = _read_bytes(one, module)
   result, written = one.type, hlo.size_bytes(one.type)
   flops, kind = 0, one.opcode
@@ -160,7 +164,7 @@ def _kernel(one, module, times):
       source=one.source,
       moved_bytes=read + written,
       flops=flops,
-      times=times,
+      runs=runs,
   )
 
 

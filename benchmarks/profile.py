@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from alpro_jax.benchmarks import kernels
+from benchmarks import kernels
 
 
 def measure(
@@ -71,9 +71,9 @@ def table(
     group = groups[one.alike if one else ('', re.sub(r'[\d.]+$', '', name), '')]
     group[0] += spent / steps
     if one:
-      group[1] += one.times
-      group[2] += one.times * one.moved_bytes
-      group[3] += one.times * one.flops
+      group[1] += one.runs
+      group[2] += one.runs * one.moved_bytes
+      group[3] += one.runs * one.flops
   total = sum(seconds.values()) / steps
   lines = [
       f'{total * 1e3:.2f} ms of kernels in a step.', '',

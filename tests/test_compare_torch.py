@@ -2,7 +2,7 @@
 
 import pytest
 
-from alpro_jax.benchmarks import beside_torch
+from benchmarks import compare_torch
 
 
 def test_ratios_of_medians_by_turns(monkeypatch):
@@ -15,9 +15,9 @@ def test_ratios_of_medians_by_turns(monkeypatch):
     value = seconds[kind].pop(0)
     return {'cpu_s': value, 'step_s': value / 2, 'parameters': 5}
 
-  monkeypatch.setattr(beside_torch, '_run', run)
-  figures = beside_torch.compare(['--steps=1'], [2], rounds=2)
-  assert order == list(beside_torch.KINDS) * 2
+  monkeypatch.setattr(compare_torch, '_run', run)
+  figures = compare_torch.compare(['--steps=1'], [2], rounds=2)
+  assert order == list(compare_torch.KINDS) * 2
   assert figures['cpu_s/jax over torch/2'] == 0.7
   assert figures['step_s/jax over torch.compile/2'] == 0.5
   assert figures['parameters'] == 5
@@ -27,12 +27,12 @@ def test_models_of_other_sizes_are_refused(monkeypatch):
   def run(kind, *unused):
     return {'cpu_s': 1, 'step_s': 1, 'parameters': len(kind)}
 
-  monkeypatch.setattr(beside_torch, '_run', run)
+  monkeypatch.setattr(compare_torch, '_run', run)
   with pytest.raises(RuntimeError, match='The models differ'):
-    beside_torch.compare([], [2], rounds=1)
+    compare_torch.compare([], [2], rounds=1)
 
 
 def test_a_process_that_fails_says_why(monkeypatch):
-  monkeypatch.setattr(beside_torch, 'PROGRAM', 'no_such_file.py')
+  monkeypatch.setattr(compare_torch, 'PROGRAM', 'no_such_file.py')
   with pytest.raises(RuntimeError, match="can't open file"):
-    beside_torch.compare([], [2], rounds=1)
+    compare_torch.compare([], [2], rounds=1)

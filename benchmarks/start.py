@@ -116,10 +116,10 @@ def _write_shard(stem, made):
 
 def _in_a_process(folder, step, config):
   done = subprocess.run(
-      [sys.executable, '-m', __name__, folder, str(step)], input=config,
+      [sys.executable, __file__, folder, str(step)], input=config,
       env=workers.environment(), capture_output=True, text=True, check=False)
   if done.returncode:
-    raise RuntimeError(f'{__name__} failed:\n{done.stderr}')
+    raise RuntimeError(f'{__file__} failed:\n{done.stderr}')
   return json.loads(done.stdout.splitlines()[-1])
 
 

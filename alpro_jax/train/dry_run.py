@@ -1,16 +1,21 @@
-"""Inputs of the real shapes without data: noise to time, shapes to compile."""
+"""The training step of a config without its data: to compile, or to try.
 
-import contextlib
+    program = dry_run.program(config, mesh)
+    compiled = program.step.lower(
+        program.state, program.frozen, program.batch).compile()
+
+Nothing that the config names is read: noise stands in for clips and texts,
+numbered words for entities and answers.
+"""
+
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from alpro_jax import flops, sharding
+from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.models.alpro import Alpro
 from alpro_jax.tasks.base import Task, TextInfo, get_task
@@ -18,11 +23,12 @@ from alpro_jax.tasks.pretrain import Teacher
 from alpro_jax.tasks.prompter import abstract_params
 from alpro_jax.train import optimizer, state, step
 
+ENTITIES = 1000  # If the config asks for all of its list.
 ANSWERS = 1500  # As many as the original's question answering has.
 
 
 class Program(NamedTuple):
-  """The training step of a config, and what it takes by shape and place.
+  """The training step of a config, with the shapes and shardings it takes.
 
   Attributes:
     task: see tasks/base.py.
@@ -46,23 +52,18 @@ def text_info(config) -> TextInfo:
   return TextInfo(SpecialTokens(0, 1, 2, 3, 4), config.model.text.vocab_size)
 
 
-@contextlib.contextmanager
-def lists(config) -> Iterator[None]:
-  """Gives the config lists of entities, as many as it asks, and of answers."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / 'entities.txt'
-    count = config.prompter.num_entities or 1000
-    path.write_text(''.join(f'entity{i} {count - i}\n' for i in range(count)))
-    config.prompter.entities = str(path)
-    path = pathlib.Path(folder) / 'answers.txt'
-    path.write_text(''.join(f'answer{i}\n' for i in range(ANSWERS)))
-    config.data.answers = str(path)
-    yield
-
-
 def task(config, mesh) -> Task:
-  """Returns the config's task on made-up lists."""
-  with lists(config):
+  """Returns the config's task, with made-up entities and answers."""
+  config = config.copy_and_resolve_references()
+  with tempfile.TemporaryDirectory() as folder:
+    entities = pathlib.Path(folder, 'entities.txt')
+    count = config.prompter.num_entities or ENTITIES
+    entities.write_text(
+        ''.join(f'entity{i} {count - i}\n' for i in range(count))
+    )
+    answers = pathlib.Path(folder, 'answers.txt')
+    answers.write_text(''.join(f'answer{i}\n' for i in range(ANSWERS)))
+    config.prompter.entities, config.data.answers = str(entities), str(answers)
     return get_task(config, text_info(config), mesh)
 
 
@@ -72,7 +73,7 @@ def program(config, mesh) -> Program:
   The mesh may be of devices that are not there, to compile for them.
 
   Raises:
-    ValueError: if the batch cannot be cut over the mesh.
+    ValueError: if the batch cannot be sharded over the mesh.
   """
   accumulation = config.optimizer.accumulation
   sharding.check_batch_size(
@@ -88,17 +89,29 @@ def program(config, mesh) -> Program:
       negatives=config.optimizer.accumulation_negatives,
       freeze=config.optimizer.freeze,
   )
+  where = sharding.batch_sharding(mesh)
+  rows = config.data.batch_size
   return Program(
       its_task, train_step, tx, shapes, _abstract_frozen(its_task, mesh),
-      _abstract_batch(config, mesh),
+      jax.tree.map(
+          lambda row: jax.ShapeDtypeStruct(
+              (rows, *row.shape[1:]), row.dtype, sharding=where
+          ),
+          noise(config, rows=1),
+      ),
   )
 
 
-def batch(config) -> VideoTextBatch:
-  """A batch of noise with the config's shapes, in numpy."""
+def noise(config, rows: int | None = None) -> VideoTextBatch:
+  """Returns a batch of noise, in numpy, with the shapes of the config.
+
+  Args:
+    config: see configs/common.py.
+    rows: of the batch; config.data.batch_size without.
+  """
   rng = np.random.default_rng(0)
   data, text = config.data, text_info(config)
-  b, size = data.batch_size, data.image_size
+  b, size = rows or data.batch_size, data.image_size
   ids = rng.integers(
       len(text.special), text.vocab_size, (b, data.max_text_tokens), np.int32
   )
@@ -115,54 +128,21 @@ def batch(config) -> VideoTextBatch:
   )
 
 
-def step_flops(config, model: Alpro, *, as_original: bool = False) -> int:
-  """Operations that a step needs, by formula; see flops.train_step."""
-  return config.data.batch_size * flops.train_step(
-      model.config,
-      frames=config.data.frames,
-      image_size=config.data.image_size,
-      length=config.data.max_text_tokens,
-      vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
-      mlm=bool(config.loss.mlm) and config.task == 'pretrain',
-      pem=bool(config.loss.pem) and config.task == 'pretrain',
-      as_original=as_original,
-  )
-
-
-def _abstract_batch(config, mesh):
-  data, place = config.data, sharding.batch_sharding(mesh)
-  rows, size, length = data.batch_size, data.image_size, data.max_text_tokens
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
-
-  return VideoTextBatch(
-      video=array(jnp.uint8, data.frames, size, size, 3),
-      text_ids=array(jnp.int32, length),
-      text_mask=array(bool, length),
-      video_id=array(jnp.int32),
-      caption_id=array(jnp.int32),
-      answer=array(jnp.int32),
-      still=array(bool),
-      valid=array(bool),
-  )
-
-
 def _abstract_frozen(its_task, mesh):
-  """The frozen part with the places that `load_frozen` gives it."""
+  """The frozen part, sharded as `load_frozen` does it."""
   frozen = jax.eval_shape(its_task.untrained_frozen, jax.random.key(0))
 
-  def put(leaf, where):
+  def shard(leaf, where):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
   everywhere = jax.tree.map(
-      lambda leaf: put(leaf, sharding.replicated(mesh)), frozen
+      lambda leaf: shard(leaf, sharding.replicated(mesh)), frozen
   )
   if not isinstance(frozen, Teacher):
     return everywhere
   layout = abstract_params(Alpro(frozen.config), mesh)
   params = jax.tree.map(
-      lambda leaf, like: put(leaf, like.sharding),
+      lambda leaf, like: shard(leaf, like.sharding),
       frozen.params, {name: layout[name] for name in frozen.params},
   )
   return everywhere.replace(params=params)

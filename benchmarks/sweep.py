@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-PROGRAM = pathlib.Path(__file__).parents[2] / 'launch/benchmark.py'
+PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
 BATCH_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320)
 # At the largest batch that fits.
 FORMS = {

@@ -7,9 +7,9 @@ import numpy as np
 from flax import linen as nn
 
 from alpro_jax import flops, sharding
-from alpro_jax.benchmarks import made_up
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation.scorer import Scorer
+from alpro_jax.train import dry_run
 
 
 def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
@@ -32,8 +32,8 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
   rng = np.random.default_rng(0)
   data, length = config.data, config.data.max_text_tokens
   mesh = sharding.mesh_from_config(config.mesh)
-  vocab_size = made_up.text_info(config).vocab_size
-  task = made_up.task(config, mesh)
+  vocab_size = dry_run.text_info(config).vocab_size
+  task = dry_run.task(config, mesh)
   boxed = jax.eval_shape(task.init, jax.random.key(0))
   params = jax.jit(
       lambda key: nn.unbox(task.init(key)),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-PROGRAM = pathlib.Path(__file__).parents[2] / 'launch/benchmark.py'
+PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
 KINDS = ('jax', 'torch', 'torch.compile')
 
 

@@ -2,8 +2,10 @@
 
 import jax
 
-from alpro_jax.benchmarks import collectives, kernels, made_up
-from alpro_jax.benchmarks.chips import Chip
+from alpro_jax.train import dry_run
+from benchmarks import collectives, kernels
+from benchmarks.chips import Chip
+from benchmarks.step import step_flops
 
 
 def compile_step(config, mesh):
@@ -12,7 +14,7 @@ def compile_step(config, mesh):
   Returns:
     the compiled program, and the model that it trains.
   """
-  program = made_up.program(config, mesh)
+  program = dry_run.program(config, mesh)
   lowered = program.step.lower(program.state, program.frozen, program.batch)
   device, options = mesh.devices.flat[0], {}
   if device.platform == 'gpu' and device not in jax.devices():
@@ -77,7 +79,7 @@ def communication(text: str, chip: Chip | None) -> dict:
 
 def computation(config, model, compiled, mesh, chip: Chip | None) -> dict:
   """Operations of each chip, and how long they take at its published rate."""
-  needed = made_up.step_flops(config, model) / mesh.size
+  needed = step_flops(config, model) / mesh.size
   figures = {'tflop': needed / 1e12}
   # By the compiler: bodies of loops once, recomputation included. It does not
   # count for GPUs that are not there.
@@ -91,9 +93,9 @@ def computation(config, model, compiled, mesh, chip: Chip | None) -> dict:
 def roofline(found: list[kernels.Kernel], chip: Chip | None) -> dict:
   """What the kernels of a GPU's program do, see kernels.py."""
   result = {
-      'kernels': sum(one.times for one in found),
-      'moved_gb': sum(one.times * one.moved_bytes for one in found) / 1e9,
-      'product_tflop': sum(one.times * one.flops for one in found) / 1e12,
+      'kernels': sum(one.runs for one in found),
+      'moved_gb': sum(one.runs * one.moved_bytes for one in found) / 1e9,
+      'product_tflop': sum(one.runs * one.flops for one in found) / 1e12,
   }
   if chip:
     result['roofline_s'] = sum(one.seconds(chip) for one in found)

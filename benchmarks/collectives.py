@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from alpro_jax.benchmarks import hlo
+from benchmarks import hlo
 
 KINDS = (
     'all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute',
@@ -28,7 +28,7 @@ class Collective:
     shapes: of what goes in on each device, e.g. 'f32[8,64] f32[]'.
     operand_bytes: of these.
     group: devices that take part together.
-    times: how often it runs in one run of the program.
+    runs: how often it runs in one run of the program.
     source: the operation that it was made from, as JAX named it, or ''.
   """
 
@@ -36,7 +36,7 @@ class Collective:
   shapes: str
   operand_bytes: int
   group: int
-  times: int
+  runs: int
   source: str
 
   @property
@@ -50,7 +50,7 @@ class Collective:
         'all-to-all': size * (n - 1) / n,
         'collective-permute': size,
     }[self.kind]
-    return round(once * self.times)
+    return round(once * self.runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,8 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
     if ours:
       result[kind] = Total(
           instructions=len(ours),
-          runs=sum(one.times for one in ours),
-          operand_bytes=sum(one.operand_bytes * one.times for one in ours),
+          runs=sum(one.runs for one in ours),
+          operand_bytes=sum(one.operand_bytes * one.runs for one in ours),
           sent_bytes=sum(one.sent_bytes for one in ours),
       )
   return result
@@ -99,45 +99,18 @@ def parse(text: str) -> list[Collective]:
   devices = _header_count(text, 'num_partitions') * _header_count(
       text, 'replica_count'
   )
-  found = []
-
-  def visit(name, times):
-    for one in module.computations[name]:
-      kind = one.opcode.removesuffix('-start')
-      if kind in KINDS:
-        found.append(_collective(kind, one, module.types, times, devices))
-        continue
-      if not one.called:
-        continue
-      turns = 1
-      if one.opcode == 'while':
-        if not any(has_collective(called) for called in one.called):
-          continue
-        turns = module.trip_count(one)
-        if turns is None:
-          raise ValueError(
-              f'loop {one.name} holds a collective, and how often it turns is '
-              'not known; use jax.lax.scan, whose length is.'
-          )
-      for called in one.called:
-        visit(called, times * turns)
-
-  memo = {}
-
-  def has_collective(name):
-    if name not in memo:
-      memo[name] = any(
-          one.opcode.removesuffix('-start') in KINDS
-          or any(has_collective(called) for called in one.called)
-          for one in module.computations[name]
-      )
-    return memo[name]
-
-  visit(module.entry, 1)
-  return found
+  return [
+      _collective(one, module.types, runs, devices)
+      for one, runs in module.walk(lambda one: _kind(one) in KINDS)
+  ]
 
 
-def _collective(kind, one, types, times, devices):
+def _kind(one):
+  return one.opcode.removesuffix('-start')
+
+
+def _collective(one, types, runs, devices):
+  kind = _kind(one)
   sent = [types[name] for name in one.operand_names]
   return Collective(
       kind=kind,
@@ -146,7 +119,7 @@ def _collective(kind, one, types, times, devices):
       ),
       operand_bytes=sum(hlo.size_bytes(each) for each in sent),
       group=devices if kind == 'collective-permute' else _group(one, devices),
-      times=times,
+      runs=runs,
       source=one.source,
   )
 

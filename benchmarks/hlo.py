@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,46 @@ class Module:
     if end.opcode == 'compare' and 'direction=LT' in end.attributes:
       return constants.get(end.operand_names[-1])
     return None
+
+  def walk(
+      self,
+      wanted: Callable[[Instruction], bool],
+      inside: Container[str] | None = None,
+  ) -> Iterator[tuple[Instruction, int]]:
+    """Yields the wanted instructions, each with its runs, loops counted.
+
+    Args:
+      wanted: whether an instruction is one; what it calls is not searched.
+      inside: opcodes whose computations are searched; without it, all.
+    Raises:
+      ValueError: for a loop of unknown length with a wanted instruction.
+    """
+
+    def searched(one):
+      return one.called if inside is None or one.opcode in inside else ()
+
+    @functools.cache
+    def holds(name):
+      return any(
+          wanted(one) or any(map(holds, searched(one)))
+          for one in self.computations[name]
+      )
+
+    def visit(name, runs):
+      for one in self.computations[name]:
+        if wanted(one):
+          yield one, runs
+        elif any(map(holds, searched(one))):
+          turns = self.trip_count(one) if one.opcode == 'while' else 1
+          if turns is None:
+            raise ValueError(
+                f'how often the loop {one.name} turns is not known; use '
+                'jax.lax.scan, whose length is.'
+            )
+          for called in one.called:
+            yield from visit(called, runs * turns)
+
+    yield from visit(self.entry, 1)
 
 
 def parse(text: str) -> Module:

@@ -1,1 +1,0 @@
-"""What the commands that measure share: made-up inputs, and the measuring."""

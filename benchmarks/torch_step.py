@@ -1,0 +1,125 @@
+"""The pre-training step in PyTorch, to be timed beside ours."""
+
+import time
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flax import traverse_util
+from torch import nn
+
+from alpro_jax import masking, sharding
+from alpro_jax.models.alpro import TEMPERATURE_RANGE, AlproConfig
+from alpro_jax.train import dry_run
+from alpro_jax.weights import original
+from benchmarks.torch_model import Batch, Losses, Prompter, Student
+
+
+class Step:
+  """Losses, gradients, clipping, AdamW: one call is one update."""
+
+  def __init__(self, config, student, prompter, *, compiled):
+    """`config`: see configs/common.py; `compiled`: use torch.compile."""
+    options = config.optimizer
+    self._student = student
+    self._clip_norm = options.clip_norm
+    self._prompter_call, self._student_call = prompter, student
+    if compiled:
+      self._prompter_call = torch.compile(prompter)
+      self._student_call = torch.compile(student)
+    matrices = {
+        module.weight for module in student.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))}
+    others = [x for x in student.parameters() if x not in matrices]
+    self._optimizer = torch.optim.AdamW(
+        [{'params': list(matrices)}, {'params': others, 'weight_decay': 0.0}],
+        lr=options.learning_rate, betas=(options.b1, options.b2),
+        eps=options.eps, weight_decay=options.weight_decay, fused=True)
+
+  def __call__(self, batch: Batch) -> Losses:
+    with torch.no_grad():
+      self._student.temp.clamp_(*TEMPERATURE_RANGE)
+    target, keep = self._prompter_call(batch.video, batch.region, batch.still)
+    losses = self._student_call(batch, target, keep)
+    self._optimizer.zero_grad()
+    sum(losses).backward()
+    nn.utils.clip_grad_norm_(self._student.parameters(), self._clip_norm)
+    self._optimizer.step()
+    return losses
+
+
+def draw(task, batch, key) -> Batch:
+  """Draws masked words and regions as the loss of tasks/pretrain.py does.
+
+  Args:
+    task: a Pretrain.
+    batch: VideoTextBatch of numpy.
+    key: that the loss would get.
+  """
+  _, words, _, _, region = jax.random.split(key, 5)
+  options, model = task.options, task.model.config
+  masked_ids, labels = masking.mask_tokens(
+      words, batch.text_ids, batch.text_mask, special=task.special,
+      vocab_size=model.text.vocab_size, probability=options.mask_probability)
+  region = masking.sample_regions(
+      region, len(batch.video), batch.video.shape[2] // model.video.patch_size,
+      area=options.region_area, rule=options.region_rule)
+  ids, masked_ids, labels = (
+      np.asarray(x, np.int64) for x in (batch.text_ids, masked_ids, labels))
+  return Batch(*(torch.from_numpy(np.array(x)) for x in (
+      batch.video, ids, batch.text_mask, masked_ids, labels, region,
+      batch.still)))
+
+
+def load(module, params, config: AlproConfig) -> None:
+  """Copies parameters of ours; those that the module lacks are left out."""
+  ours = traverse_util.flatten_dict(params, sep='/')
+  wanted = module.state_dict()
+  module.load_state_dict({
+      row.original: torch.from_numpy(np.array(row.layout.to_original(
+          *(np.asarray(ours[path]) for path in row.ours))))
+      for row in original.rename_table(config) if row.original in wanted})
+
+
+def build(config, task):
+  """Returns a Student and a Prompter of random weights."""
+  options, sizes = config.prompter, task.model.config
+  bank = F.normalize(
+      torch.randn(2, sizes.entities, sizes.embed_size), dim=-1)
+  return Student(sizes).train(), Prompter(
+      sizes, bank, patch_size=sizes.video.patch_size,
+      threshold=options.ignore_threshold)
+
+
+def measure(config, *, steps, warmup, compiled):
+  """Times the step in float32; returns the figures by name.
+
+  Args:
+    config: see configs/common.py.
+    steps: that are timed.
+    warmup: steps before the clock starts, in which torch.compile compiles.
+    compiled: by torch.compile, or eager.
+  """
+  task = dry_run.task(config, sharding.make_mesh())
+  torch.manual_seed(config.seed)
+  student, prompter = build(config, task)
+  batch = draw(task, dry_run.noise(config), jax.random.key(0))
+  step = Step(config, student, prompter, compiled=compiled)
+  begin = time.perf_counter()
+  for _ in range(warmup):
+    step(batch)
+  warmup_s = time.perf_counter() - begin
+  begin, cpu_begin = time.perf_counter(), time.process_time()
+  for _ in range(steps):
+    losses = step(batch)
+  return {
+      'torch': torch.__version__,
+      'threads': torch.get_num_threads(),
+      'batch_size': config.data.batch_size,
+      'loss': sum(losses).item(),
+      'warmup_s': warmup_s,
+      'step_s': (time.perf_counter() - begin) / steps,
+      'cpu_s': (time.process_time() - cpu_begin) / steps,
+      'parameters': sum(x.numel() for x in student.parameters()),
+  }
