@@ -27,9 +27,9 @@ from alpro_jax.data import (
     frames,
     pipeline,
     prepare,
-    shapes_world,
     tokens,
 )
+from examples.shapes.files import write_video
 
 WINDOWS = 12  # Measurements of each kind; the median counts.
 CLIPS = 64  # In each of them.
@@ -111,7 +111,7 @@ def make_set(folder, clips):
   rows = []
   for number in range(clips):
     name = f'{number:05}.mp4'
-    shapes_world.write_video(
+    write_video(
         str(videos / name), make_clip(np.random.default_rng(number)), FPS)
     rows.append({
         'video': name, 'caption': f'clip {number} of clouds that drift by'})

@@ -21,13 +21,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import app, flags, logging  # noqa: E402
 
-from alpro_jax.data import shapes_world  # noqa: E402
+from examples.shapes import files, scenes  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder to write to.', required=True)
 _OPTIONS = flags.DEFINE_string(
     'options', '{}',
-    'Options of shapes_world.World to change, as JSON, e.g. '
+    'Options of scenes.World to change, as JSON, e.g. '
     '\'{"seed": 1, "size": 64, "train": {"move": 100}}\'.')
 _WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Processes to draw with; 0 is one for each core.')
@@ -36,9 +36,9 @@ _WORKERS = flags.DEFINE_integer(
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
-  world = shapes_world.world_from_options(json.loads(_OPTIONS.value))
+  world = scenes.world_from_options(json.loads(_OPTIONS.value))
   start = time.time()
-  counts = shapes_world.write(
+  counts = files.write(
       world, _OUTPUT.value, _WORKERS.value or os.cpu_count())
   logging.info('Wrote %d training and %d test clips to %s in %.0f s.',
                counts['train'], counts['test'], _OUTPUT.value,

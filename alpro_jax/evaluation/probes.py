@@ -13,7 +13,7 @@ the figure that knowing nothing would give.
                   and does the model predict that label?
 
 All shares are percentages. Truth is one row for each video, as
-data/shapes_world.py writes it: video, family, colour, shape, motion, caption,
+examples/shapes writes it: video, family, colour, shape, motion, caption,
 reversed_caption, trained, boxes. A key is absent from the figures where the
 split has nothing to ask about.
 """

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from alpro_jax.data import shapes_world
+from examples.shapes import drawing, files, scenes, words
 
-TINY = shapes_world.World(
+TINY = scenes.World(
     train={'move': 6, 'resize': 4, 'turn': 2, 'wall': 2, 'event': 4},
     test_captions={'move': 3, 'resize': 2, 'turn': 1, 'wall': 1, 'event': 1},
 )
-DOWNSTREAM = shapes_world.World(purpose='downstream', seed=1000)
+DOWNSTREAM = scenes.World(purpose='downstream', seed=1000)
 # All questions whose answer is not the look or the number of the shapes.
 TWO_WAY = {
     'does it move left or right?': ('direction', {'left', 'right'}),
@@ -28,12 +28,12 @@ TWO_WAY = {
 
 
 def _clip(family, motions, colour='red', shape='disc', number=0):
-  scene = shapes_world.Scene(family, colour, shape, motions)
-  return shapes_world.Clip('x.mp4', scene, True, 'train', number)
+  scene = scenes.Scene(family, colour, shape, motions)
+  return scenes.Clip('x.mp4', scene, True, 'train', number)
 
 
 def _centres(motions, family='move'):
-  boxes = shapes_world.draw(TINY, _clip(family, motions)).boxes
+  boxes = drawing.draw(TINY, _clip(family, motions)).boxes
   return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
@@ -55,13 +55,13 @@ def test_boxes_follow_the_caption():
   assert (np.diff(_centres(('right',))[:, 0]) > 0).all()
   assert (np.diff(_centres(('up',))[:, 1]) < 0).all()
   assert (np.diff(_centres(('down',))[:, 1]) > 0).all()
-  boxes = shapes_world.draw(TINY, _clip('resize', ('grow',))).boxes
+  boxes = drawing.draw(TINY, _clip('resize', ('grow',))).boxes
   assert (np.diff(boxes[:, 2] - boxes[:, 0]) > 0).all()
 
 
 def test_the_box_holds_the_colour():
-  drawing = shapes_world.draw(TINY, _clip('move', ('left',)))
-  for frame, box in zip(drawing.frames, drawing.boxes, strict=True):
+  drawn = drawing.draw(TINY, _clip('move', ('left',)))
+  for frame, box in zip(drawn.frames, drawn.boxes, strict=True):
     left, top, right, bottom = np.round(box * TINY.size).astype(int)
     redness = frame[..., 0].astype(int) - frame[..., 1:].max(-1)
     inside = redness[top:bottom, left:right].mean()
@@ -74,36 +74,36 @@ def test_opposite_motions_have_the_same_mean_place():
   rights = [_clip('move', ('right',), number=i) for i in range(40)]
   lefts = [_clip('move', ('left',), number=i) for i in range(40)]
   means = [
-      np.mean([shapes_world.draw(TINY, c).boxes[:, [0, 2]].mean()
+      np.mean([drawing.draw(TINY, c).boxes[:, [0, 2]].mean()
                for c in clips]) for clips in (lefts, rights)]
   assert abs(means[0] - means[1]) < 0.02
 
 
 def test_order_of_events():
   clip = _clip('event', ('left', 'grow'))
-  boxes = shapes_world.draw(TINY, clip).boxes
+  boxes = drawing.draw(TINY, clip).boxes
   centre = (boxes[:, 0] + boxes[:, 2]) / 2
   assert centre[0] - centre[3] > 0.2 > abs(centre[4] - centre[6]) * 2
-  assert shapes_world.caption(clip.scene) == (
+  assert words.caption(clip.scene) == (
       'a red disc drifts left, then grows')
-  assert shapes_world.caption(clip.scene.reversed()) == (
+  assert words.caption(clip.scene.reversed()) == (
       'a red disc shrinks, then drifts right')
 
 
 def test_only_shapes_whose_turning_is_seen_turn():
   turning = {
-      s.shape for s in shapes_world.list_scenes(TINY) if s.family == 'turn'}
+      s.shape for s in scenes.list_scenes(TINY) if s.family == 'turn'}
   assert turning == {'bar'}
 
 
-@pytest.mark.parametrize('purpose', shapes_world.PURPOSES)
+@pytest.mark.parametrize('purpose', scenes.PURPOSES)
 def test_never_trained_captions_are_in_the_test_split_alone(purpose):
-  world = shapes_world.World(
-      purpose=purpose, train=dict.fromkeys(shapes_world.FAMILIES, 300),
-      test_captions=dict.fromkeys(shapes_world.FAMILIES, -1))
-  train = {c.scene for c in shapes_world.list_clips(world, 'train')}
-  test = shapes_world.list_clips(world, 'test')
-  kept = shapes_world.never_trained(world)
+  world = scenes.World(
+      purpose=purpose, train=dict.fromkeys(scenes.FAMILIES, 300),
+      test_captions=dict.fromkeys(scenes.FAMILIES, -1))
+  train = {c.scene for c in scenes.list_clips(world, 'train')}
+  test = scenes.list_clips(world, 'test')
+  kept = scenes.never_trained(world)
   assert kept and not kept & train
   assert kept <= {c.scene for c in test}
   assert all(c.trained == (c.scene in train) for c in test)
@@ -116,25 +116,25 @@ def test_never_trained_captions_are_in_the_test_split_alone(purpose):
 
 
 def test_caption_rows():
-  clip = shapes_world.list_clips(TINY, 'train')[0]
-  rows = shapes_world.caption_rows(TINY, clip)
-  plain = {s: shapes_world.caption(clip.scene, s) for s in shapes_world.STYLES}
-  for style in shapes_world.STYLES:
+  clip = scenes.list_clips(TINY, 'train')[0]
+  rows = words.caption_rows(TINY, clip)
+  plain = {s: words.caption(clip.scene, s) for s in scenes.STYLES}
+  for style in scenes.STYLES:
     texts = [r['caption'] for r in rows if r['style'] == style]
     assert plain[style] in texts
     assert len(texts) <= (2 if style == 'full' else 1)
   assert clip.scene.colour not in plain['motion']
-  test = shapes_world.list_clips(TINY, 'test')[0]
-  assert [r['style'] for r in shapes_world.caption_rows(TINY, test)] == ['full']
+  test = scenes.list_clips(TINY, 'test')[0]
+  assert [r['style'] for r in words.caption_rows(TINY, test)] == ['full']
 
 
 def test_arrays():
-  arrays = shapes_world.make_arrays(TINY, 'test')
+  arrays = files.make_arrays(TINY, 'test')
   assert arrays['frames'].shape == (16, 8, 48, 48, 3)
   assert arrays['frames'].dtype == np.uint8
   assert len(arrays['truth']) == len(arrays['rows']) == 16
-  other = shapes_world.make_arrays(
-      shapes_world.world_from_options({
+  other = files.make_arrays(
+      scenes.world_from_options({
           'seed': 1, 'test_captions': dict(TINY.test_captions)}), 'test')
   assert not np.array_equal(arrays['frames'], other['frames'])
 
@@ -151,7 +151,7 @@ def test_arrays():
 def test_the_world_of_pre_training_stays_as_it_is(split, texts, frames):
   # From the code before there was a downstream world. Frames by their mean:
   # another processor may round a pixel otherwise.
-  arrays = shapes_world.make_arrays(TINY, split)
+  arrays = files.make_arrays(TINY, split)
   text = json.dumps([arrays['rows'], arrays['truth']])
   assert hashlib.sha256(text.encode()).hexdigest()[:16] == texts
   np.testing.assert_allclose(
@@ -161,30 +161,30 @@ def test_the_world_of_pre_training_stays_as_it_is(split, texts, frames):
 
 def test_downstream_texts():
   def captions_of(world, split):
-    return [[row['caption'] for row in shapes_world.caption_rows(world, clip)]
-            for clip in shapes_world.list_clips(world, split)]
+    return [[row['caption'] for row in words.caption_rows(world, clip)]
+            for clip in scenes.list_clips(world, split)]
 
   test = captions_of(DOWNSTREAM, 'test')
   assert {len(texts) for texts in test} == {1}
   assert len({texts[0] for texts in test}) == len(test) == 236
   train = captions_of(DOWNSTREAM, 'train')
   assert {len(set(texts)) for texts in train} == {2}
-  words = {word for texts in test + train for text in texts
+  said = {word for texts in test + train for text in texts
            for word in text.replace(',', '').split()}
   before = {word for texts in captions_of(TINY, 'train') for text in texts
             for word in text.replace(',', '').split()}
-  assert not words & set(DOWNSTREAM.shapes)
-  assert set(DOWNSTREAM.colours) <= words & before
-  assert {'rises', 'planks', 'three', 'afterwards', 'circles'} <= words - before
+  assert not said & set(DOWNSTREAM.shapes)
+  assert set(DOWNSTREAM.colours) <= said & before
+  assert {'rises', 'planks', 'three', 'afterwards', 'circles'} <= said - before
 
 
-@pytest.mark.parametrize('split', shapes_world.SPLITS)
+@pytest.mark.parametrize('split', scenes.SPLITS)
 def test_questions_are_balanced(split):
   answers = collections.defaultdict(collections.Counter)
   by_look = collections.defaultdict(collections.Counter)
   groups, ones, others = collections.Counter(), 0, 0
-  for clip in shapes_world.list_clips(DOWNSTREAM, split):
-    rows = shapes_world.question_rows(DOWNSTREAM, clip)
+  for clip in scenes.list_clips(DOWNSTREAM, split):
+    rows = words.question_rows(DOWNSTREAM, clip)
     assert 3 <= len(rows) <= 5
     assert {row['video'] for row in rows} == {clip.name}
     for row in rows:
@@ -217,7 +217,7 @@ def test_questions_are_balanced(split):
 
 def test_the_questions_of_an_event():
   clip = _clip('event', ('shrink', 'right'))
-  rows = shapes_world.question_rows(DOWNSTREAM, clip)
+  rows = words.question_rows(DOWNSTREAM, clip)
   assert [(row['type'], row['answer']) for row in rows[1:]] == [
       ('change', 'smaller'), ('direction', 'right'), ('order', 'after'),
       ('order', 'at the end')]
@@ -226,7 +226,7 @@ def test_the_questions_of_an_event():
 def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
   def tilt(motions):
     # Whether the shape is large where it is on the right, over all frames.
-    boxes = [shapes_world.draw(TINY, _clip('event', motions, number=i)).boxes
+    boxes = [drawing.draw(TINY, _clip('event', motions, number=i)).boxes
              for i in range(30)]
     return np.mean([
         np.cov((b[:, 0] + b[:, 2]) / 2, b[:, 3] - b[:, 1])[0, 1]
@@ -241,34 +241,34 @@ def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
 @pytest.mark.parametrize('number', [2, 3, 4])
 @pytest.mark.parametrize('shape', ['disc', 'ring', 'pole', 'cross'])
 def test_a_group_shows_its_number_of_shapes(number, shape):
-  scene = shapes_world.Scene('count', 'red', shape, (), number)
-  world = shapes_world.World(purpose='downstream', noise=0)
-  drawing = shapes_world.draw(
-      world, shapes_world.Clip('x.mp4', scene, True, 'train', number))
-  for frame, box in zip(drawing.frames, drawing.boxes, strict=True):
+  scene = scenes.Scene('count', 'red', shape, (), number)
+  world = scenes.World(purpose='downstream', noise=0)
+  drawn = drawing.draw(
+      world, scenes.Clip('x.mp4', scene, True, 'train', number))
+  for frame, box in zip(drawn.frames, drawn.boxes, strict=True):
     frame = frame.astype(int)
     red = frame[..., 0] - frame[..., 1:].max(-1) > 40
     assert _parts(red) == number
     places = np.argwhere(red)[:, ::-1] / world.size
     assert (places.min(0) > box[:2] - 0.05).all()
     assert (places.max(0) < box[2:] + 0.05).all()
-  assert drawing.boxes.min() > 0 and drawing.boxes.max() < 1
-  assert np.ptp(drawing.boxes, axis=0).max() < 0.03
+  assert drawn.boxes.min() > 0 and drawn.boxes.max() < 1
+  assert np.ptp(drawn.boxes, axis=0).max() < 0.03
   assert scene.reversed() is None
 
 
 def test_files_of_the_downstream_world(tmp_path):
   pytest.importorskip('av')
-  world = shapes_world.world_from_options({
+  world = scenes.world_from_options({
       'purpose': 'downstream', 'train': {'event': 2, 'count': 1},
       'test_captions': {'count': 2}})
   assert world.renderings == 1
-  assert shapes_world.write(world, tmp_path) == {'train': 3, 'test': 2}
-  assert shapes_world.world_from_options(
+  assert files.write(world, tmp_path) == {'train': 3, 'test': 2}
+  assert scenes.world_from_options(
       json.loads((tmp_path / 'world.json').read_text())) == world
   rows = [json.loads(line) for line in open(tmp_path / 'test/questions.jsonl')]
   assert rows[0].keys() == {'video', 'question', 'answer', 'type'}
-  assert rows == sum(shapes_world.make_arrays(world, 'test')['questions'], [])
+  assert rows == sum(files.make_arrays(world, 'test')['questions'], [])
   truth = [json.loads(line) for line in open(tmp_path / 'test/truth.jsonl')]
   numbers = {'two': 2, 'three': 3, 'four': 4}
   assert [row['number'] for row in truth] == [
@@ -281,7 +281,7 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
   av = pytest.importorskip('av')
   digests = []
   for name, workers in (('a', 1), ('b', 2)):
-    counts = shapes_world.write(TINY, tmp_path / name, workers)
+    counts = files.write(TINY, tmp_path / name, workers)
     assert counts == {'train': 18, 'test': 16}
     digests.append({
         str(path.relative_to(tmp_path / name)):
@@ -298,7 +298,7 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
               for line in open(tmp_path / 'a/test/captions.jsonl')]
   assert [t['video'] for t in truth] == [c['video'] for c in captions]
   assert [t['caption'] for t in truth] == [c['caption'] for c in captions]
-  drawn = shapes_world.make_arrays(TINY, 'test')['frames'][0]
+  drawn = files.make_arrays(TINY, 'test')['frames'][0]
   with av.open(str(tmp_path / 'a/test/videos' / truth[0]['video'])) as file:
     read = np.stack([f.to_ndarray(format='rgb24') for f in file.decode()])
   assert read.shape == drawn.shape
@@ -318,17 +318,17 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
 ])
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
-    shapes_world.world_from_options(options)
+    scenes.world_from_options(options)
 
 
 def test_a_family_without_scenes():
-  world = shapes_world.World(shapes=('disc',), train={'turn': 3})
+  world = scenes.World(shapes=('disc',), train={'turn': 3})
   with pytest.raises(ValueError, match='number of training clips to 0'):
-    shapes_world.list_clips(world, 'train')
+    scenes.list_clips(world, 'train')
 
 
 def test_bad_split_and_style():
   with pytest.raises(ValueError, match='valid'):
-    shapes_world.list_clips(TINY, 'valid')
+    scenes.list_clips(TINY, 'valid')
   with pytest.raises(ValueError, match='loud'):
-    shapes_world.caption(_clip('move', ('left',)).scene, 'loud')
+    words.caption(_clip('move', ('left',)).scene, 'loud')

@@ -1,0 +1,1 @@
+"""Worked examples: no part of the library."""
