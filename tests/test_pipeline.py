@@ -230,6 +230,12 @@ def test_a_batch_has_one_source_drawn_by_weight():
   # A small set starts anew on its own; the large one does not.
   last = order.plan(4000, slice(0, 4))
   assert last.epoch.min() > 50
+  # The weights of a third are a share of all as well.
+  sources.append(pipeline.Source(MemorySet(9, name='c'), 2, weight=4.0))
+  order = pipeline.Order(sources, 5, 4)
+  names = [order.plan(k, slice(0, 4)).source.name for k in range(400)]
+  found = [names.count(f'{name}/train') / 400 for name in 'abc']
+  np.testing.assert_allclose(found, [3 / 8, 1 / 8, 4 / 8], atol=0.06)
 
 
 def test_sources_come_and_go():
