@@ -159,6 +159,7 @@ WORDS = {'vtc': 0.0, 'vtm': 0.0, 'mlm': 1.0, 'pem': 1.0}
     # A source with one video.
     ('pretrain', ALL_FOUR, {}, (16, 1), 'refused'),
     ('pretrain', ALL_FOUR, {}, (16, 8), 'fine'),
+    ('pretrain', ALL_FOUR, {}, (16, 7), 'warned'),
     ('pretrain', ALL_FOUR, {'accumulation': 4}, (), 'warned'),
     # Nothing is contrasted.
     ('pretrain', WORDS, {'accumulation': 16}, (1,), 'fine'),
