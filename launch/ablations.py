@@ -130,9 +130,9 @@ def _measure(files, runs, output):
 
   tf.config.set_visible_devices([], 'GPU')
   from alpro_jax.data import dataset
-  from alpro_jax.evaluation import card, split, trained, zero_shot
+  from alpro_jax.evaluation import card, split, trained
 
-  zero_shot.log_to_console()
+  demo.log_to_console()
   prepared = dataset.open_dataset(files.downstream, 'test')
   found = {}
   for (name, stage), folder in runs.items():

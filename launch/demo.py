@@ -291,15 +291,29 @@ def config_flags(options, files, file: str, argument: str) -> list[str]:
   return flags
 
 
+def log_to_console() -> None:
+  """Shows progress lines, without the chatter of other libraries."""
+  from absl import logging
+
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+
+  def ours(record):
+    return record.levelno > 30 or 'alpro_jax' in record.pathname
+
+  logging.get_absl_handler().addFilter(ours)
+
+
 def _evaluate(options, stages, files):
   start = stages.begin('ask what they know')
   import tensorflow as tf
 
   tf.config.set_visible_devices([], 'GPU')
   from alpro_jax.data import dataset
-  from alpro_jax.evaluation import card, split, trained, zero_shot
+  from alpro_jax.evaluation import card, split, trained
+  from examples.shapes import zero_shot
 
-  zero_shot.log_to_console()
+  log_to_console()
   truth = files.world / 'test' / 'truth.jsonl'
   results = {}
   for name in ('prompter', 'contrast_only', 'pretrain'):
@@ -452,7 +466,8 @@ def _twice(figures, name):
 def _write_report(options, stages, files, results, tuned, cards):
   import jax
 
-  from alpro_jax.evaluation import report, zero_shot
+  from alpro_jax.evaluation import report
+  from examples.shapes import zero_shot
 
   output = files.output
   runs = {name: output / name for name in (

@@ -225,11 +225,13 @@ def _card_name(prepared, style):
 
 def _evaluate(model, prepared, style, several):
   """Evaluates on one split, prints the figures and writes what is asked."""
-  from alpro_jax.evaluation import card, split, zero_shot
+  from alpro_jax.evaluation import card, split
 
   start = time.monotonic()
   result = None
   if _TRUTH.value:
+    from examples.shapes import zero_shot
+
     result = zero_shot.evaluate(
         model, prepared.path, prepared.split, style=style, truth=_TRUTH.value)
     evaluated = split.Evaluated(model, prepared, style, result.retrieval)
@@ -271,7 +273,8 @@ def _evaluate(model, prepared, style, several):
 
 
 def _write_report(result, folder, seconds):
-  from alpro_jax.evaluation import card, report, zero_shot
+  from alpro_jax.evaluation import card, report
+  from examples.shapes import zero_shot
 
   best, worst = zero_shot.searches(result)
   prepared = result.prepared

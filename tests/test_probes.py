@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax.evaluation import probes, retrieval
+from alpro_jax.evaluation import retrieval
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
 from alpro_jax.tasks.pretrain import Teacher
+from examples.shapes import probes
 from tests import test_retrieval as small
 
 

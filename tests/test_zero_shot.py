@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from alpro_jax.data.dataset import RecordInfo
-from alpro_jax.evaluation import cases, probes, zero_shot
+from alpro_jax.evaluation import cases
+from examples.shapes import probes, zero_shot
 from tests.test_cases import searched
 
 

@@ -1,7 +1,7 @@
-"""What a model knows, asked with the truth about the clips at hand.
+"""Diagnostic probes with ground truth.
 
 Recall on a small split says little: these probes ask one thing each, and state
-the figure that knowing nothing would give.
+the figure that chance gives.
 
   right caption   is the top text of a video one of its own?
   order           does a video score higher with its caption than with that of

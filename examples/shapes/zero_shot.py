@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
-from absl import logging
 
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.evaluation import cases, probes, report, split
+from alpro_jax.evaluation import cases, report, split
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import Trained, load_teacher
+from examples.shapes import probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +131,6 @@ def chosen_entities(result: Result) -> list[tuple[str, int]]:
   if result.crops is None:
     return []
   return probes.top_entities(result.crops, result.entities)
-
-
-def log_to_console() -> None:
-  """Shows progress lines, without the chatter of other libraries."""
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-
-  def ours(record):
-    return record.levelno > 30 or 'alpro_jax' in record.pathname
-
-  logging.get_absl_handler().addFilter(ours)
 
 
 def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
