@@ -9,3 +9,5 @@ Dimension letters, used in docstrings and in einops patterns (lower case):
 
 S is 1 + N: the class token and one token per patch, averaged over time.
 """
+
+__version__ = '0.1.0'

@@ -1,6 +1,7 @@
 """Devices to compile for, of this machine or of machines that are not here."""
 
 import importlib.util
+import os
 
 import jax
 from jax.experimental import topologies
@@ -26,6 +27,7 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
           "`pip install 'jax[cuda12]'` installs one."
       ) from error
     return found, of_kind(found[0].device_kind)
+  _use_no_devices()
   name, _, shape = topology.partition(':')
   if name not in CHIPS:
     raise ValueError(
@@ -48,6 +50,15 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
         f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
     ) from error
   return found, CHIPS[name]
+
+
+def _use_no_devices():
+  """Looks for no TPU or GPU, so that many may compile at once."""
+  jax.config.update('jax_platforms', 'cpu')
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+  # Or it warns that this machine is no part of a pod.
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
 
 
 def _absent_gpus(topology, name, shape):

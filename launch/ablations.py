@@ -14,17 +14,12 @@ five minutes for each row on two cores; --only=without_pem,two_frames chooses.
 import argparse
 import importlib
 import json
-import os
 import pathlib
 import sys
 import time
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
-from launch import demo  # noqa: E402
+from launch import demo
 
 
 class Row(NamedTuple):

@@ -1,12 +1,9 @@
 """Lists the answers of a prepared set's questions, most frequent first."""
 
 import argparse
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from alpro_jax.data import annotations, answers, dataset  # noqa: E402
+from alpro_jax.data import annotations, answers, dataset
 
 EXAMPLES = """
 examples:

@@ -43,8 +43,6 @@ import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 from absl import app, flags
 from ml_collections import config_flags
 

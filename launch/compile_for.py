@@ -18,28 +18,15 @@ memory and chip, and with --kernels=30 which take longest.
 """
 
 import json
-import os
 import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-_GPU = any(arg in ('--topology=gpu', '-topology=gpu') for arg in sys.argv)
-if not _GPU:
-  # Read when jax starts: no TPU or GPU is looked for, and none is needed, so
-  # that many may compile at once.
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-  # Or it warns that this machine is no part of a pod.
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+from absl import app, flags
+from ml_collections import config_flags
 
-from absl import app, flags  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from alpro_jax import sharding  # noqa: E402
-from benchmarks import compiled, kernels, topology  # noqa: E402
-from launch import command  # noqa: E402
+from alpro_jax import sharding
+from benchmarks import compiled, kernels, topology
+from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, e.g. configs/pretrain.py.', lock_config=True

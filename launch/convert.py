@@ -42,36 +42,33 @@ import json
 import logging as python_logging
 import os
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import app, flags, logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import config_flags
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import ml_collections  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
-from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from alpro_jax import files as whole  # noqa: E402
-from alpro_jax import sharding  # noqa: E402
-from alpro_jax.data import answers as answer_lists  # noqa: E402
-from alpro_jax.data import entities as entity_lists  # noqa: E402
-from alpro_jax.data import tokens  # noqa: E402
-from alpro_jax.data.annotations import printable  # noqa: E402
-from alpro_jax.models.alpro import Alpro, AlproConfig  # noqa: E402
-from alpro_jax.tasks.prompter import (  # noqa: E402
+from alpro_jax import files as whole
+from alpro_jax import sharding
+from alpro_jax.data import answers as answer_lists
+from alpro_jax.data import entities as entity_lists
+from alpro_jax.data import tokens
+from alpro_jax.data.annotations import printable
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.prompter import (
     abstract_params,
     init_model,
     model_config,
 )
-from alpro_jax.train import checkpoints, identity, workdir  # noqa: E402
-from alpro_jax.train.array_digests import array_digests  # noqa: E402
-from alpro_jax.train.state import TrainState, create_state  # noqa: E402
-from alpro_jax.weights import (  # noqa: E402
+from alpro_jax.train import checkpoints, identity, workdir
+from alpro_jax.train.array_digests import array_digests
+from alpro_jax.train.state import TrainState, create_state
+from alpro_jax.weights import (
     assemble,
     files,
     kept,
@@ -79,13 +76,13 @@ from alpro_jax.weights import (  # noqa: E402
     sizes,
     sources,
 )
-from configs import (  # noqa: E402
+from configs import (
     finetune_msrvtt_qa,
     finetune_msrvtt_retrieval,
     pretrain,
     pretrain_prompter,
 )
-from launch import command  # noqa: E402
+from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config whose options beside the sizes of the model are '

@@ -25,12 +25,9 @@ import sys
 import time
 from typing import NamedTuple
 
+from alpro_jax import files
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
-from alpro_jax import files  # noqa: E402
 
 QUICK = (
     'Made with --quick: a few steps on a few clips, to see that everything '

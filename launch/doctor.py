@@ -16,15 +16,11 @@ import shutil
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from alpro_jax.data.annotations import printable_lines  # noqa: E402
-from launch import command  # noqa: E402
+from alpro_jax.data.annotations import printable_lines
+from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file of the run, e.g. configs/pretrain.py:own.',
@@ -99,7 +95,7 @@ def check_versions(doctor):
 
   lines = (command.ROOT / 'requirements.txt').read_text().splitlines()
   wanted = [Requirement(line) for line in lines
-            if line.strip() and not line.startswith('#')]
+            if line.strip() and not line.startswith(('#', '-'))]
   missing, other = [], []
   for need in wanted:
     if need.marker and not need.marker.evaluate():

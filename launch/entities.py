@@ -4,11 +4,9 @@ import argparse
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import logging
 
-from absl import logging  # noqa: E402
-
-from alpro_jax.data import annotations, captions, checksum, entities  # noqa: E402
+from alpro_jax.data import annotations, captions, checksum, entities
 
 EXAMPLES = """
 examples:

@@ -40,22 +40,16 @@ probes:
 
 import os
 import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-# TensorFlow only reads clips here; what it says while starting is noise.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
 
-import jax  # noqa: E402
-import ml_collections  # noqa: E402
-from absl import app, flags  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from alpro_jax.data.annotations import printable  # noqa: E402
-from configs import common  # noqa: E402
-from launch import command  # noqa: E402
+from alpro_jax.data.annotations import printable
+from configs import common
+from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file; without one the options of the run count.',

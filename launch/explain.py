@@ -12,16 +12,10 @@ encoder looks. A checkpoint of question answering is given a question.
 
 import os
 import pathlib
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-# TensorFlow only scales frames here; what it says while starting is noise.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+from absl import app, flags, logging
 
-from absl import app, flags, logging  # noqa: E402
-
-from launch import command  # noqa: E402
+from launch import command
 
 _OUTPUT = flags.DEFINE_string('output', 'explained.html', 'The page.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')

@@ -7,15 +7,9 @@ with the live model, and nothing is written if they differ.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 import time
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# TensorFlow is used for --savedmodel alone; what it says then is noise.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 EXAMPLES = """
 examples:

@@ -13,21 +13,14 @@ the others by itself (TPU pods, SLURM), else with --coordinator_address,
 --num_processes and --process_id.
 """
 
-import os
-import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-# TensorFlow only reads clips here; what it says while starting is noise.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+from absl import app, flags
+from ml_collections import config_flags
 
-from absl import app, flags  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from alpro_jax.train.progress import NonFiniteError  # noqa: E402
-from alpro_jax.train.stopping import STOPPED  # noqa: E402
-from launch import command  # noqa: E402
+from alpro_jax.train.progress import NonFiniteError
+from alpro_jax.train.stopping import STOPPED
+from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, e.g. configs/pretrain.py:demo.',

@@ -14,14 +14,11 @@ background and their path.
 
 import json
 import os
-import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from absl import app, flags, logging
 
-from absl import app, flags, logging  # noqa: E402
-
-from examples.shapes import files, scenes  # noqa: E402
+from examples.shapes import files, scenes
 
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder to write to.', required=True)

@@ -8,9 +8,7 @@ import sys
 import time
 from collections import Counter
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from alpro_jax.data import (  # noqa: E402
+from alpro_jax.data import (
     annotations,
     downstream,
     prepare,
@@ -365,7 +363,6 @@ def _fetch(argv):
 
 
 def main(argv=None):
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
   argv = sys.argv[1:] if argv is None else argv
   if argv[:1] == ['verify']:

@@ -27,15 +27,10 @@ import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-# TensorFlow only scales frames here; what it says while starting is noise.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+from absl import app, flags, logging
 
-from absl import app, flags, logging  # noqa: E402
-
-from alpro_jax.data.annotations import printable  # noqa: E402
-from launch import command  # noqa: E402
+from alpro_jax.data.annotations import printable
+from launch import command
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', '', 'Workdir of a run, or the folder of one checkpoint; for '

@@ -1,14 +1,11 @@
 """Trains a SentencePiece tokenizer on captions and questions."""
 
 import argparse
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from alpro_jax.data import annotations, captions, tokens  # noqa: E402
+from alpro_jax.data import annotations, captions, tokens
 
 EXAMPLES = """
 examples:

@@ -32,8 +32,7 @@ def convert(*options, fails=False):
   """Runs the command; returns what it printed."""
   done = subprocess.run(
       [sys.executable, tiny_run.ROOT / 'launch' / 'convert.py', *options],
-      capture_output=True, text=True, timeout=300,
-      env={**os.environ, 'PYTHONPATH': str(tiny_run.ROOT)})
+      capture_output=True, text=True, timeout=300)
   assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
   return done.stderr if fails else done.stdout
 
@@ -195,8 +194,7 @@ def session(*commands, before='', killed=False):
   code = _SESSION.replace('flags.FLAGS', f'{before}\nflags.FLAGS', 1)
   done = subprocess.run(
       [sys.executable, '-c', code, json.dumps(commands)],
-      capture_output=True, text=True, timeout=300,
-      env={**os.environ, 'PYTHONPATH': str(tiny_run.ROOT)})
+      capture_output=True, text=True, timeout=300)
   if killed:
     assert done.returncode == -signal.SIGKILL, done.stderr
     return None

@@ -915,17 +915,12 @@ def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
     (['--captions=/none.csv'], '--captions=/none.csv is not a file')])
 def test_mistakes_are_one_sentence(clips, tmp_path, capsys, monkeypatch, args,
                                    message):
-  sys.path.insert(0, str(ROOT / 'launch'))
-  try:
-    import prepare as launch
-  finally:
-    sys.path.pop(0)
   base = ['--source=folder', f'--videos={clips}',
           f'--captions={clips / "captions.jsonl"}',
           f'--output={tmp_path / "set"}']
-  monkeypatch.setattr(launch.signal, 'signal', lambda *args: None)
+  monkeypatch.setattr(launcher.signal, 'signal', lambda *args: None)
   try:
-    code = launch.main(base + args)
+    code = launcher.main(base + args)
   except SystemExit as e:
     code = e.code
   assert code == 2

@@ -68,7 +68,6 @@ def make_inputs(folder):
 def environment(folder, devices=1):
   return {
       **os.environ,
-      'PYTHONPATH': str(ROOT),
       'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
