@@ -55,15 +55,34 @@ def test_imports_go_one_way(path):
     assert allowed, f'{path}:{line}: {own} must not import {other}'
 
 
-def test_a_run_without_tensorflow():
-  """Models, losses, tasks, the step and benchmarks never need it."""
-  code = '''
-import sys
-for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'array_record'):
-  sys.modules[name] = None
-import alpro_jax.tasks.pretrain, alpro_jax.tasks.prompter
-import alpro_jax.train.step, alpro_jax.train.state, alpro_jax.train.optimizer
-import benchmarks.step, benchmarks.retrieval
-import launch.benchmark
-'''
+def modules(name):
+  """Returns the modules of a file or folder of the library, dotted."""
+  return [
+      '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+      for path in files()
+      if path.relative_to(ROOT / 'alpro_jax').with_suffix('').parts[0] == name
+  ]
+
+
+def import_without(missing, names):
+  code = (f'import importlib, sys\n'
+          f'sys.modules.update(dict.fromkeys({missing}))\n'
+          f'for name in {names}: importlib.import_module(name)\n')
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_what_reads_no_frames_needs_neither_tensorflow_nor_pyav():
+  names = [name for folder in (
+      'models', 'losses', 'contrastive', 'masking', 'metrics', 'tasks', 'train',
+      'weights', 'serving') for name in modules(folder)]
+  assert len(names) > 30
+  import_without(('tensorflow', 'tensorflow_datasets', 'array_record', 'av'), [
+      'alpro_jax', *names, 'alpro_jax.evaluation.trained'])
+
+
+def test_a_step_without_what_only_a_run_needs():
+  """Models, losses, tasks, the step and benchmarks need no clu either."""
+  import_without(('tensorflow', 'tensorflow_datasets', 'array_record', 'clu'), [
+      *modules('models'), *modules('tasks'), 'alpro_jax.train.step',
+      'alpro_jax.train.state', 'alpro_jax.train.optimizer', 'benchmarks.step',
+      'benchmarks.retrieval', 'launch.benchmark'])
