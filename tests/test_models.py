@@ -276,6 +276,28 @@ def test_temperature_is_clipped_and_keeps_its_gradient(divided):
     assert gradient == 1
 
 
+def test_heads_of_pairs_and_regions_read_their_own_tokens():
+  config = make_config(answers=7)
+  region = jnp.array([[True, False, True, False], [False] * 3 + [True]])
+
+  @jax.jit
+  def run(params, video, ids, mask):
+    model = Alpro(config).bind({'params': params})
+    tokens = model.encode_video(video, train=False).tokens
+    pairs = model.encode_text(ids, mask, train=False).tokens, mask, tokens
+    fused = model.fuse(*pairs, train=False)
+    patches = fused[:, L + 1 :]
+    pooled = jnp.stack([(patches[0, 0] + patches[0, 2]) / 2, patches[1, 3]])
+    return (
+        (model.match(*pairs), model.match_logits(fused[:, 0])),
+        (model.answer(*pairs), model.answer_logits(fused[:, 0])),
+        (model.region_entities(fused, region), model.entity_logits(pooled)),
+    )
+
+  for found, wanted in run(make_params(config), *make_batch(config)):
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize('form', [
     {'remat': 'dots', 'attention_impl': 'elementwise'},
     {'scan_layers': True},

@@ -19,8 +19,6 @@ from alpro_jax.evaluation.attention import Texts
 from alpro_jax.evaluation.page import escape as _
 from alpro_jax.evaluation.report import dim_outside
 from alpro_jax.evaluation.trained import Trained
-from alpro_jax.models import prompter as prompting
-from alpro_jax.models.alpro import Alpro
 
 _ENLARGED = 112  # Pixels of a frame in the page, at least.
 
@@ -218,8 +216,8 @@ def _answers(trained, frames, whole):
   model = trained.model.bind({'params': trained.params})
   video = model.encode_video(jnp.asarray(frames[None]), train=False)
   text = model.encode_text(whole.ids[:1], whole.mask[:1], train=False)
-  fused = model.fuse(text.tokens, whole.mask[:1], video.tokens, train=False)
-  share = np.asarray(jax.nn.softmax(model.answer_logits(fused[:, 0])))[0]
+  logits = model.answer(text.tokens, whole.mask[:1], video.tokens)
+  share = np.asarray(jax.nn.softmax(logits))[0]
   best = np.argsort(-share, kind='stable')[:5]
   return [(trained.answers[i], float(share[i])) for i in best]
 
@@ -246,30 +244,24 @@ def name_regions(
   ids, mask = trained.tokenizer.encode([text], options.data.max_text_tokens)
 
   @jax.jit
-  def run(params, teacher_params, bank, video, key):
+  def run(params, teacher, video, key):
     region = masking.sample_regions(
         key, count, grid, area=options.loss.region_area,
         rule=options.loss.region_rule)
     clips = jnp.repeat(video[None], count, axis=0)
-    prompter = Alpro(teacher.config).bind({'params': teacher_params})
-    labels, keep = prompting.pseudo_labels(
-        prompter.encode_video(
-            masking.crop_regions(clips, region, patch), train=False).feature,
-        bank, jnp.zeros(count, bool), prompter.temperature(),
+    labels, keep = teacher.label(
+        masking.crop_regions(clips, region, patch), jnp.zeros(count, bool),
         rule=options.prompter.ignore_rule,
         threshold=options.prompter.ignore_threshold)
     model = trained.model.bind({'params': params})
     tokens = model.encode_video(video[None], train=False).tokens
     words = model.encode_text(ids, mask, train=False).tokens
     fused = model.fuse(words, mask, tokens, train=False)
-    patches = fused[0, mask.shape[1] + 1:].astype(jnp.float32)
-    weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
-    answers = jax.nn.softmax(model.entity_logits(weight @ patches))
-    return region, labels, keep, answers
+    logits = model.region_entities(jnp.repeat(fused, count, axis=0), region)
+    return region, labels, keep, jax.nn.softmax(logits)
 
   found = jax.tree.map(np.asarray, run(
-      trained.params, teacher.params, teacher.bank, jnp.asarray(frames),
-      jax.random.key(seed)))
+      trained.params, teacher, jnp.asarray(frames), jax.random.key(seed)))
 
   def top(shares):
     best = np.argsort(-shares, kind='stable')[:5]

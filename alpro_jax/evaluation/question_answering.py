@@ -274,10 +274,8 @@ def _compiled(model, mesh):
   # Results leave the devices whole, so that every host can read them.
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def call(params, text_tokens, mask, video_tokens):
-    bound = model.bind({'params': params})
-    (pair,) = bound.fuse(
-        text_tokens, mask, video_tokens, train=False, read=(1,)
+    return model.bind({'params': params}).answer(
+        text_tokens, mask, video_tokens
     )
-    return bound.answer_logits(pair[:, 0])
 
   return call

@@ -122,11 +122,9 @@ def _compiled(model, mesh) -> _Calls:
 
   def pairs(params, text_tokens, mask, video_tokens):
     """f[Q, L, D], bool[Q, L], f[Q, S, D] -> Matching of float32[Q]."""
-    bound = model.bind({'params': params})
-    (pair,) = bound.fuse(
-        text_tokens, mask, video_tokens, train=False, read=(1,)
+    logits = model.bind({'params': params}).match(
+        text_tokens, mask, video_tokens
     )
-    logits = bound.match_logits(pair[:, 0])
     return Matching(logits[:, 1] - logits[:, 0], logits[:, 1])
 
   def block(params, text_tokens, mask, video_tokens):

@@ -254,6 +254,39 @@ class Alpro(nn.Module):
     mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
     return self.fusion_encoder(tokens, mask, train=train, read=read)
 
+  def match(
+      self,
+      text_tokens: jax.Array,
+      text_mask: jax.Array,
+      video_tokens: jax.Array,
+      *,
+      train: bool = False,
+  ) -> jax.Array:
+    """Arguments of `fuse` -> float32[B, 2]; class 1 is a match."""
+    return self.match_logits(
+        self._fuse_to_pair(text_tokens, text_mask, video_tokens, train)
+    )
+
+  def answer(
+      self,
+      text_tokens: jax.Array,
+      text_mask: jax.Array,
+      video_tokens: jax.Array,
+      *,
+      train: bool = False,
+  ) -> jax.Array:
+    """Arguments of `fuse` -> float32[B, answers]."""
+    return self.answer_logits(
+        self._fuse_to_pair(text_tokens, text_mask, video_tokens, train)
+    )
+
+  def _fuse_to_pair(self, text_tokens, text_mask, video_tokens, train):
+    """f[B, D]: token 0 of the fused tokens, which stands for the pair."""
+    (tokens,) = self.fuse(
+        text_tokens, text_mask, video_tokens, train=train, read=(1,)
+    )
+    return tokens[:, 0]
+
   def match_logits(self, pair: jax.Array) -> jax.Array:
     """f[B, D], token 0 of fused pairs -> float32[B, 2]; 1 is a match."""
     return self.match_head(pair.astype(jnp.float32))
@@ -263,6 +296,19 @@ class Alpro(nn.Module):
     hidden, bias = self.mlm_head(hidden)
     scale = self.config.text.mlm_logit_scale
     return scale * self.text_embedding.decode(hidden) + bias
+
+  def region_entities(self, fused: jax.Array, region: jax.Array) -> jax.Array:
+    """Names what a region of each clip shows.
+
+    Args:
+      fused: f[B, L + 1 + N, D], of matched pairs; the last N are patches.
+      region: bool[B, N], the patches that belong to it.
+    Returns:
+      float32[B, Z]: logits of the mean of these patches.
+    """
+    patches = fused[:, -region.shape[1] :].astype(jnp.float32)
+    weight = region / jnp.maximum(region.sum(axis=1, keepdims=True), 1)
+    return self.entity_logits(jnp.einsum('bnd,bn->bd', patches, weight))
 
   def entity_logits(self, pooled: jax.Array) -> jax.Array:
     """f[B, D], mean of a region's fused tokens -> float32[B, Z]."""

@@ -63,13 +63,13 @@ def live(trained: Trained) -> dict[str, np.ndarray]:
     if model.config.embed_size:
       found |= {'encode_video/feature': video.feature,
                 'encode_text/feature': text.feature}
-    pair = model.fuse(text.tokens, mask, video.tokens, train=False)[:, 0]
+    pair = text.tokens, mask, video.tokens
     if trained.knows_matching:
-      logits = model.match_logits(pair)
+      logits = model.match(*pair)
       found |= {'match/probability': jax.nn.softmax(logits)[:, 1],
                 'match/margin': logits[:, 1] - logits[:, 0]}
     if trained.answers_questions:
-      found['answer/logits'] = model.answer_logits(pair)
+      found['answer/logits'] = model.answer(*pair)
     return found
 
   found = jax.jit(run)(trained.params, *_inputs(trained, BATCH_SIZES[-1]))

@@ -124,20 +124,14 @@ def encode_text(model: Alpro, ids, mask) -> dict[str, jax.Array]:
 
 def match(model: Alpro, text_tokens, text_mask, video_tokens):
   """f[B, L, D], bool[B, L], f[B, S, D] -> probability, margin float32[B]."""
-  (pair,) = model.fuse(
-      text_tokens, text_mask, video_tokens, train=False, read=(1,)
-  )
-  logits = model.match_logits(pair[:, 0])
+  logits = model.match(text_tokens, text_mask, video_tokens)
   return {'probability': jax.nn.softmax(logits)[:, 1],
           'margin': logits[:, 1] - logits[:, 0]}
 
 
 def answer(model: Alpro, text_tokens, text_mask, video_tokens):
   """f[B, L, D], bool[B, L], f[B, S, D] -> logits float32[B, answers]."""
-  (pair,) = model.fuse(
-      text_tokens, text_mask, video_tokens, train=False, read=(1,)
-  )
-  return {'logits': model.answer_logits(pair[:, 0])}
+  return {'logits': model.answer(text_tokens, text_mask, video_tokens)}
 
 
 # The modules of the model that each one reads. The temperature is touched by

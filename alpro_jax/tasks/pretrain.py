@@ -41,6 +41,34 @@ class Teacher:
   bank: prompting.PromptBank
   config: AlproConfig = flax.struct.field(pytree_node=False)
 
+  def label(
+      self,
+      crop: jax.Array,
+      still: jax.Array,
+      *,
+      rule: str,
+      threshold: float,
+      mesh: jax.sharding.Mesh | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Says which entity a region shows.
+
+    Args:
+      crop: uint8[B, T, H, W, 3], black outside of the region.
+      still: bool[B], True where the clip is a photo.
+      rule: of what to ignore; see models.prompter.pseudo_labels.
+      threshold: of the rule.
+      mesh: of the devices that the batch is sharded over.
+    Returns:
+      float32[B, Z] soft labels and bool[B], False on examples to ignore. No
+      gradient flows through them.
+    """
+    model = Alpro(self.config, mesh).bind({'params': self.params})
+    feature = model.encode_video(crop, train=False).feature
+    return prompting.pseudo_labels(
+        feature, self.bank, still, model.temperature(), rule=rule,
+        threshold=threshold,
+    )
+
 
 @flax.struct.dataclass
 class Asked:
@@ -365,12 +393,8 @@ class Pretrain:
       }
 
     if options.pem:
-      # The patches of the matched pair, without the two class tokens.
-      patches = fused[0][:, length + 1 :].astype(jnp.float32)
-      region, target = asked.region, asked.target
-      weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
-      pooled = jnp.einsum('bnd,bn->bd', patches, weight)
-      logits = model.entity_logits(pooled)
+      target = asked.target
+      logits = model.region_entities(fused[0], asked.region)
       right = jnp.argmax(logits, axis=1) == jnp.argmax(target, axis=1)
       terms |= {
           'loss/pem': losses.pem(logits, target, asked.keep),
@@ -435,17 +459,11 @@ class Pretrain:
       float32[B, Z] soft labels and bool[B], False on examples to ignore.
     """
     patch = self.model.config.video.patch_size
-    crop = masking.crop_regions(batch.video, region, patch)
-    model = Alpro(teacher.config, self.mesh).bind({'params': teacher.params})
-    target, keep = prompting.pseudo_labels(
-        model.encode_video(crop, train=False).feature,
-        teacher.bank,
-        batch.still,
-        model.temperature(),
+    return teacher.label(
+        masking.crop_regions(batch.video, region, patch), batch.still,
         rule=self.prompter.ignore_rule,
-        threshold=self.prompter.ignore_threshold,
+        threshold=self.prompter.ignore_threshold, mesh=self.mesh,
     )
-    return jax.lax.stop_gradient(target), keep
 
   def _stack(self, arrays):
     """[f[B, ...]] * K -> f[B * K, ...], the K of one row side by side.

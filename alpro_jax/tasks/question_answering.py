@@ -89,10 +89,9 @@ class QuestionAnswering(NothingFrozen):
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
-    (pair,) = model.fuse(
-        text.tokens, batch.text_mask, video.tokens, train=train, read=(1,)
+    logits = model.answer(
+        text.tokens, batch.text_mask, video.tokens, train=train
     )
-    logits = model.answer_logits(pair[:, 0])
     # -1 is never the largest: an answer outside the list is a wrong one.
     right = jnp.argmax(logits, axis=1) == batch.answer
     return {

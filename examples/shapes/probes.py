@@ -24,7 +24,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import masking, metrics, sharding
@@ -35,8 +34,6 @@ from alpro_jax.evaluation.retrieval import (
   TextFeatures,
   VideoFeatures,
 )
-from alpro_jax.models import prompter as prompting
-from alpro_jax.models.alpro import Alpro
 
 # Two of three rows of the matching probe are wrong pairs: always saying no
 # gives this accuracy.
@@ -279,16 +276,13 @@ def label_crops(
     caption.setdefault(int(video), int(text))
 
   @functools.partial(jax.jit, out_shardings=everywhere)
-  def label(params, bank, video, record, valid, still, key):
+  def label(teacher, video, record, valid, still, key):
     region = masking.sample_regions(
         key, video.shape[0],
         (video.shape[2] // patch, video.shape[3] // patch),
         area=area, rule=region_rule)
-    crop = masking.crop_regions(video, region, patch)
-    model = Alpro(teacher.config).bind({'params': params})
-    feature = model.encode_video(crop, train=False).feature
-    labels, keep = prompting.pseudo_labels(
-        feature, bank, still, model.temperature(), rule=ignore_rule,
+    labels, keep = teacher.label(
+        masking.crop_regions(video, region, patch), still, rule=ignore_rule,
         threshold=threshold)
     return region, labels, keep, record, valid
 
@@ -296,11 +290,7 @@ def label_crops(
   def answer(params, text_tokens, mask, video_tokens, region):
     model = scorer.model.bind({'params': params})
     fused = model.fuse(text_tokens, mask, video_tokens, train=False)
-    # Patches of the pair, without text and the video's class token.
-    patches = fused[:, mask.shape[1] + 1:].astype(jnp.float32)
-    weight = region / jnp.maximum(region.sum(1, keepdims=True), 1)
-    logits = model.entity_logits(jnp.einsum('bnd,bn->bd', patches, weight))
-    return jax.nn.softmax(logits, axis=-1)
+    return jax.nn.softmax(model.region_entities(fused, region))
 
   def place(array):
     return jax.make_array_from_callback(
@@ -308,8 +298,7 @@ def label_crops(
 
   generator = np.random.default_rng(seed)
   wrong = _captions_of_other_shapes(retrieval, truth, generator)
-  teacher_params, bank = jax.device_put(
-      (teacher.params, teacher.bank), everywhere)
+  teacher = jax.device_put(teacher, everywhere)
   parts = []
   for number, batch in enumerate(batches):
     inputs = [
@@ -321,7 +310,7 @@ def label_crops(
       key = jax.random.fold_in(
           jax.random.fold_in(jax.random.key(seed), number), draw)
       region, labels, keep, record, valid = jax.device_get(
-          label(teacher_params, bank, *inputs, key))
+          label(teacher, *inputs, key))
       valid = valid & np.isin(record, list(caption))
       own = np.array([caption.get(int(video), 0) for video in record])
       video_tokens, where = place(videos.tokens[record]), place(region)
