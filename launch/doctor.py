@@ -278,7 +278,7 @@ def check_workdir(doctor, config):
 def check_run(doctor, config):
   """Asks what launch/main.py asks before its first step."""
   from alpro_jax.evaluation import split
-  from alpro_jax.train import checkpoints, identity, loop, step
+  from alpro_jax.train import checkpoints, loop, resume, step
 
   def begin():
     plan = loop.plan(config, split.during_training(config))
@@ -289,7 +289,7 @@ def check_run(doctor, config):
     folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
     if _WORKDIR.value and checkpoints.step_folders(folder):
       stored = checkpoints.load_meta(folder)
-    identity.check_beginning(plan.meta, stored)
+    resume.check_beginning(plan.meta, stored)
     if stored:
       return f'goes on from step {stored["step"]} of {config.train.steps}'
     return f'begins, {config.train.steps} steps'

@@ -10,15 +10,15 @@ if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 1)
   jax.distributed.initialize(f'localhost:{port}', 2, int(index))
 
-  from alpro_jax.train import identity
+  from alpro_jax.train import resume
 
   meta = {'config': {'seed': 1}, 'model': {}, 'tokenizer': {}, 'data': ['d1']}
-  identity.check_same_everywhere(meta)  # The same: nothing is raised.
+  resume.check_same_everywhere(meta)  # The same: nothing is raised.
   if index == '1':
     # A longer text than that of process 0, too.
     meta = {**meta, 'config': {'seed': 2, 'loss': {'pem': 0.5}}, 'data': ['d2']}
   try:
-    identity.check_same_everywhere(meta)
+    resume.check_same_everywhere(meta)
   except ValueError as error:
     pathlib.Path(output).write_text(str(error))
   jax.distributed.shutdown()

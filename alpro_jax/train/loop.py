@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from alpro_jax import sharding
 from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo, get_task
-from alpro_jax.train import checkpoints, identity, optimizer, workdir
+from alpro_jax.train import checkpoints, identity, optimizer, resume, workdir
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
 from alpro_jax.train.step import check_negatives, make_train_step
@@ -179,7 +179,7 @@ def _train(config, folder, evaluations, stop):
       config, evaluations)
   logging.info('\n%s', parameter_overview.get_parameter_overview(
       abstract.params, include_stats=False))
-  identity.check_same_everywhere(meta)
+  resume.check_same_everywhere(meta)
 
   # What this workdir holds already.
   store = checkpoints.Checkpoints(
@@ -188,7 +188,7 @@ def _train(config, folder, evaluations, stop):
   )
   newest = store.newest()
   stored = None if newest is None else store.meta(newest)
-  meta, fresh = identity.check_beginning(meta, stored)
+  meta, fresh = resume.check_beginning(meta, stored)
   if stored and newest >= steps and not stored.get('evaluation_due'):
     return _already_finished(folder, store, newest, steps)
   setting = Setting(config, task, tokenizer, mesh)
