@@ -19,7 +19,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from launch import demo
+from examples.shapes import demo
+from examples.shapes.stages import Stages, claim, log_to_console, script
 
 
 class Row(NamedTuple):
@@ -79,12 +80,12 @@ def main(argv=None):
   from alpro_jax.train import identity
 
   # What is done already compares with one demo alone, wherever that lies.
-  demo.claim(output, {'demo': {
+  claim(output, {'demo': {
       name: identity.of_checkpoint(made / name)['digest']
       for name in ('prompter', 'pretrain')}})
   known = argparse.Namespace(**json.loads((made / 'options.json').read_text()))
   files, runs = demo.Files(made), {}
-  stages = demo.Stages(output, total=1 + sum(
+  stages = Stages(output, total=1 + sum(
       len(_stages(name)) - len(ROWS[name].made) for name in names))
   for name in names:
     for stage in _stages(name):
@@ -96,7 +97,7 @@ def main(argv=None):
       if stage != 'pretrain':
         started = runs[name, 'pretrain']
       stages.run(
-          f'{name}: {stage}', demo.script('main'),
+          f'{name}: {stage}', script('main'),
           *demo.config_flags(
               known, files, f'ablations/{name}', f'{stage},demo'),
           f'--config.train.init_from={started}', f'--workdir={folder}')
@@ -127,7 +128,7 @@ def _measure(files, runs, output):
   from alpro_jax.data import dataset
   from alpro_jax.evaluation import card, split, trained
 
-  demo.log_to_console()
+  log_to_console()
   prepared = dataset.open_dataset(files.downstream, 'test')
   found = {}
   for (name, stage), folder in runs.items():

@@ -263,50 +263,8 @@ def _evaluate(model, prepared, style, several):
   page = card.write(card.make(evaluated, recall=recall), folder)
   print(f'Written: {page}')
   if result:
-    print(f'Written: {_write_report(result, folder, seconds)}')
-
-
-def _write_report(result, folder, seconds):
-  from alpro_jax.evaluation import card, report
-  from examples.shapes import zero_shot
-
-  best, worst = zero_shot.searches(result)
-  prepared = result.prepared
-  return report.write(report.Report(
-      title=f'{pathlib.Path(_CHECKPOINT.value).name} on '
-            f'{pathlib.Path(prepared.path).name}, {prepared.split}',
-      notes=['Zero-shot retrieval: every text against every video. '
-             f'{card.pairs_scored(result.retrieval)} Ties count against the '
-             'model.'],
-      figures=result.figures, headlines=headlines(result.figures),
-      best=best, worst=worst, regions=zero_shot.regions(result),
-      entities=zero_shot.chosen_entities(result),
-      details=zero_shot.detail_tables(result.figures),
-      stages=[report.Stage('evaluate', seconds, '', False)],
-      files={'checkpoint': _CHECKPOINT.value, 'data': prepared.path,
-             'how it was measured': str(folder / 'card.html')}), folder)
-
-
-def headlines(figures):
-  """The figures of retrieval, without targets."""
-  from alpro_jax.evaluation.report import Headline
-
-  chance = figures['zero_shot.t2v_r1_chance']
-  lines = []
-  for direction, query, found in (
-      ('t2v', 'text', 'video'), ('v2t', 'video', 'text')):
-    for k in (1, 5, 10):
-      meaning = f'Share of {query}s whose {found} is among the first {k}.'
-      if (direction, k) == ('t2v', 1):
-        meaning += (
-            f' 95 % interval {figures["zero_shot.t2v_r1_low"]:.1f} to '
-            f'{figures["zero_shot.t2v_r1_high"]:.1f} %; equal texts of '
-            f'several videos allow {figures["zero_shot.t2v_r1_ceiling"]:.1f} % '
-            'at most.')
-      lines.append(Headline(
-          f'zero_shot.{direction}_r{k}', f'{query} to {found}, R@{k}', meaning,
-          nothing=min(k * chance, 100) if direction == 't2v' else None))
-  return lines
+    report = zero_shot.write_page(result, folder, seconds, _CHECKPOINT.value)
+    print(f'Written: {report}')
 
 
 def _fill(values, defaults):

@@ -1,11 +1,12 @@
 """What a pre-trained model knows without fine-tuning, and a page about it."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.evaluation import cases, report, split
+from alpro_jax.evaluation import card, cases, report, split
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import Trained, load_teacher
 from examples.shapes import probes
@@ -171,6 +172,54 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
         ['share of crops', '%', 'beside a wrong caption, %',
          'one answer for all, %', 'shuffled, %'], rows)
   return tables
+
+
+def write_page(
+    result: Result, folder: pathlib.Path, seconds: float, checkpoint: str
+) -> pathlib.Path:
+  """Writes report.html and report.json about one model on one split.
+
+  Args:
+    result: of `evaluate`.
+    folder: for the page, beside card.html.
+    seconds: that the evaluation took.
+    checkpoint: of the model, as the page is to name it.
+  """
+  best, worst = searches(result)
+  prepared = result.prepared
+  return report.write(report.Report(
+      title=f'{pathlib.Path(checkpoint).name} on '
+            f'{pathlib.Path(prepared.path).name}, {prepared.split}',
+      notes=['Zero-shot retrieval: every text against every video. '
+             f'{card.pairs_scored(result.retrieval)} Ties count against the '
+             'model.'],
+      figures=result.figures, headlines=headlines(result.figures),
+      best=best, worst=worst, regions=regions(result),
+      entities=chosen_entities(result),
+      details=detail_tables(result.figures),
+      stages=[report.Stage('evaluate', seconds, '', False)],
+      files={'checkpoint': checkpoint, 'data': prepared.path,
+             'how it was measured': str(folder / 'card.html')}), folder)
+
+
+def headlines(figures) -> list[report.Headline]:
+  """The figures of retrieval, without targets."""
+  chance = figures['zero_shot.t2v_r1_chance']
+  lines = []
+  for direction, query, found in (
+      ('t2v', 'text', 'video'), ('v2t', 'video', 'text')):
+    for k in (1, 5, 10):
+      meaning = f'Share of {query}s whose {found} is among the first {k}.'
+      if (direction, k) == ('t2v', 1):
+        meaning += (
+            f' 95 % interval {figures["zero_shot.t2v_r1_low"]:.1f} to '
+            f'{figures["zero_shot.t2v_r1_high"]:.1f} %; equal texts of '
+            f'several videos allow {figures["zero_shot.t2v_r1_ceiling"]:.1f} % '
+            'at most.')
+      lines.append(report.Headline(
+          f'zero_shot.{direction}_r{k}', f'{query} to {found}, R@{k}', meaning,
+          None, min(k * chance, 100) if direction == 't2v' else None))
+  return lines
 
 
 def _read_clips(result, records):
