@@ -13,7 +13,6 @@ import re
 import sys
 import traceback
 
-import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -74,6 +73,14 @@ def parse(argv):
       flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError
   ) as error:
     fail(_explain(error, argv), MISTAKE)
+
+
+def parse_flags(argv):
+  """Parses the flags of a program that takes nothing else, no config either."""
+  rest = parse_words(argv)
+  if rest[1:]:
+    fail(f'unexpected {" ".join(rest[1:])}; see --help.', MISTAKE)
+  return rest
 
 
 def parse_words(argv):
@@ -137,9 +144,12 @@ def _connect():
           '--coordinator_address, --num_processes and --process_id go '
           f'together; got {given}.'
       )
+  else:
+    given = ()
+  if given or _DISTRIBUTED.value:
+    import jax  # Slow, and many commands need none.
+
     jax.distributed.initialize(*given)
-  elif _DISTRIBUTED.value:
-    jax.distributed.initialize()
 
 
 def _explain(error, argv):

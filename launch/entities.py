@@ -1,33 +1,26 @@
-"""Makes the entity list of the prompter from the nouns of captions."""
+"""Makes the entity list of the prompter from the nouns of captions.
 
-import argparse
-import os
-import sys
-
-from absl import logging
-
-from alpro_jax.data import annotations, captions, checksum, entities
-
-EXAMPLES = """
-examples:
-    python launch/entities.py --captions=sets/webvid --output=entities.txt
-    python launch/entities.py --captions=captions.jsonl --limit=100 \\
-      --stop_words=footage,video,background --output=entities.txt
+  python launch/entities.py --captions=sets/webvid --output=entities.txt
+  python launch/entities.py --captions=captions.jsonl --limit=100 \\
+    --stop_words=footage,video,background --output=entities.txt
 """
 
+import os
 
-def _parser():
-  parser = argparse.ArgumentParser(
-      prog='python launch/entities.py', description=__doc__, epilog=EXAMPLES,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False)
-  add = parser.add_argument
-  captions.add_flags(parser)
-  add('--output', required=True, help='file to write: noun, tab, count')
-  add('--limit', type=int, default=1000, help='how many nouns (1000)')
-  add('--stop_words', default='',
-      help='nouns to leave out: a,b,c or a file with one a line')
-  return parser
+from absl import app, flags, logging
+
+from alpro_jax.data import annotations, captions, checksum, entities
+from launch import command
+
+_CAPTIONS = flags.DEFINE_multi_string(
+    'captions', None, 'A prepared set, or a .csv, .jsonl or .txt file; may be '
+    'repeated.', required=True)
+_SPLIT = flags.DEFINE_string('split', 'train', 'Split of the captions.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write: noun, tab, count.', required=True)
+_LIMIT = flags.DEFINE_integer('limit', 1000, 'How many nouns.')
+_STOP_WORDS = flags.DEFINE_string(
+    'stop_words', '', 'Nouns to leave out: a,b,c or a file with one a line.')
 
 
 def _stop_words(text):
@@ -36,24 +29,21 @@ def _stop_words(text):
   return [word.strip() for word in text.split(',') if word.strip()]
 
 
-def main(argv=None):
-  options = _parser().parse_args(argv)
+@command.mistakes_in_one_line()
+def main(_):
   logging.set_verbosity(logging.INFO)
-  texts = captions.read_all(options.captions, options.split)
+  texts = captions.read_all(_CAPTIONS.value, _SPLIT.value)
   counted = entities.count_entities(
-      texts, options.limit, stop_words=_stop_words(options.stop_words))
-  entities.write_entities(counted, options.output)
+      texts, _LIMIT.value, stop_words=_stop_words(_STOP_WORDS.value))
+  entities.write_entities(counted, _OUTPUT.value)
   print(f'{len(counted)} entities from {len(texts)} captions -> '
-        f'{options.output}')
+        f'{_OUTPUT.value}')
   for noun, count in counted[:10]:
     print(f'  {count:8d}  {annotations.printable(noun)}')
-  if len(counted) < options.limit:
-    print(f'Only {len(counted)} of {options.limit}: set '
+  if len(counted) < _LIMIT.value:
+    print(f'Only {len(counted)} of {_LIMIT.value}: set '
           'config.prompter.num_entities accordingly.')
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except (OSError, ValueError) as e:
-    sys.exit(f'entities: {annotations.printable_lines(e)}')
+  app.run(main, flags_parser=command.parse_flags)

@@ -1,76 +1,57 @@
 """Writes a trained model as a folder that runs without this package.
 
+  python launch/export.py --checkpoint=runs/pretrain --output=exports/alpro
+  python launch/export.py --checkpoint=runs/msvd_qa --output=exports/qa \\
+    --frames=16 --savedmodel
+
 Encoders for every model; whether text and video match, for one pre-trained or
 fine-tuned to retrieve; answers, for one that answers questions. What the folder
 holds and how to use it stands in its alpro_loader.py. All programs are compared
 with the live model, and nothing is written if they differ.
+
+A small checkpoint again, parameters, meta and tokenizer:
+
+  python launch/export.py --checkpoint=runs/pretrain --output=for_colab \\
+    --params_only
+  python launch/evaluate.py --checkpoint=for_colab --data=sets/clips \\
+    --split=test
 """
 
-import argparse
 import pathlib
-import sys
 import time
 
-EXAMPLES = """
-examples:
-    python launch/export.py --checkpoint=runs/pretrain --output=exports/alpro
-    python launch/export.py --checkpoint=runs/msvd_qa --output=exports/qa \\
-      --frames=16 --savedmodel
-    python launch/export.py --checkpoint=runs/pretrain --output=for_colab \\
-      --params_only
+from absl import app, flags
 
-The last one is a small checkpoint again, parameters, meta and tokenizer:
-    python launch/evaluate.py --checkpoint=for_colab --data=sets/clips \\
-      --split=test
-"""
+from launch import command
 
-
-def _parser():
-  parser = argparse.ArgumentParser(
-      prog='python launch/export.py', description=__doc__, epilog=EXAMPLES,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False)
-  add = parser.add_argument
-  add('--checkpoint', required=True,
-      help='workdir of a run, or the folder of one checkpoint')
-  add('--output', required=True, help='folder to make')
-  add('--tokenizer', default='', help='its file, if it has moved')
-  add('--frames', type=int, default=0, help='frames of a clip (as trained)')
-  add('--image_size', type=int, default=0,
-      help='side of the image; what is cropped from scales along (as trained)')
-  add('--max_text_tokens', type=int, default=0,
-      help='length of texts (as trained)')
-  add('--uniform', action='store_true',
-      help='choose frames evenly, whatever the run did in evaluation')
-  add('--platforms', default='cpu,cuda,tpu',
-      help='that programs run on (cpu,cuda,tpu); rocm is another')
-  add('--tolerance', type=float, default=None,
-      help='largest difference from the live model (1e-5 for float32 on a '
-      'CPU, else 2e-2)')
-  add('--savedmodel', action='store_true',
-      help='add a TensorFlow SavedModel')
-  add('--params_only', action='store_true',
-      help='write no programs, but a checkpoint without the optimizer')
-  add('--debug', action='store_true', help='show where an error comes from')
-  return parser
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.',
+    required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to make.', required=True)
+_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_FRAMES = flags.DEFINE_integer('frames', 0, 'Frames of a clip (as trained).')
+_IMAGE_SIZE = flags.DEFINE_integer(
+    'image_size', 0, 'Side of the image; what is cropped from scales along (as '
+    'trained).')
+_MAX_TEXT_TOKENS = flags.DEFINE_integer(
+    'max_text_tokens', 0, 'Length of texts (as trained).')
+_UNIFORM = flags.DEFINE_bool(
+    'uniform', False, 'Choose frames evenly, whatever the run did in '
+    'evaluation.')
+_PLATFORMS = flags.DEFINE_list(
+    'platforms', 'cpu,cuda,tpu', 'That programs run on; rocm is another.')
+_TOLERANCE = flags.DEFINE_float(
+    'tolerance', None, 'Largest difference from the live model (1e-5 for '
+    'float32 on a CPU, else 2e-2).')
+_SAVEDMODEL = flags.DEFINE_bool(
+    'savedmodel', False, 'Add a TensorFlow SavedModel.')
+_PARAMS_ONLY = flags.DEFINE_bool(
+    'params_only', False, 'Write no programs, but a checkpoint without the '
+    'optimizer.')
 
 
-def main(argv=None):
-  args = _parser().parse_args(argv)
-  try:
-    export(args)
-  except Exception as error:
-    if args.debug or not isinstance(error, (ValueError, OSError)):
-      raise
-    from alpro_jax.data.annotations import printable_lines
-
-    print(f'error: {printable_lines(error)}', file=sys.stderr)
-    return 2
-  return 0
-
-
-def export(args):
-  """Does what the options say."""
+@command.mistakes_in_one_line()
+def main(_):
   import jax
   import ml_collections
 
@@ -80,44 +61,44 @@ def export(args):
   from alpro_jax.train import checkpoints
 
   start = time.monotonic()
-  checkpoint = checkpoints.find(args.checkpoint)
+  checkpoint = checkpoints.find(_CHECKPOINT.value)
   meta = checkpoints.load_meta(checkpoint)
   config = ml_collections.ConfigDict(meta['config'])
-  tokenizer, _ = trained.find_tokenizer(checkpoint, meta, args.tokenizer)
-  if args.params_only:
-    size = folder.write_params(checkpoint, args.output, tokenizer=tokenizer)
+  tokenizer, _ = trained.find_tokenizer(checkpoint, meta, _TOKENIZER.value)
+  output = _OUTPUT.value
+  if _PARAMS_ONLY.value:
+    size = folder.write_params(checkpoint, output, tokenizer=tokenizer)
   else:
-    if args.savedmodel:
+    if _SAVEDMODEL.value:
       import tensorflow as tf
 
       tf.config.set_visible_devices([], 'GPU')
-    change(config.data, args)
+    _change(config.data)
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     model = trained.load(
         checkpoint, config=config, tokenizer=tokenizer, mesh=mesh)
     folder.write(
-        model, args.output, tokenizer=tokenizer,
-        platforms=tuple(args.platforms.split(',')),
-        with_saved_model=args.savedmodel, tolerance=args.tolerance)
+        model, output, tokenizer=tokenizer, platforms=tuple(_PLATFORMS.value),
+        with_saved_model=_SAVEDMODEL.value, tolerance=_TOLERANCE.value)
     size = sum(
-        p.stat().st_size for p in pathlib.Path(args.output).rglob('*')
+        p.stat().st_size for p in pathlib.Path(output).rglob('*')
         if p.is_file())
-  print(f'Written: {args.output}, {size / 2**20:.1f} MiB, '
+  print(f'Written: {output}, {size / 2**20:.1f} MiB, '
         f'{time.monotonic() - start:.1f} s')
 
 
-def change(data, args):
-  """Makes config.data follow the options about what the model is shown."""
-  if args.frames:
-    data.frames = args.frames
-  if args.image_size:
-    data.resize = round(data.resize * args.image_size / data.image_size)
-    data.image_size = args.image_size
-  if args.max_text_tokens:
-    data.max_text_tokens = args.max_text_tokens
-  if args.uniform:
+def _change(data):
+  """Makes config.data follow the flags about what the model is shown."""
+  if _FRAMES.value:
+    data.frames = _FRAMES.value
+  if _IMAGE_SIZE.value:
+    data.resize = round(data.resize * _IMAGE_SIZE.value / data.image_size)
+    data.image_size = _IMAGE_SIZE.value
+  if _MAX_TEXT_TOKENS.value:
+    data.max_text_tokens = _MAX_TEXT_TOKENS.value
+  if _UNIFORM.value:
     data.eval_sampling = 'uniform'
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  app.run(main, flags_parser=command.parse_flags)

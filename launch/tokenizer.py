@@ -1,42 +1,34 @@
-"""Trains a SentencePiece tokenizer on captions and questions."""
+"""Trains a SentencePiece tokenizer on captions and questions.
 
-import argparse
-import sys
-
-import numpy as np
-
-from alpro_jax.data import annotations, captions, tokens
-
-EXAMPLES = """
-examples:
-    python launch/tokenizer.py --captions=sets/clips --output=clips.model
-    python launch/tokenizer.py --captions=captions.jsonl --vocab_size=8000 \\
-      --output=clips.model
+  python launch/tokenizer.py --captions=sets/clips --output=clips.model
+  python launch/tokenizer.py --captions=captions.jsonl --vocab_size=8000 \\
+    --output=clips.model
 
 A BERT vocab.txt needs no training: give its path as config.data.tokenizer.
 """
 
+import numpy as np
+from absl import app, flags
 
-def _parser():
-  parser = argparse.ArgumentParser(
-      prog='python launch/tokenizer.py', description=__doc__, epilog=EXAMPLES,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False)
-  add = parser.add_argument
-  captions.add_flags(parser)
-  add('--output', required=True, help='file to write, ending in .model')
-  add('--vocab_size', type=int, default=30000,
-      help='most pieces; few captions give fewer (30000)')
-  return parser
+from alpro_jax.data import captions, tokens
+from launch import command
+
+_CAPTIONS = flags.DEFINE_multi_string(
+    'captions', None, 'A prepared set, or a .csv, .jsonl or .txt file; may be '
+    'repeated.', required=True)
+_SPLIT = flags.DEFINE_string('split', 'train', 'Split of the captions.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write, ending in .model.', required=True)
+_VOCAB_SIZE = flags.DEFINE_integer(
+    'vocab_size', 30000, 'Most pieces; few captions give fewer.')
 
 
-def main(argv=None):
-  options = _parser().parse_args(argv)
-  texts = captions.read_all(options.captions, options.split, questions=True)
-  model = tokens.train_sentencepiece(
-      texts, options.output, options.vocab_size)
+@command.mistakes_in_one_line()
+def main(_):
+  texts = captions.read_all(_CAPTIONS.value, _SPLIT.value, questions=True)
+  model = tokens.train_sentencepiece(texts, _OUTPUT.value, _VOCAB_SIZE.value)
   print(f'{model.vocab_size} pieces from {len(texts)} texts -> '
-        f'{options.output}')
+        f'{_OUTPUT.value}')
   # An even spread, for the texts of one source or kind stand together.
   texts = texts[::-(-len(texts) // 10_000)]
   lengths = np.sort(model.encode(texts, 512)[1].sum(1))
@@ -50,7 +42,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except (OSError, ValueError) as e:
-    sys.exit(f'tokenizer: {annotations.printable_lines(e)}')
+  app.run(main, flags_parser=command.parse_flags)

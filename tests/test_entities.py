@@ -1,12 +1,11 @@
 """Entities: counting, plurals, the file and the two launchers."""
 
 import json
-import runpy
-import sys
 
 import pytest
 
 from alpro_jax.data import entities, tokens
+from tests import launched
 
 CAPTIONS = [
     'A dog runs after two dogs', 'Dogs in New York', 'a woman in a dress',
@@ -110,31 +109,29 @@ def write_jsonl(path, texts):
       for i, text in enumerate(texts)))
 
 
-def launch(monkeypatch, script, *flags):
-  monkeypatch.setattr(sys, 'argv', [script, *map(str, flags)])
-  runpy.run_path(script, run_name='__main__')
-
-
-def test_launchers(tmp_path, monkeypatch, capsys):
+def test_launchers(tmp_path, capsys):
   write_jsonl(tmp_path / 'a.jsonl', CAPTIONS * 3)
-  launch(monkeypatch, 'launch/entities.py',
-         f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/e.txt',
-         '--limit=3', '--stop_words=footage')
+  assert not launched.run(
+      'entities', f'--captions={tmp_path}/a.jsonl',
+      f'--output={tmp_path}/e.txt', '--limit=3', '--stop_words=footage')
   assert entities.read_entities(tmp_path / 'e.txt', 3)[0] == 'dog'
-  launch(monkeypatch, 'launch/tokenizer.py',
-         f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model')
+  assert not launched.run(
+      'tokenizer', f'--captions={tmp_path}/a.jsonl',
+      f'--output={tmp_path}/t.model')
   model = tokens.load_tokenizer(tmp_path / 't.model')
   said = capsys.readouterr().out
   assert f'{model.vocab_size} pieces from 18 texts' in said
   longest = model.encode(CAPTIONS, 99)[1].sum(1).max()
   assert f'the longest {longest}; what is longer' in said
   write_jsonl(tmp_path / 'long.jsonl', ['dog ' * 5000])
-  launch(monkeypatch, 'launch/tokenizer.py',
-         f'--captions={tmp_path}/long.jsonl', f'--output={tmp_path}/l.model')
+  assert not launched.run(
+      'tokenizer', f'--captions={tmp_path}/long.jsonl',
+      f'--output={tmp_path}/l.model')
   assert 'the longest 512 or more; what' in capsys.readouterr().out
-  with pytest.raises(SystemExit, match='is not a file'):
-    launch(monkeypatch, 'launch/tokenizer.py',
-           f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')
+  assert launched.run(
+      'tokenizer', f'--captions={tmp_path}/none.csv',
+      f'--output={tmp_path}/t.model') == 2
+  assert 'is not a file' in capsys.readouterr().err
 
 
 def test_limit_zero_reads_every_line(tmp_path):

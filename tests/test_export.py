@@ -29,8 +29,7 @@ from alpro_jax.serving import (
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
-from launch import export
-from tests import small_task
+from tests import launched, small_task
 
 VOCAB = [
     *tokens.PIECES, 'a', 'dog', 'run', '##s', ',', '!', 'cafe', '[', ']',
@@ -480,7 +479,7 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
   trained, _, file = pretrained
   output = tmp_path / 'small'
   options = [f'--checkpoint={run}', f'--output={output}', '--params_only']
-  assert export.main(options) == 0
+  assert launched.run('export', *options) == 0
   assert 'Written' in capsys.readouterr().out
   # Elsewhere, the tokenizer is found beside the parameters.
   away = file.rename(file.with_suffix('.away'))
@@ -494,13 +493,13 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
       sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
       for path in (run / 'checkpoints' / '7', output))
   assert small < 0.6 * total
-  assert export.main(options) == 2
+  assert launched.run('export', *options) == 2
   assert 'exists' in capsys.readouterr().err
   file = tmp_path / 'other.txt'
   file.write_text('\n'.join([*VOCAB, 'more']) + '\n')
-  assert export.main(
-      [*options[:1], f'--output={tmp_path}/b', '--params_only',
-       f'--tokenizer={file}']) == 2
+  assert launched.run(
+      'export', options[0], f'--output={tmp_path}/b', '--params_only',
+      f'--tokenizer={file}') == 2
   assert 'was trained with' in capsys.readouterr().err
   assert not (tmp_path / 'b').exists()
 
@@ -510,13 +509,13 @@ def test_the_tokenizer_is_known_by_its_digest(
   """Beside the parameters, whatever lies where it was in training."""
   file, right = pretrained[2], pretrained[2].read_text()
   small = tmp_path / 'small'
-  assert export.main(
-      [f'--checkpoint={run}', f'--output={small}', '--params_only']) == 0
+  assert launched.run('export', f'--checkpoint={run}', f'--output={small}',
+                      '--params_only') == 0
 
   def again(name, *options, checkpoint=small):
-    return export.main([
-        f'--checkpoint={checkpoint}', f'--output={tmp_path / name}',
-        '--params_only', *options])
+    return launched.run(
+        'export', f'--checkpoint={checkpoint}', f'--output={tmp_path / name}',
+        '--params_only', *options)
 
   away = file.rename(file.with_suffix('.away'))
   try:
@@ -546,10 +545,10 @@ def test_nothing_of_the_users_is_deleted(run, tmp_path, capsys):
   options = [f'--checkpoint={run}', f'--output={tmp_path}/small',
              '--params_only']
   with full_disk(2000):
-    assert export.main(options) == 2
+    assert launched.run('export', *options) == 2
   error = capsys.readouterr().err
   assert 'File too large' in error and f'{tmp_path}/' in error
-  assert export.main(options) == 0
+  assert launched.run('export', *options) == 0
   assert sorted(path.name for path in tmp_path.iterdir()) == [
       '.small.unfinished-1', 'small', 'small.partial']
   for name in ('small.partial', '.small.unfinished-1'):
@@ -563,10 +562,10 @@ def test_command_changes_what_is_shown(run, monkeypatch, tmp_path):
       lambda trained, output, **options: given.update(
           options, data=trained.config.data, origin=trained.origin)
       or pathlib.Path(output).mkdir())
-  assert export.main([
-      f'--checkpoint={run}', f'--output={tmp_path}/a', '--frames=4',
+  assert launched.run(
+      'export', f'--checkpoint={run}', f'--output={tmp_path}/a', '--frames=4',
       '--image_size=48', '--max_text_tokens=8', '--platforms=cpu,tpu',
-      '--tolerance=0.5']) == 0
+      '--tolerance=0.5') == 0
   data = given['data']
   assert (data.frames, data.image_size, data.resize, data.max_text_tokens) == (
       4, 48, 48, 8)

@@ -13,9 +13,18 @@ import types
 import pytest
 from absl import logging
 
-from alpro_jax.data import annotations, prepare, verify
+from alpro_jax.data import (
+    annotations,
+    answers,
+    captions,
+    dataset,
+    entities,
+    prepare,
+    verify,
+)
 from alpro_jax.search import cut, indexing, store
-from launch import answers, command, entities
+from launch import command
+from tests import launched
 from tests.test_verify import launch_prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,20 +99,20 @@ def test_a_list_of_answers(monkeypatch, tmp_path, capsys):
   question = annotations.Question('what', EVIL, 'what')
   records = [types.SimpleNamespace(questions=[question])]
   monkeypatch.setattr(
-      answers.dataset, 'open_dataset', lambda *_, **__: types.SimpleNamespace(
+      dataset, 'open_dataset', lambda *_, **__: types.SimpleNamespace(
           metadata=lambda: records))
-  monkeypatch.setattr(answers.answers, 'count_answers', lambda *_: [(EVIL, 1)])
-  monkeypatch.setattr(answers.answers, 'write_answers', lambda *_: None)
-  answers.main(['--data=x', f'--output={tmp_path / "a.txt"}'])
+  monkeypatch.setattr(answers, 'count_answers', lambda *_: [(EVIL, 1)])
+  monkeypatch.setattr(answers, 'write_answers', lambda *_: None)
+  launched.run('answers', '--data=x', f'--output={tmp_path / "a.txt"}')
   check(capsys.readouterr().out)
 
 
 def test_a_list_of_entities(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(entities.captions, 'read_all', lambda *_: [EVIL])
+  monkeypatch.setattr(captions, 'read_all', lambda *_: [EVIL])
   monkeypatch.setattr(
-      entities.entities, 'count_entities', lambda *_, **__: [(EVIL, 1)])
-  monkeypatch.setattr(entities.entities, 'write_entities', lambda *_: None)
-  entities.main(['--captions=x', f'--output={tmp_path / "e.txt"}'])
+      entities, 'count_entities', lambda *_, **__: [(EVIL, 1)])
+  monkeypatch.setattr(entities, 'write_entities', lambda *_: None)
+  launched.run('entities', '--captions=x', f'--output={tmp_path / "e.txt"}')
   check(capsys.readouterr().out)
 
 

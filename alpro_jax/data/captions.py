@@ -7,15 +7,6 @@ from absl import logging
 from alpro_jax.data import annotations, checksum, dataset
 
 
-def add_flags(parser):
-  """Adds --captions and --split to an argparse parser; see read_all."""
-  parser.add_argument(
-      '--captions', required=True, action='append',
-      help='a prepared set, or a .csv, .jsonl or .txt file; may be repeated')
-  parser.add_argument(
-      '--split', default='train', help='split of the captions (train)')
-
-
 def read_all(paths, split='train', *, questions=False):
   """Returns the captions of all paths, in order, as list of str.
 
