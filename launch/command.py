@@ -89,7 +89,8 @@ def parse_words(argv):
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(error, MISTAKE)
+    # As text, for --debug was not parsed either; in one line for all flags.
+    fail(' '.join(str(error).splitlines()), MISTAKE)
 
 
 @contextlib.contextmanager

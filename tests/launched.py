@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def _flags_of_its_own():
+def _flags_of_its_own(script):
   """Sets aside the flags of programs that a test has imported."""
   known = flags.FLAGS
   aside = [(module, flag)
@@ -27,9 +27,8 @@ def _flags_of_its_own():
   try:
     yield
   finally:
-    for name in set(known) - set(values) - {'help', 'helpshort', 'helpfull',
-                                            'helpxml'}:
-      delattr(known, name)
+    for flag in list(known.flags_by_module_dict().get(script, ())):
+      delattr(known, flag.name)
     for name, (value, present) in values.items():
       known[name].value, known[name].present = value, present
     for module, flag in aside:
@@ -40,7 +39,7 @@ def _flags_of_its_own():
 def run(name: str, *options) -> int:
   """Runs launch/NAME.py to its end; returns the exit code."""
   script = str(ROOT / 'launch' / f'{name}.py')
-  with _flags_of_its_own(), mock.patch.object(
+  with _flags_of_its_own(script), mock.patch.object(
       sys, 'argv', [script, *map(str, options)]):
     try:
       runpy.run_path(script, run_name='__main__')

@@ -134,6 +134,19 @@ def test_launchers(tmp_path, capsys):
   assert 'is not a file' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('options, message', [
+    (['--lmit=3'], "Unknown command line flag 'lmit'"),
+    (['--limit=many'], '--limit=many'),
+    (['--limit=3'], '--captions must have a value'),
+    (['--captions=a', '--output=b', 'c', 'd'], 'unexpected c d; see --help'),
+])
+def test_mistakes_in_flags_are_one_line(options, message, capsys):
+  assert launched.run('entities', *options) == 2
+  said = capsys.readouterr().err
+  assert message in said and said.startswith('error: ')
+  assert said.count('\n') == 1
+
+
 def test_limit_zero_reads_every_line(tmp_path):
   path = tmp_path / 'entities.txt'
   path.write_text('dog 3\ncat 1\n')
