@@ -11,7 +11,7 @@ from alpro_jax.evaluation import retrieval
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
 from alpro_jax.tasks.pretrain import Teacher
-from examples.shapes import probes
+from examples.shapes import entity_probes, probes
 from tests import test_retrieval as small
 
 
@@ -79,12 +79,13 @@ def test_equal_captions_are_no_negatives():
 def test_held_share():
   region = np.zeros((4, 4), bool)
   region[1:3, 1:3] = True
-  assert probes.held_share([[.25, .25, .75, .75]], region) == 1
-  assert probes.held_share([[0, .25, .5, .75]], region) == pytest.approx(.5)
-  assert probes.held_share(
+  assert entity_probes.held_share([[.25, .25, .75, .75]], region) == 1
+  assert entity_probes.held_share(
+      [[0, .25, .5, .75]], region) == pytest.approx(.5)
+  assert entity_probes.held_share(
       [[.25, .25, .75, .75], [0, 0, .25, .25]], region) == pytest.approx(.5)
   # In a crop of half the side, the box fills everything.
-  assert probes.held_share(
+  assert entity_probes.held_share(
       [[.25, .25, .75, .75]], region, .5) == pytest.approx(.25)
 
 
@@ -95,12 +96,12 @@ def _one_hot(index, size=4):
 def test_entity_figures_of_known_answers():
   entities = ['red', 'disc', 'ring', 'wall']
   truth = [row('red', 'disc'), row('blue', 'ring')]
-  crops = probes.Crops(
+  crops = entity_probes.Crops(
       video=np.array([0, 0, 1, 1, 1]), region=np.ones((5, 4), bool),
       labels=_one_hot([0, 3, 2, 2, 0]), keep=np.array([1, 1, 1, 1, 0], bool),
       answers=_one_hot([1, 3, 2, 1, 0]), misled=_one_hot([2, 2, 2, 2, 2]),
       holds=np.ones(5, bool))
-  figures = probes.entity_figures(crops, entities, truth)
+  figures = entity_probes.entity_figures(crops, entities, truth)
   assert figures['pseudo/kept'] == 80
   assert figures['pseudo/right'] == 75  # wall is not in clip 0.
   assert figures['pseudo/right_constant'] == 50
@@ -110,15 +111,15 @@ def test_entity_figures_of_known_answers():
   assert figures['pem/right_misled'] == figures['pem/agrees_misled'] == 50
   assert figures['pseudo/entropy'] == pytest.approx(0, abs=1e-6)
   assert figures['pseudo/entropy_limit'] == pytest.approx(np.log(4))
-  assert probes.top_entities(crops, entities) == [
+  assert entity_probes.top_entities(crops, entities) == [
       ('ring', 2), ('red', 1), ('wall', 1)]
 
 
 def test_entity_figures_without_a_held_object():
-  crops = probes.Crops(
+  crops = entity_probes.Crops(
       np.array([0]), np.ones((1, 4), bool), _one_hot([0]),
       np.array([True]), _one_hot([0]), _one_hot([0]), np.array([False]))
-  figures = probes.entity_figures(
+  figures = entity_probes.entity_figures(
       crops, ['red', 'disc', 'ring', 'wall'], [row()])
   assert figures['crops_held'] == 0 and 'pem/agrees' not in figures
 
@@ -188,7 +189,7 @@ def test_a_small_model_through_all_probes(model):
       *(prompter.unit_length(jax.random.normal(jax.random.key(i), (3, 8)))
         for i in range(2)))
   teacher = Teacher(model[1], bank, small.small_config())
-  crops = probes.label_crops(
+  crops = entity_probes.label_crops(
       score, teacher, batches(), texts, features, found, truth, draws=3,
       threshold=.0)
   assert sorted(crops.video) == sorted([0, 1, 2, 3, 4] * 3)
@@ -196,5 +197,5 @@ def test_a_small_model_through_all_probes(model):
   np.testing.assert_allclose(crops.answers.sum(1), 1, rtol=1e-5)
   assert crops.region.any(1).all()
   assert np.abs(crops.misled - crops.answers).max() > 0
-  figures = probes.entity_figures(crops, ['red', 'disc', 'wall'], truth)
+  figures = entity_probes.entity_figures(crops, ['red', 'disc', 'wall'], truth)
   assert figures['pseudo/kept'] == 100 and figures['crops'] == 15

@@ -9,7 +9,7 @@ from alpro_jax.data import dataset, pipeline
 from alpro_jax.evaluation import card, cases, report, split
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import Trained, load_teacher
-from examples.shapes import probes
+from examples.shapes import entity_probes, probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Result:
   prepared: dataset.PreparedDataset
   retrieval: Retrieval
   truth: list[dict] | None
-  crops: probes.Crops | None
+  crops: entity_probes.Crops | None
   entities: tuple[str, ...]
 
 
@@ -62,14 +62,14 @@ def evaluate(
   if truth:
     asked = probes.ask_all(scorer, retrieval, videos, rows)
     if teacher is not None:
-      crops = probes.label_crops(
+      crops = entity_probes.label_crops(
           scorer, teacher, split.batches(trained, prepared), texts, videos,
           retrieval, rows, area=config.loss.region_area,
           region_rule=config.loss.region_rule,
           ignore_rule=config.prompter.ignore_rule,
           threshold=config.prompter.ignore_threshold,
           crop_share=config.data.image_size / config.data.resize)
-      asked |= probes.entity_figures(crops, entities, rows)
+      asked |= entity_probes.entity_figures(crops, entities, rows)
     found |= {f'probes/{k}': v for k, v in asked.items()}
   figures = {name.replace('/', '.'): value for name, value in found.items()}
   return Result(figures, trained, prepared, retrieval, rows, crops, entities)
@@ -123,15 +123,16 @@ def regions(result: Result, count: int = 6, seed: int = 0):
         [(result.entities[i], float(crops.labels[crop, i])) for i in order],
         bool(crops.keep[crop]),
         (result.entities[answer], float(crops.answers[crop, answer])),
-        [name for name in probes.names_of(row) if name in result.entities]))
+        [name for name in entity_probes.names_of(row)
+         if name in result.entities]))
   return shown
 
 
 def chosen_entities(result: Result) -> list[tuple[str, int]]:
-  """See probes.top_entities; empty without crops."""
+  """See entity_probes.top_entities; empty without crops."""
   if result.crops is None:
     return []
-  return probes.top_entities(result.crops, result.entities)
+  return entity_probes.top_entities(result.crops, result.entities)
 
 
 def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
