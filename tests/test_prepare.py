@@ -1,5 +1,6 @@
 """Preparation: nothing is lost in silence, and the result is always one."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -306,6 +307,34 @@ def test_other_options_or_clips_are_refused(clips, tmp_path):
                      'now 4'):
     _prepare(clips, output, part_size=5, captions=fewer)
   assert _content(output) == before
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_other_videos_of_the_same_names_are_refused(
+    clips, tmp_path, monkeypatch, finished):
+  output, moved = tmp_path / 'set', tmp_path / 'moved'
+  with monkeypatch.context() as patch:
+    if not finished:
+      patch.setattr(prepare, 'finish', lambda *args: 1 / 0)
+    with contextlib.suppress(ZeroDivisionError):
+      _prepare(clips, output, part_size=5)
+  shutil.copytree(clips, moved)
+  shutil.copy(moved / '001.mp4', moved / '000.mp4')
+  state = 'finished' if finished else 'unfinished'
+  with pytest.raises(prepare.PrepareError,
+                     match=f'{state} .*made of other videos: 000.mp4 .1 of 1'):
+    _prepare(moved, output, part_size=5)
+  # The same videos may lie elsewhere, and need not all be there.
+  shutil.copy(clips / '000.mp4', moved)
+  (moved / '002.mp4').unlink()
+  report = _prepare(moved, output, part_size=5)
+  assert report['already_prepared'] == finished
+  # What earlier versions began says nothing of its videos.
+  manifest = _manifest(output)
+  del manifest['splits']['train']['plan']['videos']
+  del manifest['sha256']
+  prepare.write_whole(str(output / 'manifest.json'), manifest)
+  assert _prepare(clips, output, part_size=5)['already_prepared']
 
 
 def test_damaged_files_of_a_preparation_are_named(

@@ -34,12 +34,14 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+from alpro_jax import files
 from alpro_jax.data import annotations, listing, video, workers
 
 FORMAT = 2
 _READABLE = (1, 2)  # Sets of format 1 have no questions.
 MANIFEST = 'manifest.json'
 REPORT = 'report.json'
+LOOKED_AT = 1000  # Videos of which a set remembers what they were.
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -365,6 +367,7 @@ def prepare(source, root, output, *, split='train', options=None,
       'options': dataclasses.asdict(options),
       'clips': len(source.clips),
       'source_digest': source.digest(),
+      'videos': _looked_at(source.clips, root),
   }
   with _lock(output):
     manifest = read_manifest(output, missing_ok=True)
@@ -413,8 +416,10 @@ def _make_split(source, root, work, plan, parts, settings, limits, manifest,
   output, split = os.path.dirname(work), plan['split']
   plan_path = os.path.join(work, 'plan.json')
   if os.path.exists(plan_path):
-    _check_plan(_load(plan_path, f'remove {work}'), plan,
-                f'{output} has an unfinished split {split!r}')
+    old = _load(plan_path, f'remove {work}')
+    _check_plan(old, plan, f'{output} has an unfinished split {split!r}')
+    # Some may be gone that were there.
+    plan = plan | {'videos': old.get('videos', {}) | plan['videos']}
   else:
     os.makedirs(work, exist_ok=True)
     _write_atomic(plan_path, _dump(plan))
@@ -642,9 +647,37 @@ def _check_output(output):
         'give a folder that is new or empty.')
 
 
+def _looked_at(clips, root):
+  """Returns {video: size and digest of its ends} of some that are there.
+
+  The same command with other videos of the same names must not go on: those of
+  a small set are all looked at, of a large one LOOKED_AT, evenly spread.
+  """
+  number = min(len(clips), LOOKED_AT)
+  found = {}
+  for i in range(number):
+    clip = clips[i * len(clips) // number]
+    with contextlib.suppress(OSError, ValueError):
+      path = annotations.find_file(root, clip.files)
+      if path is None:
+        continue
+      with open(path, 'rb') as stream:
+        size = os.fstat(stream.fileno()).st_size
+        found[clip.video] = f'{size} {files.ends_digest(stream).hex()[:16]}'
+  return found
+
+
 def _check_plan(old, new, where):
-  if old == new:
-    return
+  """Refuses to go on with what was begun otherwise."""
+  known = old.get('videos', {})
+  replaced = [video for video, now in new['videos'].items()
+              if known.get(video, now) != now]
+  if replaced:
+    raise PrepareError(
+        f'{where} made of other videos: {", ".join(replaced[:5])}'
+        f'{" ..." if replaced[5:] else ""} ({len(replaced)} of '
+        f'{len(new["videos"])} looked at) had another content. Use the same '
+        'again, or another --output.')
   changed = [f'--{key} was {old["options"].get(key)!r} and is now {value!r}'
              for key, value in new['options'].items()
              if old['options'].get(key) != value]
@@ -653,6 +686,8 @@ def _check_plan(old, new, where):
                    f'{new["clips"]})')
   if old['format'] != new['format']:
     changed.append(f'format {old["format"]}, now {new["format"]}')
+  if not changed:
+    return
   raise PrepareError(
       f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or '
       'another --output.')

@@ -12,7 +12,6 @@ the same as long as its size, its time and its first and last blocks are.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -27,7 +26,6 @@ from alpro_jax.data.annotations import printable
 
 FORMAT = 1
 FILE = 'index.sqlite'
-_BLOCK = 1 << 16  # Bytes at either end of a video that its digest is of.
 
 _TABLES = '''
 CREATE TABLE about (value TEXT NOT NULL);
@@ -83,10 +81,8 @@ def look_at(root: bytes, name: bytes) -> File:
   """Looks at a video below a folder; raises OSError if it cannot be read."""
   with open(os.path.join(root, name), 'rb') as file:
     about = os.fstat(file.fileno())
-    digest = hashlib.sha256(file.read(_BLOCK))
-    file.seek(max(about.st_size - _BLOCK, 0))
-    digest.update(file.read(_BLOCK))
-  return File(name, about.st_size, about.st_mtime_ns, digest.digest())
+    return File(
+        name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
 
 
 class Row(NamedTuple):
