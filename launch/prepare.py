@@ -1,6 +1,84 @@
-"""Turns videos and their captions into a TensorFlow Datasets data set."""
+"""Turns videos and their captions into a TensorFlow Datasets data set.
 
-import argparse
+A folder of videos. captions.jsonl holds one line per caption:
+{"video": "a/dog.mp4", "caption": "a dog swims", "style": "short"}
+(style is optional; a .csv file with these columns, or a .json list of such
+objects, will do as well)
+  python launch/prepare.py --source=folder --videos=clips \\
+    --captions=captions.jsonl --output=sets/clips --split=train
+
+Questions, with captions or without. questions.jsonl (or .csv) holds
+{"video": "a/dog.mp4", "question": "what swims", "answer": "dog"}
+(type is optional: the kind of question to count it with)
+  python launch/prepare.py --source=folder --videos=clips \\
+    --captions=captions.jsonl --questions=questions.jsonl \\
+    --output=sets/clips
+
+WebVid, a csv file with video_id (or videoid) and text (or name):
+  python launch/prepare.py --source=webvid --videos=webvid/videos \\
+    --captions=webvid/train.csv --txt_len_below=80 --output=sets/webvid
+
+CC3M as it is published, a .tsv of captions and addresses, fetched first:
+  python launch/prepare.py fetch --captions=cc3m/Train_GCC-training.tsv \\
+    --videos=cc3m/images
+  python launch/prepare.py --source=cc3m --images=cc3m/images \\
+    --captions=cc3m/Train_GCC-training.tsv --output=sets/cc3m
+Or a JSON list of {"image": path, "caption": text or list of texts}:
+    --captions=cc3m/train.json
+
+MSRVTT retrieval. The 7,010 videos of the 7k split, then the 1k-A list:
+  python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+    --captions=msrvtt/train_val_videodatainfo.json --subset=7k \\
+    --output=sets/msrvtt
+  python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+    --captions=msrvtt/MSRVTT_JSFUSION_test.csv \\
+    --output=sets/msrvtt --split=test
+The 9k split is all videos that the 1k-A list does not have, 9,000:
+    --captions=msrvtt/MSRVTT_data.json \\
+    --except_ids=msrvtt/MSRVTT_JSFUSION_test.csv
+Or give a list: --ids=msrvtt/MSRVTT_train.9k.csv
+
+MSRVTT-QA; --captions may be given too, a video is stored once:
+  python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
+    --questions=msrvtt_qa/train_qa.json --output=sets/msrvtt_qa
+
+DiDeMo, where all sentences of a video become one paragraph (about its first
+30 seconds; the original reads all of it, --max_seconds=30 no more):
+  python launch/prepare.py --source=didemo --videos=didemo/videos \\
+    --captions=didemo/train_data.json --output=sets/didemo
+
+MSVD-QA:
+  python launch/prepare.py --source=msvd --videos=msvd/YouTubeClips \\
+    --questions=msvd_qa/train_qa.json \\
+    --mapping=msvd_qa/youtube_mapping.txt --output=sets/msvd_qa
+Its captions in English, of the published csv or AllVideoDescriptions.txt:
+    --captions="MSR Video Description Corpus.csv"
+
+The .jsonl files of the original ALPRO, {"caption", "clip_name"} and
+{"question", "answer", "answer_type", "video_id"}, are read in their place.
+
+An interrupted run continues when the same command is given again.
+
+The same set, made by an Apache Beam pipeline (pip install -r requirements.txt,
+then pip install -r requirements-beam.txt). What follows -- are Beam's own
+options; without any it runs in this process:
+  python launch/prepare.py --runner=beam --source=folder --videos=clips \\
+    --captions=captions.jsonl --output=sets/clips -- \\
+    --direct_running_mode=multi_processing --direct_num_workers=8
+Flink, Spark or Dataflow: -- --runner=FlinkRunner --flink_master=host:8081
+Videos and output must then lie in a file system that all workers share, under
+the same path, and the workers' image must hold this project.
+
+Videos that are named by an address, in "video": "https://..." or in a column
+contentUrl (WebVid) or url, and the photos of CC3M's .tsv are downloaded first:
+  python launch/prepare.py fetch --captions=captions.jsonl --videos=clips
+
+Is a set as it was written? Names every broken file and record, and with
+--output writes a set of all records that can be read:
+  python launch/prepare.py verify sets/clips
+  python launch/prepare.py verify sets/clips --output=sets/clips_repaired
+"""
+
 import os
 import shlex
 import signal
@@ -8,94 +86,112 @@ import sys
 import time
 from collections import Counter
 
+from absl import app, flags
+
 from alpro_jax.data import (
     annotations,
     downstream,
+    fetch,
     prepare,
+    verify,
     workers,
 )
+from launch import command
 
-EXAMPLES = """
-examples:
-  A folder of videos. captions.jsonl holds one line per caption:
-  {"video": "a/dog.mp4", "caption": "a dog swims", "style": "short"}
-  (style is optional; a .csv file with these columns, or a .json list of such
-  objects, will do as well)
-    python launch/prepare.py --source=folder --videos=clips \\
-      --captions=captions.jsonl --output=sets/clips --split=train
+_DEFAULTS = prepare.Options()
+_LIMITS = fetch.Limits()
 
-  Questions, with captions or without. questions.jsonl (or .csv) holds
-  {"video": "a/dog.mp4", "question": "what swims", "answer": "dog"}
-  (type is optional: the kind of question to count it with)
-    python launch/prepare.py --source=folder --videos=clips \\
-      --captions=captions.jsonl --questions=questions.jsonl \\
-      --output=sets/clips
+_SOURCE = flags.DEFINE_enum(
+    'source', None, annotations.SOURCES, 'What the files are.')
+_VIDEOS = flags.DEFINE_string('videos', '', 'Folder of videos.')
+_IMAGES = flags.DEFINE_string('images', '', 'Folder of photos (cc3m).')
+_CAPTIONS = flags.DEFINE_string(
+    'captions', '', "Captions file; for fetch a .csv, .jsonl or .json with "
+    "addresses, or CC3M's .tsv.")
+_QUESTIONS = flags.DEFINE_string(
+    'questions', '', 'folder, msrvtt, msvd: questions file, with or without '
+    'captions.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Folder of the set, new or unfinished; for verify a new one '
+    'for the records that are intact.')
+_FOLLOW_LINKS = flags.DEFINE_bool(
+    'follow_links', False,
+    'Read videos that are links to files outside of --videos.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'One run makes one split.')
+_FPS = flags.DEFINE_float(
+    'fps', _DEFAULTS.fps, 'Frames to keep per second; 0 keeps all.')
+_SHORT_SIDE = flags.DEFINE_integer(
+    'short_side', _DEFAULTS.short_side, 'Pixels of the shorter side; 0 keeps '
+    'the size, and nothing is ever enlarged.')
+_QUALITY = flags.DEFINE_integer(
+    'quality', _DEFAULTS.quality, 'Of the JPEG frames, 1 to 95.')
+_MAX_FRAMES = flags.DEFINE_integer(
+    'max_frames', _DEFAULTS.max_frames,
+    'Keep no more frames of a clip; 0 is no limit.')
+_MAX_SECONDS = flags.DEFINE_float(
+    'max_seconds', None, 'Read no further into a clip; 0 is no limit '
+    f'({_DEFAULTS.max_seconds:g}). For fetch: seconds for one try in all '
+    f'({_LIMITS.max_seconds:g}).')
+_ON_PARTIAL = flags.DEFINE_enum(
+    'on_partial', _DEFAULTS.on_partial, ['skip', 'keep'],
+    'What to do with a video that breaks off after some frames; it is named '
+    'in the report either way.')
+_PART_SIZE = flags.DEFINE_integer(
+    'part_size', _DEFAULTS.part_size,
+    'Clips per shard; also the most that an interruption costs.')
+_WORKERS = flags.DEFINE_integer(
+    'workers', 0, 'Decoding processes; 0 is one per core; with --runner=beam, '
+    'of each part that is being made, and 0 is one.')
+_RUNNER = flags.DEFINE_enum(
+    'runner', 'local', ['local', 'beam'], 'beam: a pipeline of Apache Beam '
+    'makes the shards; its own options follow -- at the end.')
+_TIMEOUT_S = flags.DEFINE_float(
+    'timeout_s', None, 'Seconds of work after which a clip is given up (120, '
+    'and more for long, large and high-definition videos). For fetch: seconds '
+    f'without a byte ({_LIMITS.timeout_s:g}).')
+_TXT_LEN_BELOW = flags.DEFINE_integer(
+    'txt_len_below', 0, 'webvid: keep rows with a smaller txt_len, the '
+    'original used 80; 0 keeps all.')
+_ALLOW_PICKLE = flags.DEFINE_bool(
+    'allow_pickle', False,
+    'webvid: open a pandas pickle, which can run any code.')
+_SUBSET = flags.DEFINE_enum(
+    'subset', '', ['', *downstream.SUBSETS], 'msrvtt: videos of this split, as '
+    "the videodatainfo file has it; 7k is 'train' and 'validate' (all).")
+_IDS = flags.DEFINE_string(
+    'ids', '', 'msrvtt, didemo, msvd: keep only the videos of this list, a '
+    '.csv file with video_id or a .txt file with one a line.')
+_EXCEPT_IDS = flags.DEFINE_string(
+    'except_ids', '',
+    'msrvtt, didemo, msvd: leave out the videos of this list.')
+_MAPPING = flags.DEFINE_string(
+    'mapping', '', 'msvd: youtube_mapping.txt; without it the videos must be '
+    'called vid<number>.')
 
-  WebVid, a csv file with video_id (or videoid) and text (or name):
-    python launch/prepare.py --source=webvid --videos=webvid/videos \\
-      --captions=webvid/train.csv --txt_len_below=80 --output=sets/webvid
+_URL_COLUMN = flags.DEFINE_string(
+    'url_column', '', 'fetch: column of the addresses (contentUrl, url, or '
+    'video).')
+flags.DEFINE_integer('threads', _LIMITS.threads, 'fetch: downloads at a time.')
+flags.DEFINE_integer('per_host', _LIMITS.per_host, 'fetch: of one host.')
+flags.DEFINE_integer('tries', _LIMITS.tries, 'fetch: of one address.')
+flags.DEFINE_float(
+    'wait_s', _LIMITS.wait_s, 'fetch: seconds before the second try, doubled '
+    'for each further one.')
+flags.DEFINE_integer(
+    'max_bytes', _LIMITS.max_bytes, 'fetch: bytes of one video.')
+_RETRY_FAILED = flags.DEFINE_bool(
+    'retry_failed', False,
+    'fetch: try again what can hardly be had, such as HTTP 404.')
+_ALLOW_LOCAL = flags.DEFINE_bool(
+    'allow_local', False, 'fetch: also ask machines of the local network, and '
+    'this one; an address in a captions file of others may be meant to reach '
+    'them.')
 
-  CC3M as it is published, a .tsv of captions and addresses, fetched first:
-    python launch/prepare.py fetch --captions=cc3m/Train_GCC-training.tsv \\
-      --videos=cc3m/images
-    python launch/prepare.py --source=cc3m --images=cc3m/images \\
-      --captions=cc3m/Train_GCC-training.tsv --output=sets/cc3m
-  Or a JSON list of {"image": path, "caption": text or list of texts}:
-      --captions=cc3m/train.json
-
-  MSRVTT retrieval. The 7,010 videos of the 7k split, then the 1k-A list:
-    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
-      --captions=msrvtt/train_val_videodatainfo.json --subset=7k \\
-      --output=sets/msrvtt
-    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
-      --captions=msrvtt/MSRVTT_JSFUSION_test.csv \\
-      --output=sets/msrvtt --split=test
-  The 9k split is all videos that the 1k-A list does not have, 9,000:
-      --captions=msrvtt/MSRVTT_data.json \\
-      --except_ids=msrvtt/MSRVTT_JSFUSION_test.csv
-  Or give a list: --ids=msrvtt/MSRVTT_train.9k.csv
-
-  MSRVTT-QA; --captions may be given too, a video is stored once:
-    python launch/prepare.py --source=msrvtt --videos=msrvtt/videos \\
-      --questions=msrvtt_qa/train_qa.json --output=sets/msrvtt_qa
-
-  DiDeMo, where all sentences of a video become one paragraph (about its first
-  30 seconds; the original reads all of it, --max_seconds=30 no more):
-    python launch/prepare.py --source=didemo --videos=didemo/videos \\
-      --captions=didemo/train_data.json --output=sets/didemo
-
-  MSVD-QA:
-    python launch/prepare.py --source=msvd --videos=msvd/YouTubeClips \\
-      --questions=msvd_qa/train_qa.json \\
-      --mapping=msvd_qa/youtube_mapping.txt --output=sets/msvd_qa
-  Its captions in English, of the published csv or AllVideoDescriptions.txt:
-      --captions="MSR Video Description Corpus.csv"
-
-  The .jsonl files of the original ALPRO, {"caption", "clip_name"} and
-  {"question", "answer", "answer_type", "video_id"}, are read in their place.
-
-An interrupted run continues when the same command is given again.
-
-The same set, made by an Apache Beam pipeline (pip install -r requirements.txt,
-then pip install -r requirements-beam.txt). What follows -- are Beam's own
-options; without any it runs in this process:
-    python launch/prepare.py --runner=beam --source=folder --videos=clips \\
-      --captions=captions.jsonl --output=sets/clips -- \\
-      --direct_running_mode=multi_processing --direct_num_workers=8
-  Flink, Spark or Dataflow: -- --runner=FlinkRunner --flink_master=host:8081
-  Videos and output must then lie in a file system that all workers share, under
-  the same path, and the workers' image must hold this project.
-
-Videos that are named by an address, in "video": "https://..." or in a column
-contentUrl (WebVid) or url, and the photos of CC3M's .tsv are downloaded first:
-    python launch/prepare.py fetch --captions=captions.jsonl --videos=clips
-
-Is a set as it was written? Names every broken file and record, and with
---output writes a set of all records that can be read:
-    python launch/prepare.py verify sets/clips
-    python launch/prepare.py verify sets/clips --output=sets/clips_repaired
-"""
-
+# Flags that only some steps have; the others are for the set alone.
+_ONLY_FETCH = {'url_column', 'threads', 'per_host', 'tries', 'wait_s',
+               'max_bytes', 'retry_failed', 'allow_local'}
+_FETCH = _ONLY_FETCH | {'captions', 'videos', 'timeout_s', 'max_seconds'}
+_VERIFY = {'output'}
 
 # Flags that only some sources have.
 _SOURCES_OF = {
@@ -109,114 +205,53 @@ _SOURCES_OF = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message):
-    self.exit(2, f'error: {message}; see --help for examples.\n')
-
-
-def _parser():
-  parser = _Parser(
-      prog='python launch/prepare.py', description=__doc__, epilog=EXAMPLES,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False)
-  add = parser.add_argument
-  add('--source', required=True, choices=annotations.SOURCES)
-  add('--videos', default='', help='folder of videos')
-  add('--images', default='', help='folder of photos (cc3m)')
-  add('--captions', default='', help='captions file')
-  add('--questions', default='',
-      help='folder, msrvtt, msvd: questions file, with or without captions')
-  add('--output', required=True, help='folder of the set, new or unfinished')
-  add('--follow_links', action='store_true',
-      help='read videos that are links to files outside of --videos')
-  add('--split', default='train', help='one run makes one split (train)')
-  defaults = prepare.Options()
-  add('--fps', type=float, default=defaults.fps,
-      help='frames to keep per second; 0 keeps all (1)')
-  add('--short_side', type=int, default=defaults.short_side,
-      help='pixels of the shorter side; 0 keeps the size, and nothing is '
-      'ever enlarged (256)')
-  add('--quality', type=int, default=defaults.quality,
-      help='of the JPEG frames, 1 to 95 (85)')
-  add('--max_frames', type=int, default=defaults.max_frames,
-      help='keep no more frames of a clip; 0 is no limit (0)')
-  add('--max_seconds', type=float, default=defaults.max_seconds,
-      help='read no further into a clip; 0 is no limit (0)')
-  add('--on_partial', default=defaults.on_partial, choices=['skip', 'keep'],
-      help='what to do with a video that breaks off after some frames; it is '
-      'named in the report either way (skip)')
-  add('--part_size', type=int, default=defaults.part_size,
-      help='clips per shard; also the most that an interruption costs (1000)')
-  add('--workers', type=int, default=0,
-      help='decoding processes; 0 is one per core (0); with --runner=beam, of '
-      'each part that is being made, and 0 is one')
-  add('--runner', default='local', choices=['local', 'beam'],
-      help='beam: a pipeline of Apache Beam makes the shards; its own options '
-      'follow -- at the end (local)')
-  add('--timeout_s', type=float, default=None,
-      help='seconds of work after which a clip is given up (120, and more for '
-      'long, large and high-definition videos)')
-  add('--txt_len_below', type=int, default=0,
-      help='webvid: keep rows with a smaller txt_len, the original used 80; '
-      '0 keeps all (0)')
-  add('--allow_pickle', action='store_true',
-      help='webvid: open a pandas pickle, which can run any code')
-  add('--subset', default='', choices=[*downstream.SUBSETS],
-      help="msrvtt: videos of this split, as the videodatainfo file has it; "
-      "7k is 'train' and 'validate' (all)")
-  add('--ids', default='',
-      help='msrvtt, didemo, msvd: keep only the videos of this list, a .csv '
-      'file with video_id or a .txt file with one a line')
-  add('--except_ids', default='',
-      help='msrvtt, didemo, msvd: leave out the videos of this list')
-  add('--mapping', default='',
-      help='msvd: youtube_mapping.txt; without it the videos must be called '
-      'vid<number>')
-  add('--debug', action='store_true', help='show where an error comes from')
-  return parser
+def _check_flags(step, known):
+  """Raises ValueError if a flag of another step was given."""
+  for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
+    if flag.present and not known(flag.name):
+      raise ValueError(f'{step} has no --{flag.name}; see --help.')
 
 
-def _read_source(args):
+def _read_source():
   for flag, sources in _SOURCES_OF.items():
-    if getattr(args, flag) and args.source not in sources:
+    if flags.FLAGS[flag].value and _SOURCE.value not in sources:
       raise prepare.PrepareError(
-          f'--source={args.source} has no --{flag}; it is for '
+          f'--source={_SOURCE.value} has no --{flag}; it is for '
           f'{", ".join(sources)}.')
-  if not (args.captions or args.questions):
+  if not (_CAPTIONS.value or _QUESTIONS.value):
     raise prepare.PrepareError(
-        f'--source={args.source} needs --captions'
+        f'--source={_SOURCE.value} needs --captions'
         + (', --questions, or both.'
-           if args.source in _SOURCES_OF['questions'] else '.'))
-  root, flag = args.videos, '--videos'
-  if args.source == 'cc3m':
-    root, flag = args.images or args.videos, '--images'
+           if _SOURCE.value in _SOURCES_OF['questions'] else '.'))
+  root, flag = _VIDEOS.value, '--videos'
+  if _SOURCE.value == 'cc3m':
+    root, flag = _IMAGES.value or _VIDEOS.value, '--images'
   if not root:
-    raise prepare.PrepareError(f'--source={args.source} needs {flag}.')
+    raise prepare.PrepareError(f'--source={_SOURCE.value} needs {flag}.')
   if not os.path.isdir(root):
     raise prepare.PrepareError(f'{flag}={root} is not a folder.')
-  if args.source == 'folder':
+  if _SOURCE.value == 'folder':
     return root, annotations.read_folder(
-        args.captions, args.questions, split=args.split, root=root)
-  if args.source == 'webvid':
+        _CAPTIONS.value, _QUESTIONS.value, split=_SPLIT.value, root=root)
+  if _SOURCE.value == 'webvid':
     return root, annotations.read_webvid(
-        args.captions, max_text_length=args.txt_len_below,
-        allow_pickle=args.allow_pickle)
-  if args.source == 'cc3m':
-    return root, annotations.read_cc3m(args.captions, root)
-  lists = {'ids': args.ids, 'except_ids': args.except_ids, 'root': root}
-  if args.source == 'didemo':
-    return root, downstream.read_didemo(args.captions, **lists)
-  if args.source == 'msvd':
+        _CAPTIONS.value, max_text_length=_TXT_LEN_BELOW.value,
+        allow_pickle=_ALLOW_PICKLE.value)
+  if _SOURCE.value == 'cc3m':
+    return root, annotations.read_cc3m(_CAPTIONS.value, root)
+  lists = {'ids': _IDS.value, 'except_ids': _EXCEPT_IDS.value, 'root': root}
+  if _SOURCE.value == 'didemo':
+    return root, downstream.read_didemo(_CAPTIONS.value, **lists)
+  if _SOURCE.value == 'msvd':
     return root, downstream.read_msvd(
-        args.captions, args.questions, mapping=args.mapping, **lists)
+        _CAPTIONS.value, _QUESTIONS.value, mapping=_MAPPING.value, **lists)
   return root, downstream.read_msrvtt(
-      args.captions, args.questions, subset=args.subset, **lists)
+      _CAPTIONS.value, _QUESTIONS.value, subset=_SUBSET.value, **lists)
 
 
-def _maker(args, beam_flags):
+def _maker(beam_flags):
   """Returns what makes the shards; None is worker processes here."""
-  if args.runner != 'beam':
+  if _RUNNER.value != 'beam':
     if beam_flags is not None:
       raise prepare.PrepareError(
           'Only --runner=beam takes options after --.')
@@ -263,86 +298,50 @@ def _print_report(report, output):
   print(f'report: {os.path.join(output, prepare.REPORT)}')
 
 
-def _verify(argv):
+def _verify(words):
   """Checks a set, and repairs it if asked; returns the exit code."""
-  from alpro_jax.data import verify  # noqa: PLC0415
-
-  parser = _Parser(
-      prog='python launch/prepare.py verify', allow_abbrev=False,
-      description='Compares a prepared set with what was written. Exit code: '
-      '0 if all is intact, 1 if something is broken, 2 for a mistake.')
-  parser.add_argument('data', help='folder of the set')
-  parser.add_argument(
-      '--output', default='', help='new folder for the records that are intact')
-  args = parser.parse_args(argv)
-  try:
-    found = verify.verify(args.data)
-    for problem in found.problems:
-      record = '' if problem.number is None else (
-          f', record {problem.number} {problem.video!r}')
-      print(annotations.printable(
-          f'{problem.split}: {problem.file}{record}: {problem.reason}'))
-    print(f'{found.files} files and {found.records:,} records: '
-          + (f'{len(found.problems) - found.broken_records} problems with '
-             f'files, {found.broken_records} broken records.'
-             if found.problems else 'all as they were written.'))
-    if args.output:
-      for split, report in verify.repair(args.data, args.output).items():
-        counts = report['counts']
-        print(f'{split}: {counts["prepared"]:,} of {counts["clips"]:,} records '
-              'saved')
-      print(f'Written: {args.output}')
-  except (ValueError, OSError) as error:
-    print(f'error: {annotations.printable_lines(error)}', file=sys.stderr)
-    return 2
+  _check_flags('verify', _VERIFY.__contains__)
+  if len(words) != 1:
+    raise ValueError(
+        f'verify takes the folder of one set; it was given {words}.')
+  found = verify.verify(words[0])
+  for problem in found.problems:
+    record = '' if problem.number is None else (
+        f', record {problem.number} {problem.video!r}')
+    print(annotations.printable(
+        f'{problem.split}: {problem.file}{record}: {problem.reason}'))
+  print(f'{found.files} files and {found.records:,} records: '
+        + (f'{len(found.problems) - found.broken_records} problems with '
+           f'files, {found.broken_records} broken records.'
+           if found.problems else 'all as they were written.'))
+  if _OUTPUT.value:
+    for split, report in verify.repair(words[0], _OUTPUT.value).items():
+      counts = report['counts']
+      print(f'{split}: {counts["prepared"]:,} of {counts["clips"]:,} records '
+            'saved')
+    print(f'Written: {_OUTPUT.value}')
   return 1 if found.problems else 0
 
 
-def _fetch(argv):
+def _fetch(words):
   """Downloads the videos of a captions file; returns the exit code."""
-  from alpro_jax.data import fetch  # noqa: PLC0415
-
-  parser = _Parser(
-      prog='python launch/prepare.py fetch', allow_abbrev=False,
-      description='Downloads the videos of a captions file. Give the same '
-      'command again for what is missing. Exit code: 0 if all are there, 1 if '
-      'some are not, 2 for a mistake.')
-  add = parser.add_argument
-  limits = fetch.Limits()
-  add('--captions', required=True,
-      help=".csv, .jsonl or .json with addresses, or CC3M's .tsv")
-  add('--videos', required=True, help='folder to write to')
-  add('--url_column', default='',
-      help='column of the addresses (contentUrl, url, or video)')
-  for name, text in [
-      ('threads', 'downloads at a time'), ('per_host', 'of them, of one host'),
-      ('tries', 'of one address'),
-      ('wait_s', 'seconds before the second try, doubled for each further one'),
-      ('timeout_s', 'seconds without a byte'),
-      ('max_seconds', 'seconds for one try in all'),
-      ('max_bytes', 'bytes of one video')]:
-    value = getattr(limits, name)
-    add(f'--{name}', type=type(value), default=value, help=f'{text} ({value})')
-  add('--retry_failed', action='store_true',
-      help='try again what can hardly be had, such as HTTP 404')
-  add('--allow_local', action='store_true',
-      help='also ask machines of the local network, and this one; an address '
-      'in a captions file of others may be meant to reach them')
-  args = parser.parse_args(argv)
+  _check_flags('fetch', _FETCH.__contains__)
+  if words or not (_CAPTIONS.value and _VIDEOS.value):
+    raise ValueError(
+        f'fetch takes no words, but was given {words}.' if words else
+        'fetch needs --captions and --videos.')
+  limits = _LIMITS._replace(**{
+      name: flags.FLAGS[name].value for name in fetch.Limits._fields
+      if flags.FLAGS[name].value is not None})
+  for name, value in limits._asdict().items():
+    if not value > 0:
+      raise ValueError(f'--{name}={value} must be more than 0.')
+  videos, skipped, rows = fetch.read_videos(
+      _CAPTIONS.value, url_column=_URL_COLUMN.value)
   try:
-    limits = fetch.Limits(**{
-        name: getattr(args, name) for name in fetch.Limits._fields})
-    for name, value in limits._asdict().items():
-      if not value > 0:
-        raise ValueError(f'--{name}={value} must be more than 0.')
-    videos, skipped, rows = fetch.read_videos(
-        args.captions, url_column=args.url_column)
     found = fetch.fetch(
-        videos, args.videos, limits=limits, retry_failed=args.retry_failed,
-        allow_local=args.allow_local)
-  except (ValueError, OSError) as error:
-    print(f'error: {annotations.printable_lines(error)}', file=sys.stderr)
-    return 2
+        videos, _VIDEOS.value, limits=limits, retry_failed=_RETRY_FAILED.value,
+        allow_local=_ALLOW_LOCAL.value)
   except KeyboardInterrupt:
     print('\nInterrupted. Give the same command again to continue.',
           file=sys.stderr)
@@ -358,63 +357,75 @@ def _fetch(argv):
   for name, count in lines + [
       (f'  {reason}', reasons[reason]) for reason in sorted(reasons)]:
     print(f'{name:<32}{count:>12,}')
-  print(f'each is named in {os.path.join(args.videos, fetch.RESUME)}')
+  print(f'each is named in {os.path.join(_VIDEOS.value, fetch.RESUME)}')
   return 1 if reasons else 0
 
 
-def main(argv=None):
-  os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
-  argv = sys.argv[1:] if argv is None else argv
-  if argv[:1] == ['verify']:
-    return _verify(argv[1:])
-  if argv[:1] == ['fetch']:
-    return _fetch(argv[1:])
-  beam_flags = None
-  if '--' in argv:
-    at = argv.index('--')
-    argv, beam_flags = argv[:at], argv[at + 1:]
-  args = _parser().parse_args(argv)
+def _prepare(words, beam_flags):
+  """Makes the set; returns the exit code."""
+  _check_flags('a set', lambda name: name not in _ONLY_FETCH)
+  if words or not (_SOURCE.value and _OUTPUT.value):
+    raise ValueError(
+        f'unexpected {words}; see --help.' if words else
+        '--source and --output are needed; see --help for examples.')
   start = time.monotonic()
+  options = prepare.Options(
+      fps=_FPS.value, short_side=_SHORT_SIDE.value, quality=_QUALITY.value,
+      max_frames=_MAX_FRAMES.value,
+      max_seconds=_MAX_SECONDS.value or _DEFAULTS.max_seconds,
+      on_partial=_ON_PARTIAL.value, part_size=_PART_SIZE.value)
+  make = _maker(beam_flags)
+  root, source = _read_source()
+  report = prepare.prepare(
+      source, root, _OUTPUT.value, split=_SPLIT.value, options=options,
+      num_workers=_WORKERS.value, timeout_s=_TIMEOUT_S.value,
+      list_unnamed=_SOURCE.value == 'folder',
+      follow_links=_FOLLOW_LINKS.value, make=make)
+  _print_report(report, _OUTPUT.value)
+  output = shlex.quote(_OUTPUT.value)
+  print(f'{time.monotonic() - start:.1f} s in all. Next, unless you have a '
+        f'BERT vocab.txt:\n  python launch/tokenizer.py --captions={output} '
+        f'--split={_SPLIT.value} --output=tokenizer.model')
+  if report['counts'].get('questions') and _SPLIT.value.startswith('train'):
+    print('And the list of answers:\n  python launch/answers.py '
+          f'--data={output} --split={_SPLIT.value} --output=answers.txt')
+  return 0
+
+
+def _parse(argv):
+  """Parses flags and words; what follows -- is Beam's."""
+  at = argv.index('--') if '--' in argv else len(argv)
+  return command.parse_words(argv[:at]) + argv[at:]
+
+
+def main(argv):
+  os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Nothing here uses a GPU.
+  at = argv.index('--') if '--' in argv else len(argv)
+  words, beam_flags = argv[1:at], argv[at + 1:] if argv[at:] else None
   stopped = []
 
   def stop(number, _):
     stopped.append(number)
     raise KeyboardInterrupt
 
-  signal.signal(signal.SIGINT, stop)
-  signal.signal(signal.SIGTERM, stop)
   try:
-    options = prepare.Options(
-        fps=args.fps, short_side=args.short_side, quality=args.quality,
-        max_frames=args.max_frames, max_seconds=args.max_seconds,
-        on_partial=args.on_partial, part_size=args.part_size)
-    make = _maker(args, beam_flags)
-    root, source = _read_source(args)
-    report = prepare.prepare(
-        source, root, args.output, split=args.split, options=options,
-        num_workers=args.workers, timeout_s=args.timeout_s,
-        list_unnamed=args.source == 'folder',
-        follow_links=args.follow_links, make=make)
-  except (Exception, KeyboardInterrupt) as e:
+    if words[:1] == ['verify']:
+      return _verify(words[1:])
+    if words[:1] == ['fetch']:
+      return _fetch(words[1:])
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    return _prepare(words, beam_flags)
+  except (Exception, KeyboardInterrupt) as error:
     if stopped:  # Whatever it became: a library that loads hides it.
       print('\nInterrupted. Give the same command again to continue.',
             file=sys.stderr)
       return 128 + stopped[0]
-    if args.debug or not isinstance(e, (ValueError, OSError, RuntimeError)):
+    if not isinstance(error, (ValueError, OSError, RuntimeError)):
       raise
-    print(f'\nerror: {annotations.printable_lines(e)}', file=sys.stderr)
-    return 2
-  _print_report(report, args.output)
-  print(f'{time.monotonic() - start:.1f} s in all. Next, unless you have a '
-        f'BERT vocab.txt:\n  python launch/tokenizer.py '
-        f'--captions={shlex.quote(args.output)} --split={args.split} '
-        f'--output=tokenizer.model')
-  if report['counts'].get('questions') and args.split.startswith('train'):
-    print(f'And the list of answers:\n  python launch/answers.py '
-          f'--data={shlex.quote(args.output)} --split={args.split} '
-          f'--output=answers.txt')
-  return 0
+    print(file=sys.stderr)  # Below the progress.
+    command.fail(error, command.MISTAKE)
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  app.run(main, flags_parser=_parse)

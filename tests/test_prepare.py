@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from alpro_jax.data import annotations, dataset, prepare, workers
-from launch import prepare as launcher
-from tests import small_videos
+from tests import launched, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLIPS = os.environ.get('ALPRO_CLIPS', '')
@@ -930,9 +929,12 @@ def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['--fps=x'], "argument --fps: invalid float value: 'x'"),
-    (['--source=disc'], "argument --source: invalid choice: 'disc'"),
-    (['--qualtiy=9'], 'unrecognized arguments: --qualtiy=9'),
+    (['--fps=x'], "--fps=x: could not convert string to float: 'x'"),
+    (['--source=disc'], '--source=disc: value should be one of <folder'),
+    (['--qualtiy=9'], "Unknown command line flag 'qualtiy'"),
+    (['--tries=9'], 'a set has no --tries'),
+    (['clips'], "unexpected ['clips']"),
+    (['--output='], '--source and --output are needed'),
     (['--quality=100'], '--quality=100 must be 1 to 95'),
     (['--videos=/none'], '--videos=/none is not a folder'),
     (['--videos='], '--source=folder needs --videos'),
@@ -940,19 +942,15 @@ def test_a_lost_part_is_noticed(clips, tmp_path, monkeypatch):
     (['--source=didemo', '--questions=q.json'],
      '--source=didemo has no --questions; it is for folder, msrvtt, msvd'),
     (['--mapping=m.txt'], '--source=folder has no --mapping; it is for msvd'),
-    (['--source=msrvtt', '--subset=8k'], "invalid choice: '8k'"),
+    (['--source=msrvtt', '--subset=8k'], '--subset=8k: value should be one of'),
     (['--captions=/none.csv'], '--captions=/none.csv is not a file')])
 def test_mistakes_are_one_sentence(clips, tmp_path, capsys, monkeypatch, args,
                                    message):
   base = ['--source=folder', f'--videos={clips}',
           f'--captions={clips / "captions.jsonl"}',
           f'--output={tmp_path / "set"}']
-  monkeypatch.setattr(launcher.signal, 'signal', lambda *args: None)
-  try:
-    code = launcher.main(base + args)
-  except SystemExit as e:
-    code = e.code
-  assert code == 2
+  monkeypatch.setattr(signal, 'signal', lambda *args: None)
+  assert launched.run('prepare', *base, *args) == 2
   err = capsys.readouterr().err.strip()
   assert message in err and err.count('\n') == 0 and err.startswith('error: ')
 
@@ -1017,13 +1015,18 @@ def test_other_spellings_of_a_name_are_found(tmp_path):
     ('msrvtt', {'video_id': '{}/a.mp4', 'caption': 'x'}),
     ('didemo', {'video': '{}/a.mp4', 'description': 'x'})])
 def test_each_source_takes_absolute_paths_inside_the_folder(
-    tmp_path, source, row):
+    tmp_path, source, row, monkeypatch):
   captions = tmp_path / 'captions.json'
   captions.write_text(json.dumps(
       [{key: text.format(tmp_path) for key, text in row.items()}]))
-  args = launcher._parser().parse_args([
-      f'--source={source}', f'--videos={tmp_path}', f'--captions={captions}',
-      f'--output={tmp_path}/set'])
-  root, found = launcher._read_source(args)
-  assert root == str(tmp_path)
-  assert [clip.video for clip in found.clips] == ['a.mp4']
+  monkeypatch.setattr(signal, 'signal', lambda *args: None)
+
+  def check(found, root, *_, **__):
+    assert root == str(tmp_path)
+    assert [clip.video for clip in found.clips] == ['a.mp4']
+    raise SystemExit(9)
+
+  monkeypatch.setattr(prepare, 'prepare', check)
+  assert launched.run(
+      'prepare', f'--source={source}', f'--videos={tmp_path}',
+      f'--captions={captions}', f'--output={tmp_path}/set') == 9

@@ -1,6 +1,5 @@
 """Every broken file and record is named, and what is intact is saved."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -9,17 +8,13 @@ import pytest
 
 from alpro_jax import files
 from alpro_jax.data import annotations, dataset, prepare, verify
-from tests import small_videos
+from tests import launched, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def launch_prepare():
-  spec = importlib.util.spec_from_file_location(
-      'launch_prepare', ROOT / 'launch' / 'prepare.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.main
+  return lambda argv: launched.run('prepare', *argv)
 
 
 @pytest.fixture(scope='module')
