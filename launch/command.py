@@ -60,7 +60,7 @@ def start() -> None:
 def parse(argv):
   """Parses flags; a wrong option is one line, not a traceback."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = _read_flags(argv)
     if flags.FLAGS.config is not None:
       name = config_flags.get_config_filename(flags.FLAGS['config'])
       name = name.partition(':')[0]
@@ -87,10 +87,17 @@ def parse_words(argv):
   """Parses flags that stand before, between and after words."""
   flags.FLAGS.set_gnu_getopt(True)
   try:
-    return flags.FLAGS(argv)
+    return _read_flags(argv)
   except flags.Error as error:
     # As text, for --debug was not parsed either; in one line for all flags.
     fail(' '.join(str(error).splitlines()), MISTAKE)
+
+
+def _read_flags(argv):
+  try:
+    return flags.FLAGS(argv)
+  except SystemExit:
+    sys.exit(0)  # --help was asked for and shown, which absl calls a failure.
 
 
 @contextlib.contextmanager
