@@ -219,7 +219,7 @@ def _card_name(prepared, style):
 
 def _evaluate(model, prepared, style, several):
   """Evaluates on one split, prints the figures and writes what is asked."""
-  from alpro_jax.evaluation import card, split
+  from alpro_jax.evaluation import card, facts, split
 
   start = time.monotonic()
   result = None
@@ -238,7 +238,7 @@ def _evaluate(model, prepared, style, several):
   print(f'{os.path.basename(prepared.path)}, {prepared.split}')
   found = evaluated.found
   if not model.answers_questions:
-    print(card.pairs_scored(found))
+    print(facts.pairs_scored(found))
   for name, value in found.metrics.items():
     if name.endswith(('_low', '_high')):
       continue  # They stand beside what they belong to.

@@ -108,15 +108,6 @@ def test_the_page_stands_alone(shown):
   assert page.count('data:image/png') == 1 + 3 + 3 + 1 + 1
 
 
-def test_heat_is_red_for_and_blue_against():
-  grey = np.full((1, 4, 4, 3), 128, np.uint8)
-  red, blue, none = (
-      explain.heat(grey, np.full((1, 2, 2), x), signed=True)[0, 0, 0]
-      for x in (1.0, -1.0, 0.0))
-  assert red[0] > 180 > red[2] and blue[2] > 150 > blue[0]
-  assert len(set(none.tolist())) == 1
-
-
 def test_joined_words_are_shown_token_by_token(trained):
   class Joining(Tokenizer):
     def encode(self, texts, max_tokens):

@@ -1,50 +1,82 @@
 """Pieces of pages: pictures that others can read, bars inside their limits."""
 
+import base64
 import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from alpro_jax.evaluation import page
+from alpro_jax.evaluation import page, pictures
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
 
 
-def test_png_is_what_others_read():
-  image = pytest.importorskip('PIL.Image')
-  decoded = image.open(io.BytesIO(page.encode_png(FRAMES[0])))
-  np.testing.assert_array_equal(np.asarray(decoded), FRAMES[0])
+def macros():
+  return page.environment().get_template('macros.html').module
+
+
+def test_a_strip_is_a_png_that_others_read():
+  source, width = pictures.encode_strip(FRAMES)
+  kind, data = source.split(',')
+  assert kind == 'data:image/png;base64'
+  decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+  np.testing.assert_array_equal(decoded, pictures.film_strip(FRAMES))
+  assert width == 4 * decoded.shape[1]  # 24 pixels are shown as 96.
 
 
 def test_film_strip():
-  strip = page.film_strip(FRAMES, gap=2)
+  strip = pictures.film_strip(FRAMES, gap=2)
   assert strip.shape == (24, 4 * 24 + 3 * 2, 3)
   np.testing.assert_array_equal(strip[:, 26:50], FRAMES[1])
+  assert (strip[:, 24:26] == 255).all()
 
 
 def test_thumbnails_are_few_and_small():
-  np.testing.assert_array_equal(page.thumbnails(FRAMES), FRAMES)
-  few = page.thumbnails(np.repeat(FRAMES, 2, 0), count=4)
+  np.testing.assert_array_equal(pictures.thumbnails(FRAMES), FRAMES)
+  few = pictures.thumbnails(np.repeat(FRAMES, 2, 0), count=4)
   np.testing.assert_array_equal(few, FRAMES)
   flat = np.full((3, 225, 300, 3), 7, np.uint8)
-  small = page.thumbnails(flat, side=112)
+  small = pictures.thumbnails(flat, side=112)
   assert small.shape == (3, 75, 100, 3) and (small == 7).all()
 
 
+def test_heat_is_red_for_and_blue_against():
+  grey = np.full((1, 4, 4, 3), 128, np.uint8)
+  red, blue, none = (
+      pictures.heat(grey, np.full((1, 2, 2), x), signed=True)[0, 0, 0]
+      for x in (1.0, -1.0, 0.0))
+  assert red[0] > 180 > red[2] and blue[2] > 150 > blue[0]
+  assert len(set(none.tolist())) == 1
+
+
+def test_what_lies_outside_a_region_fades():
+  region = np.zeros((2, 2), bool)
+  region[1, 1] = True
+  shown = pictures.outline(FRAMES, region)
+  np.testing.assert_array_equal(shown[:, 13:23, 13:23], FRAMES[:, 13:23, 13:23])
+  assert (shown[:, 12, 12] == (214, 69, 0)).all()
+  assert (shown[:, :12] >= 150).all()
+
+
 def test_bars_stay_inside():
-  bar = page.bar(130, interval=(-5, 120), marks=(
-      ('nothing', 50), ('target', None)))
+  bar = macros().bar(130, interval=(-5, 120), chance=50)
   assert 'width:100.0%"></b>' in bar
   assert 'left:0.0%;width:100.0%' in bar
-  assert 'class="nothing" style="left:50.0%' in bar and 'target' not in bar
+  assert 'class="chance" style="left:50.0%' in bar and 'target' not in bar
 
 
 def test_everything_is_escaped():
-  text = page.document('<a>', '', [
-      ('<b>', page.facts([('<c>', '<d>'), ('empty', '')])),
-      ('<e>', page.table(page.Table(['<f>'], [('<g>',)]))),
-      ('left out', '')])
+  made = macros()
+  text = made.facts([('<c>', '<d>'), ('empty', '')])
+  text += made.table(page.Table(['<f>'], [('<g>',)]))
+  text += made.warn('<a>') + made.mark('<b>') + made.shares([('<e>', .5)])
   for letter in 'abcdefg':
     assert f'&lt;{letter}&gt;' in text
-  assert 'left out' not in text and 'empty' not in text
-  assert page.table(None) == page.table(page.Table(['x'], [])) == ''
+  assert 'empty' not in text and '50\N{NO-BREAK SPACE}%' in text
+  assert made.table(None) == made.table(page.Table(['x'], [])) == ''
+
+
+def test_a_page_misses_nothing_that_it_prints():
+  with pytest.raises(page.jinja2.UndefinedError, match='title'):
+    page.render('base.html')

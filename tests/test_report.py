@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from alpro_jax.evaluation import report
+from alpro_jax.evaluation import page, report
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
 
@@ -38,7 +38,7 @@ class Page(html.parser.HTMLParser):
 def full_report():
   region = np.zeros((2, 2), bool)
   region[0] = True
-  clip = report.Clip(FRAMES, 'its <own> clip')
+  clip = page.Clip(FRAMES, 'its <own> clip')
   return report.Report(
       title='A & B', notes=['one <i>note</i>'], warning='careful',
       figures={'zero_shot.t2v_r1': 27.0, 'rank': 3.0, 'absent_target': 1.0},
@@ -46,8 +46,8 @@ def full_report():
           report.Headline('zero_shot.t2v_r1', 'Found?', 'R@1.', 20, .4),
           report.Headline('rank', 'Rank?', 'Median.', percent=False),
           report.Headline('not_measured', 'Never shown', '')],
-      best=[report.Search('a red disc', 1, [clip])],
-      worst=[report.Search('"><script>alert(1)</script>', 9, [clip, clip])],
+      best=[page.Search('a red disc', 1, [clip])],
+      worst=[page.Search('"><script>alert(1)</script>', 9, [clip, clip])],
       regions=[report.Region(
           FRAMES, region, 'a disc', [('disc', .6), ('ring', .1)], False,
           ('disc', .5), ('disc',))],
@@ -91,15 +91,6 @@ def test_figures_are_written_as_they_are(tmp_path):
   assert list(figures) == sorted(figures)
   with pytest.raises(ValueError, match='not finite'):
     report.write(report.Report('x', figures={'a': float('nan')}), tmp_path)
-
-
-def test_what_lies_outside_a_region_fades():
-  region = np.zeros((2, 2), bool)
-  region[1, 1] = True
-  shown = report.dim_outside(FRAMES, region)
-  np.testing.assert_array_equal(shown[:, 13:23, 13:23], FRAMES[:, 13:23, 13:23])
-  assert (shown[:, 12, 12] == (214, 69, 0)).all()
-  assert (shown[:, :12] >= 150).all()
 
 
 def test_reads_the_curves_that_training_writes(tmp_path):

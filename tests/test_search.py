@@ -550,7 +550,7 @@ def test_the_page_is_escaped(store):
       NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
   shown = gallery.render(store, found)
   assert '&lt;script&gt;' in shown and '<script>' not in shown
-  assert 'a &quot;b&quot; &lt;c&gt;.mp4' in shown and '<c>' not in shown
+  assert 'a &#34;b&#34; &lt;c&gt;.mp4' in shown and '<c>' not in shown
   assert 'file:///v/a%20%22b%22%20%3Cc%3E.mp4#t=1.00,2.00' in shown
   # The margin is -1.
   assert 'The 1 nearest' in shown and 'match 26.9\xa0%' in shown

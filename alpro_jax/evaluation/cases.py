@@ -1,16 +1,23 @@
 """Which searches and answers to show, the best and the worst, with frames."""
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from alpro_jax.data import pipeline
+from alpro_jax.data.answers import canonical
+from alpro_jax.evaluation import pictures
+from alpro_jax.evaluation.page import Clip, Search
 from alpro_jax.evaluation.question_answering import Answered
 from alpro_jax.evaluation.retrieval import Retrieval
+from alpro_jax.evaluation.split import Evaluated
+
+_TOP = 5  # Videos of a search.
 
 
-class Found(NamedTuple):
+class RankedText(NamedTuple):
   """A text, and the video of it that came first of its own, at which rank."""
 
   text: int
@@ -18,9 +25,40 @@ class Found(NamedTuple):
   rank: int
 
 
+class AnswerCase(NamedTuple):
+  """A question about a clip, and the answers given to it.
+
+  Attributes:
+    question, answer, kind: as they were asked.
+    known: whether the true answer is in the list.
+    frames: uint8[T, H, W, 3].
+    video: its name.
+    top: (answer, probability), most probable first.
+  """
+
+  question: str
+  answer: str
+  kind: str
+  known: bool
+  frames: np.ndarray
+  video: str
+  top: Sequence[tuple[str, float]]
+
+  @property
+  def true(self) -> list[str]:
+    """Those of the top that are the true answer, however it is spelled."""
+    return [text for text, _ in self.top
+            if canonical(text) == canonical(self.answer)]
+
+  @property
+  def right(self) -> bool:
+    """Whether the most probable answer is the true one."""
+    return self.top[0][0] in self.true
+
+
 def choose_searches(
     retrieval: Retrieval, count: int, families: Sequence[Hashable] = (),
-) -> tuple[list[Found], list[Found]]:
+) -> tuple[list[RankedText], list[RankedText]]:
   """The texts that find their video best and worst.
 
   A text with several videos counts by the best of them. The best texts are
@@ -36,7 +74,7 @@ def choose_searches(
   own = {}  # Text -> (rank, video) of its videos.
   for (text, video), rank in zip(pairs, retrieval.ranks, strict=True):
     own.setdefault(int(text), []).append((int(rank), int(video)))
-  found = {text: Found(text, min(of)[1], min(of)[0])
+  found = {text: RankedText(text, min(of)[1], min(of)[0])
            for text, of in own.items()}
   ahead = {text: _ahead(retrieval, text, {v for _, v in own[text]})
            for text in own}
@@ -81,11 +119,11 @@ def take_turns(items: Sequence, groups: Sequence[Hashable]) -> list:
 
     [a b c d], groups [x x y x]  ->  [a c b d]
   """
-  seen, places = {}, []
+  seen, turns = {}, []
   for group in groups:
-    places.append(seen.get(group, 0))
-    seen[group] = places[-1] + 1
-  order = sorted(range(len(items)), key=lambda i: places[i])
+    turns.append(seen.get(group, 0))
+    seen[group] = turns[-1] + 1
+  order = sorted(range(len(items)), key=lambda i: turns[i])
   return [items[i] for i in order]
 
 
@@ -101,3 +139,61 @@ def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
     clip, _ = pipeline.decode_record(serialized, seed, config, train=False)
     clips[record] = clip.numpy()
   return [clips[int(record)] for record in records]
+
+
+def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
+  """The best searches and the worst, `count` of each at most."""
+  trained, prepared, _, found = evaluated
+  records, own = prepared.metadata(), {}  # Text -> its videos.
+  for text, video in found.pairs.tolist():
+    own.setdefault(text, set()).add(video)
+
+  def ranked(case):
+    """(rank, video, score) of the first ones; its own may be far behind."""
+    top = found.top[case.text, :_TOP].tolist()
+    scores = found.top_scores[case.text, :_TOP].tolist()
+    rows = [(rank, *row)
+            for rank, row in enumerate(zip(top, scores, strict=True), 1)]
+    return rows if case.video in top else [*rows, (case.rank, case.video, None)]
+
+  plans = [[(case, ranked(case)) for case in group]
+           for group in choose_searches(found, count)]
+  frames = _thumbnails(trained, prepared, [
+      video for plan in plans for _, rows in plan for _, video, _ in rows])
+
+  def clip(text, rank, video, score):
+    label = str(rank)
+    # Behind the candidates the order is that of similarity.
+    read = rank <= (found.scoring.rerank_k or rank)
+    if score is not None and found.scoring.rule == 'matching' and read:
+      label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
+    elif score is not None:
+      label += f' · {score:.3f}'
+    return Clip(
+        frames[video], records[video].video, label, video in own[text])
+
+  return [
+      [Search(found.texts[case.text], case.rank,
+              [clip(case.text, *row) for row in rows]) for case, rows in plan]
+      for plan in plans]
+
+
+def answer_cases(evaluated: Evaluated, count: int) -> list[list[AnswerCase]]:
+  """The surest right answers and the surest wrong ones, `count` of each."""
+  trained, prepared, _, found = evaluated
+  chosen = choose_answers(found, count)
+  frames = _thumbnails(trained, prepared, [
+      found.questions[i].record for group in chosen for i in group])
+  records, known = prepared.metadata(), set(map(canonical, found.answers))
+  return [
+      [AnswerCase(asked.text, asked.answer, asked.kind,
+                  canonical(asked.answer) in known, frames[asked.record],
+                  records[asked.record].video, found.top(i))
+       for i in group for asked in [found.questions[i]]]
+      for group in chosen]
+
+
+def _thumbnails(trained, prepared, records):
+  clips = read_clips(trained.config.data, prepared, records)
+  return {record: pictures.thumbnails(clip, side=84)
+          for record, clip in zip(records, clips, strict=True)}

@@ -14,13 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import masking
-from alpro_jax.evaluation import attention, page
+from alpro_jax.evaluation import attention, page, pictures
 from alpro_jax.evaluation.attention import Texts
-from alpro_jax.evaluation.page import escape as _
-from alpro_jax.evaluation.report import dim_outside
 from alpro_jax.evaluation.trained import Trained
-
-_ENLARGED = 112  # Pixels of a frame in the page, at least.
 
 
 class Word(NamedTuple):
@@ -287,172 +283,47 @@ _ABOUT = {
 
 def render(shown: Explained) -> str:
   """Returns the page."""
-  origin = shown.trained.origin
-  top = page.facts([
+  origin, looked = shown.trained.origin, shown.looked
+  frames = shown.frames
+  patch = shown.trained.model.config.video.patch_size
+  grid = frames.shape[1] // patch, frames.shape[2] // patch
+  about = [
       ('model', f'{origin.path}, step {origin.step}' if origin else ''),
       ('clip', f'{shown.name}, {shown.seconds[0]:.1f} to '
-               f'{shown.seconds[1]:.1f} s, {len(shown.frames)} frames'),
-      ('the model says', shown.verdict)])
-  notes = ''.join(f'<p class="warning">{_(note)}</p>' for note in shown.notes)
-  return page.document(
-      f'“{shown.text}”', f'<style>{_STYLE}</style>{top}{notes}', [
-          ('What it sees', page.image(page.film_strip(_large(shown.frames)))),
-          ('What each word rests on' if shown.target != 'answer' else
-           'What the answer rests on', _evidence(shown)),
-          ('Where fusion looks from each word', _attention(shown)),
-          ('What regions are called', _entities(shown)),
-          ('Where and when the video encoder looks', _video(shown))])
-
-
-def heat(frames: np.ndarray, maps: np.ndarray, *, signed: bool) -> np.ndarray:
-  """Lays maps over grey frames.
-
-  Args:
-    frames: uint8[T, H, W, 3].
-    maps: float[T, rows, columns] in -1..1; below 0 is blue, above is red.
-    signed: whether there is anything below 0.
-  Returns:
-    uint8[T, H', W', 3], enlarged.
-  """
-  frames = _large(frames).astype(np.float32)
-  t, h, w, _ = frames.shape
-  maps = np.asarray(jax.image.resize(
-      jnp.asarray(maps, jnp.float32), (t, h, w), 'linear'))[..., None]
-  grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
-  # Brightened, so that colours stand out of dark clips as well.
-  base = 0.55 * grey[..., None] + 90 + np.zeros(3, np.float32)
-  strength = np.clip(np.abs(maps), 0, 1) ** 0.8
-  red, blue = np.array([205, 38, 20]), np.array([25, 90, 190])
-  colour = np.where(maps > 0, red, blue) if signed else red
-  mixed = base * (1 - 0.85 * strength) + colour * 0.85 * strength
-  return mixed.clip(0, 255).astype(np.uint8)
-
-
-def _large(frames):
-  """Small frames, enlarged by whole pixels."""
-  times = max(-(-_ENLARGED // frames.shape[1]), 1)
-  return frames.repeat(times, 1).repeat(times, 2)
-
-
-def _evidence(shown):
+               f'{shown.seconds[1]:.1f} s, {len(frames)} frames'),
+      ('the model says', shown.verdict)]
   # One scale for all words: a word that rests on nothing stays pale.
   most = max(float(np.quantile(np.abs(shown.evidence), 0.995)), 1e-12)
-  names = [word.text for word in shown.words]
-  said = shown.said
+  names, said = [word.text for word in shown.words], shown.said
   if shown.target == 'answer':
     names, said = said, ['']
-  rows = ''.join(
-      _row(name, note, page.image(
-          page.film_strip(heat(shown.frames, maps / most, signed=True)),
-          f'heat map of {name}'))
-      for name, note, maps in zip(names, said, shown.evidence, strict=True))
-  return (
-      f'<p>{_(_ABOUT[shown.target])} Integrated gradients from a clip of one '
-      'colour: <b class="for">red</b> speaks for it, <b class="against">blue'
-      '</b> against it; one scale for all.</p>' + rows)
+  evidence = [
+      (name, note, pictures.heat(frames, maps / most, signed=True))
+      for name, note, maps in zip(names, said, shown.evidence, strict=True)]
+  return page.render(
+      'explain.html', title=f'“{shown.text}”', shown=shown, about=about,
+      introduction=_ABOUT[shown.target], evidence=evidence,
+      frames=pictures.enlarge(frames), attention=_attention(shown, grid),
+      regions=[
+          (item, pictures.enlarge(pictures.outline(frames, item.region)))
+          for item in shown.entities],
+      space=pictures.heat(
+          frames, _own_scale(looked.space.reshape(-1, *grid)), signed=False),
+      time=looked.time,
+      largest=0 if looked.time is None else max(looked.time.max(), 1e-12))
 
 
-def _attention(shown):
-  cam = shown.looked.gradcam[shown.layer]
+def _attention(shown, grid):
+  """(word, uint8[2, H, W, 3]): Grad-CAM and attention over the mean frame."""
   mean = shown.frames.mean(0, keepdims=True).astype(np.uint8)
-  patch = shown.trained.model.config.video.patch_size
-  grid = shown.frames.shape[1] // patch, shown.frames.shape[2] // patch
-  cells = []
-  for row, word in enumerate(shown.words):
-    maps = cam[row, word.first:word.stop].mean(0).reshape(1, *grid)
-    plain = shown.looked.weights[shown.layer][row, word.first:word.stop]
-    plain = plain.mean(0).reshape(1, *grid)
-    both = [heat(mean, x / max(float(x.max()), 1e-12), signed=False)
-            for x in (maps, plain)]
-    cells.append(
-        '<figure>' + page.image(page.film_strip(np.concatenate(both)),
-                                f'attention from {word.text}')
-        + f'<figcaption>{_(word.text)}</figcaption></figure>')
-  return (
-      f'<p>Layer {shown.layer} of the fusion encoder, over the mean of the '
-      'frames: it reads patches averaged over time. Left of each pair, '
-      'attention times the gradient of the target (Grad-CAM); right, '
-      'attention alone. Each picture has its own scale. Patches have seen '
-      'each other before fusion: this is where it looks, not always where '
-      f'things are.</p><div class="cells">{"".join(cells)}</div>')
+  both = (shown.looked.gradcam[shown.layer], shown.looked.weights[shown.layer])
+  return [
+      (word.text, np.concatenate([
+          pictures.heat(mean, _own_scale(
+              maps[row, word.first:word.stop].mean(0).reshape(1, *grid)),
+              signed=False) for maps in both]))
+      for row, word in enumerate(shown.words)]
 
 
-def _entities(shown):
-  blocks = []
-  for item in shown.entities:
-    strip = page.image(page.film_strip(
-        _large(dim_outside(shown.frames, item.region))), 'a region')
-    ignored = '' if item.kept else (
-        '<p>Training would ignore this label: not sure enough.</p>')
-    blocks.append(
-        f'<div class="named">{strip}<div>{_bars(item.labels)}</div>'
-        f'<div>{_bars(item.answers)}</div>{ignored}</div>')
-  return blocks and (
-      '<p>Random regions, as in training. Left, the prompter, which sees the '
-      'outlined part alone; right, the entity head of the model, which sees '
-      'the clip and the text.</p>' + ''.join(blocks))
-
-
-def _bars(shares):
-  return '<table class="bars">' + ''.join(
-      f'<tr><td>{_(name)}</td><td>{page.bar(100 * share)}</td>'
-      f'<td class="number">{100 * share:.0f} %</td></tr>'
-      for name, share in shares) + '</table>'
-
-
-def _video(shown):
-  space, time = shown.looked.space, shown.looked.time
-  patch = shown.trained.model.config.video.patch_size
-  grid = shown.frames.shape[1] // patch, shown.frames.shape[2] // patch
-  maps = space.reshape(-1, *grid)
-  maps = maps / max(float(maps.max()), 1e-12)
-  shown_space = _row('', '', page.image(page.film_strip(
-      heat(shown.frames, maps, signed=False)), 'attention over space'))
-  text = ('<p>Last block of the video encoder, mean over heads. From the class '
-          'token to the patches of each frame:</p>' + shown_space)
-  if time is None:
-    return text + '<p>This encoder has no attention over time.</p>'
-  t = len(time)
-  most = max(float(time.max()), 1e-12)
-  head = ''.join(f'<th>{i + 1}</th>' for i in range(t))
-  rows = ''.join(
-      f'<tr><th>{i + 1}</th>' + ''.join(
-          f'<td style="background:rgba(44,95,138,{x / most:.3f});color:'
-          f'{"#fff" if x / most > .55 else "inherit"}">{100 * x:.0f}</td>'
-          for x in row) + '</tr>' for i, row in enumerate(time))
-  return text + (
-      '<p>Over time: how much a frame (row) takes from each frame (column), '
-      'mean over all places, in percent; even attention would be '
-      f'{100 / t:.0f}.</p><table class="time"><tr><th></th>{head}</tr>{rows}'
-      '</table>')
-
-
-def _row(name, note, picture):
-  return (f'<div class="word"><div><b>{_(name)}</b>'
-          f'<span>{_(note)}</span></div>{picture}</div>')
-
-
-_STYLE = '''
-main{max-width:980px}
-h1{overflow-wrap:anywhere}
-.word{display:grid;grid-template-columns:150px 1fr;gap:18px;align-items:center;
-margin:10px 0}
-.word img,section>img,.named img{width:100%;image-rendering:auto}
-.word b{display:block;overflow-wrap:anywhere;font-size:18px}
-.word span{font:13px system-ui,'DejaVu Sans',sans-serif;color:var(--soft)}
-.for{color:#cd2614}.against{color:#195abe}
-.cells{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));
-gap:16px 18px;margin-top:10px}
-.cells figure{margin:0}.cells img{width:100%;image-rendering:auto}
-.cells figcaption{color:var(--ink);font-size:15px;margin-top:3px;
-overflow-wrap:anywhere}
-.named{display:grid;grid-template-columns:5fr 3fr 3fr;gap:22px;
-align-items:center;margin:16px 0}
-.named .bar{min-width:40px}.named p{grid-column:1/-1;margin:0;font-size:14px;
-color:var(--soft)}
-.named .bars td:nth-child(2){width:60%}
-.time{font-size:13px;margin-top:6px}.time td,.time th{padding:7px 12px;
-text-align:center;font-variant-numeric:tabular-nums;min-width:46px}
-.time th{color:var(--soft);font-weight:400}
-@media(max-width:640px){.word,.named{grid-template-columns:1fr}}
-'''
+def _own_scale(maps):
+  return maps / max(float(maps.max()), 1e-12)

@@ -1,7 +1,6 @@
 """One page about a model: report.html for people, report.json for programs.
 
-The page stands alone: style, curves and pictures are inside the file, nothing
-is fetched, every text is escaped. A part without content is left out.
+A part of the page without content is left out.
 """
 
 import dataclasses
@@ -14,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from alpro_jax import files
-from alpro_jax.evaluation import page
-from alpro_jax.evaluation.page import Table, film_strip, format_figure, image
-from alpro_jax.evaluation.page import escape as _
+from alpro_jax.evaluation import page, pictures
+from alpro_jax.evaluation.page import Search, Table
 
 
 class Headline(NamedTuple):
@@ -25,9 +23,9 @@ class Headline(NamedTuple):
   Attributes:
     key: its name among the figures.
     question: in plain words.
-    meaning: one or two sentences: what it says and what would be nothing.
+    meaning: one or two sentences: what it says and what chance is.
     target: what the figure should reach, None without one.
-    nothing: what knowing nothing would give, None if that is unclear.
+    chance: what a model that has learned nothing reaches, None if unclear.
     percent: whether it is a percentage.
   """
 
@@ -35,23 +33,8 @@ class Headline(NamedTuple):
   question: str
   meaning: str
   target: float | None = None
-  nothing: float | None = None
+  chance: float | None = None
   percent: bool = True
-
-
-class Clip(NamedTuple):
-  """A clip to show: uint8[T, H, W, 3] and a line about it."""
-
-  frames: np.ndarray
-  note: str
-
-
-class Search(NamedTuple):
-  """A text, the rank of its video, and clips: its own, then the top ones."""
-
-  text: str
-  rank: int
-  clips: Sequence[Clip]
 
 
 class Region(NamedTuple):
@@ -74,6 +57,11 @@ class Region(NamedTuple):
   kept: bool
   answer: tuple[str, float]
   truth: Sequence[str]
+
+  @property
+  def shown(self) -> np.ndarray:
+    """The frames, faded outside the region."""
+    return pictures.outline(self.frames, self.region)
 
 
 class Curve(NamedTuple):
@@ -152,27 +140,13 @@ def write(report: Report, folder) -> pathlib.Path:
 
 def render(report: Report) -> str:
   """Returns the page."""
-  parts = [
-      ('Figures', _headlines(report)),
-      ('What it finds', _searches(
-          report.best, 'Texts whose video came first. The first strip is the '
-          'video that belongs to the text.')),
-      ('What it misses', _searches(
-          report.worst, 'The texts whose video came latest. The strip below '
-          'it is what the model preferred.')),
-      ('What it names', _regions(report.regions)),
-      ('Entities', _entities(report.entities)),
-      ('Four losses against contrast alone', _comparison(report.comparison)),
-      *((name, page.table(table)) for name, table in report.details.items()),
-      *((f'Training: {run}', _curves(curves))
-        for run, curves in report.curves.items()),
-      ('Time', _stages(report.stages)),
-      ('Files', _files(report.files)),
-  ]
-  warning = f'<p class="warning">{_(report.warning)}</p>'
-  notes = ''.join(f'<p>{_(note)}</p>' for note in report.notes)
-  top = (warning if report.warning else '') + notes
-  return page.document(report.title, top, parts)
+  headlines = [
+      (line, report.figures[line.key]) for line in report.headlines
+      if line.key in report.figures]
+  curves = {run: [_plot(curve) for curve in curves]
+            for run, curves in report.curves.items()}
+  return page.render('report.html', title=report.title, report=report,
+                     headlines=headlines, curves=curves)
 
 
 def read_curves(
@@ -202,177 +176,23 @@ def read_curves(
       for name, found in points.items() if found]
 
 
-def dim_outside(frames: np.ndarray, region: np.ndarray) -> np.ndarray:
-  """Fades what lies outside a region bool[rows, columns] and frames it."""
-  _, h, w, _ = frames.shape
-  inside = np.repeat(np.repeat(
-      region, h // region.shape[0], 0), w // region.shape[1], 1)
-  inside = np.pad(inside, ((0, h - inside.shape[0]), (0, w - inside.shape[1])))
-  near = np.pad(inside, 1)
-  core = (near[:-2, 1:-1] & near[2:, 1:-1] & near[1:-1, :-2] & near[1:-1, 2:])
-  shown = np.where(inside[:, :, None], frames, frames // 3 + 150)
-  shown[:, inside & ~core] = (214, 69, 0)
-  return shown.astype(np.uint8)
-
-
-def _headlines(report):
-  rows = []
-  for line in report.headlines:
-    if line.key not in report.figures:
-      continue
-    value = report.figures[line.key]
-    reached = line.target is None or value >= line.target
-    mark = '' if line.target is None else (
-        f'<span class="{"good" if reached else "bad"}">'
-        f'{"reached" if reached else "missed"}</span>')
-    bar = ''
-    if line.percent:
-      bar = page.bar(value, wide=True, marks=(
-          ('nothing', line.nothing), ('target', line.target)))
-    goals = [
-        f'{name} {_(format_figure(at, line.percent))}'
-        for name, at in (
-            ('target', line.target), ('knowing nothing', line.nothing))
-        if at is not None]
-    rows.append(page.figure(
-        format_figure(value, line.percent), f'{_(line.question)}{mark}',
-        f'{bar}<p class="goal">{", ".join(goals)}</p>'
-        f'<p>{_(line.meaning)}</p>'))
-  if not rows:
-    return ''
-  legend = (
-      '<p class="legend">In the bars, <i class="nothing"></i> is what knowing '
-      'nothing would give and <i class="target"></i> is the target.</p>')
-  return legend + ''.join(rows)
-
-
-def _searches(searches, introduction):
-  blocks = []
-  for search in searches:
-    clips = ''.join(
-        f'<figure>{image(film_strip(clip.frames))}<figcaption>'
-        f'{_(clip.note)}</figcaption></figure>' for clip in search.clips)
-    blocks.append(f'<div class="search"><h3>“{_(search.text)}”'
-                  f'<span class="rank">rank {search.rank}</span></h3>'
-                  f'{clips}</div>')
-  return blocks and f'<p>{_(introduction)}</p>' + ''.join(blocks)
-
-
-def _regions(regions):
-  if not regions:
-    return ''
-  blocks = []
-  for item in regions:
-    bars = ''.join(
-        f'<tr{_true(name, item.truth)}><td>{_(name)}</td><td>'
-        f'{page.bar(100 * share)}</td>'
-        f'<td class="number">{100 * share:.0f} %</td></tr>'
-        for name, share in item.labels)
-    answer, share = item.answer
-    truth = f'<p>Shown: {_(", ".join(item.truth))}.</p>' if item.truth else ''
-    ignored = '' if item.kept else '<p>Not sure enough: ignored.</p>'
-    blocks.append(
-        f'<div class="region"><div>'
-        f'{image(film_strip(dim_outside(item.frames, item.region)))}'
-        f'<p class="caption">“{_(item.caption)}”</p></div>'
-        f'<div><table class="bars">{bars}</table>{ignored}'
-        f'<p>The model answers <em{_true(answer, item.truth)}>{_(answer)}</em> '
-        f'({100 * share:.0f} %).</p>{truth}</div></div>')
-  return (
-      '<p>The prompter sees only the outlined region of a clip and names it: '
-      'the bars are its pseudo-label. The model sees the whole clip and its '
-      'caption and is asked what the region shows. True names are green.</p>'
-      + ''.join(blocks))
-
-
-def _true(name, truth):
-  return ' class="true"' if name in truth else ''
-
-
-def _entities(entities):
-  if not entities:
-    return ''
-  total, top = sum(n for _, n in entities), entities[0][1]
-  rows = ''.join(
-      f'<tr><td>{_(name)}</td><td><div class="bar"><b style="width:'
-      f'{100 * count / top:.1f}%"></b></div></td>'
-      f'<td class="number">{count}</td></tr>'
-      for name, count in entities[:20])
-  more = f', the {len(entities[:20])} most frequent below' if len(
-      entities) > 20 else ''
-  return (
-      f'<p>{len(entities)} entities were the label of {total} crops{more}. '
-      'One that takes nearly all of them would be a sign of a prompter that '
-      f'sees nothing.</p><table class="bars">{rows}</table>')
-
-
-def _comparison(table):
-  return page.table(table) and (
-      '<p>Both go on from the prompter\'s weights, with the same data, for the '
-      'same number of steps.</p>' + page.table(table))
-
-
-def _curves(curves):
-  return curves and (
-      '<div class="curves">' + ''.join(map(_curve, curves)) + '</div>')
-
-
-def _curve(curve):
-  width, height, left, bottom, top = 270, 150, 40, 20, 8
+def _plot(curve):
+  """Where a curve goes in a drawing of 270 x 150, and what stands beside."""
   steps, values = np.asarray(curve.steps), np.asarray(curve.values)
-  shown = np.append(values, [] if curve.level is None else curve.level)
-  low, high = float(shown.min()), float(shown.max())
+  shown = [*values, *([] if curve.level is None else [curve.level])]
+  low, high = min(shown), max(shown)
   if high - low < 1e-9:
     low, high = low - 0.5, high + 0.5
-  first, last = float(steps.min()), float(max(steps.max(), steps.min() + 1))
-
-  def across(step):
-    return left + (step - first) / (last - first) * (width - left - 6)
+  first, last = steps.min(), max(steps.max(), steps.min() + 1)
 
   def up(value):
-    return height - bottom - (value - low) / (high - low) * (
-        height - bottom - top)
+    return f'{130 - 122 * (value - low) / (high - low):.1f}'
 
-  points = ' '.join(
-      f'{across(step):.1f},{up(value):.1f}'
-      for step, value in zip(steps, values, strict=True))
-  marks = ''.join(
-      f'<line x1="{left}" x2="{width - 6}" y1="{up(v):.1f}" y2="{up(v):.1f}" '
-      f'class="grid"/><text x="{left - 4}" y="{up(v) + 3:.1f}" '
-      f'text-anchor="end">{v:.3g}</text>' for v in (low, high))
-  ends = (
-      f'<text x="{left}" y="{height - 6}">{first:.0f}</text>'
-      f'<text x="{width - 6}" y="{height - 6}" text-anchor="end">'
-      f'step {last:.0f}</text>')
-  level = '' if curve.level is None else (
-      f'<line x1="{left}" x2="{width - 6}" y1="{up(curve.level):.1f}" '
-      f'y2="{up(curve.level):.1f}" class="level"/>')
-  name = curve.name.removeprefix('train/')
-  return (
-      f'<figure class="curve"><figcaption>{_(name)} '
-      f'<b>{values[-1]:.3g}</b></figcaption>'
-      f'<svg viewBox="0 0 {width} {height}" role="img" '
-      f'aria-label="{_(name)}">{marks}{level}'
-      f'<polyline points="{points}"/>{ends}</svg></figure>')
-
-
-def _stages(stages):
-  if not stages:
-    return ''
-  longest = max(max(stage.seconds for stage in stages), 1e-9)
-  rows = ''.join(
-      f'<tr><td>{_(stage.name)}{" (kept)" if stage.kept else ""}</td><td>'
-      f'<div class="bar"><b style="width:{100 * stage.seconds / longest:.1f}%">'
-      f'</b></div></td><td class="number">{stage.seconds:.0f} s</td></tr>'
-      for stage in stages)
-  total = sum(stage.seconds for stage in stages)
-  commands = '\n'.join(s.command for s in stages if s.command)
-  shown = f'<p>The commands:</p><pre>{_(commands)}</pre>' if commands else ''
-  return (f'<table class="bars">{rows}</table>'
-          f'<p>Together {total / 60:.1f} minutes.</p>{shown}')
-
-
-def _files(files):
-  rows = ''.join(f'<tr><td>{_(what)}</td><td><code>{_(where)}</code></td></tr>'
-                 for what, where in files.items())
-  return rows and f'<table class="plain">{rows}</table>'
+  across = 40 + 224 * (steps - first) / (last - first)
+  return {
+      'name': curve.name.removeprefix('train/'), 'final': f'{values[-1]:.3g}',
+      'points': ' '.join(
+          f'{x:.1f},{up(y)}' for x, y in zip(across, values, strict=True)),
+      'ends': [(up(value), f'{value:.3g}') for value in (low, high)],
+      'level': None if curve.level is None else up(curve.level),
+      'first': f'{first:.0f}', 'last': f'{last:.0f}'}

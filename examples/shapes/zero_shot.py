@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.evaluation import card, cases, report, split
+from alpro_jax.evaluation import cases, facts, page, report, split
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import Trained, load_teacher
 from examples.shapes import entity_probes, probes
@@ -77,7 +77,7 @@ def evaluate(
 
 def searches(
     result: Result, count: int = 4
-) -> tuple[list[report.Search], list[report.Search]]:
+) -> tuple[list[page.Search], list[page.Search]]:
   """The texts that find their video best and worst, with the clips.
 
   See cases.choose_searches; the best ones are each of another family if the
@@ -97,8 +97,9 @@ def searches(
   clips = iter(_read_clips(
       result, [video for _, notes in plans for video, _ in notes]))
   shown = [
-      report.Search(retrieval.texts[case.text], case.rank,
-                    [report.Clip(next(clips), note) for _, note in notes])
+      page.Search(retrieval.texts[case.text], case.rank, [
+          page.Clip(next(clips), note, right=video == case.video)
+          for video, note in notes])
       for case, notes in plans]
   return shown[:len(chosen[0])], shown[len(chosen[0]):]
 
@@ -192,7 +193,7 @@ def write_page(
       title=f'{pathlib.Path(checkpoint).name} on '
             f'{pathlib.Path(prepared.path).name}, {prepared.split}',
       notes=['Zero-shot retrieval: every text against every video. '
-             f'{card.pairs_scored(result.retrieval)} Ties count against the '
+             f'{facts.pairs_scored(result.retrieval)} Ties count against the '
              'model.'],
       figures=result.figures, headlines=headlines(result.figures),
       best=best, worst=worst, regions=regions(result),
