@@ -12,26 +12,21 @@ Every step is one of the commands of this repository, printed before it runs. A
 step that is done is not done again: start it again after an interruption.
 """
 
-import argparse
-import sys
+from absl import app, flags
 
 from examples.shapes import demo
+from launch import command
+
+_OUTPUT = flags.DEFINE_string('output', 'runs/demo', 'Folder for everything.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the world and of training.')
+_QUICK = flags.DEFINE_bool(
+    'quick', False, 'A few steps on a few clips; the figures mean nothing.')
 
 
-def _parser():
-  parser = argparse.ArgumentParser(
-      prog='python launch/demo.py', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  add = parser.add_argument
-  add('--output', default='runs/demo', help='folder for everything')
-  add('--seed', type=int, default=0, help='of the world and of training (0)')
-  add('--quick', action='store_true',
-      help='a few steps on a few clips; the figures mean nothing')
-  return parser
+@command.mistakes_in_one_line()
+def main(_):
+  demo.run(_OUTPUT.value, demo.Options(_SEED.value, _QUICK.value))
 
 
 if __name__ == '__main__':
-  try:
-    demo.run(_parser().parse_args())
-  except (OSError, ValueError) as e:
-    sys.exit(f'demo: {e}')
+  app.run(main, flags_parser=command.parse_flags)

@@ -24,7 +24,7 @@ from configs import (
     pretrain_prompter,
 )
 from configs.ablations import stages
-from launch import ablations
+from examples.shapes import ablations
 from tests import small_sets
 
 FINETUNINGS = (
@@ -134,8 +134,7 @@ def test_ablations_belong_to_one_demo_wherever_it_lies(tmp_path, monkeypatch):
       (made / name / 'content').write_text(content)
     (made / 'report.json').touch()
     (made / 'options.json').write_text(json.dumps({'seed': 0, 'quick': True}))
-    ablations.main([
-        f'--demo={made}', f'--output={tmp_path / "out"}', '--only=full'])
+    ablations.run(made, tmp_path / 'out', ['full'])
 
   run('demo', 'x')
   run('moved', 'x')

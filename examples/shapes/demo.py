@@ -49,18 +49,26 @@ DOWNSTREAM = {
 }
 
 
-def run(options) -> None:
+class Options(NamedTuple):
+  """What the demo is made with."""
+
+  seed: int = 0  # Of the world and of training.
+  quick: bool = False  # A few steps on a few clips.
+
+
+def run(output, options: Options) -> None:
   """Makes everything that is not there yet, and prints what was found.
 
   Args:
-    options: output, a folder; seed; quick, for a few steps on a few clips.
+    output: a folder for everything.
+    options: what it is made with.
   Raises:
     ValueError: if the folder was begun with other options.
     SystemExit: if a stage fails.
   """
-  output = pathlib.Path(options.output)
+  output = pathlib.Path(output)
   output.mkdir(parents=True, exist_ok=True)
-  claim(output, {'seed': options.seed, 'quick': options.quick})
+  claim(output, options._asdict())
   stages = Stages(output, total=20)
   files = Files(output)
   changes = {'seed': options.seed} | (QUICK_WORLD if options.quick else {})
