@@ -48,7 +48,7 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
 
   # Other options in the same folder would mix two worlds.
   other = _run('demo', f'--output={output}', '--quick', '--seed=1')
-  assert other.returncode == 2 and 'holds a demo with' in other.stderr
+  assert other.returncode == 2 and 'was begun with' in other.stderr
 
   # One model alone, by the command for any checkpoint.
   alone = _run(
