@@ -65,10 +65,10 @@ def make_set(folder: pathlib.Path, records: int) -> None:
   """Writes a set of photos in the format of launch/prepare.py; see above."""
   from PIL import Image
 
-  from alpro_jax.data import annotations, prepare
+  from alpro_jax.data import annotations, manifest, record
 
   Image.new('RGB', (64, 48), 'grey').save(folder / 'photo.png')
-  made = prepare.make_record(
+  made = record.make_record(
       annotations.Clip('photo.png', ('photo.png',), ('x',), ('',), True),
       root=str(folder), fps=1, short_side=256, quality=85, max_frames=0,
       max_seconds=0, on_partial='skip')
@@ -92,8 +92,8 @@ def make_set(folder: pathlib.Path, records: int) -> None:
           'frames': 1}).encode() + b'\n'
       sha.update(line)
       lines.write(line)
-  prepare.write_whole(str(folder / prepare.MANIFEST), {
-      'format': prepare.FORMAT, 'name': 'set', 'others': [], 'splits': {
+  manifest.write_whole(str(folder / manifest.MANIFEST), {
+      'format': manifest.FORMAT, 'name': 'set', 'others': [], 'splits': {
           'train': {
               'examples': records, 'captions': records, 'questions': 0,
               'bytes': sum(shard['bytes'] for shard in shards),
@@ -105,12 +105,12 @@ def make_set(folder: pathlib.Path, records: int) -> None:
 
 def _write_shard(stem, made):
   """Writes records to a file; returns what the manifest says of it."""
-  from alpro_jax.data import prepare
+  from alpro_jax.data import parts, progress
 
   with open(os.devnull, 'w') as nowhere:
-    part = prepare.write_part(
+    part = parts.write_part(
         str(stem), ({} for _ in made), iter(made),
-        prepare.Progress(len(made), nowhere))
+        progress.Progress(len(made), nowhere))
   return {key: part[key] for key in ('examples', 'bytes', 'sha256')}
 
 

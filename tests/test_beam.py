@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from alpro_jax.data import annotations, dataset, prepare, workers
+from alpro_jax.data import annotations, dataset, parts, prepare, workers
 from tests import small_videos
 from tests.test_verify import launch_prepare
 
@@ -192,7 +192,7 @@ def test_a_pipeline_that_fails(clips, tmp_path, monkeypatch):
   def no_space(*args):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(prepare, 'write_part', no_space)
+  monkeypatch.setattr(parts, 'write_part', no_space)
   with pytest.raises(
       RuntimeError, match='failed, .*No space left.*\n.*command continues'):
     _prepare(clips, tmp_path / 'set', make=beam.maker([]))

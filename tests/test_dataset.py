@@ -11,7 +11,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from alpro_jax import files
 from alpro_jax.data import annotations, dataset, prepare
+from alpro_jax.data import manifest as manifests
 from tests import small_videos
 
 
@@ -82,7 +84,7 @@ def test_sets_of_format_1_have_no_questions(path, tmp_path):
       assert row.pop(key) == []
   index.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   manifest['splits']['train']['index'].update(
-      bytes=index.stat().st_size, sha256=prepare.sha256_file(index))
+      bytes=index.stat().st_size, sha256=files.sha256(index))
   for later in ('others', 'sha256'):
     del manifest[later]
   (path / 'manifest.json').write_text(json.dumps({**manifest, 'format': 1}))
@@ -218,7 +220,7 @@ def test_a_set_that_is_replaced_while_it_is_opened(path, monkeypatch):
 
   def read_index(*args):
     manifest = json.loads((path / 'manifest.json').read_text())
-    prepare.write_whole(path / 'manifest.json', {**manifest, 'name': 'other'})
+    manifests.write_whole(path / 'manifest.json', {**manifest, 'name': 'other'})
     return real(*args)
 
   monkeypatch.setattr(dataset, '_read_index', read_index)
@@ -305,7 +307,7 @@ def test_a_lack_of_memory_is_no_damage(path, monkeypatch):
 def test_counts_must_agree(path):
   manifest = json.loads((path / 'manifest.json').read_text())
   manifest['splits']['train']['examples'] = 8
-  prepare.write_whole(path / 'manifest.json', manifest)
+  manifests.write_whole(path / 'manifest.json', manifest)
   with pytest.raises(ValueError, match='disagrees on the number of records'):
     dataset.open_dataset(path)
 

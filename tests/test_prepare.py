@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro_jax.data import annotations, dataset, prepare, workers
+from alpro_jax.data import annotations, dataset, prepare, video, workers
+from alpro_jax.data import manifest as manifests
 from tests import launched, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -175,7 +176,7 @@ def test_workers_run_nothing_of_the_current_folder(
         path == 'here') else path)
   clip = annotations.Clip('000.mp4', ('000.mp4',), ('x',), ('',), False)
   record, = workers.run_in_order(
-      'alpro_jax.data.prepare:make_record',
+      'alpro_jax.data.record:make_record',
       {'root': str(clips), 'fps': 0, 'short_side': 0, 'quality': 85,
        'max_frames': 0, 'max_seconds': 0, 'on_partial': 'skip'},
       [clip], workers=1, timeout_s=60)
@@ -266,17 +267,17 @@ def test_killed_again_and_again(clips, tmp_path):
           _manifest(tmp_path / 'whole')['splits']['train']['digest'])
 
 
-@pytest.mark.parametrize('where', ['_write_dataset_info', '_write_atomic'])
+@pytest.mark.parametrize('where', ['_write_dataset_info', 'write_atomic'])
 def test_killed_while_finishing(clips, tmp_path, monkeypatch, where):
   _prepare(clips, tmp_path / 'whole', part_size=5)
-  real = getattr(prepare, where)
+  real = getattr(manifests, where)
 
   def die(*args):
-    if where == '_write_atomic' and 'report' not in str(args[0]):
+    if where == 'write_atomic' and 'report' not in str(args[0]):
       return real(*args)
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(prepare, where, die)
+  monkeypatch.setattr(manifests, where, die)
   with pytest.raises(KeyboardInterrupt):
     _prepare(clips, tmp_path / 'set', part_size=5)
   monkeypatch.undo()
@@ -332,7 +333,7 @@ def test_other_videos_of_the_same_names_are_refused(
   manifest = _manifest(output)
   del manifest['splits']['train']['plan']['videos']
   del manifest['sha256']
-  prepare.write_whole(str(output / 'manifest.json'), manifest)
+  manifests.write_whole(str(output / 'manifest.json'), manifest)
   assert _prepare(clips, output, part_size=5)['already_prepared']
 
 
@@ -686,11 +687,11 @@ def test_a_lack_of_memory_is_no_broken_video(clips, monkeypatch):
     try:
       yield from iterate()
     except MemoryError as e:
-      raise prepare.video.PartlyReadable('1 frame') from e
+      raise video.PartlyReadable('1 frame') from e
 
   clip = annotations.Clip('000.mp4', ('000.mp4',), ('x',), ('',), False)
   for function in (iterate, broken_off):
-    monkeypatch.setattr(prepare.video, 'iterate_frames', function)
+    monkeypatch.setattr(video, 'iterate_frames', function)
     record = prepare.make_record(
         clip, root=str(clips), fps=0, short_side=0, quality=85, max_frames=0,
         max_seconds=0, on_partial='keep')
@@ -707,7 +708,6 @@ def test_a_video_that_breaks_off(tmp_path):
       folder, [{'video': 'a.avi', 'caption': 'x'},
                {'video': 'b.mp4', 'caption': 'y'}])
   small_videos.write_video(folder / 'b.mp4')
-  from alpro_jax.data import video
   for _ in range(200):  # Damage it until it breaks off.
     broken = bytearray(data)
     for where in random.integers(6000, len(data), 30):

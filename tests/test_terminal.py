@@ -19,9 +19,9 @@ from alpro_jax.data import (
     captions,
     dataset,
     entities,
-    prepare,
     verify,
 )
+from alpro_jax.data.progress import Progress
 from alpro_jax.search import cut, indexing, store
 from launch import command
 from tests import launched
@@ -48,7 +48,7 @@ def test_printable():
 def test_what_is_left_out_of_a_set(capsys):
   rows = annotations.Rows()
   rows.skip(EVIL, EVIL, EVIL)
-  progress = prepare.Progress(2)
+  progress = Progress(2)
   for skipped in (rows.result().skipped[0],
                   annotations.Skipped('x', 'unreadable', EVIL)):
     assert SHOWN in skipped.detail

@@ -138,7 +138,7 @@ def two_splits(path, tmp_path):
 
 def test_a_repair_that_is_killed_leaves_no_half_set(
     two_splits, tmp_path, monkeypatch):
-  saved, finished, real = tmp_path / 'saved', [], prepare.finish
+  saved, finished, real = tmp_path / 'saved', [], verify.finish
 
   def finish(*args):
     finished.append(args[2])
@@ -146,7 +146,7 @@ def test_a_repair_that_is_killed_leaves_no_half_set(
       raise KeyboardInterrupt
     return real(*args)
 
-  monkeypatch.setattr(prepare, 'finish', finish)
+  monkeypatch.setattr(verify, 'finish', finish)
   with pytest.raises(KeyboardInterrupt):
     verify.repair(two_splits, saved)
   assert finished == ['train', 'val'] and not saved.exists()

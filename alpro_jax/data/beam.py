@@ -28,7 +28,10 @@ import apache_beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability import fn_api_runner
 
-from alpro_jax.data import annotations, prepare, workers
+from alpro_jax.data import annotations, workers
+from alpro_jax.data.manifest import PrepareError
+from alpro_jax.data.parts import Part, make_here, read_part
+from alpro_jax.data.progress import Progress
 
 _WATCH_SECONDS = 2.
 
@@ -55,9 +58,9 @@ class MakePart(apache_beam.DoFn):
       raise FileNotFoundError(
           f'This worker does not see {stem}.clips; videos and output must be '
           'in folders that all workers share.') from e
-    prepare.make_here(
-        [prepare.Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
-        self._settings, prepare.Progress(len(clips), io.StringIO()),
+    make_here(
+        [Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
+        self._settings, Progress(len(clips), io.StringIO()),
         num_workers=self._num_workers, timeout_s=self._timeout_s)
 
 
@@ -73,7 +76,7 @@ def maker(flags):
     options = pipeline_options.PipelineOptions(flags)
     known = options.get_all_options()
   except SystemExit as e:  # Its parser has said what is wrong.
-    raise prepare.PrepareError(
+    raise PrepareError(
         f'Beam refuses its options {flags}.') from e
   runner = known['runner']
   if runner in (None, 'DirectRunner'):
@@ -81,7 +84,7 @@ def maker(flags):
     runner = fn_api_runner.FnApiRunner()
     given = options.get_all_options(retain_unknown_options=True)
     if unknown := sorted(set(given) - set(known)):  # Others pass these on.
-      raise prepare.PrepareError(
+      raise PrepareError(
           f'Beam has no option --{unknown[0]}; after -- come only options of '
           'Beam.')
   return functools.partial(_make, options, runner)
@@ -89,7 +92,7 @@ def maker(flags):
 
 def _make(options, runner, parts, settings, progress, *, num_workers,
           timeout_s):
-  """Makes parts, as prepare.make_here does; num_workers is per part."""
+  """Makes parts, as make_here does; num_workers is per part."""
   waiting = _name_attempts(parts, progress)  # Whole ones of an earlier run.
   for part in waiting:
     with open(f'{part.stem}.clips', 'w', encoding='utf-8') as file:
@@ -157,7 +160,7 @@ def _name_attempts(parts, progress):
       with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
         os.replace(f'{attempt}.array_record', f'{part.stem}.array_record')
       os.replace(f'{attempt}.json', f'{part.stem}.json')
-      made = prepare.read_part(part.stem)
+      made = read_part(part.stem)
       for skipped in made['skipped']:
         progress.item(annotations.Skipped(**skipped))
       for _ in made['index']:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alpro_jax.data import annotations, prepare
+from alpro_jax.data import annotations
+from alpro_jax.data.manifest import read_manifest
 
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
@@ -343,7 +344,7 @@ def open_dataset(path, split='train', *, verify=None):
     ValueError: the split is unknown, or a file is not as it was written.
   """
   path = os.path.abspath(os.fspath(path))
-  manifest = prepare.read_manifest(path)
+  manifest = read_manifest(path)
   if split not in manifest['splits']:
     raise ValueError(
         f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
@@ -357,7 +358,7 @@ def open_dataset(path, split='train', *, verify=None):
   records = IndexInfos(_read_index(path, entry['index']))
   counts = {'manifest': entry['examples'], 'index': len(records),
             'shards': sum(shard['examples'] for shard in entry['shards'])}
-  if prepare.read_manifest(path) != manifest:  # It is written last.
+  if read_manifest(path) != manifest:  # It is written last.
     raise ValueError(f'{path} was replaced while it was opened; start again.')
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; '

@@ -19,7 +19,8 @@ from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data import annotations, listing, prepare, sniff, web
+from alpro_jax.data import annotations, listing, sniff, web
+from alpro_jax.data.progress import Progress
 
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
@@ -390,7 +391,7 @@ def fetch(videos, folder, *, limits=None, retry_failed=False,
         found[video] = ''  # It has this name only when it is whole.
       elif video in hopeless:
         found[video] = hopeless[video]
-    progress = prepare.Progress(len(videos), out, unit='videos')
+    progress = Progress(len(videos), out, unit='videos')
     progress.found(len(found), sum(map(bool, found.values())))
     with files.scratch(resume) as work:
       _fetch_missing(

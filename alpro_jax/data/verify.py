@@ -11,7 +11,16 @@ import shutil
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data import prepare
+from alpro_jax.data.manifest import (
+    MANIFEST,
+    REPORT,
+    finish,
+    read_manifest,
+    read_reports,
+)
+from alpro_jax.data.parts import write_part
+from alpro_jax.data.progress import Progress
+from alpro_jax.data.record import Record
 
 ALL = 'all splits'
 
@@ -62,14 +71,14 @@ def verify(path, *, out=None) -> Verified:
     FileNotFoundError: if there is no finished set.
     ValueError: if its manifest is damaged.
   """
-  manifest = prepare.read_manifest(path)
+  manifest = read_manifest(path)
   splits = manifest['splits']
   listed = [
       (split, entry, file) for split, entry in splits.items()
       for file in (entry['index'], *entry['shards'])]
   # Sets of earlier versions do not list these.
   listed += [(ALL, None, file) for file in manifest.get('others', ())]
-  progress = prepare.Progress(len(listed), out, unit='files')
+  progress = Progress(len(listed), out, unit='files')
   problems = []
   for split, entry, file in listed:
     reason = _check_file(path, file)
@@ -80,14 +89,14 @@ def verify(path, *, out=None) -> Verified:
     progress.item()
   progress.close()
   try:
-    prepare.read_reports(path)
+    read_reports(path)
   except (ValueError, OSError) as error:
-    problems.append(Problem(ALL, prepare.REPORT, str(error)))
+    problems.append(Problem(ALL, REPORT, str(error)))
   for split, entry in splits.items():
     shards = sum(shard['examples'] for shard in entry['shards'])
     if shards != entry['examples']:
       problems.append(Problem(
-          split, prepare.MANIFEST,
+          split, MANIFEST,
           f'its shards have {shards} records, the split {entry["examples"]}'))
   records = sum(entry['examples'] for entry in splits.values())
   return Verified(len(listed) + 2, records, problems)  # Manifest and report.
@@ -111,9 +120,9 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   path, output = os.path.abspath(path), os.path.abspath(output)
   if os.path.exists(output) and os.listdir(output):
     raise ValueError(f'{output} is not empty; give a new folder.')
-  old = prepare.read_manifest(path)
+  old = read_manifest(path)
   total = sum(entry['examples'] for entry in old['splits'].values())
-  progress = prepare.Progress(total, out, unit='records')
+  progress = Progress(total, out, unit='records')
   with files.folder(output) as made:
     reports = {split: _save_split(path, split, entry, str(made), progress)
                for split, entry in old['splits'].items()}
@@ -146,8 +155,8 @@ def _save_split(path, split, entry, output, progress):
           'questions': sum(len(row['questions']) for row in kept),
           'skipped': len(skipped)},
       'skipped': skipped}
-  prepare.finish(output, work, split, entry['plan'], parts, report,
-                 prepare.read_manifest(output, missing_ok=True))
+  finish(output, work, split, entry['plan'], parts, report,
+                 read_manifest(output, missing_ok=True))
   shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
   return report
 
@@ -160,7 +169,7 @@ def _check_file(path, entry):
   size = os.path.getsize(file)
   if size != entry['bytes']:
     return f'{size} bytes, expected {entry["bytes"]}'
-  if prepare.sha256_file(file) != entry['sha256']:
+  if files.sha256(file) != entry['sha256']:
     return 'other content than was written (sha256)'
   return ''
 
@@ -218,7 +227,7 @@ def _save_shard(path, shard, stem, rows, progress):
   copy = f'{stem}.array_record'
   if not reason and rows is not None:
     shutil.copyfile(os.path.join(path, shard['file']), copy)
-    if prepare.sha256_file(copy) != shard['sha256']:
+    if files.sha256(copy) != shard['sha256']:
       raise ValueError(f'{path} was changed while it was read; start again.')
     for _ in rows:
       progress.item()
@@ -230,10 +239,10 @@ def _save_shard(path, shard, stem, rows, progress):
     row = _row_of(data) if data is not None else (
         rows[i] if rows else {'video': f'record {i} of {shard["file"]}'})
     infos.append(row)
-    records.append(prepare.Record(
+    records.append(Record(
         example=data or b'', frames=row.get('frames', 0),
         reason='damaged' if wrong else '', detail=wrong))
-  return prepare.write_part(stem, infos, iter(records), progress)
+  return write_part(stem, infos, iter(records), progress)
 
 
 def _row_of(data):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from alpro_jax.data import dataset, prepare
+from alpro_jax.data import parts as set_parts
 from tests import small_videos
 from tests.reliability import mutations
 from tests.test_verify import launch_prepare
@@ -352,8 +353,8 @@ def here(tmp_path, monkeypatch):
 
   def make(parts, settings, progress, *, num_workers, timeout_s):
     for part in parts:
-      prepare.write_part(
-          part.stem, map(prepare._index_row, part.clips),
+      set_parts.write_part(
+          part.stem, map(set_parts.index_row, part.clips),
           (prepare.make_record(clip, **settings) for clip in part.clips),
           progress)
     return sum(len(part.clips) for part in parts)

@@ -1,0 +1,127 @@
+"""A clip of videos becomes the bytes of a record; this runs in workers."""
+
+import dataclasses
+import errno
+import os
+import stat
+
+from alpro_jax.data import annotations, video, workers
+
+_MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def _varint(number):
+  out = bytearray()
+  while number > 127:
+    out.append(number & 127 | 128)
+    number >>= 7
+  out.append(number)
+  return bytes(out)
+
+
+def _field(number, payload):
+  return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _bytes_list(values):
+  return _field(1, b''.join(_field(1, value) for value in values))
+
+
+def _example(features):
+  """Returns a tf.train.Example in its wire format, keys in sorted order.
+
+  Written out here because workers must not pay for importing TensorFlow, and
+  because protobuf promises no order of map keys, so no digests.
+  """
+  entries = b''.join(
+      _field(1, _field(1, key.encode()) + _field(2, feature))
+      for key, feature in sorted(features.items()))
+  return _field(1, entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a worker makes of a clip: a serialised example, or why not."""
+  example: bytes = b''
+  frames: int = 0
+  reason: str = ''
+  detail: str = ''
+
+  @property
+  def size(self):
+    return len(self.example)
+
+
+def _is_file(path):
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError as e:
+    if e.errno not in _NOT_THERE:
+      raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
+    return False
+
+
+def _find(clip, root, follow_links):
+  """Returns the path of the first file of a clip that is there."""
+  try:
+    path = annotations.find_file(root, clip.files, _is_file)
+  except ValueError as e:
+    raise video.UnreadableVideo('ambiguous name', str(e)) from e
+  if path is None:
+    raise video.UnreadableVideo('missing file')
+  real, root = os.path.realpath(path), os.path.realpath(root)
+  if not follow_links and os.path.commonpath([root, real]) != root:
+    raise video.UnreadableVideo(
+        'outside the folder of videos',
+        f'a link to {real}; --follow_links allows it')
+  return path
+
+
+def make_record(clip, *, root, fps, short_side, quality, max_frames,
+                max_seconds, on_partial, follow_links=False):
+  """Decodes one clip; never raises."""
+  import numpy as np  # noqa: PLC0415
+
+  path, detail, jpegs, seconds, size = '', '', [], [], 0
+  try:
+    path = _find(clip, root, follow_links)
+    if clip.still:
+      frames = [(video.read_still(path, short_side=short_side), 0.0)]
+    else:
+      frames = video.iterate_frames(
+          path, fps=fps, short_side=short_side, max_frames=max_frames,
+          max_seconds=max_seconds)
+    try:
+      for frame, second in frames:
+        jpegs.append(video.encode_jpeg(frame, quality))
+        seconds.append(second)
+        size += len(jpegs[-1])
+        if size > _MAX_RECORD_BYTES:
+          raise video.UnreadableVideo(
+              'too long', f'{len(jpegs)} frames are over {size >> 20} MiB; '
+              'lower --fps or set --max_frames')
+    except video.PartlyReadable as e:
+      # A header that promises more may also be wrong: named, not left out.
+      if on_partial == 'skip' and not isinstance(
+          e, video.EndsEarly) or workers.machine_problem(path, e):
+        raise
+      detail = e.detail
+  except Exception as e:
+    if path and (problem := workers.machine_problem(path, e)):
+      return Record(reason=workers.MACHINE, detail=problem)
+    if isinstance(e, video.UnreadableVideo):
+      return Record(reason=e.reason, detail=e.detail)
+    return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
+  example = _example({
+      'video': _bytes_list([clip.video.encode()]),
+      'frames': _bytes_list(jpegs),
+      'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
+      'captions': _bytes_list([text.encode() for text in clip.captions]),
+      'styles': _bytes_list([text.encode() for text in clip.styles]),
+      'questions': _bytes_list([q.text.encode() for q in clip.questions]),
+      'answers': _bytes_list([q.answer.encode() for q in clip.questions]),
+      'kinds': _bytes_list([q.kind.encode() for q in clip.questions]),
+      'still': _field(3, _field(1, _varint(int(clip.still)))),
+  })
+  return Record(example, len(jpegs), '', detail)
