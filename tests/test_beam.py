@@ -196,7 +196,7 @@ def test_a_pipeline_that_fails(clips, tmp_path, monkeypatch):
   with pytest.raises(
       RuntimeError, match='failed, .*No space left.*\n.*command continues'):
     _prepare(clips, tmp_path / 'set', make=beam.maker([]))
-  monkeypatch.setattr(prepare, 'make_here', lambda *args, **options: None)
+  monkeypatch.setattr(beam, 'make_here', lambda *args, **options: None)
   with pytest.raises(RuntimeError, match='ended without 4 of 4 parts'):
     _prepare(clips, tmp_path / 'set', make=beam.maker([]))
 
