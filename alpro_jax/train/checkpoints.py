@@ -10,7 +10,6 @@ hold a digest of every array as well, which is compared with what came back.
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import pathlib
@@ -26,6 +25,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from alpro_jax import files
 from alpro_jax.train.array_digests import array_digests, leaf_name
 from alpro_jax.train.state import TrainState
 
@@ -423,12 +423,12 @@ def load_params(
 
 def write_digests(folder: pathlib.Path) -> None:
   """Stores the size and SHA-256 of every file in a checkpoint's folder."""
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  found = sorted(p for p in folder.rglob('*') if p.is_file())
   digests = {
       str(file.relative_to(folder)): {
-          'bytes': file.stat().st_size, 'sha256': _digest(file),
+          'bytes': file.stat().st_size, 'sha256': files.sha256(file),
       }
-      for file in files if file.name not in _UNSEALED
+      for file in found if file.name not in _UNSEALED
   }
   (folder / _DIGESTS).write_text(json.dumps(digests, indent=1))
 
@@ -450,16 +450,11 @@ def check_digests(folder: pathlib.Path) -> None:
           f'checkpoint {folder} is damaged: {name} {got}, expected '
           f"{expected['bytes']} bytes."
       )
-    if _digest(file) != expected['sha256']:
+    if files.sha256(file) != expected['sha256']:
       raise DamagedCheckpointError(
           f'checkpoint {folder} is damaged: the contents of {name} changed '
           'after it was written.'
       )
-
-
-def _digest(file):
-  with open(file, 'rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:

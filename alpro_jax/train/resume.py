@@ -84,7 +84,10 @@ def check_beginning(
     return meta, ()
   train = meta['config']['train']
   # The step that was described: a run that is at work there may save others.
-  start = checkpoints.load_meta(meta['start']['path'])
+  path = meta['start']['path']
+  if 'digest' not in meta['start']:
+    path = checkpoints.find(path)  # Says what is wrong with it.
+  start = checkpoints.read_meta(path)
   return meta, check_start(
       train['init_from'], start, meta, train['new_parameters'])
 
