@@ -39,6 +39,13 @@ def mesh():
   return sharding.make_mesh(devices=jax.devices()[:1])
 
 
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  """Flags can be read, whichever test of this file a process runs first."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['evaluate'])
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A checkpoint of random weights; (workdir, config, task, parameters)."""
@@ -78,8 +85,6 @@ def sets(monkeypatch):
 
 def command(**given):
   """Runs launch/evaluate.py with these flags, in this process."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS(['evaluate'])
   with flagsaver.flagsaver(**given):
     evaluate.evaluate()
 
