@@ -17,6 +17,7 @@ PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
 BATCH_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320)
 # At the largest batch that fits.
 FORMS = {
+    'fused': '--config.model.implementation=fused',
     'attention_xla': '--config.model.attention_impl=xla',
     'attention_elementwise': '--config.model.attention_impl=elementwise',
     'attention_cudnn': '--config.model.attention_impl=cudnn',

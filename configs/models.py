@@ -11,6 +11,9 @@ def _model(
       'embed_size': embed_size,
       'temperature': 0.07,
       'dtype': 'float32',  # Compute type: float32 or bfloat16.
+      # 'plain' leaves gradients and layouts to JAX; 'fused' has some for GPUs
+      # (models/fused.py). Results differ by rounding alone.
+      'implementation': 'plain',
       # Attention: 'xla' multiplies matrices; 'elementwise', for TPUs, does not
       # over so few tokens as a clip has frames; 'cudnn', for NVIDIA GPUs and
       # bfloat16, is its fused kernel beside that; 'auto' asks the device.

@@ -109,6 +109,7 @@ def base_on_a_gpu(tmp_path_factory):
       f'--program={folder}/program.txt',
       config=(
           '--config=configs/pretrain.py', '--config.data.batch_size=64',
+          '--config.model.implementation=fused',
           '--config.model.video.depth=4', '--config.model.text.depth=2',
           '--config.model.text.fusion_layer=1',
           '--config.model.text.vocab_size=512',

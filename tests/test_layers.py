@@ -1,4 +1,4 @@
-"""Layers whose gradients are written by hand, against those that JAX makes."""
+"""Fused layers against plain ones: values, gradients, padding."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax.models import attention, layers
+from alpro_jax.models import attention, fused, layers
 
 
 def close(found, wanted, tolerance):
@@ -46,13 +46,13 @@ def test_gelu(dtype, tolerance):
   x = jnp.linspace(-6, 6, 1001, dtype=dtype)
   exact = functools.partial(jax.nn.gelu, approximate=False)
   close(
-      with_gradients(layers.gelu)(x),
+      with_gradients(fused.gelu)(x),
       with_gradients(exact)(x.astype(jnp.float32)), tolerance,
   )
 
 
 def test_gelu_keeps_its_input_alone():
-  _, pull = jax.vjp(layers.gelu, jnp.ones((4, 5)))
+  _, pull = jax.vjp(fused.gelu, jnp.ones((4, 5)))
   assert [x.shape for x in jax.tree.leaves(pull)] == [(4, 5)]
 
 
@@ -73,7 +73,7 @@ def test_layer_norm_is_that_of_flax(shape, dtype, tolerance):
         lambda params, x: module.apply({'params': params}, x)
     )(params, x)
 
-  ours = layers.LayerNorm(1e-6, jnp.dtype(dtype))
+  ours = fused.LayerNorm(epsilon=1e-6, dtype=jnp.dtype(dtype))
   theirs = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
   close(run(ours), run(theirs), tolerance)
   names = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
@@ -107,26 +107,27 @@ def test_attention_with_dropout(masked, dtype, tolerance):
   kept = jax.random.bernoulli(jax.random.key(5), 0.75, (3, 2, 9, 9))
   share = jnp.float32(0.75)
 
-  ours = with_gradients(
-      lambda *x: attention.attend(
-          *x, mask, kernel='xla', dropout=lambda shape: (kept, share)
-      )
-  )(*arrays)
+  options = {'kernel': 'xla', 'dropout': lambda shape: (kept, share)}
   wide = [x.astype(jnp.float32) for x in arrays]
   wanted = with_gradients(
       lambda *x: plain_attention(*x, mask, kept, share)
   )(*wide)
-  close(ours, wanted, tolerance)
+  for attend in (attention.attend, functools.partial(fused.attend, length=9)):
+    ours = with_gradients(lambda *x: attend(*x, mask, **options))  # noqa: B023
+    close(ours(*arrays), wanted, tolerance)
 
 
-def test_dropout_of_attention_is_drawn_for_every_weight():
+@pytest.mark.parametrize(
+    'attend', [attention.attend, functools.partial(fused.attend, length=5)]
+)
+def test_dropout_of_attention_is_drawn_for_every_weight(attend):
   shapes = []
 
   def draw(shape):
     shapes.append(shape)
     return jnp.zeros(shape, bool), jnp.float32(0.5)
 
-  out = attention.attend(*qkv(2, 3, 5, 4, 8), kernel='xla', dropout=draw)
+  out = attend(*qkv(2, 3, 5, 4, 8), kernel='xla', dropout=draw)
   assert shapes == [(2, 3, 4, 5, 5)]
   assert not out.any()
 
@@ -135,13 +136,13 @@ def test_dropout_of_attention_is_drawn_for_every_weight():
 def no_cudnn(monkeypatch):
   """Lets the path of cuDNN run here: the same call of another kernel."""
   monkeypatch.setattr(
-      attention, '_attend_cudnn',
-      functools.partial(attention._attend_cudnn, implementation='xla'),
+      attention, 'attend_cudnn',
+      functools.partial(attention.attend_cudnn, implementation='xla'),
   )
 
 
 def test_padded_lengths():
-  padded = attention.padded_length
+  padded = fused.padded_length
   assert padded(197, 'xla', dropout=True) == 197
   assert padded(4, 'cudnn', dropout=False) == 4
   assert padded(197, 'cudnn', dropout=False) == 198
@@ -149,41 +150,45 @@ def test_padded_lengths():
   assert padded(227, 'cudnn', dropout=True) == 232
 
 
+def layer(kernel, *, dtype='float32', dropout=0.0, fused=True):
+  return layers.Attention(
+      2,
+      layers.ComputeOptions(
+          dtype=jnp.dtype(dtype), attention=kernel, fused=fused
+      ),
+      nn.initializers.normal(0.3), dropout,
+  )
+
+
 @pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize('before', [False, True])
+@pytest.mark.parametrize('query_tokens', [None, 3])
+@pytest.mark.parametrize('form', ['plain', 'fused', 'padded before'])
 @pytest.mark.parametrize(
     ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)]
 )
 def test_a_token_that_makes_a_length_even_is_not_seen(
-    no_cudnn, masked, before, dtype, tolerance
+    no_cudnn, masked, query_tokens, form, dtype, tolerance
 ):
   """bfloat16 takes the kernel of cuDNN; float32 scores with a mask."""
   length, width = 19, 16
   x = jax.random.normal(jax.random.key(0), (2, length, width), dtype)
   mask = jnp.arange(length) < jnp.array([[length], [7]]) if masked else None
-
-  def layer(kernel):
-    return layers.Attention(
-        2, layers.Form(dtype=jnp.dtype(dtype), attention=kernel),
-        nn.initializers.normal(0.3),
-    )
-
   params = nn.unbox(layer('xla').init(jax.random.key(1), x))
 
-  def run(kernel, append):
+  def run(kernel, form):
     def apply(params, x):
-      seen = mask
-      if append:  # By the caller, with what must not be seen.
+      if form == 'padded before':  # By the caller, with what must not be seen.
         tail = jnp.full((2, 1, width), 50, x.dtype)
         x = jnp.concatenate([x, tail], axis=1)
-        seen = None if mask is None else jnp.pad(mask, [(0, 0), (0, 1)])
-      out = layer(kernel).apply(params, x, seen, length=length)
-      assert out.shape == (2, length, width)
+      out = layer(kernel, dtype=dtype, fused=form != 'plain').apply(
+          params, x, mask, query_tokens=query_tokens, length=length
+      )
+      assert out.shape == (2, query_tokens or length, width)
       return out
 
     return with_gradients(apply)(params, x)
 
-  close(run('cudnn', before), run('xla', False), tolerance)
+  close(run('cudnn', form), run('xla', 'plain'), tolerance)
 
 
 def test_padding_for_dropout_is_not_seen(monkeypatch):
@@ -194,18 +199,11 @@ def test_padding_for_dropout_is_not_seen(monkeypatch):
   )
   x = jax.random.normal(jax.random.key(0), (2, 19, 16))
   mask = jnp.arange(19) < jnp.array([[19], [7]])
-
-  def layer(kernel, dropout):
-    return layers.Attention(
-        2, layers.Form(dtype=jnp.dtype('float32'), attention=kernel),
-        nn.initializers.normal(0.3), dropout,
-    )
-
-  params = nn.unbox(layer('xla', 0.0).init(jax.random.key(1), x))
+  params = nn.unbox(layer('xla').init(jax.random.key(1), x))
 
   def run(kernel, dropout):
     return with_gradients(
-        lambda params, x: layer(kernel, dropout).apply(
+        lambda params, x: layer(kernel, dropout=dropout).apply(
             params, x, mask, key=jax.random.key(2)
         )
     )(params, x)

@@ -281,10 +281,8 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
   region = jnp.array([[True, False, True, False], [False] * 3 + [True]])
 
   @jax.jit
-  def run(params, video, ids, mask):
+  def run(params, *pairs):
     model = Alpro(config).bind({'params': params})
-    tokens = model.encode_video(video, train=False).tokens
-    pairs = model.encode_text(ids, mask, train=False).tokens, mask, tokens
     fused = model.fuse(*pairs, train=False)
     patches = fused[:, L + 1 :]
     pooled = jnp.stack([(patches[0, 0] + patches[0, 2]) / 2, patches[1, 3]])
@@ -294,12 +292,17 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
         (model.region_entities(fused, region), model.entity_logits(pooled)),
     )
 
-  for found, wanted in run(make_params(config), *make_batch(config)):
+  _, _, mask = make_batch(config)
+  text = jax.random.normal(jax.random.key(1), (B, L, 16))
+  video = jax.random.normal(jax.random.key(2), (B, 5, 16))
+  for found, wanted in run(make_params(config), text, mask, video):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize('form', [
     {'remat': 'dots', 'attention_impl': 'elementwise'},
+    {'implementation': 'fused'},
+    {'implementation': 'fused', 'scan_layers': True, 'remat': 'blocks'},
     {'scan_layers': True},
     {'scan_layers': True, 'remat': 'blocks'},
 ], ids=str)
@@ -317,6 +320,7 @@ def test_every_form_has_the_same_full_gradients(trained, form):
 
 @pytest.mark.parametrize('form', [
     {}, {'remat': 'blocks'}, {'scan_layers': True, 'remat': 'dots'},
+    {'implementation': 'fused'},
 ], ids=str)
 def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
   """Three kinds of pairs side by side: values and all gradients are equal."""
@@ -341,7 +345,7 @@ def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
 
   def in_part(params, text, video):
     return Alpro(config).bind({'params': params}).fuse(
-        text, mask, video, train=False, read=read
+        text, mask, video, train=False, query_tokens=read
     )
 
   def run(function):
@@ -437,9 +441,9 @@ def test_a_scanned_stack_is_traced_once():
   assert size(6, True) - size(3, True) < 0.3 * (size(6, False) - size(3, False))
 
 
-def test_configs_of_before_still_load():
+def test_configs_of_older_checkpoints_load():
   values = dataclasses.asdict(make_config())
-  for name in ('attention_impl', 'scan_layers'):
+  for name in ('implementation', 'attention_impl', 'scan_layers'):
     del values[name]
   for old, new in ((False, 'none'), (True, 'blocks')):
     assert AlproConfig.from_dict(values | {'remat': old}).remat == new
@@ -504,7 +508,7 @@ def test_dropping_the_time_attention_keeps_the_bias_of_temporal_fc(divided):
   """Defect 25, kept: the drop comes before temporal_fc."""
   config, params = divided
   block = timesformer.DividedBlock(
-      config.video, layers.Form(jnp.float32), frames=T
+      config.video, layers.ComputeOptions(jnp.float32), frames=T
   )
   weights = params['video_encoder']['block0']
   x = jax.random.normal(jax.random.key(0), (B, 1 + 4 * T, 16))
@@ -611,5 +615,5 @@ def test_wrong_inputs_are_refused(divided):
     )
   with pytest.raises(ValueError, match='self.heads=3 must divide width=16'):
     layers.Attention(
-        3, layers.Form(jnp.float32), nn.initializers.ones
+        3, layers.ComputeOptions(jnp.float32), nn.initializers.ones
     ).init(jax.random.key(0), jnp.ones((1, 2, 16)))

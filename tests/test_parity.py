@@ -359,8 +359,9 @@ def test_losses_and_gradients_agree(
       np.testing.assert_array_equal(array, 0, err_msg=name)
 
 
+@pytest.mark.parametrize('implementation', ['plain', 'fused'])
 def test_question_answering_agrees(
-    golden, golden_answers, config, inputs, expected
+    golden, golden_answers, config, inputs, expected, implementation
 ):
   """Every layer of the pair, the loss and the gradients of every parameter."""
   state = {
@@ -369,7 +370,8 @@ def test_question_answering_agrees(
       if not k.startswith(('prompter.', 'mpm_head', 'text_encoder.cls'))
   } | golden_answers[0]
   config = dataclasses.replace(
-      config, embed_size=0, match=False, mlm=False, entities=0, answers=15
+      config, embed_size=0, match=False, mlm=False, entities=0, answers=15,
+      implementation=implementation,
   )
   params = original.from_original(state, config)
   labels = jnp.asarray(golden_answers[1]['in.labels'], jnp.int32)

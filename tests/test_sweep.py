@@ -56,7 +56,7 @@ def test_batches_grow_until_one_does_not_fit(program, tmp_path, capsys):
   assert table.endswith('Failed: attention_cudnn, batch_64.\n')
   said = capsys.readouterr().out
   assert 'failed: RESOURCE_EXHAUSTED: out of memory' in said
-  assert '1 of 11: batch_16, after 0 s' in said and '160 clips/s' in said
+  assert '1 of 12: batch_16, after 0 s' in said and '160 clips/s' in said
 
 
 def test_what_was_measured_is_kept_and_the_rest_goes_on(

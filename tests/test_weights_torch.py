@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.bert import BertLayers, TextEmbedding
-from alpro_jax.models.layers import Form
+from alpro_jax.models.layers import ComputeOptions
 from alpro_jax.models.timesformer import VideoEncoder
 from alpro_jax.weights import assemble, files, original, sizes, sources
 from configs import models
@@ -76,10 +76,10 @@ def test_a_bert_of_transformers_agrees(tmp_path):
 
   @jax.jit
   def run(params):
-    x = TextEmbedding(config.text, Form(jnp.float32)).apply(
+    x = TextEmbedding(config.text, ComputeOptions(jnp.float32)).apply(
         {'params': params['text_embedding']}, ids, train=False)
     for name, start, stop in (('text_encoder', 0, 1), ('fusion_encoder', 1, 2)):
-      layers = BertLayers(config.text, Form(jnp.float32), start, stop)
+      layers = BertLayers(config.text, ComputeOptions(jnp.float32), start, stop)
       x = layers.apply({'params': params[name]}, x, mask, train=False)
     return x
 
@@ -134,7 +134,7 @@ def test_a_timesformer_agrees(tmp_path, naming):
   patches = einops.reduce(
       hidden[:, 1:], 'b (n t) d -> b n d', 'mean', t=3)
   expected = torch.cat([hidden[:, :1], patches], dim=1)
-  encoder = VideoEncoder(config.video, Form(jnp.float32))
+  encoder = VideoEncoder(config.video, ComputeOptions(jnp.float32))
   ours = jax.jit(lambda params: encoder.apply(
       {'params': params}, video, train=False))(params['video_encoder'])
   agree(np.asarray(ours), expected)

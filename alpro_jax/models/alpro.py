@@ -15,8 +15,11 @@ DTYPES = ('float32', 'bfloat16')
 TEMPERATURE_RANGE = (0.001, 0.5)
 # The heads that a model has unless its task says otherwise.
 HEADS = {'match': True, 'mlm': True, 'entities': 0, 'answers': 0}
-# How it is computed. Checkpoints of before do not say, and need not.
-FORM = {'attention_impl': 'auto', 'scan_layers': False}
+# How it is computed, for checkpoints that do not say.
+COMPUTE = {
+    'implementation': 'plain', 'attention_impl': 'auto', 'scan_layers': False,
+}
+IMPLEMENTATIONS = ('plain', 'fused')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +36,24 @@ class AlproConfig:
   answers: int  # 0: no answer head.
   dtype: str
   # How it is computed, which changes no number but by rounding.
+  implementation: str  # One of IMPLEMENTATIONS.
   attention_impl: str  # One of attention.KERNELS.
   scan_layers: bool
   remat: str  # One of stack.REMAT.
 
   def __post_init__(self):
     if isinstance(self.remat, bool):
-      # As checkpoints of before have it.
+      # As the first checkpoints have it.
       object.__setattr__(self, 'remat', 'blocks' if self.remat else 'none')
     if self.remat not in stack.REMAT:
       raise ValueError(
           f'config.model.{self.remat=} is unknown; choose one of '
           f'{sorted(stack.REMAT)}.'
+      )
+    if self.implementation not in IMPLEMENTATIONS:
+      raise ValueError(
+          f'config.model.{self.implementation=} is unknown; choose one of '
+          f'{IMPLEMENTATIONS}.'
       )
     if self.attention_impl not in attention.KERNELS:
       raise ValueError(
@@ -65,7 +74,8 @@ class AlproConfig:
     For whoever looks inside a layer, or takes the program elsewhere.
     """
     return dataclasses.replace(
-        self, attention_impl='xla', scan_layers=False, remat='none'
+        self, implementation='plain', attention_impl='xla', scan_layers=False,
+        remat='none',
     )
 
   @classmethod
@@ -73,7 +83,7 @@ class AlproConfig:
     """Builds the nested config; unknown and missing keys are refused."""
     values = dict(values)
     # Presets leave the heads to the task.
-    for name, value in (HEADS | FORM).items():
+    for name, value in (HEADS | COMPUTE).items():
       values.setdefault(name, value)
     for name, part in (
         ('video', timesformer.VideoConfig), ('text', bert.TextConfig)
@@ -163,13 +173,13 @@ class Alpro(nn.Module):
   mesh: jax.sharding.Mesh | None = None
 
   def setup(self):
-    config, form = self.config, self._form()
+    config, options = self.config, self._compute_options()
     text, width = config.text, config.text.width
-    self.video_encoder = timesformer.VideoEncoder(config.video, form)
-    self.text_embedding = bert.TextEmbedding(text, form)
-    self.text_encoder = bert.BertLayers(text, form, 0, text.fusion_layer)
+    self.video_encoder = timesformer.VideoEncoder(config.video, options)
+    self.text_embedding = bert.TextEmbedding(text, options)
+    self.text_encoder = bert.BertLayers(text, options, 0, text.fusion_layer)
     self.fusion_encoder = bert.BertLayers(
-        text, form, text.fusion_layer, text.depth
+        text, options, text.fusion_layer, text.depth
     )
     if config.embed_size:
       axes = ('embed', 'joint')
@@ -179,7 +189,7 @@ class Alpro(nn.Module):
           'temperature', nn.initializers.constant(config.temperature), ()
       )
     if config.mlm:
-      self.mlm_head = bert.MlmHead(text, form.dtype)
+      self.mlm_head = bert.MlmHead(text, options)
     if config.match:
       self.match_head = _head(2, width, ('embed', 'classes'))
     if config.entities:
@@ -187,12 +197,13 @@ class Alpro(nn.Module):
     if config.answers:
       self.answer_head = Classifier(config.answers)
 
-  def _form(self):
+  def _compute_options(self):
     config, mesh = self.config, self.mesh
     # The devices it is compiled for may not be those of this process.
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return layers.Form(
+    return layers.ComputeOptions(
         dtype=jnp.dtype(config.dtype),
+        fused=config.implementation == 'fused',
         attention=attention.choose_kernel(config.attention_impl, device),
         remat=config.remat,
         scan=config.scan_layers,
@@ -233,7 +244,7 @@ class Alpro(nn.Module):
       video_tokens: jax.Array,
       *,
       train: bool,
-      read: tuple[int, ...] = (),
+      query_tokens: tuple[int, ...] = (),
   ) -> jax.Array | tuple[jax.Array, ...]:
     """Lets text and video tokens attend to each other.
 
@@ -242,17 +253,19 @@ class Alpro(nn.Module):
       text_mask: bool[B, L].
       video_tokens: f[B, S, D].
       train: whether dropout acts.
-      read: if not all tokens are: how many of the first ones, for each of the
-        kinds of pairs that lie side by side, B = (b kinds). The last layer then
-        makes no others, which saves a seventh of all for (1,).
+      query_tokens: how many of the first tokens are wanted, of each of K types
+        of pairs; B = (b K), the K of one clip side by side. The last layer then
+        makes no others, which saves a seventh of all for (1,). () is all.
     Returns:
       f[B, L + S, D]: text first, so token 0 stands for the pair and token L is
-      the video's class token. With `read` a tuple of f[b, n, D].
+      the video's class token. With `query_tokens` a tuple of
+      f[b, n, D].
     """
     tokens = jnp.concatenate([text_tokens, video_tokens], axis=1)
     always = jnp.ones(video_tokens.shape[:2], bool)
     mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
-    return self.fusion_encoder(tokens, mask, train=train, read=read)
+    return self.fusion_encoder(tokens, mask, train=train,
+        query_tokens=query_tokens)
 
   def match(
       self,
@@ -283,7 +296,8 @@ class Alpro(nn.Module):
   def _fuse_to_pair(self, text_tokens, text_mask, video_tokens, train):
     """f[B, D]: token 0 of the fused tokens, which stands for the pair."""
     (tokens,) = self.fuse(
-        text_tokens, text_mask, video_tokens, train=train, read=(1,)
+        text_tokens, text_mask, video_tokens, train=train,
+        query_tokens=(1,),
     )
     return tokens[:, 0]
 

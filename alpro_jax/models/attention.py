@@ -31,20 +31,6 @@ def choose_kernel(name: str, device: jax.Device) -> str:
   return 'elementwise' if device.platform == 'tpu' else 'xla'
 
 
-def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
-  """Returns the tokens to attend with, so that no kernel pads by itself.
-
-  What is padded before the projections costs next to nothing. Padded later it
-  is a copy each of query, key and value, or of all scores: XLA's GPU compiler
-  brings every side of a 16-bit product to a multiple of 8. cuDNN's gradient
-  wants an even length.
-  """
-  if kernel != 'cudnn' or length <= SHORT:
-    return length
-  multiple = 8 if dropout else 2
-  return -(-length // multiple) * multiple
-
-
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -52,7 +38,6 @@ def attend(
     mask: jax.Array | None = None,
     *,
     kernel: str,
-    length: int | None = None,
     dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
 ) -> jax.Array:
   """Returns the values of each sequence, weighted by softmax(q k / sqrt(K)).
@@ -66,34 +51,19 @@ def attend(
       sequences, see `_attend_elementwise`; 'cudnn' keeps no scores of long
       sequences where type and shape allow it, and is 'elementwise' elsewhere.
       Fewer queries than keys have few scores: 'xla', whatever is asked for.
-    length: of the sequence without padding, which no token attends to; None
-      is L.
     dropout: of the weights: shape -> which are kept, and the share that is. No
       kernel has it, so that scores are then formed.
   Returns:
     f[..., Q, A, K]. Scores and softmax are float32.
   """
-  size = key.shape[-3]
-  if length == size:
-    length = None
-  if query.shape[-3] != size:
-    kernel = 'xla'
-  fused = kernel == 'cudnn' and dropout is None and _fits_cudnn(query)
-  fused = fused and (mask is not None or size > SHORT)
-  if fused and mask is None:
-    return _attend_cudnn(query, key, value, None, length)
-  if length is not None:
-    real = jnp.arange(size) < length
-    mask = real if mask is None else mask & real
-    mask = jnp.broadcast_to(mask, key.shape[:-2])
-  if fused:
-    return _attend_cudnn(query, key, value, mask, None)
   if dropout is not None:
-    *lead, queries, heads, _ = query.shape
-    kept, share = dropout((*lead, heads, queries, size))
-    return _attend_with_dropout(query, key, value, mask, kept, share)
-  if kernel != 'xla' and mask is None and size <= SHORT:
+    return _attend_with_dropout(query, key, value, mask, dropout)
+  if query.shape != key.shape:
+    kernel = 'xla'
+  if kernel != 'xla' and mask is None and key.shape[-3] <= SHORT:
     return _attend_elementwise(query, key, value)
+  if kernel == 'cudnn' and fits_cudnn(query):
+    return attend_cudnn(query, key, value, mask)
 
   def run(query, key, value, mask):
     mask = None if mask is None else mask[:, None, None, :]
@@ -106,30 +76,29 @@ def attend(
   return run(query, key, value, mask)
 
 
-def _attend_cudnn(query, key, value, mask, length, implementation='cudnn'):
-  """Attention that keeps no scores; L must be even if it is to be trained.
-
-  With a mask, or with the length before the padding, or with neither.
-  """
-  *lead, size, _, _ = query.shape
-  count = math.prod(lead)
-
-  def flat(x):
-    return x.reshape(count, *x.shape[len(lead) :])
-
-  lengths = None
-  if mask is not None:
-    # cuDNN takes no mask that is one for all queries.
-    mask = jnp.broadcast_to(
-        flat(mask)[:, None, None], (count, 1, size, size)
-    )
-  elif length is not None:
-    lengths = jnp.full(count, length, jnp.int32)
-  out = jax.nn.dot_product_attention(
-      *(flat(x) for x in (query, key, value)), mask=mask,
-      key_value_seq_lengths=lengths, implementation=implementation,
+def scores(
+    query: jax.Array, key: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+  """Arguments of `attend` -> float32[..., A, Q, L], before the softmax."""
+  products = jnp.einsum(
+      '...qak,...lak->...aql', query * query.shape[-1] ** -0.5, key,
+      preferred_element_type=jnp.float32,
   )
-  return out.reshape(query.shape)
+  if mask is None:
+    return products
+  return jnp.where(mask[..., None, None, :], products, MASKED)
+
+
+def drop(weights: jax.Array, kept: jax.Array, share: jax.Array) -> jax.Array:
+  """Zeroes weights that are not kept, and scales the others by 1 / share."""
+  zero = jnp.zeros((), weights.dtype)
+  return jnp.where(kept, weights / share.astype(weights.dtype), zero)
+
+
+def _attend_with_dropout(query, key, value, mask, dropout):
+  weights = jax.nn.softmax(scores(query, key, mask)).astype(value.dtype)
+  weights = drop(weights, *dropout(weights.shape))
+  return jnp.einsum('...aql,...lak->...qak', weights, value)
 
 
 def _attend_elementwise(query, key, value):
@@ -141,14 +110,16 @@ def _attend_elementwise(query, key, value):
   moves a third of the bytes. On a CPU, which has neither, it is slower.
   """
   query, key, wide = (x.astype(jnp.float32) for x in (query, key, value))
-  scores = query[..., :, None, :, :] * key[..., None, :, :, :]
-  scores = jnp.sum(scores, axis=-1, keepdims=True) * query.shape[-1] ** -0.5
-  weights = jax.nn.softmax(scores, axis=-3)  # [..., L, L, A, 1]
+  products = query[..., :, None, :, :] * key[..., None, :, :, :]
+  products = jnp.sum(products, axis=-1, keepdims=True)
+  weights = jax.nn.softmax(products * query.shape[-1] ** -0.5, axis=-3)
+  # Of [..., L, L, A, 1].
   out = jnp.sum(weights * wide[..., None, :, :, :], axis=-3)
   return out.astype(value.dtype)
 
 
-def _fits_cudnn(query):
+def fits_cudnn(query: jax.Array) -> bool:
+  """Tells whether cuDNN's kernel takes f[..., Q, A, K] of this type and K."""
   size = query.shape[-1]
   return (
       query.dtype in (jnp.bfloat16, jnp.float16)
@@ -157,60 +128,45 @@ def _fits_cudnn(query):
   )
 
 
-@jax.custom_vjp
-def _attend_with_dropout(query, key, value, mask, kept, share):
-  """Attention whose weights f[..., A, Q, L] are dropped where not `kept`.
+def attend_cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    length: int | None = None,
+    implementation: str = 'cudnn',
+) -> jax.Array:
+  """As `attend`; keeps no scores.
 
-  The backward pass is written by hand for what it moves, since scores are the
-  largest arrays of a layer: it reads the weights once, in the compute type, and
-  never forms the float32 gradients of softmax and dropout.
+  Args:
+    query: f[..., L, A, K].
+    key: f[..., L, A, K].
+    value: f[..., L, A, K].
+    mask: see `attend`.
+    length: without a mask, how many tokens are attended to; None is L.
+    implementation: see jax.nn.dot_product_attention.
   """
-  return _dropout_forward(query, key, value, mask, kept, share)[0]
+  *lead, size, _, _ = query.shape
+  count = math.prod(lead)
+  length = length or size
+  # The kernel's gradient wants an even length.
+  odd = size % 2
 
+  def flat(x, axis):
+    x = x.reshape(count, *x.shape[len(lead) :])
+    pads = [(0, odd) if i == axis else (0, 0) for i in range(x.ndim)]
+    return jnp.pad(x, pads) if odd else x
 
-def _dropout_forward(query, key, value, mask, kept, share):
-  scores = jnp.einsum(
-      '...qak,...lak->...aql', _scaled(query), key,
-      preferred_element_type=jnp.float32,
-  )
+  lengths = None
   if mask is not None:
-    scores = jnp.where(mask[..., None, None, :], scores, MASKED)
-  # The barrier keeps XLA from storing scores, twice as wide, and taking their
-  # softmax again in the backward pass.
-  weights = jax.lax.optimization_barrier(
-      jax.nn.softmax(scores).astype(value.dtype)
+    # cuDNN takes no mask that is one for all queries.
+    mask = jnp.broadcast_to(
+        flat(mask, 1)[:, None, None], (count, 1, size + odd, size + odd)
+    )
+  elif length < size + odd:
+    lengths = jnp.full(count, length, jnp.int32)
+  out = jax.nn.dot_product_attention(
+      *(flat(x, 1) for x in (query, key, value)), mask=mask,
+      key_value_seq_lengths=lengths, implementation=implementation,
   )
-  dropped = _dropped(weights, kept, share)
-  out = jnp.einsum('...aql,...lak->...qak', dropped, value)
-  return out, (query, key, value, kept, share, weights, out)
-
-
-def _dropout_backward(residuals, of_out):
-  query, key, value, kept, share, weights, out = residuals
-  dropped = _dropped(weights, kept, share)
-  of_value = jnp.einsum('...aql,...qak->...lak', dropped, of_out)
-  of_dropped = jnp.einsum('...qak,...lak->...aql', of_out, value)
-  # Softmax's own part, the sum over l of dropped * of_dropped, is that over k
-  # of out * of_out (Dao et al., FlashAttention, 2022, appendix B).
-  common = jnp.sum(
-      out.astype(jnp.float32) * of_out.astype(jnp.float32), axis=-1
-  )
-  common = jnp.swapaxes(common, -1, -2)[..., None]
-  of_scores = dropped.astype(jnp.float32) * of_dropped.astype(jnp.float32)
-  of_scores -= weights.astype(jnp.float32) * common
-  of_scores = of_scores.astype(query.dtype)
-  of_query = _scaled(jnp.einsum('...aql,...lak->...qak', of_scores, key))
-  of_key = jnp.einsum('...aql,...qak->...lak', of_scores, _scaled(query))
-  return of_query, of_key, of_value, None, None, None
-
-
-_attend_with_dropout.defvjp(_dropout_forward, _dropout_backward)
-
-
-def _scaled(query):
-  return query * query.shape[-1] ** -0.5
-
-
-def _dropped(weights, kept, share):
-  zero = jnp.zeros((), weights.dtype)
-  return jnp.where(kept, weights / share.astype(weights.dtype), zero)
+  return out[:, :size].reshape(query.shape)

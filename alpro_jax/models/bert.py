@@ -1,7 +1,8 @@
-"""BERT, cut in two: its first layers read text, its last ones fuse."""
+"""BERT in two parts: its first layers read text, its last ones fuse."""
 
 import dataclasses
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -44,7 +45,7 @@ class TextEmbedding(nn.Module):
   """Word, position and type vectors; the word table also decodes."""
 
   config: TextConfig
-  form: layers.Form
+  options: layers.ComputeOptions
 
   def setup(self):
     config = self.config
@@ -62,9 +63,10 @@ class TextEmbedding(nn.Module):
     self.types = table('types', 2, 'positions', config.matrix_std)
     # The table is used twice, and its gradient is the largest of all.
     self.copies = self.words[None]
-    if self.form.mesh is not None:
-      self.copies = sharding.copy_per_shard(self.words, self.form.mesh)
-    self.norm = layers.LayerNorm(EPSILON, self.form.dtype)
+    mesh = self.options.mesh
+    if mesh is not None:
+      self.copies = sharding.copy_per_shard(self.words, mesh)
+    self.norm = layers.layer_norm(EPSILON, self.options)
 
   def __call__(self, ids: jax.Array, *, train: bool) -> jax.Array:
     """int32[B, L] -> f[B, L, D]."""
@@ -79,7 +81,7 @@ class TextEmbedding(nn.Module):
     padding = (ids == PADDING_ID)[..., None]
     words = jnp.where(padding, jax.lax.stop_gradient(words), words)
     x = words + self.positions[:length] + self.types[0]
-    x = self.norm(x.astype(self.form.dtype))
+    x = self.norm(x.astype(self.options.dtype))
     key = self.make_rng('dropout') if train else None
     return layers.dropout(x, self.config.dropout, key)
 
@@ -88,7 +90,7 @@ class TextEmbedding(nn.Module):
 
     def product(words, x):
       return jnp.einsum(
-          '...d,vd->...v', x, words.astype(self.form.dtype),
+          '...d,vd->...v', x, words.astype(self.options.dtype),
           preferred_element_type=jnp.float32,
       )
 
@@ -97,7 +99,7 @@ class TextEmbedding(nn.Module):
   def _per_shard(self, function, rows):
     """function(words, rows) by the copy of the words where the rows are."""
     shards = self.copies.shape[0]
-    # One device, or rows that are not cut, as those of `init`.
+    # One device, or rows that are not sharded, as those of `init`.
     if shards == 1 or rows.shape[0] % shards:
       return function(self.words, rows)
     parts = rows.reshape(shards, rows.shape[0] // shards, *rows.shape[1:])
@@ -106,88 +108,94 @@ class TextEmbedding(nn.Module):
 
 
 class BertLayer(nn.Module):
-  """A post-norm transformer layer.
-
-  Attributes:
-    config: sizes and initial values.
-    form: how it is computed.
-    read: see layers.Attention.
-  """
+  """A post-norm transformer layer."""
 
   config: TextConfig
-  form: layers.Form
-  read: tuple[int, ...] = ()
+  options: layers.ComputeOptions
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None
+      self, x: jax.Array, mask: jax.Array, key: jax.Array | None,
+      query_tokens: int | None = None,
   ) -> jax.Array:
-    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, L, D].
+    """f[B, L, D] -> f[B, query_tokens, D].
 
-    With `read`, of len(read) kinds side by side: f[b, sum(read), D].
+    Args:
+      x: f[B, L, D].
+      mask: bool[B, L], True on the tokens that may be attended to.
+      key: of dropout; None in evaluation.
+      query_tokens: how many of the first tokens are made; None is all.
     """
-    config, dtype = self.config, self.form.dtype
+    config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 3)
     y = layers.Attention(
-        config.heads, self.form, init, config.dropout, read=self.read,
-        name='attention',
-    )(x, mask, key=keys[0])
-    y = layers.dropout(y, config.dropout, keys[1])
-    if self.read:
-      x = layers.first_tokens(x, self.read)
-    x = layers.LayerNorm(EPSILON, dtype, name='norm')(x + y)
-    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(x)
-    y = layers.dropout(y, config.dropout, keys[2])
-    return layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x + y)
+        config.heads, options, init, config.dropout, name='attention'
+    )(x, mask, key=keys[0], query_tokens=query_tokens)
+    x = x[:, :query_tokens] + layers.dropout(y, config.dropout, keys[1])
+    x = layers.layer_norm(EPSILON, options, name='norm')(x)
+    y = layers.Mlp(config.mlp_size, options, init, name='mlp')(x)
+    x += layers.dropout(y, config.dropout, keys[2])
+    return layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
 
 
 class BertLayers(nn.Module):
   """Layers start..stop-1 of one BERT, numbered as in the whole."""
 
   config: TextConfig
-  form: layers.Form
+  options: layers.ComputeOptions
   start: int
   stop: int
 
   @nn.compact
   def __call__(
       self, x: jax.Array, mask: jax.Array, *, train: bool,
-      read: tuple[int, ...] = (),
+      query_tokens: tuple[int, ...] = (),
   ) -> jax.Array | tuple[jax.Array, ...]:
-    """f[B, L, D] with bool[B, L], True on real tokens -> f[B, L, D].
+    """Sends tokens through the layers.
 
-    With `read` the rows are len(read) kinds side by side, B = (b kinds), and
-    of each kind only so many first tokens are read: a tuple of f[b, n, D]. The
-    last layer then makes these alone, of the keys and values of all tokens.
+    Args:
+      x: f[B, L, D].
+      mask: bool[B, L], True on the tokens that may be attended to.
+      train: whether dropout acts.
+      query_tokens: how many of the first tokens are wanted, of each of K types
+        of rows; B = (b K), the K of one clip side by side. () is all of all.
+    Returns:
+      f[B, L, D]; with `query_tokens` a tuple of f[b, n, D] for each n of them.
     """
-    count = self.stop - self.start
     keys = None
     if train and self.config.dropout:
-      keys = layers.split(self.make_rng('dropout'), count)
+      keys = layers.split(self.make_rng('dropout'), self.stop - self.start)
     names = [f'layer{i}' for i in range(self.start, self.stop)]
+    whole = names[:-1] if query_tokens else names
+    x = stack.run_layers(
+        self, lambda name: BertLayer(self.config, self.options, name=name),
+        whole, x, mask, options=self.options,
+        each={'key': None if keys is None else keys[: len(whole)]},
+    )
+    if not query_tokens:
+      return x
 
-    def run(names, x, keys, form, read=()):
-      return stack.run_layers(
-          self, lambda name: BertLayer(self.config, form, read, name=name),
-          names, x, mask, each={'key': keys}, form=form,
+    # The last layer makes the wanted tokens alone, type by type.
+    last = BertLayer(self.config, self.options, name=names[-1])
+    types = len(query_tokens)
+    x = einops.rearrange(x, '(b k) l d -> b k l d', k=types)
+    mask = einops.rearrange(mask, '(b k) l -> b k l', k=types)
+    keys = layers.split(None if keys is None else keys[-1], types)
+    out = []
+    for i, n in enumerate(query_tokens):
+      run = stack.rematerialized(
+          lambda last, *args, n=n: last(*args, query_tokens=n), self.options
       )
-
-    if not read:
-      return run(names, x, keys, self.form)
-    before, last = (None, None) if keys is None else (keys[:-1], keys[-1:])
-    x = run(names[:-1], x, before, self.form)
-    # It makes fewer tokens than it reads, which no loop over layers can.
-    unrolled = dataclasses.replace(self.form, scan=False)
-    x = run(names[-1:], x, last, unrolled, tuple(read))
-    return tuple(layers.split_kinds(x, read))
+      out.append(run(last, x[:, i], mask[:, i], keys[i]))
+    return tuple(out)
 
 
 class MlmHead(nn.Module):
   """Prepares hidden states for the tied decoder; owns the decoder's bias."""
 
   config: TextConfig
-  dtype: jnp.dtype
+  options: layers.ComputeOptions
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -195,9 +203,10 @@ class MlmHead(nn.Module):
     config = self.config
     x = layers.dense(
         config.width, ('embed', 'embed_out'), name='transform',
-        dtype=self.dtype, kernel_init=nn.initializers.normal(config.matrix_std),
+        dtype=self.options.dtype,
+        kernel_init=nn.initializers.normal(config.matrix_std),
     )(x)
-    x = layers.gelu(x)
-    x = layers.LayerNorm(EPSILON, self.dtype, name='norm')(x)
+    x = layers.gelu(x, self.options)
+    x = layers.layer_norm(EPSILON, self.options, name='norm')(x)
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
     return x, self.param('bias', init, (config.vocab_size,))

@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models.attention import attend, padded_length
+from alpro_jax.models import attention, fused
 
 Initializer = Callable[..., jax.Array]
 
@@ -31,21 +30,23 @@ LOGICAL_AXES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ComputeOptions:
   """How layers are computed, which changes no number but by rounding.
 
-  One exception: where 'cudnn' pads a sequence, dropout of the attention weights
-  draws for the padding too, and so other draws.
+  One exception: where fused layers pad a sequence, dropout of the attention
+  weights draws for the padding too, and so other draws.
 
   Attributes:
     dtype: compute type; parameters, scores, softmax and norms are float32.
+    fused: gradients and layouts for GPUs of models/fused.py.
     attention: one of attention.KERNELS but 'auto'.
     remat: what is kept for the backward pass, one of stack.REMAT.
     scan: run the layers of a stack as a loop, compiled once.
-    mesh: of the devices that the batch is cut over; None if it is not cut.
+    mesh: of the devices that the batch is sharded over; None if it is not.
   """
 
   dtype: jnp.dtype
+  fused: bool = False
   attention: str = 'xla'
   remat: str = 'none'
   scan: bool = False
@@ -81,65 +82,19 @@ def dense(
   )
 
 
-class LayerNorm(nn.Module):
-  """LayerNorm as PyTorch computes it: exact variance, in float32.
-
-  Attributes:
-    epsilon: added to the variance.
-    dtype: of the result.
-  """
-
-  epsilon: float
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """f[..., D] -> f[..., D]."""
-    size = x.shape[-1:]
-    scale = self.param('scale', nn.initializers.ones, size)
-    bias = self.param('bias', nn.initializers.zeros, size)
-    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon, dtype, x, scale, bias):
-  return _norm_forward(epsilon, dtype, x, scale, bias)[0]
-
-
-def _norm_forward(epsilon, dtype, x, scale, bias):
-  wide = x.astype(jnp.float32)
-  mean = jnp.mean(wide, axis=-1, keepdims=True)
-  centred = wide - mean
-  variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-  inverse = jax.lax.rsqrt(variance + epsilon)
-  out = centred * (inverse * scale) + bias
-  return out.astype(dtype), (x, scale, mean, inverse)
-
-
-def _norm_backward(epsilon, dtype, residuals, of_out):
-  """Reads `x` and its gradient twice, once along rows and once down columns.
-
-  Left to itself XLA's GPU compiler makes the products once, in float32, and
-  stores them for both.
-  """
-  del epsilon, dtype
-  x, scale, mean, inverse = residuals
-  normed = (x.astype(jnp.float32) - mean) * inverse
-  wide = of_out.astype(jnp.float32) * scale
-  of_x = wide - jnp.mean(wide, axis=-1, keepdims=True)
-  of_x -= normed * jnp.mean(wide * normed, axis=-1, keepdims=True)
-  of_x = (of_x * inverse).astype(x.dtype)
-
-  x, mean, inverse, of_out = jax.lax.optimization_barrier(
-      (x, mean, inverse, of_out)
+def layer_norm(
+    epsilon: float, options: ComputeOptions, *, name: str | None = None
+) -> nn.LayerNorm:
+  """A LayerNorm as PyTorch computes it: exact variance, in float32."""
+  module = fused.LayerNorm if options.fused else nn.LayerNorm
+  return module(
+      epsilon=epsilon, dtype=options.dtype, use_fast_variance=False, name=name
   )
-  normed = (x.astype(jnp.float32) - mean) * inverse
-  of_out = of_out.astype(jnp.float32)
-  axes = tuple(range(x.ndim - 1))
-  return of_x, jnp.sum(of_out * normed, axes), jnp.sum(of_out, axes)
 
 
-_layer_norm.defvjp(_norm_forward, _norm_backward)
+def gelu(x: jax.Array, options: ComputeOptions) -> jax.Array:
+  """x Phi(x), exact; f[...] -> the same."""
+  return fused.gelu(x) if options.fused else jax.nn.gelu(x, approximate=False)
 
 
 def dropout(
@@ -196,18 +151,15 @@ class Attention(nn.Module):
 
   Attributes:
     heads: number of heads A; must divide the width.
-    form: how it is computed.
+    options: how it is computed.
     kernel_init: for all four matrices.
     dropout: on the attention probabilities, when training.
-    read: if not all tokens are wanted: of rows that are len(read) kinds side by
-      side, how many first tokens of each. They attend to all tokens of theirs.
   """
 
   heads: int
-  form: Form
+  options: ComputeOptions
   kernel_init: Initializer
   dropout: float = 0.0
-  read: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(
@@ -216,141 +168,69 @@ class Attention(nn.Module):
       mask: jax.Array | None = None,
       *,
       key: jax.Array | None = None,
+      query_tokens: int | None = None,
       length: int | None = None,
   ) -> jax.Array:
     """Attends.
 
     Args:
-      x: f[..., L, D]; with `read` f[B, L, D], B = (b kinds).
+      x: f[..., L, D].
       mask: bool[..., L], True on the tokens that may be attended to.
       key: of dropout; None in evaluation.
-      length: of the sequence if tokens were appended, `padded_length` of them,
-        to spare a copy here; none attends to these. None is L.
+      query_tokens: how many of the first tokens attend, to all; None is all.
+      length: without the tokens behind that `fused.padding` has put there,
+        which none attends to; None is L.
     Returns:
-      f[..., length, D]; with `read` f[b, sum(read), D], one kind after another.
+      f[..., query_tokens, D], or f[..., length, D].
     """
-    width = x.shape[-1]
-    length = length or x.shape[-2]
+    width, length = x.shape[-1], length or x.shape[-2]
     if width % self.heads:
       raise ValueError(f'{self.heads=} must divide {width=}.')
-    dropped = key is not None and bool(self.dropout)
-    size = padded_length(length, self.form.attention, dropout=dropped)
-    if size > x.shape[-2]:
-      x = _pad(x, -2, size)
-      mask = None if mask is None else _pad(mask, -1, size)
-    # All tokens of a kind are made with their padding, as keys and values are.
-    made = [size if n == length else n for n in self.read]
+    kernel, dropout = self.options.attention, None
+    if key is not None and self.dropout:
+      dropout = functools.partial(_draw_kept, key, self.dropout)
+    if self.options.fused:
+      attend = functools.partial(fused.attend, length=length)
+      x = fused.pad_tokens(x, kernel, dropout=dropout is not None)
+    else:
+      attend = attention.attend
 
     def project(name, x):
       y = dense(
-          width, ('embed', 'heads'), name=name, dtype=self.form.dtype,
+          width, ('embed', 'heads'), name=name, dtype=self.options.dtype,
           kernel_init=self.kernel_init,
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    def run(query, key_, value, mask, key):
-      drop = functools.partial(_draw_kept, key, self.dropout)
-      return attend(
-          query, key_, value, mask, kernel=self.form.attention,
-          length=length, dropout=drop if dropped else None,
-      )
-
-    query = project('query', first_tokens(x, made) if made else x)
-    keys, values = project('key', x), project('value', x)
-    if not made:
-      out = run(query, keys, values, mask, key)
-    else:
-      # Each matrix is used once, so that its gradient is reduced once.
-      queries = split_kinds(query, made)
-      own = [_kinds(array, len(made)) for array in (keys, values, mask)]
-      out = jnp.concatenate([
-          run(*part, key) for *part, key in zip(
-              queries, *own, split(key, len(made)), strict=True
-          )
-      ], axis=1)
-    out = einops.rearrange(out, '... l a k -> ... l (a k)')
+    whole = query_tokens in (None, length)
+    out = attend(
+        project('query', x if whole else x[..., :query_tokens, :]),
+        project('key', x), project('value', x), mask,
+        kernel=kernel, dropout=dropout,
+    )
     out = dense(
-        width, ('heads', 'embed'), name='out', dtype=self.form.dtype,
+        width, ('heads', 'embed'), name='out', dtype=self.options.dtype,
         kernel_init=self.kernel_init,
-    )(out)
-    if not made:
-      return out[..., :length, :]
-    return _first_of_each(split_kinds(out, made), self.read)
-
-
-def first_tokens(x: jax.Array, read: Sequence[int]) -> jax.Array:
-  """The first read[k] tokens of kind k, of kinds that lie side by side.
-
-  f[(b k), L, D] -> f[b, sum(read), D], one kind after another.
-  """
-  return _first_of_each(_kinds(x, len(read)), read)
-
-
-def split_kinds(x: jax.Array, read: Sequence[int]) -> list[jax.Array]:
-  """f[b, sum(read), ...], one kind after another -> f[b, n, ...] of each."""
-  return jnp.split(x, list(itertools.accumulate(read[:-1])), axis=1)
-
-
-def _first_of_each(kinds, read):
-  return jnp.concatenate(
-      [kind[:, :n] for kind, n in zip(kinds, read, strict=True)], axis=1
-  )
-
-
-def _kinds(x, count):
-  """f[(b k), ...] -> k times f[b, ...]; None -> k times None."""
-  if x is None:
-    return [None] * count
-  x = einops.rearrange(x, '(b k) ... -> b k ...', k=count)
-  return [x[:, k] for k in range(count)]
-
-
-def _pad(x, axis, size):
-  """Appends zeros, or False, to an axis until it has that size."""
-  pads = [(0, 0)] * x.ndim
-  pads[axis] = (0, size - x.shape[axis])
-  return jnp.pad(x, pads)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """x Phi(x), exact; f[...] -> the same.
-
-  Its gradient is made from x again. JAX would keep Phi(x) too: another array as
-  wide as the MLP in each layer, written once and read once.
-  """
-  return jax.nn.gelu(x, approximate=False)
-
-
-def _gelu_backward(x, of_out):
-  wide = x.astype(jnp.float32)
-  phi = jax.lax.erfc(-wide * 0.5**0.5) / 2
-  density = jnp.exp(-wide * wide / 2) * (2 * jnp.pi) ** -0.5
-  slope = phi + wide * density
-  return ((slope * of_out.astype(jnp.float32)).astype(x.dtype),)
-
-
-gelu.defvjp(
-    lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward
-)
+    )(einops.rearrange(out, '... l a k -> ... l (a k)'))
+    return out[..., :query_tokens or length, :]
 
 
 class Mlp(nn.Module):
   """D -> M -> D with the exact GELU."""
 
   size: int
-  dtype: jnp.dtype
+  options: ComputeOptions
   kernel_init: Initializer
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     hidden = dense(
-        self.size, ('embed', 'mlp'), name='fc1', dtype=self.dtype,
+        self.size, ('embed', 'mlp'), name='fc1', dtype=self.options.dtype,
         kernel_init=self.kernel_init,
     )(x)
-    hidden = gelu(hidden)
+    hidden = gelu(hidden, self.options)
     return dense(
-        width, ('mlp', 'embed'), name='fc2', dtype=self.dtype,
+        width, ('mlp', 'embed'), name='fc2', dtype=self.options.dtype,
         kernel_init=self.kernel_init,
     )(hidden)

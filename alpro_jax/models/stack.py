@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models.layers import Form
+from alpro_jax.models.layers import ComputeOptions
 
 # What the forward pass keeps of a layer for the backward pass: everything, its
 # input alone, or its input and the products of matrices, which leaves the
@@ -26,7 +26,7 @@ def run_layers(
     x: jax.Array,
     *shared: Any,
     each: dict[str, Any],
-    form: Form,
+    options: ComputeOptions,
 ) -> jax.Array:
   """Sends x through layers that differ in their parameters and `each` alone.
 
@@ -40,12 +40,11 @@ def run_layers(
     x: what the first layer reads.
     *shared: further arguments of all layers.
     each: arguments by name, a sequence with one entry per layer, or None.
-    form: says whether to scan and what to keep.
+    options: say whether to scan and what to keep.
   """
   if not names:
     return x
-  policy = REMAT[form.remat]
-  if form.scan and not parent.is_initializing():
+  if options.scan and not parent.is_initializing():
     params = parent.variables['params']
     rows = [params[name] for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -54,6 +53,7 @@ def run_layers(
       params, own = part
       return make(None).apply({'params': params}, x, *shared, **own), None
 
+    policy = REMAT[options.remat]
     if policy is not None:
       # A loop keeps the two computations apart by itself.
       body = jax.checkpoint(body, policy=policy, prevent_cse=False)
@@ -63,9 +63,16 @@ def run_layers(
   def run(layer, x, shared, own):
     return layer(x, *shared, **own)
 
-  if policy is not None:
-    run = nn.remat(run, policy=policy)
+  run = rematerialized(run, options)
   for i, name in enumerate(names):
     own = {k: None if v is None else v[i] for k, v in each.items()}
     x = run(make(name), x, shared, own)
   return x
+
+
+def rematerialized(
+    run: Callable[..., jax.Array], options: ComputeOptions
+) -> Callable[..., jax.Array]:
+  """Returns run(layer, ...), of which the backward pass keeps what it may."""
+  policy = REMAT[options.remat]
+  return run if policy is None else nn.remat(run, policy=policy)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import layers, stack
-from alpro_jax.models.attention import padded_length
+from alpro_jax.models import fused, layers, stack
 
 ATTENTIONS = ('divided', 'joint', 'space_only')
 
@@ -141,7 +140,7 @@ class Block(nn.Module):
   """A pre-norm transformer block over f[..., tokens, D]."""
 
   config: VideoConfig
-  form: layers.Form
+  options: layers.ComputeOptions
 
   @nn.compact
   def __call__(
@@ -154,16 +153,16 @@ class Block(nn.Module):
       key: of dropout and drop path; None in evaluation.
       drop_path: the chance that a sequence is dropped, a number.
     """
-    config, dtype = self.config, self.form.dtype
+    config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 4)
     drop = functools.partial(_drop, config, drop_path)
 
-    y = layers.LayerNorm(EPSILON, dtype, name='norm')(x)
-    y = layers.Attention(config.heads, self.form, init, name='attention')(y)
+    y = layers.layer_norm(EPSILON, options, name='norm')(x)
+    y = layers.Attention(config.heads, options, init, name='attention')(y)
     x = x + drop(y, *keys[:2])
-    y = layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
+    y = layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, options, init, name='mlp')(y)
     return x + drop(y, *keys[2:])
 
 
@@ -176,7 +175,7 @@ class DividedBlock(nn.Module):
   """
 
   config: VideoConfig
-  form: layers.Form
+  options: layers.ComputeOptions
   frames: int
 
   @nn.compact
@@ -184,36 +183,37 @@ class DividedBlock(nn.Module):
       self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
   ) -> jax.Array:
     """As `Block`, over f[B, 1 + T*N, D]; frame t's patches are together."""
-    config, dtype = self.config, self.form.dtype
+    config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 6)
     drop = functools.partial(_drop, config, drop_path)
 
-    # The gradient of the residual stream is stored once a block: XLA's GPU
-    # compiler would keep every block's part and add all up for each reader.
-    x = jax.lax.optimization_barrier(x)
+    if options.fused:
+      x = fused.store_gradient(x)
     class_token, patches = x[:, :1], x[:, 1:]
 
     places = einops.rearrange(
         patches, 'b (t n) d -> b n t d', t=self.frames
     )
-    y = layers.LayerNorm(EPSILON, dtype, name='temporal_norm')(places)
+    y = layers.layer_norm(EPSILON, options, name='temporal_norm')(places)
     y = layers.Attention(
-        config.heads, self.form, init, name='temporal_attention'
+        config.heads, options, init, name='temporal_attention'
     )(y)
     y = layers.dense(
-        config.width, ('embed', 'embed_out'), name='temporal_fc', dtype=dtype,
+        config.width, ('embed', 'embed_out'), name='temporal_fc',
+        dtype=options.dtype,
         kernel_init=nn.initializers.normal(config.temporal_fc_std),
     )(drop(y, *keys[:2]))
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
     b, t, n, d = frames.shape
     copies = jnp.broadcast_to(class_token[:, None], (b, t, 1, d))
-    size = padded_length(1 + n, self.form.attention, dropout=False)
-    padding = jnp.zeros((b, t, size - n - 1, d), frames.dtype)
-    y = jnp.concatenate([copies, frames, padding], axis=2)
-    y = layers.LayerNorm(EPSILON, dtype, name='norm')(y)
-    y = layers.Attention(config.heads, self.form, init, name='attention')(
+    tokens = [copies, frames]
+    if options.fused:
+      tokens.append(fused.padding(frames, 1 + n, options.attention))
+    y = jnp.concatenate(tokens, axis=2)
+    y = layers.layer_norm(EPSILON, options, name='norm')(y)
+    y = layers.Attention(config.heads, options, init, name='attention')(
         y, length=1 + n
     )
     y = drop(y, *keys[2:4])
@@ -223,8 +223,8 @@ class DividedBlock(nn.Module):
         [class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1
     )
 
-    y = layers.LayerNorm(EPSILON, dtype, name='mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, dtype, init, name='mlp')(y)
+    y = layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
+    y = layers.Mlp(config.mlp_size, options, init, name='mlp')(y)
     return x + drop(y, *keys[4:])
 
 
@@ -232,7 +232,7 @@ class VideoEncoder(nn.Module):
   """Pixels to one class token and one token per patch, averaged over time."""
 
   config: VideoConfig
-  form: layers.Form
+  options: layers.ComputeOptions
 
   @nn.compact
   def __call__(self, video: jax.Array, *, train: bool) -> jax.Array:
@@ -246,7 +246,7 @@ class VideoEncoder(nn.Module):
     Raises:
       ValueError: if H or W is not a multiple of the patch side.
     """
-    config, dtype = self.config, self.form.dtype
+    config, dtype = self.config, self.options.dtype
     _, t, h, w, _ = video.shape
     p = config.patch_size
     if h % p or w % p:
@@ -280,8 +280,8 @@ class VideoEncoder(nn.Module):
       x = jnp.concatenate([first, patches], axis=2)
     else:
       patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
-      # Not einops.repeat, whose gradient lets XLA's GPU compiler lay out all
-      # tokens with the batch innermost, and turn them round before each layer.
+      # Not einops.repeat, whose gradient makes XLA's GPU compiler transpose
+      # all tokens before and after each layer.
       first = jnp.broadcast_to(
           class_token, (video.shape[0], 1, config.width)
       )
@@ -289,7 +289,7 @@ class VideoEncoder(nn.Module):
 
     x = stack.run_layers(
         self, self._make_block(t), [f'block{i}' for i in range(config.depth)],
-        x, form=self.form,
+        x, options=self.options,
         each={
             'key': None if key is None else layers.split(
                 layers_key, config.depth
@@ -297,7 +297,7 @@ class VideoEncoder(nn.Module):
             'drop_path': drop_path_rates(config),
         },
     )
-    x = layers.LayerNorm(EPSILON, dtype, name='norm')(x)
+    x = layers.layer_norm(EPSILON, self.options, name='norm')(x)
     if config.attention == 'space_only':
       return jnp.mean(x, axis=1)
     patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
@@ -326,17 +326,17 @@ class VideoEncoder(nn.Module):
     else:
       times = resize_times(param('times', time_init, config.frames), frames)
     return (
-        class_token[0].astype(self.form.dtype),
-        positions.astype(self.form.dtype),
-        times.astype(self.form.dtype),
+        class_token[0].astype(self.options.dtype),
+        positions.astype(self.options.dtype),
+        times.astype(self.options.dtype),
     )
 
   def _make_block(self, frames):
     if self.config.attention == 'divided':
       return lambda name: DividedBlock(
-          self.config, self.form, frames, name=name
+          self.config, self.options, frames, name=name
       )
-    return lambda name: Block(self.config, self.form, name=name)
+    return lambda name: Block(self.config, self.options, name=name)
 
 
 def drop_path_rates(config: VideoConfig) -> list[float]:

@@ -349,32 +349,33 @@ class Pretrain:
     temperature = model.temperature()
     terms['temperature'] = temperature, 1.0
 
-    # Kinds of pairs for the fusion encoder: texts, masks, videos, stacked
+    # Types of pairs for the fusion encoder: texts, masks, videos, stacked
     # behind the batch axis so that the batch stays where it is. Beside each,
-    # how many of its first tokens are read: PEM's are the last ones.
-    pairs, read = [], []
+    # how many of its first tokens are wanted: PEM's are the last ones.
+    pairs, query_tokens = [], []
     matched = (clean.tokens, batch.text_mask, video.tokens)
     length = batch.text_ids.shape[1]
     if options.vtm or options.pem:
       pairs.append(matched)
-      read.append(length + video.tokens.shape[1] if options.pem else 1)
+      whole = length + video.tokens.shape[1]
+      query_tokens.append(whole if options.pem else 1)
     if options.vtm:
       pairs += self._mismatch(
           matched, features, temperature, batch, keys, step
       )
-      read += [1, 1]
+      query_tokens += [1, 1]
     if options.mlm:
       pairs.append((masked, batch.text_mask, video.tokens))
-      read.append(length)
+      query_tokens.append(length)
     if not pairs:
       return terms
     fused = model.fuse(
-        *(self._stack(kinds) for kinds in zip(*pairs, strict=True)),
-        train=train, read=tuple(read),
+        *(self._stack(arrays) for arrays in zip(*pairs, strict=True)),
+        train=train, query_tokens=tuple(query_tokens),
     )
 
     if options.vtm:
-      pair = jnp.stack([kind[:, 0] for kind in fused[:3]], axis=1)
+      pair = jnp.stack([tokens[:, 0] for tokens in fused[:3]], axis=1)
       logits = model.match_logits(pair)
       is_match = jnp.array([1, 0, 0])
       is_match = jnp.broadcast_to(is_match, asked.found.shape)
@@ -426,7 +427,7 @@ class Pretrain:
     """Draws for every text a wrong video and for every video a wrong text.
 
     Returns:
-      two kinds of pairs, as `matched`.
+      two types of pairs, as `matched`.
     """
     options, (tokens, mask, video) = self.options, matched
     size = mask.shape[0] // self.blocks
@@ -473,10 +474,10 @@ class Pretrain:
     rows = rearrange(jnp.stack(arrays, axis=1), 'b k ... -> (b k) ...')
     return sharding.constrain_batch(rows, self.mesh)
 
-  def _unstack(self, array, kinds):
+  def _unstack(self, array, types):
     """f[B * K, ...] -> f[B, K, ...]."""
     rows = sharding.constrain_batch(array, self.mesh)
-    return rearrange(rows, '(b k) ... -> b k ...', k=kinds)
+    return rearrange(rows, '(b k) ... -> b k ...', k=types)
 
   def describe(self, metrics: dict[str, Any]) -> str:
     """Returns the top entities of the labels that are kept, with shares."""

@@ -116,7 +116,7 @@ def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
       'params': dict(params),
       'model': {
           name: value for name, value in meta['model'].items()
-          if name not in alpro.FORM and name != 'remat'},
+          if name not in alpro.COMPUTE and name != 'remat'},
       'tokenizer': meta['tokenizer']['digest'],
       **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
   }

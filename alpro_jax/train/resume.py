@@ -35,6 +35,7 @@ FREE = (
     'train.standstill_seconds',
     'train.stop_seconds',
     # As `mesh`, these change rounding alone.
+    'model.implementation',
     'model.attention_impl',
     'model.scan_layers',
     'model.remat',

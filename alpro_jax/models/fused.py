@@ -1,0 +1,229 @@
+"""The same layers for GPUs: gradients by hand, tokens padded, barriers.
+
+`config.model.implementation='fused'` chooses them in place of what JAX makes by
+itself. Parameters, names and results are those of the plain layers but for
+rounding; what is saved is memory and its traffic, as XLA's GPU compiler plans
+them (docs/performance.md).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from alpro_jax.models import attention
+
+
+class LayerNorm(nn.LayerNorm):
+  """nn.LayerNorm over the last axis, whose gradient stores no products."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """f[..., D] -> f[..., D]."""
+    size = x.shape[-1:]
+    scale = self.param('scale', self.scale_init, size)
+    bias = self.param('bias', self.bias_init, size)
+    return _normalize(self.epsilon, self.dtype, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(epsilon, dtype, x, scale, bias):
+  return _normalize_forward(epsilon, dtype, x, scale, bias)[0]
+
+
+def _normalize_forward(epsilon, dtype, x, scale, bias):
+  wide = x.astype(jnp.float32)
+  mean = jnp.mean(wide, axis=-1, keepdims=True)
+  centred = wide - mean
+  variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + epsilon)
+  out = centred * (inverse * scale) + bias
+  return out.astype(dtype), (x, scale, mean, inverse)
+
+
+def _normalize_backward(epsilon, dtype, residuals, cotangent):
+  """Reads x and the cotangent twice, once along rows and once down columns.
+
+  Left to itself XLA's GPU compiler makes the products once, in float32, and
+  stores them for both.
+  """
+  del epsilon, dtype
+  x, scale, mean, inverse = residuals
+  normed = (x.astype(jnp.float32) - mean) * inverse
+  wide = cotangent.astype(jnp.float32) * scale
+  of_x = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  of_x -= normed * jnp.mean(wide * normed, axis=-1, keepdims=True)
+  of_x = (of_x * inverse).astype(x.dtype)
+
+  x, mean, inverse, cotangent = jax.lax.optimization_barrier(
+      (x, mean, inverse, cotangent)
+  )
+  normed = (x.astype(jnp.float32) - mean) * inverse
+  cotangent = cotangent.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  return of_x, jnp.sum(cotangent * normed, axes), jnp.sum(cotangent, axes)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), exact; f[...] -> the same.
+
+  Its gradient is made from x again. JAX would keep Phi(x) too: another array as
+  wide as the MLP in each layer, written once and read once.
+  """
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, cotangent):
+  wide = x.astype(jnp.float32)
+  phi = jax.lax.erfc(-wide * 0.5**0.5) / 2
+  density = jnp.exp(-wide * wide / 2) * (2 * jnp.pi) ** -0.5
+  slope = phi + wide * density
+  return ((slope * cotangent.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(
+    lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward
+)
+
+
+def store_gradient(x: jax.Array) -> jax.Array:
+  """Returns x; its gradient is stored here, and read from here.
+
+  At the entry of a block: XLA's GPU compiler would keep every block's part of
+  the gradient of the residual stream, and add all up for each reader.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
+def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
+  """Returns the tokens to attend with, so that no kernel pads by itself.
+
+  What is padded before the projections costs next to nothing. Padded later it
+  is a copy each of query, key and value, or of all scores: XLA's GPU compiler
+  brings every side of a 16-bit product to a multiple of 8. cuDNN's gradient
+  wants an even length.
+  """
+  if kernel != 'cudnn' or length <= attention.SHORT:
+    return length
+  multiple = 8 if dropout else 2
+  return -(-length // multiple) * multiple
+
+
+def pad_tokens(x: jax.Array, kernel: str, *, dropout: bool) -> jax.Array:
+  """f[..., L, D] -> f[..., padded_length, D], zeros behind."""
+  size = padded_length(x.shape[-2], kernel, dropout=dropout)
+  return _pad(x, x.ndim - 2, size)
+
+
+def padding(x: jax.Array, length: int, kernel: str) -> jax.Array:
+  """Zeros to append to a sequence, for where it is made anyway.
+
+  Args:
+    x: f[..., L, D], any tokens of the sequence.
+    length: of the sequence.
+    kernel: of its attention, without dropout.
+  Returns:
+    f[..., padded_length - length, D].
+  """
+  count = padded_length(length, kernel, dropout=False) - length
+  return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), x.dtype)
+
+
+def _pad(x, axis, size):
+  """Appends zeros, or False, to an axis until it has that size."""
+  if x.shape[axis] == size:
+    return x
+  pads = [(0, 0)] * x.ndim
+  pads[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, pads)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    kernel: str,
+    length: int,
+    dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+) -> jax.Array:
+  """As `attention.attend`, over tokens of which those behind are padding.
+
+  Args:
+    query: f[..., Q, A, K].
+    key: f[..., L, A, K].
+    value: f[..., L, A, K].
+    mask: bool[..., length], True on the tokens that may be attended to.
+    kernel: see `attention.attend`.
+    length: of the sequence without its padding, which no token attends to.
+    dropout: see `attention.attend`.
+  """
+  size = key.shape[-3]
+  if size > length and mask is None and dropout is None and (
+      kernel == 'cudnn' and query.shape == key.shape
+      and attention.fits_cudnn(query)
+  ):
+    # Cheaper than a mask, which cuDNN would want for every query.
+    return attention.attend_cudnn(query, key, value, None, length)
+  if size > length:
+    if mask is None:
+      mask = jnp.ones((*key.shape[:-3], length), bool)
+    mask = _pad(mask, mask.ndim - 1, size)
+  if dropout is None:
+    return attention.attend(query, key, value, mask, kernel=kernel)
+  *lead, queries, heads, _ = query.shape
+  kept, share = dropout((*lead, heads, queries, size))
+  return _attend_with_dropout(query, key, value, mask, kept, share)
+
+
+@jax.custom_vjp
+def _attend_with_dropout(query, key, value, mask, kept, share):
+  """Attention whose weights f[..., A, Q, L] are dropped where not `kept`.
+
+  The backward pass is written by hand for what it moves, since scores are the
+  largest arrays of a layer: it reads the weights once, in the compute type, and
+  never forms the float32 gradients of softmax and dropout.
+  """
+  return _dropout_forward(query, key, value, mask, kept, share)[0]
+
+
+def _dropout_forward(query, key, value, mask, kept, share):
+  scores = attention.scores(query, key, mask)
+  # The barrier keeps XLA from storing scores, twice as wide, and taking their
+  # softmax again in the backward pass.
+  weights = jax.lax.optimization_barrier(
+      jax.nn.softmax(scores).astype(value.dtype)
+  )
+  dropped = attention.drop(weights, kept, share)
+  out = jnp.einsum('...aql,...lak->...qak', dropped, value)
+  return out, (query, key, value, kept, share, weights, out)
+
+
+def _dropout_backward(residuals, cotangent):
+  query, key, value, kept, share, weights, out = residuals
+  dropped = attention.drop(weights, kept, share)
+  of_value = jnp.einsum('...aql,...qak->...lak', dropped, cotangent)
+  of_dropped = jnp.einsum('...qak,...lak->...aql', cotangent, value)
+  # Softmax's own part, the sum over l of dropped * of_dropped, is that over k
+  # of out * cotangent (Dao et al., FlashAttention, 2022, appendix B).
+  common = jnp.sum(
+      out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1
+  )
+  common = jnp.swapaxes(common, -1, -2)[..., None]
+  of_scores = dropped.astype(jnp.float32) * of_dropped.astype(jnp.float32)
+  of_scores -= weights.astype(jnp.float32) * common
+  of_scores = of_scores.astype(query.dtype)
+  scale = query.shape[-1] ** -0.5
+  of_query = scale * jnp.einsum('...aql,...lak->...qak', of_scores, key)
+  of_key = jnp.einsum('...aql,...qak->...lak', of_scores, scale * query)
+  return of_query, of_key, of_value, None, None, None
+
+
+_attend_with_dropout.defvjp(_dropout_forward, _dropout_backward)
