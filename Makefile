@@ -32,6 +32,7 @@ demo: install
 
 lint: install
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check --quiet .
 
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal

@@ -30,25 +30,22 @@ class Features(NamedTuple):
 
 
 def similarity(
-    video_feature: jax.Array, text_feature: jax.Array, temperature: jax.Array
+  video_feature: jax.Array, text_feature: jax.Array, temperature: jax.Array
 ) -> jax.Array:
   """float32[Bv, E], float32[Bt, E] -> float32[Bv, Bt], videos in rows."""
   return (
-      jnp.einsum(
-          've,te->vt', video_feature, text_feature,
-          precision=jax.lax.Precision.HIGHEST,
-      )
-      / temperature
+    jnp.einsum('ve,te->vt', video_feature, text_feature, precision=jax.lax.Precision.HIGHEST)
+    / temperature
   )
 
 
 def vtc(
-    features: Features,
-    temperature: jax.Array,
-    ids: jax.Array | None = None,
-    *,
-    chunk: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
+  features: Features,
+  temperature: jax.Array,
+  ids: jax.Array | None = None,
+  *,
+  chunk: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
   """Video-text contrastive loss: each video must find its text, and back.
 
@@ -69,19 +66,15 @@ def vtc(
   rows = features.video.shape[0]
   if ids is None:
     ids = jnp.arange(rows)[:, None]
-  total, right = _vtc(
-      _chunk_size(rows, chunk), mesh, features, temperature, ids
-  )
+  total, right = _vtc(_chunk_size(rows, chunk), mesh, features, temperature, ids)
   return total, jnp.float32(rows), right
 
 
-def pulled(
-    features: Features, pull: Features
-) -> tuple[jax.Array, jax.Array]:
+def pulled(features: Features, pull: Features) -> tuple[jax.Array, jax.Array]:
   """Returns a sum of 0, whose gradient by the features is `pull`; and 0."""
   along = sum(
-      jnp.sum(feature * jax.lax.stop_gradient(towards))
-      for feature, towards in zip(features, pull, strict=True)
+    jnp.sum(feature * jax.lax.stop_gradient(towards))
+    for feature, towards in zip(features, pull, strict=True)
   )
   return along - jax.lax.stop_gradient(along), jnp.zeros(())
 
@@ -98,17 +91,13 @@ def _vtc_forward(chunk, mesh, features, temperature, ids):
   everyone = Features(*(_gather(x, mesh) for x in features))
   every_id = _gather(ids, mesh)
   found = [
-      _find(_cut(rows, mesh), columns, ids, every_id, temperature, chunk)
-      for rows, columns in (
-          (features.video, everyone.text), (features.text, everyone.video)
-      )
+    _find(_cut(rows, mesh), columns, ids, every_id, temperature, chunk)
+    for rows, columns in ((features.video, everyone.text), (features.text, everyone.video))
   ]
   logs = [log for log, _, _ in found]
   total = sum(jnp.sum(log - own) for log, own, _ in found) / 2
   right = tuple(jnp.mean(right) for _, _, right in found)
-  return (total, right), (
-      features, everyone, temperature, ids, every_id, logs
-  )
+  return (total, right), (features, everyone, temperature, ids, every_id, logs)
 
 
 def _find(rows, columns, row_ids, column_ids, temperature, chunk):
@@ -119,9 +108,7 @@ def _find(rows, columns, row_ids, column_ids, temperature, chunk):
   def visit(carry, part):
     top, total, own, best = carry
     columns, column_ids, places = part
-    scores, is_own, _ = _scores(
-        rows, columns, row_ids, column_ids, places, temperature
-    )
+    scores, is_own, _ = _scores(rows, columns, row_ids, column_ids, places, temperature)
     peak = jnp.max(scores, axis=1)
     best = jnp.where(peak > top, places[jnp.argmax(scores, axis=1)], best)
     peak = jnp.maximum(peak, top)
@@ -132,9 +119,7 @@ def _find(rows, columns, row_ids, column_ids, temperature, chunk):
 
   zero = jnp.zeros_like(rows[:, 0])
   start = (zero + _LOWEST, zero, zero, jnp.zeros_like(own_place))
-  (top, total, own, best), _ = jax.lax.scan(
-      visit, start, _chunks(chunk, columns, column_ids)
-  )
+  (top, total, own, best), _ = jax.lax.scan(visit, start, _chunks(chunk, columns, column_ids))
   return top + jnp.log(total), own, (best == own_place).astype(jnp.float32)
 
 
@@ -144,12 +129,11 @@ def _vtc_backward(chunk, mesh, kept, cotangents):
   scale = cotangents[0] / (2 * temperature)
   gradients, of_temperature = [], 0.0
   for rows, columns, log, column_log in (
-      (features.video, everyone.text, logs[0], every_log[1]),
-      (features.text, everyone.video, logs[1], every_log[0]),
+    (features.video, everyone.text, logs[0], every_log[1]),
+    (features.text, everyone.video, logs[1], every_log[0]),
   ):
     gradient, sums = _pull(
-        _cut(rows, mesh), columns, ids, every_id, log, column_log,
-        temperature, chunk,
+      _cut(rows, mesh), columns, ids, every_id, log, column_log, temperature, chunk
     )
     gradients.append(scale * gradient)
     # Each direction sees all pairs: half of it from each.
@@ -157,45 +141,37 @@ def _vtc_backward(chunk, mesh, kept, cotangents):
   return Features(*gradients), of_temperature, None
 
 
-def _pull(
-    rows, columns, row_ids, column_ids, row_log, column_log, temperature, chunk
-):
+def _pull(rows, columns, row_ids, column_ids, row_log, column_log, temperature, chunk):
   """Gradient of both directions by the rows, times 2, and by log(scale)."""
 
   def visit(carry, part):
     gradient, sums = carry
     columns, column_ids, column_log, places = part
-    scores, is_own, out = _scores(
-        rows, columns, row_ids, column_ids, places, temperature
-    )
+    scores, is_own, out = _scores(rows, columns, row_ids, column_ids, places, temperature)
     slope = jnp.exp(scores - row_log[:, None])
     slope += jnp.exp(scores - column_log[None, :])
     slope = jnp.where(is_own, slope - 2, jnp.where(out, 0, slope))
-    gradient += jnp.einsum(
-        'rc,ce->re', slope, columns, precision=jax.lax.Precision.HIGHEST
-    )
+    gradient += jnp.einsum('rc,ce->re', slope, columns, precision=jax.lax.Precision.HIGHEST)
     return (gradient, sums + jnp.sum(slope * scores, axis=1)), None
 
   start = (jnp.zeros_like(rows), jnp.zeros_like(rows[:, 0]))
-  return jax.lax.scan(
-      visit, start, _chunks(chunk, columns, column_ids, column_log)
-  )[0]
+  return jax.lax.scan(visit, start, _chunks(chunk, columns, column_ids, column_log))[0]
 
 
 _vtc.defvjp(_vtc_forward, _vtc_backward)
 
 
 def hard_negatives(
-    key: jax.Array,
-    rows: jax.Array,
-    columns: jax.Array,
-    temperature: jax.Array,
-    ids: jax.Array,
-    *,
-    uniform_share: jax.Array | float,
-    blocks: int = 1,
-    chunk: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
+  key: jax.Array,
+  rows: jax.Array,
+  columns: jax.Array,
+  temperature: jax.Array,
+  ids: jax.Array,
+  *,
+  uniform_share: jax.Array | float,
+  blocks: int = 1,
+  chunk: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws one negative per row, the more similar the more likely.
 
@@ -223,9 +199,7 @@ def hard_negatives(
   Returns:
     int32[B], the column (0 where not valid), and bool[B].
   """
-  rows, columns, temperature = jax.lax.stop_gradient(
-      (rows, columns, temperature)
-  )
+  rows, columns, temperature = jax.lax.stop_gradient((rows, columns, temperature))
   count = rows.shape[0]
   chunk = _chunk_size(count, chunk)
   block = jnp.arange(count) // (count // blocks)
@@ -239,9 +213,7 @@ def hard_negatives(
     scores = similarity(rows, columns, temperature)
     scores = jnp.where(uniform[:, None], 0, scores)
     noise = jax.vmap(
-        lambda place: jax.random.gumbel(
-            jax.random.fold_in(noise_key, place), (count,)
-        )
+      lambda place: jax.random.gumbel(jax.random.fold_in(noise_key, place), (count,))
     )(places)
     forbidden = _same(ids, column_ids)
     forbidden |= block[:, None] != column_block[None, :]
@@ -250,20 +222,14 @@ def hard_negatives(
     best = jnp.where(peak > top, places[jnp.argmax(scores, axis=1)], best)
     return (jnp.maximum(peak, top), best), None
 
-  start = (
-      jnp.full_like(rows[:, 0], -jnp.inf), jnp.zeros(count, jnp.int32)
-  )
+  start = (jnp.full_like(rows[:, 0], -jnp.inf), jnp.zeros(count, jnp.int32))
   everything = (_gather(x, mesh) for x in (columns, ids, block))
   (top, best), _ = jax.lax.scan(visit, start, _chunks(chunk, *everything))
   return best, top > -jnp.inf
 
 
 def has_negative(
-    ids: jax.Array,
-    *,
-    blocks: int = 1,
-    chunk: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
+  ids: jax.Array, *, blocks: int = 1, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> jax.Array:
   """Tells which rows have a column that `hard_negatives` may draw.
 
@@ -294,8 +260,8 @@ def has_negative(
 def _chunk_size(rows, chunk):
   if chunk and rows % chunk:
     raise ValueError(
-        f'config.loss.vtc_chunk={chunk} must divide the {rows} rows of a '
-        'batch (of a micro-batch, with accumulation); 0 takes all at once.'
+      f'config.loss.vtc_chunk={chunk} must divide the {rows} rows of a '
+      'batch (of a micro-batch, with accumulation); 0 takes all at once.'
     )
   return chunk or rows
 
@@ -303,10 +269,7 @@ def _chunk_size(rows, chunk):
 def _chunks(chunk, *arrays):
   """f[B, ...] each -> f[B / chunk, chunk, ...], and the rows' places."""
   places = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
-  return tuple(
-      x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:])
-      for x in (*arrays, places)
-  )
+  return tuple(x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]) for x in (*arrays, places))
 
 
 def _scores(rows, columns, row_ids, column_ids, places, temperature):
@@ -320,11 +283,7 @@ def _scores(rows, columns, row_ids, column_ids, places, temperature):
 def _same(row_ids, column_ids):
   # Column by column, so that nothing is reduced and all of it can be fused.
   return functools.reduce(
-      jnp.logical_or,
-      (
-          row_ids[:, i, None] == column_ids[None, :, i]
-          for i in range(row_ids.shape[1])
-      ),
+    jnp.logical_or, (row_ids[:, i, None] == column_ids[None, :, i] for i in range(row_ids.shape[1]))
   )
 
 

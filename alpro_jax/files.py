@@ -51,10 +51,8 @@ def check_free(path) -> None:
   Nothing may be there, or an empty folder.
   """
   path = pathlib.Path(os.path.realpath(path))
-  if os.path.lexists(path) and not (
-      path.is_dir() and not any(path.iterdir())):
-    raise FileExistsError(
-        f'{path} exists already; choose another --output, or delete it.')
+  if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    raise FileExistsError(f'{path} exists already; choose another --output, or delete it.')
 
 
 @contextlib.contextmanager
@@ -147,8 +145,7 @@ def _claim(path, wait):
     work = path.with_name(f'.{path.name}.unfinished-{number}')
     while _is_ours(work):
       try:
-        mark = os.open(
-            work / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        mark = os.open(work / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
       except FileNotFoundError:
         continue  # Its last owner has just removed it.
       try:
@@ -158,8 +155,9 @@ def _claim(path, wait):
         owner = os.pread(mark, 20, 0).decode()
         os.close(mark)
         raise ValueError(
-            f'process {owner} is writing {path} at this moment; wait for its '
-            'end, or choose another --output.') from error
+          f'process {owner} is writing {path} at this moment; wait for its '
+          'end, or choose another --output.'
+        ) from error
       if not _is_same(mark, work / MARK):
         os.close(mark)
         continue  # The same.

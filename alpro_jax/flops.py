@@ -9,9 +9,7 @@ and counts recomputation.
 from alpro_jax.models.alpro import AlproConfig
 
 
-def _layer(
-    tokens: int, width: int, mlp: int, read: int | None = None
-) -> int:
+def _layer(tokens: int, width: int, mlp: int, read: int | None = None) -> int:
   """Keys and values of all tokens, and of those that are read query, output
   and the two MLP products.
   """
@@ -19,9 +17,7 @@ def _layer(
   return 2 * width * (2 * tokens * width + read * (2 * width + 2 * mlp))
 
 
-def _attention(
-    sequences: int, length: int, width: int, read: int | None = None
-) -> int:
+def _attention(sequences: int, length: int, width: int, read: int | None = None) -> int:
   """Scores and weighted values."""
   read = length if read is None else read
   return 4 * sequences * read * length * width
@@ -54,7 +50,7 @@ def text_forward(config: AlproConfig, length: int) -> int:
 
 
 def fusion_forward(
-    config: AlproConfig, length: int, image_size: int, read: int | None = None
+  config: AlproConfig, length: int, image_size: int, read: int | None = None
 ) -> int:
   """One pair of text and video tokens through the fusion encoder.
 
@@ -64,9 +60,7 @@ def fusion_forward(
   tokens = length + 1 + (image_size // config.video.patch_size) ** 2
 
   def layer(read=None):
-    return _layer(tokens, text.width, text.mlp_size, read) + _attention(
-        1, tokens, text.width, read
-    )
+    return _layer(tokens, text.width, text.mlp_size, read) + _attention(1, tokens, text.width, read)
 
   return (text.depth - text.fusion_layer - 1) * layer() + layer(read)
 
@@ -78,29 +72,35 @@ def mlm_head_forward(config: AlproConfig, length: int) -> int:
 
 
 def retrieval(
-    config: AlproConfig, *, texts: int, videos: int, pairs: int, frames: int,
-    image_size: int, length: int,
+  config: AlproConfig,
+  *,
+  texts: int,
+  videos: int,
+  pairs: int,
+  frames: int,
+  image_size: int,
+  length: int,
 ) -> int:
   """Evaluation: everything encoded once, and `pairs` read."""
   fusion = fusion_forward(config, length, image_size, read=1)
   return (
-      videos * video_forward(config, frames, image_size)
-      + texts * text_forward(config, length)
-      + pairs * (fusion + 2 * config.text.width * 2)
-      + 2 * texts * videos * config.embed_size
+    videos * video_forward(config, frames, image_size)
+    + texts * text_forward(config, length)
+    + pairs * (fusion + 2 * config.text.width * 2)
+    + 2 * texts * videos * config.embed_size
   )
 
 
 def train_step(
-    config: AlproConfig,
-    *,
-    frames: int,
-    image_size: int,
-    length: int,
-    vtm: bool,
-    mlm: bool,
-    pem: bool,
-    as_original: bool = False,
+  config: AlproConfig,
+  *,
+  frames: int,
+  image_size: int,
+  length: int,
+  vtm: bool,
+  mlm: bool,
+  pem: bool,
+  as_original: bool = False,
 ) -> int:
   """Forward and backward of one pair, the teacher's forward pass included.
 
@@ -117,10 +117,7 @@ def train_step(
   trained = video_forward(config, frames, image_size)
   trained += text_forward(config, length) * (2 if mlm else 1)
   trained += sum(
-      fusion_forward(
-          config, length, image_size, None if as_original else read
-      )
-      for read in pairs
+    fusion_forward(config, length, image_size, None if as_original else read) for read in pairs
   )
   if mlm:
     trained += mlm_head_forward(config, length)

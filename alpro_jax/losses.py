@@ -13,9 +13,7 @@ def mean(total: jax.Array, count: jax.Array) -> jax.Array:
   return total / jnp.maximum(count, 1.0)
 
 
-def vtm(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def vtm(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Video-text matching: cross entropy of match (1) against no match (0).
 
   Args:
@@ -30,16 +28,12 @@ def vtm(
   return jnp.sum(losses * weights), jnp.sum(weights)
 
 
-def mlm(
-    logits: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def mlm(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Masked language modelling: float32[B, L, V], int32[B, L], -1: no label."""
   return _labelled_cross_entropy(logits, labels)
 
 
-def answering(
-    logits: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def answering(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Question answering: float32[B, A], int32[B], -1: answer not in the list.
 
   The original fails on such an answer (defect 52).
@@ -47,9 +41,7 @@ def answering(
   return _labelled_cross_entropy(logits, labels)
 
 
-def pem(
-    logits: jax.Array, q: jax.Array, keep: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def pem(logits: jax.Array, q: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Prompting entity modelling: cross entropy with soft pseudo-labels.
 
   Args:

@@ -12,13 +12,13 @@ REGION_TRIES = 64
 
 
 def mask_tokens(
-    key: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
-    *,
-    special: SpecialTokens,
-    vocab_size: int,
-    probability: float = 0.15,
+  key: jax.Array,
+  ids: jax.Array,
+  mask: jax.Array,
+  *,
+  special: SpecialTokens,
+  vocab_size: int,
+  probability: float = 0.15,
 ) -> tuple[jax.Array, jax.Array]:
   """Corrupts some words for masked language modelling.
 
@@ -53,13 +53,13 @@ def mask_tokens(
 
 
 def sample_regions(
-    key: jax.Array,
-    batch: int,
-    grid: int | tuple[int, int],
-    *,
-    area: tuple[float, float] = (0.3, 0.5),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-    rule: str = 'original',
+  key: jax.Array,
+  batch: int,
+  grid: int | tuple[int, int],
+  *,
+  area: tuple[float, float] = (0.3, 0.5),
+  aspect: tuple[float, float] = (0.3, 1 / 0.3),
+  rule: str = 'original',
 ) -> jax.Array:
   """Draws one box of whole patches per example, the same for all frames.
 
@@ -92,9 +92,7 @@ def sample_regions(
   shape = (batch, tries)
   size = jax.random.uniform(area_key, shape, minval=area[0], maxval=area[1])
   size = size * rows * columns
-  ratio = jax.random.uniform(
-      aspect_key, shape, minval=aspect[0], maxval=aspect[1]
-  )
+  ratio = jax.random.uniform(aspect_key, shape, minval=aspect[0], maxval=aspect[1])
   top = jax.random.uniform(top_key, shape)
   left = jax.random.uniform(left_key, shape)
   to_patches = jnp.floor if rule == 'original' else jnp.round
@@ -106,8 +104,7 @@ def sample_regions(
     # The first that fits. If none does, the first try is shifted back below.
     first = jnp.argmax(fits, axis=1)[:, None]
     top, left, height, width = (
-        jnp.take_along_axis(x, first, axis=1)
-        for x in (top, left, height, width)
+      jnp.take_along_axis(x, first, axis=1) for x in (top, left, height, width)
     )
     height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
     top = jnp.minimum(top, rows - height)
@@ -123,9 +120,7 @@ def sample_regions(
   return einops.rearrange(inside, 'b h w -> b (h w)')
 
 
-def crop_regions(
-    video: jax.Array, region: jax.Array, patch_size: int
-) -> jax.Array:
+def crop_regions(video: jax.Array, region: jax.Array, patch_size: int) -> jax.Array:
   """Blackens everything outside the region; nothing moves or is resized.
 
   Args:
@@ -139,11 +134,10 @@ def crop_regions(
   rows, columns = height // patch_size, width // patch_size
   if region.shape[1] != rows * columns:
     raise ValueError(
-        f'{region.shape=} does not match {video.shape=}: expected '
-        f'{rows} x {columns} patches of side {patch_size}.'
+      f'{region.shape=} does not match {video.shape=}: expected '
+      f'{rows} x {columns} patches of side {patch_size}.'
     )
   inside = einops.repeat(
-      region, 'b (h w) -> b 1 (h p) (w q) 1',
-      h=rows, w=columns, p=patch_size, q=patch_size,
+    region, 'b (h w) -> b 1 (h p) (w q) 1', h=rows, w=columns, p=patch_size, q=patch_size
   )
   return jnp.where(inside, video, jnp.zeros((), video.dtype))

@@ -108,9 +108,7 @@ def spans(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def standing(
-    blocks: Iterable[tuple[int, np.ndarray]],
-    queries: Queries,
-    penalty: np.ndarray | None = None,
+  blocks: Iterable[tuple[int, np.ndarray]], queries: Queries, penalty: np.ndarray | None = None
 ) -> Standing:
   """Counts who stands ahead of the right items.
 
@@ -119,8 +117,7 @@ def standing(
     queries: who asks.
     penalty: float64[columns], taken off all scores of a column, or None.
   """
-  return join([
-      standing_in(first, block, queries, penalty) for first, block in blocks])
+  return join([standing_in(first, block, queries, penalty) for first, block in blocks])
 
 
 def standing_in(first, block, queries, penalty=None) -> Standing:
@@ -137,9 +134,9 @@ def standing_in(first, block, queries, penalty=None) -> Standing:
     right = rows[query, column]
     best = np.maximum.reduceat(right, bounds)
     own = np.add.reduceat((right == best[query]).astype(np.int64), bounds)
-    parts.append(Standing(
-        best, (rows > best[:, None]).sum(1),
-        (rows == best[:, None]).sum(1) - own))
+    parts.append(
+      Standing(best, (rows > best[:, None]).sum(1), (rows == best[:, None]).sum(1) - own)
+    )
   return join(parts)
 
 
@@ -155,12 +152,10 @@ def grouped_in(first, block, queries) -> Standing:
     videos with captions, whose score is that of their best caption.
   """
   number = np.arange(len(queries.row))
-  single = Queries(
-      queries.row, number, np.arange(len(number) + 1), queries.video)
+  single = Queries(queries.row, number, np.arange(len(number) + 1), queries.video)
   parts = []
   for start, stop in spans(len(block), len(queries.column)):
-    best = np.maximum.reduceat(
-        block[start:stop, queries.column], queries.start[:-1], axis=1)
+    best = np.maximum.reduceat(block[start:stop, queries.column], queries.start[:-1], axis=1)
     parts.append(standing_in(first + start, best, single))
   return join(parts)
 
@@ -172,9 +167,9 @@ def right_columns(queries: Queries, start: int, stop: int):
     int[P] query, counted from `start`; int[P] column; int[Q] the first place of
     each query in both.
   """
-  bounds = queries.start[start:stop + 1]
+  bounds = queries.start[start : stop + 1]
   query = np.repeat(np.arange(stop - start), np.diff(bounds))
-  return query, queries.column[bounds[0]:bounds[-1]], bounds[:-1] - bounds[0]
+  return query, queries.column[bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]
 
 
 def join(parts: list[Standing]) -> Standing:
@@ -185,7 +180,7 @@ def join(parts: list[Standing]) -> Standing:
 
 
 def dual_softmax_penalty(
-    blocks: Iterable[tuple[int, np.ndarray]], scale: float = 1.0
+  blocks: Iterable[tuple[int, np.ndarray]], scale: float = 1.0
 ) -> np.ndarray:
   """What dual softmax takes off a score for the popularity of its row.
 
@@ -217,27 +212,25 @@ def _check(scores, pairs, ties):
   if ties not in TIES:
     raise ValueError(f'{ties=} is none of {TIES}.')
   if scores.ndim != 2:
-    raise ValueError(
-        f'{scores.shape=} must be [texts, videos]; pass one matrix.')
+    raise ValueError(f'{scores.shape=} must be [texts, videos]; pass one matrix.')
   check_pairs(pairs, *scores.shape)
   wrong = sum(int(np.isnan(block).sum()) for _, block in blocks_of(scores))
   if wrong:
     raise ValueError(
-        f'{wrong} of {scores.size} scores are NaN; '
-        'a NaN has no rank. Check the parameters.')
+      f'{wrong} of {scores.size} scores are NaN; a NaN has no rank. Check the parameters.'
+    )
   return scores, pairs
 
 
 def check_pairs(pairs: np.ndarray, texts: int, videos: int) -> None:
   """Raises ValueError if pairs are not (text, video) of a score matrix."""
   if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
-    raise ValueError(
-        f'{pairs.shape=} must be [pairs, 2] with at least one row of '
-        '(text, video).')
+    raise ValueError(f'{pairs.shape=} must be [pairs, 2] with at least one row of (text, video).')
   if pairs.min() < 0 or (pairs.max(0) >= (texts, videos)).any():
     raise ValueError(
-        f'pairs reach {tuple(pairs.max(0))} from {pairs.min()} but scores are '
-        f'[{texts}, {videos}]; index rows and columns of the matrix.')
+      f'pairs reach {tuple(pairs.max(0))} from {pairs.min()} but scores are '
+      f'[{texts}, {videos}]; index rows and columns of the matrix.'
+    )
 
 
 def text_to_video_ranks(scores, pairs, ties='pessimistic'):
@@ -289,9 +282,7 @@ def grouped_video_to_text_ranks(scores, pairs, ties='pessimistic'):
 def summarize_ranks(ranks, prefix):
   """{prefix_r1, _r5, _r10 in %, _median_rank, _mean_rank} of float[Q]."""
   ranks = np.asarray(ranks, np.float64)
-  figures = {
-      f'{prefix}_r{k}': 100.0 * int((ranks <= k).sum()) / len(ranks)
-      for k in (1, 5, 10)}
+  figures = {f'{prefix}_r{k}': 100.0 * int((ranks <= k).sum()) / len(ranks) for k in (1, 5, 10)}
   figures[f'{prefix}_median_rank'] = float(np.median(ranks))
   figures[f'{prefix}_mean_rank'] = float(np.mean(ranks))
   return figures
@@ -308,16 +299,26 @@ def retrieval_metrics(scores, pairs, ties='pessimistic'):
   if len(by_video.column) > len(by_video.row):
     grouped = grouped_in(0, scores.T, by_video)
   figures, _ = retrieval_figures(
-      by_text, standing(blocks_of(scores), by_text),
-      by_video, standing(blocks_of(scores.T), by_video), grouped,
-      videos=scores.shape[1], ties=ties)
+    by_text,
+    standing(blocks_of(scores), by_text),
+    by_video,
+    standing(blocks_of(scores.T), by_video),
+    grouped,
+    videos=scores.shape[1],
+    ties=ties,
+  )
   return figures
 
 
 def retrieval_figures(
-    by_text: Queries, t2v: Standing, by_video: Queries, v2t: Standing,
-    v2t_grouped: Standing | None = None, *, videos: int,
-    ties: str = 'pessimistic',
+  by_text: Queries,
+  t2v: Standing,
+  by_video: Queries,
+  v2t: Standing,
+  v2t_grouped: Standing | None = None,
+  *,
+  videos: int,
+  ties: str = 'pessimistic',
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
   """All figures of both directions, and their intervals.
 
@@ -332,8 +333,10 @@ def retrieval_figures(
   """
   figures, intervals = {}, {}
   for prefix, queries, found in (
-      ('t2v', by_text, t2v), ('v2t', by_video, v2t),
-      ('v2t_grouped', by_video, v2t_grouped)):
+    ('t2v', by_text, t2v),
+    ('v2t', by_video, v2t),
+    ('v2t_grouped', by_video, v2t_grouped),
+  ):
     if found is None:
       continue
     ranks = found.ranks(ties)
@@ -342,11 +345,11 @@ def retrieval_figures(
     for rule in ('optimistic', 'pessimistic'):
       other = found.ranks(rule)
       if (other != ranks).any():
-        figures |= {f'{name}_{rule}': value for name, value
-                    in summarize_ranks(other, prefix).items()}
+        figures |= {
+          f'{name}_{rule}': value for name, value in summarize_ranks(other, prefix).items()
+        }
   figures['t2v_r1_low'], figures['t2v_r1_high'] = intervals['t2v_r1']
-  figures['t2v_r1_ceiling'] = (
-      100.0 * len(np.unique(by_text.row)) / len(by_text.row))
+  figures['t2v_r1_ceiling'] = 100.0 * len(np.unique(by_text.row)) / len(by_text.row)
   figures['t2v_r1_chance'] = 100.0 / videos
   return figures, intervals
 
@@ -376,18 +379,23 @@ def rank_intervals(ranks, groups, prefix, *, level=0.95, samples=1000, seed=0):
     means.append(total @ weight / (count @ weight))
     # The two middle ones of all queries drawn, each as often as its group.
     place = np.cumsum(weight[ordered_group])
-    middle = np.searchsorted(
-        place, ((place[-1] - 1) // 2, place[-1] // 2), side='right')
+    middle = np.searchsorted(place, ((place[-1] - 1) // 2, place[-1] // 2), side='right')
     medians.append(ordered[middle].mean())
   means = np.array(means).T
-  names = [f'{prefix}_r1', f'{prefix}_r5', f'{prefix}_r10',
-           f'{prefix}_mean_rank', f'{prefix}_median_rank']
-  return {name: _middle(values, level) for name, values
-          in zip(names, [*means, np.array(medians)], strict=True)}
+  names = [
+    f'{prefix}_r1',
+    f'{prefix}_r5',
+    f'{prefix}_r10',
+    f'{prefix}_mean_rank',
+    f'{prefix}_median_rank',
+  ]
+  return {
+    name: _middle(values, level)
+    for name, values in zip(names, [*means, np.array(medians)], strict=True)
+  }
 
 
-def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000,
-                       seed=0):
+def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000, seed=0):
   """Percentile bootstrap interval of the mean of values.
 
   Args:
@@ -407,9 +415,9 @@ def bootstrap_interval(values, *, groups=None, level=0.95, samples=1000,
     groups = np.arange(len(values))
   _, group = np.unique(groups, return_inverse=True)
   total, count = np.bincount(group, values), np.bincount(group)
-  return _middle([
-      total @ weight / (count @ weight)
-      for weight in _draws(len(total), samples, seed)], level)
+  return _middle(
+    [total @ weight / (count @ weight) for weight in _draws(len(total), samples, seed)], level
+  )
 
 
 def _draws(groups, samples, seed):

@@ -23,23 +23,21 @@ BATCH_AXES = ('data', 'fsdp')
 
 # Logical axis of a parameter -> mesh axis. A name without a rule is an error.
 RULES = (
-    ('pixels', None),
-    ('embed', 'fsdp'),
-    ('embed_out', None),
-    ('heads', 'tensor'),
-    ('mlp', 'tensor'),
-    ('positions', None),
-    ('vocab', 'tensor'),
-    ('joint', None),
-    ('classes', None),
+  ('pixels', None),
+  ('embed', 'fsdp'),
+  ('embed_out', None),
+  ('heads', 'tensor'),
+  ('mlp', 'tensor'),
+  ('positions', None),
+  ('vocab', 'tensor'),
+  ('joint', None),
+  ('classes', None),
 )
 # Cut if it can be: a vocabulary is as large as it is.
 OPTIONAL = ('vocab',)
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1
-) -> jax.sharding.Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1) -> jax.sharding.Mesh:
   """Returns a mesh over all devices.
 
   Args:
@@ -58,13 +56,11 @@ def make_mesh(
   shape = (data, fsdp, tensor)
   if min(shape) < 1 or math.prod(shape) != count:
     raise ValueError(
-        f'mesh {data=} x {fsdp=} x {tensor=} covers {math.prod(shape)} of '
-        f'{count} devices; set config.mesh so that their product is {count} '
-        '(data=-1 takes all that are left).'
+      f'mesh {data=} x {fsdp=} x {tensor=} covers {math.prod(shape)} of '
+      f'{count} devices; set config.mesh so that their product is {count} '
+      '(data=-1 takes all that are left).'
     )
-  return jax.make_mesh(
-      shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def mesh_from_config(config, devices=None) -> jax.sharding.Mesh:
@@ -83,9 +79,9 @@ def check_batch_size(batch_size: int, mesh, *, accumulation: int = 1) -> None:
   parts = shards * accumulation
   if batch_size % parts:
     raise ValueError(
-        f'a global batch of {batch_size} cannot be cut over {shards} '
-        f'shards x {accumulation} micro-batches; set config.data.batch_size '
-        f'to a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
+      f'a global batch of {batch_size} cannot be cut over {shards} '
+      f'shards x {accumulation} micro-batches; set config.data.batch_size '
+      f'to a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
     )
 
 
@@ -117,9 +113,7 @@ def map_parts(function, rows: Any, parts: int, mesh) -> Any:
   """
   if parts == 1:
     return function(rows)
-  return join_parts(
-      jax.lax.map(function, split_parts(rows, parts, mesh)), mesh
-  )
+  return join_parts(jax.lax.map(function, split_parts(rows, parts, mesh)), mesh)
 
 
 def split_parts(rows: Any, parts: int, mesh) -> Any:
@@ -127,6 +121,7 @@ def split_parts(rows: Any, parts: int, mesh) -> Any:
 
   Each part is spread over all devices.
   """
+
   def split(leaf):
     leaf = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
     return constrain_batch(jnp.moveaxis(leaf, 1, 0), mesh, axis=1)
@@ -136,6 +131,7 @@ def split_parts(rows: Any, parts: int, mesh) -> Any:
 
 def join_parts(parts: Any, mesh) -> Any:
   """Undoes `split_parts`."""
+
   def join(leaf):
     leaf = jnp.moveaxis(leaf, 0, 1)
     leaf = leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
@@ -178,8 +174,8 @@ def tree_sharding(boxed: Any, mesh) -> Any:
     unknown = [a for a in spec if a is not None and a not in rules]
     if unknown:
       raise ValueError(
-          f'parameter {name} has logical axes {unknown} without a rule; add '
-          'them to RULES in sharding.py.'
+        f'parameter {name} has logical axes {unknown} without a rule; add '
+        'them to RULES in sharding.py.'
       )
     axes = [None if a is None else rules[a] for a in spec]
     if len(set(filter(None, axes))) < len([a for a in axes if a]):
@@ -192,29 +188,27 @@ def tree_sharding(boxed: Any, mesh) -> Any:
         axes[i] = None
       else:
         raise ValueError(
-            f'parameter {name} of shape {leaf.shape} cannot be cut over '
-            f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
-            f'it divides {size}.'
+          f'parameter {name} of shape {leaf.shape} cannot be cut over '
+          f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
+          f'it divides {size}.'
         )
     return NamedSharding(mesh, P(*axes))
 
   specs = nn.get_partition_spec(boxed)
   return jax.tree_util.tree_map_with_path(
-      lambda path, spec, leaf: one(path, spec, leaf),
-      specs,
-      nn.unbox(boxed),
-      is_leaf=lambda x: isinstance(x, P),
+    lambda path, spec, leaf: one(path, spec, leaf),
+    specs,
+    nn.unbox(boxed),
+    is_leaf=lambda x: isinstance(x, P),
   )
 
 
 def abstract(boxed: Any, mesh) -> Any:
   """Returns unboxed ShapeDtypeStructs that carry their sharding."""
   return jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=where
-      ),
-      nn.unbox(boxed),
-      tree_sharding(boxed, mesh),
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    nn.unbox(boxed),
+    tree_sharding(boxed, mesh),
   )
 
 
@@ -239,22 +233,20 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
   b, shards = array.shape[0], batch_shards(mesh)
   if b % blocks or (blocks % shards and shards % blocks):
     raise ValueError(
-        f'{blocks=} of negatives must divide the batch of {b} and divide its '
-        f'{shards} shards or be a multiple of them; change '
-        'config.loss.negative_blocks.'
+      f'{blocks=} of negatives must divide the batch of {b} and divide its '
+      f'{shards} shards or be a multiple of them; change '
+      'config.loss.negative_blocks.'
     )
   if blocks % shards == 0:
     size = b // blocks
     rows = array.reshape(blocks, size, *array.shape[1:])
-    picked = jax.vmap(lambda r, i: jnp.take(r, i, axis=0))(
-        rows, index.reshape(blocks, size)
-    )
+    picked = jax.vmap(lambda r, i: jnp.take(r, i, axis=0))(rows, index.reshape(blocks, size))
     return constrain_batch(picked.reshape(array.shape), mesh)
   ring = jax.shard_map(
-      lambda a, i: _ring_take(a, i, shards, shards // blocks),
-      mesh=mesh,
-      in_specs=(P(BATCH_AXES), P(BATCH_AXES)),
-      out_specs=P(BATCH_AXES),
+    lambda a, i: _ring_take(a, i, shards, shards // blocks),
+    mesh=mesh,
+    in_specs=(P(BATCH_AXES), P(BATCH_AXES)),
+    out_specs=P(BATCH_AXES),
   )
   return ring(array, index)
 
@@ -264,9 +256,7 @@ def _ring_take(block, index, shards, ring):
   b = block.shape[0]
   here = jax.lax.axis_index(BATCH_AXES) % ring
   # Neighbours form a ring each: 0 -> 1 -> 0, 2 -> 3 -> 2, ... of two.
-  permutation = [
-      (i, i // ring * ring + (i + 1) % ring) for i in range(shards)
-  ]
+  permutation = [(i, i // ring * ring + (i + 1) % ring) for i in range(shards)]
 
   # Or each hop would keep what it took, as large as a block's mask.
   @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -33,13 +33,13 @@ class Chip(NamedTuple):
 # GPUs: NVIDIA's data sheets of the SXM cards, without sparsity; NVLink as 12 or
 # 18 links of 25 GB/s.
 CHIPS = {
-    'v4': Chip(32e9, 1.23e12, 275e12, 6, 50e9),
-    'v5e': Chip(16e9, 0.82e12, 197e12, 4, 50e9),
-    'v5p': Chip(95e9, 2.77e12, 459e12, 6, 100e9),
-    'v6e': Chip(32e9, 1.64e12, 918e12, 4, 100e9),
-    'a100': Chip(80e9, 2.04e12, 312e12, 12, 25e9),
-    'h100': Chip(80e9, 3.35e12, 989e12, 18, 25e9),
-    'h200': Chip(141e9, 4.8e12, 989e12, 18, 25e9),
+  'v4': Chip(32e9, 1.23e12, 275e12, 6, 50e9),
+  'v5e': Chip(16e9, 0.82e12, 197e12, 4, 50e9),
+  'v5p': Chip(95e9, 2.77e12, 459e12, 6, 100e9),
+  'v6e': Chip(32e9, 1.64e12, 918e12, 4, 100e9),
+  'a100': Chip(80e9, 2.04e12, 312e12, 12, 25e9),
+  'h100': Chip(80e9, 3.35e12, 989e12, 18, 25e9),
+  'h200': Chip(141e9, 4.8e12, 989e12, 18, 25e9),
 }
 
 
@@ -63,9 +63,9 @@ class Multiprocessors(NamedTuple):
 
 # CUDA C++ Programming Guide, "Compute Capabilities", and the data sheets.
 MULTIPROCESSORS = {
-    'a100': Multiprocessors((8, 0), 108, 1.41, 40 * 2**20, 164 * 2**10),
-    'h100': Multiprocessors((9, 0), 132, 1.98, 50 * 2**20, 228 * 2**10),
-    'h200': Multiprocessors((9, 0), 132, 1.98, 50 * 2**20, 228 * 2**10),
+  'a100': Multiprocessors((8, 0), 108, 1.41, 40 * 2**20, 164 * 2**10),
+  'h100': Multiprocessors((9, 0), 132, 1.98, 50 * 2**20, 228 * 2**10),
+  'h200': Multiprocessors((9, 0), 132, 1.98, 50 * 2**20, 228 * 2**10),
 }
 
 

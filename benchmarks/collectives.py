@@ -13,10 +13,7 @@ from collections.abc import Iterable
 
 from benchmarks import hlo
 
-KINDS = (
-    'all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute',
-    'all-to-all',
-)
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +41,11 @@ class Collective:
     """Bytes that each device sends in all runs, by the ring algorithms."""
     n, size = self.group, self.operand_bytes
     once = {
-        'all-reduce': 2 * size * (n - 1) / n,
-        'all-gather': size * (n - 1),
-        'reduce-scatter': size * (n - 1) / n,
-        'all-to-all': size * (n - 1) / n,
-        'collective-permute': size,
+      'all-reduce': 2 * size * (n - 1) / n,
+      'all-gather': size * (n - 1),
+      'reduce-scatter': size * (n - 1) / n,
+      'all-to-all': size * (n - 1) / n,
+      'collective-permute': size,
     }[self.kind]
     return round(once * self.runs)
 
@@ -78,10 +75,10 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
     ours = [one for one in found if one.kind == kind]
     if ours:
       result[kind] = Total(
-          instructions=len(ours),
-          runs=sum(one.runs for one in ours),
-          operand_bytes=sum(one.operand_bytes * one.runs for one in ours),
-          sent_bytes=sum(one.sent_bytes for one in ours),
+        instructions=len(ours),
+        runs=sum(one.runs for one in ours),
+        operand_bytes=sum(one.operand_bytes * one.runs for one in ours),
+        sent_bytes=sum(one.sent_bytes for one in ours),
       )
   return result
 
@@ -96,12 +93,10 @@ def parse(text: str) -> list[Collective]:
       groups of devices written in a way that is not known here.
   """
   module = hlo.parse(text)
-  devices = _header_count(text, 'num_partitions') * _header_count(
-      text, 'replica_count'
-  )
+  devices = _header_count(text, 'num_partitions') * _header_count(text, 'replica_count')
   return [
-      _collective(one, module.types, runs, devices)
-      for one, runs in module.walk(lambda one: _kind(one) in KINDS)
+    _collective(one, module.types, runs, devices)
+    for one, runs in module.walk(lambda one: _kind(one) in KINDS)
   ]
 
 
@@ -113,21 +108,19 @@ def _collective(one, types, runs, devices):
   kind = _kind(one)
   sent = [types[name] for name in one.operand_names]
   return Collective(
-      kind=kind,
-      shapes=hlo.describe(
-          shape for each in sent for shape in hlo.shapes(each)
-      ),
-      operand_bytes=sum(hlo.size_bytes(each) for each in sent),
-      group=devices if kind == 'collective-permute' else _group(one, devices),
-      runs=runs,
-      source=one.source,
+    kind=kind,
+    shapes=hlo.describe(shape for each in sent for shape in hlo.shapes(each)),
+    operand_bytes=sum(hlo.size_bytes(each) for each in sent),
+    group=devices if kind == 'collective-permute' else _group(one, devices),
+    runs=runs,
+    source=one.source,
   )
 
 
 def _group(one, devices):
   """Devices that take part together; the text has four ways to say it.
 
-      {{0,1},{2,3}}   [2,2]<=[4]   mesh['a'=2,'b'=2] {'b'}   {} is all
+  {{0,1},{2,3}}   [2,2]<=[4]   mesh['a'=2,'b'=2] {'b'}   {} is all
   """
   _, _, text = one.attributes.partition('replica_groups=')
   if counted := re.match(r'\[\d+,(\d+)\]<=', text):

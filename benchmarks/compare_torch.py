@@ -33,16 +33,13 @@ def compare(arguments: list[str], batch_sizes: list[int], rounds: int) -> dict:
     parameters = {run['parameters'] for runs in found.values() for run in runs}
     if len(parameters) > 1:
       raise RuntimeError(f'The models differ: {parameters=}.')
-    figures['parameters'], = parameters
+    (figures['parameters'],) = parameters
     for name in ('cpu_s', 'step_s'):
-      median = {
-          kind: statistics.median(run[name] for run in runs)
-          for kind, runs in found.items()}
+      median = {kind: statistics.median(run[name] for run in runs) for kind, runs in found.items()}
       for kind, value in median.items():
         figures[f'{name}/{kind}/{batch_size}'] = value
       for kind in KINDS[1:]:
-        figures[f'{name}/jax over {kind}/{batch_size}'] = (
-            median['jax'] / median[kind])
+        figures[f'{name}/jax over {kind}/{batch_size}'] = median['jax'] / median[kind]
   return figures
 
 
@@ -50,15 +47,22 @@ def _run(kind, batch_size, arguments):
   with tempfile.NamedTemporaryFile(suffix='.json') as file:
     word = ['step'] if kind == 'jax' else ['torch', f'--only={kind}']
     command = [
-        sys.executable, str(PROGRAM), *word, *arguments,
-        '--config.model.dtype=float32',
-        f'--config.data.batch_size={batch_size}', f'--output={file.name}']
+      sys.executable,
+      str(PROGRAM),
+      *word,
+      *arguments,
+      '--config.model.dtype=float32',
+      f'--config.data.batch_size={batch_size}',
+      f'--output={file.name}',
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
       raise RuntimeError(
-          f'{kind} at {batch_size=} ended with {done.returncode}:\n'
-          f'{done.stderr[-2000:]}')
+        f'{kind} at {batch_size=} ended with {done.returncode}:\n{done.stderr[-2000:]}'
+      )
     figures = json.loads(pathlib.Path(file.name).read_text())
-  print(f'{kind:14} batch {batch_size}: {figures["cpu_s"]:.2f} CPU s, '
-        f'{figures["step_s"]:.2f} s', flush=True)
+  print(
+    f'{kind:14} batch {batch_size}: {figures["cpu_s"]:.2f} CPU s, {figures["step_s"]:.2f} s',
+    flush=True,
+  )
   return figures

@@ -31,12 +31,12 @@ def memory(compiled, chip: Chip | None) -> dict[str, float | bool]:
   """
   plan = compiled.memory_analysis()
   parts = {
-      'argument_gib': plan.argument_size_in_bytes,
-      'output_gib': plan.output_size_in_bytes,
-      # Donated arguments, whose room outputs take.
-      'aliased_gib': plan.alias_size_in_bytes,
-      'temporary_gib': plan.temp_size_in_bytes,
-      'program_gib': plan.generated_code_size_in_bytes,
+    'argument_gib': plan.argument_size_in_bytes,
+    'output_gib': plan.output_size_in_bytes,
+    # Donated arguments, whose room outputs take.
+    'aliased_gib': plan.alias_size_in_bytes,
+    'temporary_gib': plan.temp_size_in_bytes,
+    'program_gib': plan.generated_code_size_in_bytes,
   }
   total = sum(parts.values()) - 2 * plan.alias_size_in_bytes
   figures = {name: size / 2**30 for name, size in parts.items()}
@@ -55,24 +55,22 @@ def communication(text: str, chip: Chip | None) -> dict:
   """
   table = collectives.totals(collectives.parse(text))
   figures = {
-      'collectives': {
-          kind: {
-              'instructions': total.instructions,
-              'runs': total.runs,
-              'operand_bytes': total.operand_bytes,
-              'sent_bytes': total.sent_bytes,
-          }
-          for kind, total in table.items()
-      },
-      'sent_bytes': sum(total.sent_bytes for total in table.values()),
+    'collectives': {
+      kind: {
+        'instructions': total.instructions,
+        'runs': total.runs,
+        'operand_bytes': total.operand_bytes,
+        'sent_bytes': total.sent_bytes,
+      }
+      for kind, total in table.items()
+    },
+    'sent_bytes': sum(total.sent_bytes for total in table.values()),
   }
   if chip:
     figures['communication_s'] = sum(
-        total.sent_bytes / (
-            chip.link_bytes_per_s if kind == 'collective-permute'
-            else chip.send_bytes_per_s
-        )
-        for kind, total in table.items()
+      total.sent_bytes
+      / (chip.link_bytes_per_s if kind == 'collective-permute' else chip.send_bytes_per_s)
+      for kind, total in table.items()
     )
   return figures
 
@@ -93,18 +91,16 @@ def computation(config, model, compiled, mesh, chip: Chip | None) -> dict:
 def roofline(found: list[kernels.Kernel], chip: Chip | None) -> dict:
   """What the kernels of a GPU's program do, see kernels.py."""
   result = {
-      'kernels': sum(one.runs for one in found),
-      'moved_gb': sum(one.runs * one.moved_bytes for one in found) / 1e9,
-      'product_tflop': sum(one.runs * one.flops for one in found) / 1e12,
+    'kernels': sum(one.runs for one in found),
+    'moved_gb': sum(one.runs * one.moved_bytes for one in found) / 1e9,
+    'product_tflop': sum(one.runs * one.flops for one in found) / 1e12,
   }
   if chip:
     result['roofline_s'] = sum(one.seconds(chip) for one in found)
   return result
 
 
-def figures(
-    config, compiled, text: str, model, mesh, chip: Chip | None
-) -> dict:
+def figures(config, compiled, text: str, model, mesh, chip: Chip | None) -> dict:
   """Returns what each chip does in a step.
 
   Args:
@@ -116,14 +112,14 @@ def figures(
     chip: published figures; None leaves out what follows from them.
   """
   result = {
-      'chips': mesh.size,
-      'mesh': dict(mesh.shape),
-      'jax': jax.__version__,
-      'dtype': config.model.dtype,
-      'batch_size': config.data.batch_size,
-      'memory': memory(compiled, chip),
-      'computation': computation(config, model, compiled, mesh, chip),
-      'communication': communication(text, chip),
+    'chips': mesh.size,
+    'mesh': dict(mesh.shape),
+    'jax': jax.__version__,
+    'dtype': config.model.dtype,
+    'batch_size': config.data.batch_size,
+    'memory': memory(compiled, chip),
+    'computation': computation(config, model, compiled, mesh, chip),
+    'communication': communication(text, chip),
   }
   if chip:
     compute = result['computation']['compute_s']

@@ -39,11 +39,12 @@ class Instruction:
     if self.opcode in ('async-update', 'async-done'):
       return []  # Named there again; async-start runs it.
     names = re.findall(
-        r'(?:body|condition|calls|to_apply|true_computation|false_computation)'
-        r'=%?([\w.\-]+)', self.attributes)
+      r'(?:body|condition|calls|to_apply|true_computation|false_computation)'
+      r'=%?([\w.\-]+)',
+      self.attributes,
+    )
     for group in re.findall(
-        r'(?:branch_computations|called_computations)=\{([^}]*)\}',
-        self.attributes,
+      r'(?:branch_computations|called_computations)=\{([^}]*)\}', self.attributes
     ):
       names += re.findall(r'%?([\w.\-]+)', group)
     return names
@@ -72,8 +73,7 @@ class Module:
     name = re.search(r'condition=%?([\w.\-]+)', loop.attributes)[1]
     body = self.computations[name]
     constants = {
-        i.name: int(i.operands) for i in body
-        if i.opcode == 'constant' and i.operands.isdigit()
+      i.name: int(i.operands) for i in body if i.opcode == 'constant' and i.operands.isdigit()
     }
     end = body[-1]
     if end.opcode == 'compare' and 'direction=LT' in end.attributes:
@@ -81,9 +81,7 @@ class Module:
     return None
 
   def walk(
-      self,
-      wanted: Callable[[Instruction], bool],
-      inside: Container[str] | None = None,
+    self, wanted: Callable[[Instruction], bool], inside: Container[str] | None = None
   ) -> Iterator[tuple[Instruction, int]]:
     """Yields the wanted instructions, each with its runs, loops counted.
 
@@ -99,10 +97,7 @@ class Module:
 
     @functools.cache
     def holds(name):
-      return any(
-          wanted(one) or any(map(holds, searched(one)))
-          for one in self.computations[name]
-      )
+      return any(wanted(one) or any(map(holds, searched(one))) for one in self.computations[name])
 
     def visit(name, runs):
       for one in self.computations[name]:
@@ -112,8 +107,8 @@ class Module:
           turns = self.trip_count(one) if one.opcode == 'while' else 1
           if turns is None:
             raise ValueError(
-                f'how often the loop {one.name} turns is not known; use '
-                'jax.lax.scan, whose length is.'
+              f'how often the loop {one.name} turns is not known; use '
+              'jax.lax.scan, whose length is.'
             )
           for called in one.called:
             yield from visit(called, runs * turns)
@@ -140,12 +135,10 @@ def parse(text: str) -> Module:
       current.append(one)
   if entry is None:
     raise ValueError(
-        'the text has no ENTRY computation; give the text of a compiled '
-        'program, as compiled.as_text() returns it.'
+      'the text has no ENTRY computation; give the text of a compiled '
+      'program, as compiled.as_text() returns it.'
     )
-  types = {
-      one.name: one.type for body in computations.values() for one in body
-  }
+  types = {one.name: one.type for body in computations.values() for one in body}
   return Module(computations, entry, types)
 
 
@@ -154,11 +147,11 @@ def _instruction(line):
   start = re.match(r'\s+(?:ROOT )?%?([^\s=]+) = ', line)
   if not start:
     return None
-  rest = line[start.end():]
+  rest = line[start.end() :]
   end = _closing(rest) + 1 if rest.startswith('(') else rest.index(' ')
   kind, rest = rest[:end], rest[end:].lstrip()
   opcode, _, _ = rest.partition('(')
-  rest = rest[len(opcode):]
+  rest = rest[len(opcode) :]
   end = _closing(rest)
   return Instruction(start[1], kind, opcode, rest[1:end], rest[end + 1 :])
 
@@ -179,24 +172,18 @@ _SHAPE = re.compile(r'\b([a-z]+\d+\w*|pred)\[([\d,]*)\]')
 def shapes(kind: str) -> list[tuple[str, tuple[int, ...]]]:
   """'(f32[2,3]{1,0}, pred[])' -> [('f32', (2, 3)), ('pred', ())]."""
   return [
-      (dtype, tuple(int(n) for n in sizes.split(',') if n))
-      for dtype, sizes in _SHAPE.findall(kind)
+    (dtype, tuple(int(n) for n in sizes.split(',') if n)) for dtype, sizes in _SHAPE.findall(kind)
   ]
 
 
 def describe(found: Iterable[tuple[str, tuple[int, ...]]]) -> str:
   """[('f32', (2, 3)), ('pred', ())] -> 'f32[2,3] pred[]'."""
-  return ' '.join(
-      f'{dtype}[{",".join(map(str, sizes))}]' for dtype, sizes in found
-  )
+  return ' '.join(f'{dtype}[{",".join(map(str, sizes))}]' for dtype, sizes in found)
 
 
 def size_bytes(kind: str) -> int:
   """Bytes of an array, or of all arrays of a tuple."""
-  return sum(
-      math.ceil(math.prod(sizes) * _bits(dtype) / 8)
-      for dtype, sizes in shapes(kind)
-  )
+  return sum(math.ceil(math.prod(sizes) * _bits(dtype) / 8) for dtype, sizes in shapes(kind))
 
 
 def _bits(dtype):

@@ -19,16 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from alpro_jax import sharding
-from alpro_jax.data import (
-    annotations,
-    augment,
-    dataset,
-    feed,
-    frames,
-    pipeline,
-    prepare,
-    tokens,
-)
+from alpro_jax.data import annotations, augment, dataset, feed, frames, pipeline, prepare, tokens
 from examples.shapes.files import write_video
 
 WINDOWS = 12  # Measurements of each kind; the median counts.
@@ -56,24 +47,24 @@ def measure(config, *, data, clips, needed):
     tokenizer = _tokenizer(config.data.tokenizer, source.texts)
     serialized = prepared.fetch(range(min(len(prepared), CLIPS)))
     figures = {
-        'clips': len(prepared),
-        'record_kb': np.mean([len(record) for record in serialized]) / 1e3,
-        'cores': os.cpu_count(),
+      'clips': len(prepared),
+      'record_kb': np.mean([len(record) for record in serialized]) / 1e3,
+      'cores': os.cpu_count(),
     }
     kinds = {}
     for augmented in (False, True):
       for threads in (1, 0):
         kinds[augmented, threads] = cpu, wall = _whole(
-            config.data, source, tokenizer, augmented=augmented,
-            threads=threads)
+          config.data, source, tokenizer, augmented=augmented, threads=threads
+        )
         name = f'{"augmented" if augmented else "plain"}/' + (
-            'one thread' if threads else 'all threads')
+          'one thread' if threads else 'all threads'
+        )
         figures[f'cpu_ms/{name}'] = 1e3 * cpu
         figures[f'clips_per_s_and_core/{name}'] = 1 / cpu
         figures[f'clips_per_s/{name}'] = 1 / wall
     parts = _parts(config.data, source, tokenizer, serialized)
-    parts['batches and threads'] = (
-        1e3 * kinds[True, 1][0] - sum(parts.values()))
+    parts['batches and threads'] = 1e3 * kinds[True, 1][0] - sum(parts.values())
     # Not of the threads above: the feed's own thread does this.
     parts['copy to the devices'] = _copy(config.data, source, tokenizer)
     figures |= {f'cpu_ms/part/{name}': x for name, x in parts.items()}
@@ -91,9 +82,7 @@ def read_needed(path):
   """Returns the clips/s in what `benchmark.py step --output` has written."""
   figures = json.loads(pathlib.Path(path).read_text())
   if 'clips_per_s' not in figures:
-    raise ValueError(
-        f'{path} has no clips_per_s; make it with benchmark.py step '
-        '--output=FILE.')
+    raise ValueError(f'{path} has no clips_per_s; make it with benchmark.py step --output=FILE.')
   return figures['clips_per_s']
 
 
@@ -111,17 +100,19 @@ def make_set(folder, clips):
   rows = []
   for number in range(clips):
     name = f'{number:05}.mp4'
-    write_video(
-        str(videos / name), make_clip(np.random.default_rng(number)), FPS)
-    rows.append({
-        'video': name, 'caption': f'clip {number} of clouds that drift by'})
+    write_video(str(videos / name), make_clip(np.random.default_rng(number)), FPS)
+    rows.append({'video': name, 'caption': f'clip {number} of clouds that drift by'})
   captions = folder / 'captions.jsonl'
   captions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   path = str(folder / 'set')
   with open(os.devnull, 'w') as nowhere:
     prepare.prepare(
-        annotations.read_folder(str(captions), '', split='train'),
-        str(videos), path, options=prepare.Options(fps=FPS), out=nowhere)
+      annotations.read_folder(str(captions), '', split='train'),
+      str(videos),
+      path,
+      options=prepare.Options(fps=FPS),
+      out=nowhere,
+    )
   return path
 
 
@@ -134,8 +125,7 @@ def make_clip(rng):
   one of a real clip does (15 to 16 KB at quality 85), and as long to decode.
   """
   height, width = HEIGHT + 3 * FRAMES, WIDTH + 6 * FRAMES
-  frequency = np.hypot(
-      np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+  frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
   amplitude = np.where(frequency > 0, frequency, np.inf) ** -1.65
   shape = 3, *amplitude.shape
   noise = rng.normal(size=shape) + 1j * rng.normal(size=shape)
@@ -143,20 +133,17 @@ def make_clip(rng):
   planes *= 55 / planes.std((1, 2), keepdims=True)
   light, blue, red = planes * np.array([1, 0.25, 0.25])[:, None, None]
   picture = 128 + np.stack(
-      [light + 1.4 * red, light - 0.34 * blue - 0.71 * red,
-       light + 1.77 * blue], -1)
+    [light + 1.4 * red, light - 0.34 * blue - 0.71 * red, light + 1.77 * blue], -1
+  )
   picture = np.clip(picture, 0, 255).astype(np.uint8)
-  return np.stack([
-      picture[3 * i:3 * i + HEIGHT, 6 * i:6 * i + WIDTH]
-      for i in range(FRAMES)])
+  return np.stack([picture[3 * i : 3 * i + HEIGHT, 6 * i : 6 * i + WIDTH] for i in range(FRAMES)])
 
 
 def _tokenizer(path, texts):
   if pathlib.Path(path).is_file():
     return tokens.load_tokenizer(path)
   with tempfile.TemporaryDirectory() as folder:
-    return tokens.train_sentencepiece(
-        texts[:1000], f'{folder}/tokenizer.model', 256)
+    return tokens.train_sentencepiece(texts[:1000], f'{folder}/tokenizer.model', 256)
 
 
 # --- Clocks -----------------------------------------------------------------
@@ -175,8 +162,8 @@ def _median(call):
 
 def _batches(options, source, tokenizer):
   return pipeline.train_batches(
-      options, [source], tokenizer, seed=0, start_step=0, batch_size=CLIPS,
-      rows=slice(0, CLIPS))
+    options, [source], tokenizer, seed=0, start_step=0, batch_size=CLIPS, rows=slice(0, CLIPS)
+  )
 
 
 def _whole(options, source, tokenizer, *, augmented, threads):
@@ -200,37 +187,36 @@ def _parts(options, source, tokenizer, serialized):
 
   def choose(record):
     stored = parse(record)
-    index = frames.choose_frames(
-        options.sampling, tf.shape(stored)[0], options.frames, seed)
+    index = frames.choose_frames(options.sampling, tf.shape(stored)[0], options.frames, seed)
     return tf.ensure_shape(tf.gather(stored, index), [options.frames])
 
   def decode_jpeg(record):
     return augment.decode_windows(
-        choose(record), tf.constant([0.5, 0.5]),
-        image_size=options.image_size, resize=options.resize,
-        resize_mode=options.resize_mode)
+      choose(record),
+      tf.constant([0.5, 0.5]),
+      image_size=options.image_size,
+      resize=options.resize,
+      resize_mode=options.resize_mode,
+    )
 
   def whole(augmented):
     changed = options.copy_and_resolve_references()
     changed.randaugment.enabled = augmented
 
     def decode(record, number):
-      return pipeline.decode_record(
-          record, tf.stack([number, 0]), changed, train=True)[0]
+      return pipeline.decode_record(record, tf.stack([number, 0]), changed, train=True)[0]
+
     return decode
 
   nothing = _stage(serialized, lambda record, number: record)
   stages = {
-      'parse': _stage(serialized, lambda record, number: parse(record)),
-      'choose frames': _stage(
-          serialized, lambda record, number: choose(record)),
-      'decode JPEG': _stage(
-          serialized, lambda record, number: decode_jpeg(record)),
-      'crop and resize': _stage(serialized, whole(False)),
-      'augment': _stage(serialized, whole(True)),
+    'parse': _stage(serialized, lambda record, number: parse(record)),
+    'choose frames': _stage(serialized, lambda record, number: choose(record)),
+    'decode JPEG': _stage(serialized, lambda record, number: decode_jpeg(record)),
+    'crop and resize': _stage(serialized, whole(False)),
+    'augment': _stage(serialized, whole(True)),
   }
-  before, parts = nothing, {
-      'read and tokenize': _read(options, source, tokenizer)}
+  before, parts = nothing, {'read and tokenize': _read(options, source, tokenizer)}
   for name, total in stages.items():
     parts[name] = 1e3 * (total - before)
     before = total
@@ -244,11 +230,10 @@ def _stage(serialized, call):
   options.threading.max_intra_op_parallelism = 1
   mapped = tf.data.Dataset.from_tensor_slices(serialized).repeat().enumerate()
   mapped = mapped.map(
-      tf.autograph.experimental.do_not_convert(
-          lambda number, record: call(record, number)))
+    tf.autograph.experimental.do_not_convert(lambda number, record: call(record, number))
+  )
   # One number of each clip, lest the copy to Python is measured.
-  mapped = mapped.map(
-      tf.autograph.experimental.do_not_convert(lambda x: tf.size(x)))
+  mapped = mapped.map(tf.autograph.experimental.do_not_convert(lambda x: tf.size(x)))
   running = mapped.batch(CLIPS).with_options(options).as_numpy_iterator()
   next(running)
   return _median(lambda: next(running))[0]
@@ -262,8 +247,9 @@ def _read(options, source, tokenizer):
     records = order.plan(next(steps), slice(0, CLIPS)).records
     source.dataset.fetch(records)
     tokenizer.encode(
-        [source.texts[source.first[i]] for i in range(CLIPS)
-         if i < len(source.texts)], options.max_text_tokens)
+      [source.texts[source.first[i]] for i in range(CLIPS) if i < len(source.texts)],
+      options.max_text_tokens,
+    )
 
   return 1e3 * _median(read)[0]
 

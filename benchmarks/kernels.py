@@ -21,8 +21,15 @@ from benchmarks.chips import Chip
 
 # Names for what is there already, not kernels.
 _FREE = (
-    'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast',
-    'partition-id', 'replica-id', 'after-all', 'optimization-barrier',
+  'parameter',
+  'constant',
+  'get-tuple-element',
+  'tuple',
+  'bitcast',
+  'partition-id',
+  'replica-id',
+  'after-all',
+  'optimization-barrier',
 )
 _CONTAINERS = ('while', 'call', 'conditional')
 _READ_IN_PART = ('slice', 'dynamic-slice', 'gather')
@@ -59,9 +66,7 @@ class Kernel:
 
   def seconds(self, chip: Chip) -> float:
     """The least that all its runs take, at the chip's published rates."""
-    return self.runs * max(
-        self.moved_bytes / chip.memory_bytes_per_s, self.flops / chip.flops
-    )
+    return self.runs * max(self.moved_bytes / chip.memory_bytes_per_s, self.flops / chip.flops)
 
 
 def parse(text: str) -> list[Kernel]:
@@ -74,13 +79,10 @@ def parse(text: str) -> list[Kernel]:
 
   def is_kernel(one):
     return one.opcode not in _FREE + _CONTAINERS and not one.opcode.endswith(
-        ('-start', '-done')  # Collectives: counted in collectives.py.
+      ('-start', '-done')  # Collectives: counted in collectives.py.
     )
 
-  return [
-      _kernel(one, module, runs)
-      for one, runs in module.walk(is_kernel, inside=_CONTAINERS)
-  ]
+  return [_kernel(one, module, runs) for one, runs in module.walk(is_kernel, inside=_CONTAINERS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,29 +112,31 @@ def totals(found: Iterable[Kernel], chip: Chip) -> list[Total]:
   for one in found:
     groups[one.alike].append(one)
   return sorted(
-      (
-          Total(
-              *key,
-              runs=sum(one.runs for one in group),
-              moved_bytes=sum(one.runs * one.moved_bytes for one in group),
-              seconds=sum(one.seconds(chip) for one in group),
-          )
-          for key, group in groups.items()
-      ),
-      key=lambda total: -total.seconds,
+    (
+      Total(
+        *key,
+        runs=sum(one.runs for one in group),
+        moved_bytes=sum(one.runs * one.moved_bytes for one in group),
+        seconds=sum(one.seconds(chip) for one in group),
+      )
+      for key, group in groups.items()
+    ),
+    key=lambda total: -total.seconds,
   )
 
 
 def table(found: Iterable[Kernel], chip: Chip, rows: int) -> str:
   """Returns the kernels that take longest by the roofline, a line each."""
-  return '\n'.join([
+  return '\n'.join(
+    [
       '    ms      GB  runs  kernel, writes, made from',
       *(
-          f'{one.seconds * 1e3:6.2f} {one.moved_bytes / 1e9:7.2f} {one.runs:5} '
-          f' {one.kind:9} {one.result[:60]:60} {one.source[-80:]}'
-          for one in totals(found, chip)[:rows]
+        f'{one.seconds * 1e3:6.2f} {one.moved_bytes / 1e9:7.2f} {one.runs:5} '
+        f' {one.kind:9} {one.result[:60]:60} {one.source[-80:]}'
+        for one in totals(found, chip)[:rows]
       ),
-  ])
+    ]
+  )
 
 
 def _kernel(one, module, runs):
@@ -142,9 +146,7 @@ def _kernel(one, module, runs):
   if one.opcode == 'fusion':
     kind = _fusion_kind(one)
     body = module.computations[one.called[0]]
-    flops = sum(
-        _dot_flops(each, module.types) for each in body if each.opcode == 'dot'
-    )
+    flops = sum(_dot_flops(each, module.types) for each in body if each.opcode == 'dot')
     if body[-1].opcode == 'dynamic-update-slice':  # Written in place.
       written = hlo.size_bytes(module.types[body[-1].operand_names[1]])
   elif one.opcode == 'custom-call':
@@ -152,19 +154,16 @@ def _kernel(one, module, runs):
     kind, flops = _library_call(one, target, module.types)
     # Its first result; workspace follows, or statistics of a row.
     if kind in ('cublas', 'cudnn'):
-      result = hlo.describe(
-          shape for shape in hlo.shapes(one.type)
-          if shape[0] not in ('s8', 'u8')
-      )
+      result = hlo.describe(shape for shape in hlo.shapes(one.type) if shape[0] not in ('s8', 'u8'))
       written = hlo.size_bytes(result)
   return Kernel(
-      name=one.name,
-      kind=kind,
-      result=re.sub(r'\{[^}]*\}|/\*.*?\*/', '', result).strip('()'),
-      source=one.source,
-      moved_bytes=read + written,
-      flops=flops,
-      runs=runs,
+    name=one.name,
+    kind=kind,
+    result=re.sub(r'\{[^}]*\}|/\*.*?\*/', '', result).strip('()'),
+    source=one.source,
+    moved_bytes=read + written,
+    flops=flops,
+    runs=runs,
   )
 
 
@@ -174,25 +173,19 @@ def _fusion_kind(one):
   if 'transpose' in one.name:
     return 'transpose'
   return {'kLoop': 'loop', 'kInput': 'reduce'}.get(
-      re.search(r'kind=(\w+)', one.attributes)[1], 'fusion'
+    re.search(r'kind=(\w+)', one.attributes)[1], 'fusion'
   )
 
 
 def _library_call(one, target, types):
   """Kind and FLOPs of a call of cuBLAS, cuDNN or something else."""
   if 'cublas' in target:
-    noted = re.search(
-        r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes
-    )[1]
-    return 'cublas', _product_flops(
-        one, re.findall(r'\d+', noted), types
-    )
+    noted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)[1]
+    return 'cublas', _product_flops(one, re.findall(r'\d+', noted), types)
   if 'fmha' in target:
     # Queries and keys are [batch, length, heads, size]: scores and values, and
     # in the backward pass scores again and four gradients.
-    (_, query), (_, key) = (
-        hlo.shapes(types[name])[0] for name in one.operand_names[:2]
-    )
+    (_, query), (_, key) = (hlo.shapes(types[name])[0] for name in one.operand_names[:2])
     products = 5 if 'Backward' in target else 2
     return 'cudnn', products * 2 * math.prod(query) * key[1]
   return target, 0
@@ -219,10 +212,7 @@ def _read_bytes(one, module):
   for each in body:
     for place, name in enumerate(each.operand_names):
       readers[name].append((each, place))
-  parameters = {
-      int(each.operands): each.name
-      for each in body if each.opcode == 'parameter'
-  }
+  parameters = {int(each.operands): each.name for each in body if each.opcode == 'parameter'}
 
   def read(name, size):
     total = 0

@@ -11,8 +11,7 @@ from benchmarks import kernels
 
 
 def measure(
-    run: Callable[[], object], found: list[kernels.Kernel],
-    folder: pathlib.Path, steps: int,
+  run: Callable[[], object], found: list[kernels.Kernel], folder: pathlib.Path, steps: int
 ) -> str:
   """Runs a compiled step under JAX's profiler.
 
@@ -30,9 +29,7 @@ def measure(
     for _ in range(steps):
       last = run()
     jax.block_until_ready(last)
-  newest = max(
-      folder.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime
-  )
+  newest = max(folder.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
   seconds = by_instruction(jax.profiler.ProfileData.from_file(str(newest)))
   return table(seconds, found, steps)
 
@@ -59,8 +56,7 @@ def by_instruction(data) -> dict[str, float]:
 
 
 def table(
-    seconds: dict[str, float], found: list[kernels.Kernel], steps: int,
-    rows: int = 40,
+  seconds: dict[str, float], found: list[kernels.Kernel], steps: int, rows: int = 40
 ) -> str:
   """Returns kernels that are alike in one row each, the longest first."""
   groups = collections.defaultdict(lambda: [0.0, 0, 0, 0])
@@ -76,19 +72,16 @@ def table(
       group[3] += one.runs * one.flops
   total = sum(seconds.values()) / steps
   lines = [
-      f'{total * 1e3:.2f} ms of kernels in a step.', '',
-      '| ms | runs | GB/s | TFLOP/s | kernel | writes | made from |',
-      '|---|---|---|---|---|---|---|',
+    f'{total * 1e3:.2f} ms of kernels in a step.',
+    '',
+    '| ms | runs | GB/s | TFLOP/s | kernel | writes | made from |',
+    '|---|---|---|---|---|---|---|',
   ]
   for key, group in sorted(groups.items(), key=lambda item: -item[1][0])[:rows]:
     spent, runs, moved, flops = group
     cells = [f'{spent * 1e3:.3f}', '', '', '']
     if runs and spent:
-      cells[1:] = [
-          str(runs), f'{moved / spent / 1e9:.0f}', f'{flops / spent / 1e12:.1f}'
-      ]
+      cells[1:] = [str(runs), f'{moved / spent / 1e9:.0f}', f'{flops / spent / 1e12:.1f}']
     kind, source, result = key
-    lines.append(
-        f'| {" | ".join(cells)} | {kind} | {result[:60]} | {source[-80:]} |'
-    )
+    lines.append(f'| {" | ".join(cells)} | {kind} | {result[:60]} | {source[-80:]} |')
   return '\n'.join(lines) + '\n'

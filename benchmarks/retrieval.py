@@ -37,8 +37,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
   task = dry_run.task(config, mesh)
   boxed = jax.eval_shape(task.init, jax.random.key(0))
   params = jax.jit(
-      lambda key: nn.unbox(task.init(key)),
-      out_shardings=sharding.tree_sharding(boxed, mesh),
+    lambda key: nn.unbox(task.init(key)), out_shardings=sharding.tree_sharding(boxed, mesh)
   )(jax.random.key(0))
 
   def encode(names, tokens):
@@ -46,9 +45,13 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
     return ids, np.ones(ids.shape, bool)
 
   scorer = Scorer(
-      task.model, params, mesh, encode=encode, max_text_tokens=length,
-      batch_size=config.eval.batch_size,
-      pairs_per_call=config.eval.pairs_per_call,
+    task.model,
+    params,
+    mesh,
+    encode=encode,
+    max_text_tokens=length,
+    batch_size=config.eval.batch_size,
+    pairs_per_call=config.eval.pairs_per_call,
   )
   some = [min(sample or total, total) for total in (texts, videos)]
 
@@ -58,8 +61,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
     pixels = rng.integers(0, 256, shape, np.uint8)
     for start in range(0, total, size):
       record = np.arange(start, start + size)
-      yield {'video': pixels, 'record': np.minimum(record, total - 1),
-             'valid': record < total}
+      yield {'video': pixels, 'record': np.minimum(record, total - 1), 'valid': record < total}
 
   def timed(call):
     call()  # Compiles.
@@ -68,8 +70,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
     return result, time.perf_counter() - start
 
   encoded_texts, text_s = timed(lambda: scorer.embed_texts(['x'] * some[0]))
-  encoded_videos, video_s = timed(
-      lambda: scorer.embed_videos(batches(some[1]), some[1]))
+  encoded_videos, video_s = timed(lambda: scorer.embed_videos(batches(some[1]), some[1]))
   _, pairs_s = timed(lambda: scorer.matching(encoded_texts, encoded_videos))
   text_s, video_s = text_s / some[0], video_s / some[1]
   pairs_per_s = some[0] * some[1] / pairs_s
@@ -79,40 +80,55 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
     read, near_s = _candidates(rng, texts, videos, k), 0.0
   else:
     own = np.arange(min(texts, videos))
-    found, near_s = timed(lambda: retrieval.score(
-        scorer, encoded_texts, encoded_videos, [str(i) for i in range(texts)],
-        np.stack([own, own], 1), retrieval.Scoring(rerank_k=k)))
+    found, near_s = timed(
+      lambda: retrieval.score(
+        scorer,
+        encoded_texts,
+        encoded_videos,
+        [str(i) for i in range(texts)],
+        np.stack([own, own], 1),
+        retrieval.Scoring(rerank_k=k),
+      )
+    )
     read = int(found.cost['pairs'])
 
   encoding_s = texts * text_s + videos * video_s
   count = functools.partial(
-      flops.retrieval, task.model.config, texts=texts, videos=videos,
-      frames=data.frames, image_size=data.image_size, length=length)
+    flops.retrieval,
+    task.model.config,
+    texts=texts,
+    videos=videos,
+    frames=data.frames,
+    image_size=data.image_size,
+    length=length,
+  )
   near_s = near_s or read / pairs_per_s
   return {
-      'device': jax.devices()[0].device_kind,
-      'devices': jax.device_count(),
-      'dtype': config.model.dtype,
-      'texts': texts, 'videos': videos, 'rerank_k': k,
-      'extrapolated_from': some if sample else None,
-      'texts_per_s': 1 / text_s, 'videos_per_s': 1 / video_s,
-      'pairs_per_s': pairs_per_s,
-      'encoding_s': encoding_s,
-      'all_pairs': texts * videos,
-      'all_pairs_tflop': count(pairs=texts * videos) / 1e12,
-      'all_pairs_s': encoding_s + texts * videos / pairs_per_s,
-      'candidates': read,
-      'candidates_tflop': count(pairs=read) / 1e12,
-      'candidates_s': encoding_s + near_s,
-      'times_fewer_flop': count(pairs=texts * videos) / count(pairs=read),
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'dtype': config.model.dtype,
+    'texts': texts,
+    'videos': videos,
+    'rerank_k': k,
+    'extrapolated_from': some if sample else None,
+    'texts_per_s': 1 / text_s,
+    'videos_per_s': 1 / video_s,
+    'pairs_per_s': pairs_per_s,
+    'encoding_s': encoding_s,
+    'all_pairs': texts * videos,
+    'all_pairs_tflop': count(pairs=texts * videos) / 1e12,
+    'all_pairs_s': encoding_s + texts * videos / pairs_per_s,
+    'candidates': read,
+    'candidates_tflop': count(pairs=read) / 1e12,
+    'candidates_s': encoding_s + near_s,
+    'times_fewer_flop': count(pairs=texts * videos) / count(pairs=read),
   }
 
 
 def _candidates(rng, texts, videos, k):
   """Distinct pairs among the k nearest of both sides, of random features."""
-  rows, columns = (rng.standard_normal((n, 64), np.float32)
-                   for n in (texts, videos))
+  rows, columns = (rng.standard_normal((n, 64), np.float32) for n in (texts, videos))
   near = [
-      candidates.best_columns(x @ y.T, min(k, len(y)))
-      for x, y in ((rows, columns), (columns, rows))]
+    candidates.best_columns(x @ y.T, min(k, len(y))) for x, y in ((rows, columns), (columns, rows))
+  ]
   return len(candidates.union(*near).key)

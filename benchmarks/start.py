@@ -29,8 +29,9 @@ from alpro_jax.train.progress import peak_memory_gib
 ROUNDS = 3  # The median counts.
 _SHARD = 1000  # Records; as launch/prepare.py makes them.
 _WORDS = (
-    'a the young woman man dog walks along beach sunset aerial view of city '
-    'slow motion hands river in on mountain drone footage with').split()
+  'a the young woman man dog walks along beach sunset aerial view of city '
+  'slow motion hands river in on mountain drone footage with'
+).split()
 
 
 def measure(config, *, records: int, start_step: int) -> dict:
@@ -46,18 +47,18 @@ def measure(config, *, records: int, start_step: int) -> dict:
     logging.info('Making a set of %d records.', records)
     make_set(pathlib.Path(folder), records)
     figures = {
-        'records': records, 'shards': -(-records // _SHARD),
-        'index_mb': os.path.getsize(f'{folder}/index-train.jsonl') / 1e6}
+      'records': records,
+      'shards': -(-records // _SHARD),
+      'index_mb': os.path.getsize(f'{folder}/index-train.jsonl') / 1e6,
+    }
     _in_a_process(folder, 10, config)  # Fills the page cache.
     # By turns, so that whatever else runs here meets both.
     steps = (10, start_step)
-    done = [(step, _in_a_process(folder, step, config))
-            for _ in range(ROUNDS) for step in steps]
+    done = [(step, _in_a_process(folder, step, config)) for _ in range(ROUNDS) for step in steps]
   for step in steps:
     mine = [found for at, found in done if at == step]
     for name in mine[0]:
-      figures[f'step {step}/{name}'] = statistics.median(
-          found[name] for found in mine)
+      figures[f'step {step}/{name}'] = statistics.median(found[name] for found in mine)
   return figures
 
 
@@ -69,14 +70,19 @@ def make_set(folder: pathlib.Path, records: int) -> None:
 
   Image.new('RGB', (64, 48), 'grey').save(folder / 'photo.png')
   made = record.make_record(
-      annotations.Clip('photo.png', ('photo.png',), ('x',), ('',), True),
-      root=str(folder), fps=1, short_side=256, quality=85, max_frames=0,
-      max_seconds=0, on_partial='skip')
+    annotations.Clip('photo.png', ('photo.png',), ('x',), ('',), True),
+    root=str(folder),
+    fps=1,
+    short_side=256,
+    quality=85,
+    max_frames=0,
+    max_seconds=0,
+    on_partial='skip',
+  )
   shards, files = [], {}
   for start in range(0, records, _SHARD):
     count = min(_SHARD, records - start)
-    file = (f'set-train.array_record-{len(shards):05}-of-'
-            f'{-(-records // _SHARD):05}')
+    file = f'set-train.array_record-{len(shards):05}-of-{-(-records // _SHARD):05}'
     if count not in files:
       files[count] = _write_shard(folder / f'shard-{count}', [made] * count)
     os.link(folder / f'shard-{count}.array_record', folder / file)
@@ -85,22 +91,43 @@ def make_set(folder: pathlib.Path, records: int) -> None:
   sha, rng = hashlib.sha256(), random.Random(0)
   with open(index, 'wb') as lines:
     for number in range(records):
-      line = json.dumps({
-          'video': f'{number // 1000:06}/{rng.getrandbits(40)}.mp4',
-          'captions': [' '.join(rng.choices(_WORDS, k=12))], 'styles': [''],
-          'questions': [], 'answers': [], 'kinds': [], 'still': True,
-          'frames': 1}).encode() + b'\n'
+      line = (
+        json.dumps(
+          {
+            'video': f'{number // 1000:06}/{rng.getrandbits(40)}.mp4',
+            'captions': [' '.join(rng.choices(_WORDS, k=12))],
+            'styles': [''],
+            'questions': [],
+            'answers': [],
+            'kinds': [],
+            'still': True,
+            'frames': 1,
+          }
+        ).encode()
+        + b'\n'
+      )
       sha.update(line)
       lines.write(line)
-  manifest.write_whole(str(folder / manifest.MANIFEST), {
-      'format': manifest.FORMAT, 'name': 'set', 'others': [], 'splits': {
-          'train': {
-              'examples': records, 'captions': records, 'questions': 0,
-              'bytes': sum(shard['bytes'] for shard in shards),
-              'digest': sha.hexdigest(),
-              'index': {'file': index.name, 'bytes': index.stat().st_size,
-                        'sha256': sha.hexdigest()},
-              'shards': shards, 'plan': {}}}})
+  manifest.write_whole(
+    str(folder / manifest.MANIFEST),
+    {
+      'format': manifest.FORMAT,
+      'name': 'set',
+      'others': [],
+      'splits': {
+        'train': {
+          'examples': records,
+          'captions': records,
+          'questions': 0,
+          'bytes': sum(shard['bytes'] for shard in shards),
+          'digest': sha.hexdigest(),
+          'index': {'file': index.name, 'bytes': index.stat().st_size, 'sha256': sha.hexdigest()},
+          'shards': shards,
+          'plan': {},
+        }
+      },
+    },
+  )
 
 
 def _write_shard(stem, made):
@@ -109,15 +136,20 @@ def _write_shard(stem, made):
 
   with open(os.devnull, 'w') as nowhere:
     part = parts.write_part(
-        str(stem), ({} for _ in made), iter(made),
-        progress.Progress(len(made), nowhere))
+      str(stem), ({} for _ in made), iter(made), progress.Progress(len(made), nowhere)
+    )
   return {key: part[key] for key in ('examples', 'bytes', 'sha256')}
 
 
 def _in_a_process(folder, step, config):
   done = subprocess.run(
-      [sys.executable, __file__, folder, str(step)], input=config,
-      env=workers.environment(), capture_output=True, text=True, check=False)
+    [sys.executable, __file__, folder, str(step)],
+    input=config,
+    env=workers.environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   if done.returncode:
     raise RuntimeError(f'{__file__} failed:\n{done.stderr}')
   return json.loads(done.stdout.splitlines()[-1])
@@ -128,8 +160,7 @@ def start(folder: str, step: int, config) -> dict:
   from alpro_jax.data import dataset, pipeline, tokens
 
   with tempfile.TemporaryDirectory() as place:
-    tokenizer = tokens.train_sentencepiece(
-        [' '.join(_WORDS)], f'{place}/tokenizer.model', 100)
+    tokenizer = tokens.train_sentencepiece([' '.join(_WORDS)], f'{place}/tokenizer.model', 100)
   before = peak_memory_gib()
   clock, cpu = time.perf_counter(), time.process_time()
   seconds = {}
@@ -144,8 +175,14 @@ def start(folder: str, step: int, config) -> dict:
   source = pipeline.Source(prepared, 0)
   lap('source_s')
   batches = pipeline.train_batches(
-      config, [source], tokenizer, seed=0, start_step=step,
-      batch_size=config.batch_size, rows=slice(0, config.batch_size))
+    config,
+    [source],
+    tokenizer,
+    seed=0,
+    start_step=step,
+    batch_size=config.batch_size,
+    rows=slice(0, config.batch_size),
+  )
   next(batches)
   lap('first_batch_s')
   seconds['total_s'] = sum(seconds.values())

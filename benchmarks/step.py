@@ -13,8 +13,7 @@ from benchmarks import kernels, profile
 
 
 def measure(
-    config, *, steps: int, warmup: int, peak_tflops: float,
-    trace: pathlib.Path | None = None,
+  config, *, steps: int, warmup: int, peak_tflops: float, trace: pathlib.Path | None = None
 ) -> dict[str, str | int | float | None]:
   """Compiles and times the step; returns the figures by name.
 
@@ -28,13 +27,9 @@ def measure(
   mesh = sharding.mesh_from_config(config.mesh)
   program = dry_run.program(config, mesh)
   task = program.task
-  train_state = state.create_state(
-      task.init, program.optimizer, mesh, config.seed
-  )
+  train_state = state.create_state(task.init, program.optimizer, mesh, config.seed)
   frozen = task.untrained_frozen(jax.random.key(1))
-  batch = jax.device_put(
-      dry_run.noise(config), sharding.batch_sharding(mesh)
-  )
+  batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
 
   begin = time.perf_counter()
   compiled = program.step.lower(train_state, frozen, batch).compile()
@@ -59,52 +54,48 @@ def measure(
 
     on_gpu = jax.devices()[0].platform == 'gpu'
     found = kernels.parse(compiled.as_text()) if on_gpu else []
-    (trace / 'kernels.md').write_text(
-        profile.measure(run, found, trace, steps=3)
-    )
+    (trace / 'kernels.md').write_text(profile.measure(run, found, trace, steps=3))
 
   b = config.data.batch_size
   flop = step_flops(config, task.model)
   of_original = step_flops(config, task.model, as_original=True)
   used = jax.local_devices()[0].memory_stats() or {}
   figures = {
-      'device': jax.devices()[0].device_kind,
-      'devices': jax.device_count(),
-      'jax': jax.__version__,
-      'dtype': config.model.dtype,
-      'batch_size': b,
-      'loss': float(metrics['loss']),
-      'compile_s': compile_s,
-      'step_s': step_s,
-      'cpu_s': cpu_s,
-      'clips_per_s': b / step_s,
-      'model_tflop_per_clip': flop / b / 1e12,
-      'model_tflop_per_s': flop / step_s / 1e12,
-      # What the original would have to do for as many clips.
-      'original_tflop_per_clip': of_original / b / 1e12,
-      'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
-      'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
-      'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
-      'peak_process_gib': peak_memory_gib(),
-      'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'jax': jax.__version__,
+    'dtype': config.model.dtype,
+    'batch_size': b,
+    'loss': float(metrics['loss']),
+    'compile_s': compile_s,
+    'step_s': step_s,
+    'cpu_s': cpu_s,
+    'clips_per_s': b / step_s,
+    'model_tflop_per_clip': flop / b / 1e12,
+    'model_tflop_per_s': flop / step_s / 1e12,
+    # What the original would have to do for as many clips.
+    'original_tflop_per_clip': of_original / b / 1e12,
+    'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
+    'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
+    'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
+    'peak_process_gib': peak_memory_gib(),
+    'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
   }
   if peak_tflops:
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
-    figures['share_of_peak_as_original'] = (
-        of_original / step_s / 1e12 / peak_tflops
-    )
+    figures['share_of_peak_as_original'] = of_original / step_s / 1e12 / peak_tflops
   return figures
 
 
 def step_flops(config, model: Alpro, *, as_original: bool = False) -> int:
   """Operations that a step needs, by formula; see flops.train_step."""
   return config.data.batch_size * flops.train_step(
-      model.config,
-      frames=config.data.frames,
-      image_size=config.data.image_size,
-      length=config.data.max_text_tokens,
-      vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
-      mlm=bool(config.loss.mlm) and config.task == 'pretrain',
-      pem=bool(config.loss.pem) and config.task == 'pretrain',
-      as_original=as_original,
+    model.config,
+    frames=config.data.frames,
+    image_size=config.data.image_size,
+    length=config.data.max_text_tokens,
+    vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
+    mlm=bool(config.loss.mlm) and config.task == 'pretrain',
+    pem=bool(config.loss.pem) and config.task == 'pretrain',
+    as_original=as_original,
   )

@@ -17,20 +17,24 @@ PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
 BATCH_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320)
 # At the largest batch that fits.
 FORMS = {
-    'fused': '--config.model.implementation=fused',
-    'attention_xla': '--config.model.attention_impl=xla',
-    'attention_elementwise': '--config.model.attention_impl=elementwise',
-    'attention_cudnn': '--config.model.attention_impl=cudnn',
-    'remat_dots': '--config.model.remat=dots',
-    'remat_blocks': '--config.model.remat=blocks',
-    'scanned': '--config.model.scan_layers=True',
+  'fused': '--config.model.implementation=fused',
+  'attention_xla': '--config.model.attention_impl=xla',
+  'attention_elementwise': '--config.model.attention_impl=elementwise',
+  'attention_cudnn': '--config.model.attention_impl=cudnn',
+  'remat_dots': '--config.model.remat=dots',
+  'remat_blocks': '--config.model.remat=blocks',
+  'scanned': '--config.model.scan_layers=True',
 }
 _COLUMNS = {
-    'batch': 'batch_size', 'clips/s': 'clips_per_s', 's/step': 'step_s',
-    'TFLOP/s': 'model_tflop_per_s', 'share of peak': 'share_of_peak',
-    'as the original counts': 'share_of_peak_as_original',
-    'GiB in use': 'peak_in_use_gib', 'GiB planned': 'planned_temporary_gib',
-    'compiling s': 'compile_s',
+  'batch': 'batch_size',
+  'clips/s': 'clips_per_s',
+  's/step': 'step_s',
+  'TFLOP/s': 'model_tflop_per_s',
+  'share of peak': 'share_of_peak',
+  'as the original counts': 'share_of_peak_as_original',
+  'GiB in use': 'peak_in_use_gib',
+  'GiB planned': 'planned_temporary_gib',
+  'compiling s': 'compile_s',
 }
 
 
@@ -39,8 +43,7 @@ class _TimeIsOver(Exception):
 
 
 def run(
-    arguments: list[str], folder: pathlib.Path,
-    batch_sizes: list[int], minutes: float = 0.0,
+  arguments: list[str], folder: pathlib.Path, batch_sizes: list[int], minutes: float = 0.0
 ) -> str:
   """Measures what the folder lacks and returns a table in Markdown.
 
@@ -101,9 +104,10 @@ def _measure(output, arguments):
     environment['XLA_FLAGS'] = f'{given} --xla_gpu_enable_command_buffer='
   with log.open('w') as file:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), 'step', *arguments,
-         f'--output={output}'],
-        stdout=file, stderr=subprocess.STDOUT, env=environment,
+      [sys.executable, str(PROGRAM), 'step', *arguments, f'--output={output}'],
+      stdout=file,
+      stderr=subprocess.STDOUT,
+      env=environment,
     )
   if done.returncode:
     lines = [x for x in log.read_text().splitlines() if x.strip()] or ['']
@@ -123,20 +127,18 @@ def table(folder: pathlib.Path) -> str:
     return 'Nothing was measured.\n'
   one = next(iter(rows.values()))
   lines = [
-      f'{one["devices"]} x {one["device"]}, jax {one["jax"]}, {one["dtype"]}, '
-      f'{one["model_tflop_per_clip"]:.4g} TFLOP for a clip, of which the '
-      f'original makes {one["original_tflop_per_clip"]:.4g}.',
-      '',
-      '| | ' + ' | '.join(_COLUMNS) + ' |',
-      '|---' * (len(_COLUMNS) + 1) + '|',
+    f'{one["devices"]} x {one["device"]}, jax {one["jax"]}, {one["dtype"]}, '
+    f'{one["model_tflop_per_clip"]:.4g} TFLOP for a clip, of which the '
+    f'original makes {one["original_tflop_per_clip"]:.4g}.',
+    '',
+    '| | ' + ' | '.join(_COLUMNS) + ' |',
+    '|---' * (len(_COLUMNS) + 1) + '|',
   ]
   for name, figures in rows.items():
     cells = [figures.get(column) for column in _COLUMNS.values()]
     shown = ['' if x is None else f'{x:.4g}' for x in cells]
     lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
-  failed = sorted(
-      path.stem for path in folder.glob('*.log') if path.stem not in rows
-  )
+  failed = sorted(path.stem for path in folder.glob('*.log') if path.stem not in rows)
   if failed:
     lines += ['', f'Failed: {", ".join(failed)}.']
   return '\n'.join(lines) + '\n'

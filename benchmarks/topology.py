@@ -23,16 +23,16 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
       found = jax.devices('gpu')
     except RuntimeError as error:
       raise ValueError(
-          '--topology=gpu needs a GPU and a jax that sees it; '
-          "`pip install 'jax[cuda12]'` installs one."
+        '--topology=gpu needs a GPU and a jax that sees it; '
+        "`pip install 'jax[cuda12]'` installs one."
       ) from error
     return found, of_kind(found[0].device_kind)
   _use_no_devices()
   name, _, shape = topology.partition(':')
   if name not in CHIPS:
     raise ValueError(
-        f'--{topology=} is not known; give gpu or a chip and its shape, such '
-        'as v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
+      f'--{topology=} is not known; give gpu or a chip and its shape, such '
+      'as v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
     )
   if name in MULTIPROCESSORS:
     return _absent_gpus(topology, name, shape), CHIPS[name]
@@ -42,12 +42,10 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
   # are without being told.
   options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
   try:
-    found = topologies.get_topology_desc(
-        platform='tpu', topology_name=topology, **options
-    ).devices
+    found = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
-        f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
+      f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
     ) from error
   return found, CHIPS[name]
 
@@ -64,23 +62,19 @@ def _use_no_devices():
 def _absent_gpus(topology, name, shape):
   if shape not in map(str, range(1, 9)):
     raise ValueError(
-        f'--{topology=} is not known; give the GPUs of one machine, {name}:1 '
-        f'to {name}:8.'
+      f'--{topology=} is not known; give the GPUs of one machine, {name}:1 to {name}:8.'
     )
   # Of CUDA 12 or 13, whichever is there.
-  if not any(
-      importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
-  ):
+  if not any(importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)):
     raise _no_compiler(topology, 'gpu')
   return topologies.get_topology_desc(
-      platform='cuda', target_config=gpu_target(name),
-      topology=f'1x1x{shape}',
+    platform='cuda', target_config=gpu_target(name), topology=f'1x1x{shape}'
   ).devices
 
 
 def _no_compiler(topology, kind):
   return ValueError(
-      f'--{topology=} needs the {kind.upper()} compiler; install it in an '
-      f'environment of its own: python -m venv .venv-{kind} && '
-      f'.venv-{kind}/bin/pip install -r requirements-{kind}.txt'
+    f'--{topology=} needs the {kind.upper()} compiler; install it in an '
+    f'environment of its own: python -m venv .venv-{kind} && '
+    f'.venv-{kind}/bin/pip install -r requirements-{kind}.txt'
   )

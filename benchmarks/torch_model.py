@@ -59,9 +59,7 @@ def attend(query, key, value, heads, mask=None, dropout=0.0):
     mask: bool[..., 1, 1, L], True on tokens that may be attended to.
     dropout: on the probabilities.
   """
-  query, key, value = (
-      x.unflatten(-1, (heads, -1)).transpose(-2, -3)
-      for x in (query, key, value))
+  query, key, value = (x.unflatten(-1, (heads, -1)).transpose(-2, -3) for x in (query, key, value))
   out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
   return out.transpose(-2, -3).flatten(-2)
 
@@ -91,7 +89,6 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-
   def __init__(self, width, size):
     super().__init__()
     self.fc1 = nn.Linear(width, size)
@@ -143,12 +140,11 @@ class TimeSformer(nn.Module):
     self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
     self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
     self.time_embed = nn.Parameter(torch.zeros(1, config.frames, width))
-    self.patch_embed = nn.ModuleDict(
-        {'proj': nn.Conv2d(3, width, patch, patch)})
+    self.patch_embed = nn.ModuleDict({'proj': nn.Conv2d(3, width, patch, patch)})
     last = max(config.depth - 1, 1)
     self.blocks = nn.ModuleList(
-        Block(config, config.drop_path * i / last)
-        for i in range(config.depth))
+      Block(config, config.drop_path * i / last) for i in range(config.depth)
+    )
     self.norm = nn.LayerNorm(width, VIDEO_EPSILON)
     self.register_buffer('mean', torch.tensor(PIXEL_MEAN), persistent=False)
     self.register_buffer('std', torch.tensor(PIXEL_STD), persistent=False)
@@ -194,19 +190,21 @@ class BertLayer(nn.Module):
     super().__init__()
     width, size = config.width, config.mlp_size
     self.heads, self.rate = config.heads, config.dropout
-    self.attention = nn.ModuleDict({
-        'self': nn.ModuleDict({
-            name: nn.Linear(width, width) for name in ('query', 'key', 'value')
-        }),
-        'output': _dense_and_norm(width, width)})
+    self.attention = nn.ModuleDict(
+      {
+        'self': nn.ModuleDict(
+          {name: nn.Linear(width, width) for name in ('query', 'key', 'value')}
+        ),
+        'output': _dense_and_norm(width, width),
+      }
+    )
     self.intermediate = nn.ModuleDict({'dense': nn.Linear(width, size)})
     self.output = _dense_and_norm(size, width)
 
   def forward(self, x, mask):
     """f[B, L, D], bool[B, 1, 1, L] -> f[B, L, D]."""
     inputs = (part(x) for part in self.attention['self'].values())
-    y = attend(
-        *inputs, self.heads, mask, self.rate if self.training else 0.0)
+    y = attend(*inputs, self.heads, mask, self.rate if self.training else 0.0)
     x = self._add(x, y, self.attention['output'])
     return self._add(x, F.gelu(self.intermediate['dense'](x)), self.output)
 
@@ -222,20 +220,23 @@ class Bert(nn.Module):
     super().__init__()
     width = config.width
     self.rate = config.dropout
-    self.embeddings = nn.ModuleDict({
-        'word_embeddings': nn.Embedding(
-            config.vocab_size, width, padding_idx=PADDING_ID),
+    self.embeddings = nn.ModuleDict(
+      {
+        'word_embeddings': nn.Embedding(config.vocab_size, width, padding_idx=PADDING_ID),
         'position_embeddings': nn.Embedding(config.max_positions, width),
         'token_type_embeddings': nn.Embedding(2, width),
-        'LayerNorm': nn.LayerNorm(width, TEXT_EPSILON)})
-    self.encoder = nn.ModuleDict({'layer': nn.ModuleList(
-        BertLayer(config) for _ in range(config.depth))})
+        'LayerNorm': nn.LayerNorm(width, TEXT_EPSILON),
+      }
+    )
+    self.encoder = nn.ModuleDict(
+      {'layer': nn.ModuleList(BertLayer(config) for _ in range(config.depth))}
+    )
 
   def embed(self, ids):
     """int64[B, L] -> f[B, L, D]."""
     parts = self.embeddings
     x = parts['word_embeddings'](ids)
-    x = x + parts['position_embeddings'].weight[:ids.shape[1]]
+    x = x + parts['position_embeddings'].weight[: ids.shape[1]]
     x = x + parts['token_type_embeddings'].weight[0]
     return F.dropout(parts['LayerNorm'](x), self.rate, self.training)
 
@@ -260,9 +261,9 @@ class MlmHead(nn.Module):
 
 
 def _dense_and_norm(inputs, width):
-  return nn.ModuleDict({
-      'dense': nn.Linear(inputs, width),
-      'LayerNorm': nn.LayerNorm(width, TEXT_EPSILON)})
+  return nn.ModuleDict(
+    {'dense': nn.Linear(inputs, width), 'LayerNorm': nn.LayerNorm(width, TEXT_EPSILON)}
+  )
 
 
 # --- The four losses --------------------------------------------------------
@@ -275,14 +276,14 @@ class Student(VideoSide):
     super().__init__(config)
     width = config.text.width
     self.fusion_layer, self.depth = config.text.fusion_layer, config.text.depth
-    self.text_encoder = nn.ModuleDict({
-        'bert': Bert(config.text),
-        'cls': nn.ModuleDict({'predictions': MlmHead(config.text)})})
+    self.text_encoder = nn.ModuleDict(
+      {'bert': Bert(config.text), 'cls': nn.ModuleDict({'predictions': MlmHead(config.text)})}
+    )
     self.text_proj = nn.Linear(width, config.embed_size)
     self.itm_head = nn.Linear(width, 2)
     self.mpm_head = nn.Sequential(
-        nn.Linear(width, 2 * width), nn.ReLU(),
-        nn.Linear(2 * width, config.entities))
+      nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.entities)
+    )
 
   def forward(self, batch: Batch, target, keep) -> Losses:
     """Returns the losses; target f[B, Z] and keep bool[B] are the prompter's.
@@ -292,38 +293,34 @@ class Student(VideoSide):
     """
     count, length = batch.ids.shape
     video, video_feature = self.encode_video(batch.video)
-    texts = self._encode_text(
-        torch.cat([batch.ids, batch.masked_ids]), batch.mask.repeat(2, 1))
+    texts = self._encode_text(torch.cat([batch.ids, batch.masked_ids]), batch.mask.repeat(2, 1))
     text, masked = texts[:count], texts[count:]
     text_feature = F.normalize(self.text_proj(text[:, 0]), dim=-1)
 
     similarity = video_feature @ text_feature.T / self.temp
     own = torch.arange(count)
-    vtc = (F.cross_entropy(similarity, own)
-           + F.cross_entropy(similarity.T, own)) / 2
+    vtc = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
     other_video = _draw_negatives(similarity.T)
     other_text = _draw_negatives(similarity)
     fused = self._fuse(
-        torch.cat([text, text, text[other_text], masked]),
-        torch.cat([batch.mask, batch.mask, batch.mask[other_text],
-                   batch.mask]),
-        torch.cat([video, video[other_video], video, video]))
+      torch.cat([text, text, text[other_text], masked]),
+      torch.cat([batch.mask, batch.mask, batch.mask[other_text], batch.mask]),
+      torch.cat([video, video[other_video], video, video]),
+    )
 
-    is_match = torch.cat(
-        [torch.ones(count), torch.zeros(2 * count)]).long()
-    vtm = F.cross_entropy(self.itm_head(fused[:3 * count, 0]), is_match)
+    is_match = torch.cat([torch.ones(count), torch.zeros(2 * count)]).long()
+    vtm = F.cross_entropy(self.itm_head(fused[: 3 * count, 0]), is_match)
 
     words = self.text_encoder['bert'].embeddings['word_embeddings'].weight
-    logits = self.text_encoder['cls']['predictions'](
-        fused[3 * count:, :length], words)
+    logits = self.text_encoder['cls']['predictions'](fused[3 * count :, :length], words)
     mlm = F.cross_entropy(
-        logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-1,
-        reduction='sum')
+      logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-1, reduction='sum'
+    )
     mlm = mlm / (batch.labels >= 0).sum().clamp(min=1)
 
     inside = batch.region / batch.region.sum(1, keepdim=True)
-    pooled = torch.einsum('bnd,bn->bd', fused[:count, length + 1:], inside)
+    pooled = torch.einsum('bnd,bn->bd', fused[:count, length + 1 :], inside)
     pem = F.cross_entropy(self.mpm_head(pooled), target, reduction='none')
     pem = (pem * keep).sum() / keep.sum().clamp(min=1)
     return Losses(vtc, vtm, mlm, pem)
@@ -335,7 +332,8 @@ class Student(VideoSide):
   def _fuse(self, text, mask, video):
     mask = torch.cat([mask, mask.new_ones(video.shape[:2])], 1)
     return self.text_encoder['bert'](
-        torch.cat([text, video], 1), mask, self.fusion_layer, self.depth)
+      torch.cat([text, video], 1), mask, self.fusion_layer, self.depth
+    )
 
 
 def _draw_negatives(similarity):

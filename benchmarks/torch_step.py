@@ -29,13 +29,17 @@ class Step:
       self._prompter_call = torch.compile(prompter)
       self._student_call = torch.compile(student)
     matrices = {
-        module.weight for module in student.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))}
+      module.weight for module in student.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
     others = [x for x in student.parameters() if x not in matrices]
     self._optimizer = torch.optim.AdamW(
-        [{'params': list(matrices)}, {'params': others, 'weight_decay': 0.0}],
-        lr=options.learning_rate, betas=(options.b1, options.b2),
-        eps=options.eps, weight_decay=options.weight_decay, fused=True)
+      [{'params': list(matrices)}, {'params': others, 'weight_decay': 0.0}],
+      lr=options.learning_rate,
+      betas=(options.b1, options.b2),
+      eps=options.eps,
+      weight_decay=options.weight_decay,
+      fused=True,
+    )
 
   def __call__(self, batch: Batch) -> Losses:
     with torch.no_grad():
@@ -60,36 +64,51 @@ def draw(task, batch, key) -> Batch:
   _, words, _, _, region = jax.random.split(key, 5)
   options, model = task.options, task.model.config
   masked_ids, labels = masking.mask_tokens(
-      words, batch.text_ids, batch.text_mask, special=task.special,
-      vocab_size=model.text.vocab_size, probability=options.mask_probability)
+    words,
+    batch.text_ids,
+    batch.text_mask,
+    special=task.special,
+    vocab_size=model.text.vocab_size,
+    probability=options.mask_probability,
+  )
   region = masking.sample_regions(
-      region, len(batch.video), batch.video.shape[2] // model.video.patch_size,
-      area=options.region_area, rule=options.region_rule)
-  ids, masked_ids, labels = (
-      np.asarray(x, np.int64) for x in (batch.text_ids, masked_ids, labels))
-  return Batch(*(torch.from_numpy(np.array(x)) for x in (
-      batch.video, ids, batch.text_mask, masked_ids, labels, region,
-      batch.still)))
+    region,
+    len(batch.video),
+    batch.video.shape[2] // model.video.patch_size,
+    area=options.region_area,
+    rule=options.region_rule,
+  )
+  ids, masked_ids, labels = (np.asarray(x, np.int64) for x in (batch.text_ids, masked_ids, labels))
+  return Batch(
+    *(
+      torch.from_numpy(np.array(x))
+      for x in (batch.video, ids, batch.text_mask, masked_ids, labels, region, batch.still)
+    )
+  )
 
 
 def load(module, params, config: AlproConfig) -> None:
   """Copies parameters of ours; those that the module lacks are left out."""
   ours = traverse_util.flatten_dict(params, sep='/')
   wanted = module.state_dict()
-  module.load_state_dict({
-      row.original: torch.from_numpy(np.array(row.layout.to_original(
-          *(np.asarray(ours[path]) for path in row.ours))))
-      for row in original.rename_table(config) if row.original in wanted})
+  module.load_state_dict(
+    {
+      row.original: torch.from_numpy(
+        np.array(row.layout.to_original(*(np.asarray(ours[path]) for path in row.ours)))
+      )
+      for row in original.rename_table(config)
+      if row.original in wanted
+    }
+  )
 
 
 def build(config, task):
   """Returns a Student and a Prompter of random weights."""
   options, sizes = config.prompter, task.model.config
-  bank = F.normalize(
-      torch.randn(2, sizes.entities, sizes.embed_size), dim=-1)
+  bank = F.normalize(torch.randn(2, sizes.entities, sizes.embed_size), dim=-1)
   return Student(sizes).train(), Prompter(
-      sizes, bank, patch_size=sizes.video.patch_size,
-      threshold=options.ignore_threshold)
+    sizes, bank, patch_size=sizes.video.patch_size, threshold=options.ignore_threshold
+  )
 
 
 def measure(config, *, steps, warmup, compiled):
@@ -114,12 +133,12 @@ def measure(config, *, steps, warmup, compiled):
   for _ in range(steps):
     losses = step(batch)
   return {
-      'torch': torch.__version__,
-      'threads': torch.get_num_threads(),
-      'batch_size': config.data.batch_size,
-      'loss': sum(losses).item(),
-      'warmup_s': warmup_s,
-      'step_s': (time.perf_counter() - begin) / steps,
-      'cpu_s': (time.process_time() - cpu_begin) / steps,
-      'parameters': sum(x.numel() for x in student.parameters()),
+    'torch': torch.__version__,
+    'threads': torch.get_num_threads(),
+    'batch_size': config.data.batch_size,
+    'loss': sum(losses).item(),
+    'warmup_s': warmup_s,
+    'step_s': (time.perf_counter() - begin) / steps,
+    'cpu_s': (time.process_time() - cpu_begin) / steps,
+    'parameters': sum(x.numel() for x in student.parameters()),
   }

@@ -23,14 +23,24 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What the package imports, and what pip calls it. Colab has jax for whatever
 # accelerator it lends, so that jax is not among them.
 NEEDED = {
-    'flax': 'flax', 'optax': 'optax', 'orbax': 'orbax-checkpoint',
-    'clu': 'clu', 'ml_collections': 'ml-collections', 'einops': 'einops',
-    'tensorflow': 'tensorflow-cpu', 'tensorboard': 'tensorboard',
-    'tensorflow_datasets': 'tensorflow-datasets',
-    'array_record': 'array_record', 'importlib_resources':
-    'importlib_resources', 'sentencepiece': 'sentencepiece',
-    'tokenizers': 'tokenizers', 'textblob': 'textblob', 'av': 'av',
-    'PIL': 'pillow', 'jinja2': 'jinja2', 'matplotlib': 'matplotlib',
+  'flax': 'flax',
+  'optax': 'optax',
+  'orbax': 'orbax-checkpoint',
+  'clu': 'clu',
+  'ml_collections': 'ml-collections',
+  'einops': 'einops',
+  'tensorflow': 'tensorflow-cpu',
+  'tensorboard': 'tensorboard',
+  'tensorflow_datasets': 'tensorflow-datasets',
+  'array_record': 'array_record',
+  'importlib_resources': 'importlib_resources',
+  'sentencepiece': 'sentencepiece',
+  'tokenizers': 'tokenizers',
+  'textblob': 'textblob',
+  'av': 'av',
+  'PIL': 'pillow',
+  'jinja2': 'jinja2',
+  'matplotlib': 'matplotlib',
 }
 # I1123 05:10:15.306124 139793585134464 loop.py:79]
 _LOG_PREFIX = re.compile(r'^[IWEF]\d{4} \S+ +\d+ [\w.]+:\d+\] ')
@@ -42,16 +52,18 @@ def install() -> list[str]:
   Returns:
     what was installed.
   """
-  missing = [package for module, package in NEEDED.items()
-             if importlib.util.find_spec(module) is None]
+  missing = [
+    package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None
+  ]
   if not missing:
     return []
   with tempfile.NamedTemporaryFile('w', suffix='.txt') as kept:
     for known in importlib.metadata.distributions():
       kept.write(f'{known.metadata["Name"]}=={known.version}\n')
     kept.flush()
-    _stream([sys.executable, '-m', 'pip', 'install', '--quiet',
-             f'--constraint={kept.name}', *missing])
+    _stream(
+      [sys.executable, '-m', 'pip', 'install', '--quiet', f'--constraint={kept.name}', *missing]
+    )
   importlib.invalidate_caches()
   return missing
 
@@ -80,23 +92,34 @@ def show(page: str, height: int = 640) -> None:
   """
   from IPython.display import HTML, display
 
-  fit = ("this.style.height=Math.min(this.contentDocument.documentElement"
-         f".scrollHeight+4,{height})+'px'")
-  display(HTML(
+  fit = (
+    f"this.style.height=Math.min(this.contentDocument.documentElement.scrollHeight+4,{height})+'px'"
+  )
+  display(
+    HTML(
       f'<div><iframe srcdoc="{html.escape(page)}" onload="{fit}" style="'
       f'width:100%;height:{height}px;border:1px solid #dfe3e8"></iframe>'
-      '</div>'))
+      '</div>'
+    )
+  )
 
 
 def _stream(line, only=''):
   environment = dict(os.environ)
   environment['PYTHONPATH'] = os.pathsep.join(
-      filter(None, (str(ROOT), environment.get('PYTHONPATH'))))
+    filter(None, (str(ROOT), environment.get('PYTHONPATH')))
+  )
   said = []
   # Line by line, as it comes: a training takes its time.
   with subprocess.Popen(
-      line, cwd=ROOT, env=environment, text=True, errors='replace',
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    line,
+    cwd=ROOT,
+    env=environment,
+    text=True,
+    errors='replace',
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  ) as process:
     try:
       for text in process.stdout:
         text = _LOG_PREFIX.sub('', text)
@@ -109,5 +132,5 @@ def _stream(line, only=''):
       raise
   if process.returncode:
     raise RuntimeError(
-        f'{shlex.join(line)} ended with code {process.returncode}:\n'
-        + ''.join(said)[-3000:])
+      f'{shlex.join(line)} ended with code {process.returncode}:\n' + ''.join(said)[-3000:]
+    )

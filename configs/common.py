@@ -8,8 +8,7 @@ import ml_collections
 from configs import models
 
 
-def source(path, *, split='train', weight=1.0, style='', from_step=0,
-           until_step=-1):
+def source(path, *, split='train', weight=1.0, style='', from_step=0, until_step=-1):
   """One entry of `data.sources`: a prepared data set that batches come from.
 
   Args:
@@ -21,10 +20,16 @@ def source(path, *, split='train', weight=1.0, style='', from_step=0,
     from_step: first step at which the source is active.
     until_step: first step at which it no longer is (-1: never ends).
   """
-  return ml_collections.ConfigDict({
-      'path': path, 'split': split, 'weight': float(weight), 'style': style,
-      'from_step': from_step, 'until_step': until_step,
-  })
+  return ml_collections.ConfigDict(
+    {
+      'path': path,
+      'split': split,
+      'weight': float(weight),
+      'style': style,
+      'from_step': from_step,
+      'until_step': until_step,
+    }
+  )
 
 
 def get_config(model='base'):
@@ -35,7 +40,8 @@ def get_config(model='base'):
   config.seed = 42
   config.model = models.PRESETS[model]()
 
-  config.data = ml_collections.ConfigDict({
+  config.data = ml_collections.ConfigDict(
+    {
       'sources': (),
       'tokenizer': '',  # A BERT vocab.txt or a SentencePiece .model file.
       'text': 'captions',  # Or 'questions'.
@@ -55,19 +61,23 @@ def get_config(model='base'):
       'resize': 256,  # Side of the frame before the crop.
       'resize_mode': 'squash',  # Or 'short_side', which keeps the shape.
       # Exclude 'horizontal_flip' where captions say left or right.
-      'randaugment': {
-          'enabled': True, 'operations': 2, 'level': 5, 'exclude': ()},
+      'randaugment': {'enabled': True, 'operations': 2, 'level': 5, 'exclude': ()},
       # Records that cannot be read are replaced; more than this share stops.
       'broken_share': 0.01,
       'threads': 0,  # tf.data threads; 0 lets tf.data choose.
       # Check the digests of a set below 4 GiB when it is opened. Records of
       # any set carry sums of their own, which are checked when they are read.
       'verify': True,
-  })
+    }
+  )
 
   # A weight of 0 skips the work of that loss.
-  config.loss = ml_collections.ConfigDict({
-      'vtc': 1.0, 'vtm': 1.0, 'mlm': 1.0, 'pem': 1.0,
+  config.loss = ml_collections.ConfigDict(
+    {
+      'vtc': 1.0,
+      'vtm': 1.0,
+      'mlm': 1.0,
+      'pem': 1.0,
       'mask_probability': 0.15,
       # Hard negatives for VTM: from the whole batch, or from blocks of it as
       # the original's devices did (0 blocks: one for each data shard). Fewer
@@ -89,9 +99,11 @@ def get_config(model='base'):
       # 'original' redraws boxes that stick out, which makes them smaller than
       # that (31.5 % on average, defect 23); 'nominal' keeps the area.
       'region_rule': 'original',
-  })
+    }
+  )
 
-  config.prompter = ml_collections.ConfigDict({
+  config.prompter = ml_collections.ConfigDict(
+    {
       'checkpoint': '',  # Made by configs/pretrain_prompter.py.
       'entities': '',  # A text file, one entity per line, most frequent first.
       'num_entities': 1000,  # 0: every line of the file.
@@ -101,14 +113,18 @@ def get_config(model='base'):
       'renormalize': True,  # Defect 17: l2-normalise the averaged prompt.
       'ignore_rule': 'probability',  # 'index' is the original's, defect 3.
       'ignore_threshold': 0.2,
-  })
+    }
+  )
 
-  config.optimizer = ml_collections.ConfigDict({
+  config.optimizer = ml_collections.ConfigDict(
+    {
       'learning_rate': 1e-4,  # The highest; 0 changes nothing.
       'schedule': 'linear',  # Or 'cosine', 'constant'.
       'warmup_steps': 0,
       'final_fraction': 0.0,  # Of the learning rate, at the last step.
-      'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
+      'b1': 0.9,
+      'b2': 0.98,
+      'eps': 1e-6,
       'eps_rule': 'standard',  # 'original': eps on the uncorrected root.
       'weight_decay': 1e-3,
       # Largest norm of the gradient of a step, 0: any. The original's acts on
@@ -127,9 +143,11 @@ def get_config(model='base'):
       # they are, as the original did by accident in its published question
       # answering (defect 2).
       'freeze': '',
-  })
+    }
+  )
 
-  config.train = ml_collections.ConfigDict({
+  config.train = ml_collections.ConfigDict(
+    {
       'steps': 1000,
       'log_every_steps': 50,
       'checkpoint_every_steps': 1000,
@@ -158,9 +176,11 @@ def get_config(model='base'):
       'stop_seconds': 600.0,  # 0: waits for ever.
       # Every host says what it waits for when nothing happens for so long.
       'standstill_seconds': 900.0,  # 0: never.
-  })
+    }
+  )
 
-  config.eval = ml_collections.ConfigDict({
+  config.eval = ml_collections.ConfigDict(
+    {
       # Held-out sets: common.source(path, split='test'). Figures of the first
       # are called eval/..., of several those of each eval/0/..., eval/1/...
       'sources': (),
@@ -178,7 +198,8 @@ def get_config(model='base'):
       # Where tokens of more than 64 GiB are kept, in files that go with the
       # process; '' keeps everything in memory.
       'folder': '',
-  })
+    }
+  )
 
   # Devices along each axis; -1 is all that are left. `data` cuts the batch,
   # `fsdp` also parameters and moments, `tensor` the heads and the MLP of the

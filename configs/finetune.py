@@ -18,9 +18,7 @@ def start(scale):
   """
   scale = scale or 'base'
   if scale not in SCALES:
-    raise ValueError(
-        f"unknown {scale=} after ':' in --config; choose one of {SCALES}."
-    )
+    raise ValueError(f"unknown {scale=} after ':' in --config; choose one of {SCALES}.")
   if scale == 'demo':
     return pretrain.get_config('demo')
   config = common.get_config(scale)
@@ -52,8 +50,12 @@ def question_answering(config):
   config.data.text = 'questions'
   config.train.new_parameters = ('answer_head',)
   config.train.unused_parameters = (
-      'mlm_head', 'entity_head', 'match_head', 'video_projection',
-      'text_projection', 'temperature',
+    'mlm_head',
+    'entity_head',
+    'match_head',
+    'video_projection',
+    'text_projection',
+    'temperature',
   )
   config.train.best_metric = 'eval/accuracy'
   return config
@@ -66,8 +68,9 @@ def clip(config, *, frames, max_text_tokens):
   return config
 
 
-def schedule(config, *, examples, epochs, batch_size, learning_rate,
-             clip_norm, evaluations, accumulation=1):
+def schedule(
+  config, *, examples, epochs, batch_size, learning_rate, clip_norm, evaluations, accumulation=1
+):
   """Sets the original's schedule: a line after a tenth of warm-up.
 
   See docs/specification.md, Optimisation.
@@ -85,10 +88,14 @@ def schedule(config, *, examples, epochs, batch_size, learning_rate,
   """
   steps = math.ceil(epochs * examples / batch_size)
   config.data.batch_size = batch_size
-  config.optimizer.update({
-      'learning_rate': learning_rate, 'warmup_steps': steps // 10,
-      'clip_norm': clip_norm / accumulation, 'accumulation': accumulation,
-  })
+  config.optimizer.update(
+    {
+      'learning_rate': learning_rate,
+      'warmup_steps': steps // 10,
+      'clip_norm': clip_norm / accumulation,
+      'accumulation': accumulation,
+    }
+  )
   config.train.steps = steps
   config.train.eval_every_steps = math.ceil(steps / evaluations)
   config.train.checkpoint_every_steps = math.ceil(steps / 100)

@@ -16,8 +16,13 @@ def get_config(scale=''):
   config = finetune.retrieval(finetune.start(scale))
   config = finetune.clip(config, frames=8, max_text_tokens=50)
   config = finetune.schedule(
-      config, examples=8_395, epochs=10, batch_size=96, learning_rate=4e-5,
-      clip_norm=20.0, evaluations=20,
+    config,
+    examples=8_395,
+    epochs=10,
+    batch_size=96,
+    learning_rate=4e-5,
+    clip_norm=20.0,
+    evaluations=20,
   )
   config.data.sources = (common.source('data/didemo'),)
   config.eval.sources = (common.source('data/didemo', split='val'),)

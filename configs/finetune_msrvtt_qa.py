@@ -19,8 +19,14 @@ def get_config(scale=''):
     return demo(finetune.demo(config, steps=600, learning_rate=1e-3))
   config = finetune.clip(config, frames=16, max_text_tokens=40)
   config = finetune.schedule(
-      config, examples=158_581, epochs=10, batch_size=192, accumulation=2,
-      learning_rate=5e-5, clip_norm=5.0, evaluations=50,
+    config,
+    examples=158_581,
+    epochs=10,
+    batch_size=192,
+    accumulation=2,
+    learning_rate=5e-5,
+    clip_norm=5.0,
+    evaluations=50,
   )
   config.model.remat = 'blocks'
   config.data.sources = (common.source('data/msrvtt_qa'),)
@@ -33,7 +39,7 @@ def demo(config):
   """What happens first is the hardest, and a ninth of the questions."""
   downstream = config.data.sources[0].path
   config.data.sources = (
-      common.source(downstream, weight=0.6),
-      common.source(downstream, style='order', weight=0.4),
+    common.source(downstream, weight=0.6),
+    common.source(downstream, style='order', weight=0.4),
   )
   return config

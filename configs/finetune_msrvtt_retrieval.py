@@ -17,8 +17,13 @@ def get_config(scale=''):
     return finetune.demo(config, steps=300, learning_rate=1e-3)
   config = finetune.clip(config, frames=8, max_text_tokens=40)
   config = finetune.schedule(
-      config, examples=7_010 * 20, epochs=5, batch_size=64,
-      learning_rate=2.5e-5, clip_norm=5.0, evaluations=20,
+    config,
+    examples=7_010 * 20,
+    epochs=5,
+    batch_size=64,
+    learning_rate=2.5e-5,
+    clip_norm=5.0,
+    evaluations=20,
   )
   config.data.sources = (common.source('data/msrvtt'),)
   # 1k-A has no validation split: the best step on it flatters, the last one

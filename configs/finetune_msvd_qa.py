@@ -16,8 +16,14 @@ def get_config(scale=''):
     return finetune_msrvtt_qa.get_config('demo')
   config = finetune_msrvtt_qa.get_config(scale)
   config = finetune.schedule(
-      config, examples=30_933, epochs=15, batch_size=192, accumulation=2,
-      learning_rate=5e-5, clip_norm=20.0, evaluations=30,
+    config,
+    examples=30_933,
+    epochs=15,
+    batch_size=192,
+    accumulation=2,
+    learning_rate=5e-5,
+    clip_norm=20.0,
+    evaluations=30,
   )
   config.data.sources = (common.source('data/msvd_qa'),)
   config.data.answers = 'data/msvd_qa/answers.txt'

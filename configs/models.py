@@ -4,10 +4,20 @@ import ml_collections
 
 
 def _model(
-    *, image_size, patch_size, frames, width, depth, heads,
-    text_depth, fusion_layer, vocab_size, embed_size,
+  *,
+  image_size,
+  patch_size,
+  frames,
+  width,
+  depth,
+  heads,
+  text_depth,
+  fusion_layer,
+  vocab_size,
+  embed_size,
 ):
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       'embed_size': embed_size,
       'temperature': 0.07,
       'dtype': 'float32',  # Compute type: float32 or bfloat16.
@@ -24,64 +34,89 @@ def _model(
       # (all but the products of matrices) or 'blocks' (all but their inputs).
       'remat': 'none',
       'video': {
-          'image_size': image_size,
-          'patch_size': patch_size,
-          'frames': frames,
-          'width': width,
-          'depth': depth,
-          'heads': heads,
-          'mlp_size': 4 * width,
-          'attention': 'divided',  # Or 'joint', 'space_only'.
-          'drop_path': 0.1,
-          'dropout': 0.0,
-          # Initial values of the original. Models that start from random
-          # weights and small data learn faster with larger ones: see
-          # pretrain:demo.
-          'matrix_std': 0.02,
-          'temporal_fc_std': 0.0,
-          'position_std': 0.02,
-          'time_std': 0.0,
-          'smooth_positions': False,
+        'image_size': image_size,
+        'patch_size': patch_size,
+        'frames': frames,
+        'width': width,
+        'depth': depth,
+        'heads': heads,
+        'mlp_size': 4 * width,
+        'attention': 'divided',  # Or 'joint', 'space_only'.
+        'drop_path': 0.1,
+        'dropout': 0.0,
+        # Initial values of the original. Models that start from random
+        # weights and small data learn faster with larger ones: see
+        # pretrain:demo.
+        'matrix_std': 0.02,
+        'temporal_fc_std': 0.0,
+        'position_std': 0.02,
+        'time_std': 0.0,
+        'smooth_positions': False,
       },
       'text': {
-          'vocab_size': vocab_size,  # Overwritten by the tokenizer's size.
-          'width': width,
-          'depth': text_depth,
-          'fusion_layer': fusion_layer,  # First layer of the fusion encoder.
-          'heads': heads,
-          'mlp_size': 4 * width,
-          'max_positions': 512,
-          'dropout': 0.1,
-          'matrix_std': 0.02,
-          'word_std': 0.02,
-          'position_std': 0.02,
-          # Scale of the tied MLM decoder's logits; below 1 with large word_std.
-          'mlm_logit_scale': 1.0,
+        'vocab_size': vocab_size,  # Overwritten by the tokenizer's size.
+        'width': width,
+        'depth': text_depth,
+        'fusion_layer': fusion_layer,  # First layer of the fusion encoder.
+        'heads': heads,
+        'mlp_size': 4 * width,
+        'max_positions': 512,
+        'dropout': 0.1,
+        'matrix_std': 0.02,
+        'word_std': 0.02,
+        'position_std': 0.02,
+        # Scale of the tied MLM decoder's logits; below 1 with large word_std.
+        'mlm_logit_scale': 1.0,
       },
-  })
+    }
+  )
 
 
 def tiny():
   """A model for laptops, tests and the demo."""
   return _model(
-      image_size=48, patch_size=12, frames=4, width=64, depth=3, heads=2,
-      text_depth=4, fusion_layer=2, vocab_size=256, embed_size=64,
+    image_size=48,
+    patch_size=12,
+    frames=4,
+    width=64,
+    depth=3,
+    heads=2,
+    text_depth=4,
+    fusion_layer=2,
+    vocab_size=256,
+    embed_size=64,
   )
 
 
 def base():
   """The paper's model: TimeSformer on ViT-B/16, BERT-base."""
   return _model(
-      image_size=224, patch_size=16, frames=4, width=768, depth=12, heads=12,
-      text_depth=12, fusion_layer=6, vocab_size=30522, embed_size=256,
+    image_size=224,
+    patch_size=16,
+    frames=4,
+    width=768,
+    depth=12,
+    heads=12,
+    text_depth=12,
+    fusion_layer=6,
+    vocab_size=30522,
+    embed_size=256,
   )
 
 
 def large():
   """ViT-L/16 and BERT-large."""
   return _model(
-      image_size=224, patch_size=16, frames=4, width=1024, depth=24, heads=16,
-      text_depth=24, fusion_layer=12, vocab_size=30522, embed_size=256,
+    image_size=224,
+    patch_size=16,
+    frames=4,
+    width=1024,
+    depth=24,
+    heads=16,
+    text_depth=24,
+    fusion_layer=12,
+    vocab_size=30522,
+    embed_size=256,
   )
 
 

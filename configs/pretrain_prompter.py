@@ -33,15 +33,11 @@ def demo(config):
   motion_steps = 200
   shapes = config.data.sources[0].path
   config.data.sources = (
-      common.source(shapes, style='motion', until_step=motion_steps),
-      *(
-          common.source(
-              shapes, style=style, weight=weight, from_step=motion_steps
-          )
-          for style, weight in (
-              ('full', 0.55), ('shape', 0.2), ('entity', 0.1), ('motion', 0.15)
-          )
-      ),
+    common.source(shapes, style='motion', until_step=motion_steps),
+    *(
+      common.source(shapes, style=style, weight=weight, from_step=motion_steps)
+      for style, weight in (('full', 0.55), ('shape', 0.2), ('entity', 0.1), ('motion', 0.15))
+    ),
   )
   config.train.steps = 1800
   return config

@@ -17,8 +17,7 @@ from examples.shapes import ablations
 from launch import command
 
 _DEMO = flags.DEFINE_string('demo', 'runs/demo', 'A finished demo.')
-_OUTPUT = flags.DEFINE_string(
-    'output', 'runs/ablations', 'Folder for everything.')
+_OUTPUT = flags.DEFINE_string('output', 'runs/ablations', 'Folder for everything.')
 _ONLY = flags.DEFINE_list('only', [], f'Some of {", ".join(ablations.ROWS)}.')
 
 

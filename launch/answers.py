@@ -17,23 +17,22 @@ from launch import command
 
 _DATA = flags.DEFINE_string('data', None, 'Prepared set.', required=True)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the questions.')
-_OUTPUT = flags.DEFINE_string(
-    'output', None, 'File to write, one answer a line.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'File to write, one answer a line.', required=True)
 _LIMIT = flags.DEFINE_integer('limit', 0, 'How many answers; 0 is all.')
 
 
 @command.mistakes_in_one_line()
 def main(_):
   # Frames are not looked at, so their digests need no check.
-  records = dataset.open_dataset(
-      _DATA.value, _SPLIT.value, verify=False).metadata()
-  asked = [question.answer for record in records
-           for question in record.questions]
+  records = dataset.open_dataset(_DATA.value, _SPLIT.value, verify=False).metadata()
+  asked = [question.answer for record in records for question in record.questions]
   counted = answers.count_answers(asked, _LIMIT.value)
   answers.write_answers([answer for answer, _ in counted], _OUTPUT.value)
   covered = sum(count for _, count in counted)
-  print(f'{len(counted)} answers to {len(asked)} questions -> '
-        f'{_OUTPUT.value}; they answer {100 * covered / len(asked):.1f} %.')
+  print(
+    f'{len(counted)} answers to {len(asked)} questions -> '
+    f'{_OUTPUT.value}; they answer {100 * covered / len(asked):.1f} %.'
+  )
   for answer, count in counted[:10]:
     print(f'  {count:8d}  {annotations.printable(answer)}')
 

@@ -49,68 +49,48 @@ from ml_collections import config_flags
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, e.g. configs/pretrain.py:demo.',
-    lock_config=True,
+  'config', None, 'Config file, e.g. configs/pretrain.py:demo.', lock_config=True
 )
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
-_WARMUP = flags.DEFINE_integer(
-    'warmup', 3, 'Steps before the clock starts.', lower_bound=1
-)
+_WARMUP = flags.DEFINE_integer('warmup', 3, 'Steps before the clock starts.', lower_bound=1)
 _PEAK = flags.DEFINE_float(
-    'peak_tflops', 0.0,
-    'Peak of all devices together in TFLOP/s; 0 leaves the share out.',
-    lower_bound=0.0,
+  'peak_tflops',
+  0.0,
+  'Peak of all devices together in TFLOP/s; 0 leaves the share out.',
+  lower_bound=0.0,
 )
 _PROFILE = flags.DEFINE_string(
-    'profile', '', 'A folder for a trace of three more steps and a table of '
-    'their kernels.'
+  'profile', '', 'A folder for a trace of three more steps and a table of their kernels.'
 )
 _TEXTS = flags.DEFINE_integer('texts', 1000, 'Distinct texts.', lower_bound=2)
 _VIDEOS = flags.DEFINE_integer('videos', 1000, 'Videos.', lower_bound=2)
-_K = flags.DEFINE_integer(
-    'rerank_k', 128, 'Candidates of every text and video.', lower_bound=1
-)
+_K = flags.DEFINE_integer('rerank_k', 128, 'Candidates of every text and video.', lower_bound=1)
 _SAMPLE = flags.DEFINE_integer(
-    'sample', 16,
-    'Texts and videos that are really encoded and paired; 0 is all.',
-    lower_bound=0,
+  'sample', 16, 'Texts and videos that are really encoded and paired; 0 is all.', lower_bound=0
 )
 _DATA = flags.DEFINE_string(
-    'data', '', 'A set made by launch/prepare.py; without it one is made up.'
+  'data', '', 'A set made by launch/prepare.py; without it one is made up.'
 )
-_CLIPS = flags.DEFINE_integer(
-    'clips', 128, 'Clips of the set that is made up.', lower_bound=1
-)
+_CLIPS = flags.DEFINE_integer('clips', 128, 'Clips of the set that is made up.', lower_bound=1)
 _NEEDED = flags.DEFINE_float(
-    'step_clips_per_s', 0.0, 'Clips/s that the devices of this host take.',
-    lower_bound=0.0,
+  'step_clips_per_s', 0.0, 'Clips/s that the devices of this host take.', lower_bound=0.0
 )
 _STEP_FIGURES = flags.DEFINE_string(
-    'step_figures', '', 'Or what `step --output` has written of it.'
+  'step_figures', '', 'Or what `step --output` has written of it.'
 )
-_ROUNDS = flags.DEFINE_integer(
-    'rounds', 2, 'How often each kind of step is run.', lower_bound=1
-)
-_RECORDS = flags.DEFINE_integer(
-    'records', 2_500_000, 'Of the made-up set.', lower_bound=1000
-)
-_START_STEP = flags.DEFINE_integer(
-    'start_step', 100_000, 'The late step.', lower_bound=0
-)
+_ROUNDS = flags.DEFINE_integer('rounds', 2, 'How often each kind of step is run.', lower_bound=1)
+_RECORDS = flags.DEFINE_integer('records', 2_500_000, 'Of the made-up set.', lower_bound=1000)
+_START_STEP = flags.DEFINE_integer('start_step', 100_000, 'The late step.', lower_bound=0)
 _BATCH_SIZES = flags.DEFINE_list(
-    'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 16 to '
-    '320 in a sweep.'
+  'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 16 to 320 in a sweep.'
 )
 _FOLDER = flags.DEFINE_string('folder', '', 'Where a sweep keeps its figures.')
 _MINUTES = flags.DEFINE_float(
-    'minutes', 0.0, 'After these a sweep begins no measurement; 0 is no end.',
-    lower_bound=0.0,
+  'minutes', 0.0, 'After these a sweep begins no measurement; 0 is no end.', lower_bound=0.0
 )
-_ONLY = flags.DEFINE_enum(
-    'only', None, ['torch', 'torch.compile'], 'Times this one alone.'
-)
+_ONLY = flags.DEFINE_enum('only', None, ['torch', 'torch.compile'], 'Times this one alone.')
 
 
 def _step(config):
@@ -118,9 +98,11 @@ def _step(config):
   from benchmarks import step
 
   return step.measure(
-      config, steps=_STEPS.value, warmup=_WARMUP.value,
-      peak_tflops=_PEAK.value,
-      trace=pathlib.Path(_PROFILE.value) if _PROFILE.value else None,
+    config,
+    steps=_STEPS.value,
+    warmup=_WARMUP.value,
+    peak_tflops=_PEAK.value,
+    trace=pathlib.Path(_PROFILE.value) if _PROFILE.value else None,
   )
 
 
@@ -131,8 +113,8 @@ def _batch_sizes(default):
     found = []
   if not found or sorted(set(found)) != found or found[0] < 1:
     raise ValueError(
-        f'--batch_sizes={",".join(_BATCH_SIZES.value)} must be numbers from 1 '
-        'up, ascending, e.g. 16,32,64.'
+      f'--batch_sizes={",".join(_BATCH_SIZES.value)} must be numbers from 1 '
+      'up, ascending, e.g. 16,32,64.'
     )
   return found
 
@@ -146,9 +128,7 @@ def _sweep(config):
     raise ValueError('--folder is needed, e.g. --folder=runs/h200.')
   folder = pathlib.Path(_FOLDER.value)
   given = [x for x in sys.argv[1:] if x != 'sweep']
-  print(sweep.run(
-      given, folder, _batch_sizes(sweep.BATCH_SIZES), _MINUTES.value
-  ))
+  print(sweep.run(given, folder, _batch_sizes(sweep.BATCH_SIZES), _MINUTES.value))
   return {'table': str(folder / 'table.md')}
 
 
@@ -157,8 +137,7 @@ def _retrieval(config):
   from benchmarks import retrieval
 
   return retrieval.measure(
-      config, texts=_TEXTS.value, videos=_VIDEOS.value, k=_K.value,
-      sample=_SAMPLE.value,
+    config, texts=_TEXTS.value, videos=_VIDEOS.value, k=_K.value, sample=_SAMPLE.value
   )
 
 
@@ -170,9 +149,7 @@ def _input(config):
   needed = _NEEDED.value
   if _STEP_FIGURES.value:
     needed = reading.read_needed(_STEP_FIGURES.value)
-  return reading.measure(
-      config, data=_DATA.value, clips=_CLIPS.value, needed=needed
-  )
+  return reading.measure(config, data=_DATA.value, clips=_CLIPS.value, needed=needed)
 
 
 def _torch(config):
@@ -181,29 +158,28 @@ def _torch(config):
     from benchmarks import torch_step
 
     return torch_step.measure(
-        config, steps=_STEPS.value, warmup=_WARMUP.value,
-        compiled=_ONLY.value == 'torch.compile',
+      config, steps=_STEPS.value, warmup=_WARMUP.value, compiled=_ONLY.value == 'torch.compile'
     )
   from benchmarks import compare_torch
 
   given = [x for x in sys.argv[1:] if x != 'torch']
-  return compare_torch.compare(
-      given, _batch_sizes((2, 4)), _ROUNDS.value
-  )
+  return compare_torch.compare(given, _batch_sizes((2, 4)), _ROUNDS.value)
 
 
 def _start(config):
   """Times the way to the first batch, early and late in a run."""
   from benchmarks import start
 
-  return start.measure(
-      config.data, records=_RECORDS.value, start_step=_START_STEP.value
-  )
+  return start.measure(config.data, records=_RECORDS.value, start_step=_START_STEP.value)
 
 
 _WORDS = {
-    'step': _step, 'sweep': _sweep, 'retrieval': _retrieval,
-    'input': _input, 'torch': _torch, 'start': _start,
+  'step': _step,
+  'sweep': _sweep,
+  'retrieval': _retrieval,
+  'input': _input,
+  'torch': _torch,
+  'start': _start,
 }
 
 
@@ -211,9 +187,7 @@ def main(argv):
   with command.mistakes_in_one_line():
     words = argv[1:]
     if len(words) != 1 or words[0] not in _WORDS:
-      raise ValueError(
-          f'{words} is not what to measure; give one of {list(_WORDS)}.'
-      )
+      raise ValueError(f'{words} is not what to measure; give one of {list(_WORDS)}.')
     if _CONFIG.value is None:
       raise ValueError('--config is needed, e.g. configs/pretrain.py.')
     figures = _WORDS[words[0]](_CONFIG.value)

@@ -26,25 +26,22 @@ _DENIED = 'change its permissions, or choose another place'
 _NO_FOLDER = 'a file lies where a folder is needed; choose another place'
 # What helps when the system refuses something.
 _ADVICE = {
-    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
-    errno.EACCES: _DENIED, errno.EPERM: _DENIED, errno.EROFS: _DENIED,
-    errno.ENOTDIR: _NO_FOLDER, errno.EEXIST: _NO_FOLDER,
-    errno.EIO: 'the disk failed; look after it and repeat the command',
+  errno.ENOSPC: _FULL,
+  errno.EDQUOT: _FULL,
+  errno.EFBIG: _FULL,
+  errno.EACCES: _DENIED,
+  errno.EPERM: _DENIED,
+  errno.EROFS: _DENIED,
+  errno.ENOTDIR: _NO_FOLDER,
+  errno.EEXIST: _NO_FOLDER,
+  errno.EIO: 'the disk failed; look after it and repeat the command',
 }
 
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show where an error comes from.')
-_DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Find the other processes automatically.'
-)
-_COORDINATOR = flags.DEFINE_string(
-    'coordinator_address', None, 'host:port of process 0.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'Number of processes.'
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, 'Number of this process, from 0.'
-)
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Find the other processes automatically.')
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 
 
 def start() -> None:
@@ -66,12 +63,10 @@ def parse(argv):
       name = name.partition(':')[0]
       if not pathlib.Path(name).is_file():
         raise FileNotFoundError(
-            f'config file {name} is not there; see configs/ for those that are.'
+          f'config file {name} is not there; see configs/ for those that are.'
         )
     return rest
-  except (
-      flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError
-  ) as error:
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     fail(_explain(error, argv), MISTAKE)
 
 
@@ -118,10 +113,7 @@ def is_mistake(error: Exception) -> bool:
   if not isinstance(error, (ValueError, AttributeError, KeyError)):
     return False
   file = traceback.extract_tb(error.__traceback__)[-1].filename
-  ours = [
-      ROOT / name
-      for name in ('alpro_jax', 'benchmarks', 'configs', 'examples', 'launch')
-  ]
+  ours = [ROOT / name for name in ('alpro_jax', 'benchmarks', 'configs', 'examples', 'launch')]
   return any(pathlib.Path(file).is_relative_to(folder) for folder in ours)
 
 
@@ -129,17 +121,18 @@ def fail(error, code: int) -> None:
   """Prints one line, safe on a terminal, and ends the command."""
   if isinstance(error, Exception) and _DEBUG.value:
     traceback.print_exception(error)
-  print(f'error: {printable_lines(describe(error))}', file=sys.stderr,
-        flush=True)
+  print(f'error: {printable_lines(describe(error))}', file=sys.stderr, flush=True)
   sys.exit(code)
 
 
 def describe(error) -> str:
   """What an error says; with what helps, where the system refused something."""
   if isinstance(error, (KeyError, AttributeError)):
-    return (f'{type(error).__name__}: {error}. No input should end like this: '
-            'a file is not what it seems to be, or this program is wrong; '
-            '--debug shows where.')
+    return (
+      f'{type(error).__name__}: {error}. No input should end like this: '
+      'a file is not what it seems to be, or this program is wrong; '
+      '--debug shows where.'
+    )
   advice = _ADVICE.get(getattr(error, 'errno', None))
   return f'{error}: {advice}.' if advice else f'{error}'
 
@@ -149,8 +142,7 @@ def _connect():
   if any(value is not None for value in given):
     if None in given:
       raise ValueError(
-          '--coordinator_address, --num_processes and --process_id go '
-          f'together; got {given}.'
+        f'--coordinator_address, --num_processes and --process_id go together; got {given}.'
       )
   else:
     given = ()
@@ -169,9 +161,10 @@ def _explain(error, argv):
   if isinstance(error, (AttributeError, KeyError)):
     _, wrong, *hint = re.split('[\'"]+', text.replace('\\', ''))
     given = [a for a in argv if a.startswith('--config.') and wrong in a]
-    text = f"unknown option {' '.join(given) or wrong}. " + (
-        f'Did you mean {hint[1]!r} instead of {wrong!r}?'
-        if len(hint) > 1 else 'All options are in configs/common.py.'
+    text = f'unknown option {" ".join(given) or wrong}. ' + (
+      f'Did you mean {hint[1]!r} instead of {wrong!r}?'
+      if len(hint) > 1
+      else 'All options are in configs/common.py.'
     )
   return text
 
@@ -183,7 +176,7 @@ def _quiet_logs():
   def wanted(record):
     # Orbax warns of every checkpoint between two evaluations, too.
     return not any(f in record.pathname for f in folders) or (
-        record.levelno > 20 and 'tracked_metric' not in str(record.msg)
+      record.levelno > 20 and 'tracked_metric' not in str(record.msg)
     )
 
   def printable(record):

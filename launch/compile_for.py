@@ -29,17 +29,19 @@ from benchmarks import compiled, kernels, topology
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, e.g. configs/pretrain.py.', lock_config=True
+  'config', None, 'Config file, e.g. configs/pretrain.py.', lock_config=True
 )
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', '', 'v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or others of '
-    'these chips; h200:8, h100:1, a100:4; gpu for the GPUs of this machine.')
+  'topology',
+  '',
+  'v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or others of '
+  'these chips; h200:8, h100:1, a100:4; gpu for the GPUs of this machine.',
+)
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
-_PROGRAM = flags.DEFINE_string(
-    'program', '', 'A file for the text of the compiled program.')
+_PROGRAM = flags.DEFINE_string('program', '', 'A file for the text of the compiled program.')
 _KERNELS = flags.DEFINE_integer(
-    'kernels', 0, "Prints so many of a GPU program's heaviest kernels.",
-    lower_bound=0)
+  'kernels', 0, "Prints so many of a GPU program's heaviest kernels.", lower_bound=0
+)
 
 
 def show(figures: dict, indent: str = '') -> None:
@@ -60,8 +62,8 @@ def main(argv):
   with command.mistakes_in_one_line():
     if len(argv) > 1 or _CONFIG.value is None or not _TOPOLOGY.value:
       raise ValueError(
-          '--topology and --config are needed, e.g. --topology=v5e:16x16 '
-          f'--config=configs/pretrain.py; got {argv[1:]} beside options.'
+        '--topology and --config are needed, e.g. --topology=v5e:16x16 '
+        f'--config=configs/pretrain.py; got {argv[1:]} beside options.'
       )
     config = _CONFIG.value
     found, chip = topology.devices(_TOPOLOGY.value)
@@ -73,9 +75,9 @@ def main(argv):
   if _PROGRAM.value:
     pathlib.Path(_PROGRAM.value).write_text(text)
   figures = {
-      'topology': _TOPOLOGY.value,
-      **compiled.figures(config, program, text, model, mesh, chip),
-      'compile_s': compile_s,
+    'topology': _TOPOLOGY.value,
+    **compiled.figures(config, program, text, model, mesh, chip),
+    'compile_s': compile_s,
   }
   of_gpu = kernels.parse(text) if found[0].platform == 'gpu' else []
   if of_gpu:

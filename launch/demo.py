@@ -19,8 +19,7 @@ from launch import command
 
 _OUTPUT = flags.DEFINE_string('output', 'runs/demo', 'Folder for everything.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the world and of training.')
-_QUICK = flags.DEFINE_bool(
-    'quick', False, 'A few steps on a few clips; the figures mean nothing.')
+_QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
 
 
 @command.mistakes_in_one_line()

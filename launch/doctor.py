@@ -23,8 +23,8 @@ from alpro_jax.data.annotations import printable_lines
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file of the run, e.g. configs/pretrain.py:own.',
-    lock_config=True)
+  'config', None, 'Config file of the run, e.g. configs/pretrain.py:own.', lock_config=True
+)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
 _STEP = flags.DEFINE_bool('step', True, 'Compile and take one step.')
 
@@ -82,8 +82,9 @@ def main(argv):
   if doctor.errors:
     print(f'\n{doctor.errors} found that would stop a run.')
     sys.exit(1)
-  print('\nReady.' if config is not None else
-        '\nThe machine is ready; add --config to check a run.')
+  print(
+    '\nReady.' if config is not None else '\nThe machine is ready; add --config to check a run.'
+  )
 
 
 def check_versions(doctor):
@@ -94,8 +95,7 @@ def check_versions(doctor):
   from packaging.requirements import Requirement
 
   lines = (command.ROOT / 'requirements.txt').read_text().splitlines()
-  wanted = [Requirement(line) for line in lines
-            if line.strip() and not line.startswith(('#', '-'))]
+  wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith(('#', '-'))]
   missing, other = [], []
   for need in wanted:
     if need.marker and not need.marker.evaluate():
@@ -113,8 +113,11 @@ def check_versions(doctor):
   if other:
     doctor.warn('packages', f'other versions: {", ".join(other)}', mend)
   if not missing and not other:
-    doctor.good('packages', f'Python {platform.python_version()}, jax '
-                f'{metadata.version("jax")}, all as in requirements.txt')
+    doctor.good(
+      'packages',
+      f'Python {platform.python_version()}, jax '
+      f'{metadata.version("jax")}, all as in requirements.txt',
+    )
 
 
 def check_devices(doctor):
@@ -127,15 +130,22 @@ def check_devices(doctor):
     doctor.bad('devices', error, 'JAX_PLATFORMS=cpu to do without them')
     return
   first = found[0]
-  doctor.good('devices', f'{len(found)} x {first.device_kind} '
-              f'({first.platform}), {os.cpu_count()} CPU cores')
+  doctor.good(
+    'devices', f'{len(found)} x {first.device_kind} ({first.platform}), {os.cpu_count()} CPU cores'
+  )
   if first.platform == 'cpu':
     if shutil.which('nvidia-smi'):
-      doctor.warn('devices', 'there is an NVIDIA driver, but jax uses the CPU',
-                  f'{sys.executable} -m pip install "jax[cuda12]"')
+      doctor.warn(
+        'devices',
+        'there is an NVIDIA driver, but jax uses the CPU',
+        f'{sys.executable} -m pip install "jax[cuda12]"',
+      )
     elif any(pathlib.Path('/dev').glob('accel*')):
-      doctor.warn('devices', 'there is a TPU, but jax uses the CPU',
-                  f'{sys.executable} -m pip install "jax[tpu]"')
+      doctor.warn(
+        'devices',
+        'there is a TPU, but jax uses the CPU',
+        f'{sys.executable} -m pip install "jax[tpu]"',
+      )
   total, free = _host_memory()
   if total:
     doctor.good('memory', f'{free / GIB:.1f} of {total / GIB:.1f} GiB free')
@@ -160,16 +170,17 @@ def check_inputs(doctor, config):
   def open_sources():
     opened.extend(pipeline.open_sources(config.data))
     return '; '.join(
-        f'{source.name}: {source.num_records:,} records, '
-        f'{len(source.texts):,} {source.text}'
-        + (f' of style {source.style}' if source.style else '')
-        for source in opened)
+      f'{source.name}: {source.num_records:,} records, '
+      f'{len(source.texts):,} {source.text}' + (f' of style {source.style}' if source.style else '')
+      for source in opened
+    )
 
   def open_held_out():
     return '; '.join(
-        f'{source.path}, {source.split}: '
-        f'{len(dataset.open_dataset(source.path, source.split)):,} records'
-        for source in config.eval.sources)
+      f'{source.path}, {source.split}: '
+      f'{len(dataset.open_dataset(source.path, source.split)):,} records'
+      for source in config.eval.sources
+    )
 
   def read_entities():
     options = config.prompter
@@ -177,29 +188,36 @@ def check_inputs(doctor, config):
     return f'{len(names)} in {options.entities}'
 
   doctor.check(
-      'tokenizer', open_tokenizer,
-      'python launch/tokenizer.py --captions=SET --output=tokenizer.model; '
-      '--config.data.tokenizer=tokenizer.model')
+    'tokenizer',
+    open_tokenizer,
+    'python launch/tokenizer.py --captions=SET --output=tokenizer.model; '
+    '--config.data.tokenizer=tokenizer.model',
+  )
   doctor.check(
-      'data', open_sources,
-      'python launch/prepare.py --help makes a set; for a damaged one: '
-      'python launch/prepare.py verify SET --output=REPAIRED')
+    'data',
+    open_sources,
+    'python launch/prepare.py --help makes a set; for a damaged one: '
+    'python launch/prepare.py verify SET --output=REPAIRED',
+  )
   if config.eval.sources:
     doctor.check(
-        'held-out data', open_held_out,
-        'python launch/prepare.py --help, or --config.eval.sources="()"')
+      'held-out data',
+      open_held_out,
+      'python launch/prepare.py --help, or --config.eval.sources="()"',
+    )
   if config.task == 'pretrain' and config.loss.pem:
     doctor.check(
-        'entities', read_entities,
-        'python launch/entities.py --captions=SET --output=entities.txt; '
-        '--config.prompter.entities=entities.txt')
+      'entities',
+      read_entities,
+      'python launch/entities.py --captions=SET --output=entities.txt; '
+      '--config.prompter.entities=entities.txt',
+    )
   if config.task == 'question_answering':
     doctor.check(
-        'answers',
-        lambda: f'{len(answers.read_answers(config.data.answers))} in '
-        f'{config.data.answers}',
-        'python launch/answers.py --data=SET --output=answers.txt; '
-        '--config.data.answers=answers.txt')
+      'answers',
+      lambda: f'{len(answers.read_answers(config.data.answers))} in {config.data.answers}',
+      'python launch/answers.py --data=SET --output=answers.txt; --config.data.answers=answers.txt',
+    )
   if tokenizer and opened:
     _check_words(doctor, tokenizer, opened, config.data.max_text_tokens)
 
@@ -210,11 +228,12 @@ def _check_words(doctor, tokenizer, sources, length):
   ids, mask = tokenizer.encode(texts, 10 * length)
   unknown = float((ids == tokenizer.special.unk).sum() / max(mask.sum(), 1))
   longer = float((mask.sum(1) > length).mean())
-  text = (f'{unknown:.1%} of the pieces of {len(texts):,} texts are unknown, '
-          f'{longer:.1%} of the texts are longer than {length} pieces')
+  text = (
+    f'{unknown:.1%} of the pieces of {len(texts):,} texts are unknown, '
+    f'{longer:.1%} of the texts are longer than {length} pieces'
+  )
   if unknown > 0.02 or longer > 0.2:
-    doctor.warn(
-        'texts', text, 'another tokenizer, or --config.data.max_text_tokens')
+    doctor.warn('texts', text, 'another tokenizer, or --config.data.max_text_tokens')
   else:
     doctor.good('texts', text)
 
@@ -227,19 +246,24 @@ def check_checkpoints(doctor, config):
     if not path:
       raise ValueError('none is named')
     meta = checkpoints.load_meta(path)
-    return (f'{checkpoints.find(path)}, {meta["config"]["task"]}, step '
-            f'{meta["step"]}, all files as they were written')
+    return (
+      f'{checkpoints.find(path)}, {meta["config"]["task"]}, step '
+      f'{meta["step"]}, all files as they were written'
+    )
 
   if config.task == 'pretrain' and config.loss.pem:
     doctor.check(
-        'prompter', lambda: find(config.prompter.checkpoint),
-        'python launch/main.py --config=configs/pretrain_prompter.py '
-        '--workdir=runs/prompter; --config.prompter.checkpoint=runs/prompter')
+      'prompter',
+      lambda: find(config.prompter.checkpoint),
+      'python launch/main.py --config=configs/pretrain_prompter.py '
+      '--workdir=runs/prompter; --config.prompter.checkpoint=runs/prompter',
+    )
   if config.train.init_from:
     doctor.check(
-        'start', lambda: find(config.train.init_from),
-        'another --config.train.init_from; launch/convert.py makes one of '
-        'published weights')
+      'start',
+      lambda: find(config.train.init_from),
+      'another --config.train.init_from; launch/convert.py makes one of published weights',
+    )
 
 
 def check_workdir(doctor, config):
@@ -267,12 +291,16 @@ def check_workdir(doctor, config):
     needed = 3 * size * (config.train.keep_newest + 2)
     if needed > free:
       doctor.bad(
-          'workdir', f'checkpoints need {needed / GIB:.1f} GiB',
-          'free some space, or --config.train.keep_newest=1')
+        'workdir',
+        f'checkpoints need {needed / GIB:.1f} GiB',
+        'free some space, or --config.train.keep_newest=1',
+      )
   if checkpoints.step_folders(folder / checkpoints.FOLDER):
     doctor.check(
-        'checkpoint', lambda: f'{checkpoints.find(folder)} is intact',
-        'remove the damaged checkpoint, or give another --workdir')
+      'checkpoint',
+      lambda: f'{checkpoints.find(folder)} is intact',
+      'remove the damaged checkpoint, or give another --workdir',
+    )
 
 
 def check_run(doctor, config):
@@ -308,8 +336,7 @@ def check_step(doctor, config):
     from configs import pretrain
 
     config = pretrain.get_config('demo')
-  less = ('a smaller --config.data.batch_size, --config.model.remat=blocks, '
-          'or --config.mesh.fsdp')
+  less = 'a smaller --config.data.batch_size, --config.model.remat=blocks, or --config.mesh.fsdp'
   try:
     mesh = sharding.mesh_from_config(config.mesh)
     program = dry_run.program(config, mesh)
@@ -324,25 +351,29 @@ def check_step(doctor, config):
   needed = plan.temp_size_in_bytes + plan.argument_size_in_bytes
   stats = jax.local_devices()[0].memory_stats() or {}
   available = stats.get('bytes_limit') or _host_memory()[1]
-  text = (f'batch {config.data.batch_size} on {mesh.size} devices, compiled in '
-          f'{compile_s:.0f} s, {needed / GIB:.1f} GiB on each')
+  text = (
+    f'batch {config.data.batch_size} on {mesh.size} devices, compiled in '
+    f'{compile_s:.0f} s, {needed / GIB:.1f} GiB on each'
+  )
   if available and needed > available:
     doctor.bad('step', f'{text}, of {available / GIB:.1f} GiB', less)
     return
-  values = state.create_state(
-      program.task.init, program.optimizer, mesh, config.seed)
+  values = state.create_state(program.task.init, program.optimizer, mesh, config.seed)
   frozen = program.task.untrained_frozen(jax.random.key(1))
-  batch = jax.device_put(
-      dry_run.noise(config), sharding.batch_sharding(mesh))
+  batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
   begin = time.monotonic()
   _, metrics = compiled(values, frozen, batch)
   loss = float(metrics['loss'])
   if loss - loss != 0:
-    doctor.bad('step', f'{text}; its loss is {loss}',
-               '--config.model.dtype=float32 tells if precision is the cause')
+    doctor.bad(
+      'step',
+      f'{text}; its loss is {loss}',
+      '--config.model.dtype=float32 tells if precision is the cause',
+    )
   else:
-    doctor.good('step', f'{text}, the first taken in '
-                f'{time.monotonic() - begin:.1f} s, loss {loss:.3f}')
+    doctor.good(
+      'step', f'{text}, the first taken in {time.monotonic() - begin:.1f} s, loss {loss:.3f}'
+    )
 
 
 def _one_device():
@@ -357,8 +388,7 @@ def _host_memory():
   """Returns bytes in all and free; 0, 0 where the system does not tell."""
   try:
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
-    values = {
-        line.partition(':')[0]: int(line.split()[1]) * 1024 for line in lines}
+    values = {line.partition(':')[0]: int(line.split()[1]) * 1024 for line in lines}
     return values['MemTotal'], values['MemAvailable']
   except (OSError, KeyError, ValueError, IndexError):
     return 0, 0

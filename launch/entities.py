@@ -13,14 +13,17 @@ from alpro_jax.data import annotations, captions, checksum, entities
 from launch import command
 
 _CAPTIONS = flags.DEFINE_multi_string(
-    'captions', None, 'A prepared set, or a .csv, .jsonl or .txt file; may be '
-    'repeated.', required=True)
+  'captions',
+  None,
+  'A prepared set, or a .csv, .jsonl or .txt file; may be repeated.',
+  required=True,
+)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the captions.')
-_OUTPUT = flags.DEFINE_string(
-    'output', None, 'File to write: noun, tab, count.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'File to write: noun, tab, count.', required=True)
 _LIMIT = flags.DEFINE_integer('limit', 1000, 'How many nouns.')
 _STOP_WORDS = flags.DEFINE_string(
-    'stop_words', '', 'Nouns to leave out: a,b,c or a file with one a line.')
+  'stop_words', '', 'Nouns to leave out: a,b,c or a file with one a line.'
+)
 
 
 def _stop_words(text):
@@ -33,16 +36,13 @@ def _stop_words(text):
 def main(_):
   logging.set_verbosity(logging.INFO)
   texts = captions.read_all(_CAPTIONS.value, _SPLIT.value)
-  counted = entities.count_entities(
-      texts, _LIMIT.value, stop_words=_stop_words(_STOP_WORDS.value))
+  counted = entities.count_entities(texts, _LIMIT.value, stop_words=_stop_words(_STOP_WORDS.value))
   entities.write_entities(counted, _OUTPUT.value)
-  print(f'{len(counted)} entities from {len(texts)} captions -> '
-        f'{_OUTPUT.value}')
+  print(f'{len(counted)} entities from {len(texts)} captions -> {_OUTPUT.value}')
   for noun, count in counted[:10]:
     print(f'  {count:8d}  {annotations.printable(noun)}')
   if len(counted) < _LIMIT.value:
-    print(f'Only {len(counted)} of {_LIMIT.value}: set '
-          'config.prompter.num_entities accordingly.')
+    print(f'Only {len(counted)} of {_LIMIT.value}: set config.prompter.num_entities accordingly.')
 
 
 if __name__ == '__main__':

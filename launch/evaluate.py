@@ -52,47 +52,64 @@ from configs import common
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file; without one the options of the run count.',
-    lock_config=True,
+  'config', None, 'Config file; without one the options of the run count.', lock_config=True
 )
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.')
+  'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.'
+)
 _DATA = flags.DEFINE_string(
-    'data', '', 'Prepared set; by default every entry of config.eval.sources.')
+  'data', '', 'Prepared set; by default every entry of config.eval.sources.'
+)
 _SPLIT = flags.DEFINE_string('split', '', "Split of the set ('test').")
 _STYLE = flags.DEFINE_string(
-    'style', '', 'Use captions of this style, or questions of this kind, only.')
+  'style', '', 'Use captions of this style, or questions of this kind, only.'
+)
 _FRAMES = flags.DEFINE_integer('frames', 0, 'Frames of every clip.')
 _IMAGE_SIZE = flags.DEFINE_integer(
-    'image_size', 0, 'Side of the image; what is cropped from scales along.')
+  'image_size', 0, 'Side of the image; what is cropped from scales along.'
+)
 _SCORING = flags.DEFINE_enum(
-    'scoring', None, ['auto', 'matching', 'matching+similarity', 'similarity'],
-    'What orders the results of retrieval; auto: matching. If that was never '
-    'trained the similarity does, and the card says why.')
+  'scoring',
+  None,
+  ['auto', 'matching', 'matching+similarity', 'similarity'],
+  'What orders the results of retrieval; auto: matching. If that was never '
+  'trained the similarity does, and the card says why.',
+)
 _RERANK_K = flags.DEFINE_integer(
-    'rerank_k', None, 'Read the k nearest by similarity only; 0: all pairs.')
-_DUAL_SOFTMAX = flags.DEFINE_bool(
-    'dual_softmax', None, 'Report the order by dual softmax beside.')
+  'rerank_k', None, 'Read the k nearest by similarity only; 0: all pairs.'
+)
+_DUAL_SOFTMAX = flags.DEFINE_bool('dual_softmax', None, 'Report the order by dual softmax beside.')
 _RECALL_TABLE = flags.DEFINE_bool(
-    'recall_table', False, 'Add a table of recall against k and cost.')
-_TRUTH = flags.DEFINE_string(
-    'truth', '', 'truth.jsonl of the split, for the probes.')
+  'recall_table', False, 'Add a table of recall against k and cost.'
+)
+_TRUTH = flags.DEFINE_string('truth', '', 'truth.jsonl of the split, for the probes.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '', 'Folder for the card; one below it for each of several sets.')
+  'output', '', 'Folder for the card; one below it for each of several sets.'
+)
 
 # Options of config.data that decide what the model is shown.
-_SHOWN = ('frames', 'eval_sampling', 'image_size', 'resize', 'resize_mode',
-          'max_text_tokens', 'threads', 'verify')
+_SHOWN = (
+  'frames',
+  'eval_sampling',
+  'image_size',
+  'resize',
+  'resize_mode',
+  'max_text_tokens',
+  'threads',
+  'verify',
+)
 
 
 def main(argv):
   with command.mistakes_in_one_line():
     if argv[1:] or not _CHECKPOINT.value:
       raise ValueError(
-          f'unexpected {argv[1:]}.' if argv[1:] else
-          '--checkpoint is needed, e.g. --checkpoint=runs/pretrain --data='
-          'data/msrvtt --split=test; see --help.')
+        f'unexpected {argv[1:]}.'
+        if argv[1:]
+        else '--checkpoint is needed, e.g. --checkpoint=runs/pretrain --data='
+        'data/msrvtt --split=test; see --help.'
+      )
     command.start()
     evaluate()
 
@@ -108,22 +125,25 @@ def evaluate():
   folder = checkpoints.find(_CHECKPOINT.value)
   config = choose_options(checkpoints.read_meta(folder))
   splits = [
-      (dataset.open_dataset(source['path'], source['split']), source['style'])
-      for source in config.eval.sources]
+    (dataset.open_dataset(source['path'], source['split']), source['style'])
+    for source in config.eval.sources
+  ]
   names = [_card_name(*one) for one in splits]
   if _OUTPUT.value and len(set(names)) < len(names):
     raise ValueError(
-        f'the cards of {len(names)} sets would have the names {names} in '
-        f'{_OUTPUT.value}, and one would overwrite another; evaluate them one '
-        'at a time, with --data, --split and an --output of its own.')
+      f'the cards of {len(names)} sets would have the names {names} in '
+      f'{_OUTPUT.value}, and one would overwrite another; evaluate them one '
+      'at a time, with --data, --split and an --output of its own.'
+    )
   if _OUTPUT.value:  # Hours before it is written to.
     pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
   model = trained.load(folder, config=config, tokenizer=_TOKENIZER.value)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
     raise ValueError(
-        '--recall_table is about pairs that the fusion encoder reads, but '
-        f'{_CHECKPOINT.value} is scored by similarity '
-        f'({model.why_no_matching or "as asked"}); leave it out.')
+      '--recall_table is about pairs that the fusion encoder reads, but '
+      f'{_CHECKPOINT.value} is scored by similarity '
+      f'({model.why_no_matching or "as asked"}); leave it out.'
+    )
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')
@@ -137,42 +157,44 @@ def choose_options(meta):
   """
   name = _CHECKPOINT.value
   # Runs that are older than an option have its default.
-  config = ml_collections.ConfigDict(
-      _fill(meta['config'], common.get_config().to_dict()))
+  config = ml_collections.ConfigDict(_fill(meta['config'], common.get_config().to_dict()))
   answers = config.task == 'question_answering'
   if _CONFIG.value is not None:
     _check_fits(name, meta, _CONFIG.value)
   for flag, given in (
-      ('scoring', _SCORING.value is not None), ('truth', _TRUTH.value),
-      ('rerank_k', _RERANK_K.value is not None),
-      ('dual_softmax', _DUAL_SOFTMAX.value is not None),
-      ('recall_table', _RECALL_TABLE.value)):
+    ('scoring', _SCORING.value is not None),
+    ('truth', _TRUTH.value),
+    ('rerank_k', _RERANK_K.value is not None),
+    ('dual_softmax', _DUAL_SOFTMAX.value is not None),
+    ('recall_table', _RECALL_TABLE.value),
+  ):
     if answers and given:
       raise ValueError(
-          f'--{flag} is of retrieval, but {name} was trained to answer '
-          'questions; leave it out.')
+        f'--{flag} is of retrieval, but {name} was trained to answer questions; leave it out.'
+      )
   with config.ignore_type():
     if _CONFIG.value is not None:
       config.eval = _CONFIG.value.eval
       for option in _SHOWN:
         config.data[option] = _CONFIG.value.data[option]
-      config.data.tokenizer = (
-          _CONFIG.value.data.tokenizer or config.data.tokenizer)
+      config.data.tokenizer = _CONFIG.value.data.tokenizer or config.data.tokenizer
     if _DATA.value:
       config.eval.sources = (common.source(_DATA.value, split='test'),)
     if not config.eval.sources:
       raise ValueError(
-          'there is nothing to evaluate on: pass --data and --split, or a '
-          '--config with eval.sources.')
+        'there is nothing to evaluate on: pass --data and --split, or a --config with eval.sources.'
+      )
     config.eval.sources = tuple(
-        common.source(
-            source['path'], split=_SPLIT.value or source['split'],
-            style=_STYLE.value or source['style'])
-        for source in config.eval.sources)
+      common.source(
+        source['path'], split=_SPLIT.value or source['split'], style=_STYLE.value or source['style']
+      )
+      for source in config.eval.sources
+    )
     if _TRUTH.value and len(config.eval.sources) > 1:
       raise ValueError(
-          f'--truth is of one split, but there are '
-          f'{len(config.eval.sources)}; choose one with --data and --split.')
+        f'--truth is of one split, but there are '
+        f'{len(config.eval.sources)}; choose one with --data and --split.'
+      )
     _change(config)
   return config
 
@@ -186,8 +208,10 @@ def _change(config):
     data.resize = round(data.resize * _IMAGE_SIZE.value / data.image_size)
     data.image_size = _IMAGE_SIZE.value
   for option, flag in (
-      ('scoring', _SCORING), ('rerank_k', _RERANK_K),
-      ('dual_softmax', _DUAL_SOFTMAX)):
+    ('scoring', _SCORING),
+    ('rerank_k', _RERANK_K),
+    ('dual_softmax', _DUAL_SOFTMAX),
+  ):
     if flag.value is not None:
       config.eval[option] = flag.value
 
@@ -200,16 +224,18 @@ def _check_fits(name, meta, asked):
   task = meta['config']['task']
   if (asked.task == 'question_answering') != (task == 'question_answering'):
     raise ValueError(
-        f'--config has task={asked.task!r}, but {name} was trained for '
-        f'{task!r}, which cannot do that; pass a config of its own task.')
+      f'--config has task={asked.task!r}, but {name} was trained for '
+      f'{task!r}, which cannot do that; pass a config of its own task.'
+    )
   identity.check_sizes(name, meta, asked)
   if task == 'question_answering' and asked.data.answers:
     listed = read_answers(asked.data.answers)
     if [*map(canonical, listed)] != [*map(canonical, meta['answers'])]:
       raise ValueError(
-          f'{asked.data.answers} lists {len(listed)} answers that are not '
-          f'the {len(meta["answers"])} which {name} was trained with; pass '
-          "--config.data.answers='' to use those.")
+        f'{asked.data.answers} lists {len(listed)} answers that are not '
+        f'the {len(meta["answers"])} which {name} was trained with; pass '
+        "--config.data.answers='' to use those."
+      )
 
 
 def _card_name(prepared, style):
@@ -227,7 +253,8 @@ def _evaluate(model, prepared, style, several):
     from examples.shapes import zero_shot
 
     result = zero_shot.evaluate(
-        model, prepared.path, prepared.split, style=style, truth=_TRUTH.value)
+      model, prepared.path, prepared.split, style=style, truth=_TRUTH.value
+    )
     evaluated = split.Evaluated(model, prepared, style, result.retrieval)
   else:
     evaluated = split.evaluate(model, prepared, style=style)
@@ -252,9 +279,12 @@ def _evaluate(model, prepared, style, several):
   if recall:
     table = card.recall_table(recall)
     for row in (table.columns, *table.rows):
-      print('  ' + '  '.join(
-          f'{cell if isinstance(cell, (str, int)) else f"{cell:.1f}":>17}'
-          for cell in row))
+      print(
+        '  '
+        + '  '.join(
+          f'{cell if isinstance(cell, (str, int)) else f"{cell:.1f}":>17}' for cell in row
+        )
+      )
   if not _OUTPUT.value:
     return
   folder = pathlib.Path(_OUTPUT.value)

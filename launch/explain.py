@@ -19,22 +19,19 @@ from launch import command
 
 _OUTPUT = flags.DEFINE_string('output', 'explained.html', 'The page.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
-_PROMPTER = flags.DEFINE_string(
-    'prompter', '', 'Checkpoint of the prompter, if it has moved.')
-_ENTITIES = flags.DEFINE_string(
-    'entities', '', 'List of entities, if it has moved.')
-_LAYER = flags.DEFINE_integer(
-    'layer', None, 'Of the fusion encoder; by default the third of six.')
+_PROMPTER = flags.DEFINE_string('prompter', '', 'Checkpoint of the prompter, if it has moved.')
+_ENTITIES = flags.DEFINE_string('entities', '', 'List of entities, if it has moved.')
+_LAYER = flags.DEFINE_integer('layer', None, 'Of the fusion encoder; by default the third of six.')
 _START = flags.DEFINE_float('start', 0.0, 'Second where the clip starts.', 0.0)
-_SECONDS = flags.DEFINE_float(
-    'seconds', 10.0, 'Length of the clip.', lower_bound=0.01)
+_SECONDS = flags.DEFINE_float('seconds', 10.0, 'Length of the clip.', lower_bound=0.01)
 _FPS = flags.DEFINE_float(
-    'fps', 8.0, 'Frames per second among which those of the clip are chosen; '
-    '0 for all.', lower_bound=0.0)
-_REGIONS = flags.DEFINE_integer(
-    'regions', 6, 'Regions to be named.', lower_bound=1)
-_STEPS = flags.DEFINE_integer(
-    'steps', 16, 'Of integrated gradients; more is finer.', lower_bound=1)
+  'fps',
+  8.0,
+  'Frames per second among which those of the clip are chosen; 0 for all.',
+  lower_bound=0.0,
+)
+_REGIONS = flags.DEFINE_integer('regions', 6, 'Regions to be named.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 16, 'Of integrated gradients; more is finer.', lower_bound=1)
 
 
 def main(argv):
@@ -42,8 +39,9 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) != 4 or not all(text.strip() for text in argv):
       raise ValueError(
-          f'got {argv[1:]}; give a checkpoint, a video and a text: explain.py '
-          'runs/pretrain clip.mp4 "a red circle moves left".')
+        f'got {argv[1:]}; give a checkpoint, a video and a text: explain.py '
+        'runs/pretrain clip.mp4 "a red circle moves left".'
+      )
     command.start()
     print(f'Written: {explain(*argv[1:])}')
 
@@ -61,8 +59,14 @@ def explain(checkpoint, video, text):
   clip = _cut(video, model.config.data.frames)
   frames = Encoder(model).pixels([clip])[0]
   shown = explain.explain(
-      model, os.path.basename(video), frames, (clip.start, clip.stop), text,
-      layer=_LAYER.value, steps=_STEPS.value)
+    model,
+    os.path.basename(video),
+    frames,
+    (clip.start, clip.stop),
+    text,
+    layer=_LAYER.value,
+    steps=_STEPS.value,
+  )
   if model.config.task == 'pretrain' and model.config.loss.pem > 0:
     with model.config.ignore_type(), model.config.unlocked():
       prompter = model.config.prompter
@@ -72,11 +76,13 @@ def explain(checkpoint, video, text):
       teacher, names = trained.load_teacher(model)
     except OSError as error:
       shown.notes.append(
-          f'Regions are not named, for the prompter is not there ({error}); '
-          'pass --prompter and --entities.')
+        f'Regions are not named, for the prompter is not there ({error}); '
+        'pass --prompter and --entities.'
+      )
     else:
-      shown.entities.extend(explain.name_regions(
-          model, teacher, names, frames, text, count=_REGIONS.value))
+      shown.entities.extend(
+        explain.name_regions(model, teacher, names, frames, text, count=_REGIONS.value)
+      )
   path = pathlib.Path(_OUTPUT.value)
   files.write_text(path, explain.render(shown))
   return path
@@ -88,12 +94,10 @@ def _cut(video, frames):
   from alpro_jax.search.cut import Cutting
 
   start, length = _START.value, _SECONDS.value
-  cutting = Cutting(
-      frames=frames, span=length, stride=length, fps=_FPS.value, begin=start)
-  cut, = querying.decode([(video, (start,))], cutting)
+  cutting = Cutting(frames=frames, span=length, stride=length, fps=_FPS.value, begin=start)
+  (cut,) = querying.decode([(video, (start,))], cutting)
   if not cut.clips:
-    reason = f'{cut.reason} {cut.detail}'.strip() or (
-        f'it ends before --start={start}')
+    reason = f'{cut.reason} {cut.detail}'.strip() or (f'it ends before --start={start}')
     raise ValueError(f'{video} gives no clip: {reason}.')
   return cut.clips[0]
 

@@ -25,29 +25,30 @@ from absl import app, flags
 from launch import command
 
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.',
-    required=True)
+  'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.', required=True
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to make.', required=True)
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
 _FRAMES = flags.DEFINE_integer('frames', 0, 'Frames of a clip (as trained).')
 _IMAGE_SIZE = flags.DEFINE_integer(
-    'image_size', 0, 'Side of the image; what is cropped from scales along (as '
-    'trained).')
-_MAX_TEXT_TOKENS = flags.DEFINE_integer(
-    'max_text_tokens', 0, 'Length of texts (as trained).')
+  'image_size', 0, 'Side of the image; what is cropped from scales along (as trained).'
+)
+_MAX_TEXT_TOKENS = flags.DEFINE_integer('max_text_tokens', 0, 'Length of texts (as trained).')
 _UNIFORM = flags.DEFINE_bool(
-    'uniform', False, 'Choose frames evenly, whatever the run did in '
-    'evaluation.')
+  'uniform', False, 'Choose frames evenly, whatever the run did in evaluation.'
+)
 _PLATFORMS = flags.DEFINE_list(
-    'platforms', 'cpu,cuda,tpu', 'That programs run on; rocm is another.')
+  'platforms', 'cpu,cuda,tpu', 'That programs run on; rocm is another.'
+)
 _TOLERANCE = flags.DEFINE_float(
-    'tolerance', None, 'Largest difference from the live model (1e-5 for '
-    'float32 on a CPU, else 2e-2).')
-_SAVEDMODEL = flags.DEFINE_bool(
-    'savedmodel', False, 'Add a TensorFlow SavedModel.')
+  'tolerance',
+  None,
+  'Largest difference from the live model (1e-5 for float32 on a CPU, else 2e-2).',
+)
+_SAVEDMODEL = flags.DEFINE_bool('savedmodel', False, 'Add a TensorFlow SavedModel.')
 _PARAMS_ONLY = flags.DEFINE_bool(
-    'params_only', False, 'Write no programs, but a checkpoint without the '
-    'optimizer.')
+  'params_only', False, 'Write no programs, but a checkpoint without the optimizer.'
+)
 
 
 @command.mistakes_in_one_line()
@@ -75,16 +76,17 @@ def main(_):
       tf.config.set_visible_devices([], 'GPU')
     _change(config.data)
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    model = trained.load(
-        checkpoint, config=config, tokenizer=tokenizer, mesh=mesh)
+    model = trained.load(checkpoint, config=config, tokenizer=tokenizer, mesh=mesh)
     folder.write(
-        model, output, tokenizer=tokenizer, platforms=tuple(_PLATFORMS.value),
-        with_saved_model=_SAVEDMODEL.value, tolerance=_TOLERANCE.value)
-    size = sum(
-        p.stat().st_size for p in pathlib.Path(output).rglob('*')
-        if p.is_file())
-  print(f'Written: {output}, {size / 2**20:.1f} MiB, '
-        f'{time.monotonic() - start:.1f} s')
+      model,
+      output,
+      tokenizer=tokenizer,
+      platforms=tuple(_PLATFORMS.value),
+      with_saved_model=_SAVEDMODEL.value,
+      tolerance=_TOLERANCE.value,
+    )
+    size = sum(p.stat().st_size for p in pathlib.Path(output).rglob('*') if p.is_file())
+  print(f'Written: {output}, {size / 2**20:.1f} MiB, {time.monotonic() - start:.1f} s')
 
 
 def _change(data):

@@ -23,8 +23,7 @@ from alpro_jax.train.stopping import STOPPED
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, e.g. configs/pretrain.py:demo.',
-    lock_config=True,
+  'config', None, 'Config file, e.g. configs/pretrain.py:demo.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 
@@ -36,8 +35,8 @@ def main(argv):
   with command.mistakes_in_one_line():
     if _CONFIG.value is None or not _WORKDIR.value:
       raise ValueError(
-          '--config and --workdir are needed, e.g. --config='
-          'configs/pretrain.py --workdir=runs/pretrain.'
+        '--config and --workdir are needed, e.g. --config='
+        'configs/pretrain.py --workdir=runs/pretrain.'
       )
     command.start()
     from alpro_jax.evaluation import split
@@ -45,8 +44,7 @@ def main(argv):
 
     config = _CONFIG.value
     try:
-      outcome = loop.train(
-          config, _WORKDIR.value, evaluations=split.during_training(config))
+      outcome = loop.train(config, _WORKDIR.value, evaluations=split.during_training(config))
     except NonFiniteError as error:
       command.fail(error, NOT_FINITE)
   sys.exit(0 if outcome.finished else STOPPED)

@@ -20,14 +20,14 @@ from absl import app, flags, logging
 
 from examples.shapes import files, scenes
 
-_OUTPUT = flags.DEFINE_string(
-    'output', None, 'Folder to write to.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to.', required=True)
 _OPTIONS = flags.DEFINE_string(
-    'options', '{}',
-    'Options of scenes.World to change, as JSON, e.g. '
-    '\'{"seed": 1, "size": 64, "train": {"move": 100}}\'.')
-_WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'Processes to draw with; 0 is one for each core.')
+  'options',
+  '{}',
+  'Options of scenes.World to change, as JSON, e.g. '
+  '\'{"seed": 1, "size": 64, "train": {"move": 100}}\'.',
+)
+_WORKERS = flags.DEFINE_integer('workers', 0, 'Processes to draw with; 0 is one for each core.')
 
 
 def main(argv):
@@ -35,11 +35,14 @@ def main(argv):
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   world = scenes.world_from_options(json.loads(_OPTIONS.value))
   start = time.time()
-  counts = files.write(
-      world, _OUTPUT.value, _WORKERS.value or os.cpu_count())
-  logging.info('Wrote %d training and %d test clips to %s in %.0f s.',
-               counts['train'], counts['test'], _OUTPUT.value,
-               time.time() - start)
+  counts = files.write(world, _OUTPUT.value, _WORKERS.value or os.cpu_count())
+  logging.info(
+    'Wrote %d training and %d test clips to %s in %.0f s.',
+    counts['train'],
+    counts['test'],
+    _OUTPUT.value,
+    time.time() - start,
+  )
 
 
 if __name__ == '__main__':

@@ -33,44 +33,62 @@ from alpro_jax.data.annotations import printable
 from launch import command
 
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', '', 'Workdir of a run, or the folder of one checkpoint; for '
-    '`query`, only if it is no longer where it was.')
+  'checkpoint',
+  '',
+  'Workdir of a run, or the folder of one checkpoint; for '
+  '`query`, only if it is no longer where it was.',
+)
 _INDEX = flags.DEFINE_string('index', '', 'Folder of the index.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '', 'File for the page of `query` (gallery.html in the index) or '
-    'for the vectors of `embed` (.npz or .parquet).')
-_SPAN = flags.DEFINE_float(
-    'span', None, 'Seconds of a clip; 10 for a new index.')
+  'output',
+  '',
+  'File for the page of `query` (gallery.html in the index) or '
+  'for the vectors of `embed` (.npz or .parquet).',
+)
+_SPAN = flags.DEFINE_float('span', None, 'Seconds of a clip; 10 for a new index.')
 _STRIDE = flags.DEFINE_float(
-    'stride', None, 'Seconds from clip to clip, less than --span for overlap.')
+  'stride', None, 'Seconds from clip to clip, less than --span for overlap.'
+)
 _FPS = flags.DEFINE_float(
-    'fps', None, 'Frames per second among which those of a clip are chosen; 8 '
-    'for a new index, 0 for all.')
+  'fps',
+  None,
+  'Frames per second among which those of a clip are chosen; 8 for a new index, 0 for all.',
+)
 _SHORT_SIDE = flags.DEFINE_integer(
-    'short_side', None, 'Of decoded frames, in pixels; 256 for a new index.')
+  'short_side', None, 'Of decoded frames, in pixels; 256 for a new index.'
+)
 _KEEP_TOKENS = flags.DEFINE_bool(
-    'keep_tokens', None, 'Store what the fusion encoder reads; without, `query`'
-    ' decodes its candidates again. On for a new index.')
+  'keep_tokens',
+  None,
+  'Store what the fusion encoder reads; without, `query`'
+  ' decodes its candidates again. On for a new index.',
+)
 _WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'Processes that decode; 0: one per core.', lower_bound=0)
+  'workers', 0, 'Processes that decode; 0: one per core.', lower_bound=0
+)
 _TIMEOUT_S = flags.DEFINE_float(
-    'timeout_s', None, 'Seconds of work after which a video is given up (120, '
-    'and more for long, large and high-definition videos).', lower_bound=0.001)
-_RETRY = flags.DEFINE_bool(
-    'retry', False, 'Try again what could not be read last time.')
+  'timeout_s',
+  None,
+  'Seconds of work after which a video is given up (120, '
+  'and more for long, large and high-definition videos).',
+  lower_bound=0.001,
+)
+_RETRY = flags.DEFINE_bool('retry', False, 'Try again what could not be read last time.')
 _BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', 16, 'Clips that are encoded at once.', lower_bound=1)
+  'batch_size', 16, 'Clips that are encoded at once.', lower_bound=1
+)
 _TOP = flags.DEFINE_integer('top', 10, 'Clips to show.', lower_bound=1)
 _RERANK_K = flags.DEFINE_integer(
-    'rerank_k', 64, 'Nearest clips for the fusion encoder.', lower_bound=1)
+  'rerank_k', 64, 'Nearest clips for the fusion encoder.', lower_bound=1
+)
 _FAST = flags.DEFINE_bool('fast', False, 'Without the fusion encoder.')
 
 _STEPS = {
-    'index': 'index DIR --checkpoint=... --index=...',
-    'query': 'query "a red circle moves left" --index=...',
-    'ask': 'ask VIDEO "what colour is the circle?" --checkpoint=...',
-    'embed': 'embed --index=... --output=vectors.npz',
+  'index': 'index DIR --checkpoint=... --index=...',
+  'query': 'query "a red circle moves left" --index=...',
+  'ask': 'ask VIDEO "what colour is the circle?" --checkpoint=...',
+  'embed': 'embed --index=... --output=vectors.npz',
 }
 
 
@@ -88,14 +106,18 @@ def run(argv):
   logging.set_verbosity(logging.WARNING)
   step, *rest = argv[1:] or ['']
   if step not in _STEPS:
-    raise ValueError(
-        f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
-  wanted = {'index': range(1, 2), 'query': range(1, 1000),
-            'ask': range(2, 1000), 'embed': range(0, 1)}[step]
+    raise ValueError(f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
+  wanted = {
+    'index': range(1, 2),
+    'query': range(1, 1000),
+    'ask': range(2, 1000),
+    'embed': range(0, 1),
+  }[step]
   if len(rest) not in wanted or not all(text.strip() for text in rest):
     raise ValueError(
-        f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
-        'texts and names with spaces in quotes.')
+      f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
+      'texts and names with spaces in quotes.'
+    )
   needed = ('checkpoint',) if step == 'ask' else ('index',)
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
@@ -111,47 +133,57 @@ def index(folder):
   listed = indexing.list_videos(folder)
   if not listed.files:
     problems = ''.join(
-        f' {show_name(name)} cannot be looked at: {detail}.'
-        for name, detail in listed.problems[:5])
+      f' {show_name(name)} cannot be looked at: {detail}.' for name, detail in listed.problems[:5]
+    )
     raise ValueError(f'no video lies below {folder}.{problems}')
   with indexing.locked(_INDEX.value):
     store = None
     if Store.exists(_INDEX.value):
       store = Store.open(_INDEX.value)
     elif not _CHECKPOINT.value:
-      raise ValueError(
-          f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
+      raise ValueError(f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
     encoder = _load(store)
     about = indexing.describe(
-        encoder, folder, _cutting(encoder, store),
-        store.about['tokens'] is not None
-        if store and _KEEP_TOKENS.value is None
-        else _KEEP_TOKENS.value is not False)
+      encoder,
+      folder,
+      _cutting(encoder, store),
+      store.about['tokens'] is not None
+      if store and _KEEP_TOKENS.value is None
+      else _KEEP_TOKENS.value is not False,
+    )
     if store:
       indexing.check_same(store, about)
       # Both may have moved; names below the folder count.
-      store.change(**{name: about[name] for name in (
-          'root', 'root_bytes', 'checkpoint')})
+      store.change(**{name: about[name] for name in ('root', 'root_bytes', 'checkpoint')})
     else:
       store = Store.create(_INDEX.value, about)
     report = indexing.index(
-        encoder, store, listed, folder, num_workers=_WORKERS.value,
-        timeout_s=_TIMEOUT_S.value, retry=_RETRY.value)
+      encoder,
+      store,
+      listed,
+      folder,
+      num_workers=_WORKERS.value,
+      timeout_s=_TIMEOUT_S.value,
+      retry=_RETRY.value,
+    )
   size = (store.folder / 'index.sqlite').stat().st_size
   clips = max(report['clips'], 1)
-  print(f'{report["indexed"]} of {report["videos"]} videos are indexed as '
-        f'{report["clips"]} clips, {size / clips / 1e3:.1f} kB a clip; '
-        f'{report["done_in_this_run"]} were decoded now, '
-        f'{len(report["dropped"])} dropped that are gone.')
+  print(
+    f'{report["indexed"]} of {report["videos"]} videos are indexed as '
+    f'{report["clips"]} clips, {size / clips / 1e3:.1f} kB a clip; '
+    f'{report["done_in_this_run"]} were decoded now, '
+    f'{len(report["dropped"])} dropped that are gone.'
+  )
   if report['taken_as_unchanged']:
-    print(f'  {report["taken_as_unchanged"]} videos of an earlier index were '
-          'taken as unchanged by their size and time; from here on their first '
-          'and last blocks count too.')
+    print(
+      f'  {report["taken_as_unchanged"]} videos of an earlier index were '
+      'taken as unchanged by their size and time; from here on their first '
+      'and last blocks count too.'
+    )
   for entry in report['passed_over']:
     print(f'  passed over {entry["file"]}: {entry["reason"]}')
   for problem in report['problems']:
-    detail = (
-        f' ({printable(problem["detail"])})' if problem['detail'] else '')
+    detail = f' ({printable(problem["detail"])})' if problem['detail'] else ''
     kept = f', {problem["clips"]} clips kept' if problem['clips'] else ''
     print(f'  {problem["video"]}: {problem["reason"]}{detail}{kept}')
   print(f'Written: {store.folder} in {time.monotonic() - start:.1f} s.')
@@ -173,17 +205,19 @@ def query(*texts):
     rerank_k = 0
     if not _FAST.value:
       print('By similarity: this checkpoint was not trained to match.')
-  found = querying.search(
-      encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
+  found = querying.search(encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
   for one in found:
-    print(f'{one.text}   ({len(clips.id)} clips, {one.read} read by the '
-          f'fusion encoder, {one.seconds:.2f} s)')
+    print(
+      f'{one.text}   ({len(clips.id)} clips, {one.read} read by the '
+      f'fusion encoder, {one.seconds:.2f} s)'
+    )
     for number, hit in enumerate(one.hits, 1):
       match = '' if hit.match is None else f'match {100 * hit.match:5.1f} %   '
-      span = (f'{gallery.show_time(hit.start)} - '
-              f'{gallery.show_time(hit.stop)}')
-      print(f'  {number:>3}  {span:>17}   {match}similarity '
-            f'{hit.similarity:5.2f}   {show_name(hit.name)}')
+      span = f'{gallery.show_time(hit.start)} - {gallery.show_time(hit.stop)}'
+      print(
+        f'  {number:>3}  {span:>17}   {match}similarity '
+        f'{hit.similarity:5.2f}   {show_name(hit.name)}'
+      )
   path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
   files.write_text(path, gallery.render(store, found))
   print(f'Written: {path}')
@@ -196,8 +230,7 @@ def ask(video, *questions):
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
   encoder = _load(None)
-  cut, = querying.decode(
-      [(video, None)], _cutting(encoder, None), _TIMEOUT_S.value)
+  (cut,) = querying.decode([(video, None)], _cutting(encoder, None), _TIMEOUT_S.value)
   if not cut.clips:
     raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
   if cut.reason:
@@ -206,13 +239,16 @@ def ask(video, *questions):
     whole, each = querying.ask(encoder, cut, question)
     print(question)
     for answers in each if len(each) > 1 else ():
-      span = (f'{gallery.show_time(answers.start)} - '
-              f'{gallery.show_time(answers.stop)}')
-      print(f'  {span:>17}   ' + ', '.join(
-          f'{printable(text)} {100 * share:.1f} %'
-          for text, share in answers.top))
-    print(f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
-          f'0:00 - {gallery.show_time(whole.stop)}', sep='')
+      span = f'{gallery.show_time(answers.start)} - {gallery.show_time(answers.stop)}'
+      print(
+        f'  {span:>17}   '
+        + ', '.join(f'{printable(text)} {100 * share:.1f} %' for text, share in answers.top)
+      )
+    print(
+      f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
+      f'0:00 - {gallery.show_time(whole.stop)}',
+      sep='',
+    )
     for text, share in whole.top:
       print(f'    {100 * share:5.1f} %  {printable(text)}')
 
@@ -227,8 +263,7 @@ def embed():
   store = Store.open(_INDEX.value)
   clips = store.clips()
   vectors.write(_OUTPUT.value, clips, store.about)
-  print(f'Written: {_OUTPUT.value}, {len(clips.id)} vectors of '
-        f'{store.about["vector"]}.')
+  print(f'Written: {_OUTPUT.value}, {len(clips.id)} vectors of {store.about["vector"]}.')
 
 
 def _load(store):
@@ -242,8 +277,9 @@ def _load(store):
     checkpoint = store.about['checkpoint']['path']
     if not os.path.isdir(checkpoint):
       raise FileNotFoundError(
-          f'{_INDEX.value} was made with {checkpoint}, which is not there; '
-          'pass where it is now as --checkpoint.')
+        f'{_INDEX.value} was made with {checkpoint}, which is not there; '
+        'pass where it is now as --checkpoint.'
+      )
   command.start()
   model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
   if store:
@@ -255,8 +291,12 @@ def _cutting(encoder, store):
   """What the flags say, and else the index, and else the defaults."""
   from alpro_jax.search.cut import Cutting
 
-  given = {'span': _SPAN.value, 'stride': _STRIDE.value, 'fps': _FPS.value,
-           'short_side': _SHORT_SIDE.value}
+  given = {
+    'span': _SPAN.value,
+    'stride': _STRIDE.value,
+    'fps': _FPS.value,
+    'short_side': _SHORT_SIDE.value,
+  }
   given = {name: value for name, value in given.items() if value is not None}
   if store:
     return Cutting(**store.about['cutting'] | given)

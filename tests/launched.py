@@ -17,10 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def _flags_of_its_own(script):
   """Sets aside the flags of programs that a test has imported."""
   known = flags.FLAGS
-  aside = [(module, flag)
-           for module, its in known.flags_by_module_dict().items()
-           if module.startswith('launch.') and module != command.__name__
-           for flag in list(its)]
+  aside = [
+    (module, flag)
+    for module, its in known.flags_by_module_dict().items()
+    if module.startswith('launch.') and module != command.__name__
+    for flag in list(its)
+  ]
   for _, flag in aside:
     delattr(known, flag.name)
   values = {name: (known[name].value, known[name].present) for name in known}
@@ -39,8 +41,7 @@ def _flags_of_its_own(script):
 def run(name: str, *options) -> int:
   """Runs launch/NAME.py to its end; returns the exit code."""
   script = str(ROOT / 'launch' / f'{name}.py')
-  with _flags_of_its_own(script), mock.patch.object(
-      sys, 'argv', [script, *map(str, options)]):
+  with _flags_of_its_own(script), mock.patch.object(sys, 'argv', [script, *map(str, options)]):
     try:
       runpy.run_path(script, run_name='__main__')
     except SystemExit as end:

@@ -20,12 +20,16 @@ def run_two(module: str, outputs) -> None:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
   processes = [
-      subprocess.Popen(
-          [sys.executable, '-m', f'tests.{module}', str(port), str(index),
-           str(output)],
-          cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-      for index, output in enumerate(outputs)]
+    subprocess.Popen(
+      [sys.executable, '-m', f'tests.{module}', str(port), str(index), str(output)],
+      cwd=ROOT,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index, output in enumerate(outputs)
+  ]
   try:
     for process in processes:
       messages, _ = process.communicate(timeout=300)

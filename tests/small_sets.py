@@ -19,18 +19,32 @@ class MemorySet(dataset.PreparedDataset):
     rotten: record numbers whose frames are no JPEG.
   """
 
-  def __init__(self, records=10, frames=8, *, name='set', captions=None,
-               styles=None, questions=None, stills=(), size=SIZE):
+  def __init__(
+    self,
+    records=10,
+    frames=8,
+    *,
+    name='set',
+    captions=None,
+    styles=None,
+    questions=None,
+    stills=(),
+    size=SIZE,
+  ):
     captions = captions or [(f'clip {i}',) for i in range(records)]
     styles = styles or [('',) * len(texts) for texts in captions]
     infos = [
-        dataset.RecordInfo(
-            f'{i}.mp4', tuple(captions[i]), tuple(styles[i]), i in stills,
-            1 if i in stills else frames,
-            tuple(questions[i]) if questions else ())
-        for i in range(records)]
-    super().__init__(
-        f'sets/{name}', 'train', {'digest': name, 'shards': []}, infos)
+      dataset.RecordInfo(
+        f'{i}.mp4',
+        tuple(captions[i]),
+        tuple(styles[i]),
+        i in stills,
+        1 if i in stills else frames,
+        tuple(questions[i]) if questions else (),
+      )
+      for i in range(records)
+    ]
+    super().__init__(f'sets/{name}', 'train', {'digest': name, 'shards': []}, infos)
     self.fetched = []
     self.damaged = set()
     self.rotten = set()
@@ -46,16 +60,22 @@ class MemorySet(dataset.PreparedDataset):
   def _serialize(self, index):
     info, number = self.metadata()[index], self._stored[index]
     stored = [
-        b'no jpeg' if number in self.rotten else jpeg(number, frame, self.size)
-        for frame in range(info.frames)]
-    return dataset.features().serialize_example({
-        'video': info.video, 'frames': stored,
+      b'no jpeg' if number in self.rotten else jpeg(number, frame, self.size)
+      for frame in range(info.frames)
+    ]
+    return dataset.features().serialize_example(
+      {
+        'video': info.video,
+        'frames': stored,
         'seconds': np.arange(info.frames, dtype=np.float32),
-        'captions': list(info.captions), 'styles': list(info.styles),
+        'captions': list(info.captions),
+        'styles': list(info.styles),
         'questions': [question.text for question in info.questions],
         'answers': [question.answer for question in info.questions],
         'kinds': [question.kind for question in info.questions],
-        'still': info.still})
+        'still': info.still,
+      }
+    )
 
 
 def jpeg(record, frame, size):
@@ -80,8 +100,8 @@ class Letters:
   def encode(self, texts, max_tokens):
     ids = np.zeros((len(texts), max_tokens), np.int32)
     for i, text in enumerate(texts):
-      row = [2, *text.encode()][:max_tokens - 1] + [3]
-      ids[i, :len(row)] = row
+      row = [2, *text.encode()][: max_tokens - 1] + [3]
+      ids[i, : len(row)] = row
     return ids, ids > 0
 
   def decode(self, ids):

@@ -15,14 +15,19 @@ def small_config(folder, task='pretrain'):
   config = pretrain.get_config('demo')
   config.task = task
   config.data.update({'batch_size': 16, 'frames': 2, 'image_size': 24})
-  config.model.video.update({
-      'image_size': 24, 'patch_size': 12, 'frames': 2, 'width': 32,
-      'depth': 1, 'mlp_size': 64,
-  })
-  config.model.text.update({
-      'width': 32, 'depth': 2, 'fusion_layer': 1, 'mlp_size': 64,
-      'max_positions': 16, 'dropout': 0.1,
-  })
+  config.model.video.update(
+    {'image_size': 24, 'patch_size': 12, 'frames': 2, 'width': 32, 'depth': 1, 'mlp_size': 64}
+  )
+  config.model.text.update(
+    {
+      'width': 32,
+      'depth': 2,
+      'fusion_layer': 1,
+      'mlp_size': 64,
+      'max_positions': 16,
+      'dropout': 0.1,
+    }
+  )
   config.model.embed_size = 16
   config.loss.update({'uniform_negative_steps': 0, 'negative_ramp_steps': 0})
   path = folder / 'entities.txt'
@@ -51,21 +56,19 @@ def small_batch(rows=16, seed=0):
   video = rng.integers(0, 256, (rows, 2, 24, 24, 3)).astype(np.uint8)
   video[1], ids[3], mask[3] = video[0], ids[2], mask[2]
   return VideoTextBatch(
-      video=video,
-      text_ids=ids,
-      text_mask=mask,
-      video_id=video_id,
-      caption_id=caption_id,
-      answer=np.where(np.arange(rows) % 4 == 3, -1, np.arange(rows) % 3)
-      .astype(np.int32),
-      still=np.arange(rows) % 5 == 4,
-      valid=np.ones(rows, bool),
+    video=video,
+    text_ids=ids,
+    text_mask=mask,
+    video_id=video_id,
+    caption_id=caption_id,
+    answer=np.where(np.arange(rows) % 4 == 3, -1, np.arange(rows) % 3).astype(np.int32),
+    still=np.arange(rows) % 5 == 4,
+    valid=np.ones(rows, bool),
   )
 
 
 def gradients_on(
-    config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False,
-    host=None,
+  config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False, host=None
 ):
   """Loss parts and gradients of one batch, as numpy, on a mesh.
 
@@ -82,22 +85,18 @@ def gradients_on(
   task = small_task(config, mesh)
   boxed = jax.eval_shape(task.init, jax.random.key(0))
   place = sharding.tree_sharding(boxed, mesh)
-  params = jax.jit(
-      lambda key: nn.unbox(task.init(key)), out_shardings=place
-  )(jax.random.key(0))
+  params = jax.jit(lambda key: nn.unbox(task.init(key)), out_shardings=place)(jax.random.key(0))
   frozen = task.untrained_frozen(jax.random.key(1))
   host = host or small_batch(config.data.batch_size)
   batch = jax.tree.map(
-      lambda x: jax.make_array_from_callback(
-          x.shape, sharding.batch_sharding(mesh), lambda index: x[index]
-      ),
-      host,
+    lambda x: jax.make_array_from_callback(
+      x.shape, sharding.batch_sharding(mesh), lambda index: x[index]
+    ),
+    host,
   )
   run = jax.jit(
-      make_gradients(
-          task, mesh, accumulation=accumulation, negatives=negatives
-      ),
-      out_shardings=sharding.replicated(mesh),
+    make_gradients(task, mesh, accumulation=accumulation, negatives=negatives),
+    out_shardings=sharding.replicated(mesh),
   )
   arguments = (params, frozen, batch, step_key(7, step), np.int32(step))
   if compiled:

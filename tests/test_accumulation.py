@@ -32,7 +32,7 @@ def test_two_micro_batches_contrast_as_one_batch(prompter):
   whole = small_task.gradients_on(prompter, test_step.mesh_of(1))
   prompter.loss.vtc_chunk = 4
   parts = small_task.gradients_on(
-      prompter, test_step.mesh_of(8), accumulation=2, negatives='global'
+    prompter, test_step.mesh_of(8), accumulation=2, negatives='global'
   )
   test_step.assert_equal_results(whole, parts)
 
@@ -49,16 +49,18 @@ def test_both_passes_drop_the_same(prompter):
 
   def loss(params):
     parts = [
-        task.embed(
-            params, None, jax.tree.map(lambda x: x[i::2], batch),  # noqa: B023
-            jax.random.fold_in(key, i), train=True,
-        )
-        for i in range(2)
+      task.embed(
+        params,
+        None,
+        jax.tree.map(lambda x: x[i::2], batch),  # noqa: B023
+        jax.random.fold_in(key, i),
+        train=True,
+      )
+      for i in range(2)
     ]
-    features = Features(*(
-        jnp.stack(pair, axis=1).reshape(16, -1)
-        for pair in zip(*parts, strict=True)
-    ))
+    features = Features(
+      *(jnp.stack(pair, axis=1).reshape(16, -1) for pair in zip(*parts, strict=True))
+    )
     return losses.mean(*task.contrast(params, features, batch)['loss/vtc'])
 
   wanted = jax.jit(jax.value_and_grad(loss))(params)
@@ -77,9 +79,7 @@ def test_pretraining_averages_the_other_losses(tmp_path):
   config.prompter.ignore_threshold = 0.6
   mesh = test_step.mesh_of(1)
   whole = small_task.gradients_on(config, mesh)
-  parts = small_task.gradients_on(
-      config, mesh, accumulation=4, negatives='global'
-  )
+  parts = small_task.gradients_on(config, mesh, accumulation=4, negatives='global')
   # Ten rows, which four micro-batches cannot have in equal parts.
   assert whole[0]['pseudo/kept'] == 10 / 16
   test_step.assert_equal_results(whole, parts)
@@ -92,13 +92,9 @@ def test_answers_without_a_label_do_not_count(answering):
   answering.model.text.dropout = 0.0
   rows = np.arange(16)
   host = small_task.small_batch()
-  host = host.replace(answer=np.where(
-      (rows % 2 == 0) | (rows < 4), rows % 2, -1
-  ).astype(np.int32))
+  host = host.replace(answer=np.where((rows % 2 == 0) | (rows < 4), rows % 2, -1).astype(np.int32))
   whole = small_task.gradients_on(answering, test_step.mesh_of(1), host=host)
-  parts = small_task.gradients_on(
-      answering, test_step.mesh_of(8), accumulation=2, host=host
-  )
+  parts = small_task.gradients_on(answering, test_step.mesh_of(8), accumulation=2, host=host)
   test_step.assert_equal_results(whole, parts)
 
 
@@ -118,9 +114,7 @@ def test_rows_without_a_negative_do_not_count(tmp_path):
   parts = small_task.gradients_on(config, mesh, accumulation=4, host=host)
   order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
   config.loss.update({'negatives': 'local', 'negative_blocks': 4})
-  whole = small_task.gradients_on(
-      config, mesh, host=jax.tree.map(lambda x: x[order], host)
-  )
+  whole = small_task.gradients_on(config, mesh, host=jax.tree.map(lambda x: x[order], host))
   test_step.assert_equal_results(whole, parts)
   assert whole[0]['loss'] == whole[0]['loss/vtm']
 
@@ -138,24 +132,27 @@ ALL_FOUR = {'vtc': 1.0, 'vtm': 1.0, 'mlm': 1.0, 'pem': 1.0}
 WORDS = {'vtc': 0.0, 'vtm': 0.0, 'mlm': 1.0, 'pem': 1.0}
 
 
-@pytest.mark.parametrize('task, loss, optimizer, records, found', [
+@pytest.mark.parametrize(
+  'task, loss, optimizer, records, found',
+  [
     ('pretrain', ALL_FOUR, {}, (), 'fine'),
     # Micro-batches of one pair.
     ('pretrain', ALL_FOUR, {'accumulation': 16}, (), 'refused'),
     ('prompter', ALL_FOUR, {'accumulation': 16}, (), 'refused'),
     ('retrieval', ALL_FOUR, {'accumulation': 16}, (), 'refused'),
     # VTC alone sees all of them on request.
-    ('prompter', ALL_FOUR,
-     {'accumulation': 16, 'accumulation_negatives': 'global'}, (), 'fine'),
-    ('pretrain', ALL_FOUR,
-     {'accumulation': 16, 'accumulation_negatives': 'global'}, (), 'refused'),
-    ('pretrain', ALL_FOUR | {'vtm': 0.0},
-     {'accumulation': 16, 'accumulation_negatives': 'global'}, (), 'fine'),
+    ('prompter', ALL_FOUR, {'accumulation': 16, 'accumulation_negatives': 'global'}, (), 'fine'),
+    ('pretrain', ALL_FOUR, {'accumulation': 16, 'accumulation_negatives': 'global'}, (), 'refused'),
+    (
+      'pretrain',
+      ALL_FOUR | {'vtm': 0.0},
+      {'accumulation': 16, 'accumulation_negatives': 'global'},
+      (),
+      'fine',
+    ),
     # Blocks of one pair.
-    ('pretrain', ALL_FOUR | {'negatives': 'local', 'negative_blocks': 16}, {},
-     (), 'refused'),
-    ('pretrain', ALL_FOUR | {'negatives': 'local', 'negative_blocks': 8}, {},
-     (), 'warned'),
+    ('pretrain', ALL_FOUR | {'negatives': 'local', 'negative_blocks': 16}, {}, (), 'refused'),
+    ('pretrain', ALL_FOUR | {'negatives': 'local', 'negative_blocks': 8}, {}, (), 'warned'),
     # A source with one video.
     ('pretrain', ALL_FOUR, {}, (16, 1), 'refused'),
     ('pretrain', ALL_FOUR, {}, (16, 8), 'fine'),
@@ -163,9 +160,9 @@ WORDS = {'vtc': 0.0, 'vtm': 0.0, 'mlm': 1.0, 'pem': 1.0}
     ('pretrain', ALL_FOUR, {'accumulation': 4}, (), 'warned'),
     # Nothing is contrasted.
     ('pretrain', WORDS, {'accumulation': 16}, (1,), 'fine'),
-])
-def test_a_pair_has_others_to_be_told_from(
-    tmp_path, task, loss, optimizer, records, found):
+  ],
+)
+def test_a_pair_has_others_to_be_told_from(tmp_path, task, loss, optimizer, records, found):
   config = small_task.small_config(tmp_path, task)
   if task == 'retrieval':
     loss = loss | {'mlm': 0.0, 'pem': 0.0}

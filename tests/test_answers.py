@@ -20,8 +20,12 @@ SPELLINGS = ('two red', ' Two  RED', 'two\N{NO-BREAK SPACE}red', 'TWO\tred\n')
 def test_spellings_of_one_answer_are_one_answer():
   assert {answers.canonical(text) for text in SPELLINGS} == {'two red'}
   # Composed, decomposed, full width, and a case that is two letters.
-  for one, other in (('caf\u00e9', 'CAFE\u0301'), ('\uff12 discs', '2 Discs'),
-                     ('Stra\u00dfe', 'STRASSE'), ('\ufb01sh', 'fish')):
+  for one, other in (
+    ('caf\u00e9', 'CAFE\u0301'),
+    ('\uff12 discs', '2 Discs'),
+    ('Stra\u00dfe', 'STRASSE'),
+    ('\ufb01sh', 'fish'),
+  ):
     assert answers.canonical(one) == answers.canonical(other)
   for one, other in (('red', 'read'), ('10', '1 0'), ("it's", 'its')):
     assert answers.canonical(one) != answers.canonical(other)
@@ -30,8 +34,8 @@ def test_spellings_of_one_answer_are_one_answer():
 
 def test_spellings_have_one_label():
   np.testing.assert_array_equal(
-      answers.label_answers([*SPELLINGS, 'no'], ['blue', 'Two Red']),
-      [1, 1, 1, 1, -1])
+    answers.label_answers([*SPELLINGS, 'no'], ['blue', 'Two Red']), [1, 1, 1, 1, -1]
+  )
 
 
 def test_a_list_with_two_spellings_of_an_answer_trains_nothing(tmp_path):
@@ -75,8 +79,9 @@ def test_a_list_that_cannot_be_used_is_said(tmp_path):
     answers.read_answers('')
   path = tmp_path / 'answers.txt'
   for text, said in (
-      ('', 'has 0 answers'), ('a\n\nb\n', r'lines \[2\]'),
-      ('a\nb\na\n', r"\['a'\] occur"),
+    ('', 'has 0 answers'),
+    ('a\n\nb\n', r'lines \[2\]'),
+    ('a\nb\na\n', r"\['a'\] occur"),
   ):
     path.write_text(text)
     with pytest.raises(ValueError, match=said):
@@ -85,8 +90,8 @@ def test_a_list_that_cannot_be_used_is_said(tmp_path):
 
 def test_an_answer_outside_the_list_has_no_label():
   np.testing.assert_array_equal(
-      answers.label_answers(['dog', ' at  first', 'cat'], ['at first', 'dog']),
-      [1, 0, -1])
+    answers.label_answers(['dog', ' at  first', 'cat'], ['at first', 'dog']), [1, 0, -1]
+  )
 
 
 def test_only_newlines_end_an_answer(tmp_path):

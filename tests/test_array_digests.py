@@ -18,21 +18,20 @@ def digest(array):
 def arrays():
   numbers = np.random.default_rng(0).normal(size=(8, 4, 2))
   return {
-      'float32': numbers.astype(np.float32),
-      'bfloat16': jnp.asarray(numbers, jnp.bfloat16),
-      'int32': (numbers * 1e6).astype(np.int32),
-      'uint8': (numbers * 9).astype(np.uint8),
-      'bool': numbers > 0,
-      'scalar': np.float32(3.5),
-      'empty': np.zeros((8, 0), np.float32),
+    'float32': numbers.astype(np.float32),
+    'bfloat16': jnp.asarray(numbers, jnp.bfloat16),
+    'int32': (numbers * 1e6).astype(np.int32),
+    'uint8': (numbers * 9).astype(np.uint8),
+    'bool': numbers > 0,
+    'scalar': np.float32(3.5),
+    'empty': np.zeros((8, 0), np.float32),
   }
 
 
 def test_digests_do_not_change():
   # What is stored in checkpoints must be found again by any version.
   tree = {'a': np.arange(6, dtype=np.int32).reshape(2, 3), 'b': [np.float32(1)]}
-  assert array_digests(tree) == {
-      'a': '85f5de0bf7ccf170', 'b/0': 'e7f2d91eb7ff1fa5'}
+  assert array_digests(tree) == {'a': '85f5de0bf7ccf170', 'b/0': 'e7f2d91eb7ff1fa5'}
 
 
 @pytest.mark.parametrize('name', arrays())

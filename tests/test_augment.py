@@ -21,8 +21,7 @@ def not_compiled():
 
 def jpeg(frame):
   """Bytes that decode to nearly the same frame."""
-  return tf.io.encode_jpeg(
-      frame, quality=100, chroma_downsampling=False).numpy()
+  return tf.io.encode_jpeg(frame, quality=100, chroma_downsampling=False).numpy()
 
 
 def ramp(height, width):
@@ -34,15 +33,17 @@ def ramp(height, width):
 def apply(clip, *names, level, mirrored=None):
   drawn = [augment.OPERATIONS.index(name) for name in names]
   return augment.apply_operations(
-      tf.constant(clip), tf.constant(drawn),
-      tf.constant(mirrored or [0] * len(drawn)), level=level).numpy()
+    tf.constant(clip), tf.constant(drawn), tf.constant(mirrored or [0] * len(drawn)), level=level
+  ).numpy()
 
 
 def decode(frames, place=(0.5, 0.5), **options):
   options = {'resize_mode': 'squash', **options}
-  return augment.decode_clip(
-      tf.constant([jpeg(x) for x in frames]), tf.constant(place),
-      **options).numpy().astype(int)
+  return (
+    augment.decode_clip(tf.constant([jpeg(x) for x in frames]), tf.constant(place), **options)
+    .numpy()
+    .astype(int)
+  )
 
 
 def check_same(clip, expected):
@@ -58,14 +59,15 @@ def test_a_frame_of_the_right_size_is_left_alone():
   check_same(clip, frame)
 
 
-@pytest.mark.parametrize('place, start', [
-    ((0.0, 0.0), (0, 0)), ((0.5, 0.5), (8, 8)), ((0.999, 0.0), (16, 0)),
-    ((0.0, 1.0), (0, 16))])
+@pytest.mark.parametrize(
+  'place, start',
+  [((0.0, 0.0), (0, 0)), ((0.5, 0.5), (8, 8)), ((0.999, 0.0), (16, 0)), ((0.0, 1.0), (0, 16))],
+)
 def test_crops_the_window_asked_for(place, start):
   frame = ramp(64, 64)
   clip = decode([frame], place, image_size=48, resize=64)
   down, across = start
-  expected = frame[down:down + 48, across:across + 48]
+  expected = frame[down : down + 48, across : across + 48]
   check_same(clip[0], expected)
 
 
@@ -75,8 +77,7 @@ def test_squash_takes_the_whole_frame():
 
 
 def test_short_side_keeps_the_shape():
-  clip = decode(
-      [ramp(64, 96)], image_size=64, resize=64, resize_mode='short_side')[0]
+  clip = decode([ramp(64, 96)], image_size=64, resize=64, resize_mode='short_side')[0]
   check_same(clip, ramp(64, 96)[:, 16:80])
 
 
@@ -94,8 +95,7 @@ def test_refuses_bad_sizes_and_modes():
     decode([ramp(8, 8)], image_size=8, resize=4)
 
 
-@pytest.mark.parametrize('name', ('shear_x', 'shear_y', 'rotate',
-                                  'horizontal_flip'))
+@pytest.mark.parametrize('name', ('shear_x', 'shear_y', 'rotate', 'horizontal_flip'))
 def test_moves_like_the_original(name):
   """Within the rounding of OpenCV's fixed-point interpolation."""
   with np.load(GOLDEN) as golden:
@@ -140,13 +140,11 @@ def test_translation_is_a_share_of_the_frame():
 
 @pytest.mark.parametrize('name', augment.OPERATIONS)
 def test_level_five_does_something_in_both_directions(name):
-  clip = np.random.default_rng(0).integers(
-      40, 200, (1, 32, 32, 3), dtype=np.uint8)
+  clip = np.random.default_rng(0).integers(40, 200, (1, 32, 32, 3), dtype=np.uint8)
   there = apply(clip, name, level=5)
   back = apply(clip, name, level=5, mirrored=[1])
   assert (there != clip).any() == (name != 'identity')
-  assert (there != back).any() == (
-      name not in ('identity', 'horizontal_flip'))
+  assert (there != back).any() == (name not in ('identity', 'horizontal_flip'))
 
 
 def test_bright_pixels_do_not_wrap():
@@ -169,13 +167,13 @@ def test_two_moves_are_done_in_the_order_drawn():
 
 
 def test_all_frames_get_the_same_draw():
-  frame = np.random.default_rng(0).integers(
-      0, 255, (32, 32, 3), dtype=np.uint8)
+  frame = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
   clip = tf.constant(np.stack([frame] * 4))
   different = 0
   for seed in range(12):
     out = augment.rand_augment(
-        clip, tf.constant([seed, 0], tf.int64), operations=2, level=7).numpy()
+      clip, tf.constant([seed, 0], tf.int64), operations=2, level=7
+    ).numpy()
     assert (out == out[:1]).all()
     different += (out[0] != frame).any()
   assert different >= 9
@@ -183,8 +181,7 @@ def test_all_frames_get_the_same_draw():
 
 def test_compiled_is_the_same():
   """Up to rounding: XLA may add a product without rounding it first."""
-  clip = np.random.default_rng(0).integers(
-      0, 255, (2, 32, 40, 3), dtype=np.uint8)
+  clip = np.random.default_rng(0).integers(0, 255, (2, 32, 40, 3), dtype=np.uint8)
   names = 'contrast', 'rotate', 'sharpness', 'shear_x', 'brightness'
   ours = apply(clip, *names, level=5)
   tf.config.run_functions_eagerly(False)
@@ -199,16 +196,19 @@ def test_excluded_operations_are_never_drawn():
   others = [x for x in augment.OPERATIONS if x != 'horizontal_flip']
   for seed in range(5):
     out = augment.rand_augment(
-        tf.constant(frame[None]), tf.constant([seed, 1], tf.int64),
-        operations=1, level=5, exclude=others).numpy()[0]
+      tf.constant(frame[None]),
+      tf.constant([seed, 1], tf.int64),
+      operations=1,
+      level=5,
+      exclude=others,
+    ).numpy()[0]
     np.testing.assert_array_equal(out, frame[:, ::-1])
 
 
 def test_refuses_bad_options():
   clip, seed = tf.zeros((1, 8, 8, 3), tf.uint8), tf.constant([0, 0], tf.int64)
   with pytest.raises(ValueError, match='are no operations'):
-    augment.rand_augment(
-        clip, seed, operations=1, level=5, exclude=('solarize',))
+    augment.rand_augment(clip, seed, operations=1, level=5, exclude=('solarize',))
   with pytest.raises(ValueError, match='operations=11 must be between 1'):
     augment.rand_augment(clip, seed, operations=11, level=5)
   with pytest.raises(ValueError, match='set data.randaugment.level'):

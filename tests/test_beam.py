@@ -16,15 +16,14 @@ from tests.test_verify import launch_prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 INSTALLED = importlib.util.find_spec('apache_beam') is not None
-needs_beam = pytest.mark.skipif(
-    not INSTALLED, reason='pip install -r requirements-beam.txt')
+needs_beam = pytest.mark.skipif(not INSTALLED, reason='pip install -r requirements-beam.txt')
 # Beam's own, while it is imported and run.
 pytestmark = [
-    pytest.mark.filterwarnings('ignore::DeprecationWarning'),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')]
+  pytest.mark.filterwarnings('ignore::DeprecationWarning'),
+  pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),
+]
 OPTIONS = prepare.Options(fps=0, short_side=0, part_size=3)
-TWO_WORKERS = ['--direct_running_mode=multi_processing',
-               '--direct_num_workers=2']
+TWO_WORKERS = ['--direct_running_mode=multi_processing', '--direct_num_workers=2']
 
 
 @pytest.fixture(scope='module')
@@ -35,30 +34,43 @@ def clips(tmp_path_factory):
   (folder / 'text.mp4').write_text('hello')
   rows = [json.loads(line) for line in path.open()]
   rows[5:5] = [{'video': 'text.mp4', 'caption': 'x'}]
-  rows += [{'video': 'gone.mp4', 'caption': 'x'},
-           {'video': '../000.mp4', 'caption': 'x'},
-           {'video': '000.mp4', 'caption': ' '},
-           {'video': '000.mp4', 'caption': 'ünï "quoted"\n', 'style': 'é'}]
+  rows += [
+    {'video': 'gone.mp4', 'caption': 'x'},
+    {'video': '../000.mp4', 'caption': 'x'},
+    {'video': '000.mp4', 'caption': ' '},
+    {'video': '000.mp4', 'caption': 'ünï "quoted"\n', 'style': 'é'},
+  ]
   small_videos.write_captions(folder, rows)
   small_videos.write_questions(folder, [('001.mp4', 'who is it', 'dog')])
   return folder
 
 
 def _arguments(clips, output):
-  return [f'--videos={clips}', '--source=folder', '--fps=0', '--short_side=0',
-          '--part_size=3', f'--captions={clips / "captions.jsonl"}',
-          f'--questions={clips / "questions.jsonl"}', f'--output={output}']
+  return [
+    f'--videos={clips}',
+    '--source=folder',
+    '--fps=0',
+    '--short_side=0',
+    '--part_size=3',
+    f'--captions={clips / "captions.jsonl"}',
+    f'--questions={clips / "questions.jsonl"}',
+    f'--output={output}',
+  ]
 
 
 def _source(clips):
-  return annotations.read_folder(
-      clips / 'captions.jsonl', clips / 'questions.jsonl')
+  return annotations.read_folder(clips / 'captions.jsonl', clips / 'questions.jsonl')
 
 
 def _prepare(clips, output, **changes):
   return prepare.prepare(
-      _source(clips), clips, output, options=OPTIONS, list_unnamed=True,
-      **{'num_workers': 1, 'timeout_s': 60., **changes})
+    _source(clips),
+    clips,
+    output,
+    options=OPTIONS,
+    list_unnamed=True,
+    **{'num_workers': 1, 'timeout_s': 60.0, **changes},
+  )
 
 
 @pytest.fixture(scope='module')
@@ -78,9 +90,10 @@ def _content(output):
   for split in report['splits'].values():
     del split['seconds']
   return report, {
-      path.name: json.loads(path.read_text()) if path.suffix == '.json'
-      else path.read_bytes() for path in sorted(output.iterdir())
-      if path.name != 'report.json'}
+    path.name: json.loads(path.read_text()) if path.suffix == '.json' else path.read_bytes()
+    for path in sorted(output.iterdir())
+    if path.name != 'report.json'
+  }
 
 
 @needs_beam
@@ -88,33 +101,43 @@ def _content(output):
 def test_two_workers_make_the_same_set(clips, local, tmp_path):
   output = tmp_path / 'set'
   run = subprocess.run(
-      [sys.executable, ROOT / 'launch/prepare.py', '--runner=beam',
-       *_arguments(clips, output), '--', *TWO_WORKERS],
-      capture_output=True, text=True, timeout=120)
+    [
+      sys.executable,
+      ROOT / 'launch/prepare.py',
+      '--runner=beam',
+      *_arguments(clips, output),
+      '--',
+      *TWO_WORKERS,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert run.returncode == 0, run.stderr
   assert _content(output) == _content(local)
   report = json.loads((output / 'report.json').read_text())['splits']['train']
   assert report['skipped_by_reason'] == {
-      'empty caption': 1, 'missing file': 1,
-      'outside the folder of videos': 1, 'unreadable': 1}
+    'empty caption': 1,
+    'missing file': 1,
+    'outside the folder of videos': 1,
+    'unreadable': 1,
+  }
   assert "skipped 'text.mp4': unreadable" in run.stderr
-  assert dataset.open_dataset(output, verify=True).digest == (
-      dataset.open_dataset(local).digest)
+  assert dataset.open_dataset(output, verify=True).digest == (dataset.open_dataset(local).digest)
 
 
 @needs_beam
 def test_a_killed_pipeline_continues(clips, local, tmp_path):
   output = tmp_path / 'set'
-  command = [sys.executable, ROOT / 'launch/prepare.py',
-             *_arguments(clips, output)]
+  command = [sys.executable, ROOT / 'launch/prepare.py', *_arguments(clips, output)]
   process = subprocess.Popen(
-      [*command, '--runner=beam'], stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL)
+    [*command, '--runner=beam'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
   work = output / '.preparing-train'
   end = time.monotonic() + 60
   while not list(work.glob('part-*.json')):
     assert process.poll() is None and time.monotonic() < end
-    time.sleep(.002)
+    time.sleep(0.002)
   process.kill()
   process.wait()
   kept = len({path.name.split('.')[0] for path in work.glob('part-*.json')})
@@ -144,14 +167,19 @@ def test_a_hanging_decoder_costs_one_clip(clips, tmp_path, monkeypatch):
 
   real = workers.run_in_order
   monkeypatch.setattr(
-      workers, 'run_in_order', lambda target, *args, **options: real(
-          'tests.test_beam:hang_on_one', *args, **options))
+    workers,
+    'run_in_order',
+    lambda target, *args, **options: real('tests.test_beam:hang_on_one', *args, **options),
+  )
   reports = [
-      _prepare(clips, tmp_path / name / 'set', timeout_s=4., make=make)
-      for name, make in [('local', None), ('beam', beam.maker([]))]]
-  assert {'item': '004.mp4', 'reason': 'time-out',
-          'detail': 'more than 4 s; --timeout_s allows more'} in (
-              reports[1]['skipped'])
+    _prepare(clips, tmp_path / name / 'set', timeout_s=4.0, make=make)
+    for name, make in [('local', None), ('beam', beam.maker([]))]
+  ]
+  assert {
+    'item': '004.mp4',
+    'reason': 'time-out',
+    'detail': 'more than 4 s; --timeout_s allows more',
+  } in (reports[1]['skipped'])
   assert reports[1]['counts']['prepared'] == 9
   assert _content(tmp_path / 'beam/set') == _content(tmp_path / 'local/set')
 
@@ -170,13 +198,11 @@ def test_attempts_of_other_workers(clips, local, tmp_path, monkeypatch):
 
   def make_attempt(number, name):
     for suffix in ('json', 'array_record'):
-      os.rename(work / f'part-{number:05}.{suffix}',
-                work / f'part-{number:05}.try-{name}.{suffix}')
+      os.rename(work / f'part-{number:05}.{suffix}', work / f'part-{number:05}.try-{name}.{suffix}')
 
   make_attempt(0, 'a')
   make_attempt(1, 'a')  # Killed while it was given its name.
-  os.rename(work / 'part-00001.try-a.array_record',
-            work / 'part-00001.array_record')
+  os.rename(work / 'part-00001.try-a.array_record', work / 'part-00001.array_record')
   make_attempt(2, 'a')  # Killed before it was whole.
   (work / 'part-00002.try-a.json').unlink()
   (work / 'part-00002.try-a.array_record').write_bytes(b'half')
@@ -193,8 +219,7 @@ def test_a_pipeline_that_fails(clips, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(parts, 'write_part', no_space)
-  with pytest.raises(
-      RuntimeError, match='failed, .*No space left.*\n.*command continues'):
+  with pytest.raises(RuntimeError, match='failed, .*No space left.*\n.*command continues'):
     _prepare(clips, tmp_path / 'set', make=beam.maker([]))
   monkeypatch.setattr(beam, 'make_here', lambda *args, **options: None)
   with pytest.raises(RuntimeError, match='ended without 4 of 4 parts'):
@@ -214,14 +239,12 @@ def test_options_of_beam(clips, tmp_path, capsys):
 
 @pytest.mark.skipif(INSTALLED, reason='is about when it is not')
 def test_without_beam(clips, tmp_path, capsys):
-  assert launch_prepare()(
-      [*_arguments(clips, tmp_path / 'set'), '--runner=beam']) == 2
+  assert launch_prepare()([*_arguments(clips, tmp_path / 'set'), '--runner=beam']) == 2
   assert capsys.readouterr().err.strip() == (
-      'error: --runner=beam needs Apache Beam: '
-      'pip install -r requirements-beam.txt')
+    'error: --runner=beam needs Apache Beam: pip install -r requirements-beam.txt'
+  )
 
 
 def test_options_after_two_dashes_are_for_beam_alone(clips, tmp_path, capsys):
-  assert launch_prepare()(
-      [*_arguments(clips, tmp_path / 'set'), '--', '--x']) == 2
+  assert launch_prepare()([*_arguments(clips, tmp_path / 'set'), '--', '--x']) == 2
   assert 'Only --runner=beam takes' in capsys.readouterr().err

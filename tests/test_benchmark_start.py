@@ -37,8 +37,8 @@ def test_a_late_step_does_no_more_work(monkeypatch):
     data = MemorySet(100)
     asked = []
     monkeypatch.setattr(
-        data, 'metadata', lambda data=data, asked=asked: asked.append(1)
-        or data._records)
+      data, 'metadata', lambda data=data, asked=asked: asked.append(1) or data._records
+    )
     batches = test_pipeline.train([pipeline.Source(data, 0)], start=step)
     asked.clear()
     drawn.clear()

@@ -29,40 +29,57 @@ EVIL = '"><script>alert(1)</script>'
 def trained(task='pretrain'):
   config = common.get_config('tiny')
   config.task = task
-  config.data.update({
-      'frames': 2, 'image_size': 16, 'resize': 16,
-      'sources': (common.source('sets/train', style=EVIL),)})
+  config.data.update(
+    {
+      'frames': 2,
+      'image_size': 16,
+      'resize': 16,
+      'sources': (common.source('sets/train', style=EVIL),),
+    }
+  )
   model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   return Trained(
-      model, {'x': np.zeros((3, 4))}, config, small_sets.Letters(), mesh, (),
-      Origin('/runs/my run/checkpoints/700', 700, 'abc123'))
+    model,
+    {'x': np.zeros((3, 4))},
+    config,
+    small_sets.Letters(),
+    mesh,
+    (),
+    Origin('/runs/my run/checkpoints/700', 700, 'abc123'),
+  )
 
 
-def search(share=1., **scoring):
+def search(share=1.0, **scoring):
   """Seven texts; the video of the last one comes last."""
-  scores = np.diag(np.arange(9., 2, -1)).astype(np.float32)
+  scores = np.diag(np.arange(9.0, 2, -1)).astype(np.float32)
   scores[6] = np.arange(7, 0, -1)
   found = searched(scores)
   figures = metrics.retrieval_metrics(scores, found.pairs)
   figures |= {f'similarity/{k}': v for k, v in figures.items()}
   found = dataclasses.replace(
-      found, texts=(EVIL, *found.texts[1:]), metrics=figures,
-      intervals={'t2v_r1': (70., 95.)}, seconds={'pairs': 1.},
-      scoring=Scoring(**scoring),
-      cost={'pairs': 49. * share, 'share': share})
+    found,
+    texts=(EVIL, *found.texts[1:]),
+    metrics=figures,
+    intervals={'t2v_r1': (70.0, 95.0)},
+    seconds={'pairs': 1.0},
+    scoring=Scoring(**scoring),
+    cost={'pairs': 49.0 * share, 'share': share},
+  )
   return Evaluated(trained(), small_sets.MemorySet(7), '', found)
 
 
 def answers():
-  questions = [[Question(f'{EVIL} what?', 'up', 'what')],
-               [Question('who?', '<b>', 'who'), Question('what?', 'up', 'odd')]]
+  questions = [
+    [Question(f'{EVIL} what?', 'up', 'what')],
+    [Question('who?', '<b>', 'who'), Question('what?', 'up', 'odd')],
+  ]
   asked = tuple(Asked(i, *q) for i, of in enumerate(questions) for q in of)
   known, chosen = ('left', 'up'), ['up', 'left', 'left']
   logits = np.array([[0, 2], [3, 0], [1, 0]], np.float32)
   found = Answered(
-      asked, known, logits, *question_answering.figures(asked, chosen, known),
-      {'videos': 1.})
+    asked, known, logits, *question_answering.figures(asked, chosen, known), {'videos': 1.0}
+  )
   prepared = small_sets.MemorySet(2, questions=questions)
   return Evaluated(trained('question_answering'), prepared, '', found)
 
@@ -81,15 +98,24 @@ def alone(text):
 
 
 def test_card_of_a_search(tmp_path):
-  content = card.make(
-      search(), recall=[Tradeoff(1, 50., 50., 50., 50., 7, 1 / 7, 2e9)])
+  content = card.make(search(), recall=[Tradeoff(1, 50.0, 50.0, 50.0, 50.0, 7, 1 / 7, 2e9)])
   path = card.write(content, tmp_path / 'new')
   text = alone(path.read_text())
-  for part in ('Text-video retrieval on set, train', 'my run at step 700',
-               '85.7 %', '70.0 to 95.0', 'rank 7', '6.mp4', 'abc123',
-               'pessimistic: a wrong one of equal score', 'all pairs',
-               '2 of 8, evenly spaced', '16 x 16 pixels', '14.3 %',
-               'Recall against cost'):
+  for part in (
+    'Text-video retrieval on set, train',
+    'my run at step 700',
+    '85.7 %',
+    '70.0 to 95.0',
+    'rank 7',
+    '6.mp4',
+    'abc123',
+    'pessimistic: a wrong one of equal score',
+    'all pairs',
+    '2 of 8, evenly spaced',
+    '16 x 16 pixels',
+    '14.3 %',
+    'Recall against cost',
+  ):
     assert part in text, part
   stored = json.loads((tmp_path / 'new' / 'card.json').read_text())
   assert stored['task'] == 'text-video retrieval'
@@ -100,16 +126,19 @@ def test_card_of_a_search(tmp_path):
   assert stored['scoring']['rule'] == 'matching'
   assert stored['scoring']['k'] == 'all pairs'
   assert stored['summary'].endswith(
-      'All pairs are scored by the probability of a match that the fusion '
-      'encoder gives, as in the paper.')
+    'All pairs are scored by the probability of a match that the fusion '
+    'encoder gives, as in the paper.'
+  )
   assert f'</h1><p>{stored["summary"]}</p>' in path.read_text()
   assert stored['checkpoint'] == {
-      'path': '/runs/my run/checkpoints/700', 'step': 700, 'digest': 'abc123'}
+    'path': '/runs/my run/checkpoints/700',
+    'step': 700,
+    'digest': 'abc123',
+  }
   assert stored['code'] == facts.code_version()
   assert stored['run']['parameters'] == 12
   found = stored['metrics']
-  assert found['t2v_r1'] == {
-      'value': pytest.approx(600 / 7), 'low': 70, 'high': 95}
+  assert found['t2v_r1'] == {'value': pytest.approx(600 / 7), 'low': 70, 'high': 95}
   assert found['t2v_r1_chance'] == {'value': pytest.approx(100 / 7)}
   assert 't2v_r1_low' not in found
   assert stored['recall_against_cost'][0]['pairs'] == 7
@@ -119,7 +148,7 @@ def test_card_of_a_search(tmp_path):
 def test_cases_of_a_search_mark_the_right_one():
   content = card.make(search())
   assert [case.rank for case in content.best] == [1] * 6
-  worst, = content.worst
+  (worst,) = content.worst
   # The first five, and behind them its own.
   assert [clip.right for clip in worst.clips] == [False] * 5 + [True]
   assert worst.clips[-1].label == '7'
@@ -129,16 +158,24 @@ def test_cases_of_a_search_mark_the_right_one():
   # Behind the candidates a score is no logit of a match.
   content = card.make(search(rerank_k=2))
   assert [clip.label for clip in content.worst[0].clips[1:3]] == [
-      f'2 · {100 / (1 + np.exp(-6)):.1f} % match', '3 · 5.000']
+    f'2 · {100 / (1 + np.exp(-6)):.1f} % match',
+    '3 · 5.000',
+  ]
 
 
 def test_card_of_answers(tmp_path):
   content = card.make(answers(), warning='careful')
   path = card.write(content, tmp_path)
   text = alone(path.read_text())
-  for part in ('Question answering on set, train', 'careful', '33.3 %',
-               'which is not in the list of answers', 'True answer: <b>',
-               'asked 3 questions about 2 videos', '1.mp4'):
+  for part in (
+    'Question answering on set, train',
+    'careful',
+    '33.3 %',
+    'which is not in the list of answers',
+    'True answer: <b>',
+    'asked 3 questions about 2 videos',
+    '1.mp4',
+  ):
     assert part in text, part
   assert 'about 2 videos, 66.7 % of them with an answer that it can' in text
   # Kinds of the paper come first, then others.
@@ -157,12 +194,10 @@ def test_spellings_of_an_answer_are_one_in_the_card():
   known = ('up', 'two red', 'UP')
   logits = np.array([[0, 9, 0], [9, 0, 0]], np.float32)
   found = Answered(
-      asked, known, logits,
-      *question_answering.figures(asked, ['two red', 'up'], known), {})
-  prepared = small_sets.MemorySet(
-      2, questions=[[Question(*question[1:])] for question in asked])
-  content = card.make(Evaluated(
-      trained('question_answering'), prepared, '', found))
+    asked, known, logits, *question_answering.figures(asked, ['two red', 'up'], known), {}
+  )
+  prepared = small_sets.MemorySet(2, questions=[[Question(*question[1:])] for question in asked])
+  content = card.make(Evaluated(trained('question_answering'), prepared, '', found))
   (right,), (wrong,) = content.best, content.worst
   assert right.known and not wrong.known
   text = card.render(content)
@@ -177,18 +212,18 @@ def test_a_card_counts_the_texts_that_are_cut(tmp_path):
   asked.trained.config.data.max_text_tokens = 10
   path = card.write(card.make(asked), tmp_path)
   assert json.loads((tmp_path / 'card.json').read_text())['text'] == {
-      'max_tokens': 10, 'cut': 1, 'of': 7}
-  assert 'at most 10 tokens: 1 of 7 texts are longer and lose' in alone(
-      path.read_text())
+    'max_tokens': 10,
+    'cut': 1,
+    'of': 7,
+  }
+  assert 'at most 10 tokens: 1 of 7 texts are longer and lose' in alone(path.read_text())
   asked = answers()
   asked.trained.config.data.max_text_tokens = 7
-  assert card.make(asked).facts['text'] == {
-      'max_tokens': 7, 'cut': 1, 'of': 3}
+  assert card.make(asked).facts['text'] == {'max_tokens': 7, 'cut': 1, 'of': 3}
 
 
 def test_figures_must_be_finite(tmp_path):
-  content = dataclasses.replace(
-      card.make(answers()), metrics={'accuracy': float('nan')})
+  content = dataclasses.replace(card.make(answers()), metrics={'accuracy': float('nan')})
   with pytest.raises(ValueError, match='not finite'):
     card.write(content, tmp_path)
   assert not list(tmp_path.iterdir())
@@ -203,8 +238,11 @@ def test_code_version(monkeypatch, tmp_path):
 
   def git(*command):
     subprocess.run(
-        ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *command],
-        cwd=tmp_path, check=True, capture_output=True)
+      ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *command],
+      cwd=tmp_path,
+      check=True,
+      capture_output=True,
+    )
 
   git('init')
   (tmp_path / 'alpro_jax' / 'a.py').write_text('1')
@@ -235,13 +273,14 @@ def first_line(evaluated):
 
 
 def test_the_first_line_says_if_not_all_pairs_were_scored():
-  stored = first_line(search(share=.14137, rerank_k=128))
+  stored = first_line(search(share=0.14137, rerank_k=128))
   assert stored['summary'] == (
-      'my run at step 700, searching for 7 texts among 7 videos, and the other '
-      'way round. Only 14.1 % of the pairs, the 128 nearest by similarity of '
-      'every text and of every video, are scored by the probability of a match '
-      'that the fusion encoder gives; the others follow by similarity. The '
-      'paper scores all pairs.')
+    'my run at step 700, searching for 7 texts among 7 videos, and the other '
+    'way round. Only 14.1 % of the pairs, the 128 nearest by similarity of '
+    'every text and of every video, are scored by the probability of a match '
+    'that the fusion encoder gives; the others follow by similarity. The '
+    'paper scores all pairs.'
+  )
   assert stored['scoring']['k'] == 128
   # As many candidates as there are is all pairs.
   stored = first_line(search(rerank_k=128))
@@ -251,8 +290,9 @@ def test_the_first_line_says_if_not_all_pairs_were_scored():
 def test_the_first_line_says_why_matching_does_not_decide():
   stored = first_line(search(rule='similarity', instead='it was not trained'))
   assert stored['summary'].endswith(
-      'All pairs are scored by the similarity of the contrastive features '
-      'alone, for it was not trained.')
+    'All pairs are scored by the similarity of the contrastive features '
+    'alone, for it was not trained.'
+  )
   assert stored['scoring']['instead_of_matching'] == 'it was not trained'
 
 

@@ -16,13 +16,20 @@ def searched(scores, pairs=None):
     pairs = np.stack([np.arange(len(scores))] * 2, 1)
   top = np.argsort(-scores, axis=1, kind='stable')[:, :10]
   return retrieval.Retrieval(
-      tuple(f'text {i}' for i in range(len(scores))), pairs, scores, None, {},
-      {}, metrics.text_to_video_ranks(scores, pairs), top,
-      np.take_along_axis(scores, top, 1))
+    tuple(f'text {i}' for i in range(len(scores))),
+    pairs,
+    scores,
+    None,
+    {},
+    {},
+    metrics.text_to_video_ranks(scores, pairs),
+    top,
+    np.take_along_axis(scores, top, 1),
+  )
 
 
 def test_clear_finds_and_far_misses():
-  scores = np.diag([5., 9., 1., 1.])
+  scores = np.diag([5.0, 9.0, 1.0, 1.0])
   scores[2] = [3, 2, 1, 0]  # Rank 3.
   scores[3, 0] = 2  # Rank 2.
   best, worst = cases.choose_searches(searched(scores), 2)
@@ -31,32 +38,33 @@ def test_clear_finds_and_far_misses():
 
 
 def test_a_text_counts_by_the_best_of_its_videos():
-  scores = np.array([[1., 3., 2., 0.]])
-  best, worst = cases.choose_searches(
-      searched(scores, np.array([[0, 0], [0, 2]])), 5)
+  scores = np.array([[1.0, 3.0, 2.0, 0.0]])
+  best, worst = cases.choose_searches(searched(scores, np.array([[0, 0], [0, 2]])), 5)
   assert best == [] and worst == [(0, 2, 2)]
   # With all first places its own, it leads by the first that is not.
-  best, _ = cases.choose_searches(
-      searched(scores, np.array([[0, 1], [0, 2]])), 5)
+  best, _ = cases.choose_searches(searched(scores, np.array([[0, 1], [0, 2]])), 5)
   assert best == [(0, 1, 1)]
-  best, worst = cases.choose_searches(
-      searched([[1.]], np.array([[0, 0]])), 5)
+  best, worst = cases.choose_searches(searched([[1.0]], np.array([[0, 0]])), 5)
   assert best == [(0, 0, 1)] and worst == []
 
 
 def test_families_take_turns():
-  found = searched(np.diag([9., 8., 1.]))
+  found = searched(np.diag([9.0, 8.0, 1.0]))
   best, _ = cases.choose_searches(found, 2, ['move', 'move', 'turn'])
   assert [case.text for case in best] == [0, 2]
   assert cases.take_turns('abcd', 'xxyx') == ['a', 'c', 'b', 'd']
 
 
 def test_the_surest_answers_of_every_kind():
-  asked = [Asked(0, 'who?', 'a', 'who'), Asked(1, 'who?', 'a', 'who'),
-           Asked(2, 'what?', 'a', 'what'), Asked(3, 'whose?', 'a', 'who'),
-           Asked(4, 'how?', 'b', 'how'), Asked(5, 'how?', 'c', 'how')]
-  logits = np.array(
-      [[9, 0], [8, 0], [5, 0], [1, 0], [2, 0], [4, 0]], np.float32)
+  asked = [
+    Asked(0, 'who?', 'a', 'who'),
+    Asked(1, 'who?', 'a', 'who'),
+    Asked(2, 'what?', 'a', 'what'),
+    Asked(3, 'whose?', 'a', 'who'),
+    Asked(4, 'how?', 'b', 'how'),
+    Asked(5, 'how?', 'c', 'how'),
+  ]
+  logits = np.array([[9, 0], [8, 0], [5, 0], [1, 0], [2, 0], [4, 0]], np.float32)
   answered = Answered(tuple(asked), ('a', 'b'), logits, {}, {}, {})
   right, wrong = cases.choose_answers(answered, 3)
   # The same words again come last of their kind.

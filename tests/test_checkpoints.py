@@ -19,16 +19,11 @@ META = {'task': 'toy'}
 def make_state(step=0, *, devices=8, extra=()):
   mesh = sharding.make_mesh(1, devices, devices=jax.devices()[:devices])
   params = {
-      'dense': {
-          'kernel': jnp.arange(32.0).reshape(8, 4) + step,
-          'bias': jnp.full((4,), step + 0.5),
-      },
-      **{name: {'bias': jnp.ones((2,))} for name in extra},
+    'dense': {'kernel': jnp.arange(32.0).reshape(8, 4) + step, 'bias': jnp.full((4,), step + 0.5)},
+    **{name: {'bias': jnp.ones((2,))} for name in extra},
   }
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-  state = TrainState(
-      step=jnp.int32(step), params=params, opt_state=tx.init(params)
-  )
+  state = TrainState(step=jnp.int32(step), params=params, opt_state=tx.init(params))
 
   def place(x):
     where = NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
@@ -40,10 +35,7 @@ def make_state(step=0, *, devices=8, extra=()):
 
 
 def abstract(tree):
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      tree,
-  )
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def save(folder, *steps, metrics=None, extra=(), **options):
@@ -55,10 +47,7 @@ def save(folder, *steps, metrics=None, extra=(), **options):
 
 
 def kept(folder):
-  return sorted(
-      int(p.name) for p in (folder / 'checkpoints').iterdir()
-      if p.name.isdigit()
-  )
+  return sorted(int(p.name) for p in (folder / 'checkpoints').iterdir() if p.name.isdigit())
 
 
 def test_restores_every_leaf_on_fewer_devices(tmp_path):
@@ -79,16 +68,13 @@ def test_restores_every_leaf_on_fewer_devices(tmp_path):
 @pytest.mark.parametrize('eps_rule', ['standard', 'original'])
 def test_moments_of_frozen_parameters_are_left_out(tmp_path, eps_rule):
   """Older checkpoints hold them, in the third of six parts."""
-  options = dict(
-      b1=0.9, b2=0.98, eps=1e-6, eps_rule=eps_rule, weight_decay=0.1,
-      clip_norm=1.0)
+  options = dict(b1=0.9, b2=0.98, eps=1e-6, eps_rule=eps_rule, weight_decay=0.1, clip_norm=1.0)
   leaf = {'kernel': jnp.arange(6.0).reshape(2, 3)}
   params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
   schedule = optax.constant_schedule(1e-3)
   parts = optimizer.make_optimizer(schedule, **options).init(params)
   adam = jax.tree.map(lambda x: x + 1, parts[1])
-  now = optimizer.make_optimizer(
-      schedule, freeze='video_attention_and_mlp', **options)
+  now = optimizer.make_optimizer(schedule, freeze='video_attention_and_mlp', **options)
   new = now.init(params)
   old = TrainState(jnp.int32(3), params, (*new[:2], adam, *new[3:]))
   store = checkpoints.Checkpoints(tmp_path)
@@ -121,9 +107,7 @@ def test_a_donated_state_is_stored_as_it_was(tmp_path):
   store = checkpoints.Checkpoints(tmp_path)
   state = make_state(1)
   expected = jax.device_get(state)
-  change = jax.jit(
-      lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0
-  )
+  change = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
   store.save(state, META)
   for _ in range(5):
     state = change(state)
@@ -188,12 +172,8 @@ def damage(folder, step, how):
     (folder / 'meta' / 'metadata').write_text('')
 
 
-@pytest.mark.parametrize(
-    'how', ['truncate', 'flip', 'delete', 'digests', 'meta']
-)
-def test_a_damaged_newest_is_named_and_the_one_before_used(
-    tmp_path, caplog, how
-):
+@pytest.mark.parametrize('how', ['truncate', 'flip', 'delete', 'digests', 'meta'])
+def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, how):
   save(tmp_path, 1, 2)
   damage(tmp_path, 2, how)
   assert checkpoints.find(tmp_path).name == '1'
@@ -265,8 +245,9 @@ def test_other_shapes_types_and_names_are_listed(tmp_path):
   with pytest.raises(ValueError) as error:
     store.restore(1, wanted)
   for text in (
-      'missing from it: new/bias', 'dense/bias is float32[4], expected '
-      'bfloat16[4]', 'dense/kernel is float32[8, 4], expected float32[8, 5]',
+    'missing from it: new/bias',
+    'dense/bias is float32[4], expected bfloat16[4]',
+    'dense/kernel is float32[8, 4], expected float32[8, 5]',
   ):
     assert text in str(error.value)
   store.close()
@@ -283,14 +264,13 @@ def test_params_of_another_run(tmp_path):
   with pytest.raises(ValueError, match='no initial values'):
     checkpoints.load_params(tmp_path, wanted, new=['new'], unused=['old'])
   got = checkpoints.load_params(
-      tmp_path, wanted, initial=fresh, new=['new_head'], unused=['old_head']
+    tmp_path, wanted, initial=fresh, new=['new_head'], unused=['old_head']
   )
   assert jax.tree.structure(got) == jax.tree.structure(fresh)
   np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 2.5))
   np.testing.assert_array_equal(got['new_head']['bias'], np.ones(2))
   one = tmp_path / 'checkpoints' / '1'
-  got = checkpoints.load_params(one, abstract(make_state(
-      extra=('old_head',)).params))
+  got = checkpoints.load_params(one, abstract(make_state(extra=('old_head',)).params))
   np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 1.5))
   found = checkpoints.load_meta(one)
   assert (found['task'], found['step']) == ('toy', 1)
@@ -301,26 +281,24 @@ def test_tables_are_resized_when_asked(tmp_path):
   wanted = abstract(make_state().params)
   stored = wanted['dense']['kernel']
   assert stored.shape == (8, 4)
-  wanted['dense']['kernel'] = jax.ShapeDtypeStruct(
-      (16, 4), stored.dtype, sharding=stored.sharding)
+  wanted['dense']['kernel'] = jax.ShapeDtypeStruct((16, 4), stored.dtype, sharding=stored.sharding)
   asked = []
 
   def double(table, rows):
     asked.append((table.shape, rows))
     return jnp.repeat(table, 2, axis=0)
 
-  got = checkpoints.load_params(
-      tmp_path, wanted, resize={'dense/kernel': double, 'absent': double})
+  got = checkpoints.load_params(tmp_path, wanted, resize={'dense/kernel': double, 'absent': double})
   assert asked == [((8, 4), 16)]
   whole = checkpoints.load_params(tmp_path, abstract(make_state().params))
   np.testing.assert_array_equal(
-      got['dense']['kernel'], np.repeat(whole['dense']['kernel'], 2, axis=0))
+    got['dense']['kernel'], np.repeat(whole['dense']['kernel'], 2, axis=0)
+  )
   assert got['dense']['kernel'].sharding == stored.sharding
   # Another width is no resizing.
   wanted['dense']['kernel'] = jax.ShapeDtypeStruct((16, 5), stored.dtype)
   with pytest.raises(ValueError, match='expected float32'):
-    checkpoints.load_params(
-        tmp_path, wanted, resize={'dense/kernel': double})
+    checkpoints.load_params(tmp_path, wanted, resize={'dense/kernel': double})
 
 
 def test_no_checkpoint_is_said(tmp_path):

@@ -25,9 +25,11 @@ def run_with(folder, name, script, *arguments):
   fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
   fake.chmod(0o755)
   return subprocess.run(
-      [ROOT / 'launch' / script, *arguments], check=True, text=True,
-      capture_output=True,
-      env={**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'},
+    [ROOT / 'launch' / script, *arguments],
+    check=True,
+    text=True,
+    capture_output=True,
+    env={**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'},
   ).stdout
 
 
@@ -37,9 +39,7 @@ def test_slurm_starts_main_on_every_task(tmp_path):
 
 
 def test_a_pod_starts_main_on_every_host(tmp_path):
-  told = run_with(
-      tmp_path, 'gcloud', 'tpu_pod.sh', 'train', 'name', 'zone', '--workdir=a b'
-  )
+  told = run_with(tmp_path, 'gcloud', 'tpu_pod.sh', 'train', 'name', 'zone', '--workdir=a b')
   assert '--worker=all' in told.splitlines()
   assert 'launch/main.py --distributed' in told
   assert '--workdir=a\\ b' in told
@@ -52,8 +52,6 @@ def test_the_jobset_starts_main_on_every_host_of_a_slice():
   pod = spec['template']['spec']
   (container,) = pod['containers']
   assert container['command'] == ['python', 'launch/main.py', '--distributed']
-  rows, columns = pod['nodeSelector'][
-      'cloud.google.com/gke-tpu-topology'].split('x')
-  hosts = int(rows) * int(columns) // container['resources']['limits'][
-      'google.com/tpu']
+  rows, columns = pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')
+  hosts = int(rows) * int(columns) // container['resources']['limits']['google.com/tpu']
   assert spec['parallelism'] == spec['completions'] == hosts

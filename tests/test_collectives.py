@@ -8,7 +8,7 @@ from alpro_jax.train import dry_run
 from benchmarks import collectives
 from tests import small_task
 
-PROGRAM = '''
+PROGRAM = """
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -58,13 +58,11 @@ body=%body, backend_config={"known_trip_count":{"n":"12"}}
   %swap = f32[16]{0} all-to-all(%a), channel_id=6, replica_groups={}
   ROOT %out = f32[] constant(0)
 }
-'''
+"""
 
 
 def test_every_kind_is_counted_with_its_group_and_loop():
-  found = {
-      (one.kind, one.operand_bytes): one for one in collectives.parse(PROGRAM)
-  }
+  found = {(one.kind, one.operand_bytes): one for one in collectives.parse(PROGRAM)}
   assert len(found) == 6 - 1  # Two permutations send equally much.
   gather = found['all-gather', 64]
   assert (gather.group, gather.runs, gather.sent_bytes) == (8, 1, 64 * 7)
@@ -76,12 +74,15 @@ def test_every_kind_is_counted_with_its_group_and_loop():
   assert found['all-to-all', 64].sent_bytes == 56
 
 
-@pytest.mark.parametrize('groups, size', [
+@pytest.mark.parametrize(
+  'groups, size',
+  [
     ("mesh['x'=1,'y'=2,'z'=4], device_ids=([2,4]T(1,0)) {'y','z'}", 8),
     ("mesh['x'=8] {'x':(2)4}", 4),
     ('[4,2]<=[2,4]T(1,0)', 2),
     ('{}', 8),
-])
+  ],
+)
 def test_ways_to_write_a_group(groups, size):
   text = PROGRAM.replace('[1,8]<=[8]', groups)
   (one,) = (c for c in collectives.parse(text) if c.kind == 'all-gather')
@@ -112,25 +113,19 @@ def test_the_step_sends_gradients_once_embeddings_and_a_ring(tmp_path):
   mesh = sharding.make_mesh()
   program = dry_run.program(config, mesh)
   sent = collectives.totals(
-      collectives.parse(
-          program.step.lower(program.state, program.frozen, program.batch)
-          .compile().as_text()
-      )
+    collectives.parse(
+      program.step.lower(program.state, program.frozen, program.batch).compile().as_text()
+    )
   )
   b, embed = config.data.batch_size, config.model.embed_size
-  gradients = 4 * sum(
-      leaf.size for leaf in jax.tree.leaves(program.state.params)
-  )
+  gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
   # Features and similarities of the batch, identities, sums for the log.
   batch = 4 * (2 * b * embed + b * b + 16 * b)
   reduced = sent['all-reduce'].operand_bytes
   # Parameters that are only ever added, as the class token and its position,
   # share one gradient.
   assert 0.99 * gradients <= reduced <= gradients + batch
-  others = sum(
-      sent[kind].sent_bytes for kind in ('all-gather', 'all-to-all')
-      if kind in sent
-  )
+  others = sum(sent[kind].sent_bytes for kind in ('all-gather', 'all-to-all') if kind in sent)
   assert others <= batch
 
   length, width = config.data.max_text_tokens, config.model.text.width

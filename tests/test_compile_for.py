@@ -15,36 +15,45 @@ import pytest
 from benchmarks import hlo
 from tests import tiny_run
 
-CUDA = any(
-    importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)
-)
+CUDA = any(importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13))
 LIBTPU = importlib.util.find_spec('libtpu') is not None
 # The demo's model with as few layers as it can have: a minute to compile.
 SMALL = (
-    '--config=configs/pretrain.py:demo', '--config.model.dtype=bfloat16',
-    '--config.model.video.depth=1', '--config.model.text.depth=2',
-    '--config.model.text.fusion_layer=1', '--config.data.batch_size=16',
+  '--config=configs/pretrain.py:demo',
+  '--config.model.dtype=bfloat16',
+  '--config.model.video.depth=1',
+  '--config.model.text.depth=2',
+  '--config.model.text.fusion_layer=1',
+  '--config.data.batch_size=16',
 )
 
 
 def compile_for(topology, *options, config=SMALL):
   return subprocess.run(
-      [sys.executable, 'launch/compile_for.py', f'--topology={topology}',
-       *config, *options],
-      cwd=tiny_run.ROOT, capture_output=True, text=True,
-      env={**os.environ, 'XLA_FLAGS': ''},
+    [sys.executable, 'launch/compile_for.py', f'--topology={topology}', *config, *options],
+    cwd=tiny_run.ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'XLA_FLAGS': ''},
   )
 
 
-@pytest.mark.parametrize('topology, requirements', [
-    pytest.param('v5e:2x2', 'requirements-tpu.txt', marks=pytest.mark.skipif(
-        LIBTPU, reason='libtpu is installed')),
-    pytest.param('h200:1', 'requirements-gpu.txt', marks=pytest.mark.skipif(
-        CUDA, reason='the compiler for GPUs is installed')),
-])
-def test_without_a_compiler_one_line_says_what_to_install(
-    topology, requirements
-):
+@pytest.mark.parametrize(
+  'topology, requirements',
+  [
+    pytest.param(
+      'v5e:2x2',
+      'requirements-tpu.txt',
+      marks=pytest.mark.skipif(LIBTPU, reason='libtpu is installed'),
+    ),
+    pytest.param(
+      'h200:1',
+      'requirements-gpu.txt',
+      marks=pytest.mark.skipif(CUDA, reason='the compiler for GPUs is installed'),
+    ),
+  ],
+)
+def test_without_a_compiler_one_line_says_what_to_install(topology, requirements):
   done = compile_for(topology)
   assert done.returncode == 2
   assert f'-r {requirements}' in done.stderr.strip().splitlines()[-1]
@@ -65,7 +74,8 @@ def test_the_step_compiles_for_four_chips(tmp_path):
   # Parameters and both moments, cut in two, replace the old ones.
   assert memory['aliased_gib'] > 0.9 * memory['output_gib'] > 0
   assert {'all-reduce', 'all-gather', 'collective-permute'} <= set(
-      figures['communication']['collectives'])
+    figures['communication']['collectives']
+  )
   assert figures['computation']['compute_s'] > 0
   assert figures['bound'] in ('compute', 'communication')
   assert 'sent_bytes' in done.stdout
@@ -105,15 +115,19 @@ def base_on_a_gpu(tmp_path_factory):
   """The base model's widths, four blocks deep, on one H200."""
   folder = tmp_path_factory.mktemp('base')
   done = compile_for(
-      'h200:1', f'--output={folder}/figures.json', '--kernels=5',
-      f'--program={folder}/program.txt',
-      config=(
-          '--config=configs/pretrain.py', '--config.data.batch_size=64',
-          '--config.model.implementation=fused',
-          '--config.model.video.depth=4', '--config.model.text.depth=2',
-          '--config.model.text.fusion_layer=1',
-          '--config.model.text.vocab_size=512',
-      ),
+    'h200:1',
+    f'--output={folder}/figures.json',
+    '--kernels=5',
+    f'--program={folder}/program.txt',
+    config=(
+      '--config=configs/pretrain.py',
+      '--config.data.batch_size=64',
+      '--config.model.implementation=fused',
+      '--config.model.video.depth=4',
+      '--config.model.text.depth=2',
+      '--config.model.text.fusion_layer=1',
+      '--config.model.text.vocab_size=512',
+    ),
   )
   assert done.returncode == 0, done.stderr
   figures = json.loads((folder / 'figures.json').read_text())
@@ -127,18 +141,14 @@ def test_the_roofline_of_a_gpu(base_on_a_gpu):
   figures, _, printed = base_on_a_gpu
   computation, roofline = figures['computation'], figures['roofline']
   # The products that are there are those of the formula.
-  assert roofline['product_tflop'] == pytest.approx(
-      computation['tflop'], rel=0.03
-  )
+  assert roofline['product_tflop'] == pytest.approx(computation['tflop'], rel=0.03)
   assert roofline['roofline_s'] > computation['compute_s'] > 0
   assert printed.count('cublas') >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CUDA, reason='the compiler for GPUs is not installed')
-def test_video_tokens_are_neither_turned_round_nor_added_up_again(
-    base_on_a_gpu
-):
+def test_video_tokens_are_neither_turned_round_nor_added_up_again(base_on_a_gpu):
   """Two costs that the compiler brought in, see docs/experiments.md."""
   _, module, _ = base_on_a_gpu
   rows, width = 64, 768
@@ -149,9 +159,6 @@ def test_video_tokens_are_neither_turned_round_nor_added_up_again(
       # Tokens with the batch innermost must be transposed before each product.
       assert not (large and sizes[-1:] == (rows,) and width in sizes), one
     if one.opcode == 'fusion':
-      read = sum(
-          hlo.size_bytes(module.types[name]) >= stream
-          for name in one.operand_names
-      )
+      read = sum(hlo.size_bytes(module.types[name]) >= stream for name in one.operand_names)
       # 13 where the gradient of the residual stream was never stored.
       assert read <= 6, one

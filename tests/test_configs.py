@@ -13,26 +13,29 @@ from alpro_jax.evaluation import split
 from alpro_jax.models.alpro import AlproConfig
 from alpro_jax.train import identity, loop
 from configs import (
-    common,
-    finetune,
-    finetune_didemo_retrieval,
-    finetune_msrvtt_qa,
-    finetune_msrvtt_retrieval,
-    finetune_msvd_qa,
-    models,
-    pretrain,
-    pretrain_prompter,
+  common,
+  finetune,
+  finetune_didemo_retrieval,
+  finetune_msrvtt_qa,
+  finetune_msrvtt_retrieval,
+  finetune_msvd_qa,
+  models,
+  pretrain,
+  pretrain_prompter,
 )
 from configs.ablations import stages
 from examples.shapes import ablations
 from tests import small_sets
 
 FINETUNINGS = (
-    finetune_msrvtt_retrieval, finetune_didemo_retrieval, finetune_msrvtt_qa,
-    finetune_msvd_qa)
+  finetune_msrvtt_retrieval,
+  finetune_didemo_retrieval,
+  finetune_msrvtt_qa,
+  finetune_msvd_qa,
+)
 ABLATIONS = sorted(
-    file.stem for file in pathlib.Path(stages.__file__).parent.glob('*.py')
-    if file.stem != 'stages')
+  file.stem for file in pathlib.Path(stages.__file__).parent.glob('*.py') if file.stem != 'stages'
+)
 
 
 def check(config):
@@ -61,15 +64,12 @@ def test_every_finetuning_fits_the_model(file, scale):
 
 @pytest.mark.parametrize('sets', [1, 2, 3])
 @pytest.mark.parametrize('file', FINETUNINGS)
-def test_every_finetuning_keeps_its_best_on_any_number_of_sets(
-    file, sets, monkeypatch):
-  prepared = small_sets.MemorySet(
-      2, questions=[[Question('what?', 'a', 'what')], []])
+def test_every_finetuning_keeps_its_best_on_any_number_of_sets(file, sets, monkeypatch):
+  prepared = small_sets.MemorySet(2, questions=[[Question('what?', 'a', 'what')], []])
   monkeypatch.setattr(dataset, 'open_dataset', lambda *_: prepared)
   config = file.get_config()
   config.eval.sources = sets * (common.source('set', split='test'),)
-  model = types.SimpleNamespace(
-      config=types.SimpleNamespace(embed_size=8, match=True))
+  model = types.SimpleNamespace(config=types.SimpleNamespace(embed_size=8, match=True))
   task = types.SimpleNamespace(model=model, answers=('a',))
   setting = loop.Setting(config, task, None, None)
   names = loop.check_evaluations(setting, split.during_training(config))
@@ -86,17 +86,22 @@ def test_finetunings_are_the_papers():
   for file in FINETUNINGS:
     config = file.get_config()
     found[file.__name__.removeprefix('configs.finetune_')] = (
-        config.data.batch_size, config.optimizer.accumulation,
-        config.data.frames, config.data.max_text_tokens,
-        config.optimizer.learning_rate, config.optimizer.clip_norm,
-        config.data.resize, config.data.sampling)
+      config.data.batch_size,
+      config.optimizer.accumulation,
+      config.data.frames,
+      config.data.max_text_tokens,
+      config.optimizer.learning_rate,
+      config.optimizer.clip_norm,
+      config.data.resize,
+      config.data.sampling,
+    )
   # docs/specification.md, Published settings.
   assert found == {
-      'msrvtt_retrieval': (64, 1, 8, 40, 2.5e-5, 5.0, 224, 'rand'),
-      'didemo_retrieval': (96, 1, 8, 50, 4e-5, 20.0, 224, 'rand'),
-      # The original clips the sum of two micro-batches, at 5 and at 20.
-      'msrvtt_qa': (192, 2, 16, 40, 5e-5, 5.0 / 2, 224, 'rand'),
-      'msvd_qa': (192, 2, 16, 40, 5e-5, 20.0 / 2, 224, 'rand'),
+    'msrvtt_retrieval': (64, 1, 8, 40, 2.5e-5, 5.0, 224, 'rand'),
+    'didemo_retrieval': (96, 1, 8, 50, 4e-5, 20.0, 224, 'rand'),
+    # The original clips the sum of two micro-batches, at 5 and at 20.
+    'msrvtt_qa': (192, 2, 16, 40, 5e-5, 5.0 / 2, 224, 'rand'),
+    'msvd_qa': (192, 2, 16, 40, 5e-5, 20.0 / 2, 224, 'rand'),
   }
   # Its prompter accumulated two as well; ours has one batch of as many.
   assert pretrain_prompter.get_config().optimizer.clip_norm == 20.0 / 2
@@ -124,8 +129,9 @@ def test_ablations_belong_to_one_demo_wherever_it_lies(tmp_path, monkeypatch):
   measured = []
   monkeypatch.setattr(ablations, '_measure', lambda *_: measured.append(1))
   monkeypatch.setattr(ablations, '_write', lambda *_: None)
-  monkeypatch.setattr(identity, 'of_checkpoint', lambda path: {
-      'digest': (path / 'content').read_text()})
+  monkeypatch.setattr(
+    identity, 'of_checkpoint', lambda path: {'digest': (path / 'content').read_text()}
+  )
 
   def run(place, content):
     made = tmp_path / place

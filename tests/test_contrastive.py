@@ -29,15 +29,13 @@ def ids_of(*columns):
 def dense(pair, temperature, ids):
   """VTC as the paper writes it, with all similarities at once."""
   same = (ids[:, None] == ids[None]).any(-1) & ~jnp.eye(len(ids), dtype=bool)
-  scores = jnp.where(
-      same, -jnp.inf, contrastive.similarity(*pair, temperature)
-  )
+  scores = jnp.where(same, -jnp.inf, contrastive.similarity(*pair, temperature))
   found = jnp.diagonal(jax.nn.log_softmax(scores, axis=1))
   found += jnp.diagonal(jax.nn.log_softmax(scores, axis=0))
   own = jnp.arange(len(ids))
   return -jnp.sum(found) / 2, (
-      jnp.mean(jnp.argmax(scores, axis=1) == own),
-      jnp.mean(jnp.argmax(scores, axis=0) == own),
+    jnp.mean(jnp.argmax(scores, axis=1) == own),
+    jnp.mean(jnp.argmax(scores, axis=0) == own),
   )
 
 
@@ -54,11 +52,11 @@ def test_vtc_of_two_pairs_by_hand():
 
 def test_vtc_pulls_pairs_together_and_others_apart():
   pair = of_scores(features(0, 5) @ features(1, 5).T)
-  gradient = np.asarray(jax.grad(
-      lambda video: contrastive.vtc(
-          Features(video, pair.text), jnp.float32(1.0)
-      )[0]
-  )(pair.video))
+  gradient = np.asarray(
+    jax.grad(lambda video: contrastive.vtc(Features(video, pair.text), jnp.float32(1.0))[0])(
+      pair.video
+    )
+  )
   assert (np.diagonal(gradient) < 0).all()
   assert (gradient[~np.eye(5, dtype=bool)] > 0).all()
 
@@ -73,19 +71,21 @@ def test_vtc_leaves_equal_captions_out_of_the_negatives():
     return np.log(np.exp(own) + np.exp(others).sum()) - own
 
   want = (
-      one(scores[0, 0], scores[0, [1]]) + one(scores[0, 0], scores[[1], 0])
-      + one(scores[1, 1], scores[1, [0, 2]])
-      + one(scores[1, 1], scores[[0, 2], 1])
-      + one(scores[2, 2], scores[2, [1]]) + one(scores[2, 2], scores[[1], 2])
+    one(scores[0, 0], scores[0, [1]])
+    + one(scores[0, 0], scores[[1], 0])
+    + one(scores[1, 1], scores[1, [0, 2]])
+    + one(scores[1, 1], scores[[0, 2], 1])
+    + one(scores[2, 2], scores[2, [1]])
+    + one(scores[2, 2], scores[[1], 2])
   ) / 2
   total, count, _ = contrastive.vtc(pair, t, ids)
   np.testing.assert_allclose(total, want, rtol=1e-4)
   assert count == 3
   assert total < contrastive.vtc(pair, t)[0]
   pair = of_scores(pair.video @ pair.text.T)
-  gradient = jax.grad(
-      lambda video: contrastive.vtc(Features(video, pair.text), t, ids)[0]
-  )(pair.video)
+  gradient = jax.grad(lambda video: contrastive.vtc(Features(video, pair.text), t, ids)[0])(
+    pair.video
+  )
   assert jnp.isfinite(gradient).all()
   assert gradient[0, 2] == gradient[2, 0] == 0
   assert (gradient[[0, 1, 1, 2], [1, 0, 2, 1]] > 0).all()
@@ -93,13 +93,9 @@ def test_vtc_leaves_equal_captions_out_of_the_negatives():
 
 @pytest.mark.parametrize('rows', [1, 3])
 def test_vtc_without_any_negative_is_zero(rows):
-  pair, ids = Features(features(0, rows), features(1, rows)), jnp.zeros(
-      (rows, 1), jnp.int32
-  )
+  pair, ids = Features(features(0, rows), features(1, rows)), jnp.zeros((rows, 1), jnp.int32)
   value, gradient = jax.value_and_grad(
-      lambda pair: losses.mean(
-          *contrastive.vtc(pair, jnp.float32(0.1), ids)[:2]
-      )
+    lambda pair: losses.mean(*contrastive.vtc(pair, jnp.float32(0.1), ids)[:2])
   )(pair)
   assert value == 0
   for part in gradient:
@@ -114,9 +110,7 @@ def test_vtc_in_chunks_is_that_of_all_pairs(chunk, devices):
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
 
   def run(function):
-    return jax.jit(
-        jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
-    )
+    return jax.jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
 
   (want, shares), gradients = run(lambda p, t: dense(p, t, ids))(pair, t)
 
@@ -124,23 +118,18 @@ def test_vtc_in_chunks_is_that_of_all_pairs(chunk, devices):
     total, _, right = contrastive.vtc(pair, t, ids, chunk=chunk, mesh=mesh)
     return total, right
 
-  (total, right), ours = run(ours)(
-      jax.device_put(pair, sharding.batch_sharding(mesh)), t
-  )
+  (total, right), ours = run(ours)(jax.device_put(pair, sharding.batch_sharding(mesh)), t)
   np.testing.assert_allclose(total, want, rtol=1e-5)
   np.testing.assert_allclose(right, shares)
-  for found, wanted in zip(
-      jax.tree.leaves(ours), jax.tree.leaves(gradients), strict=True
-  ):
+  for found, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(gradients), strict=True):
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize('chunk', [0, 1])
 def test_of_equal_scores_the_first_column_is_the_highest(chunk):
-  pair = of_scores([[2., 2.], [3., 1.]])
-  _, _, right = contrastive.vtc(
-      pair, jnp.float32(1.0), ids_of([0, 1]), chunk=chunk)
+  pair = of_scores([[2.0, 2.0], [3.0, 1.0]])
+  _, _, right = contrastive.vtc(pair, jnp.float32(1.0), ids_of([0, 1]), chunk=chunk)
   # Rows: the first of two equal ones, then the wrong one. Columns: both wrong.
   np.testing.assert_array_equal(right, [0.5, 0.0])
 
@@ -170,15 +159,12 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
       return contrastive.vtc(pair, t, ids, chunk=chunk, mesh=mesh)[0]
 
     drawn = contrastive.hard_negatives(
-        jax.random.key(0), *pair, t, ids, uniform_share=0.1, chunk=chunk,
-        mesh=mesh,
+      jax.random.key(0), *pair, t, ids, uniform_share=0.1, chunk=chunk, mesh=mesh
     )
     found = contrastive.has_negative(ids, chunk=chunk, mesh=mesh)
     return jax.grad(loss)(pair), drawn, found
 
-  compiled = gradient.lower(
-      Features(side, side), shaped(jnp.int32, rows, 2)
-  ).compile()
+  compiled = gradient.lower(Features(side, side), shaped(jnp.int32, rows, 2)).compile()
   # Features of all, and a few chunks of 4,096 own rows.
   memory = compiled.memory_analysis().temp_size_in_bytes
   assert memory < 2 * 4 * rows * size + 16 * 4 * rows // 8 * chunk
@@ -194,10 +180,9 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
 @functools.partial(jax.jit, static_argnames='blocks')
 def draw_many(keys, rows, columns, ids, share, blocks):
   return jax.vmap(
-      lambda key: contrastive.hard_negatives(
-          key, rows, columns, jnp.float32(1.0), ids, uniform_share=share,
-          blocks=blocks,
-      )
+    lambda key: contrastive.hard_negatives(
+      key, rows, columns, jnp.float32(1.0), ids, uniform_share=share, blocks=blocks
+    )
   )(keys)
 
 
@@ -224,9 +209,7 @@ def test_the_more_similar_the_more_likely():
   scores = jnp.zeros((4, 4)).at[0].set(jnp.log(jnp.array([1e9, 1, 2, 5])))
   ids = jnp.arange(4)[:, None]
   # Half of each in the last.
-  for share, want in (
-      (0.0, [1, 2, 5]), (1.0, [8 / 3] * 3), (0.5, [11 / 6, 7 / 3, 23 / 6])
-  ):
+  for share, want in ((0.0, [1, 2, 5]), (1.0, [8 / 3] * 3), (0.5, [11 / 6, 7 / 3, 23 / 6])):
     index, _ = draw(*of_scores(scores), ids, share, draws=2000)
     counts = np.bincount(index[:, 0], minlength=4) / 2000 * 8
     np.testing.assert_allclose(counts, [0, *want], atol=0.3)
@@ -244,17 +227,14 @@ def test_a_row_without_any_negative_is_not_valid():
 @pytest.mark.parametrize('blocks, chunk', [(1, 0), (2, 2)])
 def test_the_rows_that_have_a_negative_are_known_before(blocks, chunk, devices):
   """All of one video in the first half; in the second, two of its videos."""
-  ids = ids_of(
-      [0, 0, 0, 0, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5, 4, 6]
-  )
+  ids = ids_of([0, 0, 0, 0, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5, 4, 6])
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-  found = jax.jit(functools.partial(
-      contrastive.has_negative, blocks=blocks, chunk=chunk, mesh=mesh
-  ))(ids)
+  found = jax.jit(
+    functools.partial(contrastive.has_negative, blocks=blocks, chunk=chunk, mesh=mesh)
+  )(ids)
   want = {1: [True] * 8, 2: [False] * 4 + [True] * 4}[blocks]
   np.testing.assert_array_equal(found, want)
-  _, valid = draw(*of_scores(jnp.zeros((8, 8))), ids, 0.3, draws=2,
-                  blocks=blocks)
+  _, valid = draw(*of_scores(jnp.zeros((8, 8))), ids, 0.3, draws=2, blocks=blocks)
   np.testing.assert_array_equal(valid, [want] * 2)
 
 
@@ -271,9 +251,7 @@ def test_very_far_scores_still_draw_an_allowed_column():
 
 
 def test_blocks_draw_among_themselves():
-  index, valid = draw(
-      *of_scores(jnp.zeros((6, 6))), jnp.arange(6)[:, None], 0.0, blocks=2
-  )
+  index, valid = draw(*of_scores(jnp.zeros((6, 6))), jnp.arange(6)[:, None], 0.0, blocks=2)
   assert valid.all()
   np.testing.assert_array_equal(index // 3, [[0, 0, 0, 1, 1, 1]] * 400)
 
@@ -283,13 +261,15 @@ def test_draws_do_not_depend_on_devices_or_chunks():
 
   def negatives(chunk, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    run = jax.jit(functools.partial(
-        contrastive.hard_negatives, uniform_share=0.1, chunk=chunk, mesh=mesh
-    ))
+    run = jax.jit(
+      functools.partial(contrastive.hard_negatives, uniform_share=0.1, chunk=chunk, mesh=mesh)
+    )
     place = sharding.batch_sharding(mesh)
     return run(
-        jax.random.key(1), *jax.device_put((rows, columns), place),
-        jnp.float32(0.1), jnp.arange(32)[:, None],
+      jax.random.key(1),
+      *jax.device_put((rows, columns), place),
+      jnp.float32(0.1),
+      jnp.arange(32)[:, None],
     )[0]
 
   want = negatives(0, 1)
@@ -300,8 +280,12 @@ def test_draws_do_not_depend_on_devices_or_chunks():
 def test_hard_negatives_have_no_gradient():
   def loss(rows):
     index, _ = contrastive.hard_negatives(
-        jax.random.key(0), rows, jnp.eye(3), jnp.float32(1.0),
-        jnp.arange(3)[:, None], uniform_share=0.1,
+      jax.random.key(0),
+      rows,
+      jnp.eye(3),
+      jnp.float32(1.0),
+      jnp.arange(3)[:, None],
+      uniform_share=0.1,
     )
     return jnp.sum(index.astype(jnp.float32))
 

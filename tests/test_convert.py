@@ -31,8 +31,11 @@ SIZES = '--heads=4', '--fusion_layer=2'
 def convert(*options, fails=False):
   """Runs the command; returns what it printed."""
   done = subprocess.run(
-      [sys.executable, tiny_run.ROOT / 'launch' / 'convert.py', *options],
-      capture_output=True, text=True, timeout=300)
+    [sys.executable, tiny_run.ROOT / 'launch' / 'convert.py', *options],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
   return done.stderr if fails else done.stdout
 
@@ -40,8 +43,7 @@ def convert(*options, fails=False):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('convert')
-  words = len(original_files.student()[
-      'text_encoder.bert.embeddings.word_embeddings.weight'])
+  words = len(original_files.student()['text_encoder.bert.embeddings.word_embeddings.weight'])
   pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
   pieces += [f'w{i}' for i in range(words - len(pieces))]
   (folder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
@@ -73,8 +75,8 @@ def test_a_pretrained_file_there_and_back(folder):
   state = original_files.pretrain()
   source = write(folder / 'pretrain.safetensors', state)
   said = convert(
-      f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES,
-      f'--output={folder}/alpro')
+    f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES, f'--output={folder}/alpro'
+  )
   assert 'visual_encoder.model.head.weight: classes of Kinetics' in said
   meta, model, params = stored(folder / 'alpro')
   assert meta['task'] == 'pretrain' and meta['step'] == 0
@@ -82,47 +84,56 @@ def test_a_pretrained_file_there_and_back(folder):
   assert model.config.data.frames == model.model.config.video.frames == 4
   assert model.config.data.image_size == 64
   assert model.model.config.entities == original_files.ENTITIES
-  assert meta['tokenizer']['digest'] == tokens.load_tokenizer(
-      folder / 'vocab.txt').digest
+  assert meta['tokenizer']['digest'] == tokens.load_tokenizer(folder / 'vocab.txt').digest
   # What tests/test_parity.py computes with.
-  expected = flatten_dict(original.from_original(
-      original_files.student(), model.model.config), sep='/')
+  expected = flatten_dict(
+    original.from_original(original_files.student(), model.model.config), sep='/'
+  )
   assert set(params) == set(expected)
   for path, array in params.items():
     np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
   meta, prompter, params = stored(folder / 'alpro_prompter')
   assert meta['task'] == 'prompter' and prompter.model.config.entities == 0
-  np.testing.assert_array_equal(
-      params['temperature'], state['prompter.temp'])
+  np.testing.assert_array_equal(params['temperature'], state['prompter.temp'])
 
   convert(
-      f'--checkpoint={folder}/alpro', f'--prompter={folder}/alpro_prompter',
-      f'--output={folder}/back.safetensors')
+    f'--checkpoint={folder}/alpro',
+    f'--prompter={folder}/alpro_prompter',
+    f'--output={folder}/back.safetensors',
+  )
   check_equal(folder / 'back.safetensors', state)
-  said = convert(
-      f'--checkpoint={folder}/alpro', f'--output={folder}/student.safetensors')
+  said = convert(f'--checkpoint={folder}/alpro', f'--output={folder}/student.safetensors')
   assert 'pass --prompter' in said
-  check_equal(folder / 'student.safetensors', {
-      n: a for n, a in state.items() if not n.startswith('prompter.')})
+  check_equal(
+    folder / 'student.safetensors',
+    {n: a for n, a in state.items() if not n.startswith('prompter.')},
+  )
   error = convert(
-      f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES,
-      f'--output={folder}/alpro', fails=True)
+    f'--original={source}',
+    f'--tokenizer={folder}/vocab.txt',
+    *SIZES,
+    f'--output={folder}/alpro',
+    fails=True,
+  )
   assert 'holds checkpoints already' in error
 
 
 def test_question_answering_there_and_back(folder):
   """With fewer answers than labels, names of LAVIS and half precision."""
   state = {
-      name: array.astype(np.float16) if array.dtype == np.float32 else array
-      for name, array in original_files.lavis(
-          original_files.question_answering()).items()}
+    name: array.astype(np.float16) if array.dtype == np.float32 else array
+    for name, array in original_files.lavis(original_files.question_answering()).items()
+  }
   source = write(folder / 'qa.safetensors', state)
-  (folder / 'ans2label.json').write_text(
-      json.dumps({f'answer {i}': i for i in range(12)}))
+  (folder / 'ans2label.json').write_text(json.dumps({f'answer {i}': i for i in range(12)}))
   said = convert(
-      f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES,
-      f'--answers={folder}/ans2label.json', f'--output={folder}/qa')
+    f'--original={source}',
+    f'--tokenizer={folder}/vocab.txt',
+    *SIZES,
+    f'--answers={folder}/ans2label.json',
+    f'--output={folder}/qa',
+  )
   assert 'the last 3 of 15 labels' in said
   meta, model, params = stored(folder / 'qa')
   assert model.answers_questions and len(model.answers) == 12
@@ -141,8 +152,8 @@ def test_backbones_make_a_start(folder):
   (bert / 'vocab.txt').write_text((folder / 'vocab.txt').read_text())
   (bert / 'config.json').write_text('{"num_attention_heads": 4}')
   said = convert(
-      f'--vit={vit}', f'--bert={bert}', '--frames=2', '--image_size=96',
-      f'--output={folder}/start')
+    f'--vit={vit}', f'--bert={bert}', '--frames=2', '--image_size=96', f'--output={folder}/start'
+  )
   assert 'video_projection: all 2' in said
   assert 'positions: 16 to 36 rows' in said
   meta, model, params = stored(folder / 'start')
@@ -152,18 +163,20 @@ def test_backbones_make_a_start(folder):
   assert not params['video_encoder/block0/temporal_fc/kernel'].any()
   for part in ('query/kernel', 'out/bias'):
     np.testing.assert_array_equal(
-        params[f'video_encoder/block1/temporal_attention/{part}'],
-        params[f'video_encoder/block1/attention/{part}'])
+      params[f'video_encoder/block1/temporal_attention/{part}'],
+      params[f'video_encoder/block1/attention/{part}'],
+    )
   student = original_files.student()
   np.testing.assert_array_equal(
-      params['fusion_encoder/layer3/mlp/fc2/bias'],
-      student['text_encoder.bert.encoder.layer.3.output.dense.bias'])
+    params['fusion_encoder/layer3/mlp/fc2/bias'],
+    student['text_encoder.bert.encoder.layer.3.output.dense.bias'],
+  )
   listed = meta['converted']['from the seed']
   assert 'match_head: all 2' in listed and 'temperature ()' in listed
 
 
 # Many commands in one process, each with its own flags.
-_SESSION = '''
+_SESSION = """
 import contextlib
 import io
 import json
@@ -186,15 +199,15 @@ for options in json.loads(sys.argv[1]):
       code = error.code
   done.append((code, out.getvalue()))
 json.dump(done, sys.stdout)
-'''
+"""
 
 
 def session(*commands, before='', killed=False):
   """Runs commands; returns [(exit code, what it said)]."""
   code = _SESSION.replace('flags.FLAGS', f'{before}\nflags.FLAGS', 1)
   done = subprocess.run(
-      [sys.executable, '-c', code, json.dumps(commands)],
-      capture_output=True, text=True, timeout=300)
+    [sys.executable, '-c', code, json.dumps(commands)], capture_output=True, text=True, timeout=300
+  )
   if killed:
     assert done.returncode == -signal.SIGKILL, done.stderr
     return None
@@ -207,8 +220,9 @@ def make_ours(folder):
 
   Numbers are random; two heads of attention, which is no published model's.
   """
-  (folder / 'vocab.txt').write_text('\n'.join(
-      [*tokens.PIECES, *(f'w{i}' for i in range(35))]) + '\n')
+  (folder / 'vocab.txt').write_text(
+    '\n'.join([*tokens.PIECES, *(f'w{i}' for i in range(35))]) + '\n'
+  )
   (folder / 'answers.txt').write_text('disc\nring\ncross\n')
   tokenizer = tokens.load_tokenizer(folder / 'vocab.txt')
   for task in ('prompter', 'pretrain', 'question_answering'):
@@ -217,20 +231,16 @@ def make_ours(folder):
       config.model[part].heads = 2
     config.data.tokenizer = str(folder / 'vocab.txt')
     config.data.answers = str(folder / 'answers.txt')
-    config.data.text = (
-        'questions' if task == 'question_answering' else 'captions')
-    config.prompter.checkpoint = (
-        str(folder / 'prompter') if task == 'pretrain' else '')
-    own = get_task(
-        config, TextInfo(tokenizer.special, 40), sharding.make_mesh())
+    config.data.text = 'questions' if task == 'question_answering' else 'captions'
+    config.prompter.checkpoint = str(folder / 'prompter') if task == 'pretrain' else ''
+    own = get_task(config, TextInfo(tokenizer.special, 40), sharding.make_mesh())
     rng = np.random.default_rng(len(task))
     params = jax.tree.map(
-        lambda leaf, rng=rng: rng.normal(size=leaf.shape).astype(leaf.dtype),
-        abstract_params(own.model, sharding.make_mesh()))
+      lambda leaf, rng=rng: rng.normal(size=leaf.shape).astype(leaf.dtype),
+      abstract_params(own.model, sharding.make_mesh()),
+    )
     store = checkpoints.Checkpoints(folder / task)
-    store.save(
-        TrainState(np.int32(7), params, ()),
-        identity.describe(config, own, tokenizer))
+    store.save(TrainState(np.int32(7), params, ()), identity.describe(config, own, tokenizer))
     store.close()
 
 
@@ -241,24 +251,28 @@ def ours(tmp_path_factory):
   make_ours(folder)
   out = folder / 'out'
   told = [
-      (f'--checkpoint={folder}/prompter', f'--output={out}/p.safetensors'),
-      (f'--checkpoint={folder}/pretrain', f'--prompter={folder}/prompter',
-       f'--output={out}/both.safetensors'),
-      (f'--checkpoint={folder}/question_answering',
-       f'--output={out}/qa.safetensors'),
+    (f'--checkpoint={folder}/prompter', f'--output={out}/p.safetensors'),
+    (
+      f'--checkpoint={folder}/pretrain',
+      f'--prompter={folder}/prompter',
+      f'--output={out}/both.safetensors',
+    ),
+    (f'--checkpoint={folder}/question_answering', f'--output={out}/qa.safetensors'),
   ]
   assert [code for code, _ in session(*told)] == [0, 0, 0]
   # What another program leaves of a file: its tensors.
-  plain = {
-      n: t.read() for n, t in files.open_tensors(out / 'p.safetensors').items()}
+  plain = {n: t.read() for n, t in files.open_tensors(out / 'p.safetensors').items()}
   files.write_tensors(out / 'plain.safetensors', plain)
   return folder
 
 
 def back(folder, name, *options, output):
   return (
-      f'--original={folder}/out/{name}.safetensors', f'--output={output}',
-      f'--tokenizer={folder}/vocab.txt', *options)
+    f'--original={folder}/out/{name}.safetensors',
+    f'--output={output}',
+    f'--tokenizer={folder}/vocab.txt',
+    *options,
+  )
 
 
 def check_same_model(first, second):
@@ -270,10 +284,11 @@ def check_same_model(first, second):
 def test_what_went_out_comes_back_as_it_was(ours, tmp_path):
   """Elsewhere, and after the runs that it came from are gone."""
   done = session(
-      back(ours, 'p', output=tmp_path / 'p'),
-      back(ours, 'p', '--heads=2', '--fusion_layer=1', output=tmp_path / 'p2'),
-      back(ours, 'both', output=tmp_path / 'both'),
-      back(ours, 'qa', output=tmp_path / 'qa'))
+    back(ours, 'p', output=tmp_path / 'p'),
+    back(ours, 'p', '--heads=2', '--fusion_layer=1', output=tmp_path / 'p2'),
+    back(ours, 'both', output=tmp_path / 'both'),
+    back(ours, 'qa', output=tmp_path / 'qa'),
+  )
   assert [code for code, _ in done] == [0, 0, 0, 0], done
   for name in ('p', 'p2', 'both_prompter'):
     check_same_model(tmp_path / name, ours / 'prompter')
@@ -284,9 +299,7 @@ def test_what_went_out_comes_back_as_it_was(ours, tmp_path):
   assert prompter.model.config.video.heads == 2
   assert prompter.config.task == 'prompter' and not prompter.knows_matching
   assert trained.load(tmp_path / 'qa').answers == ('disc', 'ring', 'cross')
-  old, new = (
-      checkpoints.load_meta(path)
-      for path in (ours / 'pretrain', tmp_path / 'both'))
+  old, new = (checkpoints.load_meta(path) for path in (ours / 'pretrain', tmp_path / 'both'))
   for name in ('entities', 'templates', 'prompter', 'data', 'start'):
     assert new[name] == old[name], name
   assert old['entities'] == ['disc', 'ring', 'cross']
@@ -306,25 +319,24 @@ def test_what_went_out_comes_back_as_it_was(ours, tmp_path):
 
 def test_what_a_file_does_not_say_is_asked_for(ours, tmp_path):
   """Or contradicts what it does say: a guess would be another model."""
-  (tmp_path / 'other.txt').write_text('\n'.join(
-      [*tokens.PIECES, *(f'w{i}' for i in reversed(range(35)))]) + '\n')
+  (tmp_path / 'other.txt').write_text(
+    '\n'.join([*tokens.PIECES, *(f'w{i}' for i in reversed(range(35)))]) + '\n'
+  )
   (tmp_path / 'answers.txt').write_text('ring\ndisc\ncross\n')
   sizes = ('--heads=2', '--fusion_layer=1')
   wrong = {
-      ('plain', *sizes): "'prompter' or 'pretrain' or 'retrieval'.*Pass --task",
-      ('plain', '--task=prompter', '--fusion_layer=1'): '32 channels.*--heads',
-      ('plain', '--task=prompter', '--heads=2'):
-          'of the 2 layers.*pass --fusion_layer',
-      ('p', '--heads=4'): '--heads=4, but .*says 2',
-      ('p', '--fusion_layer=2'): '--fusion_layer=2, but .*says 1',
-      ('p', '--task=retrieval'): "its task is 'prompter'; leave --task out",
-      ('p', f'--tokenizer={tmp_path}/other.txt'): 'pass the file of that run',
-      ('p', f'--tokenizer={tmp_path}/none.txt'): '--tokenizer=.* is not there',
-      ('qa', f'--answers={tmp_path}/answers.txt'): 'lists other answers',
-      ('p', f'--answers={tmp_path}/answers.txt'): "is of 'prompter'; leave",
+    ('plain', *sizes): "'prompter' or 'pretrain' or 'retrieval'.*Pass --task",
+    ('plain', '--task=prompter', '--fusion_layer=1'): '32 channels.*--heads',
+    ('plain', '--task=prompter', '--heads=2'): 'of the 2 layers.*pass --fusion_layer',
+    ('p', '--heads=4'): '--heads=4, but .*says 2',
+    ('p', '--fusion_layer=2'): '--fusion_layer=2, but .*says 1',
+    ('p', '--task=retrieval'): "its task is 'prompter'; leave --task out",
+    ('p', f'--tokenizer={tmp_path}/other.txt'): 'pass the file of that run',
+    ('p', f'--tokenizer={tmp_path}/none.txt'): '--tokenizer=.* is not there',
+    ('qa', f'--answers={tmp_path}/answers.txt'): 'lists other answers',
+    ('p', f'--answers={tmp_path}/answers.txt'): "is of 'prompter'; leave",
   }
-  done = session(*(
-      back(ours, *options, output=tmp_path / 'out') for options in wrong))
+  done = session(*(back(ours, *options, output=tmp_path / 'out') for options in wrong))
   for (options, message), (code, said) in zip(wrong.items(), done, strict=True):
     assert code == 2, (options, said)
     assert re.search(message, said), (options, said)
@@ -338,17 +350,18 @@ def test_what_is_guessed_is_said(ours, tmp_path):
     values[part] |= {'width': 768, 'mlp_size': 8}
   config = AlproConfig.from_dict(values)
   shapes = abstract_params(Alpro(config), sharding.make_mesh())
-  files.write_tensors(ours / 'out' / 'wide.safetensors', original.to_original(
-      jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes), config))
+  files.write_tensors(
+    ours / 'out' / 'wide.safetensors',
+    original.to_original(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes), config),
+  )
   options = '--task=prompter', '--fusion_layer=1'
   (code, said), (wide, guessed) = session(
-      back(ours, 'plain', '--heads=2', *options, output=tmp_path / 'out'),
-      back(ours, 'wide', *options, output=tmp_path / 'wide'))
+    back(ours, 'plain', '--heads=2', *options, output=tmp_path / 'out'),
+    back(ours, 'wide', *options, output=tmp_path / 'wide'),
+  )
   assert code == 0, said
   assert 'not said by the file' not in said
-  meta, right = (
-      checkpoints.load_meta(path)
-      for path in (tmp_path / 'out', ours / 'prompter'))
+  meta, right = (checkpoints.load_meta(path) for path in (tmp_path / 'out', ours / 'prompter'))
   for name, digest in right['arrays'].items():
     assert meta['arrays'][name] == digest or name == 'train/step'
   assert meta['task'] == 'prompter'
@@ -368,21 +381,19 @@ def test_what_is_no_prompter_does_not_go_out(ours, tmp_path):
   model = trained.load(ours / 'prompter')
   params = flatten_dict(jax.device_get(model.params), sep='/')
   for where, value in ((other, 1.5), (broken, np.nan)):
-    changed = params | {'temperature': np.full_like(
-        params['temperature'], value)}
+    changed = params | {'temperature': np.full_like(params['temperature'], value)}
     store = checkpoints.Checkpoints(where)
-    store.save(TrainState(
-        np.int32(7), unflatten_dict(changed, sep='/'), ()), meta)
+    store.save(TrainState(np.int32(7), unflatten_dict(changed, sep='/'), ()), meta)
     store.close()
   end = f'--output={tmp_path}/a.safetensors'
   wrong = {
-      (f'--checkpoint={ours}/pretrain', f'--prompter={ours}/question_answering'
-       ): "--prompter=.*is of task 'question_answering'.*/prompter'",
-      (f'--checkpoint={ours}/prompter', f'--prompter={ours}/prompter'):
-          'leave --prompter out',
-      (f'--checkpoint={ours}/pretrain', f'--prompter={other}'):
-          'was pre-trained with others',
-      (f'--checkpoint={broken}',): '1 tensors hold NaN or infinity: temp',
+    (
+      f'--checkpoint={ours}/pretrain',
+      f'--prompter={ours}/question_answering',
+    ): "--prompter=.*is of task 'question_answering'.*/prompter'",
+    (f'--checkpoint={ours}/prompter', f'--prompter={ours}/prompter'): 'leave --prompter out',
+    (f'--checkpoint={ours}/pretrain', f'--prompter={other}'): 'was pre-trained with others',
+    (f'--checkpoint={broken}',): '1 tensors hold NaN or infinity: temp',
   }
   done = session(*((*options, end) for options in wrong))
   for (options, message), (code, said) in zip(wrong.items(), done, strict=True):
@@ -390,7 +401,7 @@ def test_what_is_no_prompter_does_not_go_out(ours, tmp_path):
   assert not (tmp_path / 'a.safetensors').exists()
 
 
-_KILL = '''
+_KILL = """
 import signal
 rename, renamed = os.rename, []
 
@@ -403,7 +414,7 @@ def killed(*names):
   rename(*names)
 
 os.rename = killed
-'''
+"""
 
 
 def test_what_was_killed_can_be_repeated(ours, tmp_path):
@@ -411,10 +422,8 @@ def test_what_was_killed_can_be_repeated(ours, tmp_path):
   command = back(ours, 'both', output=tmp_path / 'both')
   (tmp_path / 'both.partial').mkdir()
   (tmp_path / 'both.partial' / 'precious').write_text('mine')
-  session(command, killed=True, before=_KILL.replace(
-      'sys.argv[2]', repr(f'{tmp_path}/both')))
-  assert sorted(os.listdir(tmp_path)) == [
-      '.both.unfinished-1', 'both.partial', 'both_prompter']
+  session(command, killed=True, before=_KILL.replace('sys.argv[2]', repr(f'{tmp_path}/both')))
+  assert sorted(os.listdir(tmp_path)) == ['.both.unfinished-1', 'both.partial', 'both_prompter']
   (code, said), (again, refused) = session(command, command)
   assert code == 0, said
   assert again == 2 and 'holds checkpoints already' in refused
@@ -430,10 +439,12 @@ def test_mistakes_are_one_line(folder):
   state['surprise'] = state.pop(name)
   source = write(folder / 'wrong.safetensors', state)
   for options, message in (
-      ((f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES),
-       f'1 missing: {name}. 1 not known: surprise'),
-      ((f'--original={source}',), '--tokenizer is needed'),
-      ((), 'exactly one of --original'),
+    (
+      (f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES),
+      f'1 missing: {name}. 1 not known: surprise',
+    ),
+    ((f'--original={source}',), '--tokenizer is needed'),
+    ((), 'exactly one of --original'),
   ):
     error = convert(*options, f'--output={folder}/wrong', fails=True)
     assert message in error and error.count('\n') == 1, error

@@ -33,8 +33,7 @@ def test_records_hold_what_was_prepared(path):
   for index, serialized in enumerate(data.fetch(range(7))):
     record = data.parse(tf.constant(serialized))
     assert record['video'].numpy() == f'{index:03}.mp4'.encode()
-    assert record['captions'].numpy().tolist() == [
-        f'clip {index}'.encode(), b'a clip']
+    assert record['captions'].numpy().tolist() == [f'clip {index}'.encode(), b'a clip']
     assert record['styles'].numpy().tolist() == [b'full', b'short']
     assert not record['still'].numpy()
     np.testing.assert_allclose(record['seconds'], np.arange(8) / 8, atol=1e-6)
@@ -47,27 +46,42 @@ def test_records_hold_what_was_prepared(path):
 def test_parse_inside_tf_data(path):
   data = dataset.open_dataset(path)
   records = tf.data.Dataset.from_tensor_slices(data.fetch([5, 2])).map(
-      lambda s: tf.io.decode_jpeg(data.parse(s)['frames'][0]))
+    lambda s: tf.io.decode_jpeg(data.parse(s)['frames'][0])
+  )
   assert [record.shape for record in records] == [(32, 48, 3)] * 2
 
 
 def test_metadata_needs_no_frames(path):
   data = dataset.open_dataset(path)
   assert data.metadata()[3] == dataset.RecordInfo(
-      '003.mp4', ('clip 3', 'a clip'), ('full', 'short'), False, 8)
+    '003.mp4', ('clip 3', 'a clip'), ('full', 'short'), False, 8
+  )
 
 
 def test_questions_are_kept(path, tmp_path):
-  source = annotations.read_folder(questions=small_videos.write_questions(
-      tmp_path, [('a.mp4', 'what is it', 'grey'), ('a.mp4', 'is it', 'yes')]))
+  source = annotations.read_folder(
+    questions=small_videos.write_questions(
+      tmp_path, [('a.mp4', 'what is it', 'grey'), ('a.mp4', 'is it', 'yes')]
+    )
+  )
   small_videos.write_video(tmp_path / 'a.mp4')
-  prepare.prepare(source, tmp_path, path, split='test', num_workers=1,
-                  options=prepare.Options(fps=0))
+  prepare.prepare(
+    source, tmp_path, path, split='test', num_workers=1, options=prepare.Options(fps=0)
+  )
   data = dataset.open_dataset(path, 'test')
-  assert data.metadata() == [dataset.RecordInfo(
-      'a.mp4', (), (), False, 8, (
-          annotations.Question('what is it', 'grey', 'what'),
-          annotations.Question('is it', 'yes', 'other')))]
+  assert data.metadata() == [
+    dataset.RecordInfo(
+      'a.mp4',
+      (),
+      (),
+      False,
+      8,
+      (
+        annotations.Question('what is it', 'grey', 'what'),
+        annotations.Question('is it', 'yes', 'other'),
+      ),
+    )
+  ]
   record = data.parse(tf.constant(data.fetch([0])[0]))
   assert record['captions'].shape == (0,)
   assert record['questions'].numpy().tolist() == [b'what is it', b'is it']
@@ -84,7 +98,8 @@ def test_sets_of_format_1_have_no_questions(path, tmp_path):
       assert row.pop(key) == []
   index.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   manifest['splits']['train']['index'].update(
-      bytes=index.stat().st_size, sha256=files.sha256(index))
+    bytes=index.stat().st_size, sha256=files.sha256(index)
+  )
   for later in ('others', 'sha256'):
     del manifest[later]
   (path / 'manifest.json').write_text(json.dumps({**manifest, 'format': 1}))
@@ -98,16 +113,16 @@ def test_sets_of_format_1_have_no_questions(path, tmp_path):
   assert record['questions'].shape == (0,)
   with pytest.raises(prepare.PrepareError, match='has format 1, which can be'):
     prepare.prepare(
-        annotations.Annotations([annotations.Clip(
-            'a.mp4', ('a.mp4',), ('x',), ('',), False)], [], 1),
-        small_videos.write_video(tmp_path / 'a.mp4').parent, path)
+      annotations.Annotations([annotations.Clip('a.mp4', ('a.mp4',), ('x',), ('',), False)], [], 1),
+      small_videos.write_video(tmp_path / 'a.mp4').parent,
+      path,
+    )
 
 
 def test_fetch_in_any_order(path):
   data = dataset.open_dataset(path)
   everything = data.fetch(range(7))
-  assert data.fetch(np.array([6, 0, 3, 3])) == [
-      everything[i] for i in (6, 0, 3, 3)]
+  assert data.fetch(np.array([6, 0, 3, 3])) == [everything[i] for i in (6, 0, 3, 3)]
   assert data.fetch([]) == []
   for index in (-1, 7):
     with pytest.raises(IndexError, match=f'index={index} is not in 0..6'):
@@ -131,14 +146,14 @@ def test_metadata_is_a_sequence(path):
 def test_line_ends():
   for text in (b'', b'\n', b'ab\n\ncd\n'):
     assert dataset._line_ends(text, block=2).tolist() == [
-        i + 1 for i, code in enumerate(text) if code == 10]
+      i + 1 for i, code in enumerate(text) if code == 10
+    ]
 
 
 def test_open_files(path, monkeypatch):
   limits = []
   monkeypatch.setattr(dataset.resource, 'getrlimit', lambda _: (256, 1000))
-  monkeypatch.setattr(
-      dataset.resource, 'setrlimit', lambda _, both: limits.append(both))
+  monkeypatch.setattr(dataset.resource, 'setrlimit', lambda _, both: limits.append(both))
   dataset._allow_open_files(path, 3)
   assert limits == []
   dataset._allow_open_files(path, 700)
@@ -156,20 +171,20 @@ def test_a_selection_is_numbered_anew(path):
   odd = data.select(lambda record: int(record.video[:3]) % 2)
   last = odd.select(lambda record: record.video == '005.mp4')
   assert [len(x) for x in (data, odd, last)] == [7, 3, 1]
-  assert [record.video for record in odd.metadata()] == [
-      '001.mp4', '003.mp4', '005.mp4']
+  assert [record.video for record in odd.metadata()] == ['001.mp4', '003.mp4', '005.mp4']
   assert odd.fetch([2, 0]) == data.fetch([5, 1])
   assert last.fetch([0]) == data.fetch([5])
   with pytest.raises(IndexError):
     odd.fetch([3])
 
 
-@pytest.mark.skipif(
-    not os.path.isdir('/proc/self/fd'), reason='Linux says what is open')
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='Linux says what is open')
 def test_selections_share_the_open_files(path):
   def count():
-    return sum(os.path.realpath(f'/proc/self/fd/{name}').startswith(str(path))
-               for name in os.listdir('/proc/self/fd'))
+    return sum(
+      os.path.realpath(f'/proc/self/fd/{name}').startswith(str(path))
+      for name in os.listdir('/proc/self/fd')
+    )
 
   data = dataset.open_dataset(path)
   views = [data.select(lambda record: True) for _ in range(3)]
@@ -187,8 +202,10 @@ def _swap_shards(path):
 
 
 def _names(data):
-  return [data.parse(tf.constant(record))['video'].numpy().decode()
-          for record in data.fetch(range(len(data)))]
+  return [
+    data.parse(tf.constant(record))['video'].numpy().decode()
+    for record in data.fetch(range(len(data)))
+  ]
 
 
 @pytest.mark.parametrize('verify', [True, False])
@@ -242,7 +259,7 @@ def test_tfds_reads_it(path):
 def test_records_are_what_tfds_would_write(path):
   # Workers write the protobuf by hand; TFDS must agree with every field.
   data = dataset.open_dataset(path)
-  serialized, = data.fetch([1])
+  (serialized,) = data.fetch([1])
   record = {k: v.numpy() for k, v in data.parse(serialized).items()}
   frames = [io.BytesIO(frame) for frame in record['frames']]
   theirs = dataset.features().serialize_example({**record, 'frames': frames})
@@ -274,7 +291,7 @@ def _flip(file, where):
 
 @pytest.mark.parametrize('pattern', ['*array_record-00002*', 'index-*'])
 def test_flipped_bit(path, pattern):
-  file, = path.glob(pattern)
+  (file,) = path.glob(pattern)
   _flip(file, 100)
   with pytest.raises(ValueError, match=f'{file.name} is damaged: its sha256'):
     dataset.open_dataset(path)  # Verified without being asked: it is small.
@@ -283,11 +300,10 @@ def test_flipped_bit(path, pattern):
 def test_one_damaged_record(path):
   data = dataset.open_dataset(path)
   whole = data.fetch(range(7))
-  file, = path.glob('*array_record-00000*')
+  (file,) = path.glob('*array_record-00000*')
   _flip(file, file.read_bytes().index(whole[1]) + len(whole[1]) // 2)
   data = dataset.open_dataset(path, verify=False)
-  with pytest.raises(dataset.UnreadableRecord,
-                     match="Record 1 .'001.mp4'. .* is damaged") as e:
+  with pytest.raises(dataset.UnreadableRecord, match="Record 1 .'001.mp4'. .* is damaged") as e:
     data.fetch([0, 1, 2])
   assert e.value.index == 1
   assert data.fetch([0, 2, 3]) == [whole[i] for i in (0, 2, 3)]

@@ -12,8 +12,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def _run(script, *flags):
   return subprocess.run(
-      [sys.executable, ROOT / 'launch' / f'{script}.py', *flags], cwd=ROOT,
-      capture_output=True, text=True, check=False)
+    [sys.executable, ROOT / 'launch' / f'{script}.py', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 @pytest.mark.slow
@@ -23,12 +27,20 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
   assert 'The figures mean nothing.' in first.stdout
   figures = json.loads((output / 'report.json').read_text())
-  for name in ('zero_shot.t2v_r1', 'zero_shot.similarity.v2t_r10',
-               'probes.right_caption.matching.all', 'probes.vtm.hard',
-               'probes.order.similarity.all', 'probes.pseudo.kept',
-               'contrast_only.zero_shot.t2v_r1', 'retrieval.t2v_r1_high',
-               'retrieval_zero_shot.t2v_r1', 'retrieval_scratch.v2t_r5',
-               'qa.accuracy_order', 'qa_frames.accuracy_low'):
+  for name in (
+    'zero_shot.t2v_r1',
+    'zero_shot.similarity.v2t_r10',
+    'probes.right_caption.matching.all',
+    'probes.vtm.hard',
+    'probes.order.similarity.all',
+    'probes.pseudo.kept',
+    'contrast_only.zero_shot.t2v_r1',
+    'retrieval.t2v_r1_high',
+    'retrieval_zero_shot.t2v_r1',
+    'retrieval_scratch.v2t_r5',
+    'qa.accuracy_order',
+    'qa_frames.accuracy_low',
+  ):
     assert name in figures
   for name in ('retrieval', 'qa'):
     card = json.loads((output / 'cards' / name / 'card.json').read_text())
@@ -52,9 +64,12 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
 
   # One model alone, by the command for any checkpoint.
   alone = _run(
-      'evaluate', f'--checkpoint={output / "pretrain"}',
-      f'--data={output / "data" / "shapes"}', '--split=test',
-      f'--output={tmp_path / "alone"}')
+    'evaluate',
+    f'--checkpoint={output / "pretrain"}',
+    f'--data={output / "data" / "shapes"}',
+    '--split=test',
+    f'--output={tmp_path / "alone"}',
+  )
   assert alone.returncode == 0, alone.stderr[-2000:]
   card = json.loads((tmp_path / 'alone' / 'card.json').read_text())
   found = card['metrics']['t2v_r1']['value']

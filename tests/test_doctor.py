@@ -21,10 +21,14 @@ def folder(tmp_path_factory):
 def examine(folder, *options):
   """Returns the exit code and what was printed."""
   done = subprocess.run(
-      [sys.executable, ROOT / 'launch' / 'doctor.py',
-       f'--config={folder / "tiny.py"}', *options], cwd=ROOT, text=True,
-      capture_output=True, check=False, timeout=300,
-      env=tiny_run.environment(folder))
+    [sys.executable, ROOT / 'launch' / 'doctor.py', f'--config={folder / "tiny.py"}', *options],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    check=False,
+    timeout=300,
+    env=tiny_run.environment(folder),
+  )
   assert 'Traceback' not in done.stderr, done.stderr[-2000:]
   return done.returncode, done.stdout
 
@@ -33,9 +37,13 @@ def examine(folder, *options):
 def test_a_run_that_can_start(folder):
   code, out = examine(folder, f'--workdir={folder / "run"}')
   assert code == 0 and out.endswith('Ready.\n'), out
-  for line in ('ok       tokenizer:', 'ok       data: set/train: 16 records',
-               'ok       held-out data:', 'ok       workdir:',
-               'ok       step: batch 8 on 1 devices'):
+  for line in (
+    'ok       tokenizer:',
+    'ok       data: set/train: 16 records',
+    'ok       held-out data:',
+    'ok       workdir:',
+    'ok       step: batch 8 on 1 devices',
+  ):
     assert line in out
 
 
@@ -54,8 +62,8 @@ def test_what_would_stop_a_run(folder):
   shard.write_bytes(content[:-100])
   try:
     code, out = examine(
-        folder, '--nostep', '--config.data.tokenizer=gone.model',
-        f'--config.train.init_from={folder}')
+      folder, '--nostep', '--config.data.tokenizer=gone.model', f'--config.train.init_from={folder}'
+    )
   finally:
     shard.write_bytes(content)
   assert code == 1
@@ -78,9 +86,11 @@ def test_a_batch_that_cannot_be_cut(folder):
 @pytest.mark.slow
 def test_a_run_that_would_not_go_on(folder):
   work = folder / 'goes_on'
-  code, messages = tiny_run.finish(tiny_run.start(
-      folder, f'--workdir={work}', '--config.train.steps=2',
-      '--config.eval.sources=()'))
+  code, messages = tiny_run.finish(
+    tiny_run.start(
+      folder, f'--workdir={work}', '--config.train.steps=2', '--config.eval.sources=()'
+    )
+  )
   assert code == 0, messages[-2000:]
   same = (f'--workdir={work}', '--nostep', '--config.train.steps=4')
   code, out = examine(folder, *same)
@@ -93,8 +103,11 @@ def test_a_run_that_would_not_go_on(folder):
   swapped = folder / 'swapped'
   swapped.mkdir()
   code, out = examine(
-      folder, '--nostep', f'--config.train.init_from={work}',
-      f'--config.data.tokenizer={other_tokenizer(folder, swapped)}')
+    folder,
+    '--nostep',
+    f'--config.train.init_from={work}',
+    f'--config.data.tokenizer={other_tokenizer(folder, swapped)}',
+  )
   assert code == 1
   assert 'was trained with another tokenizer' in out
 

@@ -33,18 +33,19 @@ def retrieval(tmp_path):
 
 def heads(config):
   task = small_task.small_task(config, mesh_of(1))
-  return {name for name in abstract_params(task.model, mesh_of(1)) if
-          'encoder' not in name and name != 'text_embedding'}
+  return {
+    name
+    for name in abstract_params(task.model, mesh_of(1))
+    if 'encoder' not in name and name != 'text_embedding'
+  }
 
 
 def test_same_answers_and_gradients_on_eight_devices(answering):
-  one, eight = (
-      small_task.gradients_on(answering, mesh_of(n)) for n in (1, 8))
+  one, eight = (small_task.gradients_on(answering, mesh_of(n)) for n in (1, 8))
   assert one[0]['loss/answer'] > 0
   # A quarter of the rows have no label: they are wrong, whatever is said.
   assert 0 <= one[0]['accuracy/answer'] <= 0.75
-  for ours, theirs in zip(
-      jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+  for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
     scale = max(np.abs(ours).max(), 1e-3)
     np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
   # All that is trained gets a gradient; a key's bias has none by nature.
@@ -57,8 +58,7 @@ def test_unknown_answers_teach_nothing():
   logits = np.array([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], np.float32)
   total, count = losses.answering(logits, np.array([0, -1, 1]))
   assert count == 2
-  np.testing.assert_allclose(
-      total, np.log1p(np.exp(-2.0)) + np.log(2.0), rtol=1e-6)
+  np.testing.assert_allclose(total, np.log1p(np.exp(-2.0)) + np.log(2.0), rtol=1e-6)
   assert losses.mean(*losses.answering(logits, np.full(3, -1))) == 0
 
 

@@ -8,9 +8,13 @@ from alpro_jax.data import entities, tokens
 from tests import launched
 
 CAPTIONS = [
-    'A dog runs after two dogs', 'Dogs in New York', 'a woman in a dress',
-    'two dresses and 4k footage', 'Cats, cats! http://x.com/a <person>',
-    'the footage of a dog']
+  'A dog runs after two dogs',
+  'Dogs in New York',
+  'a woman in a dress',
+  'two dresses and 4k footage',
+  'Cats, cats! http://x.com/a <person>',
+  'the footage of a dog',
+]
 
 
 def test_counts_by_hand():
@@ -39,7 +43,9 @@ def test_the_file_goes_there_and_back(tmp_path):
   assert entities.read_entities(path, 2) == ['dog', 'dress']
 
 
-@pytest.mark.parametrize(('text', 'names'), [
+@pytest.mark.parametrize(
+  ('text', 'names'),
+  [
     ('fire truck\nred ball\ndog\n', ['fire truck', 'red ball', 'dog']),
     ('fire truck\t12\nred ball\t7\ndog\n', ['fire truck', 'red ball', 'dog']),
     ('dog 12\ncat 7\n', ['dog', 'cat']),
@@ -48,7 +54,9 @@ def test_the_file_goes_there_and_back(tmp_path):
     ('boeing 747 12\ndog 7\n', ['boeing 747', 'dog']),
     ('boeing 747\t\ndog\n', ['boeing 747', 'dog']),
     ('\ufefffire truck\r\nice\u2028cream\r\n', ['fire truck', 'ice cream']),
-    ("  dog  \n7 up\nman's hat\n", ['dog', '7 up', "man's hat"])])
+    ("  dog  \n7 up\nman's hat\n", ['dog', '7 up', "man's hat"]),
+  ],
+)
 def test_an_entity_is_the_line_without_its_count(tmp_path, caplog, text, names):
   path = tmp_path / 'entities.txt'
   path.write_bytes(text.encode())
@@ -75,17 +83,39 @@ def test_a_file_that_can_be_read_in_two_ways_is_refused(tmp_path):
 
 
 def test_things_count_and_what_they_do_does_not():
-  said = ['a key lies on the table', 'the small key turns', 'a key moves',
-          'the disc moves left', 'a ball moves and jumps', 'it moves up',
-          'dance moves of a man', 'a boy drives a fire truck', 'a stick moves',
-          'a red stick', 'the leaves fall', 'she drinks tea', 'cold drinks',
-          'the truck slowly turns', 'the key is big, red and black']
+  said = [
+    'a key lies on the table',
+    'the small key turns',
+    'a key moves',
+    'the disc moves left',
+    'a ball moves and jumps',
+    'it moves up',
+    'dance moves of a man',
+    'a boy drives a fire truck',
+    'a stick moves',
+    'a red stick',
+    'the leaves fall',
+    'she drinks tea',
+    'cold drinks',
+    'the truck slowly turns',
+    'the key is big, red and black',
+  ]
   counted = dict(entities.count_entities(said, 99))
   assert counted['key'] == 4 and counted['stick'] == 2
   assert counted['leaves'] == 1 and counted['drinks'] == 2
   assert counted['truck'] == 2 and counted['disc'] == counted['ball'] == 1
-  assert not {'moves', 'move', 'jumps', 'turns', 'drives', 'lies', 'red',
-              'small', 'black', 'big'} & set(counted)
+  assert not {
+    'moves',
+    'move',
+    'jumps',
+    'turns',
+    'drives',
+    'lies',
+    'red',
+    'small',
+    'black',
+    'big',
+  } & set(counted)
 
 
 def test_refuses_files_that_would_corrupt_the_prompts(tmp_path):
@@ -104,20 +134,26 @@ def test_refuses_files_that_would_corrupt_the_prompts(tmp_path):
 
 
 def write_jsonl(path, texts):
-  path.write_text(''.join(
-      json.dumps({'video': f'{i}.mp4', 'caption': text}) + '\n'
-      for i, text in enumerate(texts)))
+  path.write_text(
+    ''.join(
+      json.dumps({'video': f'{i}.mp4', 'caption': text}) + '\n' for i, text in enumerate(texts)
+    )
+  )
 
 
 def test_launchers(tmp_path, capsys):
   write_jsonl(tmp_path / 'a.jsonl', CAPTIONS * 3)
   assert not launched.run(
-      'entities', f'--captions={tmp_path}/a.jsonl',
-      f'--output={tmp_path}/e.txt', '--limit=3', '--stop_words=footage')
+    'entities',
+    f'--captions={tmp_path}/a.jsonl',
+    f'--output={tmp_path}/e.txt',
+    '--limit=3',
+    '--stop_words=footage',
+  )
   assert entities.read_entities(tmp_path / 'e.txt', 3)[0] == 'dog'
   assert not launched.run(
-      'tokenizer', f'--captions={tmp_path}/a.jsonl',
-      f'--output={tmp_path}/t.model')
+    'tokenizer', f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model'
+  )
   model = tokens.load_tokenizer(tmp_path / 't.model')
   said = capsys.readouterr().out
   assert f'{model.vocab_size} pieces from 18 texts' in said
@@ -125,21 +161,25 @@ def test_launchers(tmp_path, capsys):
   assert f'the longest {longest}; what is longer' in said
   write_jsonl(tmp_path / 'long.jsonl', ['dog ' * 5000])
   assert not launched.run(
-      'tokenizer', f'--captions={tmp_path}/long.jsonl',
-      f'--output={tmp_path}/l.model')
+    'tokenizer', f'--captions={tmp_path}/long.jsonl', f'--output={tmp_path}/l.model'
+  )
   assert 'the longest 512 or more; what' in capsys.readouterr().out
-  assert launched.run(
-      'tokenizer', f'--captions={tmp_path}/none.csv',
-      f'--output={tmp_path}/t.model') == 2
+  assert (
+    launched.run('tokenizer', f'--captions={tmp_path}/none.csv', f'--output={tmp_path}/t.model')
+    == 2
+  )
   assert 'is not a file' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     (['--lmit=3'], "Unknown command line flag 'lmit'"),
     (['--limit=many'], '--limit=many'),
     (['--limit=3'], '--captions must have a value'),
     (['--captions=a', '--output=b', 'c', 'd'], 'unexpected c d; see --help'),
-])
+  ],
+)
 def test_mistakes_in_flags_are_one_line(options, message, capsys):
   assert launched.run('entities', *options) == 2
   said = capsys.readouterr().err

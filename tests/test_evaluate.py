@@ -23,9 +23,10 @@ from launch import evaluate
 from tests import small_sets, small_task
 
 QUESTIONS = [
-    [Question('what is it?', 'disc', 'what')],
-    [Question('what is it?', 'ring', 'what'), Question('who?', 'x', 'who')],
-    []]
+  [Question('what is it?', 'disc', 'what')],
+  [Question('what is it?', 'ring', 'what'), Question('who?', 'x', 'who')],
+  [],
+]
 
 
 class Tokenizer(small_sets.Letters):
@@ -52,19 +53,25 @@ def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   config = small_task.small_config(folder, 'question_answering')
   (folder / 'answers.txt').write_text('disc\nring\n')
-  config.data.update({
-      'text': 'questions', 'answers': str(folder / 'answers.txt'),
-      'tokenizer': 'letters.model', 'resize': 24, 'max_text_tokens': 16})
-  config.eval.update({'batch_size': 2, 'pairs_per_call': 2, 'sources': (
-      common.source('sets/set', split='test'),)})
+  config.data.update(
+    {
+      'text': 'questions',
+      'answers': str(folder / 'answers.txt'),
+      'tokenizer': 'letters.model',
+      'resize': 24,
+      'max_text_tokens': 16,
+    }
+  )
+  config.eval.update(
+    {'batch_size': 2, 'pairs_per_call': 2, 'sources': (common.source('sets/set', split='test'),)}
+  )
   task = get_task(config, TextInfo(Tokenizer.special, 256), mesh())
   params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
   store = checkpoints.Checkpoints(folder)
   meta = identity.describe(config, task, Tokenizer(), [])
   # A run of before there was this option.
   del meta['config']['eval']['dual_softmax']
-  store.save(TrainState(
-      step=np.int32(7), params=params, opt_state={'count': np.int32(0)}), meta)
+  store.save(TrainState(step=np.int32(7), params=params, opt_state={'count': np.int32(0)}), meta)
   store.close()
   return folder, config, task, params
 
@@ -105,8 +112,7 @@ def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys):
   _, config, task, params = run
   setting = Setting(config, task, Tokenizer(), mesh())
   found = split.DuringTraining()(setting, params, 7)
-  assert set(found) == {
-      'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who'}
+  assert set(found) == {'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who'}
   for name, value in found.items():
     assert card['metrics'][name.removeprefix('eval/')]['value'] == value
 
@@ -116,15 +122,24 @@ def test_names_in_training_are_known_before_it(run, sets):
   config = config.copy_and_resolve_references()
   sets['sets/b'] = small_sets.MemorySet(1, questions=QUESTIONS[:1])
   config.eval.sources = (
-      common.source('sets/set', split='test'),
-      common.source('sets/b', split='test'))
+    common.source('sets/set', split='test'),
+    common.source('sets/b', split='test'),
+  )
   setting = Setting(config, task, Tokenizer(), mesh())
   evaluation = split.DuringTraining()
   names = evaluation.names(setting)
-  assert sorted(names) == sorted([
-      'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who',
-      'eval/0/accuracy', 'eval/0/accuracy_what', 'eval/0/accuracy_who',
-      'eval/1/accuracy', 'eval/1/accuracy_what'])
+  assert sorted(names) == sorted(
+    [
+      'eval/accuracy',
+      'eval/accuracy_what',
+      'eval/accuracy_who',
+      'eval/0/accuracy',
+      'eval/0/accuracy_what',
+      'eval/0/accuracy_who',
+      'eval/1/accuracy',
+      'eval/1/accuracy_what',
+    ]
+  )
   found = evaluation(setting, params, 7)
   assert set(found) == set(names)
   assert found['eval/accuracy'] == found['eval/0/accuracy']
@@ -133,10 +148,12 @@ def test_names_in_training_are_known_before_it(run, sets):
   sets['sets/b'] = small_sets.MemorySet(2)
   with pytest.raises(ValueError, match='has no questions'):
     split.DuringTraining().names(setting)
-  sets['sets/b'] = small_sets.MemorySet(
-      1, questions=[[Question('who?', 'x', 'who')]])
-  with pytest.raises(ValueError, match=r"not one of the 1 questions .* "
-                     r"answered by \['x'\], the list begins with \['disc'"):
+  sets['sets/b'] = small_sets.MemorySet(1, questions=[[Question('who?', 'x', 'who')]])
+  with pytest.raises(
+    ValueError,
+    match=r'not one of the 1 questions .* '
+    r"answered by \['x'\], the list begins with \['disc'",
+  ):
     split.DuringTraining().names(setting)
 
 
@@ -151,33 +168,40 @@ def test_a_set_of_unknown_answers_is_said(run, sets, caplog):
 def test_flags_and_a_config_decide_how(run, sets, tmp_path):
   folder, config, _, _ = run
   asked = small_task.small_config(tmp_path, 'question_answering')
-  asked.data.update({
-      'resize': 32, 'tokenizer': '', 'answers': config.data.answers})
+  asked.data.update({'resize': 32, 'tokenizer': '', 'answers': config.data.answers})
   asked.train.steps = 12345
   sets['sets/b'] = sets['sets/set']
   with flagsaver.flagsaver(
-      checkpoint=str(folder), config=asked, data='sets/b', split='other',
-      style='what', frames=3, image_size=48):
+    checkpoint=str(folder),
+    config=asked,
+    data='sets/b',
+    split='other',
+    style='what',
+    frames=3,
+    image_size=48,
+  ):
     chosen = evaluate.choose_options(checkpoints.load_meta(folder))
   assert chosen.data.frames == 3
   assert (chosen.data.image_size, chosen.data.resize) == (48, 64)
   assert chosen.data.tokenizer == 'letters.model'
   assert chosen.train.steps == config.train.steps != 12345
-  source, = chosen.eval.sources
-  assert (source.path, source.split, source.style) == (
-      'sets/b', 'other', 'what')
+  (source,) = chosen.eval.sources
+  assert (source.path, source.split, source.style) == ('sets/b', 'other', 'what')
   assert not chosen.eval.dual_softmax
 
 
 def test_several_splits_have_a_card_each(run, sets, tmp_path, monkeypatch):
   seen = []
   monkeypatch.setattr(
-      evaluate, '_evaluate', lambda model, prepared, style, several:
-      seen.append((prepared, style, several)))
+    evaluate,
+    '_evaluate',
+    lambda model, prepared, style, several: seen.append((prepared, style, several)),
+  )
   config = run[1].copy_and_resolve_references()
   config.eval.sources = (
-      common.source('sets/set', split='test'),
-      common.source('sets/set', split='test', style='who'))
+    common.source('sets/set', split='test'),
+    common.source('sets/set', split='test', style='who'),
+  )
   command(checkpoint=str(run[0]), config=config)
   assert [x[1:] for x in seen] == [('', True), ('who', True)]
 
@@ -185,8 +209,9 @@ def test_several_splits_have_a_card_each(run, sets, tmp_path, monkeypatch):
 def test_cards_of_one_name_are_refused(run, sets, tmp_path):
   config = run[1].copy_and_resolve_references()
   config.eval.sources = 2 * (common.source('sets/set', split='test'),)
-  refused('one would overwrite another', checkpoint=str(run[0]), config=config,
-          output=str(tmp_path))
+  refused(
+    'one would overwrite another', checkpoint=str(run[0]), config=config, output=str(tmp_path)
+  )
   assert not list(tmp_path.iterdir())
 
 
@@ -202,15 +227,12 @@ def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
   refused('--rerank_k is of retrieval', **at, rerank_k=3)
   refused('--truth is of retrieval', **at, truth='truth.jsonl')
   sets['bare'] = small_sets.MemorySet(2)
-  refused("no questions, which question answering needs; it has captions",
-          **at, data='bare')
-  refused("no question of style 'how', only of .'what', 'who'", **at,
-          style='how')
+  refused('no questions, which question answering needs; it has captions', **at, data='bare')
+  refused("no question of style 'how', only of .'what', 'who'", **at, style='how')
 
   other = config.copy_and_resolve_references()
   other.task = 'retrieval'
-  refused("task='retrieval', but .* trained for 'question_answering'", **at,
-          config=other)
+  refused("task='retrieval', but .* trained for 'question_answering'", **at, config=other)
   other = config.copy_and_resolve_references()
   other.model.video.depth = 5
   refused('model.video.depth is 1, --config says 5', **at, config=other)
@@ -224,15 +246,13 @@ def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
   other = config.copy_and_resolve_references()
   other.eval.sources = ()
   refused('nothing to evaluate on', **at, config=other)
-  monkeypatch.setattr(
-      tokens, 'load_tokenizer', lambda path: Tokenizer('others'))
+  monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: Tokenizer('others'))
   refused('letters.model has digest others, but .* with letters', **at)
 
 
 def test_answers_must_be_stored(run, sets, monkeypatch):
   meta = checkpoints.load_meta(run[0])
-  monkeypatch.setattr(
-      checkpoints, 'read_meta', lambda path: meta | {'answers': ['disc']})
+  monkeypatch.setattr(checkpoints, 'read_meta', lambda path: meta | {'answers': ['disc']})
   with pytest.raises(ValueError, match='from 2 answers and names 1'):
     trained.load(run[0])
 
@@ -259,9 +279,14 @@ def test_matching_decides_only_where_it_was_trained(run):
 
 
 @pytest.mark.parametrize('asked', ['auto', 'matching', 'matching+similarity'])
-@pytest.mark.parametrize(('task', 'vtm', 'said'), [
+@pytest.mark.parametrize(
+  ('task', 'vtm', 'said'),
+  [
     ('prompter', 1.0, "not trained by task 'prompter'"),
-    ('pretrain', 0.0, 'with loss.vtm=0'), ('retrieval', 1.0, 'exactly 0')])
+    ('pretrain', 0.0, 'with loss.vtm=0'),
+    ('retrieval', 1.0, 'exactly 0'),
+  ],
+)
 def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
   config = common.get_config('tiny')
   config.task, config.loss.vtm = task, vtm
@@ -270,8 +295,7 @@ def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
   assert model.config.match
   # Converted by somebody who could not know: only the head itself tells.
   fresh = {'match_head': {'kernel': np.ones((8, 2)), 'bias': np.zeros(2)}}
-  known = trained.Trained(
-      model, fresh, config, None, mesh(), meta={'converted': {}})
+  known = trained.Trained(model, fresh, config, None, mesh(), meta={'converted': {}})
   assert not known.knows_matching
   scoring = split.choose_scoring(known)
   assert (scoring.rule, scoring.rerank_k) == ('similarity', 0)
@@ -288,17 +312,17 @@ def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):
   config = common.get_config('tiny')
   model = trained.Trained(run[2].model, None, config, None, mesh())
   bare = small_sets.MemorySet(2, captions=[(), ()], styles=[(), ()])
-  with pytest.raises(ValueError, match='no captions, which retrieval needs; '
-                     'prepare it with a file'):
+  with pytest.raises(
+    ValueError, match='no captions, which retrieval needs; prepare it with a file'
+  ):
     split.select(model, bare)
-  asked = small_sets.MemorySet(
-      3, captions=[()] * 3, styles=[()] * 3, questions=QUESTIONS)
+  asked = small_sets.MemorySet(3, captions=[()] * 3, styles=[()] * 3, questions=QUESTIONS)
   with pytest.raises(ValueError, match='it has questions'):
     split.select(model, asked)
   # Videos without a caption of the style are no competitors.
   mixed = small_sets.MemorySet(
-      4, captions=[('a', 'b'), (), ('c',), ('d',)],
-      styles=[('x', 'y'), (), ('y',), ('x',)])
+    4, captions=[('a', 'b'), (), ('c',), ('d',)], styles=[('x', 'y'), (), ('y',), ('x',)]
+  )
   for style, videos in (('', '023'), ('x', '03'), ('y', '02')):
     kept = split.select(model, mixed, style=style).metadata()
     assert [record.video[0] for record in kept] == list(videos)

@@ -19,21 +19,35 @@ from flax import linen as nn
 from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import Trained, load
-from alpro_jax.serving import (
-    alpro_loader,
-    check,
-    folder,
-    programs,
-    saved_model,
-)
+from alpro_jax.serving import alpro_loader, check, folder, programs, saved_model
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from tests import launched, small_task
 
 VOCAB = [
-    *tokens.PIECES, 'a', 'dog', 'run', '##s', ',', '!', 'cafe', '[', ']',
-    'mask', 'σ', '##σ', 'disc', 'ring', 'is', 'it', '?', 'what', '中', 'i']
+  *tokens.PIECES,
+  'a',
+  'dog',
+  'run',
+  '##s',
+  ',',
+  '!',
+  'cafe',
+  '[',
+  ']',
+  'mask',
+  'σ',
+  '##σ',
+  'disc',
+  'ring',
+  'is',
+  'it',
+  '?',
+  'what',
+  '中',
+  'i',
+]
 
 
 def make(path, task):
@@ -42,16 +56,20 @@ def make(path, task):
   file.write_text('\n'.join(VOCAB) + '\n')
   config = small_task.small_config(path, task)
   (path / 'answers.txt').write_text('disc\nring\n')
-  config.data.update({
-      'tokenizer': str(file), 'answers': str(path / 'answers.txt'),
+  config.data.update(
+    {
+      'tokenizer': str(file),
+      'answers': str(path / 'answers.txt'),
       'text': 'questions' if task == 'question_answering' else 'captions',
-      'resize': 24, 'max_text_tokens': 10})
+      'resize': 24,
+      'max_text_tokens': 10,
+    }
+  )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   tokenizer = tokens.load_tokenizer(file)
   own = get_task(config, TextInfo(tokenizer.special, len(VOCAB)), mesh)
   params = nn.unbox(jax.jit(own.init)(jax.random.key(0)))
-  return Trained(own.model, params, config, tokenizer, mesh,
-                 tuple(own.answers)), own, file
+  return Trained(own.model, params, config, tokenizer, mesh, tuple(own.answers)), own, file
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +88,7 @@ def exported(pretrained, tmp_path_factory):
 
 # In the place of an environment that has only what is named: what was installed
 # beside that, or for it, cannot be imported.
-ONLY = '''
+ONLY = """
 import importlib.metadata
 import re
 import sys
@@ -94,8 +112,10 @@ class Refuse:
       raise ModuleNotFoundError(f'No module named {name!r}')
 
 sys.meta_path.insert(0, Refuse())
-'''
-SERVE = ONLY + '''
+"""
+SERVE = (
+  ONLY
+  + """
 import numpy as np
 from alpro_loader import load
 
@@ -108,44 +128,64 @@ np.savez(sys.argv[3], tokens=video.tokens, feature=video.feature,
          ids=model.tokenize(['a dog runs'])[0], text=text.tokens,
          text_feature=text.feature, margin=match.margin,
          probability=match.probability)
-'''
+"""
+)
 
 
 def test_another_process_gets_the_same_numbers(exported, pretrained, tmp_path):
   """With what requirements.txt names, and what that needs, alone."""
   trained, _, _ = pretrained
-  videos = np.random.default_rng(1).integers(
-      0, 256, (3, 2, 24, 24, 3), dtype=np.uint8)
+  videos = np.random.default_rng(1).integers(0, 256, (3, 2, 24, 24, 3), dtype=np.uint8)
   np.save(tmp_path / 'videos.npy', videos)
   needs = (exported / 'requirements.txt').read_text().split()
   assert needs == [f'jax>={jax.__version__}', 'numpy', 'flatbuffers']
   subprocess.run(
-      [sys.executable, '-c', SERVE, ','.join(needs), exported,
-       tmp_path / 'videos.npy', tmp_path / 'found.npz'],
-      check=True, cwd=exported)
+    [
+      sys.executable,
+      '-c',
+      SERVE,
+      ','.join(needs),
+      exported,
+      tmp_path / 'videos.npy',
+      tmp_path / 'found.npz',
+    ],
+    check=True,
+    cwd=exported,
+  )
   found = np.load(tmp_path / 'found.npz')
 
   model = trained.model.bind({'params': trained.params})
-  ids, mask = trained.tokenizer.encode(
-      ['a dog runs', 'A Café!', 'what is it?'], 10)
+  ids, mask = trained.tokenizer.encode(['a dog runs', 'A Café!', 'what is it?'], 10)
   video = model.encode_video(videos, train=False)
   text = model.encode_text(ids, mask, train=False)
   fused = model.fuse(text.tokens, mask, video.tokens, train=False)
   logits = np.asarray(model.match_logits(fused[:, 0]))
   np.testing.assert_array_equal(found['ids'], ids[:1])
   for name, right in {
-      'tokens': video.tokens, 'feature': video.feature, 'text': text.tokens,
-      'text_feature': text.feature, 'margin': logits[:, 1] - logits[:, 0],
-      'probability': jax.nn.softmax(logits)[:, 1]}.items():
+    'tokens': video.tokens,
+    'feature': video.feature,
+    'text': text.tokens,
+    'text_feature': text.feature,
+    'margin': logits[:, 1] - logits[:, 0],
+    'probability': jax.nn.softmax(logits)[:, 1],
+  }.items():
     np.testing.assert_allclose(found[name], right, atol=1e-5, err_msg=name)
 
 
 def test_a_missing_package_is_named(exported):
   """jax says that another jax is needed, or nothing at all."""
   done = subprocess.run(
-      [sys.executable, '-c', ONLY + '\nfrom alpro_loader import load\n'
-       'load(sys.argv[1])', 'jax,numpy', exported],
-      cwd=exported, capture_output=True, text=True)
+    [
+      sys.executable,
+      '-c',
+      ONLY + '\nfrom alpro_loader import load\nload(sys.argv[1])',
+      'jax,numpy',
+      exported,
+    ],
+    cwd=exported,
+    capture_output=True,
+    text=True,
+  )
   last = done.stderr.splitlines()[-1]
   assert last.startswith('ImportError: this export needs jax'), done.stderr
   assert f"pip install 'jax>={jax.__version__}' flatbuffers" in last
@@ -184,22 +224,19 @@ def test_manifest(exported, pretrained):
   manifest = json.loads((exported / 'manifest.json').read_text())
   assert list(manifest['programs']) == ['encode_video', 'encode_text', 'match']
   assert manifest['platforms'] == ['cpu', 'cuda', 'tpu']
-  video, = manifest['programs']['encode_video']['inputs']
-  assert video == {
-      'name': 'video', 'shape': ['b', 2, 24, 24, 3], 'dtype': 'uint8'}
+  (video,) = manifest['programs']['encode_video']['inputs']
+  assert video == {'name': 'video', 'shape': ['b', 2, 24, 24, 3], 'dtype': 'uint8'}
   outputs = manifest['programs']['match']['outputs']
   assert [x['name'] for x in outputs] == ['margin', 'probability']
   assert manifest['check']['tolerance'] == 1e-5
   assert max(manifest['check']['difference'].values()) < 1e-5
   assert set(manifest['check']['difference']) == set(check.live(trained))
   assert manifest['preprocessing']['frames'] == 2
-  assert manifest['text']['special'] == {
-      'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}
+  assert manifest['text']['special'] == {'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}
   assert manifest['temperature'] == pytest.approx(0.07)
   assert manifest['model'] == dataclasses.asdict(trained.model.config)
   with np.load(exported / 'params.npz') as stored:
-    assert sum(stored[n].size for n in stored.files) == (
-        manifest['parameters']['count'])
+    assert sum(stored[n].size for n in stored.files) == (manifest['parameters']['count'])
     assert not any(n.startswith(('mlm_head', 'entity_head')) for n in stored)
 
 
@@ -253,12 +290,15 @@ def test_a_manifest_that_leads_elsewhere_is_refused(exported, tmp_path):
   with pytest.raises(ValueError, match='gives no digest of vocab.txt'):
     alpro_loader.load(copy)
   for name in manifest['files']:
-    check(f'gives no digest of {name}', files={
-        n: x for n, x in manifest['files'].items() if n != name})
-  for name in (str(secret), '../vocab.txt', 'programs/../../vocab.txt',
-               'link.txt'):
-    check('not in that folder', text=manifest['text'] | {'file': name},
-          files=manifest['files'] | {name: digest})
+    check(
+      f'gives no digest of {name}', files={n: x for n, x in manifest['files'].items() if n != name}
+    )
+  for name in (str(secret), '../vocab.txt', 'programs/../../vocab.txt', 'link.txt'):
+    check(
+      'not in that folder',
+      text=manifest['text'] | {'file': name},
+      files=manifest['files'] | {name: digest},
+    )
   (copy / 'manifest.json').write_text(json.dumps(manifest))
   alpro_loader.load(copy)
 
@@ -268,8 +308,7 @@ def test_a_parameter_that_is_no_number_is_named(pretrained, tmp_path):
   params = jax.tree.map(np.array, trained.params)
   params['match_head']['bias'][1] = np.nan
   with pytest.raises(ValueError, match='1 parameters hold NaN.*match_head/bia'):
-    folder.write(
-        trained._replace(params=params), tmp_path / 'model', tokenizer=file)
+    folder.write(trained._replace(params=params), tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
 
 
@@ -290,33 +329,32 @@ def full_disk(size):
 
 
 @pytest.mark.parametrize('size', [1000, 20_000, 200_000])
-def test_on_a_full_disk_the_file_is_named(
-    pretrained, made, tmp_path, monkeypatch, size):
+def test_on_a_full_disk_the_file_is_named(pretrained, made, tmp_path, monkeypatch, size):
   """Tokenizer, loader, parameters: all are too large for one of the sizes."""
   trained, _, file = pretrained
   monkeypatch.setattr(programs, 'make', lambda *_: made)
-  with full_disk(size), pytest.raises(
-      OSError, match=f'File too large: .*{tmp_path}/.*model'):
+  with full_disk(size), pytest.raises(OSError, match=f'File too large: .*{tmp_path}/.*model'):
     folder.write(trained, tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
 
 
 def test_tensorflow_names_the_file_on_a_full_disk(made, pretrained, tmp_path):
   params = folder._used(made, pretrained[0])
-  with full_disk(1000), pytest.raises(
-      OSError, match=f'not be written.*{tmp_path}/.*File too large'):
+  with (
+    full_disk(1000),
+    pytest.raises(OSError, match=f'not be written.*{tmp_path}/.*File too large'),
+  ):
     saved_model.write(made, params, tmp_path / 'saved_model')
 
 
 @pytest.mark.parametrize('wrong', [1.0, np.nan])
-def test_other_numbers_are_refused(
-    pretrained, made, tmp_path, monkeypatch, wrong):
+def test_other_numbers_are_refused(pretrained, made, tmp_path, monkeypatch, wrong):
   trained, _, file = pretrained
   monkeypatch.setattr(programs, 'make', lambda *_: made)
   monkeypatch.setattr(check, 'live', lambda _: {})
   monkeypatch.setattr(
-      check, 'differences',
-      lambda *_: {'match/margin': wrong, 'encode_video/tokens': 0.0})
+    check, 'differences', lambda *_: {'match/margin': wrong, 'encode_video/tokens': 0.0}
+  )
   with pytest.raises(ValueError, match='match/margin differ'):
     folder.write(trained, tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
@@ -325,9 +363,11 @@ def test_other_numbers_are_refused(
 def test_what_a_check_counts(pretrained):
   """Shares of the largest value above 1, the worst of all batches."""
   trained, _, _ = pretrained
-  right = {'encode_video/tokens': np.full((5, 2), 4.0),
-           'encode_text/tokens': np.full((5, 2), 0.5),
-           'match/margin': np.zeros(5)}
+  right = {
+    'encode_video/tokens': np.full((5, 2), 4.0),
+    'encode_text/tokens': np.full((5, 2), 0.5),
+    'match/margin': np.zeros(5),
+  }
 
   def call(name, *arrays):
     rows = len(arrays[0])
@@ -347,23 +387,19 @@ def test_random_frames_cannot_be_exported(pretrained, tmp_path):
   config = trained.config.copy_and_resolve_references()
   config.data.eval_sampling = 'rand'
   with pytest.raises(ValueError, match='--uniform'):
-    folder.write(trained._replace(config=config), tmp_path / 'model',
-                 tokenizer=file)
+    folder.write(trained._replace(config=config), tmp_path / 'model', tokenizer=file)
 
 
 @pytest.mark.slow
 def test_answers_and_saved_model(tmp_path):
   """A model without contrast; check.differences has compared the rest."""
   trained, _, file = make(tmp_path, 'question_answering')
-  manifest = folder.write(
-      trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
+  manifest = folder.write(trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
   assert list(manifest['programs']) == ['encode_video', 'encode_text', 'answer']
-  assert {'answer/logits', 'saved_model/answer/logits'} <= set(
-      manifest['check']['difference'])
+  assert {'answer/logits', 'saved_model/answer/logits'} <= set(manifest['check']['difference'])
   model = alpro_loader.load(tmp_path / 'model')
   assert model.answers == ('disc', 'ring')
-  video = model.encode_video(model.prepare(
-      np.zeros((5, 30, 40, 3), np.uint8))[None])
+  video = model.encode_video(model.prepare(np.zeros((5, 30, 40, 3), np.uint8))[None])
   text = model.encode_text(*model.tokenize(['what is it?']))
   assert video.feature is None and text.feature is None
   assert model.answer(text, video).shape == (1, 2)
@@ -376,29 +412,27 @@ def test_frames_are_chosen_as_in_evaluation():
   for available in range(1, 40):
     for wanted in (1, 2, 4, 16):
       np.testing.assert_array_equal(
-          alpro_loader.choose_frames(available, wanted),
-          frames.choose_frames('uniform', available, wanted, None))
+        alpro_loader.choose_frames(available, wanted),
+        frames.choose_frames('uniform', available, wanted, None),
+      )
 
 
 @pytest.mark.parametrize('mode', ['squash', 'short_side'])
 @pytest.mark.parametrize('size, resize', [(48, 48), (56, 64)])
-@pytest.mark.parametrize(
-    'shape', [(48, 48), (60, 70), (97, 41), (33, 30), (240, 320)])
+@pytest.mark.parametrize('shape', [(48, 48), (60, 70), (97, 41), (33, 30), (240, 320)])
 def test_pixels_are_those_of_evaluation(mode, size, resize, shape):
   """At most one level off, on at most one value in 500 (rounding)."""
   rng = np.random.default_rng(0)
   # Whole colours: at the border of a crop, half ones are decoded otherwise.
   stored = [
-      tf.io.encode_jpeg(x, quality=90, chroma_downsampling=False)
-      for x in rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)]
+    tf.io.encode_jpeg(x, quality=90, chroma_downsampling=False)
+    for x in rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+  ]
   right = augment.decode_clip(
-      tf.stack(stored), tf.constant([0.5, 0.5]), image_size=size,
-      resize=resize, resize_mode=mode).numpy()
-  clip = np.stack([
-      tf.io.decode_jpeg(x, channels=3, dct_method='INTEGER_ACCURATE')
-      for x in stored])
-  found = alpro_loader.crop_and_scale(
-      clip, image_size=size, resize=resize, resize_mode=mode)
+    tf.stack(stored), tf.constant([0.5, 0.5]), image_size=size, resize=resize, resize_mode=mode
+  ).numpy()
+  clip = np.stack([tf.io.decode_jpeg(x, channels=3, dct_method='INTEGER_ACCURATE') for x in stored])
+  found = alpro_loader.crop_and_scale(clip, image_size=size, resize=resize, resize_mode=mode)
   assert found.dtype == np.uint8 and found.shape == (2, size, size, 3)
   difference = np.abs(found.astype(int) - right)
   assert difference.max() <= 1 and (difference > 0).mean() < 0.002
@@ -406,16 +440,26 @@ def test_pixels_are_those_of_evaluation(mode, size, resize, shape):
 
 def test_a_photo_is_repeated(exported):
   model = alpro_loader.load(exported)
-  photo = np.random.default_rng(0).integers(
-      0, 256, (1, 24, 24, 3), dtype=np.uint8)
-  np.testing.assert_array_equal(
-      model.prepare(photo), np.repeat(photo, 2, axis=0))
+  photo = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(model.prepare(photo), np.repeat(photo, 2, axis=0))
 
 
 TEXTS = [
-    '', 'A dog runs!', 'Café\u0301, cafe', '[MASK] a', 'ΣΑΣ ΣΣ', 'a' * 101,
-    'a\tdog\n\x00run\u200bs\x0b!', '中a中', 'İi ıI', '$a+dog^~', 'ﬁ ß',
-    'dog ' * 20, '\ufffd?', 'a\u00a0dog\u2028it']
+  '',
+  'A dog runs!',
+  'Café\u0301, cafe',
+  '[MASK] a',
+  'ΣΑΣ ΣΣ',
+  'a' * 101,
+  'a\tdog\n\x00run\u200bs\x0b!',
+  '中a中',
+  'İi ıI',
+  '$a+dog^~',
+  'ﬁ ß',
+  'dog ' * 20,
+  '\ufffd?',
+  'a\u00a0dog\u2028it',
+]
 
 
 @pytest.mark.parametrize('cased', [False, True])
@@ -425,8 +469,7 @@ def test_wordpiece_is_that_of_training(tmp_path, cased):
   path.write_text('\n'.join([*VOCAB, *extra]) + '\n')
   right = tokens.load_tokenizer(path)
   encode = alpro_loader.WordPiece(path)
-  found = alpro_loader.pad_rows(
-      [encode(text) for text in TEXTS], 12, right.special._asdict())
+  found = alpro_loader.pad_rows([encode(text) for text in TEXTS], 12, right.special._asdict())
   for mine, theirs in zip(found, right.encode(TEXTS, 12), strict=True):
     np.testing.assert_array_equal(mine, theirs)
     assert mine.dtype == theirs.dtype
@@ -436,12 +479,12 @@ def test_wordpiece_is_that_of_training(tmp_path, cased):
 @pytest.mark.parametrize('mark', ['', '\ufeff'])
 def test_only_newlines_end_a_piece_of_wordpiece(tmp_path, end, mark):
   path = tmp_path / 'vocab.txt'
-  path.write_bytes(
-      (mark + end.join([*VOCAB, '\u2028', '\x85', 'zebra']) + end).encode())
+  path.write_bytes((mark + end.join([*VOCAB, '\u2028', '\x85', 'zebra']) + end).encode())
   encode, right = alpro_loader.WordPiece(path), tokens.load_tokenizer(path)
   assert encode('a zebra') == [VOCAB.index('a'), len(VOCAB) + 2]
   assert right.encode(['a zebra'], 4)[0].tolist() == [
-      [right.special.cls, *encode('a zebra'), right.special.sep]]
+    [right.special.cls, *encode('a zebra'), right.special.sep]
+  ]
 
 
 def test_sentencepiece_is_that_of_training(exported, tmp_path):
@@ -449,12 +492,16 @@ def test_sentencepiece_is_that_of_training(exported, tmp_path):
   right = tokens.train_sentencepiece(captions, tmp_path / 'a.model', 40)
   manifest = json.loads((exported / 'manifest.json').read_text())
   manifest['text'] |= {
-      'file': str(tmp_path / 'a.model'), 'kind': 'sentencepiece',
-      'special': right.special._asdict()}
+    'file': str(tmp_path / 'a.model'),
+    'kind': 'sentencepiece',
+    'special': right.special._asdict(),
+  }
   model = alpro_loader.Model(exported, manifest)
   for mine, theirs in zip(
-      model.tokenize([*captions, 'A RED zebra', '']),
-      right.encode([*captions, 'A RED zebra', ''], 10), strict=True):
+    model.tokenize([*captions, 'A RED zebra', '']),
+    right.encode([*captions, 'A RED zebra', ''], 10),
+    strict=True,
+  ):
     np.testing.assert_array_equal(mine, theirs)
 
 
@@ -468,9 +515,13 @@ def run(pretrained, tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
   store = checkpoints.Checkpoints(path)
   store.save(
-      TrainState(step=np.int32(7), params=trained.params,
-                 opt_state={'mu': trained.params, 'nu': trained.params}),
-      identity.describe(trained.config, task, trained.tokenizer, []))
+    TrainState(
+      step=np.int32(7),
+      params=trained.params,
+      opt_state={'mu': trained.params, 'nu': trained.params},
+    ),
+    identity.describe(trained.config, task, trained.tokenizer, []),
+  )
   store.close()
   return path
 
@@ -490,32 +541,38 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
   assert again.model.config == trained.model.config
   jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
   total, small = (
-      sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
-      for path in (run / 'checkpoints' / '7', output))
+    sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
+    for path in (run / 'checkpoints' / '7', output)
+  )
   assert small < 0.6 * total
   assert launched.run('export', *options) == 2
   assert 'exists' in capsys.readouterr().err
   file = tmp_path / 'other.txt'
   file.write_text('\n'.join([*VOCAB, 'more']) + '\n')
-  assert launched.run(
-      'export', options[0], f'--output={tmp_path}/b', '--params_only',
-      f'--tokenizer={file}') == 2
+  assert (
+    launched.run(
+      'export', options[0], f'--output={tmp_path}/b', '--params_only', f'--tokenizer={file}'
+    )
+    == 2
+  )
   assert 'was trained with' in capsys.readouterr().err
   assert not (tmp_path / 'b').exists()
 
 
-def test_the_tokenizer_is_known_by_its_digest(
-    run, pretrained, tmp_path, capsys):
+def test_the_tokenizer_is_known_by_its_digest(run, pretrained, tmp_path, capsys):
   """Beside the parameters, whatever lies where it was in training."""
   file, right = pretrained[2], pretrained[2].read_text()
   small = tmp_path / 'small'
-  assert launched.run('export', f'--checkpoint={run}', f'--output={small}',
-                      '--params_only') == 0
+  assert launched.run('export', f'--checkpoint={run}', f'--output={small}', '--params_only') == 0
 
   def again(name, *options, checkpoint=small):
     return launched.run(
-        'export', f'--checkpoint={checkpoint}', f'--output={tmp_path / name}',
-        '--params_only', *options)
+      'export',
+      f'--checkpoint={checkpoint}',
+      f'--output={tmp_path / name}',
+      '--params_only',
+      *options,
+    )
 
   away = file.rename(file.with_suffix('.away'))
   try:
@@ -542,15 +599,17 @@ def test_nothing_of_the_users_is_deleted(run, tmp_path, capsys):
   left = tmp_path / '.small.unfinished-2'
   (left / 'small').mkdir(parents=True)
   (left / 'made-by-alpro_jax').write_text('1')
-  options = [f'--checkpoint={run}', f'--output={tmp_path}/small',
-             '--params_only']
+  options = [f'--checkpoint={run}', f'--output={tmp_path}/small', '--params_only']
   with full_disk(2000):
     assert launched.run('export', *options) == 2
   error = capsys.readouterr().err
   assert 'File too large' in error and f'{tmp_path}/' in error
   assert launched.run('export', *options) == 0
   assert sorted(path.name for path in tmp_path.iterdir()) == [
-      '.small.unfinished-1', 'small', 'small.partial']
+    '.small.unfinished-1',
+    'small',
+    'small.partial',
+  ]
   for name in ('small.partial', '.small.unfinished-1'):
     assert (tmp_path / name / 'precious').read_text() == name
 
@@ -558,16 +617,27 @@ def test_nothing_of_the_users_is_deleted(run, tmp_path, capsys):
 def test_command_changes_what_is_shown(run, monkeypatch, tmp_path):
   given = {}
   monkeypatch.setattr(
-      folder, 'write',
-      lambda trained, output, **options: given.update(
-          options, data=trained.config.data, origin=trained.origin)
-      or pathlib.Path(output).mkdir())
-  assert launched.run(
-      'export', f'--checkpoint={run}', f'--output={tmp_path}/a', '--frames=4',
-      '--image_size=48', '--max_text_tokens=8', '--platforms=cpu,tpu',
-      '--tolerance=0.5') == 0
+    folder,
+    'write',
+    lambda trained, output, **options: (
+      given.update(options, data=trained.config.data, origin=trained.origin)
+      or pathlib.Path(output).mkdir()
+    ),
+  )
+  assert (
+    launched.run(
+      'export',
+      f'--checkpoint={run}',
+      f'--output={tmp_path}/a',
+      '--frames=4',
+      '--image_size=48',
+      '--max_text_tokens=8',
+      '--platforms=cpu,tpu',
+      '--tolerance=0.5',
+    )
+    == 0
+  )
   data = given['data']
-  assert (data.frames, data.image_size, data.resize, data.max_text_tokens) == (
-      4, 48, 48, 8)
+  assert (data.frames, data.image_size, data.resize, data.max_text_tokens) == (4, 48, 48, 8)
   assert given['platforms'] == ('cpu', 'tpu') and given['tolerance'] == 0.5
   assert given['origin'].step == 7

@@ -16,14 +16,14 @@ from alpro_jax.data import feed
 
 def rows(number, count=8):
   return {
-      'video': np.full((count, 2, 4, 4, 3), number, np.uint8),
-      'text_ids': np.arange(count * 5, dtype=np.int32).reshape(count, 5),
-      'text_mask': np.ones((count, 5), bool),
-      'video_id': np.arange(count, dtype=np.int32),
-      'caption_id': np.arange(count, dtype=np.int32),
-      'answer': np.full(count, -1, np.int32),
-      'still': np.zeros(count, bool),
-      'valid': np.ones(count, bool),
+    'video': np.full((count, 2, 4, 4, 3), number, np.uint8),
+    'text_ids': np.arange(count * 5, dtype=np.int32).reshape(count, 5),
+    'text_mask': np.ones((count, 5), bool),
+    'video_id': np.arange(count, dtype=np.int32),
+    'caption_id': np.arange(count, dtype=np.int32),
+    'answer': np.full(count, -1, np.int32),
+    'still': np.zeros(count, bool),
+    'valid': np.ones(count, bool),
   }
 
 
@@ -156,7 +156,7 @@ def test_a_forgotten_feed_ends_its_thread(mesh):
 
 
 def test_a_script_that_never_closes_still_ends():
-  script = '''
+  script = """
 import numpy as np
 from alpro_jax import sharding
 from alpro_jax.data import feed
@@ -169,10 +169,14 @@ def endless():
 batches = feed.prefetch(endless(), sharding.make_mesh())
 next(batches)
 print('done')
-'''
+"""
   out = subprocess.run(
-      [sys.executable, '-c', script], capture_output=True, text=True,
-      timeout=60, env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'})
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    timeout=60,
+    env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'},
+  )
   assert out.returncode == 0 and out.stdout == 'done\n', out.stderr
 
 
@@ -185,8 +189,7 @@ def test_host_rows(monkeypatch):
     feed.host_rows(6)
 
 
-def test_refuses_devices_that_want_rows_of_another_process(
-    mesh, monkeypatch):
+def test_refuses_devices_that_want_rows_of_another_process(mesh, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(ValueError, match='in the order of their processes'):
     feed._check_rows(8, mesh)

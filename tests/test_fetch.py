@@ -39,10 +39,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self.end_headers()
     if what in ('away', 'moved', 'inside', 'round'):
       self.send_response(302)
-      self.send_header('Location', {
-          'away': 'file:///etc/passwd', 'moved': '/ok/moved.mp4',
-          'round': self.path, 'inside': 'http://127.0.0.1:'
-          f'{self.server.server_port}/ok/secret'}[what])
+      self.send_header(
+        'Location',
+        {
+          'away': 'file:///etc/passwd',
+          'moved': '/ok/moved.mp4',
+          'round': self.path,
+          'inside': f'http://127.0.0.1:{self.server.server_port}/ok/secret',
+        }[what],
+      )
       self.send_header('Content-Length', '0')
       return self.end_headers()
     if what == 'slow':
@@ -86,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.wfile.write(b'HTTP/1.0 200 OK\r\nX: ')
       for _ in range(200):
         self.wfile.write(b'x')
-        time.sleep(.05)
+        time.sleep(0.05)
     except OSError:
       self.server.seen['left'] += 1
 
@@ -107,20 +112,18 @@ def page(body, kind=None, **headers):
 
 
 PAGES = {
-    'html': page(b'<!DOCTYPE html><h1>Not found</h1>', 'text/html'),
-    'liar': page(b'<html>' + b' ' * 9999, 'video/mp4'),
-    'json': page(b'{"error": "expired"}', 'application/json'),
-    'gzip': page(gzip.compress(BODY), 'video/mp4',
-                 **{'Content-Encoding': 'gzip'}),
-    'brotli': page(b'\x8b\0\x80' + bytes(99), 'video/mp4',
-                   **{'Content-Encoding': 'br'}),
-    'bytes': page(bytes(999), 'application/octet-stream\x1b[2J'),
-    'nothing': page(b''),
+  'html': page(b'<!DOCTYPE html><h1>Not found</h1>', 'text/html'),
+  'liar': page(b'<html>' + b' ' * 9999, 'video/mp4'),
+  'json': page(b'{"error": "expired"}', 'application/json'),
+  'gzip': page(gzip.compress(BODY), 'video/mp4', **{'Content-Encoding': 'gzip'}),
+  'brotli': page(b'\x8b\0\x80' + bytes(99), 'video/mp4', **{'Content-Encoding': 'br'}),
+  'bytes': page(bytes(999), 'application/octet-stream\x1b[2J'),
+  'nothing': page(b''),
 }
 GOOD = {
-    'wrong': page(BODY, 'text/html'),  # The bytes say it, not the header.
-    'rare': page(bytes(999), 'video/x-rare'),
-    'photo': page(b'\xff\xd8\xff\xe0' + bytes(999), 'image/jpeg'),
+  'wrong': page(BODY, 'text/html'),  # The bytes say it, not the header.
+  'rare': page(bytes(999), 'video/x-rare'),
+  'photo': page(b'\xff\xd8\xff\xe0' + bytes(999), 'image/jpeg'),
 }
 
 
@@ -129,7 +132,7 @@ def running():
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as server:
     server.seen = Counter()
     server.pages = {}
-    thread = threading.Thread(target=server.serve_forever, args=(.05,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield server
     server.shutdown()
@@ -156,26 +159,56 @@ def write(tmp_path, rows):
 
 def get(server, tmp_path, paths, **limits):
   """Fetches into 0.mp4, 1.mp4 and so on; returns reasons by path."""
-  videos = [fetch.Video(url(server, path), f'{i}.mp4')
-            for i, path in enumerate(paths)]
-  found = fetch.fetch(videos, tmp_path / 'videos', limits=fetch.Limits(**{
-      'wait_s': .01, 'tries': 3, 'timeout_s': 5., **limits}), allow_local=True)
+  videos = [fetch.Video(url(server, path), f'{i}.mp4') for i, path in enumerate(paths)]
+  found = fetch.fetch(
+    videos,
+    tmp_path / 'videos',
+    limits=fetch.Limits(**{'wait_s': 0.01, 'tries': 3, 'timeout_s': 5.0, **limits}),
+    allow_local=True,
+  )
   assert not list((tmp_path / 'videos').glob('**/*unfinished*'))
-  return {path: found[video]
-          for path, video in zip(paths, videos, strict=True)}
+  return {path: found[video] for path, video in zip(paths, videos, strict=True)}
 
 
 def test_what_fails_is_tried_again_if_that_may_help(server, tmp_path):
-  found = get(server, tmp_path, [
-      'ok/a', 'unsized/a', 'shaky/a', 'torn/a', 'moved/a', 'gone/a', 'cut/a',
-      'away/a', 'öl/ü b.mp4?q=ä', 'snapped/a', 'chunked/a', 'unfinished/a'])
+  found = get(
+    server,
+    tmp_path,
+    [
+      'ok/a',
+      'unsized/a',
+      'shaky/a',
+      'torn/a',
+      'moved/a',
+      'gone/a',
+      'cut/a',
+      'away/a',
+      'öl/ü b.mp4?q=ä',
+      'snapped/a',
+      'chunked/a',
+      'unfinished/a',
+    ],
+  )
   assert found == {
-      'ok/a': '', 'unsized/a': '', 'shaky/a': '', 'torn/a': '', 'moved/a': '',
-      'gone/a': 'HTTP 404', 'cut/a': 'truncated',
-      'away/a': 'redirect refused', 'öl/ü b.mp4?q=ä': '',
-      'snapped/a': 'truncated', 'chunked/a': '', 'unfinished/a': 'truncated'}
-  assert (server.seen['/gone/a'], server.seen['/cut/a'],
-          server.seen['/torn/a'], server.seen['/away/a']) == (1, 3, 2, 1)
+    'ok/a': '',
+    'unsized/a': '',
+    'shaky/a': '',
+    'torn/a': '',
+    'moved/a': '',
+    'gone/a': 'HTTP 404',
+    'cut/a': 'truncated',
+    'away/a': 'redirect refused',
+    'öl/ü b.mp4?q=ä': '',
+    'snapped/a': 'truncated',
+    'chunked/a': '',
+    'unfinished/a': 'truncated',
+  }
+  assert (
+    server.seen['/gone/a'],
+    server.seen['/cut/a'],
+    server.seen['/torn/a'],
+    server.seen['/away/a'],
+  ) == (1, 3, 2, 1)
   folder = tmp_path / 'videos'
   there = sorted(path.name for path in folder.glob('*.mp4'))
   assert there == [f'{i}.mp4' for i in (0, 1, 10, 2, 3, 4, 8)]
@@ -183,21 +216,21 @@ def test_what_fails_is_tried_again_if_that_may_help(server, tmp_path):
 
 
 def test_limits(server, tmp_path):
-  assert get(server, tmp_path, ['slow/a'], timeout_s=.2, tries=2) == {
-      'slow/a': 'time-out'}
+  assert get(server, tmp_path, ['slow/a'], timeout_s=0.2, tries=2) == {'slow/a': 'time-out'}
   assert get(server, tmp_path, ['ok/a', 'unsized/b'], max_bytes=1000) == {
-      'ok/a': 'too large', 'unsized/b': 'too large'}
+    'ok/a': 'too large',
+    'unsized/b': 'too large',
+  }
   start = time.monotonic()
-  assert get(server, tmp_path, ['slow/a', 'busy/b']) == {
-      'slow/a': '', 'busy/b': ''}
+  assert get(server, tmp_path, ['slow/a', 'busy/b']) == {'slow/a': '', 'busy/b': ''}
   assert time.monotonic() - start > 1  # Retry-After.
   for address in ('file:///etc/passwd', 'ftp://127.0.0.1/x'):
     video = fetch.Video(address, 'x.mp4')
-    assert fetch.fetch([video], tmp_path / 'videos') == {
-        video: 'not http or https'}
+    assert fetch.fetch([video], tmp_path / 'videos') == {video: 'not http or https'}
   nobody = fetch.Video('http://127.0.0.1:1/x', 'y.mp4')
-  assert fetch.fetch([nobody], tmp_path / 'videos', limits=fetch.Limits(
-      tries=2, wait_s=.01), allow_local=True) == {nobody: 'no connection'}
+  assert fetch.fetch(
+    [nobody], tmp_path / 'videos', limits=fetch.Limits(tries=2, wait_s=0.01), allow_local=True
+  ) == {nobody: 'no connection'}
 
 
 def test_a_second_call_does_what_is_missing(server, tmp_path):
@@ -210,8 +243,12 @@ def test_a_second_call_does_what_is_missing(server, tmp_path):
   (tmp_path / 'videos/0.mp4').unlink()
   get(server, tmp_path, paths, tries=1)
   assert server.seen == {'/ok/a': 2, '/gone/a': 1, '/cut/a': 3}
-  fetch.fetch([fetch.Video(url(server, 'gone/a'), '1.mp4')],
-              tmp_path / 'videos', retry_failed=True, allow_local=True)
+  fetch.fetch(
+    [fetch.Video(url(server, 'gone/a'), '1.mp4')],
+    tmp_path / 'videos',
+    retry_failed=True,
+    allow_local=True,
+  )
   assert server.seen['/gone/a'] == 2
 
 
@@ -222,7 +259,7 @@ def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
     with lock:
       active.append(path)
       most.append(len(active))
-    time.sleep(.05)
+    time.sleep(0.05)
     with lock:
       active.remove(path)
     return 1
@@ -245,8 +282,7 @@ def test_a_full_disk_stops_all(server, tmp_path, monkeypatch):
   assert not any(get(server, tmp_path, ['ok/0', 'ok/1']).values())
 
 
-def test_an_error_that_nobody_thought_of_is_named(
-    server, tmp_path, monkeypatch, capsys):
+def test_an_error_that_nobody_thought_of_is_named(server, tmp_path, monkeypatch, capsys):
   download = fetch._download
 
   def odd(client, address, *args):
@@ -256,12 +292,17 @@ def test_an_error_that_nobody_thought_of_is_named(
 
   monkeypatch.setattr(fetch, '_download', odd)
   assert get(server, tmp_path, ['ok/0', 'ok/1', 'ok/2'], threads=1) == {
-      'ok/0': '', 'ok/1': 'failed', 'ok/2': ''}
+    'ok/0': '',
+    'ok/1': 'failed',
+    'ok/2': '',
+  }
   assert 'failed (LookupError: odd)' in capsys.readouterr().err
 
 
 def test_names_stay_in_the_folder(tmp_path):
-  path = write(tmp_path, [
+  path = write(
+    tmp_path,
+    [
       {'video': 'https://h/a/..%2F..%2Fetc%2Fpasswd', 'caption': 'x'},
       {'video': 'https://h/%00/日本 語.webm', 'caption': 'x'},
       {'video': 'https://h/..', 'caption': 'x'},
@@ -275,20 +316,27 @@ def test_names_stay_in_the_folder(tmp_path):
       {'video': 'b.mp4', 'url': 'https://h/6', 'caption': 'x'},
       {'video': 'fetched.jsonl', 'url': 'https://h/7', 'caption': 'x'},
       {'video': 'there.mp4', 'caption': 'x'},
-      {'video': 'https://h/8', 'video_id': 'x'}])
+      {'video': 'https://h/8', 'video_id': 'x'},
+    ],
+  )
   videos, skipped, rows = fetch.read_videos(path)
   names = [video.name for video in videos]
   assert rows == 14 and [row.reason for row in skipped] == [
-      'bad row', 'bad row', 'bad row', 'same name', 'bad row']
+    'bad row',
+    'bad row',
+    'bad row',
+    'same name',
+    'bad row',
+  ]
   assert names[4:6] == ['00_05/12.mp4', 'b.mp4']
   assert names[6:] == [annotations.file_of('https://h/8')]
   assert names[0].startswith('passwd-') and names[1].startswith('日本_語-')
   assert names[1].endswith('.webm') and names[2].startswith('video-')
-  assert all('/' not in name and len(name.encode()) < 200
-             for name in names[:4])
+  assert all('/' not in name and len(name.encode()) < 200 for name in names[:4])
   # Preparing looks for the same files.
-  clips = annotations.read_folder(write(tmp_path, [
-      {'video': video.url, 'caption': 'x'} for video in videos[:4]])).clips
+  clips = annotations.read_folder(
+    write(tmp_path, [{'video': video.url, 'caption': 'x'} for video in videos[:4]])
+  ).clips
   assert [clip.video for clip in clips] == names[:4]
 
 
@@ -297,26 +345,28 @@ def test_links_do_not_lead_out(server, tmp_path):
   (tmp_path / 'elsewhere').mkdir()
   (tmp_path / 'videos/page').symlink_to(tmp_path / 'elsewhere')
   video = fetch.Video(url(server, 'ok/a'), 'page/a.mp4')
-  assert fetch.fetch([video], tmp_path / 'videos') == {
-      video: 'outside the folder of videos'}
+  assert fetch.fetch([video], tmp_path / 'videos') == {video: 'outside the folder of videos'}
   assert not list((tmp_path / 'elsewhere').iterdir())
 
 
 def test_what_is_no_video_is_not_kept(server, tmp_path):
   paths = [*PAGES, 'range', *GOOD]
-  reasons = {path: 'not a video' for path in PAGES} | {
-      'nothing': 'empty', 'range': 'truncated'} | dict.fromkeys(GOOD, '')
+  reasons = (
+    {path: 'not a video' for path in PAGES}
+    | {'nothing': 'empty', 'range': 'truncated'}
+    | dict.fromkeys(GOOD, '')
+  )
   assert get(server, tmp_path, paths, tries=1) == reasons
   folder = tmp_path / 'videos'
   assert {path.name for path in folder.glob('*.mp4')} == {
-      f'{paths.index(path)}.mp4' for path in GOOD}
+    f'{paths.index(path)}.mp4' for path in GOOD
+  }
   log = (folder / fetch.RESUME).read_text()
   assert 'HTML page, Content-Type: text/html' in log
   server.pages = {}  # All is well the next time.
   found = get(server, tmp_path, paths, tries=1)
   assert found == {**dict.fromkeys(paths, ''), 'range': 'truncated'}
-  assert [server.seen[f'/{path}'] for path in paths] == (
-      [2] * (len(PAGES) + 1) + [1] * len(GOOD))
+  assert [server.seen[f'/{path}'] for path in paths] == ([2] * (len(PAGES) + 1) + [1] * len(GOOD))
 
 
 def test_pages_that_were_kept_are_fetched_again(server, tmp_path):
@@ -328,24 +378,48 @@ def test_pages_that_were_kept_are_fetched_again(server, tmp_path):
   with open(folder / fetch.RESUME, 'w') as log:
     for i, body in enumerate(bodies):
       (folder / f'{i}.mp4').write_bytes(body)
-      log.write(json.dumps({'url': url(server, paths[i]), 'name': f'{i}.mp4',
-                            'bytes': len(body)}) + '\n')
+      log.write(
+        json.dumps({'url': url(server, paths[i]), 'name': f'{i}.mp4', 'bytes': len(body)}) + '\n'
+      )
   assert not any(get(server, tmp_path, paths).values())
-  assert [(folder / f'{i}.mp4').read_bytes() for i in range(5)] == (
-      [BODY] * 4 + [own])
+  assert [(folder / f'{i}.mp4').read_bytes() for i in range(5)] == ([BODY] * 4 + [own])
 
 
-@pytest.mark.parametrize('host', [
-    '127.0.0.1', '127.1', '2130706433', 'localhost', '10.1.2.3', '172.16.0.1',
-    '192.168.0.1', '100.64.0.1', '169.254.169.254', '100.100.100.200',
-    '168.63.129.16', '0.0.0.0', '224.0.0.1', '255.255.255.255', '[::1]', '[::]',
-    '[::ffff:127.0.0.1]', '[::ffff:8.8.8.8]', '[::127.0.0.1]', '[fe80::1]',
-    '[fd00:ec2::254]', '[fc00::1]', '[fec0::1]', '[ff02::1]',
-    '[64:ff9b::10.0.0.1]', '[64:ff9b::169.254.169.254]', '[2002:7f00:1::]'])
+@pytest.mark.parametrize(
+  'host',
+  [
+    '127.0.0.1',
+    '127.1',
+    '2130706433',
+    'localhost',
+    '10.1.2.3',
+    '172.16.0.1',
+    '192.168.0.1',
+    '100.64.0.1',
+    '169.254.169.254',
+    '100.100.100.200',
+    '168.63.129.16',
+    '0.0.0.0',
+    '224.0.0.1',
+    '255.255.255.255',
+    '[::1]',
+    '[::]',
+    '[::ffff:127.0.0.1]',
+    '[::ffff:8.8.8.8]',
+    '[::127.0.0.1]',
+    '[fe80::1]',
+    '[fd00:ec2::254]',
+    '[fc00::1]',
+    '[fec0::1]',
+    '[ff02::1]',
+    '[64:ff9b::10.0.0.1]',
+    '[64:ff9b::169.254.169.254]',
+    '[2002:7f00:1::]',
+  ],
+)
 def test_local_addresses_are_refused(tmp_path, monkeypatch, host):
   asked = []
-  monkeypatch.setattr(
-      socket, 'create_connection', lambda *args, **_: asked.append(args))
+  monkeypatch.setattr(socket, 'create_connection', lambda *args, **_: asked.append(args))
   video = fetch.Video(f'http://{host}:8080/a', 'a.mp4')
   assert fetch.fetch([video], tmp_path) == {video: 'local address refused'}
   assert not asked
@@ -354,14 +428,27 @@ def test_local_addresses_are_refused(tmp_path, monkeypatch, host):
 
 
 def test_local_addresses_for_who_wants_them():
-  assert [web.may_ask(address, True) for address in (
-      '127.0.0.1', '10.1.2.3', '::1', 'fc00::1', '100.64.0.1', '8.8.8.8')] == (
-          [True] * 6)
-  assert not any(web.may_ask(address, True) for address in (
-      '169.254.169.254', '100.100.100.200', 'fd00:ec2::254', 'fe80::1%eth0',
-      '0.0.0.0', '::', '224.0.0.1', 'ff02::1', '::ffff:127.0.0.1'))
-  assert all(web.may_ask(address, False) for address in (
-      '8.8.8.8', '2606:4700::1111', '64:ff9b::8.8.8.8'))
+  assert [
+    web.may_ask(address, True)
+    for address in ('127.0.0.1', '10.1.2.3', '::1', 'fc00::1', '100.64.0.1', '8.8.8.8')
+  ] == ([True] * 6)
+  assert not any(
+    web.may_ask(address, True)
+    for address in (
+      '169.254.169.254',
+      '100.100.100.200',
+      'fd00:ec2::254',
+      'fe80::1%eth0',
+      '0.0.0.0',
+      '::',
+      '224.0.0.1',
+      'ff02::1',
+      '::ffff:127.0.0.1',
+    )
+  )
+  assert all(
+    web.may_ask(address, False) for address in ('8.8.8.8', '2606:4700::1111', '64:ff9b::8.8.8.8')
+  )
 
 
 @pytest.fixture
@@ -402,13 +489,12 @@ def test_what_is_checked_is_connected_to(outside, tmp_path):
 
 def test_redirects_do_not_lead_inside(outside, tmp_path):
   videos = [
-      fetch.Video(f'http://video.test:{outside.server_port}/{path}/a', 'a.mp4')
-      for path in ('inside', 'round')]
-  assert fetch.fetch(videos[:1], tmp_path) == {
-      videos[0]: 'local address refused'}
+    fetch.Video(f'http://video.test:{outside.server_port}/{path}/a', 'a.mp4')
+    for path in ('inside', 'round')
+  ]
+  assert fetch.fetch(videos[:1], tmp_path) == {videos[0]: 'local address refused'}
   assert outside.seen == {'/inside/a': 1}
-  assert fetch.fetch(videos[1:], tmp_path, allow_local=True) == {
-      videos[1]: 'redirect refused'}
+  assert fetch.fetch(videos[1:], tmp_path, allow_local=True) == {videos[1]: 'redirect refused'}
 
 
 def test_certificates_are_checked(outside, tmp_path, monkeypatch):
@@ -418,15 +504,14 @@ def test_certificates_are_checked(outside, tmp_path, monkeypatch):
     secure.seen, secure.pages = Counter(), {}
     secure.socket = context.wrap_socket(secure.socket, server_side=True)
     secure.handle_error = lambda *args: None  # Of a client that left.
-    thread = threading.Thread(target=secure.serve_forever, args=(.05,))
+    thread = threading.Thread(target=secure.serve_forever, args=(0.05,))
     thread.start()
     port, limits = secure.server_port, fetch.Limits(tries=1, timeout_s=5)
     video = fetch.Video(f'https://video.test:{port}/ok/a', 'a.mp4')
     other = fetch.Video(f'https://127.0.0.1:{port}/ok/b', 'b.mp4')
     strange = fetch.fetch([video], tmp_path, limits=limits)
     monkeypatch.setenv('SSL_CERT_FILE', str(CERTIFICATE))
-    found = fetch.fetch(
-        [video, other], tmp_path, limits=limits, allow_local=True)
+    found = fetch.fetch([video, other], tmp_path, limits=limits, allow_local=True)
     secure.shutdown()
     thread.join()
   assert strange == {video: 'no connection'}
@@ -443,14 +528,14 @@ def test_through_a_proxy(outside, tmp_path, monkeypatch):
   monkeypatch.setenv('SSL_CERT_FILE', str(CERTIFICATE))
   server.told = []
   videos = [
-      fetch.Video(f'{address}/ok/a', f'{i}.mp4') for i, address in enumerate([
-          'http://8.8.8.8', 'https://8.8.8.8', 'http://192.168.0.1',
-          'https://video.test'])]
+    fetch.Video(f'{address}/ok/a', f'{i}.mp4')
+    for i, address in enumerate(
+      ['http://8.8.8.8', 'https://8.8.8.8', 'http://192.168.0.1', 'https://video.test']
+    )
+  ]
   found = fetch.fetch(videos, tmp_path, limits=fetch.Limits(tries=1))
-  assert [found[video] for video in videos] == [
-      '', 'no connection', 'local address refused', '']
-  assert server.seen == {
-      'http://8.8.8.8/ok/a': 1, '8.8.8.8:443': 1, 'video.test:443': 1}
+  assert [found[video] for video in videos] == ['', 'no connection', 'local address refused', '']
+  assert server.seen == {'http://8.8.8.8/ok/a': 1, '8.8.8.8:443': 1, 'video.test:443': 1}
   told, request = server.told  # The password is for the proxy alone.
   assert told == 'Basic bWU6d29yZA==' and b'Authorization' not in request
   assert request.startswith(b'GET /ok/a HTTP/1.1\r\nHost: video.test\r\n')
@@ -462,9 +547,9 @@ def test_nothing_is_written_through_links(server, tmp_path):
   outside.write_bytes(b'mine')
   for name in ('0.mp4.partial', f'.{fetch.RESUME}.unfinished-1'):
     (folder / name).symlink_to(outside)
-  assert not any(fetch.fetch(
-      [fetch.Video(url(server, 'ok/a'), '0.mp4')], folder,
-      allow_local=True).values())
+  assert not any(
+    fetch.fetch([fetch.Video(url(server, 'ok/a'), '0.mp4')], folder, allow_local=True).values()
+  )
   assert (folder / '0.mp4').read_bytes() == BODY
   assert outside.read_bytes() == b'mine'
   for target in (outside, tmp_path / 'new'):
@@ -476,41 +561,37 @@ def test_nothing_is_written_through_links(server, tmp_path):
 
 
 def test_time_is_limited_while_headers_come(server, tmp_path):
-  assert get(server, tmp_path, ['drip'], tries=1, max_seconds=.3) == {
-      'drip': 'too slow'}
-  assert get(server, tmp_path, ['slow'], tries=1, max_seconds=.2) == {
-      'slow': 'too slow'}
+  assert get(server, tmp_path, ['drip'], tries=1, max_seconds=0.3) == {'drip': 'too slow'}
+  assert get(server, tmp_path, ['slow'], tries=1, max_seconds=0.2) == {'slow': 'too slow'}
   deadline = time.monotonic() + 5
   while not server.seen['left'] and time.monotonic() < deadline:
-    time.sleep(.02)
+    time.sleep(0.02)
   assert server.seen['left'] == 1  # Long before the header's end.
 
 
-def test_a_host_that_asks_for_pauses_is_asked_less(
-    server, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-      fetch, '_retry_after', lambda value: server.pause if value else 0.)
+def test_a_host_that_asks_for_pauses_is_asked_less(server, tmp_path, monkeypatch):
+  monkeypatch.setattr(fetch, '_retry_after', lambda value: server.pause if value else 0.0)
   paths = [f'never/{i}' for i in range(40)]
-  server.pause = 3600.  # Longer than a run should wait.
+  server.pause = 3600.0  # Longer than a run should wait.
   assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
   assert sum(server.seen.values()) <= 2
   server.seen.clear()
   # In all, and not for each video: five pauses, two requests after each.
-  server.pause = .02
-  monkeypatch.setattr(fetch, '_LONGEST_WAIT', .1)
+  server.pause = 0.02
+  monkeypatch.setattr(fetch, '_LONGEST_WAIT', 0.1)
   assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
   assert sum(server.seen.values()) <= 2 * 6
   # No single one is longer, whatever a host gave before.
   server.seen.clear()
-  server.pause = .2
+  server.pause = 0.2
   monkeypatch.setattr(fetch, '_WAIT_PER_VIDEO', 1e6)
   found = get(server, tmp_path / 'c', ['ok', 'never/1', 'never/2'], threads=1)
   assert [*found.values()] == ['', 'HTTP 429', 'HTTP 429']
   assert server.seen == {'/ok': 1, '/never/1': 1}
-  server.pause = .02
+  server.pause = 0.02
   # Nor when each gets through at its second try, unless that gives enough.
   paths = [f'busy/{i}' for i in range(40)]
-  for allowed, given_up in [(.001, True), (1., False)]:
+  for allowed, given_up in [(0.001, True), (1.0, False)]:
     server.seen.clear()
     monkeypatch.setattr(fetch, '_WAIT_PER_VIDEO', allowed)
     found = get(server, tmp_path / f'{allowed}', paths, per_host=2)
@@ -519,21 +600,39 @@ def test_a_host_that_asks_for_pauses_is_asked_less(
 
 
 def test_bad_rows_stop_no_others(server, tmp_path, capsys):
-  rows = [('x' * 256 + '.mp4', ''), ('av.py', ''), ('sitecustomize', ''),
-          ('a\x1b[2J.mp4', ''), (f'.{fetch.RESUME}.unfinished-1/a.mp4', ''),
-          ('a.MTS', ''), ('b.mp4', 'http://[::/x'), ('c.mp4', 'http://h:x/'),
-          ('d.mp4', 'http://' + 'x' * 70 + '.test/'), ('e.mp4', 'http:///x'),
-          ('f.mp4', 'http://a b/'), ('y/' * 3000 + 'z.mp4', ''),
-          ('\udcff.mp4', ''), ('last.mp4', '')]
-  path = write(tmp_path, [
+  rows = [
+    ('x' * 256 + '.mp4', ''),
+    ('av.py', ''),
+    ('sitecustomize', ''),
+    ('a\x1b[2J.mp4', ''),
+    (f'.{fetch.RESUME}.unfinished-1/a.mp4', ''),
+    ('a.MTS', ''),
+    ('b.mp4', 'http://[::/x'),
+    ('c.mp4', 'http://h:x/'),
+    ('d.mp4', 'http://' + 'x' * 70 + '.test/'),
+    ('e.mp4', 'http:///x'),
+    ('f.mp4', 'http://a b/'),
+    ('y/' * 3000 + 'z.mp4', ''),
+    ('\udcff.mp4', ''),
+    ('last.mp4', ''),
+  ]
+  path = write(
+    tmp_path,
+    [
       {'video': name, 'url': address or url(server, f'ok/{i}')}
-      for i, (name, address) in enumerate(rows)])
-  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}',
-             '--allow_local', '--tries=1']
+      for i, (name, address) in enumerate(rows)
+    ],
+  )
+  command = [
+    'fetch',
+    f'--captions={path}',
+    f'--videos={tmp_path / "videos"}',
+    '--allow_local',
+    '--tries=1',
+  ]
   assert launch_prepare()(command) == 1
   folder = tmp_path / 'videos'
-  assert {path.name for path in folder.iterdir()} == {
-      'a.MTS', 'last.mp4', fetch.RESUME}
+  assert {path.name for path in folder.iterdir()} == {'a.MTS', 'last.mp4', fetch.RESUME}
   shown = capsys.readouterr()
   assert all(f'{name!r}' in shown.err for name, _ in rows[:5])
   assert 'expected a suffix of videos' in shown.err
@@ -541,8 +640,7 @@ def test_bad_rows_stop_no_others(server, tmp_path, capsys):
   # A file where a folder is wanted, and the other way round.
   (folder / 'page.mp4').mkdir()
   names = ['a.MTS/b.mp4', 'page.mp4', 'x' * 300 + '.mp4', 'good.mp4']
-  videos = [fetch.Video(url(server, f'new/{i}'), name)
-            for i, name in enumerate(names)]
+  videos = [fetch.Video(url(server, f'new/{i}'), name) for i, name in enumerate(names)]
   found = fetch.fetch(videos, folder, allow_local=True)
   assert [found[video] for video in videos] == ['cannot be written'] * 3 + ['']
   assert server.seen['/new/1'] == 0
@@ -560,11 +658,12 @@ def test_a_server_does_not_write_to_the_terminal(server, tmp_path, capsys):
 def test_the_command(server, tmp_path, capsys):
   main = launch_prepare()
   path = tmp_path / 'w.csv'
-  path.write_text('videoid,name,page_dir,contentUrl\n'
-                  f'12,one,a,{url(server, "ok/1")}\n'
-                  f'13,two,b,{url(server, "gone/2")}\n')
-  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}',
-             '--allow_local']
+  path.write_text(
+    'videoid,name,page_dir,contentUrl\n'
+    f'12,one,a,{url(server, "ok/1")}\n'
+    f'13,two,b,{url(server, "gone/2")}\n'
+  )
+  command = ['fetch', f'--captions={path}', f'--videos={tmp_path / "videos"}', '--allow_local']
   assert main(command) == 1
   shown = capsys.readouterr()
   assert 'HTTP 404' in shown.out and '2/2 videos' in shown.err

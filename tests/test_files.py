@@ -11,7 +11,7 @@ from alpro_jax import files
 from tests import tiny_run
 
 # Writes a part of a result, says so, and then waits for its end.
-_WRITER = '''
+_WRITER = """
 import sys
 from alpro_jax import files
 with getattr(files, sys.argv[1])(sys.argv[2]) as made:
@@ -19,15 +19,19 @@ with getattr(files, sys.argv[1])(sys.argv[2]) as made:
   part.write_text('half')
   print('ready', flush=True)
   sys.stdin.read()
-'''
+"""
 
 
 @contextlib.contextmanager
 def writer(kind, path):
   """A process in the middle of writing; it ends when its stdin is closed."""
   process = subprocess.Popen(
-      [sys.executable, '-c', _WRITER, kind, path], stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, text=True, cwd=tiny_run.ROOT)
+    [sys.executable, '-c', _WRITER, kind, path],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=tiny_run.ROOT,
+  )
   try:
     assert process.stdout.readline() == 'ready\n'
     yield process
@@ -94,8 +98,7 @@ def test_after_a_kill_the_same_again_works(tmp_path, kind):
 def test_the_second_at_the_same_place_is_told(tmp_path, kind):
   path = tmp_path / 'a'
   with writer(kind, path) as process:
-    with pytest.raises(
-        ValueError, match=f'process {process.pid} is writing .*a at this'):
+    with pytest.raises(ValueError, match=f'process {process.pid} is writing .*a at this'):
       with getattr(files, kind)(path):
         raise AssertionError('the block was entered')
     with getattr(files, kind)(tmp_path / 'b') as made:  # Not in the way.
@@ -110,8 +113,14 @@ def test_a_text_waits_for_its_turn(tmp_path):
   path = tmp_path / 'a'
   with writer('file', path) as process:
     again = subprocess.Popen(
-        [sys.executable, '-c', 'import sys\nfrom alpro_jax import files\n'
-         'files.write_text(sys.argv[1], "second")', path], cwd=tiny_run.ROOT)
+      [
+        sys.executable,
+        '-c',
+        'import sys\nfrom alpro_jax import files\nfiles.write_text(sys.argv[1], "second")',
+        path,
+      ],
+      cwd=tiny_run.ROOT,
+    )
     process.stdin.close()
     assert process.wait() == 0 and again.wait() == 0
   assert path.read_text() in ('second', 'half')
@@ -132,8 +141,7 @@ def test_what_has_no_mark_stays(tmp_path):
   (tmp_path / '.a.unfinished-2').symlink_to(elsewhere)
   with files.folder(tmp_path / 'a') as made:
     (made / 'x').write_text('1')
-  assert names(tmp_path) == sorted(
-      [*others, '.a.unfinished-2', 'a', 'elsewhere'])
+  assert names(tmp_path) == sorted([*others, '.a.unfinished-2', 'a', 'elsewhere'])
   for name in [*others, 'elsewhere']:
     assert (tmp_path / name / 'precious').read_text() == name
 

@@ -16,20 +16,15 @@ BASE = AlproConfig.from_dict({**models.base().to_dict(), 'entities': 1000})
 
 
 def test_parts_of_the_base_model():
-  assert flops.video_forward(BASE, 4, 224) / 1e9 == pytest.approx(
-      195.77, rel=1e-4
-  )
+  assert flops.video_forward(BASE, 4, 224) / 1e9 == pytest.approx(195.77, rel=1e-4)
   assert 2 * flops.text_forward(BASE, 30) / 1e9 == pytest.approx(5.13, rel=2e-3)
-  assert flops.fusion_forward(BASE, 30, 224) / 1e9 == pytest.approx(
-      20.23, rel=1e-3
-  )
+  assert flops.fusion_forward(BASE, 30, 224) / 1e9 == pytest.approx(20.23, rel=1e-3)
   assert flops.mlm_head_forward(BASE, 30) / 1e9 == pytest.approx(1.44, rel=5e-3)
 
 
 def test_step_of_the_base_model():
   count = functools.partial(
-      flops.train_step, BASE, frames=4, image_size=224, length=30, vtm=True,
-      mlm=True, pem=True,
+    flops.train_step, BASE, frames=4, image_size=224, length=30, vtm=True, mlm=True, pem=True
   )
   assert count(as_original=True) / 1e9 == pytest.approx(1044.65, rel=2e-3)
   # Of the last layer two pairs are read at one token and one at its text.
@@ -44,8 +39,7 @@ def test_retrieval_is_nearly_all_fusion():
   near = flops.retrieval(BASE, **shape, pairs=0)
   fusion = flops.fusion_forward(BASE, 30, 224, read=1)
   assert every - near == pytest.approx(10**6 * fusion, rel=1e-6)
-  assert near == pytest.approx(
-      1000 * flops.video_forward(BASE, 8, 224), rel=0.01)
+  assert near == pytest.approx(1000 * flops.video_forward(BASE, 8, 224), rel=0.01)
 
 
 def test_a_loss_of_weight_zero_costs_nothing():

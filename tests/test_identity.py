@@ -35,8 +35,9 @@ class Task(test_loop.ToyTask):
   def __init__(self, *, entities=(), answers=(), head='head', **model):
     super().__init__(head=head)
     self.entities, self.answers = entities, answers
-    self.model = SimpleNamespace(config=Config(
-        entities=len(entities), answers=len(answers), **model))
+    self.model = SimpleNamespace(
+      config=Config(entities=len(entities), answers=len(answers), **model)
+    )
 
 
 def train(folder, seed=1, **options):
@@ -61,8 +62,7 @@ def forget(folder, *names):
   step = checkpoints.find(folder)
   file = step / 'meta' / 'metadata'
   meta = json.loads(file.read_text())
-  file.write_text(json.dumps(
-      {name: value for name, value in meta.items() if name not in names}))
+  file.write_text(json.dumps({name: value for name, value in meta.items() if name not in names}))
   checkpoints.write_digests(step)
 
 
@@ -74,8 +74,7 @@ PROMPTER, LIST = 'prompter.checkpoint', 'prompter.entities'
 def pretraining(toy, tmp_path):
   """(options, folder) of a run with a prompter and entities, 3 steps long."""
   toy.task = Task()
-  options = {
-      PROMPTER: str(train(tmp_path / 'prompter')), LIST: 'entities.txt'}
+  options = {PROMPTER: str(train(tmp_path / 'prompter')), LIST: 'entities.txt'}
   toy.task = Task(entities=ENTITIES)
   return options, train(tmp_path / 'run', **options)
 
@@ -84,8 +83,8 @@ def test_another_order_of_entities_is_refused(pretraining, toy):
   options, run = pretraining
   toy.task = Task(entities=ENTITIES[::-1])
   refused(
-      "entities: label 0 was 'bar', is 'wall', and 2 of 3 differ", run,
-      **options | {'train.steps': 6})
+    "entities: label 0 was 'bar', is 'wall', and 2 of 3 differ", run, **options | {'train.steps': 6}
+  )
   toy.task = Task(entities=ENTITIES[:2])
   refused('entities: were 3, are 2', run, **options)
 
@@ -93,8 +92,11 @@ def test_another_order_of_entities_is_refused(pretraining, toy):
 def test_other_templates_are_refused(pretraining):
   options, run = pretraining
   refused(
-      r"templates.video: was \['A footage", run, **options,
-      **{'prompter.video_templates': ('a {entity}',)})
+    r"templates.video: was \['A footage",
+    run,
+    **options,
+    **{'prompter.video_templates': ('a {entity}',)},
+  )
 
 
 def test_another_prompter_in_the_same_place_is_refused(pretraining, toy):
@@ -121,8 +123,7 @@ def test_the_same_in_another_place_goes_on(pretraining, toy):
   options, run = pretraining
   moved = run.parent / 'moved'
   shutil.move(options[PROMPTER], moved)
-  train(run, **{
-      PROMPTER: str(moved), LIST: 'moved.txt', 'train.steps': 6})
+  train(run, **{PROMPTER: str(moved), LIST: 'moved.txt', 'train.steps': 6})
   log = log_of(run)
   assert f'config.prompter.checkpoint moved from {options[PROMPTER]}' in log
   assert 'config.prompter.entities moved from entities.txt to moved.txt' in log
@@ -146,13 +147,13 @@ def test_another_tokenizer_of_the_same_size_is_refused(toy, tmp_path):
   same = tokens.load_tokenizer('')
   train(tmp_path / 'same', **options)
   same.digest = 'another'
-  refused(
-      'init_from=.*was trained with another tokenizer', tmp_path / 'second',
-      **options)
+  refused('init_from=.*was trained with another tokenizer', tmp_path / 'second', **options)
   toy.task = Task(entities=ENTITIES)
   refused(
-      'the prompter .* was trained with another tokenizer', tmp_path / 'third',
-      **{PROMPTER: options['train.init_from']})
+    'the prompter .* was trained with another tokenizer',
+    tmp_path / 'third',
+    **{PROMPTER: options['train.init_from']},
+  )
 
 
 def test_a_prompter_without_features_is_refused(toy, tmp_path):
@@ -160,16 +161,17 @@ def test_a_prompter_without_features_is_refused(toy, tmp_path):
   answers = train(tmp_path / 'answers')
   toy.task = Task(entities=ENTITIES)
   refused(
-      'no features to compare.*--config.prompter.checkpoint', tmp_path / 'run',
-      **{PROMPTER: str(answers)})
+    'no features to compare.*--config.prompter.checkpoint',
+    tmp_path / 'run',
+    **{PROMPTER: str(answers)},
+  )
 
 
 def test_another_number_of_heads_is_refused(toy, tmp_path):
   toy.task = Task()
   options = {'train.init_from': str(train(tmp_path / 'first'))}
   toy.task = Task(text={'heads': 4})
-  refused(
-      'model.text.heads is 2, --config says 4', tmp_path / 'second', **options)
+  refused('model.text.heads is 2, --config says 4', tmp_path / 'second', **options)
 
 
 def test_the_start_of_a_run_is_known_by_content(toy, tmp_path):
@@ -188,40 +190,44 @@ def test_the_start_of_a_run_is_known_by_content(toy, tmp_path):
   shutil.rmtree(first)
   train(run, **options | {'train.steps': 5})
   assert 'cannot be read any more' in log_of(run)
-  refused(
-      'no intact checkpoint', run,
-      **{'train.init_from': 'elsewhere', 'train.steps': 5})
+  refused('no intact checkpoint', run, **{'train.init_from': 'elsewhere', 'train.steps': 5})
   # What it was is still stored.
   assert checkpoints.load_meta(run)['start']['step'] == 3
 
 
 def test_a_head_of_other_labels_begins_afresh_or_is_refused(toy, tmp_path):
   toy.task = Task(answers=('yes', 'no'), head='answer_head')
-  options = {'train.init_from': str(train(tmp_path / 'first')),
-             'train.steps': 1, 'optimizer.learning_rate': 1e-9}
+  options = {
+    'train.init_from': str(train(tmp_path / 'first')),
+    'train.steps': 1,
+    'optimizer.learning_rate': 1e-9,
+  }
   heads = {}
   for name, answers in (('same', ('yes', 'no')), ('other', ('no', 'yes'))):
     toy.task = Task(answers=answers, head='answer_head')
-    folder = train(tmp_path / name, **options, **{
-        'train.new_parameters': ('answer_head',)})
+    folder = train(tmp_path / name, **options, **{'train.new_parameters': ('answer_head',)})
     step = checkpoints.find(folder)
     shapes = jax.eval_shape(toy.task.init, jax.random.key(0))
     heads[name] = checkpoints.load_params(step, shapes)['answer_head']['bias']
   assert np.abs(heads['same']).max() > 1e-3  # As it was trained.
   np.testing.assert_allclose(heads['other'], 0, atol=1e-6)
-  assert "has other answers (label 0 was 'yes', is 'no'" in log_of(
-      tmp_path / 'other')
+  assert "has other answers (label 0 was 'yes', is 'no'" in log_of(tmp_path / 'other')
   refused(
-      "other answers: label 0 was 'yes', is 'no'.*answer_head",
-      tmp_path / 'third', **options, **{'train.new_parameters': ()})
+    "other answers: label 0 was 'yes', is 'no'.*answer_head",
+    tmp_path / 'third',
+    **options,
+    **{'train.new_parameters': ()},
+  )
 
 
 def test_runs_of_versions_that_stored_paths_go_on(pretraining, toy):
   options, run = pretraining
   forget(run, 'entities', 'templates', 'prompter', 'start', 'arrays')
   refused(
-      "config.prompter.entities: was 'entities.txt', is 'moved.txt'", run,
-      **options | {LIST: 'moved.txt'})
+    "config.prompter.entities: was 'entities.txt', is 'moved.txt'",
+    run,
+    **options | {LIST: 'moved.txt'},
+  )
   # They read the first word of a line of the list.
   toy.task = Task(entities=('bar', 'disc', 'fire truck'))
   refused("entities: 'fire truck' was read as 'fire'", run, **options)
@@ -230,9 +236,7 @@ def test_runs_of_versions_that_stored_paths_go_on(pretraining, toy):
   assert checkpoints.load_meta(run)['entities'] == list(ENTITIES)
 
 
-def test_the_digest_of_a_checkpoint_is_that_of_its_content(
-    pretraining, tmp_path
-):
+def test_the_digest_of_a_checkpoint_is_that_of_its_content(pretraining, tmp_path):
   _, run = pretraining
   found = identity.of_checkpoint(run)
   assert (found['step'], found['task']) == (3, 'pretrain')
@@ -243,24 +247,26 @@ def test_the_digest_of_a_checkpoint_is_that_of_its_content(
   assert identity.of_checkpoint(run)['digest'] == found['digest']
   params = checkpoints.params_digests(checkpoints.find(run), meta)
   changes = (
-      {'model': meta['model'] | {'text': {'heads': 1}}},
-      {'tokenizer': meta['tokenizer'] | {'digest': 'other'}},
-      {'entities': list(ENTITIES[::-1])}, {'answers': ['yes']})
+    {'model': meta['model'] | {'text': {'heads': 1}}},
+    {'tokenizer': meta['tokenizer'] | {'digest': 'other'}},
+    {'entities': list(ENTITIES[::-1])},
+    {'answers': ['yes']},
+  )
   digests = {identity.digest(meta | change, params) for change in changes}
   digests.add(identity.digest(meta, params | {'head/bias': 'other'}))
   assert len(digests - {found['digest']}) == 5
   # How it is computed is not what it is.
-  assert identity.digest(
-      meta | {'model': meta['model'] | {'remat': 'blocks'}}, params
-  ) == found['digest']
+  assert (
+    identity.digest(meta | {'model': meta['model'] | {'remat': 'blocks'}}, params)
+    == found['digest']
+  )
 
 
 def test_a_real_task_is_described(tmp_path):
   config = small_task.small_config(tmp_path)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   task = get_task(config, small_task.TEXT, mesh)
-  tokenizer = SimpleNamespace(
-      digest='t', vocab_size=40, special=small_task.TEXT.special)
+  tokenizer = SimpleNamespace(digest='t', vocab_size=40, special=small_task.TEXT.special)
   meta = identity.describe(config, task, tokenizer)
   assert meta['entities'] == ['disc', 'ring', 'cross']
   assert meta['templates']['video'][0] == 'a {entity}'
@@ -279,8 +285,7 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
 
   recorded = vocabulary(tmp_path / 'elsewhere', 'disc', 'ring')
   digest = tokens.load_tokenizer(recorded).digest
-  meta = {'tokenizer': {'digest': digest},
-          'config': {'data': {'tokenizer': recorded}}}
+  meta = {'tokenizer': {'digest': digest}, 'config': {'data': {'tokenizer': recorded}}}
   folder = tmp_path / 'checkpoint'
   folder.mkdir()
 

@@ -11,12 +11,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import its own folder and whatever stands in an earlier line.
 RANKS = (
-    ('batch', 'sharding', 'files'),
-    ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
-    ('tasks', 'weights'),
-    ('train',),
-    ('evaluation',),
-    ('serving', 'search'),
+  ('batch', 'sharding', 'files'),
+  ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
+  ('tasks', 'weights'),
+  ('train',),
+  ('evaluation',),
+  ('serving', 'search'),
 )
 # In the repository, but not in the wheel.
 OUTSIDE = ('benchmarks', 'configs', 'examples', 'launch', 'tests')
@@ -31,9 +31,7 @@ def imported(path):
     if isinstance(node, ast.Import):
       yield from ((node.lineno, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:
-      yield from (
-          (node.lineno, f'{node.module}.{alias.name}') for alias in node.names
-      )
+      yield from ((node.lineno, f'{node.module}.{alias.name}') for alias in node.names)
 
 
 def files():
@@ -50,42 +48,63 @@ def test_imports_go_one_way(path):
     if not module.startswith('alpro_jax.'):
       continue
     other = module.split('.')[1]
-    allowed = (
-        other == own
-        or RANK[other] < RANK[own]
-        or other in FRIENDS.get(own, ())
-    )
+    allowed = other == own or RANK[other] < RANK[own] or other in FRIENDS.get(own, ())
     assert allowed, f'{path}:{line}: {own} must not import {other}'
 
 
 def modules(name):
   """Returns the modules of a file or folder of the library, dotted."""
   return [
-      '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-      for path in files()
-      if path.relative_to(ROOT / 'alpro_jax').with_suffix('').parts[0] == name
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in files()
+    if path.relative_to(ROOT / 'alpro_jax').with_suffix('').parts[0] == name
   ]
 
 
 def import_without(missing, names):
-  code = (f'import importlib, sys\n'
-          f'sys.modules.update(dict.fromkeys({missing}))\n'
-          f'for name in {names}: importlib.import_module(name)\n')
+  code = (
+    f'import importlib, sys\n'
+    f'sys.modules.update(dict.fromkeys({missing}))\n'
+    f'for name in {names}: importlib.import_module(name)\n'
+  )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 def test_what_reads_no_frames_needs_neither_tensorflow_nor_pyav():
-  names = [name for folder in (
-      'models', 'losses', 'contrastive', 'masking', 'metrics', 'tasks', 'train',
-      'weights', 'serving') for name in modules(folder)]
+  names = [
+    name
+    for folder in (
+      'models',
+      'losses',
+      'contrastive',
+      'masking',
+      'metrics',
+      'tasks',
+      'train',
+      'weights',
+      'serving',
+    )
+    for name in modules(folder)
+  ]
   assert len(names) > 30
-  import_without(('tensorflow', 'tensorflow_datasets', 'array_record', 'av'), [
-      'alpro_jax', *names, 'alpro_jax.evaluation.trained'])
+  import_without(
+    ('tensorflow', 'tensorflow_datasets', 'array_record', 'av'),
+    ['alpro_jax', *names, 'alpro_jax.evaluation.trained'],
+  )
 
 
 def test_a_step_without_what_only_a_run_needs():
   """Models, losses, tasks, the step and benchmarks need no clu either."""
-  import_without(('tensorflow', 'tensorflow_datasets', 'array_record', 'clu'), [
-      *modules('models'), *modules('tasks'), 'alpro_jax.train.step',
-      'alpro_jax.train.state', 'alpro_jax.train.optimizer', 'benchmarks.step',
-      'benchmarks.retrieval', 'launch.benchmark'])
+  import_without(
+    ('tensorflow', 'tensorflow_datasets', 'array_record', 'clu'),
+    [
+      *modules('models'),
+      *modules('tasks'),
+      'alpro_jax.train.step',
+      'alpro_jax.train.state',
+      'alpro_jax.train.optimizer',
+      'benchmarks.step',
+      'benchmarks.retrieval',
+      'launch.benchmark',
+    ],
+  )

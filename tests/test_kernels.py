@@ -3,12 +3,7 @@
 import pytest
 
 from benchmarks import hlo, kernels
-from benchmarks.chips import (
-    CHIPS,
-    MULTIPROCESSORS,
-    gpu_target,
-    of_kind,
-)
+from benchmarks.chips import CHIPS, MULTIPROCESSORS, gpu_target, of_kind
 
 # As XLA's GPU compiler writes it, but for what is left out.
 PROGRAM = """
@@ -69,9 +64,7 @@ def one_of(found, kind, source=''):
 
 
 def test_names_for_what_is_there_are_no_kernels(found):
-  assert [one.kind for one in found] == [
-      'loop', 'loop', 'cublas', 'cudnn', 'copy', 'loop'
-  ]
+  assert [one.kind for one in found] == ['loop', 'loop', 'cublas', 'cudnn', 'copy', 'loop']
 
 
 def test_a_slice_is_read_in_part(found):
@@ -105,8 +98,7 @@ def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
 
 def test_layers_are_added_up(found):
   total = next(
-      one for one in kernels.totals(found, CHIPS['h200'])
-      if one.source == 'jit(step)/block*/slice'
+    one for one in kernels.totals(found, CHIPS['h200']) if one.source == 'jit(step)/block*/slice'
   )
   assert total.runs == 2
   assert total.moved_bytes == 2 * (8 * 10 * 2 + 4 + 8 * 10 * 2)

@@ -17,9 +17,7 @@ def close(found, wanted, tolerance):
   But for the gradient of a key's bias, which is 0: softmax takes no notice of
   what all scores of a row have in common, so that rounding alone is left.
   """
-  found, wanted = (
-      jax.tree_util.tree_leaves_with_path(tree) for tree in (found, wanted)
-  )
+  found, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, wanted))
   for (path, ours), (_, want) in zip(found, wanted, strict=True):
     if "['key']['bias']" in jax.tree_util.keystr(path):
       continue
@@ -39,16 +37,11 @@ def with_gradients(function):
   return jax.jit(run)
 
 
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 1e-2)]
-)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 1e-2)])
 def test_gelu(dtype, tolerance):
   x = jnp.linspace(-6, 6, 1001, dtype=dtype)
   exact = functools.partial(jax.nn.gelu, approximate=False)
-  close(
-      with_gradients(fused.gelu)(x),
-      with_gradients(exact)(x.astype(jnp.float32)), tolerance,
-  )
+  close(with_gradients(fused.gelu)(x), with_gradients(exact)(x.astype(jnp.float32)), tolerance)
 
 
 def test_gelu_keeps_its_input_alone():
@@ -57,21 +50,17 @@ def test_gelu_keeps_its_input_alone():
 
 
 @pytest.mark.parametrize('shape', [(7, 24), (2, 3, 5, 24)])
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 1e-2)]
-)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 1e-2)])
 def test_layer_norm_is_that_of_flax(shape, dtype, tolerance):
   # Far from mean 0, where a variance of squares would lose its digits.
   x = (30 + jax.random.normal(jax.random.key(0), shape)).astype(dtype)
   params = {
-      'scale': 1 + 0.3 * jax.random.normal(jax.random.key(1), shape[-1:]),
-      'bias': jax.random.normal(jax.random.key(2), shape[-1:]),
+    'scale': 1 + 0.3 * jax.random.normal(jax.random.key(1), shape[-1:]),
+    'bias': jax.random.normal(jax.random.key(2), shape[-1:]),
   }
 
   def run(module):
-    return with_gradients(
-        lambda params, x: module.apply({'params': params}, x)
-    )(params, x)
+    return with_gradients(lambda params, x: module.apply({'params': params}, x))(params, x)
 
   ours = fused.LayerNorm(epsilon=1e-6, dtype=jnp.dtype(dtype))
   theirs = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype)
@@ -81,10 +70,7 @@ def test_layer_norm_is_that_of_flax(shape, dtype, tolerance):
 
 
 def qkv(*shape, dtype='float32'):
-  return [
-      jax.random.normal(jax.random.key(i), shape).astype(dtype)
-      for i in range(3)
-  ]
+  return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(3)]
 
 
 def plain_attention(query, key, value, mask, kept, share):
@@ -98,9 +84,7 @@ def plain_attention(query, key, value, mask, kept, share):
 
 
 @pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)]
-)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)])
 def test_attention_with_dropout(masked, dtype, tolerance):
   arrays = qkv(3, 9, 2, 8, dtype=dtype)
   mask = jnp.arange(9) < jnp.array([[9], [4], [1]]) if masked else None
@@ -109,17 +93,13 @@ def test_attention_with_dropout(masked, dtype, tolerance):
 
   options = {'kernel': 'xla', 'dropout': lambda shape: (kept, share)}
   wide = [x.astype(jnp.float32) for x in arrays]
-  wanted = with_gradients(
-      lambda *x: plain_attention(*x, mask, kept, share)
-  )(*wide)
+  wanted = with_gradients(lambda *x: plain_attention(*x, mask, kept, share))(*wide)
   for attend in (attention.attend, functools.partial(fused.attend, length=9)):
     ours = with_gradients(lambda *x: attend(*x, mask, **options))  # noqa: B023
     close(ours(*arrays), wanted, tolerance)
 
 
-@pytest.mark.parametrize(
-    'attend', [attention.attend, functools.partial(fused.attend, length=5)]
-)
+@pytest.mark.parametrize('attend', [attention.attend, functools.partial(fused.attend, length=5)])
 def test_dropout_of_attention_is_drawn_for_every_weight(attend):
   shapes = []
 
@@ -136,8 +116,7 @@ def test_dropout_of_attention_is_drawn_for_every_weight(attend):
 def no_cudnn(monkeypatch):
   """Lets the path of cuDNN run here: the same call of another kernel."""
   monkeypatch.setattr(
-      attention, 'attend_cudnn',
-      functools.partial(attention.attend_cudnn, implementation='xla'),
+    attention, 'attend_cudnn', functools.partial(attention.attend_cudnn, implementation='xla')
   )
 
 
@@ -152,22 +131,19 @@ def test_padded_lengths():
 
 def layer(kernel, *, dtype='float32', dropout=0.0, fused=True):
   return layers.Attention(
-      2,
-      layers.ComputeOptions(
-          dtype=jnp.dtype(dtype), attention=kernel, fused=fused
-      ),
-      nn.initializers.normal(0.3), dropout,
+    2,
+    layers.ComputeOptions(dtype=jnp.dtype(dtype), attention=kernel, fused=fused),
+    nn.initializers.normal(0.3),
+    dropout,
   )
 
 
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('query_tokens', [None, 3])
 @pytest.mark.parametrize('form', ['plain', 'fused', 'padded before'])
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)]
-)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)])
 def test_a_token_that_makes_a_length_even_is_not_seen(
-    no_cudnn, masked, query_tokens, form, dtype, tolerance
+  no_cudnn, masked, query_tokens, form, dtype, tolerance
 ):
   """bfloat16 takes the kernel of cuDNN; float32 scores with a mask."""
   length, width = 19, 16
@@ -181,7 +157,7 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
         tail = jnp.full((2, 1, width), 50, x.dtype)
         x = jnp.concatenate([x, tail], axis=1)
       out = layer(kernel, dtype=dtype, fused=form != 'plain').apply(
-          params, x, mask, query_tokens=query_tokens, length=length
+        params, x, mask, query_tokens=query_tokens, length=length
       )
       assert out.shape == (2, query_tokens or length, width)
       return out
@@ -194,8 +170,7 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
 def test_padding_for_dropout_is_not_seen(monkeypatch):
   """Nothing dropped: tokens that were padded must not take part."""
   monkeypatch.setattr(
-      layers, '_draw_kept',
-      lambda key, rate, shape: (jnp.ones(shape, bool), jnp.float32(1)),
+    layers, '_draw_kept', lambda key, rate, shape: (jnp.ones(shape, bool), jnp.float32(1))
   )
   x = jax.random.normal(jax.random.key(0), (2, 19, 16))
   mask = jnp.arange(19) < jnp.array([[19], [7]])
@@ -203,9 +178,7 @@ def test_padding_for_dropout_is_not_seen(monkeypatch):
 
   def run(kernel, dropout):
     return with_gradients(
-        lambda params, x: layer(kernel, dropout=dropout).apply(
-            params, x, mask, key=jax.random.key(2)
-        )
+      lambda params, x: layer(kernel, dropout=dropout).apply(params, x, mask, key=jax.random.key(2))
     )(params, x)
 
   close(run('cudnn', 0.1), run('xla', 0.0), 5e-6)

@@ -20,12 +20,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
 from alpro_jax.train import checkpoints, loop, stopping, workdir
-from alpro_jax.train.progress import (
-    NonFiniteError,
-    Progress,
-    SpikeAlarm,
-    duration,
-)
+from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
 from configs import common
 from tests.processes import run_two
 
@@ -65,7 +60,7 @@ class ToyTask:
     return {'loss/toy': (loss, 1.0), 'share': (jnp.ones((2,)), 1.0)}
 
   def describe(self, metrics):
-    return f"shares {metrics['share'][0]:.0f}"
+    return f'shares {metrics["share"][0]:.0f}'
 
 
 class ToyBatches:
@@ -81,7 +76,7 @@ class ToyBatches:
     rows = np.random.default_rng(self.step).normal(size=(self.size, 4))
     self.step += 1
     return jax.make_array_from_process_local_data(
-        sharding.batch_sharding(self.mesh), rows.astype(np.float32)
+      sharding.batch_sharding(self.mesh), rows.astype(np.float32)
     )
 
   def close(self):
@@ -93,26 +88,25 @@ def toy(monkeypatch):
   """Puts the toy in place of tasks and data; returns what tests may set."""
   parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1', measured=[])
   tokenizer = SimpleNamespace(
-      special=SpecialTokens(0, 1, 2, 3, 4), vocab_size=9, digest='t1',
-      encode=None,
+    special=SpecialTokens(0, 1, 2, 3, 4), vocab_size=9, digest='t1', encode=None
   )
   monkeypatch.setattr(loop, 'get_task', lambda *_: parts.task)
   monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
   monkeypatch.setattr(
-      pipeline, 'open_sources',
-      lambda config: [SimpleNamespace(
-          digest=parts.digest, broken={}, num_records=1)])
+    pipeline,
+    'open_sources',
+    lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1)],
+  )
   monkeypatch.setattr(
-      pipeline, 'measure_texts',
-      lambda sources, encoder, most: parts.measured.append(most))
+    pipeline, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
+  )
   monkeypatch.setattr(pipeline, 'report', lambda sources: [])
   monkeypatch.setattr(
-      pipeline, 'train_batches',
-      lambda config, s, t, *, start_step, batch_size, **_: (
-          start_step, batch_size))
-  monkeypatch.setattr(
-      feed, 'prefetch',
-      lambda where, mesh: ToyBatches(mesh, *where, parts.at))
+    pipeline,
+    'train_batches',
+    lambda config, s, t, *, start_step, batch_size, **_: (start_step, batch_size),
+  )
+  monkeypatch.setattr(feed, 'prefetch', lambda where, mesh: ToyBatches(mesh, *where, parts.at))
   before = logging.get_verbosity()
   logging.set_verbosity(logging.INFO)
   yield parts
@@ -123,9 +117,7 @@ def toy_config(**train):
   config = common.get_config('tiny')
   config.data.batch_size = 8
   config.optimizer.learning_rate = 1e-2
-  config.train.update({
-      'steps': 12, 'log_every_steps': 4, 'checkpoint_every_steps': 3, **train,
-  })
+  config.train.update({'steps': 12, 'log_every_steps': 4, 'checkpoint_every_steps': 3, **train})
   return config
 
 
@@ -136,9 +128,7 @@ def params_of(folder):
 
 
 def assert_same_params(first, second):
-  jax.tree.map(
-      np.testing.assert_array_equal, params_of(first), params_of(second)
-  )
+  jax.tree.map(np.testing.assert_array_equal, params_of(first), params_of(second))
 
 
 def raise_(error):
@@ -151,9 +141,11 @@ def log_of(folder):
 
 def test_a_whole_run(toy, tmp_path):
   seen = []
+
   def evaluation(setting, params, step):
     seen.append((step, setting.config.data.batch_size))
     return {'eval/r1': float(step)}
+
   config = toy_config(eval_every_steps=6, best_metric='eval/r1')
   outcome = loop.train(config, tmp_path, evaluations=[evaluation])
   assert outcome == (12, True)
@@ -164,16 +156,26 @@ def test_a_whole_run(toy, tmp_path):
   assert report['evaluation'] == {'eval/r1': 12.0}
   assert report['best_step'] == 12
   assert set(report['metrics']) == {
-      'loss', 'loss/toy', 'grad_norm', 'grad_norm/body', 'grad_norm/head',
-      'learning_rate'}
+    'loss',
+    'loss/toy',
+    'grad_norm',
+    'grad_norm/body',
+    'grad_norm/head',
+    'learning_rate',
+  }
   assert report['clips_per_second'] > 0
   stored = json.loads((tmp_path / 'config.json').read_text())
   assert stored['train']['steps'] == 12
   log = log_of(tmp_path)
   for text in (
-      'global batch 8', 'body/kernel', 'from scratch, seed 42',
-      'step 8 of 12  loss', 'waiting for data 0%', 'shares 1',
-      'step 12: eval/r1 12', 'finished 12 steps',
+    'global batch 8',
+    'body/kernel',
+    'from scratch, seed 42',
+    'step 8 of 12  loss',
+    'waiting for data 0%',
+    'shares 1',
+    'step 12: eval/r1 12',
+    'finished 12 steps',
   ):
     assert text in log
   assert list((tmp_path / 'tensorboard').glob('events*'))
@@ -206,15 +208,17 @@ def test_a_wrong_best_metric_ends_before_step_1(toy, tmp_path):
   evaluation = Foretold('eval/r1', 'eval/r5')
   toy.at[0] = lambda: raise_(AssertionError('a batch was read'))
   for name in ('eval/r10', '-eval/r10'):
-    with pytest.raises(ValueError, match=r"names 'eval/r10', which .* closest "
-                       r"of its 2 names are \['eval/r1', 'eval/r5'\]"):
-      loop.train(toy_config(best_metric=name), tmp_path,
-                 evaluations=[evaluation])
+    with pytest.raises(
+      ValueError,
+      match=r"names 'eval/r10', which .* closest "
+      r"of its 2 names are \['eval/r1', 'eval/r5'\]",
+    ):
+      loop.train(toy_config(best_metric=name), tmp_path, evaluations=[evaluation])
   assert not evaluation.steps
   toy.at.clear()
   outcome = loop.train(
-      toy_config(best_metric='-eval/r5', eval_every_steps=3), tmp_path,
-      evaluations=[evaluation])
+    toy_config(best_metric='-eval/r5', eval_every_steps=3), tmp_path, evaluations=[evaluation]
+  )
   assert outcome.finished
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['best_step'] == 3
@@ -228,10 +232,13 @@ def test_a_best_metric_without_evaluations_is_said(toy, tmp_path):
 def test_what_was_learned_is_saved_before_a_metric_is_refused(toy, tmp_path):
   def evaluation(setting, params, step):
     return {'eval/r1': float(step)}
-  config = toy_config(
-      best_metric='eval/r5', eval_every_steps=5, checkpoint_every_steps=100)
-  with pytest.raises(ValueError, match=r"'eval/r5', which no evaluation gave; "
-                     r"there are \['eval/r1'\]. Step 5 is saved"):
+
+  config = toy_config(best_metric='eval/r5', eval_every_steps=5, checkpoint_every_steps=100)
+  with pytest.raises(
+    ValueError,
+    match=r"'eval/r5', which no evaluation gave; "
+    r"there are \['eval/r1'\]. Step 5 is saved",
+  ):
     loop.train(config, tmp_path, evaluations=[evaluation])
   assert checkpoints.load_meta(tmp_path)['step'] == 5
   config.train.best_metric = 'eval/r1'
@@ -241,11 +248,13 @@ def test_what_was_learned_is_saved_before_a_metric_is_refused(toy, tmp_path):
 
 def test_what_was_learned_is_saved_if_the_evaluation_fails(toy, tmp_path):
   seen = []
+
   def evaluation(setting, params, step):
     seen.append(step)
     if len(seen) == 1:
       raise ValueError('record 3 cannot be read')
     return {'eval/r1': float(step)}
+
   config = toy_config(eval_every_steps=5, checkpoint_every_steps=100)
   with pytest.raises(ValueError, match='record 3 cannot be read'):
     loop.train(config, tmp_path, evaluations=[evaluation])
@@ -269,8 +278,7 @@ def test_broken_off_and_resumed_equals_straight(toy, tmp_path):
   for step in (1, 5, 9):
     toy.at[step] = lambda: raise_(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-      loop.train(
-          toy_config(checkpoint_every_seconds=1e-3), tmp_path / 'broken')
+      loop.train(toy_config(checkpoint_every_seconds=1e-3), tmp_path / 'broken')
   outcome = loop.train(toy_config(), tmp_path / 'broken')
   assert outcome == (12, True)
   assert 'going on with this run from step 9' in log_of(tmp_path / 'broken')
@@ -303,10 +311,9 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number):
 
 
 @pytest.mark.parametrize('step', [6, 12])
-def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(
-    toy, tmp_path, step
-):
+def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(toy, tmp_path, step):
   seen, signals = [], [step]
+
   def evaluation(setting, params, at):
     if at in signals:
       signals.clear()
@@ -314,10 +321,9 @@ def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(
       time.sleep(60)  # Python notices signals when it is called.
     seen.append(at)
     return {'eval/r1': float(-at)}
-  config = toy_config(
-      eval_every_steps=6, best_metric='eval/r1', checkpoint_every_steps=100)
-  train = functools.partial(
-      loop.train, config, tmp_path, evaluations=[evaluation])
+
+  config = toy_config(eval_every_steps=6, best_metric='eval/r1', checkpoint_every_steps=100)
+  train = functools.partial(loop.train, config, tmp_path, evaluations=[evaluation])
   assert train() == (step, False)
   assert f'step {step} of 12, before it was evaluated' in log_of(tmp_path)
   meta = checkpoints.load_meta(tmp_path)
@@ -336,9 +342,11 @@ def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(
 def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   codes = []
   monkeypatch.setattr(stopping.os, '_exit', codes.append)
+
   def stuck():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1)
+
   toy.at[6] = stuck
   loop.train(toy_config(stop_seconds=0.2), tmp_path)
   assert codes == [143]
@@ -348,15 +356,16 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   toy.at[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
   loop.train(toy_config(stop_seconds=600), tmp_path)
   clocks = [
-      t for t in threading.enumerate() if isinstance(t, threading.Timer)
-      and t.function.__module__ == stopping.__name__]
+    t
+    for t in threading.enumerate()
+    if isinstance(t, threading.Timer) and t.function.__module__ == stopping.__name__
+  ]
   for clock in clocks:
     clock.join(10)
     assert not clock.is_alive()
 
 
-def test_a_run_without_negatives_is_refused_before_anything_is_written(
-    toy, tmp_path):
+def test_a_run_without_negatives_is_refused_before_anything_is_written(toy, tmp_path):
   toy.task.weights = {'loss/vtc': 1.0}
   toy.task.terms = None  # Is not reached.
   with pytest.raises(ValueError, match='VTC among 1 pairs'):
@@ -375,8 +384,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_save(toy, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_skipped_on_request(toy, tmp_path):
   toy.task = ToyTask(bad_step=5)
-  loop.train(toy_config(
-      non_finite='skip', checkpoint_every_steps=1, keep_newest=12), tmp_path)
+  loop.train(toy_config(non_finite='skip', checkpoint_every_steps=1, keep_newest=12), tmp_path)
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['finished'] and report['skipped_steps'] == 1
   log = log_of(tmp_path)
@@ -398,19 +406,21 @@ def test_too_many_skips_in_a_row_stop(toy, tmp_path):
 
 def test_a_standstill_is_reported(toy, tmp_path, capfd):
   toy.at[8] = lambda: time.sleep(1)
-  loop.train(toy_config(standstill_seconds=.3), tmp_path)
-  assert log_of(tmp_path).count('standstill: process 0 of 1 has been waiting '
-                                'for the data of step 9') == 1
+  loop.train(toy_config(standstill_seconds=0.3), tmp_path)
+  assert (
+    log_of(tmp_path).count('standstill: process 0 of 1 has been waiting for the data of step 9')
+    == 1
+  )
   assert '__next__' in capfd.readouterr().err  # Its stack.
 
 
 def test_a_loss_spike_is_noticed_once():
   alarm = SpikeAlarm(8.0)
   noise = np.random.default_rng(0).normal(size=1000)
-  said = [alarm.add(1 + .1 * value) for value in noise]
+  said = [alarm.add(1 + 0.1 * value) for value in noise]
   assert not any(said)
   # A shift for good is an alarm at its beginning, not at every step.
-  said = [alarm.add(3 + .1 * value) for value in noise[:90]]
+  said = [alarm.add(3 + 0.1 * value) for value in noise[:90]]
   assert '1.' in said[0] and not any(said[1:])
   silent = SpikeAlarm(0.0)
   assert not any(silent.add(value) for value in [1.0] * 200 + [1e9])
@@ -423,8 +433,7 @@ def test_options_of_later_code_do_not_end_a_run(toy, tmp_path):
   config = toy_config()
   config.loss.new_option = 3
   assert loop.train(config, tmp_path).finished
-  assert ("did not exist when this run began: {'config.loss.new_option': 3}"
-          in log_of(tmp_path))
+  assert "did not exist when this run began: {'config.loss.new_option': 3}" in log_of(tmp_path)
 
 
 def test_a_damaged_newest_changes_nothing(toy, tmp_path):
@@ -461,9 +470,11 @@ def test_processes_that_differ_are_refused(tmp_path):
   run_two('two_processes_differ', files)
   said = {file.read_text() for file in files}
   assert len(said) == 1
-  for part in ("process 1 has config.seed=2, process 0 1",
-               "config.loss.pem=0.5, process 0 'absent'",
-               "data=['d2'], process 0 ['d1']"):
+  for part in (
+    'process 1 has config.seed=2, process 0 1',
+    "config.loss.pem=0.5, process 0 'absent'",
+    "data=['d2'], process 0 ['d1']",
+  ):
     assert part in said.copy().pop()
 
 
@@ -476,9 +487,10 @@ def test_other_options_are_refused_by_name(toy, tmp_path):
   with pytest.raises(ValueError) as error:
     loop.train(config, tmp_path)
   for text in (
-      'config.optimizer.learning_rate: was 0.01, is 0.5',
-      'config.loss.vtm: was 1.0, is 2.0', "data: was ['d1'], is ['d2']",
-      'config.train.steps: was 3, is 2; may grow',
+    'config.optimizer.learning_rate: was 0.01, is 0.5',
+    'config.loss.vtm: was 1.0, is 2.0',
+    "data: was ['d1'], is ['d2']",
+    'config.train.steps: was 3, is 2; may grow',
   ):
     assert text in str(error.value)
 
@@ -530,8 +542,7 @@ def test_intervals_must_be_positive(toy, tmp_path):
 def test_rates_count_timed_steps_and_waiting(tmp_path, monkeypatch):
   clock = [100.0]
   monkeypatch.setattr('time.monotonic', lambda: clock[0])
-  progress = Progress(
-      tmp_path, steps=10, batch_size=6, describe=lambda _: '')
+  progress = Progress(tmp_path, steps=10, batch_size=6, describe=lambda _: '')
   clock[0] += 50  # Compilation.
   progress.add(1, {'loss': jnp.float32(9.0)})
   progress.skip_compilation(1.0)

@@ -34,8 +34,7 @@ def test_mlm_counts_labelled_positions_only():
 def test_answering_counts_known_answers_only():
   logits = jnp.array([[0.0, 1.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
   total, count = losses.answering(logits, jnp.array([1, -1, 2]))
-  np.testing.assert_allclose(
-      total, np.log(np.e + 2) - 1 + np.log(3), rtol=1e-6)
+  np.testing.assert_allclose(total, np.log(np.e + 2) - 1 + np.log(3), rtol=1e-6)
   assert count == 2
 
 
@@ -51,11 +50,15 @@ def test_pem_is_the_cross_entropy_of_soft_labels():
   np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize('loss', [
+@pytest.mark.parametrize(
+  'loss',
+  [
     lambda x: losses.vtm(x[0, :, :2], jnp.ones(4, int), jnp.zeros(4)),
     lambda x: losses.mlm(x, jnp.full((3, 4), -1)),
     lambda x: losses.pem(x[0], jnp.full((4, 5), 0.2), jnp.zeros(4, bool)),
-], ids=['vtm', 'mlm', 'pem'])
+  ],
+  ids=['vtm', 'mlm', 'pem'],
+)
 def test_nothing_counted_gives_zero_loss_and_gradient(loss):
   logits = jax.random.normal(jax.random.key(0), (3, 4, 5))
   value, gradient = jax.value_and_grad(lambda x: losses.mean(*loss(x)))(logits)

@@ -6,31 +6,46 @@ from tests import tiny_run
 
 DEMO = 'configs/pretrain.py:demo'
 MISTAKES = {
-    'typo': (
-        DEMO, ['--workdir=W', '--config.train.step=3'], 1,
-        "unknown option --config.train.step=3. Did you mean 'steps'"),
-    'unknown': (
-        DEMO, ['--workdir=W', '--config.train.zzz=3'], 1,
-        'unknown option --config.train.zzz=3. All options are in'),
-    'type': (
-        DEMO, ['--workdir=W', '--config.train.steps=x'], 1,
-        'flag --config.train.steps=x: invalid literal'),
-    'flag': (DEMO, ['--wrkdir=W'], 1, "Unknown command line flag 'wrkdir'"),
-    'no workdir': (DEMO, [], 1, '--config and --workdir are needed'),
-    'no config': (
-        'configs/none.py', ['--workdir=W'], 1,
-        'config file configs/none.py is not there'),
-    'scale': (
-        'configs/pretrain.py:huge', ['--workdir=W'], 1, "unknown scale='huge'"),
-    'half distributed': (
-        DEMO, ['--workdir=W', '--num_processes=2'], 1,
-        '--coordinator_address, --num_processes and --process_id go together'),
-    'devices': (
-        DEMO, ['--workdir=W', '--config.data.batch_size=12'], 8,
-        'a global batch of 12 cannot be cut over 8 shards'),
-    'no data': (
-        DEMO, ['--workdir=W', '--config.data.tokenizer=none.model'], 1,
-        'launch/tokenizer.py'),
+  'typo': (
+    DEMO,
+    ['--workdir=W', '--config.train.step=3'],
+    1,
+    "unknown option --config.train.step=3. Did you mean 'steps'",
+  ),
+  'unknown': (
+    DEMO,
+    ['--workdir=W', '--config.train.zzz=3'],
+    1,
+    'unknown option --config.train.zzz=3. All options are in',
+  ),
+  'type': (
+    DEMO,
+    ['--workdir=W', '--config.train.steps=x'],
+    1,
+    'flag --config.train.steps=x: invalid literal',
+  ),
+  'flag': (DEMO, ['--wrkdir=W'], 1, "Unknown command line flag 'wrkdir'"),
+  'no workdir': (DEMO, [], 1, '--config and --workdir are needed'),
+  'no config': ('configs/none.py', ['--workdir=W'], 1, 'config file configs/none.py is not there'),
+  'scale': ('configs/pretrain.py:huge', ['--workdir=W'], 1, "unknown scale='huge'"),
+  'half distributed': (
+    DEMO,
+    ['--workdir=W', '--num_processes=2'],
+    1,
+    '--coordinator_address, --num_processes and --process_id go together',
+  ),
+  'devices': (
+    DEMO,
+    ['--workdir=W', '--config.data.batch_size=12'],
+    8,
+    'a global batch of 12 cannot be cut over 8 shards',
+  ),
+  'no data': (
+    DEMO,
+    ['--workdir=W', '--config.data.tokenizer=none.model'],
+    1,
+    'launch/tokenizer.py',
+  ),
 }
 
 
@@ -41,11 +56,10 @@ def ended(tmp_path_factory):
   results, names = {}, list(MISTAKES)
   for first in range(0, len(names), 3):
     started = {}
-    for name in names[first:first + 3]:
+    for name in names[first : first + 3]:
       config, options, devices, _ = MISTAKES[name]
       options = [o.replace('=W', f'={folder / "run"} {name}') for o in options]
-      started[name] = tiny_run.start(
-          folder, *options, config=config, devices=devices)
+      started[name] = tiny_run.start(folder, *options, config=config, devices=devices)
     results |= {n: tiny_run.finish(p) for n, p in started.items()}
   return results
 

@@ -20,9 +20,7 @@ def masked():
   ids = ids.at[:, 0].set(SPECIAL.cls).at[:, 20].set(SPECIAL.sep)
   ids = ids.at[:, 7].set(SPECIAL.unk).at[:, 21:].set(SPECIAL.pad)
   mask = jnp.broadcast_to(jnp.arange(24) < 21, shape)
-  new, labels = masking.mask_tokens(
-      jax.random.key(1), ids, mask, special=SPECIAL, vocab_size=VOCAB
-  )
+  new, labels = masking.mask_tokens(jax.random.key(1), ids, mask, special=SPECIAL, vocab_size=VOCAB)
   return np.asarray(ids), np.asarray(new), np.asarray(labels)
 
 
@@ -69,8 +67,12 @@ def test_eighty_ten_ten(masked):
 def test_masked_positions_off_the_mask_are_left_alone():
   ids = jnp.full((4, 8), 9)
   new, labels = masking.mask_tokens(
-      jax.random.key(0), ids, jnp.zeros((4, 8), bool), special=SPECIAL,
-      vocab_size=VOCAB, probability=1.0,
+    jax.random.key(0),
+    ids,
+    jnp.zeros((4, 8), bool),
+    special=SPECIAL,
+    vocab_size=VOCAB,
+    probability=1.0,
   )
   np.testing.assert_array_equal(new, ids)
   np.testing.assert_array_equal(labels, -1)
@@ -147,8 +149,7 @@ def test_every_place_where_a_box_fits_is_as_likely(rule):
   assert (region.sum(axis=(1, 2)) == 4).all()  # 2 x 2 of them.
   first = np.argmax(region.reshape(1200, -1), axis=1)
   place, count = np.unique(first, return_counts=True)
-  np.testing.assert_array_equal(
-      place, [5 * top + left for top in range(3) for left in range(4)])
+  np.testing.assert_array_equal(place, [5 * top + left for top in range(3) for left in range(4)])
   # 100 for each: four standard deviations are 38.
   assert count.min() > 62 and count.max() < 138
 
@@ -180,6 +181,4 @@ def test_crop_keeps_the_region_in_place_and_blackens_the_rest():
 
 def test_crop_refuses_another_grid():
   with pytest.raises(ValueError, match='2 x 3 patches of side 2'):
-    masking.crop_regions(
-        jnp.zeros((1, 1, 4, 6, 3), jnp.uint8), jnp.ones((1, 4), bool), 2
-    )
+    masking.crop_regions(jnp.zeros((1, 1, 4, 6, 3), jnp.uint8), jnp.ones((1, 4), bool), 2)

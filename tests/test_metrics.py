@@ -12,31 +12,25 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'retrieval_metrics.json'
 
 
 def test_drawn_case_of_the_docstring():
-  scores = np.array([[.9, .1], [.4, .4], [.2, .8]])
+  scores = np.array([[0.9, 0.1], [0.4, 0.4], [0.2, 0.8]])
   pairs = np.array([[0, 0], [1, 0], [2, 1]])
-  np.testing.assert_array_equal(
-      metrics.text_to_video_ranks(scores, pairs), [1, 2, 1])
-  np.testing.assert_array_equal(
-      metrics.text_to_video_ranks(scores, pairs, 'optimistic'), [1, 1, 1])
-  np.testing.assert_array_equal(
-      metrics.text_to_video_ranks(scores, pairs, 'expected'), [1, 1.5, 1])
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, pairs), [1, 1])
+  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs), [1, 2, 1])
+  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, 'optimistic'), [1, 1, 1])
+  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, 'expected'), [1, 1.5, 1])
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1, 1])
 
 
 def test_video_to_text_takes_the_best_of_all_captions():
   # Video 0 has texts 0 (first) and 2 (last): counting the last alone, as the
   # original does, would give rank 3.
-  scores = np.array([[.9, 0.], [.5, 0.], [.1, 0.]])
+  scores = np.array([[0.9, 0.0], [0.5, 0.0], [0.1, 0.0]])
   pairs = np.array([[0, 0], [2, 0]])
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, pairs), [1])
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1])
 
 
 def test_own_captions_do_not_compete_with_each_other():
-  scores = np.array([[.9], [.9], [.1]])
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, [[0, 0], [1, 0]]), [1])
+  scores = np.array([[0.9], [0.9], [0.1]])
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, [[0, 0], [1, 0]]), [1])
 
 
 # Three videos with the captions (0, 1, 2), (3) and (4, 5).
@@ -44,54 +38,48 @@ CAPTIONS_OF = np.array([[0, 0], [1, 0], [2, 0], [3, 1], [4, 2], [5, 2]])
 
 
 def test_both_rules_of_video_to_text_by_hand():
-  scores = np.array([
+  scores = np.array(
+    [
       # video 0, 1, 2
-      [.9, .8, .1],
-      [.2, .7, .2],
-      [.1, .6, .3],
-      [.3, .5, .9],
-      [.4, .1, .5],
-      [.5, .0, .8],
-  ])
+      [0.9, 0.8, 0.1],
+      [0.2, 0.7, 0.2],
+      [0.1, 0.6, 0.3],
+      [0.3, 0.5, 0.9],
+      [0.4, 0.1, 0.5],
+      [0.5, 0.0, 0.8],
+    ]
+  )
   # Video 0: its .9 is first. Video 1: three captions of video 0 are ahead of
   # its .5, which is one group. Video 2: one caption is ahead of its .8.
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, CAPTIONS_OF), [1, 4, 2])
-  np.testing.assert_array_equal(
-      metrics.grouped_video_to_text_ranks(scores, CAPTIONS_OF), [1, 2, 2])
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, CAPTIONS_OF), [1, 4, 2])
+  np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, CAPTIONS_OF), [1, 2, 2])
   figures = metrics.retrieval_metrics(scores, CAPTIONS_OF)
-  assert figures['v2t_r1'] == figures['v2t_grouped_r1'] == pytest.approx(
-      100 / 3)
+  assert figures['v2t_r1'] == figures['v2t_grouped_r1'] == pytest.approx(100 / 3)
   assert figures['v2t_mean_rank'] == pytest.approx(7 / 3)
   assert figures['v2t_grouped_mean_rank'] == pytest.approx(5 / 3)
-  assert (figures['v2t_median_rank'], figures['v2t_grouped_median_rank']) == (
-      2, 2)
+  assert (figures['v2t_median_rank'], figures['v2t_grouped_median_rank']) == (2, 2)
   # As CLIP4Clip has it: the best caption of every group, then a square matrix.
-  square = np.stack([
-      scores[CAPTIONS_OF[CAPTIONS_OF[:, 1] == v, 0]].max(0) for v in range(3)])
-  np.testing.assert_array_equal(
-      1 + (square.T > np.diag(square)[:, None]).sum(1), [1, 2, 2])
+  square = np.stack([scores[CAPTIONS_OF[CAPTIONS_OF[:, 1] == v, 0]].max(0) for v in range(3)])
+  np.testing.assert_array_equal(1 + (square.T > np.diag(square)[:, None]).sum(1), [1, 2, 2])
 
 
 def test_grouped_ranks_follow_the_tie_rule():
   # Two captions of video 0 are as good as the only one of video 1.
-  scores, pairs = np.full((3, 2), .5), np.array([[0, 0], [1, 0], [2, 1]])
+  scores, pairs = np.full((3, 2), 0.5), np.array([[0, 0], [1, 0], [2, 1]])
   for ties, plain, grouped in (
-      ('pessimistic', [2, 3], [2, 2]), ('optimistic', [1, 1], [1, 1]),
-      ('expected', [1.5, 2], [1.5, 1.5])):
-    np.testing.assert_array_equal(
-        metrics.video_to_text_ranks(scores, pairs, ties), plain)
-    np.testing.assert_array_equal(
-        metrics.grouped_video_to_text_ranks(scores, pairs, ties), grouped)
+    ('pessimistic', [2, 3], [2, 2]),
+    ('optimistic', [1, 1], [1, 1]),
+    ('expected', [1.5, 2], [1.5, 1.5]),
+  ):
+    np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs, ties), plain)
+    np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, pairs, ties), grouped)
 
 
 def test_a_caption_of_two_videos_ties_their_groups():
-  scores = np.array([[.9, .9], [.1, .2], [.3, .1]])
+  scores = np.array([[0.9, 0.9], [0.1, 0.2], [0.3, 0.1]])
   pairs = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, pairs), [1, 1])
-  np.testing.assert_array_equal(
-      metrics.grouped_video_to_text_ranks(scores, pairs), [2, 2])
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1, 1])
+  np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, pairs), [2, 2])
 
 
 def test_one_caption_each_has_no_groups():
@@ -112,8 +100,8 @@ def test_constant_scores_earn_nothing():
 
 def test_one_text_on_four_videos_has_a_ceiling_of_a_quarter():
   pairs = np.array([[v // 4, v] for v in range(8)])
-  scores = np.where(np.arange(8)[None] // 4 == np.arange(2)[:, None], 1., 0.)
-  scores = scores + np.linspace(0, .1, 8)
+  scores = np.where(np.arange(8)[None] // 4 == np.arange(2)[:, None], 1.0, 0.0)
+  scores = scores + np.linspace(0, 0.1, 8)
   figures = metrics.retrieval_metrics(scores, pairs)
   assert figures['t2v_r1_ceiling'] == figures['t2v_r1'] == 25
   assert figures['v2t_r1'] == 100
@@ -128,18 +116,17 @@ def _brute_force(scores, pairs, ties):
   side = {'pessimistic': 1, 'optimistic': -1}[ties]
   t2v = []
   for text, video in pairs:
-    order = sorted(range(videos), key=lambda v, t=text, own=video: (
-        -scores[t, v], side * (v == own)))
+    order = sorted(
+      range(videos), key=lambda v, t=text, own=video: (-scores[t, v], side * (v == own))
+    )
     t2v.append(1 + order.index(video))
   v2t = []
   for video in range(videos):
     own = {t for t, v in pairs if v == video}
     if not own:
       continue
-    order = sorted(range(texts), key=lambda t, v=video, own=own: (
-        -scores[t, v], side * (t in own)))
-    order = [t for t in order if t not in own or t == next(
-        x for x in order if x in own)]
+    order = sorted(range(texts), key=lambda t, v=video, own=own: (-scores[t, v], side * (t in own)))
+    order = [t for t in order if t not in own or t == next(x for x in order if x in own)]
     v2t.append(1 + next(i for i, t in enumerate(order) if t in own))
   return t2v, v2t
 
@@ -151,33 +138,27 @@ def _grouped_brute_force(scores, pairs, ties):
     groups.setdefault(video, set()).add(text)
   ranks = []
   for video in sorted(groups):
-    best = {other: max(scores[t, video] for t in own)
-            for other, own in groups.items()}
+    best = {other: max(scores[t, video] for t in own) for other, own in groups.items()}
     own = best.pop(video)
-    ranks.append(1 + sum(
-        x > own or (ties == 'pessimistic' and x == own)
-        for x in best.values()))
+    ranks.append(1 + sum(x > own or (ties == 'pessimistic' and x == own) for x in best.values()))
   return ranks
 
 
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('ties', ['pessimistic', 'optimistic'])
-def test_agrees_with_a_brute_force_on_matrices_with_ties(
-    seed, ties, monkeypatch):
+def test_agrees_with_a_brute_force_on_matrices_with_ties(seed, ties, monkeypatch):
   monkeypatch.setattr(metrics, 'CELLS', 40)
   generator = np.random.default_rng(seed)
   texts, videos = generator.integers(3, 16, 2)
   scores = generator.integers(0, 5, (texts, videos)).astype(np.float32)
-  pairs = np.stack([generator.integers(0, texts, 20),
-                    generator.integers(0, videos, 20)], 1)
+  pairs = np.stack([generator.integers(0, texts, 20), generator.integers(0, videos, 20)], 1)
   t2v, v2t = _brute_force(scores, pairs, ties)
+  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, ties), t2v)
+  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs, ties), v2t)
   np.testing.assert_array_equal(
-      metrics.text_to_video_ranks(scores, pairs, ties), t2v)
-  np.testing.assert_array_equal(
-      metrics.video_to_text_ranks(scores, pairs, ties), v2t)
-  np.testing.assert_array_equal(
-      metrics.grouped_video_to_text_ranks(scores, pairs, ties),
-      _grouped_brute_force(scores, pairs, ties))
+    metrics.grouped_video_to_text_ranks(scores, pairs, ties),
+    _grouped_brute_force(scores, pairs, ties),
+  )
 
 
 @pytest.mark.parametrize('ties', metrics.TIES)
@@ -190,24 +171,30 @@ def test_equals_the_figures_of_the_original(ties):
   ours = metrics.retrieval_metrics(scores, pairs, ties)
   for direction, prefix in (('text2video', 't2v'), ('video2text', 'v2t')):
     theirs = golden['metrics'][direction]
-    for name, original in (('r1', 'r1'), ('r5', 'r5'), ('r10', 'r10'),
-                           ('median_rank', 'medianR'), ('mean_rank', 'meanR')):
+    for name, original in (
+      ('r1', 'r1'),
+      ('r5', 'r5'),
+      ('r10', 'r10'),
+      ('median_rank', 'medianR'),
+      ('mean_rank', 'meanR'),
+    ):
       assert ours[f'{prefix}_{name}'] == pytest.approx(theirs[original])
 
 
 def test_figures_of_another_tie_rule_stand_beside_where_they_differ():
-  scores = np.array([[1., 1.], [0., 1.]])
+  scores = np.array([[1.0, 1.0], [0.0, 1.0]])
   pairs = [[0, 0], [1, 1]]
   figures = metrics.retrieval_metrics(scores, pairs)
   assert (figures['t2v_r1'], figures['t2v_r1_optimistic']) == (50, 100)
-  assert (figures['v2t_mean_rank'], figures['v2t_mean_rank_optimistic']) == (
-      1.5, 1)
+  assert (figures['v2t_mean_rank'], figures['v2t_mean_rank_optimistic']) == (1.5, 1)
   assert 't2v_r1_pessimistic' not in figures
   figures = metrics.retrieval_metrics(scores, pairs, 'expected')
-  assert [figures[f't2v_mean_rank{rule}'] for rule in (
-      '', '_optimistic', '_pessimistic')] == [1.25, 1, 1.5]
-  assert not any(name.endswith('mistic') for name in metrics.retrieval_metrics(
-      np.eye(2), pairs))
+  assert [figures[f't2v_mean_rank{rule}'] for rule in ('', '_optimistic', '_pessimistic')] == [
+    1.25,
+    1,
+    1.5,
+  ]
+  assert not any(name.endswith('mistic') for name in metrics.retrieval_metrics(np.eye(2), pairs))
 
 
 def test_dual_softmax_is_the_product_of_both(monkeypatch):
@@ -217,22 +204,21 @@ def test_dual_softmax_is_the_product_of_both(monkeypatch):
   odds = np.exp(4 * scores.astype(np.float64))
   product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
   for matrix, both, queries in (
-      (scores, product, metrics.text_queries(pairs)),
-      (scores.T, product.T, metrics.video_queries(pairs))):
-    penalty = metrics.dual_softmax_penalty(metrics.blocks_of(matrix.T), 4.)
-    np.testing.assert_allclose(
-        penalty, np.log(np.exp(4 * matrix.T.astype(np.float64)).sum(1)) / 8)
+    (scores, product, metrics.text_queries(pairs)),
+    (scores.T, product.T, metrics.video_queries(pairs)),
+  ):
+    penalty = metrics.dual_softmax_penalty(metrics.blocks_of(matrix.T), 4.0)
+    np.testing.assert_allclose(penalty, np.log(np.exp(4 * matrix.T.astype(np.float64)).sum(1)) / 8)
     got = metrics.standing(metrics.blocks_of(matrix), queries, penalty)
     want = metrics.standing(metrics.blocks_of(both), queries)
     np.testing.assert_array_equal(got.ranks(), want.ranks())
-    assert (got.ranks() != metrics.standing(
-        metrics.blocks_of(matrix), queries).ranks()).any()
+    assert (got.ranks() != metrics.standing(metrics.blocks_of(matrix), queries).ranks()).any()
 
 
 def test_intervals_of_ranks_are_those_of_plain_resampling():
   generator = np.random.default_rng(0)
   groups = generator.integers(0, 30, 80)
-  ranks = generator.geometric(.1, 80).astype(float)
+  ranks = generator.geometric(0.1, 80).astype(float)
   got = metrics.rank_intervals(ranks, groups, 't2v', samples=200)
   names, members = np.unique(groups), []
   draws = np.random.default_rng(0)
@@ -242,10 +228,12 @@ def test_intervals_of_ranks_are_those_of_plain_resampling():
     members.append(metrics.summarize_ranks(rows, 't2v'))
   assert got.keys() == members[0].keys()
   for name, interval in got.items():
-    assert interval == pytest.approx(tuple(np.quantile(
-        [figures[name] for figures in members], [.025, .975])))
-  assert got['t2v_r5'] == pytest.approx(metrics.bootstrap_interval(
-      100. * (ranks <= 5), groups=groups, samples=200))
+    assert interval == pytest.approx(
+      tuple(np.quantile([figures[name] for figures in members], [0.025, 0.975]))
+    )
+  assert got['t2v_r5'] == pytest.approx(
+    metrics.bootstrap_interval(100.0 * (ranks <= 5), groups=groups, samples=200)
+  )
 
 
 def test_interval_holds_the_mean_and_repeats():
@@ -255,13 +243,15 @@ def test_interval_holds_the_mean_and_repeats():
   assert (low, high) == metrics.bootstrap_interval(values)
   # 200 copies of one group say nothing about the spread over groups.
   assert metrics.bootstrap_interval(values, groups=np.zeros(200)) == (
-      pytest.approx(values.mean()), pytest.approx(values.mean()))
+    pytest.approx(values.mean()),
+    pytest.approx(values.mean()),
+  )
 
 
 def test_interval_width_is_that_of_theory():
   values = np.random.default_rng(1).normal(size=4000)
   low, high = metrics.bootstrap_interval(values)
-  assert high - low == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=.1)
+  assert high - low == pytest.approx(2 * 1.96 / np.sqrt(4000), rel=0.1)
 
 
 def test_blocks_hold_whole_rows_and_no_more_scores_than_allowed(monkeypatch):

@@ -22,13 +22,25 @@ def make_config(attention='divided', **options):
   """The tiny preset, smaller still, with every parameter at work."""
   values = models.tiny().to_dict()
   values['video'] |= {
-      'image_size': 24, 'width': 16, 'depth': 2, 'mlp_size': 32,
-      'attention': attention, 'temporal_fc_std': 0.1, 'time_std': 0.5,
-      'position_std': 0.5, 'matrix_std': 0.2,
+    'image_size': 24,
+    'width': 16,
+    'depth': 2,
+    'mlp_size': 32,
+    'attention': attention,
+    'temporal_fc_std': 0.1,
+    'time_std': 0.5,
+    'position_std': 0.5,
+    'matrix_std': 0.2,
   }
   values['text'] |= {
-      'vocab_size': 40, 'width': 16, 'depth': 2, 'fusion_layer': 1,
-      'mlp_size': 32, 'max_positions': 16, 'matrix_std': 0.2, 'word_std': 0.5,
+    'vocab_size': 40,
+    'width': 16,
+    'depth': 2,
+    'fusion_layer': 1,
+    'mlp_size': 32,
+    'max_positions': 16,
+    'matrix_std': 0.2,
+    'word_std': 0.5,
   }
   values |= {'embed_size': 8, 'entities': 5, **options}
   return AlproConfig.from_dict(values)
@@ -36,9 +48,7 @@ def make_config(attention='divided', **options):
 
 def make_batch(config, key=0):
   size = config.video.image_size
-  video = jax.random.randint(
-      jax.random.key(key), (B, T, size, size, 3), 0, 256
-  ).astype(jnp.uint8)
+  video = jax.random.randint(jax.random.key(key), (B, T, size, size, 3), 0, 256).astype(jnp.uint8)
   ids = jax.random.randint(jax.random.key(key + 1), (B, L), 1, 40)
   mask = jnp.arange(L) < jnp.array([[L], [L - 2]])
   return video, ids, mask
@@ -55,8 +65,8 @@ def make_params(config):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noisy = [
-        x + 0.1 * jax.random.normal(k, x.shape) if x.ndim == 1 else x
-        for x, k in zip(leaves, keys, strict=True)
+      x + 0.1 * jax.random.normal(k, x.shape) if x.ndim == 1 else x
+      for x, k in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(tree, noisy)
 
@@ -78,10 +88,11 @@ def divided():
 
 def encode_video(config, params, video, **options):
   """Float video so that uint8 is not needed; jitted to be quick."""
+
   @jax.jit
   def encode(params, video):
     return Alpro(config).apply(
-        {'params': params}, video, train=False, method='encode_video', **options
+      {'params': params}, video, train=False, method='encode_video', **options
     )
 
   return encode(params, video)
@@ -89,18 +100,16 @@ def encode_video(config, params, video, **options):
 
 def full(config, params, batch, *, train=False, key=None):
   """Everything the model can compute, in one number and its parts."""
-  model = Alpro(config).bind(
-      {'params': params}, rngs=None if key is None else {'dropout': key}
-  )
+  model = Alpro(config).bind({'params': params}, rngs=None if key is None else {'dropout': key})
   video, ids, mask = batch
   video = model.encode_video(video, train=train)
   text = model.encode_text(ids, mask, train=train)
   fused = model.fuse(text.tokens, mask, video.tokens, train=train)
   parts = (
-      model.match_logits(fused[:, 0]),
-      model.mlm_logits(fused[:, : ids.shape[1]])[mask.nonzero(size=4)],
-      model.entity_logits(fused[:, ids.shape[1] + 1 :].mean(axis=1)),
-      video.feature @ text.feature.T / model.temperature(),
+    model.match_logits(fused[:, 0]),
+    model.mlm_logits(fused[:, : ids.shape[1]])[mask.nonzero(size=4)],
+    model.entity_logits(fused[:, ids.shape[1] + 1 :].mean(axis=1)),
+    video.feature @ text.feature.T / model.temperature(),
   )
   return sum(jnp.sum(jnp.square(x)) for x in parts), (parts, video, text, fused)
 
@@ -108,9 +117,7 @@ def full(config, params, batch, *, train=False, key=None):
 def test_shapes_and_types(each):
   config, params = each
   batch = make_batch(config)
-  _, (parts, video, text, fused) = jax.jit(
-      lambda p: full(config, p, batch)
-  )(params)
+  _, (parts, video, text, fused) = jax.jit(lambda p: full(config, p, batch))(params)
   s, d = 1 + config.video.grid**2, config.video.width
   assert video.tokens.shape == (B, s, d) and text.tokens.shape == (B, L, d)
   assert fused.shape == (B, L + s, d)
@@ -131,9 +138,7 @@ def test_parameters_that_a_variant_does_not_use_do_not_exist(each):
 
 def test_every_parameter_gets_a_gradient(each):
   config, params = each
-  grads = jax.jit(
-      jax.grad(lambda p: full(config, p, make_batch(config))[0])
-  )(params)
+  grads = jax.jit(jax.grad(lambda p: full(config, p, make_batch(config))[0]))(params)
   for path, grad in jax.tree.leaves_with_path(grads):
     assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
@@ -154,11 +159,9 @@ def test_frame_order_matters_unless_only_space_is_seen(each):
 def test_time_attention_alone_tells_frame_order():
   """Without temporal_fc, divided attention must lose it but for the times."""
   config = make_config(
-      video=dataclasses.asdict(
-          dataclasses.replace(
-              make_config().video, temporal_fc_std=0.0, time_std=0.0
-          )
-      )
+    video=dataclasses.asdict(
+      dataclasses.replace(make_config().video, temporal_fc_std=0.0, time_std=0.0)
+    )
   )
   params = make_params(config)
   for block in ('block0', 'block1'):
@@ -214,8 +217,9 @@ def test_uint8_is_normalized_and_floats_are_not(divided):
   mean, std = np.array(timesformer.PIXEL_MEAN), np.array(timesformer.PIXEL_STD)
   floats = jnp.float32((np.asarray(video) / 255 - mean) / std)
   np.testing.assert_allclose(
-      encode_video(config, params, video).tokens,
-      encode_video(config, params, floats).tokens, atol=1e-4,
+    encode_video(config, params, video).tokens,
+    encode_video(config, params, floats).tokens,
+    atol=1e-4,
   )
 
 
@@ -230,12 +234,8 @@ def test_padding_text_changes_nothing(divided):
   _, _, text2, fused2 = run(longer, jnp.pad(mask, ((0, 0), (0, 3))))
   np.testing.assert_allclose(text.feature, text2.feature, atol=1e-6)
   real = np.asarray(mask)
-  np.testing.assert_allclose(
-      text.tokens[real], text2.tokens[:, :L][real], atol=1e-5
-  )
-  np.testing.assert_allclose(
-      fused[:, :L][real], fused2[:, :L][real], atol=1e-5
-  )
+  np.testing.assert_allclose(text.tokens[real], text2.tokens[:, :L][real], atol=1e-5)
+  np.testing.assert_allclose(fused[:, :L][real], fused2[:, :L][real], atol=1e-5)
   np.testing.assert_allclose(fused[:, L:], fused2[:, L + 3 :], atol=1e-5)
 
 
@@ -255,7 +255,7 @@ def test_the_padding_word_learns_from_the_decoder_alone(divided):
     model = Alpro(config).bind({'params': params})
     ids, mask = jnp.array([[3, 0, 5]]), jnp.ones((1, 3), bool)
     tokens = model.encode_text(ids, mask, train=False).tokens
-    return jnp.sum(model.mlm_logits(tokens) if decode else tokens ** 3)
+    return jnp.sum(model.mlm_logits(tokens) if decode else tokens**3)
 
   for decode in (False, True):
     grads = jax.jit(jax.grad(lambda p: loss(p, decode)))(params)  # noqa: B023
@@ -287,9 +287,9 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
     patches = fused[:, L + 1 :]
     pooled = jnp.stack([(patches[0, 0] + patches[0, 2]) / 2, patches[1, 3]])
     return (
-        (model.match(*pairs), model.match_logits(fused[:, 0])),
-        (model.answer(*pairs), model.answer_logits(fused[:, 0])),
-        (model.region_entities(fused, region), model.entity_logits(pooled)),
+      (model.match(*pairs), model.match_logits(fused[:, 0])),
+      (model.answer(*pairs), model.answer_logits(fused[:, 0])),
+      (model.region_entities(fused, region), model.entity_logits(pooled)),
     )
 
   _, _, mask = make_batch(config)
@@ -299,13 +299,17 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize('form', [
+@pytest.mark.parametrize(
+  'form',
+  [
     {'remat': 'dots', 'attention_impl': 'elementwise'},
     {'implementation': 'fused'},
     {'implementation': 'fused', 'scan_layers': True, 'remat': 'blocks'},
     {'scan_layers': True},
     {'scan_layers': True, 'remat': 'blocks'},
-], ids=str)
+  ],
+  ids=str,
+)
 def test_every_form_has_the_same_full_gradients(trained, form):
   """Of all parameters: the original's checkpointing lost most (defect 2)."""
   plain, gradients = trained
@@ -318,16 +322,15 @@ def test_every_form_has_the_same_full_gradients(trained, form):
     assert error < 1e-5 * scale, f'{name}: {error / scale:.1e} relative'
 
 
-@pytest.mark.parametrize('form', [
-    {}, {'remat': 'blocks'}, {'scan_layers': True, 'remat': 'dots'},
-    {'implementation': 'fused'},
-], ids=str)
+@pytest.mark.parametrize(
+  'form',
+  [{}, {'remat': 'blocks'}, {'scan_layers': True, 'remat': 'dots'}, {'implementation': 'fused'}],
+  ids=str,
+)
 def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
   """Three kinds of pairs side by side: values and all gradients are equal."""
   config, params = divided
-  config = dataclasses.replace(
-      config, text=dataclasses.replace(config.text, depth=3), **form
-  )
+  config = dataclasses.replace(config, text=dataclasses.replace(config.text, depth=3), **form)
   # One layer more in the fusion encoder, so that there is one before the last.
   params = make_params(config)
   shape = (3 * B, 9, config.text.width)
@@ -337,15 +340,13 @@ def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
   read = (L + 9, 1, 4)
 
   def whole(params, text, video):
-    fused = Alpro(config).bind({'params': params}).fuse(
-        text, mask, video, train=False
-    )
+    fused = Alpro(config).bind({'params': params}).fuse(text, mask, video, train=False)
     fused = fused.reshape(B, 3, L + 9, -1)
     return tuple(fused[:, k, :n] for k, n in enumerate(read))
 
   def in_part(params, text, video):
-    return Alpro(config).bind({'params': params}).fuse(
-        text, mask, video, train=False, query_tokens=read
+    return (
+      Alpro(config).bind({'params': params}).fuse(text, mask, video, train=False, query_tokens=read)
     )
 
   def run(function):
@@ -357,12 +358,9 @@ def test_a_last_layer_that_makes_what_is_read_alone(divided, form):
     assert kind.shape == (B, n, config.text.width)
   for path, want in jax.tree_util.tree_leaves_with_path(wanted):
     ours = functools.reduce(
-        lambda tree, key: tree[getattr(key, 'key', getattr(key, 'idx', None))],
-        path, found,
+      lambda tree, key: tree[getattr(key, 'key', getattr(key, 'idx', None))], path, found
     )
-    np.testing.assert_allclose(
-        ours, want, rtol=1e-4, atol=2e-5 * max(1, np.abs(want).max())
-    )
+    np.testing.assert_allclose(ours, want, rtol=1e-4, atol=2e-5 * max(1, np.abs(want).max()))
 
 
 @pytest.fixture(scope='module')
@@ -371,9 +369,9 @@ def trained():
   # Three layers each, of which the second drops at half the rate.
   config = make_config()
   config = dataclasses.replace(
-      config,
-      video=dataclasses.replace(config.video, depth=3, drop_path=0.4),
-      text=dataclasses.replace(config.text, depth=5, fusion_layer=2),
+    config,
+    video=dataclasses.replace(config.video, depth=3, drop_path=0.4),
+    text=dataclasses.replace(config.text, depth=5, fusion_layer=2),
   )
   params, batch = make_params(config), make_batch(config)
 
@@ -391,23 +389,15 @@ def trained():
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_attention_over_a_few_tokens_without_matrices(dtype):
-  qkv = [
-      jax.random.normal(jax.random.key(i), (2, 7, 4, 2, 8), dtype)
-      for i in range(3)
-  ]
+  qkv = [jax.random.normal(jax.random.key(i), (2, 7, 4, 2, 8), dtype) for i in range(3)]
   plain, ours = (
-      functools.partial(attention.attend, kernel=kernel)
-      for kernel in ('xla', 'elementwise')
+    functools.partial(attention.attend, kernel=kernel) for kernel in ('xla', 'elementwise')
   )
   assert 'dot_general' not in str(jax.make_jaxpr(ours)(*qkv))
   tolerance = {'float32': 1e-6, 'bfloat16': 2e-2}[dtype]
-  np.testing.assert_allclose(
-      jnp.float32(ours(*qkv)), jnp.float32(plain(*qkv)), atol=tolerance
-  )
+  np.testing.assert_allclose(jnp.float32(ours(*qkv)), jnp.float32(plain(*qkv)), atol=tolerance)
   # Not of a type that cuDNN takes, or too short for it.
-  np.testing.assert_array_equal(
-      attention.attend(*qkv, kernel='cudnn'), ours(*qkv)
-  )
+  np.testing.assert_array_equal(attention.attend(*qkv, kernel='cudnn'), ours(*qkv))
 
 
 def test_auto_attention_is_the_one_of_the_device():
@@ -417,8 +407,10 @@ def test_auto_attention_is_the_one_of_the_device():
 
   choose = attention.choose_kernel
   for platform, kind, want in (
-      ('cpu', 'cpu', 'xla'), ('gpu', 'NVIDIA H200', 'cudnn'),
-      ('gpu', 'AMD MI300', 'xla'), ('tpu', 'TPU v5 lite', 'elementwise'),
+    ('cpu', 'cpu', 'xla'),
+    ('gpu', 'NVIDIA H200', 'cudnn'),
+    ('gpu', 'AMD MI300', 'xla'),
+    ('tpu', 'TPU v5 lite', 'elementwise'),
   ):
     assert choose('auto', Device(platform, kind)) == want
     assert choose('xla', Device(platform, kind)) == 'xla'
@@ -426,16 +418,18 @@ def test_auto_attention_is_the_one_of_the_device():
 
 def test_a_scanned_stack_is_traced_once():
   """And its program does not grow with the depth."""
+
   def size(depth, scan):
     config = make_config(scan_layers=scan)
-    config = dataclasses.replace(
-        config, video=dataclasses.replace(config.video, depth=depth)
-    )
+    config = dataclasses.replace(config, video=dataclasses.replace(config.video, depth=depth))
     params = jax.eval_shape(lambda: make_params(config))
     video = make_batch(config)[0]
-    return len(jax.jit(
-        lambda p: encode_video(config, p, video).tokens
-    ).lower(params).as_text('stablehlo').splitlines())
+    return len(
+      jax.jit(lambda p: encode_video(config, p, video).tokens)
+      .lower(params)
+      .as_text('stablehlo')
+      .splitlines()
+    )
 
   # What is stacked costs a few lines for each layer.
   assert size(6, True) - size(3, True) < 0.3 * (size(6, False) - size(3, False))
@@ -456,9 +450,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(divided):
   assert types == {jnp.dtype('float32')}
   batch = make_batch(config)
   _, (exact, _, _, _) = jax.jit(lambda p: full(config, p, batch))(params)
-  _, (parts, video, text, fused) = jax.jit(
-      lambda p: full(small, p, batch)
-  )(params)
+  _, (parts, video, text, fused) = jax.jit(lambda p: full(small, p, batch))(params)
   for tokens in (video.tokens, text.tokens, fused):
     assert tokens.dtype == jnp.bfloat16
   for ours, want in zip(parts, exact, strict=True):
@@ -470,8 +462,7 @@ def test_dropout_and_drop_path_act_in_training_only(divided):
   config, params = divided
   batch = make_batch(config)
   run = jax.jit(
-      lambda key, train: full(config, params, batch, train=train, key=key)[0],
-      static_argnums=1,
+    lambda key, train: full(config, params, batch, train=train, key=key)[0], static_argnums=1
   )
   one, two = jax.random.key(1), jax.random.key(2)
   assert run(one, True) != run(two, True)
@@ -496,8 +487,7 @@ def test_dropout_drops_each_entry_for_itself(shape):
   np.testing.assert_allclose(y.mean(), 1, atol=0.05)
   kept = np.asarray(y > 0).astype(float)
   for axis in range(1, kept.ndim):
-    first, second = np.split(
-        kept.take(np.arange(kept.shape[axis] // 2 * 2), axis), 2, axis)
+    first, second = np.split(kept.take(np.arange(kept.shape[axis] // 2 * 2), axis), 2, axis)
     np.testing.assert_allclose((first * second).mean(), 0.81, atol=0.05)
   if len(shape) == 3:
     pairs = kept[:, :, ::2] * kept[:, :, 1::2]
@@ -507,19 +497,13 @@ def test_dropout_drops_each_entry_for_itself(shape):
 def test_dropping_the_time_attention_keeps_the_bias_of_temporal_fc(divided):
   """Defect 25, kept: the drop comes before temporal_fc."""
   config, params = divided
-  block = timesformer.DividedBlock(
-      config.video, layers.ComputeOptions(jnp.float32), frames=T
-  )
+  block = timesformer.DividedBlock(config.video, layers.ComputeOptions(jnp.float32), frames=T)
   weights = params['video_encoder']['block0']
   x = jax.random.normal(jax.random.key(0), (B, 1 + 4 * T, 16))
-  y = block.apply(
-      {'params': weights}, x, key=jax.random.key(1), drop_path=0.9999
-  )
+  y = block.apply({'params': weights}, x, key=jax.random.key(1), drop_path=0.9999)
   bias = weights['temporal_fc']['bias']
   np.testing.assert_allclose(y[:, :1], x[:, :1], atol=1e-6)
-  np.testing.assert_allclose(
-      y[:, 1:], x[:, 1:] + bias, atol=1e-6
-  )
+  np.testing.assert_allclose(y[:, 1:], x[:, 1:] + bias, atol=1e-6)
 
 
 def test_first_block_never_drops_and_the_last_drops_most():
@@ -540,36 +524,31 @@ def test_smooth_positions_make_neighbours_alike():
 def test_every_parameter_has_known_logical_axes(each):
   config, _ = each
   boxed = jax.eval_shape(
-      lambda key: Alpro(config).init(
-          key, *make_batch(config), method='init_all'
-      ),
-      jax.random.key(0),
+    lambda key: Alpro(config).init(key, *make_batch(config), method='init_all'), jax.random.key(0)
   )
   specs = nn.get_partition_spec(boxed)['params']
 
   def is_spec(x):
     return isinstance(x, jax.P)
 
-  names = {
-      name for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name in spec
-  }
+  names = {name for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name in spec}
   assert names - {None} <= set(layers.LOGICAL_AXES)
   kernels = [
-      spec
-      for path, spec in jax.tree.leaves_with_path(specs, is_leaf=is_spec)
-      if 'kernel' in jax.tree_util.keystr(path)
+    spec
+    for path, spec in jax.tree.leaves_with_path(specs, is_leaf=is_spec)
+    if 'kernel' in jax.tree_util.keystr(path)
   ]
   assert kernels and all(len(spec) == 2 for spec in kernels)
 
 
 def test_unit_length_is_finite_at_zero():
-  value, gradient = jax.value_and_grad(
-      lambda x: jnp.sum(unit_length(x))
-  )(jnp.zeros(3))
+  value, gradient = jax.value_and_grad(lambda x: jnp.sum(unit_length(x)))(jnp.zeros(3))
   assert value == 0 and jnp.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'dtype': 'float16'}, "self.dtype='float16' is not known"),
     ({'spin': 1}, r"unknown=\['spin'\]"),
     ({'video': {'attention': 'sideways'}}, 'is not known; choose one of'),
@@ -579,7 +558,8 @@ def test_unit_length_is_finite_at_zero():
     ({'text': {'fusion_layer': 4}}, 'self.fusion_layer=4 must be above 0'),
     ({'text': {'width': 32}}, 'self.video.width=64 must equal'),
     ({'text': {'spin': 1}}, r"config.model.text has unknown=\['spin'\]"),
-])
+  ],
+)
 def test_wrong_configs_are_refused(change, message):
   values = models.tiny().to_dict() | {'entities': 0}
   for key, value in change.items():
@@ -600,20 +580,23 @@ def test_wrong_inputs_are_refused(divided):
   apply = Alpro(config).apply
   with pytest.raises(ValueError, match='must be multiples of p=12'):
     apply(
-        {'params': params}, jnp.zeros((1, T, 24, 30, 3), jnp.uint8),
-        train=False, method='encode_video',
+      {'params': params},
+      jnp.zeros((1, T, 24, 30, 3), jnp.uint8),
+      train=False,
+      method='encode_video',
     )
   with pytest.raises(ValueError, match='truncate the text'):
     apply(
-        {'params': params}, jnp.zeros((1, 17), int), jnp.ones((1, 17), bool),
-        train=False, method='encode_text',
+      {'params': params},
+      jnp.zeros((1, 17), int),
+      jnp.ones((1, 17), bool),
+      train=False,
+      method='encode_text',
     )
   headless = dataclasses.replace(config, entities=0)
   with pytest.raises(ValueError, match='config.entities > 0'):
-    Alpro(headless).apply(
-        {'params': params}, jnp.zeros((1, 16)), method='entity_logits'
-    )
+    Alpro(headless).apply({'params': params}, jnp.zeros((1, 16)), method='entity_logits')
   with pytest.raises(ValueError, match='self.heads=3 must divide width=16'):
-    layers.Attention(
-        3, layers.ComputeOptions(jnp.float32), nn.initializers.ones
-    ).init(jax.random.key(0), jnp.ones((1, 2, 16)))
+    layers.Attention(3, layers.ComputeOptions(jnp.float32), nn.initializers.ones).init(
+      jax.random.key(0), jnp.ones((1, 2, 16))
+    )

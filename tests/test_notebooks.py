@@ -38,13 +38,12 @@ def test_what_is_committed_was_never_run(name):
   nbformat.validate(content)
   text = (FOLDER / f'{name}.ipynb').read_text()
   # No path of a machine but Colab's.
-  assert not re.search(r'''["'\s=(`]/(?!content/)\w+/''', text)
+  assert not re.search(r"""["'\s=(`]/(?!content/)\w+/""", text)
   for cell in content.cells:
     if cell.cell_type == 'code':
       assert not cell.outputs and cell.execution_count is None
       assert not cell.metadata.get('execution')
-  tagged = [cell for cell in content.cells
-            if 'parameters' in cell.metadata.get('tags', ())]
+  tagged = [cell for cell in content.cells if 'parameters' in cell.metadata.get('tags', ())]
   assert len(tagged) == 1 and 'ALPRO_' in tagged[0].source
 
 
@@ -52,17 +51,16 @@ def test_only_what_is_missing_is_installed(monkeypatch):
   assert notebook.install() == []
   commands = []
   monkeypatch.setattr(
-      notebook.importlib.util, 'find_spec',
-      lambda name: None if name in ('av', 'clu') else name)
+    notebook.importlib.util, 'find_spec', lambda name: None if name in ('av', 'clu') else name
+  )
 
   def pip(command):
-    kept, = [part.partition('=')[2] for part in command
-             if part.startswith('--constraint=')]
+    (kept,) = [part.partition('=')[2] for part in command if part.startswith('--constraint=')]
     commands.append((command, pathlib.Path(kept).read_text().splitlines()))
 
   monkeypatch.setattr(notebook, '_stream', pip)
   assert notebook.install() == ['clu', 'av']
-  (command, kept), = commands
+  ((command, kept),) = commands
   assert command[-2:] == ['clu', 'av']
   # Nothing that is there may change.
   for name in ('jax', 'jaxlib', 'numpy'):
@@ -89,30 +87,29 @@ def tiny(tmp_path_factory):
   task = get_task(config, text, mesh)
   state = create_state(task.init, optax.scale_by_adam(), mesh, seed=0)
   assert mesh.size == 8 and not all(
-      x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
+    x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params)
+  )
   store = checkpoints.Checkpoints(folder / 'run')
   store.save(state, identity.describe(config, task, tokenizer, []))
   store.close()
-  write_params(
-      folder / 'run', folder / 'taken', tokenizer=config.data.tokenizer)
+  write_params(folder / 'run', folder / 'taken', tokenizer=config.data.tokenizer)
   return folder
 
 
 def execute(name, folder, where=FOLDER, **settings):
   """Runs a notebook on one device; returns its code cells by their ids."""
   environment = tiny_run.environment(folder) | {
-      f'ALPRO_{name}': str(value) for name, value in settings.items()}
+    f'ALPRO_{name}': str(value) for name, value in settings.items()
+  }
   content = read(name)
   NotebookClient(
-      content, timeout=600, kernel_name='python3',
-      resources={'metadata': {'path': str(where)}},
+    content, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(where)}}
   ).execute(env=environment)
   return {cell.id: cell for cell in content.cells if cell.cell_type == 'code'}
 
 
 def said(cell):
-  return ''.join(
-      out.text for out in cell.outputs if out.output_type == 'stream')
+  return ''.join(out.text for out in cell.outputs if out.output_type == 'stream')
 
 
 def pictures(cell):
@@ -122,15 +119,13 @@ def pictures(cell):
     if png := out.get('data', {}).get('image/png'):
       data = base64.b64decode(png)
       assert data.startswith(b'\x89PNG')
-      found.append(tuple(
-          int.from_bytes(data[at:at + 4], 'big') for at in (16, 20)))
+      found.append(tuple(int.from_bytes(data[at : at + 4], 'big') for at in (16, 20)))
   return found
 
 
 def page(cell):
   """The page that a cell shows in its frame."""
-  out, = [out.data['text/html'] for out in cell.outputs
-          if 'text/html' in out.get('data', {})]
+  (out,) = [out.data['text/html'] for out in cell.outputs if 'text/html' in out.get('data', {})]
   return html.unescape(re.search(r'srcdoc="(.*?)" onload', out, re.S)[1])
 
 
@@ -143,19 +138,25 @@ def test_a_cell_that_fails_says_why(tmp_path):
 def test_evaluate(tiny):
   videos = tiny / 'world' / 'train' / 'videos'
   cells = execute(
-      'evaluate', tiny, CHECKPOINT=tiny / 'taken',
-      TOKENIZER=tiny / 'taken' / 'tokenizer.model', DATA=tiny / 'set',
-      SPLIT='train', VIDEOS=videos, OUTPUT=tiny / 'shown', STYLE='full')
+    'evaluate',
+    tiny,
+    CHECKPOINT=tiny / 'taken',
+    TOKENIZER=tiny / 'taken' / 'tokenizer.model',
+    DATA=tiny / 'set',
+    SPLIT='train',
+    VIDEOS=videos,
+    OUTPUT=tiny / 'shown',
+    STYLE='full',
+  )
   assert 'on cpu 0\n' in said(cells['load'])
   assert 'taken, step 0' in said(cells['load'])
-  figures = dict(re.findall(
-      r'^(\S+) +([\d.]+) +[\d.]+ to [\d.]+$', said(cells['evaluate']), re.M))
+  figures = dict(re.findall(r'^(\S+) +([\d.]+) +[\d.]+ to [\d.]+$', said(cells['evaluate']), re.M))
   card = json.loads((tiny / 'shown' / 'card' / 'card.json').read_text())
   for name in ('t2v_r1', 'v2t_r10', 'similarity/t2v_r1'):
     value = card['metrics'][name]
     assert float(figures[name]) == pytest.approx(value['value'], abs=0.051)
     assert value['low'] <= value['value'] <= value['high']
-  (width, height), = pictures(cells['recall'])
+  ((width, height),) = pictures(cells['recall'])
   assert width > 500 and height > 300
   assert 'data:image/png' in page(cells['card'])
   assert '16 of 16 videos' in said(cells['index'])
@@ -171,29 +172,40 @@ def test_your_own_videos(tiny):
   videos = tiny / 'world' / 'train' / 'videos'
   (videos / 'broken.mp4').write_text('no video')
   captions = (tiny / 'world' / 'train' / 'captions.jsonl').read_text()
-  (tiny / 'captions.jsonl').write_text(captions + ''.join(
+  (tiny / 'captions.jsonl').write_text(
+    captions
+    + ''.join(
       json.dumps({'video': name, 'caption': 'a red disc'}) + '\n'
-      for name in ('broken.mp4', 'nowhere.mp4')))
+      for name in ('broken.mp4', 'nowhere.mp4')
+    )
+  )
   cells = execute(
-      'your_own_videos', tiny, VIDEOS=videos,
-      CAPTIONS=tiny / 'captions.jsonl', FPS=0, SHORT_SIDE=0,
-      START=tiny / 'run', STEPS=2, BATCH_SIZE=4, OUTPUT=tiny / 'own')
+    'your_own_videos',
+    tiny,
+    VIDEOS=videos,
+    CAPTIONS=tiny / 'captions.jsonl',
+    FPS=0,
+    SHORT_SIDE=0,
+    START=tiny / 'run',
+    STEPS=2,
+    BATCH_SIZE=4,
+    OUTPUT=tiny / 'own',
+  )
   assert len(pictures(cells['look'])) == 1
   left_out = said(cells['prepare'])
   assert 'broken.mp4: unreadable' in left_out
   assert 'nowhere.mp4: missing file' in left_out
   assert 'step 2 of 2' in said(cells['tune'])
   for name in ('curves', 'compare-plot'):
-    (width, height), = pictures(cells[name])
+    ((width, height),) = pictures(cells[name])
     assert width > 500 and height > 250
   rows = re.findall(
-      r'^([tv]2[tv]_r\d+) +([\d.]+) \([\d.]+ to [\d.]+\) +([\d.]+) \(',
-      said(cells['compare']), re.M)
+    r'^([tv]2[tv]_r\d+) +([\d.]+) \([\d.]+ to [\d.]+\) +([\d.]+) \(', said(cells['compare']), re.M
+  )
   assert len(rows) == 6
   card = json.loads((tiny / 'own' / 'card' / 'card.json').read_text())
   for name, _, after in rows:
-    assert float(after) == pytest.approx(
-        card['metrics'][name]['value'], abs=0.051)
+    assert float(after) == pytest.approx(card['metrics'][name]['value'], abs=0.051)
   assert card['checkpoint']['step'] == 2
   assert 'data:image/png' in page(cells['card'])
   assert 'broken.mp4: unreadable' in said(cells['search'])

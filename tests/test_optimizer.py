@@ -14,16 +14,12 @@ from tests import small_task
 
 def make(schedule='linear', steps=10, warmup=2, final=0.0, rate=1e-3):
   return optimizer.make_schedule(
-      learning_rate=rate, schedule=schedule, steps=steps, warmup_steps=warmup,
-      final_fraction=final,
+    learning_rate=rate, schedule=schedule, steps=steps, warmup_steps=warmup, final_fraction=final
   )
 
 
 def adamw(schedule, **changes):
-  values = dict(
-      b1=0.9, b2=0.98, eps=1e-6, eps_rule='standard', weight_decay=0.0,
-      clip_norm=0.0,
-  )
+  values = dict(b1=0.9, b2=0.98, eps=1e-6, eps_rule='standard', weight_decay=0.0, clip_norm=0.0)
   return optimizer.make_optimizer(schedule, **{**values, **changes})
 
 
@@ -78,18 +74,16 @@ def test_original_rule_adds_eps_to_the_uncorrected_root():
     updates, opt_state = tx.update({'kernel': jnp.array(g)}, opt_state, params)
     params = optax.apply_updates(params, updates)
     m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
-    p -= (
-        1e-3 * np.sqrt(1 - 0.98**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-6)
-    )
+    p -= 1e-3 * np.sqrt(1 - 0.98**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-6)
   np.testing.assert_allclose(params['kernel'], p, rtol=2e-5)
 
 
 def test_decay_touches_matrices_alone():
   params = {
-      'dense': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
-      'norm': {'scale': jnp.ones(2)},
-      'words': jnp.ones((3, 2)),
-      'temperature': jnp.ones(()),
+    'dense': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)},
+    'norm': {'scale': jnp.ones(2)},
+    'words': jnp.ones((3, 2)),
+    'temperature': jnp.ones(()),
   }
   tx = adamw(make('constant', warmup=0, rate=0.1), weight_decay=0.5)
   zero = jax.tree.map(jnp.zeros_like, params)
@@ -108,11 +102,10 @@ def test_decay_mask_sees_through_boxes():
 def test_a_boxed_parameter_is_one_leaf_of_what_is_frozen():
   boxed = nn.Partitioned(jnp.ones((2, 2)), ('embed', 'mlp'))
   mask = optimizer.frozen_mask(
-      {'video_encoder': {'block0': {
-          'mlp': {'kernel': boxed}, 'norm': {'scale': boxed}}}},
-      freeze='video_attention_and_mlp')
-  assert mask == {'video_encoder': {'block0': {
-      'mlp': {'kernel': True}, 'norm': {'scale': False}}}}
+    {'video_encoder': {'block0': {'mlp': {'kernel': boxed}, 'norm': {'scale': boxed}}}},
+    freeze='video_attention_and_mlp',
+  )
+  assert mask == {'video_encoder': {'block0': {'mlp': {'kernel': True}, 'norm': {'scale': False}}}}
 
 
 def test_clipping_is_by_the_norm_of_everything():
@@ -128,26 +121,27 @@ def test_clipping_is_by_the_norm_of_everything():
 def test_freezing_is_the_originals_accident():
   """Weights of the video encoder's attention and MLP, and nothing else."""
   block = {
-      name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
-      for name in ('attention', 'temporal_attention', 'mlp', 'temporal_fc')
+    name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    for name in ('attention', 'temporal_attention', 'mlp', 'temporal_fc')
   }
   params = {
-      'video_encoder': {'block0': {**block, 'norm': {'scale': jnp.ones(2)}}},
-      'fusion_encoder': {'layer0': {'attention': {'kernel': jnp.ones(2)}}},
+    'video_encoder': {'block0': {**block, 'norm': {'scale': jnp.ones(2)}}},
+    'fusion_encoder': {'layer0': {'attention': {'kernel': jnp.ones(2)}}},
   }
   tx = adamw(
-      make('constant', warmup=0), freeze='video_attention_and_mlp',
-      weight_decay=0.1, clip_norm=1.0)
-  updates, _ = jax.jit(tx.update)(
-      jax.tree.map(lambda x: 100 * x, params), tx.init(params), params)
+    make('constant', warmup=0), freeze='video_attention_and_mlp', weight_decay=0.1, clip_norm=1.0
+  )
+  updates, _ = jax.jit(tx.update)(jax.tree.map(lambda x: 100 * x, params), tx.init(params), params)
   still = {
-      '/'.join(str(p.key) for p in path)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
-      if not leaf.any()}
+    '/'.join(str(p.key) for p in path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    if not leaf.any()
+  }
   assert still == {
-      f'video_encoder/block0/{name}/{leaf}'
-      for name in ('attention', 'temporal_attention', 'mlp')
-      for leaf in ('kernel', 'bias')}
+    f'video_encoder/block0/{name}/{leaf}'
+    for name in ('attention', 'temporal_attention', 'mlp')
+    for leaf in ('kernel', 'bias')
+  }
   with pytest.raises(ValueError, match='one of'):
     adamw(make(), freeze='all')
 
@@ -157,12 +151,16 @@ def test_frozen_parameters_do_not_count_in_the_norm_that_is_clipped(eps_rule):
   leaf = {'kernel': jnp.zeros((1, 1))}
   params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
   tx = adamw(
-      make('constant', warmup=0), freeze='video_attention_and_mlp',
-      clip_norm=1.0, eps_rule=eps_rule)
-  gradients = {'video_encoder': {'block0': {
-      'mlp': {'kernel': jnp.full((1, 1), 1e3)},
-      'temporal_fc': {'kernel': jnp.full((1, 1), 0.5)},
-  }}}
+    make('constant', warmup=0), freeze='video_attention_and_mlp', clip_norm=1.0, eps_rule=eps_rule
+  )
+  gradients = {
+    'video_encoder': {
+      'block0': {
+        'mlp': {'kernel': jnp.full((1, 1), 1e3)},
+        'temporal_fc': {'kernel': jnp.full((1, 1), 0.5)},
+      }
+    }
+  }
   _, state = tx.update(gradients, tx.init(params), params)
   (moment,) = jax.tree.leaves(optax.tree.get(state, 'mu'))
   np.testing.assert_allclose(moment, 0.1 * 0.5, rtol=1e-6)
@@ -186,14 +184,15 @@ def test_frozen_parameters_in_their_boxes(tmp_path):
   task = small_task.small_task(config, mesh)
   tx, _ = optimizer.from_config(config.optimizer, steps=100)
   shapes = state.abstract_state(task.init, tx, mesh)
-  params, kept = ({
-      jax.tree_util.keystr(path): leaf.sharding
-      for path, leaf in jax.tree.leaves_with_path(tree)
-  } for tree in (shapes.params, optax.tree.get(shapes.opt_state, 'mu')))
+  params, kept = (
+    {jax.tree_util.keystr(path): leaf.sharding for path, leaf in jax.tree.leaves_with_path(tree)}
+    for tree in (shapes.params, optax.tree.get(shapes.opt_state, 'mu'))
+  )
   held = {
-      name for name in params if "['video_encoder']['block0']" in name
-      and any(f"['{x}']" in name for x in (
-          'temporal_attention', 'attention', 'mlp'))
+    name
+    for name in params
+    if "['video_encoder']['block0']" in name
+    and any(f"['{x}']" in name for x in ('temporal_attention', 'attention', 'mlp'))
   }
   assert held and set(kept) == set(params) - held
   assert all(params[name] == where for name, where in kept.items())

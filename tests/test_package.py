@@ -12,17 +12,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 EXTRAS = PROJECT['optional-dependencies']
 ENVIRONMENTS = [
-    {**default_environment(), 'python_version': version,
-     'sys_platform': platform}
-    for version in ('3.11', '3.12', '3.13')
-    for platform in ('linux', 'darwin')]
+  {**default_environment(), 'python_version': version, 'sys_platform': platform}
+  for version in ('3.11', '3.12', '3.13')
+  for platform in ('linux', 'darwin')
+]
 IDS = [f'{one["python_version"]}-{one["sys_platform"]}' for one in ENVIRONMENTS]
 
 
 def ranges(*extras):
   """Yields the requirements of the project, with those of some extras."""
-  for line in [*PROJECT['dependencies'], *(
-      line for extra in extras for line in EXTRAS[extra])]:
+  for line in [*PROJECT['dependencies'], *(line for extra in extras for line in EXTRAS[extra])]:
     need = Requirement(line)
     if need.name == PROJECT['name']:
       yield from ranges(*need.extras)
@@ -33,8 +32,7 @@ def ranges(*extras):
 def pinned(file):
   """Returns the requirements of a file, options left out."""
   lines = (ROOT / file).read_text().splitlines()
-  return [Requirement(line) for line in lines
-          if line and not line.startswith(('#', '-'))]
+  return [Requirement(line) for line in lines if line and not line.startswith(('#', '-'))]
 
 
 def apply(needs, environment):
@@ -60,12 +58,15 @@ def test_requirements_pin_what_the_project_names(environment):
     assert admits(wide, name, pin), f'{name}{pin} is outside {wide[name]}'
 
 
-@pytest.mark.parametrize('file, extra', [
+@pytest.mark.parametrize(
+  'file, extra',
+  [
     ('requirements-beam.txt', 'beam'),
     ('requirements-torch.txt', 'torch'),
     ('requirements-tpu.txt', 'tpu'),
     ('requirements-docs.txt', 'docs'),
-])
+  ],
+)
 @pytest.mark.parametrize('environment', ENVIRONMENTS[::2], ids=IDS[::2])
 def test_optional_requirements_fit_too(file, extra, environment):
   wide = apply(ranges('test', extra), environment)

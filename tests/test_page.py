@@ -44,8 +44,8 @@ def test_thumbnails_are_few_and_small():
 def test_heat_is_red_for_and_blue_against():
   grey = np.full((1, 4, 4, 3), 128, np.uint8)
   red, blue, none = (
-      pictures.heat(grey, np.full((1, 2, 2), x), signed=True)[0, 0, 0]
-      for x in (1.0, -1.0, 0.0))
+    pictures.heat(grey, np.full((1, 2, 2), x), signed=True)[0, 0, 0] for x in (1.0, -1.0, 0.0)
+  )
   assert red[0] > 180 > red[2] and blue[2] > 150 > blue[0]
   assert len(set(none.tolist())) == 1
 
@@ -70,7 +70,7 @@ def test_everything_is_escaped():
   made = macros()
   text = made.facts([('<c>', '<d>'), ('empty', '')])
   text += made.table(page.Table(['<f>'], [('<g>',)]))
-  text += made.warn('<a>') + made.mark('<b>') + made.shares([('<e>', .5)])
+  text += made.warn('<a>') + made.mark('<b>') + made.shares([('<e>', 0.5)])
   for letter in 'abcdefg':
     assert f'&lt;{letter}&gt;' in text
   assert 'empty' not in text and '50\N{NO-BREAK SPACE}%' in text

@@ -40,27 +40,47 @@ def golden():
 def config(golden):
   sizes, bert = golden[3], golden[3]['bert']
   video = {
-      'image_size': sizes['img_size'], 'patch_size': 16,
-      'frames': sizes['num_frm'], 'width': sizes['vis']['embed_dim'],
-      'depth': sizes['vis']['depth'], 'heads': sizes['vis']['num_heads'],
-      'mlp_size': 4 * sizes['vis']['embed_dim'], 'attention': 'divided',
-      'drop_path': 0.1, 'dropout': 0.0, 'matrix_std': 0.02,
-      'temporal_fc_std': 0.0, 'position_std': 0.02, 'time_std': 0.0,
-      'smooth_positions': False,
+    'image_size': sizes['img_size'],
+    'patch_size': 16,
+    'frames': sizes['num_frm'],
+    'width': sizes['vis']['embed_dim'],
+    'depth': sizes['vis']['depth'],
+    'heads': sizes['vis']['num_heads'],
+    'mlp_size': 4 * sizes['vis']['embed_dim'],
+    'attention': 'divided',
+    'drop_path': 0.1,
+    'dropout': 0.0,
+    'matrix_std': 0.02,
+    'temporal_fc_std': 0.0,
+    'position_std': 0.02,
+    'time_std': 0.0,
+    'smooth_positions': False,
   }
   text = {
-      'vocab_size': bert['vocab_size'], 'width': bert['hidden_size'],
-      'depth': bert['num_hidden_layers'], 'fusion_layer': bert['fusion_layer'],
-      'heads': bert['num_attention_heads'],
-      'mlp_size': bert['intermediate_size'],
-      'max_positions': bert['max_position_embeddings'], 'dropout': 0.1,
-      'matrix_std': 0.02, 'word_std': 0.02, 'position_std': 0.02,
-      'mlm_logit_scale': 1.0,
+    'vocab_size': bert['vocab_size'],
+    'width': bert['hidden_size'],
+    'depth': bert['num_hidden_layers'],
+    'fusion_layer': bert['fusion_layer'],
+    'heads': bert['num_attention_heads'],
+    'mlp_size': bert['intermediate_size'],
+    'max_positions': bert['max_position_embeddings'],
+    'dropout': 0.1,
+    'matrix_std': 0.02,
+    'word_std': 0.02,
+    'position_std': 0.02,
+    'mlm_logit_scale': 1.0,
   }
-  return AlproConfig.from_dict({
-      'video': video, 'text': text, 'embed_size': 256, 'temperature': 0.07,
-      'entities': sizes['num_entities'], 'dtype': 'float32', 'remat': 'none',
-  })
+  return AlproConfig.from_dict(
+    {
+      'video': video,
+      'text': text,
+      'embed_size': 256,
+      'temperature': 0.07,
+      'entities': sizes['num_entities'],
+      'dtype': 'float32',
+      'remat': 'none',
+    }
+  )
 
 
 @pytest.fixture(scope='module')
@@ -73,9 +93,7 @@ def golden_answers():
 
 @pytest.fixture(scope='module')
 def params(golden, config):
-  student = {
-      k: v for k, v in golden[0].items() if not k.startswith('prompter.')
-  }
+  student = {k: v for k, v in golden[0].items() if not k.startswith('prompter.')}
   return original.from_original(student, config)
 
 
@@ -84,12 +102,12 @@ def inputs(golden):
   x = golden[1]
   to_thwc = 'b t c h w -> b t h w c'
   values = {
-      'video': einops.rearrange(x['in.visual_inputs'], to_thwc),
-      'ids': x['in.text_input_ids'].astype(np.int32),
-      'mask': x['in.text_input_mask'].astype(bool),
-      'masked_ids': x['in.mlm_text_input_ids'].astype(np.int32),
-      'labels': np.maximum(x['in.mlm_labels'], -1).astype(np.int32),
-      'region': einops.rearrange(x['in.mpm_mask'] == 0, 'b h w -> b (h w)'),
+    'video': einops.rearrange(x['in.visual_inputs'], to_thwc),
+    'ids': x['in.text_input_ids'].astype(np.int32),
+    'mask': x['in.text_input_mask'].astype(bool),
+    'masked_ids': x['in.mlm_text_input_ids'].astype(np.int32),
+    'labels': np.maximum(x['in.mlm_labels'], -1).astype(np.int32),
+    'region': einops.rearrange(x['in.mpm_mask'] == 0, 'b h w -> b (h w)'),
   }
   return jax.tree.map(jnp.asarray, values)
 
@@ -154,9 +172,9 @@ def forward(config, params, inputs, label, *, tag, negatives=None):
   out['neg_video_idx_for_each_text'] = videos
   out['neg_text_idx_for_each_video'] = texts
   pairs = [
-      (text.tokens, inputs['mask'], video.tokens),
-      (text.tokens, inputs['mask'], video.tokens[videos]),
-      (text.tokens[texts], inputs['mask'][texts], video.tokens),
+    (text.tokens, inputs['mask'], video.tokens),
+    (text.tokens, inputs['mask'], video.tokens[videos]),
+    (text.tokens[texts], inputs['mask'][texts], video.tokens),
   ]
   if tag == 'pretrain':
     mask = inputs['mask']
@@ -196,19 +214,21 @@ def whole(golden, name):
 
 
 def recorded_label(golden, rule):
-  name = {
-      'index': 'ignore_mask',
-      'probability': 'ignore_mask_intended_maxprob_lt_0p2',
-  }[rule]
+  name = {'index': 'ignore_mask', 'probability': 'ignore_mask_intended_maxprob_lt_0p2'}[rule]
   return whole(golden, 'pseudo_labels'), ~whole(golden, name).astype(bool)
 
 
 def capture(config, params, method, *args):
   """The output of every submodule, by its path."""
+
   def apply(params, *args):
     return Alpro(config).apply(
-        {'params': params}, *args, train=False, method=method,
-        capture_intermediates=True, mutable=['intermediates'],
+      {'params': params},
+      *args,
+      train=False,
+      method=method,
+      capture_intermediates=True,
+      mutable=['intermediates'],
     )
 
   _, state = jax.jit(apply)(params, *args)
@@ -218,6 +238,7 @@ def capture(config, params, method, *args):
 
 def check_video(expected, prefix, out, *, patches_of_frames):
   """Compares the video encoder's insides, in the original's token order."""
+
   def original_order(x):
     # Ours: class token, then frame by frame. Theirs: place by place.
     patches = einops.rearrange(x[:, 1:], 'b (t n) d -> b (n t) d', t=T)
@@ -225,31 +246,21 @@ def check_video(expected, prefix, out, *, patches_of_frames):
 
   merge = 'b s n d -> (b s) n d'
   inside = 'video_encoder/block0'
+  expected(f'{prefix}vis.patch_embed', einops.rearrange(out['video_encoder/patch_embed'], merge))
   expected(
-      f'{prefix}vis.patch_embed',
-      einops.rearrange(out['video_encoder/patch_embed'], merge),
+    f'{prefix}vis.block0.temporal_attn',
+    einops.rearrange(out[f'{inside}/temporal_attention'], merge),
   )
   expected(
-      f'{prefix}vis.block0.temporal_attn',
-      einops.rearrange(out[f'{inside}/temporal_attention'], merge),
+    f'{prefix}vis.block0.temporal_fc',
+    einops.rearrange(out[f'{inside}/temporal_fc'], 'b n t d -> b (n t) d'),
   )
-  expected(
-      f'{prefix}vis.block0.temporal_fc',
-      einops.rearrange(
-          out[f'{inside}/temporal_fc'], 'b n t d -> b (n t) d'
-      ),
-  )
-  expected(
-      f'{prefix}vis.block0.attn',
-      einops.rearrange(out[f'{inside}/attention'], merge),
-  )
+  expected(f'{prefix}vis.block0.attn', einops.rearrange(out[f'{inside}/attention'], merge))
   expected(f'{prefix}vis.block0.mlp', original_order(out[f'{inside}/mlp']))
   for i in range(patches_of_frames):
     block = out[f'video_encoder/block{i}']
     expected(f'{prefix}vis.block{i}', original_order(block))
-  expected(
-      f'{prefix}vis.norm_all_tokens', original_order(out['video_encoder/norm'])
-  )
+  expected(f'{prefix}vis.norm_all_tokens', original_order(out['video_encoder/norm']))
   expected(f'{prefix}video_embeds', out['video_encoder'])
 
 
@@ -275,12 +286,14 @@ def test_table_refuses_what_the_original_does_not_have(config):
 
 def test_table_covers_every_parameter(config, params):
   boxed = jax.eval_shape(
-      lambda key: Alpro(config).init(
-          key, jnp.zeros((1, T, 64, 64, 3), jnp.uint8),
-          jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool),
-          method='init_all',
-      ),
-      jax.random.key(0),
+    lambda key: Alpro(config).init(
+      key,
+      jnp.zeros((1, T, 64, 64, 3), jnp.uint8),
+      jnp.zeros((1, 2), jnp.int32),
+      jnp.ones((1, 2), bool),
+      method='init_all',
+    ),
+    jax.random.key(0),
   )
   shapes = jax.tree.map(lambda x: x.shape, nn.unbox(boxed)['params'])
   assert shapes == jax.tree.map(lambda x: x.shape, params)
@@ -309,13 +322,13 @@ def test_every_layer_agrees(golden, config, params, inputs, expected):
   texts = whole(golden, 'neg_text_idx_for_each_video').astype(int)
   mask = inputs['mask']
   calls = {
-      '': (tokens[0], mask, video),
-      '#1': (
-          jnp.concatenate([tokens[0], tokens[0][texts]]),
-          jnp.concatenate([mask, mask[texts]]),
-          jnp.concatenate([video[videos], video]),
-      ),
-      '#2': (tokens[1], mask, video),
+    '': (tokens[0], mask, video),
+    '#1': (
+      jnp.concatenate([tokens[0], tokens[0][texts]]),
+      jnp.concatenate([mask, mask[texts]]),
+      jnp.concatenate([video[videos], video]),
+    ),
+    '#2': (tokens[1], mask, video),
   }
   for suffix, arguments in calls.items():
     out = capture(config, params, 'fuse', *arguments)
@@ -330,18 +343,14 @@ def gradients(golden, config, inputs):
 
   def make(tag):
     return jax.jit(
-        jax.value_and_grad(
-            lambda p: forward(config, p, inputs, label, tag=tag), has_aux=True
-        )
+      jax.value_and_grad(lambda p: forward(config, p, inputs, label, tag=tag), has_aux=True)
     )
 
   return {tag: make(tag) for tag in trim.TAGS}
 
 
 @pytest.mark.parametrize('tag', trim.TAGS)
-def test_losses_and_gradients_agree(
-    golden, config, params, expected, gradients, tag
-):
+def test_losses_and_gradients_agree(golden, config, params, expected, gradients, tag):
   (_, out), grads = gradients[tag](params)
   # Each program recorded some of the arrays.
   shared = [name for name in out if f'{tag}/out/{name}' in golden[2]]
@@ -361,17 +370,22 @@ def test_losses_and_gradients_agree(
 
 @pytest.mark.parametrize('implementation', ['plain', 'fused'])
 def test_question_answering_agrees(
-    golden, golden_answers, config, inputs, expected, implementation
+  golden, golden_answers, config, inputs, expected, implementation
 ):
   """Every layer of the pair, the loss and the gradients of every parameter."""
   state = {
-      k.replace('text_encoder.bert.', 'text_encoder.'): v
-      for k, v in golden[0].items()
-      if not k.startswith(('prompter.', 'mpm_head', 'text_encoder.cls'))
+    k.replace('text_encoder.bert.', 'text_encoder.'): v
+    for k, v in golden[0].items()
+    if not k.startswith(('prompter.', 'mpm_head', 'text_encoder.cls'))
   } | golden_answers[0]
   config = dataclasses.replace(
-      config, embed_size=0, match=False, mlm=False, entities=0, answers=15,
-      implementation=implementation,
+    config,
+    embed_size=0,
+    match=False,
+    mlm=False,
+    entities=0,
+    answers=15,
+    implementation=implementation,
   )
   params = original.from_original(state, config)
   labels = jnp.asarray(golden_answers[1]['in.labels'], jnp.int32)
@@ -384,9 +398,12 @@ def test_question_answering_agrees(
     logits = model.answer_logits(fused[:, 0])
     total = losses.mean(*losses.answering(logits, labels))
     return total, {
-        'video_embeds': video.tokens, 'txt.layer1': text.tokens,
-        'txt.layer3': fused, 'out.logits': logits, 'out.loss': total,
-        'out.total_loss': total,
+      'video_embeds': video.tokens,
+      'txt.layer1': text.tokens,
+      'txt.layer3': fused,
+      'out.logits': logits,
+      'out.loss': total,
+      'out.total_loss': total,
     }
 
   (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -395,9 +412,7 @@ def test_question_answering_agrees(
   expected('qa/out/grad_global_norm', optax.tree.norm(grads))
   records = golden_answers[2]
   ours = original.to_original(grads, config)
-  assert set(ours) == {
-      name.removeprefix('qa/grad/') for name in records if '/grad/' in name
-  }
+  assert set(ours) == {name.removeprefix('qa/grad/') for name in records if '/grad/' in name}
   for name, array in ours.items():
     query = f'qa/grad/{name.replace("key.bias", "query.bias")}'
     expected(f'qa/grad/{name}', array, floor=records[query][2])
@@ -407,12 +422,14 @@ def test_both_ignore_rules_agree(golden, expected):
   bank = jnp.asarray(golden[0]['prompter.video_prompt_feat'])
   temperature = jnp.asarray(golden[0]['prompter.temp'])
   feature = whole(golden, 'teacher.crop_video_feat')
-  for rule, loss in (
-      ('index', 'out.mpm_loss'), ('probability', 'mpm_loss_if_maxprob_rule')
-  ):
+  for rule, loss in (('index', 'out.mpm_loss'), ('probability', 'mpm_loss_if_maxprob_rule')):
     q, keep = prompter.pseudo_labels(
-        feature, prompter.PromptBank(video=bank, image=0 * bank),
-        jnp.zeros(B, bool), temperature, rule=rule, threshold=0.2,
+      feature,
+      prompter.PromptBank(video=bank, image=0 * bank),
+      jnp.zeros(B, bool),
+      temperature,
+      rule=rule,
+      threshold=0.2,
     )
     expected('pretrain/out/pseudo_labels', q)
     expected('pretrain/out/out.mpm_labels', q)
@@ -425,12 +442,10 @@ def test_both_ignore_rules_agree(golden, expected):
 @pytest.mark.parametrize('tag', ('pretrain', 'retrieval'))
 def test_four_updates_agree(golden, config, params, expected, gradients, tag):
   schedule = optimizer.make_schedule(
-      learning_rate=1e-3, schedule='linear', steps=10, warmup_steps=2,
-      final_fraction=0.0,
+    learning_rate=1e-3, schedule='linear', steps=10, warmup_steps=2, final_fraction=0.0
   )
   tx = optimizer.make_optimizer(
-      schedule, b1=0.9, b2=0.98, eps=1e-6, eps_rule='original',
-      weight_decay=0.0, clip_norm=5.0,
+    schedule, b1=0.9, b2=0.98, eps=1e-6, eps_rule='original', weight_decay=0.0, clip_norm=5.0
   )
   state = tx.init(params)
 
@@ -456,21 +471,19 @@ def test_crop_is_the_clip_inside_the_region(golden, config, inputs):
   mean, std = jnp.array(PIXEL_MEAN), jnp.array(PIXEL_STD)
   pixels = jnp.round((inputs['video'] * std + mean) * 255).astype(jnp.uint8)
   crop = masking.crop_regions(pixels, inputs['region'], 16)
-  inside = np.kron(
-      inputs['region'].reshape(B, 4, 4), np.ones((16, 16))
-  ).astype(bool)
+  inside = np.kron(inputs['region'].reshape(B, 4, 4), np.ones((16, 16))).astype(bool)
   assert inside.any() and not inside.all()
   for frame in range(T):
     np.testing.assert_array_equal(crop[:, frame][~inside], 0)
-    np.testing.assert_array_equal(
-        crop[:, frame][inside], pixels[:, frame][inside]
-    )
+    np.testing.assert_array_equal(crop[:, frame][inside], pixels[:, frame][inside])
 
 
 def test_times_resize_as_the_original():
   for old, new, rows in (
-      (4, 8, [0, 0, 1, 1, 2, 2, 3, 3]), (8, 4, [0, 2, 4, 6]),
-      (4, 3, [0, 1, 2]), (3, 4, [0, 0, 1, 2]),
+    (4, 8, [0, 0, 1, 1, 2, 2, 3, 3]),
+    (8, 4, [0, 2, 4, 6]),
+    (4, 3, [0, 1, 2]),
+    (3, 4, [0, 0, 1, 2]),
   ):
     table = jnp.arange(old, dtype=jnp.float32)[:, None]
     np.testing.assert_array_equal(resize_times(table, new)[:, 0], rows)
@@ -480,14 +493,14 @@ def test_times_resize_as_the_original():
 def test_teacher_agrees(golden, config, expected):
   config = dataclasses.replace(config, entities=0)
   teacher = {
-      k.removeprefix('prompter.'): v for k, v in golden[0].items()
-      if k.startswith('prompter.') and not k.endswith('prompt_feat')
+    k.removeprefix('prompter.'): v
+    for k, v in golden[0].items()
+    if k.startswith('prompter.') and not k.endswith('prompt_feat')
   }
   params = original.from_original(teacher, config)
-  crop = einops.rearrange(
-      golden[1]['in.crop_visual_inputs'], 'b t c h w -> b t h w c'
-  )
+  crop = einops.rearrange(golden[1]['in.crop_visual_inputs'], 'b t c h w -> b t h w c')
   out = capture(config, params, 'encode_video', crop)
+
   def names(name, array):
     expected(f'pretrain/out/{name}', array)
 
@@ -496,10 +509,7 @@ def test_teacher_agrees(golden, config, expected):
   feature = prompter.unit_length(out['video_projection'])
   names('teacher.crop_video_feat', feature)
   bank = jnp.asarray(golden[0]['prompter.video_prompt_feat'])
-  names(
-      'teacher.sim_to_prompts',
-      contrastive.similarity(feature, bank, golden[0]['prompter.temp']),
-  )
+  names('teacher.sim_to_prompts', contrastive.similarity(feature, bank, golden[0]['prompter.temp']))
 
 
 @pytest.mark.skipif(not FOLDER, reason='needs ALPRO_GOLDEN=FOLDER')
@@ -513,8 +523,7 @@ def test_prompt_banks_agree(config):
   for kind in ('video', 'image'):
     ids, mask = recorded[f'{kind}_ids'], recorded[f'{kind}_att']
     encoded = Alpro(config).apply(
-        {'params': params}, ids.astype(np.int32), mask.astype(bool),
-        train=False, method='encode_text',
+      {'params': params}, ids.astype(np.int32), mask.astype(bool), train=False, method='encode_text'
     )
     rows = einops.rearrange(encoded.feature, '(k z) e -> k z e', k=12)
     bank = prompter.ensemble(rows, renormalize=False)
@@ -528,8 +537,7 @@ def test_scores_of_one_video_against_four_texts_agree(config, params):
     x = dict(file)
   model = Alpro(config).bind({'params': params})
   video = model.encode_video(
-      einops.rearrange(x['in.visual_inputs'], 'b t c h w -> b t h w c'),
-      train=False,
+    einops.rearrange(x['in.visual_inputs'], 'b t c h w -> b t h w c'), train=False
   )
   ids = x['in.text_input_ids'].astype(np.int32)
   mask = x['in.text_input_mask'].astype(bool)
@@ -537,11 +545,10 @@ def test_scores_of_one_video_against_four_texts_agree(config, params):
   tokens = jnp.repeat(video.tokens, len(ids), axis=0)
   fused = model.fuse(text.tokens, mask, tokens, train=False)
   logits = model.match_logits(fused[:, 0])
-  scores = contrastive.similarity(
-      video.feature, text.feature, model.temperature()
-  )
+  scores = contrastive.similarity(video.feature, text.feature, model.temperature())
   for ours, name in (
-      (logits, 'logits'), (scores, 'itc_scores'),
-      (jax.nn.softmax(logits)[:, 1], 'itm_prob'),
+    (logits, 'logits'),
+    (scores, 'itc_scores'),
+    (jax.nn.softmax(logits)[:, 1], 'itm_prob'),
   ):
     assert np.abs(ours - x[name]).max() <= TOLERANCE * np.abs(x[name]).max()

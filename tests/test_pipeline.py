@@ -20,9 +20,15 @@ from tests.small_sets import SIZE, Letters, MemorySet, jpeg, who
 
 def options(**changes):
   config = common.get_config().data
-  config.update({
-      'image_size': SIZE, 'resize': SIZE, 'max_text_tokens': 12,
-      'threads': 2, 'randaugment': {'enabled': False}})
+  config.update(
+    {
+      'image_size': SIZE,
+      'resize': SIZE,
+      'max_text_tokens': 12,
+      'threads': 2,
+      'randaugment': {'enabled': False},
+    }
+  )
   config.update(changes)
   return config
 
@@ -31,8 +37,14 @@ def train(sources, *, seed=1, start=0, size=6, rows=None, **changes):
   if isinstance(sources, MemorySet):
     sources = [pipeline.Source(sources, 0)]
   return pipeline.train_batches(
-      options(**changes), sources, Letters(), seed=seed, start_step=start,
-      batch_size=size, rows=rows or slice(0, size))
+    options(**changes),
+    sources,
+    Letters(),
+    seed=seed,
+    start_step=start,
+    batch_size=size,
+    rows=rows or slice(0, size),
+  )
 
 
 def take(batches, count):
@@ -57,23 +69,26 @@ def check_equal(left, right):
 def test_hash_does_not_change():
   """Runs must resume under a newer version; the numbers are fixed."""
   np.testing.assert_array_equal(
-      pipeline.hash64(1, 2, np.arange(2)) >> np.uint64(40),
-      [15109743, 12064036])
+    pipeline.hash64(1, 2, np.arange(2)) >> np.uint64(40), [15109743, 12064036]
+  )
   np.testing.assert_array_equal(
-      pipeline.caption_ids(np.array([[2, 7, 3], [2, 9, 3]], np.int32)),
-      [1047546106, 548021585])
-  np.testing.assert_array_equal(
-      pipeline.video_ids(MemorySet(2), [0, 1]), [1740036965, 418368552])
+    pipeline.caption_ids(np.array([[2, 7, 3], [2, 9, 3]], np.int32)), [1047546106, 548021585]
+  )
+  np.testing.assert_array_equal(pipeline.video_ids(MemorySet(2), [0, 1]), [1740036965, 418368552])
 
 
 def test_fields_and_types():
-  batch, = take(train(MemorySet(), frames=3), 1)
+  (batch,) = take(train(MemorySet(), frames=3), 1)
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
-      'video': ((6, 3, SIZE, SIZE, 3), np.uint8),
-      'text_ids': ((6, 12), np.int32), 'text_mask': ((6, 12), bool),
-      'video_id': ((6,), np.int32), 'caption_id': ((6,), np.int32),
-      'answer': ((6,), np.int32),
-      'still': ((6,), bool), 'valid': ((6,), bool)}
+    'video': ((6, 3, SIZE, SIZE, 3), np.uint8),
+    'text_ids': ((6, 12), np.int32),
+    'text_mask': ((6, 12), bool),
+    'video_id': ((6,), np.int32),
+    'caption_id': ((6,), np.int32),
+    'answer': ((6,), np.int32),
+    'still': ((6,), bool),
+    'valid': ((6,), bool),
+  }
   assert batch['valid'].all()
   assert (batch['video_id'] >= 0).all() and (batch['caption_id'] >= 0).all()
 
@@ -101,8 +116,7 @@ def test_any_step_can_be_the_first():
 
 
 def test_a_late_step_costs_what_an_early_one_does():
-  sources = [pipeline.Source(MemorySet(1000), i, weight=i + 1.0)
-             for i in range(3)]
+  sources = [pipeline.Source(MemorySet(1000), i, weight=i + 1.0) for i in range(3)]
   start = time.perf_counter()
   plan = pipeline.Order(sources, 0, 64).plan(100_000, slice(0, 64))
   assert len(plan.records) == 64
@@ -112,12 +126,12 @@ def test_a_late_step_costs_what_an_early_one_does():
 def test_the_number_of_hosts_changes_nothing():
   whole = take(train(MemorySet()), 3)
   sets = MemorySet(), MemorySet()
-  parts = [take(train(data, rows=rows), 3) for data, rows in zip(
-      sets, (slice(0, 2), slice(2, 6)), strict=True)]
+  parts = [
+    take(train(data, rows=rows), 3)
+    for data, rows in zip(sets, (slice(0, 2), slice(2, 6)), strict=True)
+  ]
   for batch, *pieces in zip(whole, *parts, strict=True):
-    check_equal(batch, {
-        name: np.concatenate([piece[name] for piece in pieces])
-        for name in batch})
+    check_equal(batch, {name: np.concatenate([piece[name] for piece in pieces]) for name in batch})
   # Two rows of six: a host reads nothing for the others.
   assert len(sets[0].fetched) % 2 == 0
   assert set(sets[0].fetched[:2]).isdisjoint(sets[1].fetched[:4])
@@ -134,28 +148,36 @@ def test_batches_larger_than_the_set():
 
 def asked():
   """Five videos; video i has i + 1 questions, answered by 'a' or 'b'."""
-  return MemorySet(5, questions=[
-      [annotations.Question(f'q{i} {n}', 'ab'[n % 2], 'what')
-       for n in range(i + 1)] for i in range(5)])
+  return MemorySet(
+    5,
+    questions=[
+      [annotations.Question(f'q{i} {n}', 'ab'[n % 2], 'what') for n in range(i + 1)]
+      for i in range(5)
+    ],
+  )
 
 
 def test_an_epoch_of_texts_asks_every_question_once():
-  source = pipeline.Source(
-      asked(), 0, text='questions', examples='texts', answers=('b',))
+  source = pipeline.Source(asked(), 0, text='questions', examples='texts', answers=('b',))
   assert len(source) == 15
   read = take(train([source], size=5), 6)
   for epoch in (read[:3], read[3:]):
     said = {
-        Letters().decode(ids): (int(label), int(who(video[None])[0][0]))
-        for batch in epoch for ids, label, video in zip(
-            batch['text_ids'], batch['answer'], batch['video'], strict=True)}
+      Letters().decode(ids): (int(label), int(who(video[None])[0][0]))
+      for batch in epoch
+      for ids, label, video in zip(batch['text_ids'], batch['answer'], batch['video'], strict=True)
+    }
     # 'b' is the list; 'a' is not in it.
-    assert said == {
-        f'q{i} {n}': (0 if n % 2 else -1, i)
-        for i in range(5) for n in range(i + 1)}
+    assert said == {f'q{i} {n}': (0 if n % 2 else -1, i) for i in range(5) for n in range(i + 1)}
   assert pipeline.report([source])[0] == {
-      'source': 'set/train', 'style': '', 'digest': 'set', 'records': 5,
-      'questions': 15, 'unknown_answers': 9, 'replaced': {}}
+    'source': 'set/train',
+    'style': '',
+    'digest': 'set',
+    'records': 5,
+    'questions': 15,
+    'unknown_answers': 9,
+    'replaced': {},
+  }
 
 
 def test_an_epoch_of_videos_asks_one_question_of_each():
@@ -167,23 +189,26 @@ def test_an_epoch_of_videos_asks_one_question_of_each():
 
 def test_answers_that_match_nothing_are_refused(tmp_path, monkeypatch, caplog):
   there = {'sets/a': asked()}
-  monkeypatch.setattr(
-      pipeline.dataset, 'open_dataset', lambda path, name, verify: there[path])
+  monkeypatch.setattr(pipeline.dataset, 'open_dataset', lambda path, name, verify: there[path])
   path = tmp_path / 'answers.txt'
-  config = options(
-      text='questions', answers=str(path), sources=(common.source('sets/a'),))
+  config = options(text='questions', answers=str(path), sources=(common.source('sets/a'),))
   path.write_text('x\ny\n')
   with pytest.raises(ValueError) as error:
     pipeline.open_sources(config)
-  for part in ('not one of its 15 questions', str(path), "'a' (9), 'b' (6)",
-               "begins with ['x', 'y']", 'launch/answers.py --data=sets/set'):
+  for part in (
+    'not one of its 15 questions',
+    str(path),
+    "'a' (9), 'b' (6)",
+    "begins with ['x', 'y']",
+    'launch/answers.py --data=sets/set',
+  ):
     assert part in str(error.value)
   # In capitals they are the same answers.
   path.write_text('A\nx\n')
   with caplog.at_level('INFO', logger='absl'):
-    source, = pipeline.open_sources(config)
+    (source,) = pipeline.open_sources(config)
   assert (source.labels >= 0).sum() == 9
-  assert "60.0 % of 15 questions have an answer" in caplog.text
+  assert '60.0 % of 15 questions have an answer' in caplog.text
   assert "such as 'b' (6)" in caplog.text
 
 
@@ -204,7 +229,7 @@ def test_texts_that_are_cut_are_counted(caplog, monkeypatch):
 
 
 def test_captions_have_no_answer():
-  batch, = take(train(MemorySet()), 1)
+  (batch,) = take(train(MemorySet()), 1)
   assert (batch['answer'] == -1).all()
 
 
@@ -222,8 +247,9 @@ def test_a_set_without_questions_says_so():
 
 def test_a_batch_has_one_source_drawn_by_weight():
   sources = [
-      pipeline.Source(MemorySet(50, name='a'), 0, weight=3.0),
-      pipeline.Source(MemorySet(7, name='b'), 1, weight=1.0)]
+    pipeline.Source(MemorySet(50, name='a'), 0, weight=3.0),
+    pipeline.Source(MemorySet(7, name='b'), 1, weight=1.0),
+  ]
   order = pipeline.Order(sources, 5, 4)
   names = [order.plan(k, slice(0, 4)).source.name for k in range(400)]
   assert 270 < names.count('a/train') < 330
@@ -240,9 +266,10 @@ def test_a_batch_has_one_source_drawn_by_weight():
 
 def test_sources_come_and_go():
   sources = [
-      pipeline.Source(MemorySet(5, name='early'), 0, until_step=10),
-      pipeline.Source(MemorySet(5, name='late'), 1, from_step=10),
-      pipeline.Source(MemorySet(5, name='never'), 2, until_step=0)]
+    pipeline.Source(MemorySet(5, name='early'), 0, until_step=10),
+    pipeline.Source(MemorySet(5, name='late'), 1, from_step=10),
+    pipeline.Source(MemorySet(5, name='never'), 2, until_step=0),
+  ]
   order = pipeline.Order(sources, 5, 4)
   names = [order.plan(k, slice(0, 4)).source.name for k in range(20)]
   assert names == ['early/train'] * 10 + ['late/train'] * 10
@@ -261,8 +288,7 @@ def test_a_step_without_a_source_is_refused():
 
 
 def test_earlier_counts_are_exact_across_blocks():
-  sources = [pipeline.Source(MemorySet(10_000, name=name), i)
-             for i, name in enumerate('ab')]
+  sources = [pipeline.Source(MemorySet(10_000, name=name), i) for i, name in enumerate('ab')]
   order = pipeline.Order(sources, 3, 1)
   step = 2 * pipeline.BLOCK + 5
   before = np.concatenate([order._draw(i) for i in range(3)])[:step]
@@ -272,14 +298,15 @@ def test_earlier_counts_are_exact_across_blocks():
 
 def test_styles():
   data = MemorySet(
-      4, captions=[('one', 'move'), ('two',), ('three', 'trip', 'go'), ('x',)],
-      styles=[('', 'motion'), ('',), ('', 'motion', 'motion'), ('other',)])
+    4,
+    captions=[('one', 'move'), ('two',), ('three', 'trip', 'go'), ('x',)],
+    styles=[('', 'motion'), ('',), ('', 'motion', 'motion'), ('other',)],
+  )
   source = pipeline.Source(data, 0, style='motion')
   assert source.records.tolist() == [0, 2]
   said = collections.Counter()
   for batch in take(train([source], size=8), 5):
-    for record, ids in zip(
-        who(batch['video'])[0], batch['text_ids'], strict=True):
+    for record, ids in zip(who(batch['video'])[0], batch['text_ids'], strict=True):
       said[record, Letters().decode(ids)] += 1
   assert set(said) == {(0, 'move'), (2, 'trip'), (2, 'go')}
   assert said[2, 'trip'] > 2 and said[2, 'go'] > 2
@@ -296,22 +323,29 @@ def test_ids_say_same_video_and_same_caption():
     for row in range(8):
       said = Letters().decode(batch['text_ids'][row])
       seen['caption', said].add(int(batch['caption_id'][row]))
-      seen['video', int(who(batch['video'])[0][row])].add(
-          int(batch['video_id'][row]))
+      seen['video', int(who(batch['video'])[0][row])].add(int(batch['video_id'][row]))
   assert all(len(ids) == 1 for ids in seen.values())
   assert len(set.union(*seen.values())) == 6
   # The same set under another style or key is still the same videos.
-  again, = take(train([pipeline.Source(data, 7)]), 1)
+  (again,) = take(train([pipeline.Source(data, 7)]), 1)
   assert set(again['video_id'].tolist()) <= set.union(*seen.values())
 
 
 def test_captions_that_the_model_reads_alike_have_one_id(tmp_path):
   path = tmp_path / 'vocab.txt'
-  path.write_text('\n'.join([
-      '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'cafe', 'dog']))
-  said = ['a dog', 'A  Dog', 'a d\u00f3g', 'a cafe', 'a cafe\u0301',
-          'dog a dog a cafe', 'dog a dog a dog', 'a zebra', 'a xylophone',
-          'dog a']
+  path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'cafe', 'dog']))
+  said = [
+    'a dog',
+    'A  Dog',
+    'a d\u00f3g',
+    'a cafe',
+    'a cafe\u0301',
+    'dog a dog a cafe',
+    'dog a dog a dog',
+    'a zebra',
+    'a xylophone',
+    'dog a',
+  ]
   alike = [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]  # Of five tokens two are marks.
   data = MemorySet(10, captions=[(text,) for text in said])
   tokenizer = tokens.load_tokenizer(path)
@@ -319,21 +353,19 @@ def test_captions_that_the_model_reads_alike_have_one_id(tmp_path):
 
   def read(rows):
     batches = pipeline.train_batches(
-        config, [pipeline.Source(data, 0)], tokenizer, seed=1, start_step=0,
-        batch_size=10, rows=rows)
+      config, [pipeline.Source(data, 0)], tokenizer, seed=1, start_step=0, batch_size=10, rows=rows
+    )
     return take(batches, 1)[0]
 
   whole = read(slice(0, 10))
-  ids = dict(zip(
-      who(whole['video'])[0].tolist(), whole['caption_id'].tolist(),
-      strict=True))
+  ids = dict(zip(who(whole['video'])[0].tolist(), whole['caption_id'].tolist(), strict=True))
   for i in range(10):
     for j in range(10):
       assert (ids[i] == ids[j]) == (alike[i] == alike[j]), (said[i], said[j])
   # Hosts that read parts of the batch agree.
   parts = [read(slice(i, i + 5))['caption_id'] for i in (0, 5)]
   np.testing.assert_array_equal(np.concatenate(parts), whole['caption_id'])
-  held, = pipeline.eval_batches(config, data, tokenizer, batch_size=10)
+  (held,) = pipeline.eval_batches(config, data, tokenizer, batch_size=10)
   assert held['caption_id'].tolist() == [ids[i] for i in range(10)]
 
 
@@ -354,31 +386,31 @@ def test_refuses_options_that_cannot_work(tmp_path):
 
 
 def test_frames_are_the_chosen_ones():
-  batch, = take(train(MemorySet(frames=8), sampling='uniform'), 1)
-  np.testing.assert_array_equal(
-      who(batch['video'])[1], [[0, 2, 4, 6]] * 6)
+  (batch,) = take(train(MemorySet(frames=8), sampling='uniform'), 1)
+  np.testing.assert_array_equal(who(batch['video'])[1], [[0, 2, 4, 6]] * 6)
 
 
 def test_photos_may_have_fewer_frames():
   """A source of photos alone; the same pixels, and no other source changes."""
+
   def sources():
     return [
-        pipeline.Source(MemorySet(6, name='a', stills=range(6)), 0),
-        pipeline.Source(MemorySet(6, name='b', stills=[0]), 1)]
+      pipeline.Source(MemorySet(6, name='a', stills=range(6)), 0),
+      pipeline.Source(MemorySet(6, name='b', stills=[0]), 1),
+    ]
 
   whole = take(train(sources()), 8)
   few = take(train(sources(), still_frames=1), 8)
   counts = {batch['video'].shape[1] for batch in few}
   assert counts == {1, 4}
   for left, right in zip(whole, few, strict=True):
-    left['video'] = left['video'][:, :right['video'].shape[1]]
+    left['video'] = left['video'][:, : right['video'].shape[1]]
     check_equal(left, right)
 
 
 def test_a_photo_is_repeated_after_augmentation():
   data = MemorySet(6, stills=range(6), size=SIZE + 8)
-  batch, = take(train(
-      data, resize=SIZE + 8, randaugment={'enabled': True, 'level': 7}), 1)
+  (batch,) = take(train(data, resize=SIZE + 8, randaugment={'enabled': True, 'level': 7}), 1)
   assert batch['still'].all()
   assert (batch['video'] == batch['video'][:, :1]).all()
   assert batch['video'].std((2, 3)).max() > 5  # Something was warped.
@@ -386,9 +418,9 @@ def test_a_photo_is_repeated_after_augmentation():
 
 def test_pixels_depend_on_the_epoch_and_the_seed():
   def first(seed, start):
-    batch, = take(train(
-        MemorySet(6), seed=seed, start=start, sampling='rand',
-        randaugment={'enabled': True}), 1)
+    (batch,) = take(
+      train(MemorySet(6), seed=seed, start=start, sampling='rand', randaugment={'enabled': True}), 1
+    )
     return batch['video'][np.argsort(batch['video_id'])]
 
   same = first(1, 0)
@@ -397,7 +429,7 @@ def test_pixels_depend_on_the_epoch_and_the_seed():
 
 
 def test_rows_do_not_share_their_randomness():
-  batch, = take(train(MemorySet(12, frames=24), size=12, sampling='rand'), 1)
+  (batch,) = take(train(MemorySet(12, frames=24), size=12, sampling='rand'), 1)
   assert len(np.unique(who(batch['video'])[1], axis=0)) > 9
 
 
@@ -429,7 +461,7 @@ def test_a_broken_record_is_replaced_by_the_next(kind, caplog):
   fresh = MemorySet(12)
   getattr(fresh, kind).add(4)
   assert records(train(fresh, start=2), 2) == read[1].reshape(2, 6).tolist()
-  named, = pipeline.report(sources)
+  (named,) = pipeline.report(sources)
   assert list(named['replaced']) == ['4.mp4']
   assert sum('Replacing' in x.message for x in caplog.records) == 2
 
@@ -451,22 +483,25 @@ def photos(tmp_path_factory):
   root = tmp_path_factory.mktemp('photos')
   for number in range(12):
     (root / f'{number}.jpg').write_bytes(jpeg(number, 5, SIZE))
-  (root / 'captions.json').write_text(json.dumps([
-      {'image': f'{number}.jpg', 'caption': f'clip {number}'}
-      for number in range(12)]))
+  (root / 'captions.json').write_text(
+    json.dumps([{'image': f'{number}.jpg', 'caption': f'clip {number}'} for number in range(12)])
+  )
   prepare.prepare(
-      annotations.read_cc3m(root / 'captions.json', root), root, root / 'set',
-      options=prepare.Options(part_size=4), num_workers=1)
+    annotations.read_cc3m(root / 'captions.json', root),
+    root,
+    root / 'set',
+    options=prepare.Options(part_size=4),
+    num_workers=1,
+  )
   return root / 'set'
 
 
 def test_trains_from_a_set_on_disk(photos):
   config = options()
-  config.sources = (
-      common.source(str(photos)), common.source(str(photos), weight=2))
+  config.sources = (common.source(str(photos)), common.source(str(photos), weight=2))
   sources = pipeline.open_sources(config)
   assert sources[0].dataset is sources[1].dataset
-  batch, = take(train(sources, size=12), 1)
+  (batch,) = take(train(sources, size=12), 1)
   assert sorted(who(batch['video'])[0]) == list(range(12))
   assert batch['still'].all()
 
@@ -491,7 +526,7 @@ def test_a_flipped_bit_costs_a_record_and_says_so(photos, tmp_path):
 
 @pytest.mark.slow
 def test_a_script_that_never_closes_still_ends():
-  script = '''
+  script = """
 from alpro_jax import sharding
 from alpro_jax.data import feed
 from tests import test_pipeline
@@ -502,10 +537,14 @@ ahead = feed.prefetch(
     test_pipeline.train(test_pipeline.MemorySet()), sharding.make_mesh())
 next(ahead)
 print('done')
-'''
+"""
   out = subprocess.run(
-      [sys.executable, '-c', script], capture_output=True, text=True,
-      timeout=120, env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'})
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'},
+  )
   assert out.returncode == 0 and out.stdout == 'done\n', out.stderr
 
 
@@ -515,8 +554,14 @@ def test_other_errors_are_not_taken_for_broken_records():
       raise KeyError('the tokenizer is broken')
 
   batches = pipeline.train_batches(
-      options(), [pipeline.Source(MemorySet(), 0)], Careless(), seed=0,
-      start_step=0, batch_size=2, rows=slice(0, 2))
+    options(),
+    [pipeline.Source(MemorySet(), 0)],
+    Careless(),
+    seed=0,
+    start_step=0,
+    batch_size=2,
+    rows=slice(0, 2),
+  )
   with pytest.raises(tf.errors.OpError, match='the tokenizer is broken'):
     next(batches)
 
@@ -525,14 +570,12 @@ def test_other_errors_are_not_taken_for_broken_records():
 
 
 def evaluate(data, **arguments):
-  return list(pipeline.eval_batches(
-      options(), data, **{'batch_size': 4, **arguments}))
+  return list(pipeline.eval_batches(options(), data, **{'batch_size': 4, **arguments}))
 
 
 def test_evaluation_reads_everything_once_and_pads():
   batches = evaluate(MemorySet(6))
-  assert [b['valid'].tolist() for b in batches] == [
-      [True] * 4, [True, True, False, False]]
+  assert [b['valid'].tolist() for b in batches] == [[True] * 4, [True, True, False, False]]
   record = np.concatenate([b['record'] for b in batches])
   assert record.tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
   video = np.concatenate([b['video'] for b in batches])
@@ -544,23 +587,20 @@ def test_evaluation_reads_everything_once_and_pads():
 
 def test_evaluation_on_two_hosts_takes_equal_steps():
   whole = evaluate(MemorySet(5))
-  parts = [evaluate(MemorySet(5), rows=rows)
-           for rows in (slice(0, 2), slice(2, 4))]
+  parts = [evaluate(MemorySet(5), rows=rows) for rows in (slice(0, 2), slice(2, 4))]
   assert [len(part) for part in parts] == [len(whole)] * 2
   for batch, *pieces in zip(whole, *parts, strict=True):
-    check_equal(batch, {
-        name: np.concatenate([piece[name] for piece in pieces])
-        for name in batch})
+    check_equal(batch, {name: np.concatenate([piece[name] for piece in pieces]) for name in batch})
 
 
 def test_evaluation_with_text_is_a_whole_batch():
-  data = MemorySet(3, captions=[('a', 'b'), ('c',), ('d', 'e')],
-                   styles=[('', 's'), ('s',), ('s', '')])
-  batch, = evaluate(data, tokenizer=Letters(), style='s')
-  assert [Letters().decode(x) for x in batch['text_ids']] == [
-      'b', 'c', 'd', 'd']
+  data = MemorySet(
+    3, captions=[('a', 'b'), ('c',), ('d', 'e')], styles=[('', 's'), ('s',), ('s', '')]
+  )
+  (batch,) = evaluate(data, tokenizer=Letters(), style='s')
+  assert [Letters().decode(x) for x in batch['text_ids']] == ['b', 'c', 'd', 'd']
   assert (batch['answer'] == -1).all()
-  trained, = take(train(data), 1)
+  (trained,) = take(train(data), 1)
   assert set(batch) == {*trained, 'record'}
   assert set(trained['video_id'].tolist()) == set(batch['video_id'].tolist())
   assert pipeline.record_captions(data, 's') == [['b'], ['c'], ['d']]
@@ -569,6 +609,7 @@ def test_evaluation_with_text_is_a_whole_batch():
 
 def test_data_is_forgotten_after_its_last_batch():
   """A run evaluates a thousand times; each had left its files open."""
+
   def some(make, end):
     data = MemorySet(6)
     batches = make(data)
@@ -579,8 +620,11 @@ def test_data_is_forgotten_after_its_last_batch():
   def evaluation(data):
     return pipeline.eval_batches(options(), data, batch_size=3)
 
-  ended = [some(train, lambda batches: batches.close()),
-           some(evaluation, list), some(evaluation, lambda batches: None)]
+  ended = [
+    some(train, lambda batches: batches.close()),
+    some(evaluation, list),
+    some(evaluation, lambda batches: None),
+  ]
   gc.collect()
   assert [data() for data in ended] == [None] * 3
 

@@ -34,30 +34,39 @@ def of_a_gpu():
   def event(name, microseconds):
     return Event('kernel_of_a_library', microseconds * 1e3, (('hlo_op', name),))
 
-  stream = Named('Stream #17(Compute)', events=(
-      event('gemm.1', 300), event('gemm.2', 100), event('loop_fusion.7', 50),
-      event('gemm.1', 300), event('gemm.2', 100), event('loop_fusion.7', 50),
+  stream = Named(
+    'Stream #17(Compute)',
+    events=(
+      event('gemm.1', 300),
+      event('gemm.2', 100),
+      event('loop_fusion.7', 50),
+      event('gemm.1', 300),
+      event('gemm.2', 100),
+      event('loop_fusion.7', 50),
       Event('MemcpyH2D', 1e9),
-  ))
+    ),
+  )
   again = Named('XLA Ops', events=(event('gemm.1', 300),))
-  return Data((
+  return Data(
+    (
       Named('/host:CPU', lines=(Named('python', events=(event('x', 9),)),)),
       Named('/device:GPU:0', lines=(stream, again)),
-  ))
+    )
+  )
 
 
 def test_a_device_counts_its_streams_alone():
   found = profile.by_instruction(of_a_gpu())
   assert {k: round(v * 1e6) for k, v in found.items()} == {
-      'gemm.1': 600, 'gemm.2': 200, 'loop_fusion.7': 100
+    'gemm.1': 600,
+    'gemm.2': 200,
+    'loop_fusion.7': 100,
   }
 
 
 def test_the_table_has_the_rates_of_a_step():
   def gemm(name, layer):
-    return kernels.Kernel(
-        name, 'cublas', 'bf16[8,8]', f'layer{layer}/dot', 10**6, 10**9, runs=1
-    )
+    return kernels.Kernel(name, 'cublas', 'bf16[8,8]', f'layer{layer}/dot', 10**6, 10**9, runs=1)
 
   known = [gemm('gemm.1', 3), gemm('gemm.2', 4)]
   text = profile.table(profile.by_instruction(of_a_gpu()), known, steps=2)

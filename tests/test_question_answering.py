@@ -17,19 +17,32 @@ from tests.processes import run_two
 
 ANSWERS = ('left', 'up', 'down')
 QUESTIONS = [
-    [('where to?', 'left', 'what'), ('who?', 'a disc', 'who')], [],
-    [('where to?', 'up', 'what')], [('how many?', 'left', 'how')], [],
-    [('where to?', 'up', 'what'), ('how many?', 'down', 'how')],
-    [('is it?', 'left', 'odd')]]
+  [('where to?', 'left', 'what'), ('who?', 'a disc', 'who')],
+  [],
+  [('where to?', 'up', 'what')],
+  [('how many?', 'left', 'how')],
+  [],
+  [('where to?', 'up', 'what'), ('how many?', 'down', 'how')],
+  [('is it?', 'left', 'odd')],
+]
 
 
 def make_model():
   """Chooses from three answers, and has no other head."""
-  module = Alpro(dataclasses.replace(
-      small.small_config(), embed_size=0, match=False, mlm=False, answers=3))
-  init = jax.jit(lambda key: nn.unbox(module.init(
-      key, np.zeros((1, 2, 24, 24, 3), np.uint8), np.ones((1, 12), np.int32),
-      np.ones((1, 12), bool), method='init_all')['params']))
+  module = Alpro(
+    dataclasses.replace(small.small_config(), embed_size=0, match=False, mlm=False, answers=3)
+  )
+  init = jax.jit(
+    lambda key: nn.unbox(
+      module.init(
+        key,
+        np.zeros((1, 2, 24, 24, 3), np.uint8),
+        np.ones((1, 12), np.int32),
+        np.ones((1, 12), bool),
+        method='init_all',
+      )['params']
+    )
+  )
   return module, init(jax.random.key(0))
 
 
@@ -40,13 +53,19 @@ def model():
 
 def answer(model, devices, batches, questions, pairs_per_call=4):
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-  params = jax.device_put(
-      jax.tree.map(np.asarray, model[1]), sharding.replicated(mesh))
+  params = jax.device_put(jax.tree.map(np.asarray, model[1]), sharding.replicated(mesh))
   scorer = Scorer(
-      model[0], params, mesh, encode=small.encode, max_text_tokens=12,
-      batch_size=2, pairs_per_call=pairs_per_call)
+    model[0],
+    params,
+    mesh,
+    encode=small.encode,
+    max_text_tokens=12,
+    batch_size=2,
+    pairs_per_call=pairs_per_call,
+  )
   return question_answering.answer(
-      scorer, batches, questions, ANSWERS, pairs_per_call=pairs_per_call)
+    scorer, batches, questions, ANSWERS, pairs_per_call=pairs_per_call
+  )
 
 
 def plain_logits(model, text, video):
@@ -71,14 +90,13 @@ def one_device(model):
 
 def test_logits_are_those_of_the_model(model, one_device):
   videos = small.clips()
-  assert [asked.record for asked in one_device.questions] == [
-      0, 0, 2, 3, 5, 5, 6]
+  assert [asked.record for asked in one_device.questions] == [0, 0, 2, 3, 5, 5, 6]
   assert one_device.logits.shape == (7, 3)
   for number in (1, 4):
     asked = one_device.questions[number]
     np.testing.assert_allclose(
-        one_device.logits[number],
-        plain_logits(model, asked.text, videos[asked.record]), atol=1e-5)
+      one_device.logits[number], plain_logits(model, asked.text, videos[asked.record]), atol=1e-5
+    )
   # Not one answer to everything: the test would be empty.
   assert np.ptp(one_device.logits, axis=0).min() > 1e-3
 
@@ -86,8 +104,7 @@ def test_logits_are_those_of_the_model(model, one_device):
 def test_eight_devices_and_other_batches_agree(model, one_device, monkeypatch):
   monkeypatch.setattr(question_answering, '_QUESTIONS_AT_ONCE', 2)
   order = np.random.default_rng(1).permutation(7)
-  found = answer(
-      model, 8, small.batches(8, small.clips(), order), QUESTIONS)
+  found = answer(model, 8, small.batches(8, small.clips(), order), QUESTIONS)
   np.testing.assert_allclose(found.logits, one_device.logits, atol=1e-5)
   assert found.metrics == one_device.metrics
   assert found.intervals == one_device.intervals
@@ -95,10 +112,8 @@ def test_eight_devices_and_other_batches_agree(model, one_device, monkeypatch):
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_one_question(model, one_device, devices):
-  found = answer(
-      model, devices, small.batches(8, small.clips()[:1]), [QUESTIONS[0][:1]])
-  np.testing.assert_allclose(
-      found.logits, one_device.logits[:1], atol=1e-5)
+  found = answer(model, devices, small.batches(8, small.clips()[:1]), [QUESTIONS[0][:1]])
+  np.testing.assert_allclose(found.logits, one_device.logits[:1], atol=1e-5)
   assert found.metrics['questions'] == found.metrics['videos'] == 1
 
 
@@ -108,15 +123,20 @@ def test_two_processes_agree_with_one(one_device, tmp_path):
   run_two('two_processes_answer', files)
   for file in files:
     with np.load(file) as got:
-      np.testing.assert_allclose(
-          got['logits'], one_device.logits, atol=1e-5)
+      np.testing.assert_allclose(got['logits'], one_device.logits, atol=1e-5)
       assert got['accuracy'] == one_device.metrics['accuracy']
 
 
 def test_refuses_what_it_cannot_answer(model, one_device):
   scorer = Scorer(
-      model[0], model[1], sharding.make_mesh(devices=jax.devices()[:1]),
-      encode=small.encode, max_text_tokens=12, batch_size=2, pairs_per_call=4)
+    model[0],
+    model[1],
+    sharding.make_mesh(devices=jax.devices()[:1]),
+    encode=small.encode,
+    max_text_tokens=12,
+    batch_size=2,
+    pairs_per_call=4,
+  )
   with pytest.raises(ValueError, match='no question to answer'):
     question_answering.answer(scorer, [], [[], []], ANSWERS)
   with pytest.raises(ValueError, match='2 answers were given, but the model'):
@@ -125,10 +145,14 @@ def test_refuses_what_it_cannot_answer(model, one_device):
 
 def test_figures_of_known_answers():
   asked = [
-      Asked(0, 'w1', 'left', 'what'), Asked(0, 'w1', 'up', 'what'),
-      Asked(1, 'w1', 'up', 'what'), Asked(1, 'w2', 'left', 'what'),
-      Asked(2, 'h', 'a disc', 'how'), Asked(2, 'h', 'left', 'how'),
-      Asked(3, 'c', 'a disc', 'colour')]
+    Asked(0, 'w1', 'left', 'what'),
+    Asked(0, 'w1', 'up', 'what'),
+    Asked(1, 'w1', 'up', 'what'),
+    Asked(1, 'w2', 'left', 'what'),
+    Asked(2, 'h', 'a disc', 'how'),
+    Asked(2, 'h', 'left', 'how'),
+    Asked(3, 'c', 'a disc', 'colour'),
+  ]
   chosen = ['left', 'up', 'left', 'left', 'left', 'left', 'left']
   found, intervals = question_answering.figures(asked, chosen, ANSWERS)
   assert found['questions'] == 7 and found['videos'] == 4
@@ -146,9 +170,11 @@ def test_figures_of_known_answers():
   assert found['best_per_wording_what'] == 75  # up to w1, left to w2.
   assert found['best_per_wording'] == pytest.approx(400 / 7)
   assert [k for k in found if k.startswith('accuracy_')] == [
-      'accuracy_what', 'accuracy_how', 'accuracy_colour']
-  assert set(intervals) == {
-      'accuracy', 'accuracy_what', 'accuracy_how', 'accuracy_colour'}
+    'accuracy_what',
+    'accuracy_how',
+    'accuracy_colour',
+  ]
+  assert set(intervals) == {'accuracy', 'accuracy_what', 'accuracy_how', 'accuracy_colour'}
   low, high = intervals['accuracy']
   assert low <= found['accuracy'] <= high
   # Two questions of one video are drawn together.
@@ -156,41 +182,54 @@ def test_figures_of_known_answers():
 
 
 def test_spelling_makes_no_difference():
-  asked = [Asked(0, 'w', 'Two  Red', 'what'), Asked(1, 'w', 'UP', 'what'),
-           Asked(2, 'w', 'none', 'what')]
+  asked = [
+    Asked(0, 'w', 'Two  Red', 'what'),
+    Asked(1, 'w', 'UP', 'what'),
+    Asked(2, 'w', 'none', 'what'),
+  ]
   known = ('up', 'two red')
   found, _ = question_answering.figures(asked, ['two red', 'up', 'up'], known)
   assert found['accuracy'] == found['in_list'] == pytest.approx(200 / 3)
   assert found['most_frequent'] == pytest.approx(100 / 3)
   assert found['best_per_kind'] == pytest.approx(100 / 3)
   answered = question_answering.Answered(
-      tuple(asked), known, np.array([[0, 1], [1, 0], [1, 0]]), {}, {}, {})
+    tuple(asked), known, np.array([[0, 1], [1, 0], [1, 0]]), {}, {}, {}
+  )
   assert answered.right.tolist() == [True, True, False]
 
 
 def test_any_spelling_that_a_checkpoint_lists_is_right():
   asked = [Asked(0, 'w', 'red', 'what'), Asked(1, 'w', 'red', 'what')]
-  found, _ = question_answering.figures(
-      asked, ['red', 'RED'], ('red', 'up', 'RED'))
+  found, _ = question_answering.figures(asked, ['red', 'RED'], ('red', 'up', 'RED'))
   assert found['accuracy'] == found['best_per_kind'] == 100
 
 
 def test_kinds_in_the_order_of_the_paper():
   assert question_answering.list_kinds(
-      ['zeal', 'other', 'when', 'what', 'who', 'count', 'how', 'where']) == [
-          'what', 'who', 'how', 'where', 'when', 'other', 'count', 'zeal']
+    ['zeal', 'other', 'when', 'what', 'who', 'count', 'how', 'where']
+  ) == ['what', 'who', 'how', 'where', 'when', 'other', 'count', 'zeal']
 
 
 def test_rows_say_all_about_a_question():
   answered = question_answering.Answered(
-      (Asked(1, 'who?', 'up', 'who'), Asked(0, 'who?', 'x', 'who')), ANSWERS,
-      np.array([[0, 2, 1], [1, 1, 1]], np.float32), {}, {}, {})
+    (Asked(1, 'who?', 'up', 'who'), Asked(0, 'who?', 'x', 'who')),
+    ANSWERS,
+    np.array([[0, 2, 1], [1, 1, 1]], np.float32),
+    {},
+    {},
+    {},
+  )
   rows = question_answering.rows(answered, ['a.mp4', 'b.mp4'])
   assert rows[0] | {'top': None} == {
-      'video': 'b.mp4', 'question': 'who?', 'answer': 'up', 'kind': 'who',
-      'prediction': 'up', 'right': True, 'top': None}
+    'video': 'b.mp4',
+    'question': 'who?',
+    'answer': 'up',
+    'kind': 'who',
+    'prediction': 'up',
+    'right': True,
+    'top': None,
+  }
   assert [top['answer'] for top in rows[0]['top']] == ['up', 'down', 'left']
-  assert sum(top['probability'] for top in rows[0]['top']) == pytest.approx(
-      1, abs=1e-5)
+  assert sum(top['probability'] for top in rows[0]['top']) == pytest.approx(1, abs=1e-5)
   # Of equal logits the more frequent answer.
   assert rows[1]['prediction'] == 'left' and not rows[1]['right']

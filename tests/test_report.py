@@ -40,25 +40,34 @@ def full_report():
   region[0] = True
   clip = page.Clip(FRAMES, 'its <own> clip')
   return report.Report(
-      title='A & B', notes=['one <i>note</i>'], warning='careful',
-      figures={'zero_shot.t2v_r1': 27.0, 'rank': 3.0, 'absent_target': 1.0},
-      headlines=[
-          report.Headline('zero_shot.t2v_r1', 'Found?', 'R@1.', 20, .4),
-          report.Headline('rank', 'Rank?', 'Median.', percent=False),
-          report.Headline('not_measured', 'Never shown', '')],
-      best=[page.Search('a red disc', 1, [clip])],
-      worst=[page.Search('"><script>alert(1)</script>', 9, [clip, clip])],
-      regions=[report.Region(
-          FRAMES, region, 'a disc', [('disc', .6), ('ring', .1)], False,
-          ('disc', .5), ('disc',))],
-      entities=[('disc', 5), ('ring', 2)],
-      comparison=report.Table(['', 'x'], [('R@1', 27.0), ('R@5', None)]),
-      details={'More': report.Table(['group', 'x'], [('all', 50.0)])},
-      curves={'run': [report.Curve('loss', [0, 1, 2], [3, 2, 1.], 2.5),
-                      report.Curve('flat', [0], [1.])]},
-      stages=[report.Stage('train', 12.0, 'python x.py --a=<b>', False),
-              report.Stage('draw', 0.0, '', True)],
-      files={'model': 'runs/x'})
+    title='A & B',
+    notes=['one <i>note</i>'],
+    warning='careful',
+    figures={'zero_shot.t2v_r1': 27.0, 'rank': 3.0, 'absent_target': 1.0},
+    headlines=[
+      report.Headline('zero_shot.t2v_r1', 'Found?', 'R@1.', 20, 0.4),
+      report.Headline('rank', 'Rank?', 'Median.', percent=False),
+      report.Headline('not_measured', 'Never shown', ''),
+    ],
+    best=[page.Search('a red disc', 1, [clip])],
+    worst=[page.Search('"><script>alert(1)</script>', 9, [clip, clip])],
+    regions=[
+      report.Region(
+        FRAMES, region, 'a disc', [('disc', 0.6), ('ring', 0.1)], False, ('disc', 0.5), ('disc',)
+      )
+    ],
+    entities=[('disc', 5), ('ring', 2)],
+    comparison=report.Table(['', 'x'], [('R@1', 27.0), ('R@5', None)]),
+    details={'More': report.Table(['group', 'x'], [('all', 50.0)])},
+    curves={
+      'run': [report.Curve('loss', [0, 1, 2], [3, 2, 1.0], 2.5), report.Curve('flat', [0], [1.0])]
+    },
+    stages=[
+      report.Stage('train', 12.0, 'python x.py --a=<b>', False),
+      report.Stage('draw', 0.0, '', True),
+    ],
+    files={'model': 'runs/x'},
+  )
 
 
 def test_page_stands_alone_and_escapes():
@@ -71,9 +80,18 @@ def test_page_stands_alone_and_escapes():
     source = attributes.get('src', attributes.get('href'))
     assert source is None or source.startswith('data:image/png;base64,')
   assert 'http' not in text
-  for part in ('A & B', 'careful', 'its <own> clip', 'rank 9', 'Median.',
-               'ignored', '27.0\N{NO-BREAK SPACE}%', 'Together 0.2 minutes',
-               'disc', 'runs/x'):
+  for part in (
+    'A & B',
+    'careful',
+    'its <own> clip',
+    'rank 9',
+    'Median.',
+    'ignored',
+    '27.0\N{NO-BREAK SPACE}%',
+    'Together 0.2 minutes',
+    'disc',
+    'runs/x',
+  ):
     assert part in page.text
   assert 'Never shown' not in page.text
 
@@ -98,11 +116,8 @@ def test_reads_the_curves_that_training_writes(tmp_path):
   for start in (0, 2):  # The second start repeats step 2.
     writer = metric_writers.create_default_writer(tmp_path, asynchronous=False)
     for step in (start, start + 1):
-      writer.write_scalars(
-          step, {'train/loss': 10. * start + step, 'other': 0.})
+      writer.write_scalars(step, {'train/loss': 10.0 * start + step, 'other': 0.0})
     writer.flush()
     writer.close()
-  curves = report.read_curves(
-      tmp_path, ['absent', 'train/loss'], {'train/loss': .5})
-  assert curves == [report.Curve(
-      'train/loss', (0, 1, 2, 3), (0., 1., 22., 23.), .5)]
+  curves = report.read_curves(tmp_path, ['absent', 'train/loss'], {'train/loss': 0.5})
+  assert curves == [report.Curve('train/loss', (0, 1, 2, 3), (0.0, 1.0, 22.0, 23.0), 0.5)]

@@ -24,34 +24,63 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from configs import models
 from tests.processes import run_two
 
-CAPTIONS = [['a red disc'], ['a disc', 'a ring'], ['a red disc'], [],
-            ['up', 'down', 'a ring'], ['left'], ['right']]
+CAPTIONS = [
+  ['a red disc'],
+  ['a disc', 'a ring'],
+  ['a red disc'],
+  [],
+  ['up', 'down', 'a ring'],
+  ['left'],
+  ['right'],
+]
 
 
 def encode(texts, max_tokens):
   """A tokenizer by letters: CLS is 1, SEP 2, PAD 0."""
   ids = np.zeros((len(texts), max_tokens), np.int32)
   for row, text in zip(ids, texts, strict=True):
-    letters = [ord(c) % 40 + 5 for c in text][:max_tokens - 2]
-    row[:len(letters) + 2] = [1, *letters, 2]
+    letters = [ord(c) % 40 + 5 for c in text][: max_tokens - 2]
+    row[: len(letters) + 2] = [1, *letters, 2]
   return ids, ids > 0
 
 
 def small_config():
   values = models.tiny().to_dict()
-  values['video'] |= {'image_size': 24, 'frames': 2, 'depth': 1, 'width': 16,
-                      'mlp_size': 32, 'position_std': 1., 'matrix_std': .2}
-  values['text'] |= {'vocab_size': 50, 'width': 16, 'mlp_size': 32, 'depth': 2,
-                     'fusion_layer': 1, 'word_std': 1., 'matrix_std': .3}
+  values['video'] |= {
+    'image_size': 24,
+    'frames': 2,
+    'depth': 1,
+    'width': 16,
+    'mlp_size': 32,
+    'position_std': 1.0,
+    'matrix_std': 0.2,
+  }
+  values['text'] |= {
+    'vocab_size': 50,
+    'width': 16,
+    'mlp_size': 32,
+    'depth': 2,
+    'fusion_layer': 1,
+    'word_std': 1.0,
+    'matrix_std': 0.3,
+  }
   values['embed_size'] = 8
   return AlproConfig.from_dict(values)
 
 
 def make_model():
   module = Alpro(small_config())
-  init = jax.jit(lambda key: nn.unbox(module.init(
-      key, np.zeros((1, 2, 24, 24, 3), np.uint8), np.ones((1, 12), np.int32),
-      np.ones((1, 12), bool), method='init_all')['params']))
+  init = jax.jit(
+    lambda key: nn.unbox(
+      module.init(
+        key,
+        np.zeros((1, 2, 24, 24, 3), np.uint8),
+        np.ones((1, 12), np.int32),
+        np.ones((1, 12), bool),
+        method='init_all',
+      )['params']
+    )
+  )
   return module, init(jax.random.key(0))
 
 
@@ -61,15 +90,14 @@ def model():
 
 
 def clips(seed=0):
-  return np.random.default_rng(seed).integers(
-      0, 256, (len(CAPTIONS), 2, 24, 24, 3), np.uint8)
+  return np.random.default_rng(seed).integers(0, 256, (len(CAPTIONS), 2, 24, 24, 3), np.uint8)
 
 
 def batches(size, videos, order=None):
   """Batches of `size` in some order, the last one padded with valid=False."""
   order = np.arange(len(videos)) if order is None else order
   for start in range(0, len(order), size):
-    record = order[start:start + size]
+    record = order[start : start + size]
     valid = np.arange(size) < len(record)
     record = np.resize(record, size)
     yield {'video': videos[record], 'record': record, 'valid': valid}
@@ -79,8 +107,14 @@ def scorer(model, devices=1, pairs_per_call=6):
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   params = jax.device_put(model[1], sharding.replicated(mesh))
   return retrieval.Scorer(
-      model[0], params, mesh, encode=encode, max_text_tokens=12, batch_size=4,
-      pairs_per_call=pairs_per_call)
+    model[0],
+    params,
+    mesh,
+    encode=encode,
+    max_text_tokens=12,
+    batch_size=4,
+    pairs_per_call=pairs_per_call,
+  )
 
 
 def plain_scores(model, text, video):
@@ -108,12 +142,10 @@ def test_lists_every_caption_once():
 
 def test_scores_are_those_of_the_model(model):
   videos = clips()
-  found, _, _ = retrieval.retrieve(
-      scorer(model), batches(3, videos), CAPTIONS)
+  found, _, _ = retrieval.retrieve(scorer(model), batches(3, videos), CAPTIONS)
   assert found.similarity.shape == found.matching.shape == (7, 7)
   for text, video in ((2, 6), (6, 3)):
-    similarity, margin = plain_scores(
-        model, found.texts[text], videos[video])
+    similarity, margin = plain_scores(model, found.texts[text], videos[video])
     assert found.similarity[text, video] == pytest.approx(similarity, abs=1e-5)
     assert found.matching[text, video] == pytest.approx(margin, abs=1e-4)
   # Not a matrix of one number: the test would be empty.
@@ -122,8 +154,8 @@ def test_scores_are_those_of_the_model(model):
 
 # Everything that is scored, in ways that do not divide evenly.
 WAYS = {
-    'all': retrieval.Scoring(dual_softmax=True),
-    'near': retrieval.Scoring('matching+similarity', 2, dual_softmax=True),
+  'all': retrieval.Scoring(dual_softmax=True),
+  'near': retrieval.Scoring('matching+similarity', 2, dual_softmax=True),
 }
 ONE = [['a red disc']]
 
@@ -133,26 +165,27 @@ def figures_of(make, batches_of):
   found = {}
   for name, scoring in WAYS.items():
     for captions in (CAPTIONS, ONE):
-      result, _, _ = retrieval.retrieve(
-          make, batches_of(len(captions)), captions, scoring)
+      result, _, _ = retrieval.retrieve(make, batches_of(len(captions)), captions, scoring)
       found[f'{name} {len(captions)}'] = {
-          **result.metrics, **result.cost, 'top': result.top[0].tolist(),
-          **{f'{k} interval': list(v) for k, v in result.intervals.items()}}
+        **result.metrics,
+        **result.cost,
+        'top': result.top[0].tolist(),
+        **{f'{k} interval': list(v) for k, v in result.intervals.items()},
+      }
   return found
 
 
 @pytest.fixture(scope='module')
 def want(model):
   """What one device finds, one video at a time in the fusion encoder."""
-  return figures_of(
-      scorer(model, pairs_per_call=1), lambda n: batches(n, clips()[:n]))
+  return figures_of(scorer(model, pairs_per_call=1), lambda n: batches(n, clips()[:n]))
 
 
 def test_eight_devices_agree_with_one(model, want):
   order = np.random.default_rng(1).permutation(7)
   got = figures_of(
-      scorer(model, 8, pairs_per_call=20), lambda n: batches(
-          8, clips()[:n], order[order < n]))
+    scorer(model, 8, pairs_per_call=20), lambda n: batches(8, clips()[:n], order[order < n])
+  )
   assert got == want
   assert want['all 1']['t2v_r1'] == want['near 1']['v2t_r1'] == 100
   assert want['near 7']['pairs'] < 49 == want['all 7']['pairs']
@@ -168,20 +201,19 @@ def test_two_processes_agree_with_one(want, tmp_path):
 
 def test_chosen_pairs_score_as_in_the_matrix(model):
   score = scorer(model, 2, pairs_per_call=8)
-  found, texts, videos = retrieval.retrieve(
-      score, batches(4, clips()), CAPTIONS)
+  found, texts, videos = retrieval.retrieve(score, batches(4, clips()), CAPTIONS)
   pairs = np.array([[0, 1], [3, 2], [6, 6], [0, 0], [2, 5]] * 3)
   np.testing.assert_allclose(
-      score.matching_of(texts, videos, pairs),
-      found.matching[pairs[:, 0], pairs[:, 1]], atol=1e-4)
+    score.matching_of(texts, videos, pairs), found.matching[pairs[:, 0], pairs[:, 1]], atol=1e-4
+  )
   assert score.matching_of(texts, videos, np.zeros((0, 2), int)).shape == (0,)
   # The rule of LAVIS adds the bare logit of a match and the cosine.
   both, _, _ = retrieval.retrieve(
-      score, batches(4, clips()), CAPTIONS,
-      retrieval.Scoring('matching+similarity'))
+    score, batches(4, clips()), CAPTIONS, retrieval.Scoring('matching+similarity')
+  )
   logit = score.matching(texts, videos).logit
   np.testing.assert_array_equal(both.scores, logit + found.similarity)
-  assert np.abs(logit - found.matching).max() > .1
+  assert np.abs(logit - found.matching).max() > 0.1
 
 
 def test_an_equal_clip_finds_its_text_by_similarity_of_features(model):
@@ -189,11 +221,10 @@ def test_an_equal_clip_finds_its_text_by_similarity_of_features(model):
   videos = clips()
   videos[5] = videos[0]
   found, _, features = retrieval.retrieve(
-      scorer(model), batches(3, videos, np.arange(7)[::-1]), CAPTIONS,
-      retrieval.Scoring('similarity'))
+    scorer(model), batches(3, videos, np.arange(7)[::-1]), CAPTIONS, retrieval.Scoring('similarity')
+  )
   np.testing.assert_array_equal(features.record, np.arange(7))
-  np.testing.assert_allclose(
-      found.similarity[:, 5], found.similarity[:, 0], atol=1e-6)
+  np.testing.assert_allclose(found.similarity[:, 5], found.similarity[:, 0], atol=1e-6)
   assert found.matching is None and found.scores is found.similarity
   assert found.metrics['t2v_r1'] == found.metrics['similarity/t2v_r1']
 
@@ -202,10 +233,8 @@ def test_margins_do_not_saturate(model):
   # With a head 1000 times as steep, the probability is 0 or 1 in float32 for
   # every pair; the margin still tells all of them apart.
   params = jax.tree.map(lambda x: x, model[1])
-  params['match_head'] = jax.tree.map(
-      lambda x: 1e3 * x, params['match_head'])
-  found, _, _ = retrieval.retrieve(
-      scorer((model[0], params)), batches(7, clips()), CAPTIONS)
+  params['match_head'] = jax.tree.map(lambda x: 1e3 * x, params['match_head'])
+  found, _, _ = retrieval.retrieve(scorer((model[0], params)), batches(7, clips()), CAPTIONS)
   probability = np.asarray(jax.nn.sigmoid(found.matching))
   assert len(np.unique(probability)) < len(np.unique(found.matching))
   assert len(np.unique(found.matching)) == found.matching.size
@@ -233,12 +262,13 @@ def test_progress_says_rate_and_time_left(caplog, monkeypatch):
     progress.add(30)
     progress.add(60)
   assert [r.getMessage() for r in caplog.records] == [
-      'pairs: 40 of 100, 2/s, 30 s left', 'pairs: 100 of 100, 5/s, 0 s left']
+    'pairs: 40 of 100, 2/s, 30 s left',
+    'pairs: 100 of 100, 5/s, 0 s left',
+  ]
 
 
 def test_rows_of_one_video_each():
-  width, first, count = scoring_on_devices._rows_of(
-      np.repeat([0, 2, 3], [17, 2, 8]), 64)
+  width, first, count = scoring_on_devices._rows_of(np.repeat([0, 2, 3], [17, 2, 8]), 64)
   assert width == 2
   assert first.tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17, 19, 21, 23, 25]
   assert count.tolist() == [2] * 8 + [1] + [2] * 5
@@ -260,19 +290,23 @@ def test_large_tokens_go_to_a_file(model, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_room_for_the_tokens_is_named(
-    model, tmp_path, monkeypatch):
+def test_a_folder_without_room_for_the_tokens_is_named(model, tmp_path, monkeypatch):
   score = scorer(model)
   score._memory_limit = 0
   score._folder = str(tmp_path / 'gone')
   texts = ['a', 'b']
-  with pytest.raises(OSError, match=r"config\.eval\.folder='.*/gone' cannot "
-                     'take 0 MiB of tokens: No such file'):
+  with pytest.raises(
+    OSError,
+    match=r"config\.eval\.folder='.*/gone' cannot "
+    'take 0 MiB of tokens: No such file',
+  ):
     score.embed_texts(texts)
+
   # Room is asked for as a whole, before anything is written into it.
   def full(file, start, size):
     assert (start, size) == (0, 2 * 12 * 16 * 4)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
   monkeypatch.setattr(os, 'posix_fallocate', full)
   score._folder = str(tmp_path)
   with pytest.raises(OSError, match='tokens: No space left on device. Name a '):
@@ -284,8 +318,8 @@ def test_tokens_keep_the_compute_type(model):
   config = dataclasses.replace(small_config(), dtype='bfloat16')
   score = scorer((Alpro(config), model[1]))
   tokens, feature = jax.eval_shape(
-      score._call.text, score.params, np.ones((4, 12), np.int32),
-      np.ones((4, 12), bool))
+    score._call.text, score.params, np.ones((4, 12), np.int32), np.ones((4, 12), bool)
+  )
   stored = score._store(9, np.zeros(tokens.shape, tokens.dtype))
   assert stored.dtype == tokens.dtype == jax.numpy.bfloat16
   assert stored.shape == (9, 12, 16) and feature.dtype == np.float32
@@ -307,109 +341,116 @@ class Matcher:
     return scoring_on_devices.Matching(*(x[text, video] for x in self.table))
 
   def temperature(self):
-    return .5
+    return 0.5
 
 
 @pytest.fixture
 def few_draws(monkeypatch):
   """Intervals of 20 samples, for tests that do not look at them."""
   draws = metrics._draws
-  monkeypatch.setattr(
-      metrics, '_draws', lambda groups, _, seed: draws(groups, 20, seed))
+  monkeypatch.setattr(metrics, '_draws', lambda groups, _, seed: draws(groups, 20, seed))
 
 
 def made_up(seed, texts=13, videos=9):
   """Features, scores and pairs with many ties; whole numbers, so exact."""
   generator = np.random.default_rng(seed)
-  text, video = (
-      generator.integers(-1, 2, (n, 3)).astype(np.float32)
-      for n in (texts, videos))
-  margin, logit = generator.integers(
-      0, 6, (2, texts, videos)).astype(np.float32)
+  text, video = (generator.integers(-1, 2, (n, 3)).astype(np.float32) for n in (texts, videos))
+  margin, logit = generator.integers(0, 6, (2, texts, videos)).astype(np.float32)
   # Several captions a video, one caption for several, some without any.
-  pairs = np.stack([generator.integers(0, texts, 16),
-                    generator.integers(0, videos, 16)], 1)
+  pairs = np.stack([generator.integers(0, texts, 16), generator.integers(0, videos, 16)], 1)
   return (
-      Matcher(margin, logit),
-      retrieval.TextFeatures(np.ones((texts, 1), bool), None, text),
-      retrieval.VideoFeatures(np.arange(videos), None, video),
-      list(map(str, range(texts))), pairs)
+    Matcher(margin, logit),
+    retrieval.TextFeatures(np.ones((texts, 1), bool), None, text),
+    retrieval.VideoFeatures(np.arange(videos), None, video),
+    list(map(str, range(texts))),
+    pairs,
+  )
 
 
 def brute_force(similarity, scores, pairs, k, ties):
   """Ranks of texts and of videos, one comparison at a time."""
+
   def rank(near, score, own, groups=()):
     first = sorted(range(len(near)), key=lambda i: (-near[i], i))[:k]
-    key = [(0, -score[i]) if i in first else (1, -near[i])
-           for i in range(len(near))]
+    key = [(0, -score[i]) if i in first else (1, -near[i]) for i in range(len(near))]
     best = min(key[i] for i in own)
     others = [key[i] for i in range(len(near)) if i not in own]
     if groups:
       others = [min(key[i] for i in group) for group in groups]
     level = sum(x == best for x in others)
-    share = {'pessimistic': 1, 'optimistic': 0, 'expected': .5}[ties]
+    share = {'pessimistic': 1, 'optimistic': 0, 'expected': 0.5}[ties]
     return 1 + sum(x < best for x in others) + share * level
 
   pairs = sorted({tuple(map(int, pair)) for pair in pairs})
-  groups = {video: {t for t, u in pairs if u == video}
-            for video in sorted({v for _, v in pairs})}
+  groups = {video: {t for t, u in pairs if u == video} for video in sorted({v for _, v in pairs})}
   sides = [(similarity[:, v], scores[:, v], own) for v, own in groups.items()]
   return (
-      [rank(similarity[t], scores[t], {v}) for t, v in pairs],
-      [rank(*side) for side in sides],
-      [rank(*side, [own for other, own in groups.items() if other != video])
-       for video, side in zip(groups, sides, strict=True)])
+    [rank(similarity[t], scores[t], {v}) for t, v in pairs],
+    [rank(*side) for side in sides],
+    [
+      rank(*side, [own for other, own in groups.items() if other != video])
+      for video, side in zip(groups, sides, strict=True)
+    ],
+  )
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('rule', retrieval.RULES)
 @pytest.mark.parametrize('dense', [True, False])
-def test_ranks_agree_with_a_brute_force(
-    seed, rule, dense, few_draws, monkeypatch):
+def test_ranks_agree_with_a_brute_force(seed, rule, dense, few_draws, monkeypatch):
   monkeypatch.setattr(metrics, 'CELLS', 30)
   monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 10**6 if dense else 0)
   matcher, texts, videos, names, pairs = made_up(seed)
   similarity = texts.feature @ videos.feature.T
-  scores = {'matching': matcher.table.margin, 'similarity': similarity,
-            'matching+similarity': matcher.table.logit + similarity}[rule]
+  scores = {
+    'matching': matcher.table.margin,
+    'similarity': similarity,
+    'matching+similarity': matcher.table.logit + similarity,
+  }[rule]
   ks = (0, 1, 3, 9, 11, 13, 50) if dense else (1, 3, 9, 11, 13, 50)
   for k in (0, 5) if rule == 'similarity' else ks:
     for ties in metrics.TIES:
       found = retrieval.score(
-          matcher, texts, videos, names, pairs,
-          retrieval.Scoring(rule, k, ties))
+        matcher, texts, videos, names, pairs, retrieval.Scoring(rule, k, ties)
+      )
       reads = k if found.scoring.reads else 0
-      t2v, v2t, grouped = brute_force(
-          similarity, scores, pairs, reads or 50, ties)
+      t2v, v2t, grouped = brute_force(similarity, scores, pairs, reads or 50, ties)
       np.testing.assert_array_equal(found.ranks, t2v)
-      wanted = {**metrics.summarize_ranks(t2v, 't2v'),
-                **metrics.summarize_ranks(v2t, 'v2t'),
-                **metrics.summarize_ranks(grouped, 'v2t_grouped')}
+      wanted = {
+        **metrics.summarize_ranks(t2v, 't2v'),
+        **metrics.summarize_ranks(v2t, 'v2t'),
+        **metrics.summarize_ranks(grouped, 'v2t_grouped'),
+      }
       assert {name: found.metrics[name] for name in wanted} == wanted
       near = metrics.retrieval_metrics(similarity, pairs, ties)
       assert {f'similarity/{name}': value for name, value in near.items()} == {
-          name: value for name, value in found.metrics.items()
-          if name.startswith('similarity/')}
+        name: value for name, value in found.metrics.items() if name.startswith('similarity/')
+      }
       assert (found.similarity is not None) == dense
       assert found.intervals.keys() == {
-          prefix + name for prefix in ('', 'similarity/') for name in wanted}
-      assert sorted(found.intervals) == sorted(
-          retrieval.figure_names(found.scoring, pairs))
+        prefix + name for prefix in ('', 'similarity/') for name in wanted
+      }
+      assert sorted(found.intervals) == sorted(retrieval.figure_names(found.scoring, pairs))
 
 
 def test_candidates_give_the_figures_of_the_original():
-  golden = json.loads((pathlib.Path(__file__).parent / 'golden'
-                       / 'retrieval_metrics.json').read_text())
+  golden = json.loads(
+    (pathlib.Path(__file__).parent / 'golden' / 'retrieval_metrics.json').read_text()
+  )
   scores = np.array(golden['score_txt_by_vid'], np.float32)
   _, texts, videos, names, _ = made_up(0, *scores.shape)
   found = retrieval.score(
-      Matcher(scores, scores), texts, videos, names,
-      np.stack([np.arange(len(scores))] * 2, 1), retrieval.Scoring(rerank_k=50))
+    Matcher(scores, scores),
+    texts,
+    videos,
+    names,
+    np.stack([np.arange(len(scores))] * 2, 1),
+    retrieval.Scoring(rerank_k=50),
+  )
   for direction, prefix in (('text2video', 't2v'), ('video2text', 'v2t')):
     theirs = golden['metrics'][direction]
     for name in ('r1', 'r5', 'r10', 'meanR', 'medianR'):
-      ours = name.replace('meanR', 'mean_rank').replace(
-          'medianR', 'median_rank')
+      ours = name.replace('meanR', 'mean_rank').replace('medianR', 'median_rank')
       assert found.metrics[f'{prefix}_{ours}'] == pytest.approx(theirs[name])
 
 
@@ -417,9 +458,11 @@ def test_all_candidates_are_as_all_pairs():
   matcher, texts, videos, names, pairs = made_up(7)
   for rule in retrieval.RULES[:2]:
     every, near = (
-        retrieval.score(matcher, texts, videos, names, pairs,
-                        retrieval.Scoring(rule, k, dual_softmax=True))
-        for k in (0, 13))
+      retrieval.score(
+        matcher, texts, videos, names, pairs, retrieval.Scoring(rule, k, dual_softmax=True)
+      )
+      for k in (0, 13)
+    )
     assert every.metrics == near.metrics and every.cost == near.cost
     assert every.intervals == near.intervals
     assert every.metrics['dual_softmax/t2v_r1'] >= 0
@@ -430,8 +473,7 @@ def test_all_candidates_are_as_all_pairs():
 
 def test_candidates_are_read_once_and_come_first():
   matcher, texts, videos, names, pairs = made_up(2)
-  found = retrieval.score(
-      matcher, texts, videos, names, pairs, retrieval.Scoring(rerank_k=2))
+  found = retrieval.score(matcher, texts, videos, names, pairs, retrieval.Scoring(rerank_k=2))
   similarity = texts.feature @ videos.feature.T
   by_text = np.argsort(-similarity, axis=1, kind='stable')
   by_video = np.argsort(-similarity.T, axis=1, kind='stable')
@@ -445,8 +487,7 @@ def test_candidates_are_read_once_and_come_first():
   for t in range(13):
     first = sorted(by_text[t, :2], key=lambda v, t=t: -margin[t, v])
     assert found.top[t].tolist() == [*first, *by_text[t, 2:]]
-    assert found.top_scores[t].tolist() == [
-        *margin[t, first], *similarity[t, by_text[t, 2:]]]
+    assert found.top_scores[t].tolist() == [*margin[t, first], *similarity[t, by_text[t, 2:]]]
 
 
 @pytest.mark.parametrize('dense', [True, False])
@@ -454,35 +495,36 @@ def test_dual_softmax_of_similarity_uses_the_temperature(dense, monkeypatch):
   monkeypatch.setattr(metrics, 'CELLS', 30)
   monkeypatch.setattr(retrieval, 'DENSE_PAIRS', 10**6 if dense else 0)
   matcher, texts, videos, names, pairs = made_up(3)
-  texts = texts._replace(feature=np.random.default_rng(0).normal(
-      size=texts.feature.shape).astype(np.float32))
+  texts = texts._replace(
+    feature=np.random.default_rng(0).normal(size=texts.feature.shape).astype(np.float32)
+  )
   found = retrieval.score(
-      matcher, texts, videos, names, pairs,
-      retrieval.Scoring('similarity', dual_softmax=True))
+    matcher, texts, videos, names, pairs, retrieval.Scoring('similarity', dual_softmax=True)
+  )
   odds = np.exp(2 * (texts.feature @ videos.feature.T).astype(np.float64))
   product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
   want = metrics.retrieval_metrics(product, pairs)
   for name in ('t2v_mean_rank', 'v2t_mean_rank', 't2v_r1'):
     assert found.metrics[f'dual_softmax/{name}'] == want[name]
   assert found.metrics['similarity/t2v_r1'] == found.metrics['t2v_r1']
-  assert sorted(found.intervals) == sorted(
-      retrieval.figure_names(found.scoring, pairs))
+  assert sorted(found.intervals) == sorted(retrieval.figure_names(found.scoring, pairs))
 
 
 def test_dual_softmax_of_candidates_sums_over_what_was_read():
   _, texts, videos, names, pairs = made_up(5)
   matcher = Matcher(*np.random.default_rng(0).normal(size=(2, 13, 9)))
   found = retrieval.score(
-      matcher, texts, videos, names, pairs,
-      retrieval.Scoring(rerank_k=4, dual_softmax=True))
+    matcher, texts, videos, names, pairs, retrieval.Scoring(rerank_k=4, dual_softmax=True)
+  )
   odds = np.zeros((13, 9))
   for t, v in matcher.read:
     odds[t, v] = np.exp(matcher.table.margin[t, v])
   product = odds / odds.sum(0) * odds / odds.sum(1, keepdims=True)
-  t2v, v2t, _ = brute_force(
-      texts.feature @ videos.feature.T, product, pairs, 4, 'pessimistic')
-  for name, value in {**metrics.summarize_ranks(t2v, 't2v'),
-                      **metrics.summarize_ranks(v2t, 'v2t')}.items():
+  t2v, v2t, _ = brute_force(texts.feature @ videos.feature.T, product, pairs, 4, 'pessimistic')
+  for name, value in {
+    **metrics.summarize_ranks(t2v, 't2v'),
+    **metrics.summarize_ranks(v2t, 'v2t'),
+  }.items():
     assert found.metrics[f'dual_softmax/{name}'] == value
 
 
@@ -492,27 +534,28 @@ def test_recall_against_k_is_that_of_smaller_k(rule, few_draws):
   args = matcher, texts, videos, names, pairs
   every = retrieval.score(*args, retrieval.Scoring(rule))
   eight = retrieval.score(*args, retrieval.Scoring(rule, 8))
-  rows = retrieval.recall_against_k(every, flops=lambda pairs: 10. * pairs)
+  rows = retrieval.recall_against_k(every, flops=lambda pairs: 10.0 * pairs)
   assert [row.k for row in rows] == [1, 2, 4, 8, 0]
   for k, row in zip((1, 2, 4, 8, 0), rows, strict=True):
     alone = retrieval.score(*args, retrieval.Scoring(rule, k))
     assert row == (
-        k, *(alone.metrics[x] for x in ('t2v_r1', 't2v_r5', 't2v_r10',
-                                        'v2t_r1')),
-        alone.cost['pairs'], alone.cost['share'], 10 * alone.cost['pairs'])
+      k,
+      *(alone.metrics[x] for x in ('t2v_r1', 't2v_r5', 't2v_r10', 'v2t_r1')),
+      alone.cost['pairs'],
+      alone.cost['share'],
+      10 * alone.cost['pairs'],
+    )
   from_eight = retrieval.recall_against_k(eight)
   assert [row[:-1] for row in from_eight] == [row[:-1] for row in rows[:4]]
   short = retrieval.recall_against_k(every, largest=3)
   assert [row.k for row in short] == [1, 2, 0]
   with pytest.raises(ValueError, match='read no pairs'):
-    retrieval.recall_against_k(
-        retrieval.score(*args, retrieval.Scoring('similarity')))
+    retrieval.recall_against_k(retrieval.score(*args, retrieval.Scoring('similarity')))
 
 
 def test_best_columns_prefer_the_smaller_index():
-  block = np.array([[1, 3, 1, 2, 1], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1.]])
-  assert candidates.best_columns(block, 3).tolist() == [
-      [1, 3, 0], [0, 1, 2], [0, 1, 2]]
+  block = np.array([[1, 3, 1, 2, 1], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1.0]])
+  assert candidates.best_columns(block, 3).tolist() == [[1, 3, 0], [0, 1, 2], [0, 1, 2]]
   assert candidates.best_columns(block, 9).shape == (3, 5)
 
 
@@ -526,7 +569,7 @@ def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
 
   class Cheap(Matcher):
     def matching_by_video(self, texts, videos, text, video):
-      margin = np.sin(text + 7. * video).astype(np.float32)
+      margin = np.sin(text + 7.0 * video).astype(np.float32)
       return scoring_on_devices.Matching(margin, margin)
 
   texts = retrieval.TextFeatures(np.ones((n, 1), bool), None, text)
@@ -535,15 +578,23 @@ def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
   tracemalloc.start()
   try:
     found = retrieval.score(
-        Cheap(None, None), texts, videos, names, pairs,
-        retrieval.Scoring('matching+similarity', k, dual_softmax=True))
+      Cheap(None, None),
+      texts,
+      videos,
+      names,
+      pairs,
+      retrieval.Scoring('matching+similarity', k, dual_softmax=True),
+    )
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
   formula = (
-      8 * 16 * n  # Features once more in float64.
-      + 8 * 10 * 2 * n + 32 * found.cost['pairs'] + 8 * k * 2 * n
-      + 24 * metrics.CELLS)
+    8 * 16 * n  # Features once more in float64.
+    + 8 * 10 * 2 * n
+    + 32 * found.cost['pairs']
+    + 8 * k * 2 * n
+    + 24 * metrics.CELLS
+  )
   assert peak < formula
   assert found.similarity is None and found.top.shape == (n, 10)
   assert found.cost['share'] < 2 * k / n
@@ -563,8 +614,7 @@ def test_refuses_what_cannot_be_scored(monkeypatch):
     retrieval.Scoring(rerank_k=-1)
   with pytest.raises(ValueError, match='at least one row'):
     score(pairs=np.zeros((0, 2), int))
-  broken = texts._replace(feature=np.where(
-      np.arange(3) == 1, np.nan, texts.feature))
+  broken = texts._replace(feature=np.where(np.arange(3) == 1, np.nan, texts.feature))
   with pytest.raises(ValueError, match='13 of 39 text features are NaN'):
     score(texts=broken)
   matcher.table.margin[0, 0] = np.nan
@@ -580,20 +630,17 @@ def test_refuses_what_cannot_be_scored(monkeypatch):
 
 def test_a_model_without_contrast_is_ranked_by_matching_alone():
   matcher, texts, videos, names, pairs = made_up(1)
-  texts, videos = (
-      x._replace(feature=x.feature[:, :0]) for x in (texts, videos))
+  texts, videos = (x._replace(feature=x.feature[:, :0]) for x in (texts, videos))
   found = retrieval.score(matcher, texts, videos, names, pairs)
   assert found.metrics['t2v_r5'] > 0
   assert not any(name.startswith('similarity/') for name in found.metrics)
   assert [row.k for row in retrieval.recall_against_k(found)] == [0]
   with pytest.raises(ValueError, match='no contrastive features'):
-    retrieval.score(matcher, texts, videos, names, pairs,
-                    retrieval.Scoring(rerank_k=2))
+    retrieval.score(matcher, texts, videos, names, pairs, retrieval.Scoring(rerank_k=2))
 
 
 def test_a_model_without_the_head_does_not_match(model):
   score = scorer(model)
-  score.model = types.SimpleNamespace(
-      config=types.SimpleNamespace(match=False))
+  score.model = types.SimpleNamespace(config=types.SimpleNamespace(match=False))
   with pytest.raises(ValueError, match="score by 'similarity'"):
     score.matching(None, None)

@@ -25,12 +25,21 @@ from tests import small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ABOUT = {
-    'root': '/v', 'root_bytes': os.fsencode('/v').hex(),
-    'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64,
-                   'content': 'c'},
-    'cutting': {'frames': 2, 'span': 10.0, 'stride': 10.0, 'fps': 8.0,
-                'short_side': 256, 'begin': 0.0},
-    'shown': {}, 'vector': 2, 'tokens': [3, 4]}
+  'root': '/v',
+  'root_bytes': os.fsencode('/v').hex(),
+  'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64, 'content': 'c'},
+  'cutting': {
+    'frames': 2,
+    'span': 10.0,
+    'stride': 10.0,
+    'fps': 8.0,
+    'short_side': 256,
+    'begin': 0.0,
+  },
+  'shown': {},
+  'vector': 2,
+  'tokens': [3, 4],
+}
 ODD = [b'a "b" <c>.mp4', b'new\nline.mp4', 'ü ß.mp4'.encode(), b'bad\xff.mp4']
 
 
@@ -42,15 +51,18 @@ class NumpyEncoder:
   def __init__(self):
     self.encoded, self.fail_after = 0, None
     config = types.SimpleNamespace(
-        embed_size=2, dtype='float32',
-        video=types.SimpleNamespace(width=4, patch_size=8))
+      embed_size=2, dtype='float32', video=types.SimpleNamespace(width=4, patch_size=8)
+    )
     self.trained = types.SimpleNamespace(
-        model=types.SimpleNamespace(config=config), answers_questions=False,
-        knows_matching=True, origin=Origin('runs/a', 7, 'd' * 64), meta={
-            'model': {}, 'tokenizer': {'digest': 't'},
-            'arrays': {'params/x': 'sha'}},
-        config=ml_collections.ConfigDict({'task': 'retrieval', 'data': {
-            'image_size': 8, 'resize': 8, 'resize_mode': 'squash'}}))
+      model=types.SimpleNamespace(config=config),
+      answers_questions=False,
+      knows_matching=True,
+      origin=Origin('runs/a', 7, 'd' * 64),
+      meta={'model': {}, 'tokenizer': {'digest': 't'}, 'arrays': {'params/x': 'sha'}},
+      config=ml_collections.ConfigDict(
+        {'task': 'retrieval', 'data': {'image_size': 8, 'resize': 8, 'resize_mode': 'squash'}}
+      ),
+    )
     self.scorer = self
 
   def videos(self, clips):
@@ -76,13 +88,16 @@ def numbered(seconds, rate=1):
   return [(i, i / rate) for i in range(int(seconds * rate))]
 
 
-@pytest.mark.parametrize('seconds, stride, wanted', [
+@pytest.mark.parametrize(
+  'seconds, stride, wanted',
+  [
     (24, 10, [(0, 10), (10, 24)]),
     (26, 10, [(0, 10), (10, 20), (20, 26)]),
     (3, 10, [(0, 3)]),
     (17, 5, [(0, 10), (5, 17)]),
     (19, 5, [(0, 10), (5, 15), (10, 19)]),
-])
+  ],
+)
 def test_a_video_is_cut_into_spans(seconds, stride, wanted):
   cutting = Cutting(frames=2, span=10, stride=stride, fps=1)
   found = list(cut.spans(iter(numbered(seconds)), cutting))
@@ -93,8 +108,7 @@ def test_a_video_is_cut_into_spans(seconds, stride, wanted):
 
 def test_a_clip_may_begin_late_and_frames_may_be_missing():
   cutting = Cutting(frames=2, span=2, stride=2, fps=1, begin=3)
-  assert [x[:2] for x in cut.spans(iter(numbered(8)), cutting)] == [
-      (3, 5), (5, 8)]
+  assert [x[:2] for x in cut.spans(iter(numbered(8)), cutting)] == [(3, 5), (5, 8)]
   # Nothing is shown between 1 and 20 s.
   gap = iter([(0, 0.0), (1, 1.0), (2, 20.0)])
   cutting = Cutting(frames=2, span=2, stride=2, fps=0)
@@ -115,8 +129,7 @@ def test_a_gap_costs_nothing_however_long(stride):
     assert all(start <= at < stop for at in held)
   # Over a short gap as in single steps.
   short = [(at, float(at)) for at in (0, 1, 43, 44, 80)]
-  wanted = {10: [0, 40, 70], 5: [0, 35, 40, 70],
-            2.5: [0, 35, 37.5, 40, 42.5, 70]}
+  wanted = {10: [0, 40, 70], 5: [0, 35, 40, 70], 2.5: [0, 35, 37.5, 40, 42.5, 70]}
   assert [x[0] for x in cut.spans(iter(short), cutting)] == wanted[stride]
 
 
@@ -132,11 +145,10 @@ def test_how_to_cut_is_checked():
 def test_a_clip_has_the_frames_of_evaluation(tmp_path, monkeypatch):
   path = small_videos.write_video(tmp_path / 'a b.mp4', frames=10, rate=10)
   seen = []
-  monkeypatch.setattr(
-      cut.video, 'encode_jpeg', lambda frame, _: bytes([frame[0, -1, 0] // 20]))
+  monkeypatch.setattr(cut.video, 'encode_jpeg', lambda frame, _: bytes([frame[0, -1, 0] // 20]))
   monkeypatch.setattr(cut, '_strip', lambda chosen: seen.append(chosen))
   found = cut.cut_video((str(path), None), cutting=Cutting(frames=4, fps=0))
-  clip, = found.clips
+  (clip,) = found.clips
   assert (clip.start, round(clip.stop, 3)) == (0, 1)
   wanted = frames.choose_frames('uniform', 10, 4, None).numpy()
   assert [x[0] for x in clip.frames] == pytest.approx(wanted, abs=1)
@@ -146,10 +158,8 @@ def test_a_clip_has_the_frames_of_evaluation(tmp_path, monkeypatch):
 def test_what_cannot_be_read_says_why(tmp_path):
   (tmp_path / 'a.mp4').write_text('no video')
   cutting = Cutting(frames=2)
-  assert cut.cut_video((str(tmp_path / 'a.mp4'), None),
-                       cutting=cutting).reason == 'unreadable'
-  assert cut.cut_video(('nowhere', None),
-                       cutting=cutting).reason == 'missing file'
+  assert cut.cut_video((str(tmp_path / 'a.mp4'), None), cutting=cutting).reason == 'unreadable'
+  assert cut.cut_video(('nowhere', None), cutting=cutting).reason == 'missing file'
 
 
 @pytest.fixture
@@ -160,8 +170,7 @@ def store(tmp_path):
 
 
 def row(start, value=0.0):
-  return Row(start, start + 1, np.array([start, value]),
-             np.full((3, 4), start + value), b'strip')
+  return Row(start, start + 1, np.array([start, value]), np.full((3, 4), start + value), b'strip')
 
 
 def test_the_index_keeps_any_name(store):
@@ -184,7 +193,11 @@ def test_the_index_keeps_any_name(store):
   store.drop(ODD)
   assert store.counts() == (0, 0) and not len(store.clips().id)
   assert [show_name(name) for name in ODD] == [
-      'a "b" <c>.mp4', 'new\\nline.mp4', 'ü ß.mp4', 'bad\\xff.mp4']
+    'a "b" <c>.mp4',
+    'new\\nline.mp4',
+    'ü ß.mp4',
+    'bad\\xff.mp4',
+  ]
 
 
 def test_what_is_no_index_is_refused(tmp_path):
@@ -201,11 +214,11 @@ def test_what_is_no_index_is_refused(tmp_path):
 
 
 SAID = {
-    'SQLITE_FULL': 'the disk is full; free space',
-    'SQLITE_IOERR_WRITE': 'the disk failed or is full',
-    'SQLITE_BUSY': 'another program holds it',
-    'SQLITE_READONLY_DIRECTORY': 'may not be written to',
-    'SQLITE_CANTOPEN': 'may not be read or written to',
+  'SQLITE_FULL': 'the disk is full; free space',
+  'SQLITE_IOERR_WRITE': 'the disk failed or is full',
+  'SQLITE_BUSY': 'another program holds it',
+  'SQLITE_READONLY_DIRECTORY': 'may not be written to',
+  'SQLITE_CANTOPEN': 'may not be read or written to',
 }
 
 
@@ -226,7 +239,7 @@ def test_what_sqlite_refuses_is_a_sentence(store, name, monkeypatch):
 
 def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
   store.put(File(b'a', 1, 1), [row(0.0)])
-  pages, = store._connection.execute('PRAGMA page_count').fetchone()
+  (pages,) = store._connection.execute('PRAGMA page_count').fetchone()
   store._connection.execute(f'PRAGMA max_page_count = {pages}')
   large = row(1.0)._replace(strip=bytes(1 << 16))
   with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
@@ -237,12 +250,16 @@ def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
   def write_text(path, text):
     raise OSError(errno.ENOSPC, 'full', 'report.json')
 
-  monkeypatch.setattr(indexing, '_decode', lambda *_: [
-      (File(b'b', 1, 1), cut.CutVideo((Clip(0.0, 1.0, (), large.strip),)))])
+  monkeypatch.setattr(
+    indexing,
+    '_decode',
+    lambda *_: [(File(b'b', 1, 1), cut.CutVideo((Clip(0.0, 1.0, (), large.strip),)))],
+  )
   monkeypatch.setattr(indexing.files, 'write_text', write_text)
   with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
-    indexing.index(NumpyEncoder(), store, indexing.Folder(
-        [File(b'a', 1, 1), File(b'b', 1, 1)], []), tmp_path)
+    indexing.index(
+      NumpyEncoder(), store, indexing.Folder([File(b'a', 1, 1), File(b'b', 1, 1)], []), tmp_path
+    )
   store._connection.execute('PRAGMA max_page_count = 100000')
   store.put(File(b'a', 2, 2), [large])
   assert store.files()[b'a'].size == 2
@@ -253,8 +270,7 @@ def test_what_the_system_refuses_comes_with_advice():
   assert "'/a/b': free space there and repeat the command." in said
   assert command.describe(OSError('a sentence.')) == 'a sentence.'
   # A name alone says nothing.
-  assert 'KeyError: \'config\'. No input' in command.describe(
-      KeyError('config'))
+  assert "KeyError: 'config'. No input" in command.describe(KeyError('config'))
 
 
 def test_a_model_is_known_by_its_content(store, caplog):
@@ -282,8 +298,7 @@ def test_a_model_is_known_by_its_content(store, caplog):
 
 def test_an_index_is_not_mixed(store):
   indexing.check_same(store, dict(ABOUT))
-  other = ABOUT | {'checkpoint': {
-      'path': 'runs/b', 'step': 8, 'digest': 'e', 'content': 'f'}}
+  other = ABOUT | {'checkpoint': {'path': 'runs/b', 'step': 8, 'digest': 'e', 'content': 'f'}}
   with pytest.raises(ValueError, match='another checkpoint .step 8'):
     indexing.check_same(store, other)
   other = ABOUT | {'cutting': ABOUT['cutting'] | {'span': 5.0}}
@@ -299,15 +314,13 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
   small_videos.write_folder(root, 4)
   (root / 'broken.avi').write_text('no video')
   encoder = NumpyEncoder()
-  about = indexing.describe(
-      encoder, root, Cutting(frames=2, span=0.5, stride=0.5), True)
+  about = indexing.describe(encoder, root, Cutting(frames=2, span=0.5, stride=0.5), True)
   assert about['tokens'] == [2, 4]
   store = Store.create(tmp_path / 'index', about | {'tokens': [3, 4]})
 
   def run():
     before = encoder.encoded
-    report = indexing.index(
-        encoder, store, indexing.list_videos(root), root, num_workers=1)
+    report = indexing.index(encoder, store, indexing.list_videos(root), root, num_workers=1)
     return report, encoder.encoded - before
 
   # Two clips a video, three a call: interrupted in the second call.
@@ -323,8 +336,7 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
   assert report['already_there'] == 1
   clips = store.clips()
   np.testing.assert_array_equal(store.tokens(clips.id)[:, 0, 0], clips.start)
-  problem, = json.loads(
-      (tmp_path / 'index' / 'report.json').read_text())['problems']
+  (problem,) = json.loads((tmp_path / 'index' / 'report.json').read_text())['problems']
   assert (problem['video'], problem['reason']) == ('broken.avi', 'unreadable')
   assert 'broken.avi: unreadable' in capfd.readouterr().err
 
@@ -340,12 +352,16 @@ def test_only_what_is_missing_is_done(tmp_path, capfd):
 @pytest.fixture
 def byte_videos(tmp_path, monkeypatch):
   """A folder of files that stand for videos: clip k starts at byte k."""
+
   def run_in_order(target, settings, items, workers, **unused):
     assert workers == (os.cpu_count() or 1)
     for path, _ in items:
-      yield cut.CutVideo(tuple(
+      yield cut.CutVideo(
+        tuple(
           Clip(float(byte), byte + 1.0, (), b'')
-          for byte in pathlib.Path(path).read_bytes().strip(b'.')))
+          for byte in pathlib.Path(path).read_bytes().strip(b'.')
+        )
+      )
 
   monkeypatch.setattr(indexing.workers, 'run_in_order', run_in_order)
   root = tmp_path / 'videos'
@@ -360,12 +376,10 @@ def put_bytes(path, text):
 
 
 def bring_up_to_date(store, root):
-  return indexing.index(
-      NumpyEncoder(), store, indexing.list_videos(root), root)
+  return indexing.index(NumpyEncoder(), store, indexing.list_videos(root), root)
 
 
-def test_a_video_replaced_at_the_same_size_and_time_is_noticed(
-    store, byte_videos):
+def test_a_video_replaced_at_the_same_size_and_time_is_noticed(store, byte_videos):
   put_bytes(byte_videos / 'a.mp4', 'x')
   put_bytes(byte_videos / 'b.mp4', 'y')
   assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 2
@@ -384,17 +398,13 @@ def test_a_video_replaced_at_the_same_size_and_time_is_noticed(
     assert (report['done_in_this_run'], report['left']) == (1, 0)
 
 
-def test_an_index_of_earlier_needs_only_what_is_new(
-    tmp_path, byte_videos, monkeypatch):
+def test_an_index_of_earlier_needs_only_what_is_new(tmp_path, byte_videos, monkeypatch):
   with monkeypatch.context() as patched:
-    patched.setattr(storing, '_TABLES', storing._TABLES.replace(
-        ',\n  ends BLOB', ''))
+    patched.setattr(storing, '_TABLES', storing._TABLES.replace(',\n  ends BLOB', ''))
     Store.create(tmp_path / 'old', ABOUT).close()
   put_bytes(byte_videos / 'a.mp4', 'x')
   with sqlite3.connect(tmp_path / 'old' / 'index.sqlite') as connection:
-    connection.execute(
-        "INSERT INTO videos VALUES (1, ?, 200000, ?, '', '')",
-        (b'a.mp4', 10**18))
+    connection.execute("INSERT INTO videos VALUES (1, ?, 200000, ?, '', '')", (b'a.mp4', 10**18))
     connection.execute('INSERT INTO clips VALUES (1, 1, 7, 8, ?)', (bytes(8),))
     connection.execute('INSERT INTO kept VALUES (1, ?, ?)', (b'', bytes(24)))
   connection.close()
@@ -425,7 +435,7 @@ def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
   (byte_videos / 'b.mp4').symlink_to('/nowhere/b.mp4')
   report = bring_up_to_date(store, byte_videos)
   assert report['dropped'] == ['a.mp4'] and store.counts() == (1, 1)
-  problem, = report['problems']
+  (problem,) = report['problems']
   assert problem['reason'] == 'cannot be looked at'
   folder = indexing.Folder([], [(b'sub', 'denied')])
   assert folder.may_hold(b'sub/a.mp4') and not folder.may_hold(b'subs/a.mp4')
@@ -433,18 +443,21 @@ def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
 
 
 def test_one_run_at_a_time(tmp_path):
-  with indexing.locked(tmp_path), pytest.raises(
-      ValueError, match='another run'), indexing.locked(tmp_path):
+  with (
+    indexing.locked(tmp_path),
+    pytest.raises(ValueError, match='another run'),
+    indexing.locked(tmp_path),
+  ):
     pass
 
 
 def test_fusion_orders_the_nearest(store):
   store.put(File(b'a', 1, 1), [row(float(i)) for i in range(5)])
   clips, encoder = store.clips(), NumpyEncoder()
-  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=0)
+  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=0)
   assert [hit.start for hit in found.hits] == [4, 3, 2, 1]
   assert found.read == 0 and found.hits[0].match is None
-  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=2)
+  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=2)
   assert [hit.start for hit in found.hits] == [3, 4, 2, 1]
   assert found.read == 2 and found.hits[2].match is None
   assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(3)))
@@ -452,42 +465,47 @@ def test_fusion_orders_the_nearest(store):
 
 def test_fusion_reads_more_than_are_shown_and_orders_by_score(store):
   # Similarity is the start; the margin of a match is -(start + value).
-  store.put(File(b'a', 1, 1), [
-      row(float(i), value) for i, value in enumerate([0, 0, 5, -9, 5])])
+  store.put(File(b'a', 1, 1), [row(float(i), value) for i, value in enumerate([0, 0, 5, -9, 5])])
   clips, encoder = store.clips(), NumpyEncoder()
-  found, = querying.search(encoder, store, clips, ['x'], top=1, rerank_k=3)
+  (found,) = querying.search(encoder, store, clips, ['x'], top=1, rerank_k=3)
   assert [hit.start for hit in found.hits] == [3] and found.read == 3
   assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(-6)))
   assert found.hits[0].similarity == 3
-  found, = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=3)
+  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=3)
   assert [hit.start for hit in found.hits] == [3, 2, 4, 1]
-  found, = querying.search(encoder, store, clips, ['x'], top=9, rerank_k=9)
+  (found,) = querying.search(encoder, store, clips, ['x'], top=9, rerank_k=9)
   assert [hit.start for hit in found.hits] == [3, 0, 1, 2, 4]
 
 
 def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
-    tmp_path, byte_videos, monkeypatch, caplog):
+  tmp_path, byte_videos, monkeypatch, caplog
+):
   for name in 'ab':
     put_bytes(byte_videos / f'{name}.mp4', name)
-  store = Store.create(tmp_path / 'index', ABOUT | {
-      'tokens': None, 'root_bytes': os.fsencode(byte_videos).hex()})
+  store = Store.create(
+    tmp_path / 'index', ABOUT | {'tokens': None, 'root_bytes': os.fsencode(byte_videos).hex()}
+  )
   bring_up_to_date(store, byte_videos)
   assert store._ask('SELECT DISTINCT tokens FROM kept') == [(None,)]
   put_bytes(byte_videos / 'b.mp4', 'c')
   monkeypatch.setattr(
-      querying, 'decode', lambda items, cutting: [
-          cut.CutVideo(tuple(Clip(start, start + 1, (), b'')
-                             for start in starts)) for _, starts in items])
-  found, = querying.search(
-      NumpyEncoder(), store, store.clips(), ['x'], rerank_k=2)
+    querying,
+    'decode',
+    lambda items, cutting: [
+      cut.CutVideo(tuple(Clip(start, start + 1, (), b'') for start in starts))
+      for _, starts in items
+    ],
+  )
+  (found,) = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=2)
   assert [(hit.name, hit.match is None) for hit in found.hits] == [
-      (b'a.mp4', False), (b'b.mp4', True)]
+    (b'a.mp4', False),
+    (b'b.mp4', True),
+  ]
   assert 'b.mp4 has changed since it was indexed' in caplog.text
   store.close()
 
 
-def test_without_tokens_candidates_are_decoded_again(
-    tmp_path, monkeypatch, caplog):
+def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch, caplog):
   store = Store.create(tmp_path, ABOUT | {'tokens': None})
   bare = [row(float(i))._replace(tokens=None) for i in range(3)]
   store.put(File(b'a.mp4', 1, 1), bare)
@@ -497,18 +515,20 @@ def test_without_tokens_candidates_are_decoded_again(
   def decode(items, cutting):
     asked.extend(items)
     for path, starts in items:
-      there = () if 'gone' in path else tuple(
-          Clip(start, start + 1, (), b'') for start in starts)
+      there = () if 'gone' in path else tuple(Clip(start, start + 1, (), b'') for start in starts)
       yield cut.CutVideo(there, '' if there else 'missing file')
 
   monkeypatch.setattr(querying, 'decode', decode)
-  found, = querying.search(
-      NumpyEncoder(), store, store.clips(), ['x'], top=4, rerank_k=3)
+  (found,) = querying.search(NumpyEncoder(), store, store.clips(), ['x'], top=4, rerank_k=3)
   assert dict(asked) == {'/v/a.mp4': (2.0, 1.0), '/v/gone.mp4': (2.0,)}
   assert found.read == 2
   assert [(hit.name, hit.start) for hit in found.hits] == [
-      (b'a.mp4', 1), (b'a.mp4', 2), (b'gone.mp4', 2), (b'a.mp4', 0)]
-  warned, = (record.getMessage() for record in caplog.records)
+    (b'a.mp4', 1),
+    (b'a.mp4', 2),
+    (b'gone.mp4', 2),
+    (b'a.mp4', 0),
+  ]
+  (warned,) = (record.getMessage() for record in caplog.records)
   assert warned == 'gone.mp4 cannot be read again: missing file'
   store.close()
 
@@ -518,7 +538,7 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
   encoder.trained.answers_questions = True
   encoder.trained.answers = 'red', 'blue', 'two'
   encoder.pixels = lambda clips: np.array([clip.start for clip in clips])
-  share = np.array([[.7, .2, .1], [.6, .3, .1], [.1, .8, .1], [.2, .2, .6]])
+  share = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
 
   def answer(scorer, batches, questions, answers, pairs_per_call):
     seen.extend(batches)
@@ -528,17 +548,17 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
 
   monkeypatch.setattr(querying.question_answering, 'answer', answer)
   spans = [(2.0, 4.0), (4.0, 6.0), (6.0, 8.0), (8.0, 9.5)]
-  whole, each = querying.ask(encoder, cut.CutVideo(tuple(
-      Clip(start, stop, (), b'') for start, stop in spans)), 'what?')
+  whole, each = querying.ask(
+    encoder, cut.CutVideo(tuple(Clip(start, stop, (), b'') for start, stop in spans)), 'what?'
+  )
   # The last call is filled up with the last clip.
   assert [batch['video'].tolist() for batch in seen] == [[2, 4, 6], [8] * 3]
   assert [batch['record'].tolist() for batch in seen] == [[0, 1, 2], [3] * 3]
-  assert [batch['valid'].tolist() for batch in seen] == [
-      [True] * 3, [True, False, False]]
+  assert [batch['valid'].tolist() for batch in seen] == [[True] * 3, [True, False, False]]
   assert [found[:2] for found in each] == spans and whole[:2] == (2.0, 9.5)
   assert [found.top[0][0] for found in each] == ['red', 'red', 'blue', 'two']
   assert [text for text, _ in whole.top] == ['red', 'blue', 'two']
-  assert [share for _, share in whole.top] == pytest.approx([.4, .375, .225])
+  assert [share for _, share in whole.top] == pytest.approx([0.4, 0.375, 0.225])
   encoder.trained.answers_questions = False
   with pytest.raises(ValueError, match='answers no questions'):
     querying.ask(encoder, cut.CutVideo(), 'what?')
@@ -546,8 +566,7 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
 
 def test_the_page_is_escaped(store):
   store.put(File(ODD[0], 1, 1), [row(1.0)])
-  found = querying.search(
-      NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
+  found = querying.search(NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
   shown = gallery.render(store, found)
   assert '&lt;script&gt;' in shown and '<script>' not in shown
   assert 'a &#34;b&#34; &lt;c&gt;.mp4' in shown and '<c>' not in shown
@@ -555,16 +574,16 @@ def test_the_page_is_escaped(store):
   # The margin is -1.
   assert 'The 1 nearest' in shown and 'match 26.9\xa0%' in shown
   assert 'similarity 1.00' in shown
-  found = querying.search(
-      NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
+  found = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
   shown = gallery.render(store, found)
   assert 'was not asked' in shown and 'similarity 1.00' in shown
   assert 'match' not in shown.partition('class="score"')[2]
 
 
-@pytest.mark.parametrize('seconds, text', [
-    (0, '0:00.0'), (59.96, '1:00.0'), (63.4, '1:03.4'), (3723.4, '1:02:03'),
-    (600, '10:00')])
+@pytest.mark.parametrize(
+  'seconds, text',
+  [(0, '0:00.0'), (59.96, '1:00.0'), (63.4, '1:03.4'), (3723.4, '1:02:03'), (600, '10:00')],
+)
 def test_times_are_shown(seconds, text):
   assert gallery.show_time(seconds) == text
 
@@ -589,15 +608,22 @@ def test_vectors_leave(store, tmp_path, monkeypatch):
 def test_mistakes_are_one_clear_sentence():
   # In processes of their own: commands share names of flags.
   asked = {
-      'frob': "'frob' is no step", 'query': 'was given',
-      'query x': '--index is needed', 'ask v q': '--checkpoint',
-      'index /nowhere --index=/tmp/none': 'is not a folder',
+    'frob': "'frob' is no step",
+    'query': 'was given',
+    'query x': '--index is needed',
+    'ask v q': '--checkpoint',
+    'index /nowhere --index=/tmp/none': 'is not a folder',
   }
   started = {
-      words: subprocess.Popen(
-          [sys.executable, ROOT / 'launch' / 'search.py', *words.split()],
-          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-      for words in asked}
+    words: subprocess.Popen(
+      [sys.executable, ROOT / 'launch' / 'search.py', *words.split()],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for words in asked
+  }
   for words, process in started.items():
     _, error = process.communicate(timeout=300)
     assert process.returncode == 2, error
@@ -608,12 +634,14 @@ def test_mistakes_are_one_clear_sentence():
 def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
   from alpro_jax.search.encoder import Encoder
 
-  config = ml_collections.ConfigDict({'data': {
-      'image_size': 16, 'resize': 32, 'resize_mode': 'squash'}})
+  config = ml_collections.ConfigDict(
+    {'data': {'image_size': 16, 'resize': 32, 'resize_mode': 'squash'}}
+  )
   asked = types.SimpleNamespace(
-      batch_size=3, trained=types.SimpleNamespace(config=config),
-      scorer=types.SimpleNamespace(
-          embed_videos=lambda batches, total: (list(batches), total)))
+    batch_size=3,
+    trained=types.SimpleNamespace(config=config),
+    scorer=types.SimpleNamespace(embed_videos=lambda batches, total: (list(batches), total)),
+  )
   asked.pixels = lambda clips: Encoder.pixels(asked, clips)
   clips = []
   for level in (50, 100, 150, 200):
@@ -621,14 +649,12 @@ def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
     frame[8:24, 8:24] = level
     clips.append(Clip(0.0, 1.0, (cut.video.encode_jpeg(frame, 95),) * 2, b''))
   batches, total = Encoder.videos(asked, clips)
-  assert total == 4 and [batch['video'].shape for batch in batches] == [
-      (3, 2, 16, 16, 3)] * 2
+  assert total == 4 and [batch['video'].shape for batch in batches] == [(3, 2, 16, 16, 3)] * 2
   seen = np.concatenate([batch['video'] for batch in batches]).astype(int)
   for row, level in zip(seen, (50, 100, 150, 200, 200, 200), strict=True):
     assert np.abs(row - level).max() < 8
   assert [batch['record'].tolist() for batch in batches] == [[0, 1, 2], [3] * 3]
-  assert [batch['valid'].tolist() for batch in batches] == [
-      [True] * 3, [True, False, False]]
+  assert [batch['valid'].tolist() for batch in batches] == [[True] * 3, [True, False, False]]
 
 
 def test_a_text_that_is_cut_is_named(caplog):
@@ -637,8 +663,9 @@ def test_a_text_that_is_cut_is_named(caplog):
 
   config = ml_collections.ConfigDict({'data': {'max_text_tokens': 8}})
   asked = types.SimpleNamespace(
-      trained=types.SimpleNamespace(config=config, tokenizer=Letters()),
-      scorer=types.SimpleNamespace(embed_texts=lambda texts: texts))
+    trained=types.SimpleNamespace(config=config, tokenizer=Letters()),
+    scorer=types.SimpleNamespace(embed_texts=lambda texts: texts),
+  )
   assert Encoder.texts(asked, ['short']) == ['short']
   assert not caplog.records
   assert Encoder.texts(asked, ['a dog swims', 'a']) == ['a dog swims', 'a']
@@ -651,8 +678,8 @@ def test_what_this_machine_lost_is_tried_again(store, byte_videos, monkeypatch):
   for reason, tried in [('unreadable', 0), (indexing.workers.MACHINE, 1)]:
     lost = indexing.workers.Lost(reason, 'why')
     monkeypatch.setattr(
-        indexing.workers, 'run_in_order',
-        lambda *args, lost=lost, **options: iter([lost]))
+      indexing.workers, 'run_in_order', lambda *args, lost=lost, **options: iter([lost])
+    )
     os.utime(byte_videos / 'a.mp4')
     report = bring_up_to_date(store, byte_videos)
     assert report['problems'][0]['reason'] == reason

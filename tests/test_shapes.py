@@ -10,20 +10,18 @@ import pytest
 from examples.shapes import drawing, files, scenes, words
 
 TINY = scenes.World(
-    train={'move': 6, 'resize': 4, 'turn': 2, 'wall': 2, 'event': 4},
-    test_captions={'move': 3, 'resize': 2, 'turn': 1, 'wall': 1, 'event': 1},
+  train={'move': 6, 'resize': 4, 'turn': 2, 'wall': 2, 'event': 4},
+  test_captions={'move': 3, 'resize': 2, 'turn': 1, 'wall': 1, 'event': 1},
 )
 DOWNSTREAM = scenes.World(purpose='downstream', seed=1000)
 # All questions whose answer is not the look or the number of the shapes.
 TWO_WAY = {
-    'does it move left or right?': ('direction', {'left', 'right'}),
-    'does it move up or down?': ('direction', {'up', 'down'}),
-    'does it get bigger or smaller?': ('change', {'bigger', 'smaller'}),
-    'does it pass behind or in front of the wall?': (
-        'depth', {'behind', 'in front'}),
-    'does it move before or after it changes its size?': (
-        'order', {'before', 'after'}),
-    'when does it move?': ('order', {'at first', 'at the end'}),
+  'does it move left or right?': ('direction', {'left', 'right'}),
+  'does it move up or down?': ('direction', {'up', 'down'}),
+  'does it get bigger or smaller?': ('change', {'bigger', 'smaller'}),
+  'does it pass behind or in front of the wall?': ('depth', {'behind', 'in front'}),
+  'does it move before or after it changes its size?': ('order', {'before', 'after'}),
+  'when does it move?': ('order', {'at first', 'at the end'}),
 }
 
 
@@ -42,9 +40,16 @@ def _parts(mask):
   labels = np.arange(1, mask.size + 1).reshape(mask.shape) * mask
   while True:
     padded = np.pad(labels, 1)
-    spread = mask * np.max([
-        padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1],
-        padded[1:-1, :-2], padded[1:-1, 2:]], axis=0)
+    spread = mask * np.max(
+      [
+        padded[1:-1, 1:-1],
+        padded[:-2, 1:-1],
+        padded[2:, 1:-1],
+        padded[1:-1, :-2],
+        padded[1:-1, 2:],
+      ],
+      axis=0,
+    )
     if np.array_equal(spread, labels):
       return len(np.unique(labels[mask]))
     labels = spread
@@ -74,8 +79,9 @@ def test_opposite_motions_have_the_same_mean_place():
   rights = [_clip('move', ('right',), number=i) for i in range(40)]
   lefts = [_clip('move', ('left',), number=i) for i in range(40)]
   means = [
-      np.mean([drawing.draw(TINY, c).boxes[:, [0, 2]].mean()
-               for c in clips]) for clips in (lefts, rights)]
+    np.mean([drawing.draw(TINY, c).boxes[:, [0, 2]].mean() for c in clips])
+    for clips in (lefts, rights)
+  ]
   assert abs(means[0] - means[1]) < 0.02
 
 
@@ -84,23 +90,22 @@ def test_order_of_events():
   boxes = drawing.draw(TINY, clip).boxes
   centre = (boxes[:, 0] + boxes[:, 2]) / 2
   assert centre[0] - centre[3] > 0.2 > abs(centre[4] - centre[6]) * 2
-  assert words.caption(clip.scene) == (
-      'a red disc drifts left, then grows')
-  assert words.caption(clip.scene.reversed()) == (
-      'a red disc shrinks, then drifts right')
+  assert words.caption(clip.scene) == ('a red disc drifts left, then grows')
+  assert words.caption(clip.scene.reversed()) == ('a red disc shrinks, then drifts right')
 
 
 def test_only_shapes_whose_turning_is_seen_turn():
-  turning = {
-      s.shape for s in scenes.list_scenes(TINY) if s.family == 'turn'}
+  turning = {s.shape for s in scenes.list_scenes(TINY) if s.family == 'turn'}
   assert turning == {'bar'}
 
 
 @pytest.mark.parametrize('purpose', scenes.PURPOSES)
 def test_never_trained_captions_are_in_the_test_split_alone(purpose):
   world = scenes.World(
-      purpose=purpose, train=dict.fromkeys(scenes.FAMILIES, 300),
-      test_captions=dict.fromkeys(scenes.FAMILIES, -1))
+    purpose=purpose,
+    train=dict.fromkeys(scenes.FAMILIES, 300),
+    test_captions=dict.fromkeys(scenes.FAMILIES, -1),
+  )
   train = {c.scene for c in scenes.list_clips(world, 'train')}
   test = scenes.list_clips(world, 'test')
   kept = scenes.never_trained(world)
@@ -111,8 +116,7 @@ def test_never_trained_captions_are_in_the_test_split_alone(purpose):
   assert set(counts.values()) == {world.renderings}
   # Every word of a caption that is never trained is met in another.
   for part in ('colour', 'shape', 'motions', 'number'):
-    assert ({getattr(s, part) for s in kept}
-            <= {getattr(s, part) for s in train})
+    assert {getattr(s, part) for s in kept} <= {getattr(s, part) for s in train}
 
 
 def test_caption_rows():
@@ -134,45 +138,93 @@ def test_arrays():
   assert arrays['frames'].dtype == np.uint8
   assert len(arrays['truth']) == len(arrays['rows']) == 16
   other = files.make_arrays(
-      scenes.world_from_options({
-          'seed': 1, 'test_captions': dict(TINY.test_captions)}), 'test')
+    scenes.world_from_options({'seed': 1, 'test_captions': dict(TINY.test_captions)}), 'test'
+  )
   assert not np.array_equal(arrays['frames'], other['frames'])
 
 
-@pytest.mark.parametrize('split, texts, frames', [
-    ('train', 'e3a02fbe59fd88d7',
-     [140.961, 137.013, 112.976, 147.938, 103.232, 125.459, 118.889, 122.007,
-      138.601, 107.848, 139.088, 120.446, 133.888, 113.088, 112.98, 134.301,
-      106.699, 99.13]),
-    ('test', '34592bc44cba9598',
-     [106.985, 137.71, 140.652, 93.823, 123.633, 142.815, 126.097, 149.599,
-      110.421, 138.589, 105.507, 107.985, 147.378, 123.957, 97.221, 107.035]),
-])
+@pytest.mark.parametrize(
+  'split, texts, frames',
+  [
+    (
+      'train',
+      'e3a02fbe59fd88d7',
+      [
+        140.961,
+        137.013,
+        112.976,
+        147.938,
+        103.232,
+        125.459,
+        118.889,
+        122.007,
+        138.601,
+        107.848,
+        139.088,
+        120.446,
+        133.888,
+        113.088,
+        112.98,
+        134.301,
+        106.699,
+        99.13,
+      ],
+    ),
+    (
+      'test',
+      '34592bc44cba9598',
+      [
+        106.985,
+        137.71,
+        140.652,
+        93.823,
+        123.633,
+        142.815,
+        126.097,
+        149.599,
+        110.421,
+        138.589,
+        105.507,
+        107.985,
+        147.378,
+        123.957,
+        97.221,
+        107.035,
+      ],
+    ),
+  ],
+)
 def test_the_world_of_pre_training_stays_as_it_is(split, texts, frames):
   # From the code before there was a downstream world. Frames by their mean:
   # another processor may round a pixel otherwise.
   arrays = files.make_arrays(TINY, split)
   text = json.dumps([arrays['rows'], arrays['truth']])
   assert hashlib.sha256(text.encode()).hexdigest()[:16] == texts
-  np.testing.assert_allclose(
-      arrays['frames'].mean((1, 2, 3, 4)), frames, atol=2e-3)
+  np.testing.assert_allclose(arrays['frames'].mean((1, 2, 3, 4)), frames, atol=2e-3)
   assert arrays['questions'] == [[] for _ in frames]
 
 
 def test_downstream_texts():
   def captions_of(world, split):
-    return [[row['caption'] for row in words.caption_rows(world, clip)]
-            for clip in scenes.list_clips(world, split)]
+    return [
+      [row['caption'] for row in words.caption_rows(world, clip)]
+      for clip in scenes.list_clips(world, split)
+    ]
 
   test = captions_of(DOWNSTREAM, 'test')
   assert {len(texts) for texts in test} == {1}
   assert len({texts[0] for texts in test}) == len(test) == 236
   train = captions_of(DOWNSTREAM, 'train')
   assert {len(set(texts)) for texts in train} == {2}
-  said = {word for texts in test + train for text in texts
-           for word in text.replace(',', '').split()}
-  before = {word for texts in captions_of(TINY, 'train') for text in texts
-            for word in text.replace(',', '').split()}
+  said = {
+    word for texts in test + train for text in texts for word in text.replace(',', '').split()
+  }
+  before = {
+    word
+    for texts in captions_of(TINY, 'train')
+    for text in texts
+    for word in text.replace(',', '').split()
+  }
   assert not said & set(DOWNSTREAM.shapes)
   assert set(DOWNSTREAM.colours) <= said & before
   assert {'rises', 'planks', 'three', 'afterwards', 'circles'} <= said - before
@@ -219,18 +271,18 @@ def test_the_questions_of_an_event():
   clip = _clip('event', ('shrink', 'right'))
   rows = words.question_rows(DOWNSTREAM, clip)
   assert [(row['type'], row['answer']) for row in rows[1:]] == [
-      ('change', 'smaller'), ('direction', 'right'), ('order', 'after'),
-      ('order', 'at the end')]
+    ('change', 'smaller'),
+    ('direction', 'right'),
+    ('order', 'after'),
+    ('order', 'at the end'),
+  ]
 
 
 def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
   def tilt(motions):
     # Whether the shape is large where it is on the right, over all frames.
-    boxes = [drawing.draw(TINY, _clip('event', motions, number=i)).boxes
-             for i in range(30)]
-    return np.mean([
-        np.cov((b[:, 0] + b[:, 2]) / 2, b[:, 3] - b[:, 1])[0, 1]
-        for b in boxes])
+    boxes = [drawing.draw(TINY, _clip('event', motions, number=i)).boxes for i in range(30)]
+    return np.mean([np.cov((b[:, 0] + b[:, 2]) / 2, b[:, 3] - b[:, 1])[0, 1] for b in boxes])
 
   forwards, backwards = tilt(('left', 'grow')), tilt(('shrink', 'right'))
   assert forwards < -0.01
@@ -243,8 +295,7 @@ def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
 def test_a_group_shows_its_number_of_shapes(number, shape):
   scene = scenes.Scene('count', 'red', shape, (), number)
   world = scenes.World(purpose='downstream', noise=0)
-  drawn = drawing.draw(
-      world, scenes.Clip('x.mp4', scene, True, 'train', number))
+  drawn = drawing.draw(world, scenes.Clip('x.mp4', scene, True, 'train', number))
   for frame, box in zip(drawn.frames, drawn.boxes, strict=True):
     frame = frame.astype(int)
     red = frame[..., 0] - frame[..., 1:].max(-1) > 40
@@ -259,22 +310,21 @@ def test_a_group_shows_its_number_of_shapes(number, shape):
 
 def test_files_of_the_downstream_world(tmp_path):
   pytest.importorskip('av')
-  world = scenes.world_from_options({
-      'purpose': 'downstream', 'train': {'event': 2, 'count': 1},
-      'test_captions': {'count': 2}})
+  world = scenes.world_from_options(
+    {'purpose': 'downstream', 'train': {'event': 2, 'count': 1}, 'test_captions': {'count': 2}}
+  )
   assert world.renderings == 1
   assert files.write(world, tmp_path) == {'train': 3, 'test': 2}
-  assert scenes.world_from_options(
-      json.loads((tmp_path / 'world.json').read_text())) == world
+  assert scenes.world_from_options(json.loads((tmp_path / 'world.json').read_text())) == world
   rows = [json.loads(line) for line in open(tmp_path / 'test/questions.jsonl')]
   assert rows[0].keys() == {'video', 'question', 'answer', 'type'}
   assert rows == sum(files.make_arrays(world, 'test')['questions'], [])
   truth = [json.loads(line) for line in open(tmp_path / 'test/truth.jsonl')]
   numbers = {'two': 2, 'three': 3, 'four': 4}
   assert [row['number'] for row in truth] == [
-      numbers[row['answer']] for row in rows if row['type'] == 'count']
-  assert {(row['motion'], row['reversed_caption']) for row in truth} == {
-      ('', '')}
+    numbers[row['answer']] for row in rows if row['type'] == 'count'
+  ]
+  assert {(row['motion'], row['reversed_caption']) for row in truth} == {('', '')}
 
 
 def test_files_repeat_and_show_what_was_drawn(tmp_path):
@@ -283,19 +333,19 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
   for name, workers in (('a', 1), ('b', 2)):
     counts = files.write(TINY, tmp_path / name, workers)
     assert counts == {'train': 18, 'test': 16}
-    digests.append({
-        str(path.relative_to(tmp_path / name)):
-            hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (tmp_path / name).rglob('*') if path.is_file()
-    })
+    digests.append(
+      {
+        str(path.relative_to(tmp_path / name)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (tmp_path / name).rglob('*')
+        if path.is_file()
+      }
+    )
   assert digests[0] == digests[1]
   # Two captions.jsonl, two truth.jsonl and world.json, but no questions.
   assert len(digests[0]) == 18 + 16 + 5
 
-  truth = [json.loads(line)
-           for line in open(tmp_path / 'a/test/truth.jsonl')]
-  captions = [json.loads(line)
-              for line in open(tmp_path / 'a/test/captions.jsonl')]
+  truth = [json.loads(line) for line in open(tmp_path / 'a/test/truth.jsonl')]
+  captions = [json.loads(line) for line in open(tmp_path / 'a/test/captions.jsonl')]
   assert [t['video'] for t in truth] == [c['video'] for c in captions]
   assert [t['caption'] for t in truth] == [c['caption'] for c in captions]
   drawn = files.make_arrays(TINY, 'test')['frames'][0]
@@ -305,7 +355,9 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
   assert np.abs(read.astype(int) - drawn).mean() < 12
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     ({'colours': ['pink']}, 'pink'),
     ({'shapes': ['blob']}, 'blob'),
     ({'train': {'dance': 3}}, 'dance'),
@@ -315,7 +367,8 @@ def test_files_repeat_and_show_what_was_drawn(tmp_path):
     ({'never_trained': 0.9}, 'share'),
     ({'speed': 3}, 'speed'),
     ({'purpose': 'fun'}, 'fun'),
-])
+  ],
+)
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
     scenes.world_from_options(options)

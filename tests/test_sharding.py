@@ -11,8 +11,7 @@ from alpro_jax import sharding
 
 
 def test_mesh_must_cover_the_devices():
-  assert sharding.make_mesh(-1, 2).shape == {
-      'data': 4, 'fsdp': 2, 'tensor': 1}
+  assert sharding.make_mesh(-1, 2).shape == {'data': 4, 'fsdp': 2, 'tensor': 1}
   with pytest.raises(ValueError, match='covers 6 of 8 devices'):
     sharding.make_mesh(3, 2)
 
@@ -76,9 +75,7 @@ def test_take_rows_equals_plain_indexing(blocks, shape):
     return jnp.sum(taken * weights), taken
 
   compiled = jax.jit(jax.value_and_grad(total, has_aux=True))
-  (_, taken), grad = compiled(
-      jax.device_put(array, place), jax.device_put(index, place)
-  )
+  (_, taken), grad = compiled(jax.device_put(array, place), jax.device_put(index, place))
   np.testing.assert_array_equal(taken, array[rows])
   expected = np.zeros_like(array)
   np.add.at(expected, rows, weights)
@@ -92,13 +89,8 @@ def test_take_rows_never_holds_the_whole_batch():
   index = jax.ShapeDtypeStruct((32,), jnp.int32, sharding=place)
 
   def text(blocks):
-    take = jax.grad(
-        lambda a, i: jnp.sum(
-            sharding.take_rows(a, i, mesh, blocks=blocks) ** 2
-        )
-    )
-    return jax.jit(take, out_shardings=place).lower(array, index).compile(
-    ).as_text()
+    take = jax.grad(lambda a, i: jnp.sum(sharding.take_rows(a, i, mesh, blocks=blocks) ** 2))
+    return jax.jit(take, out_shardings=place).lower(array, index).compile().as_text()
 
   assert 'f32[32,7,5]' not in text(1)
   # A block is seen at home first: 8 shards need 7 hops, and 7 back.
@@ -114,16 +106,11 @@ def test_a_ring_keeps_little_for_the_backward_pass():
   def pull(array, index):
     return jax.vjp(lambda a: sharding.take_rows(a, index, mesh), array)[1]
 
-  kept = jax.tree.leaves(
-      jax.eval_shape(pull, jnp.zeros((32, 70, 50)), jnp.zeros(32, jnp.int32))
-  )
+  kept = jax.tree.leaves(jax.eval_shape(pull, jnp.zeros((32, 70, 50)), jnp.zeros(32, jnp.int32)))
   # The index and where it points at each hop.
   assert sum(leaf.size for leaf in kept) <= 8 * 2 * 32 + 64
 
 
 def test_take_rows_refuses_blocks_that_do_not_fit():
   with pytest.raises(ValueError, match='divide its 8 shards'):
-    sharding.take_rows(
-        jnp.zeros((48, 2)), jnp.zeros(48, jnp.int32), sharding.make_mesh(),
-        blocks=3,
-    )
+    sharding.take_rows(jnp.zeros((48, 2)), jnp.zeros(48, jnp.int32), sharding.make_mesh(), blocks=3)

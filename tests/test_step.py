@@ -43,16 +43,18 @@ def assert_equal_gradients(expected, actual):
   """Compares a tree with the leaves found under the same paths."""
   for path, leaf in jax.tree.leaves_with_path(expected):
     np.testing.assert_allclose(
-        actual(path), leaf, rtol=0,
-        atol=TOLERANCE * scale_of(path, expected) + 1e-8,
-        err_msg=jax.tree_util.keystr(path),
+      actual(path),
+      leaf,
+      rtol=0,
+      atol=TOLERANCE * scale_of(path, expected) + 1e-8,
+      err_msg=jax.tree_util.keystr(path),
     )
 
 
 def assert_equal_results(one, other):
   for name in one[0]:
     np.testing.assert_allclose(
-        other[0][name], one[0][name], rtol=TOLERANCE, atol=1e-6, err_msg=name
+      other[0][name], one[0][name], rtol=TOLERANCE, atol=1e-6, err_msg=name
     )
   flat = dict(jax.tree.leaves_with_path(other[1]))
   assert_equal_gradients(one[1], flat.__getitem__)
@@ -69,12 +71,8 @@ def on_one_device(config):
 
 
 @pytest.mark.parametrize('shape', [(8, 1), (4, 2), (2, 2, 2)])
-def test_same_losses_and_gradients_on_eight_devices(
-    config, on_one_device, shape
-):
-  assert_equal_results(
-      on_one_device, small_task.gradients_on(config, mesh_of(*shape))
-  )
+def test_same_losses_and_gradients_on_eight_devices(config, on_one_device, shape):
+  assert_equal_results(on_one_device, small_task.gradients_on(config, mesh_of(*shape)))
 
 
 def test_local_negatives_are_the_same_on_any_devices(config):
@@ -82,8 +80,7 @@ def test_local_negatives_are_the_same_on_any_devices(config):
   config.loss.negatives = 'local'
   config.loss.negative_blocks = 8
   assert_equal_results(
-      small_task.gradients_on(config, mesh_of(1)),
-      small_task.gradients_on(config, mesh_of(8)),
+    small_task.gradients_on(config, mesh_of(1)), small_task.gradients_on(config, mesh_of(8))
   )
 
 
@@ -100,8 +97,8 @@ class Brightness(NothingFrozen):
     off = jnp.square(params * rows - batch.video_id)
     total = jnp.sum(off * (batch.answer >= 0))
     return {
-        'loss/brightness': (total, losses.labelled(batch.answer)),
-        'brightness': (jnp.mean(rows), 1.0),
+      'loss/brightness': (total, losses.labelled(batch.answer)),
+      'brightness': (jnp.mean(rows), 1.0),
     }
 
 
@@ -116,9 +113,7 @@ def test_accumulation_divides_by_what_counts_in_all(devices):
 
   def run(accumulation):
     gradients = make_gradients(Brightness(), mesh, accumulation=accumulation)
-    return jax.jit(gradients)(
-        jnp.float32(0.1), None, batch, jax.random.key(0), 0
-    )
+    return jax.jit(gradients)(jnp.float32(0.1), None, batch, jax.random.key(0), 0)
 
   bright = host.video.mean((1, 2, 3, 4))
   off = (0.1 * bright - host.video_id)[host.answer >= 0]
@@ -134,8 +129,7 @@ def test_accumulation_divides_by_what_counts_in_all(devices):
 
 def test_every_step_has_a_key_of_its_own():
   keys = {
-      jax.random.key_data(step_key(seed, step)).tobytes()
-      for seed in (0, 1) for step in range(5)
+    jax.random.key_data(step_key(seed, step)).tobytes() for seed in (0, 1) for step in range(5)
   }
   assert len(keys) == 10
   again = jax.jit(lambda step: step_key(0, step))(jnp.int32(4))
@@ -159,9 +153,7 @@ class Parts(NothingFrozen):
       total += 30.0 * params['video_encoder']['block0'][name]['kernel'].sum()
     # The root has no slope at 0.
     total += jnp.sqrt(jnp.abs(total * (1 - batch[0]))) * batch[0]
-    return {
-        'loss/parts': (total, 1.0), 'drawn': (jax.random.normal(key), 1.0)
-    }
+    return {'loss/parts': (total, 1.0), 'drawn': (jax.random.normal(key), 1.0)}
 
   def __init__(self, slope=0.0):
     self.slope = slope
@@ -181,8 +173,7 @@ def run_parts(task, now, changes, batches, **options):
   mesh = mesh_of(1)
   layout = jax.tree.map(lambda x: sharding.replicated(mesh), now)
   step = make_train_step(
-      task, tx, schedule, mesh, layout, seed=0,
-      freeze=config.optimizer.freeze, **options,
+    task, tx, schedule, mesh, layout, seed=0, freeze=config.optimizer.freeze, **options
   )
   for batch in batches:
     now, metrics = step(now, None, jnp.float32([batch]))
@@ -190,84 +181,76 @@ def run_parts(task, now, changes, batches, **options):
 
 
 PARTS = {
-    'temperature': 0.1,
-    'video_encoder': {'block0': {
-        name: {'kernel': np.ones((2, 2))}
-        for name in ('attention', 'mlp', 'norm1')
-    }},
+  'temperature': 0.1,
+  'video_encoder': {
+    'block0': {name: {'kernel': np.ones((2, 2))} for name in ('attention', 'mlp', 'norm1')}
+  },
 }
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_the_schedule_goes_on():
   """The loss alone is finite; the rate of a step is its own, and ends."""
-  results = list(run_parts(
-      Parts(), (4, PARTS), {'weight_decay': 0.0, 'learning_rate': 0.1},
-      [0, 1, 1, 0, 0, 0], non_finite='skip',
-  ))
+  results = list(
+    run_parts(
+      Parts(),
+      (4, PARTS),
+      {'weight_decay': 0.0, 'learning_rate': 0.1},
+      [0, 1, 1, 0, 0, 0],
+      non_finite='skip',
+    )
+  )
   assert all(np.isfinite(metrics['loss']) for _, metrics in results)
   skipped = [metrics['skipped'] for _, metrics in results]
   assert skipped == [0, 1, 1, 0, 0, 0]
   kernels = [1.0] + [
-      now.params['video_encoder']['block0']['mlp']['kernel'][0, 0]
-      for now, _ in results
+    now.params['video_encoder']['block0']['mlp']['kernel'][0, 0] for now, _ in results
   ]
   # Adam's update of a gradient that is always the same is the rate.
   moved = -np.diff(kernels)
   rates = [metrics['learning_rate'] for _, metrics in results]
-  np.testing.assert_allclose(
-      rates, [0.05, 0.04, 0.03, 0.02, 0.01, 1e-8], rtol=1e-5)
-  np.testing.assert_allclose(
-      moved, np.multiply(rates, np.subtract(1, skipped)), atol=1e-6)
+  np.testing.assert_allclose(rates, [0.05, 0.04, 0.03, 0.02, 0.01, 1e-8], rtol=1e-5)
+  np.testing.assert_allclose(moved, np.multiply(rates, np.subtract(1, skipped)), atol=1e-6)
 
 
 def test_a_learning_rate_of_zero_changes_nothing_but_the_draws():
   results = list(run_parts(Parts(), (0, PARTS), {'learning_rate': 0.0}, [0, 0]))
   for now, metrics in results:
     assert metrics['learning_rate'] == 0 and metrics['grad_norm'] > 0
-    jax.tree.map(np.testing.assert_array_equal, now.params, jax.tree.map(
-        np.float32, PARTS))
+    jax.tree.map(np.testing.assert_array_equal, now.params, jax.tree.map(np.float32, PARTS))
   drawn = [metrics['drawn'] for _, metrics in results]
   assert drawn[0] != drawn[1]
 
 
 def test_frozen_parameters_have_no_moments_and_no_norm():
-  (now, metrics), = run_parts(
-      Parts(), (0, PARTS), {'freeze': 'video_attention_and_mlp'}, [0])
+  ((now, metrics),) = run_parts(Parts(), (0, PARTS), {'freeze': 'video_attention_and_mlp'}, [0])
   np.testing.assert_allclose(metrics['grad_norm'], 30 * 2, rtol=1e-6)
-  np.testing.assert_allclose(
-      metrics['grad_norm/video_encoder'], 30 * 2, rtol=1e-6)
+  np.testing.assert_allclose(metrics['grad_norm/video_encoder'], 30 * 2, rtol=1e-6)
   moments = [
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for path, leaf in jax.tree.leaves_with_path(now.opt_state)
-      if leaf.ndim == 2
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, leaf in jax.tree.leaves_with_path(now.opt_state)
+    if leaf.ndim == 2
   ]
-  assert [name.rpartition('block0/')[2] for name in moments] == [
-      'norm1/kernel'] * 2
+  assert [name.rpartition('block0/')[2] for name in moments] == ['norm1/kernel'] * 2
   for name, changed in (('attention', False), ('mlp', False), ('norm1', True)):
     kernel = now.params['video_encoder']['block0'][name]['kernel']
     assert (kernel != 1).all() == changed
 
 
-@pytest.mark.parametrize('first, slope, bound', [
-    (0.45, -1.0, 0.5), (0.05, 1.0, 0.001)])
-def test_the_temperature_stops_at_its_bound_and_comes_back(
-    first, slope, bound):
+@pytest.mark.parametrize('first, slope, bound', [(0.45, -1.0, 0.5), (0.05, 1.0, 0.001)])
+def test_the_temperature_stops_at_its_bound_and_comes_back(first, slope, bound):
   task = Parts(slope)
   start = (0, PARTS | {'temperature': first})
   rate = {'learning_rate': 0.04, 'schedule': 'constant'}
   *_, (now, _) = run_parts(task, start, rate, [0] * 20)
   assert now.params['temperature'] == np.float32(bound)
   # A step the other way leaves the bound by the whole rate.
-  (now, _), = run_parts(
-      Parts(-slope), (20, now.params), rate, [0])
-  np.testing.assert_allclose(
-      now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
+  ((now, _),) = run_parts(Parts(-slope), (20, now.params), rate, [0])
+  np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
   # One that lies outside, from an older run, counts as the bound.
-  (now, _), = run_parts(
-      Parts(-slope), (20, now.params | {'temperature': bound - slope}), rate,
-      [0])
-  np.testing.assert_allclose(
-      now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
+  ((now, _),) = run_parts(
+    Parts(-slope), (20, now.params | {'temperature': bound - slope}), rate, [0]
+  )
+  np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
 
 
 @pytest.mark.parametrize('negatives', ['global', 'local'])
@@ -301,9 +284,7 @@ def test_teacher_gets_no_gradient_and_is_no_parameter(config):
 
   def loss(frozen):
     batch = small_task.small_batch()
-    return loss_of(
-        task, params, frozen, batch, jax.random.key(2), 0, train=True
-    )[0]
+    return loss_of(task, params, frozen, batch, jax.random.key(2), 0, train=True)[0]
 
   gradient = jax.jit(jax.grad(loss, allow_int=True))(frozen)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -318,26 +299,21 @@ def test_the_teacher_leaves_nothing_for_the_backward_pass(config):
 
   def kept(depth):
     video = dataclasses.replace(task.model.config.video, depth=depth)
-    teacher = dataclasses.replace(task, model=task.model.clone(
-        config=dataclasses.replace(task.model.config, video=video)
-    ))
+    teacher = dataclasses.replace(
+      task, model=task.model.clone(config=dataclasses.replace(task.model.config, video=video))
+    )
     frozen = jax.eval_shape(teacher.untrained_frozen, jax.random.key(1))
 
     def pull(params, frozen):
       return jax.vjp(
-          lambda params: loss_of(
-              task, params, frozen, small_task.small_batch(),
-              jax.random.key(2), 0, train=True,
-          )[0],
-          params,
+        lambda params: loss_of(
+          task, params, frozen, small_task.small_batch(), jax.random.key(2), 0, train=True
+        )[0],
+        params,
       )[1]
 
     # The leaves of a pulled-back function are what it keeps.
-    return sum(
-        leaf.size for leaf in jax.tree.leaves(
-            jax.eval_shape(pull, params, frozen)
-        )
-    )
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(pull, params, frozen)))
 
   assert kept(1) == kept(3)
 
@@ -354,14 +330,20 @@ def test_photos_of_one_frame_and_clips_take_one_step(tmp_path, task):
   batch = small_task.small_batch()
   photos = batch.replace(video=batch.video[:, :1])
   clips, stills = (
-      jax.eval_shape(
-          lambda params, frozen: loss_of(
-              task, params, frozen, batch,  # noqa: B023
-              jax.random.key(2), 0, train=True,
-          ),
-          params, frozen,
-      )
-      for batch in (batch, photos)
+    jax.eval_shape(
+      lambda params, frozen: loss_of(
+        task,
+        params,
+        frozen,
+        batch,  # noqa: B023
+        jax.random.key(2),
+        0,
+        train=True,
+      ),
+      params,
+      frozen,
+    )
+    for batch in (batch, photos)
   )
   assert clips == stills
 
@@ -370,15 +352,11 @@ def test_step_counts_donates_and_learns(config):
   mesh = mesh_of(4, 2)
   task = small_task.small_task(config, mesh)
   tx, schedule = optimizer.from_config(config.optimizer, steps=100)
-  layout = jax.tree.map(
-      lambda x: x.sharding, state.abstract_state(task.init, tx, mesh)
-  )
+  layout = jax.tree.map(lambda x: x.sharding, state.abstract_state(task.init, tx, mesh))
   train_step = make_train_step(task, tx, schedule, mesh, layout, seed=0)
   now = state.create_state(task.init, tx, mesh, seed=0)
   frozen = task.untrained_frozen(jax.random.key(1))
-  batch = jax.device_put(
-      small_task.small_batch(), sharding.batch_sharding(mesh)
-  )
+  batch = jax.device_put(small_task.small_batch(), sharding.batch_sharding(mesh))
   found = []
   for _ in range(30):
     before = now
@@ -396,9 +374,5 @@ def test_two_processes_agree_with_one_device(config, on_one_device, tmp_path):
   with np.load(tmp_path / 'gradients.npz') as there:
     metrics, gradients = on_one_device
     for name, value in metrics.items():
-      np.testing.assert_allclose(
-          there[f'metrics/{name}'], value, rtol=TOLERANCE, atol=1e-6
-      )
-    assert_equal_gradients(
-        gradients, lambda path: there[jax.tree_util.keystr(path)]
-    )
+      np.testing.assert_allclose(there[f'metrics/{name}'], value, rtol=TOLERANCE, atol=1e-6)
+    assert_equal_gradients(gradients, lambda path: there[jax.tree_util.keystr(path)])

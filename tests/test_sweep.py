@@ -7,7 +7,7 @@ import pytest
 from benchmarks import sweep
 
 # Stands in for launch/benchmark.py: batches above 32 do not fit.
-PROGRAM = '''
+PROGRAM = """
 import json, pathlib, sys
 word, *flags = sys.argv[1:]
 given = dict(flag.split('=') for flag in flags)
@@ -23,7 +23,7 @@ figures = {
     'clips_per_s': 10.0 * batch, 'peak_in_use_gib': None,
 }
 pathlib.Path(given['--output']).write_text(json.dumps(figures))
-'''
+"""
 
 
 @pytest.fixture
@@ -41,16 +41,14 @@ def measured(folder):
 def test_batches_grow_until_one_does_not_fit(program, tmp_path, capsys):
   folder = tmp_path / 'new' / 'h200'
   table = sweep.run(['--steps=2'], folder, [16, 32, 64, 128])
-  assert measured(folder) == {
-      'batch_16', 'batch_32', 'profile', *sweep.FORMS
-  } - {'attention_cudnn'}
+  assert measured(folder) == {'batch_16', 'batch_32', 'profile', *sweep.FORMS} - {'attention_cudnn'}
   # All forms at the largest batch that fits.
   figures = json.loads((folder / 'scanned.json').read_text())
   assert figures['batch_size'] == 32
   assert (folder / 'table.md').read_text() == table
   assert table.startswith(
-      '1 x NVIDIA H200, jax 0.11.2, bfloat16, 1.02 TFLOP for a clip, of which '
-      'the original makes 1.046.\n'
+    '1 x NVIDIA H200, jax 0.11.2, bfloat16, 1.02 TFLOP for a clip, of which '
+    'the original makes 1.046.\n'
   )
   assert '| batch_16 | 16 | 160 |  |' in table
   assert table.endswith('Failed: attention_cudnn, batch_64.\n')
@@ -59,9 +57,7 @@ def test_batches_grow_until_one_does_not_fit(program, tmp_path, capsys):
   assert '1 of 12: batch_16, after 0 s' in said and '160 clips/s' in said
 
 
-def test_what_was_measured_is_kept_and_the_rest_goes_on(
-    program, tmp_path, capsys
-):
+def test_what_was_measured_is_kept_and_the_rest_goes_on(program, tmp_path, capsys):
   sweep.run(['--steps=2'], tmp_path, [16])
   times = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob('*.json')}
   program.write_text('raise SystemExit("must not run again")')
@@ -73,9 +69,7 @@ def test_what_was_measured_is_kept_and_the_rest_goes_on(
   assert 'batch_16: measured before' in capsys.readouterr().out
 
 
-def test_no_measurement_begins_when_the_time_is_over(
-    program, tmp_path, capsys
-):
+def test_no_measurement_begins_when_the_time_is_over(program, tmp_path, capsys):
   table = sweep.run(['--steps=2'], tmp_path, [16, 32], minutes=1e-9)
   assert not measured(tmp_path) and table == 'Nothing was measured.\n'
   assert 'call this again for the rest' in capsys.readouterr().out

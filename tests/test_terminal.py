@@ -13,14 +13,7 @@ import types
 import pytest
 from absl import logging
 
-from alpro_jax.data import (
-    annotations,
-    answers,
-    captions,
-    dataset,
-    entities,
-    verify,
-)
+from alpro_jax.data import annotations, answers, captions, dataset, entities, verify
 from alpro_jax.data.progress import Progress
 from alpro_jax.search import cut, indexing, store
 from launch import command
@@ -49,16 +42,14 @@ def test_what_is_left_out_of_a_set(capsys):
   rows = annotations.Rows()
   rows.skip(EVIL, EVIL, EVIL)
   progress = Progress(2)
-  for skipped in (rows.result().skipped[0],
-                  annotations.Skipped('x', 'unreadable', EVIL)):
+  for skipped in (rows.result().skipped[0], annotations.Skipped('x', 'unreadable', EVIL)):
     assert SHOWN in skipped.detail
     progress.item(skipped)
   check(capsys.readouterr().err)
 
 
 def test_an_error_of_a_command(capsys):
-  for main in (lambda: command.fail(EVIL, 2),
-               lambda: launch_prepare()(['verify', EVIL])):
+  for main in (lambda: command.fail(EVIL, 2), lambda: launch_prepare()(['verify', EVIL])):
     try:
       assert main() == 2
     except SystemExit as e:
@@ -69,8 +60,9 @@ def test_an_error_of_a_command(capsys):
     if path.stem in ('ablations', 'demo'):
       continue
     for line in path.read_text().splitlines():
-      assert not (re.search(r'\{(e|error)[!}]', line) and re.search(
-          r'print\(|sys\.exit\(', line)), f'{path.name}: {line}'
+      assert not (
+        re.search(r'\{(e|error)[!}]', line) and re.search(r'print\(|sys\.exit\(', line)
+      ), f'{path.name}: {line}'
 
 
 def test_the_log():
@@ -78,8 +70,7 @@ def test_the_log():
   before = list(logger.filters)
   try:
     command._quiet_logs()
-    record = logger.makeRecord(
-        'absl', 30, 'x.py', 1, 'one\n%s of %d', (EVIL, 3), None)
+    record = logger.makeRecord('absl', 30, 'x.py', 1, 'one\n%s of %d', (EVIL, 3), None)
     assert all(check(record) for check in logger.filters)
     assert record.getMessage() == f'one\n{SHOWN} of 3'
     odd = logger.makeRecord('absl', 30, 'x.py', 1, '%d', ('x',), None)
@@ -99,8 +90,8 @@ def test_a_list_of_answers(monkeypatch, tmp_path, capsys):
   question = annotations.Question('what', EVIL, 'what')
   records = [types.SimpleNamespace(questions=[question])]
   monkeypatch.setattr(
-      dataset, 'open_dataset', lambda *_, **__: types.SimpleNamespace(
-          metadata=lambda: records))
+    dataset, 'open_dataset', lambda *_, **__: types.SimpleNamespace(metadata=lambda: records)
+  )
   monkeypatch.setattr(answers, 'count_answers', lambda *_: [(EVIL, 1)])
   monkeypatch.setattr(answers, 'write_answers', lambda *_: None)
   launched.run('answers', '--data=x', f'--output={tmp_path / "a.txt"}')
@@ -109,8 +100,7 @@ def test_a_list_of_answers(monkeypatch, tmp_path, capsys):
 
 def test_a_list_of_entities(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(captions, 'read_all', lambda *_: [EVIL])
-  monkeypatch.setattr(
-      entities, 'count_entities', lambda *_, **__: [(EVIL, 1)])
+  monkeypatch.setattr(entities, 'count_entities', lambda *_, **__: [(EVIL, 1)])
   monkeypatch.setattr(entities, 'write_entities', lambda *_: None)
   launched.run('entities', '--captions=x', f'--output={tmp_path / "e.txt"}')
   check(capsys.readouterr().out)
@@ -122,12 +112,20 @@ def test_a_video_of_an_index(capsys):
   check(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize('code', [
+@pytest.mark.parametrize(
+  'code',
+  [
     'from launch import doctor; doctor.Doctor().good("a", {0!r}); '
     'doctor.Doctor().bad("a", ValueError({0!r}))',
-    'from launch import convert; convert._print_list("tensors", [{0!r}])'])
+    'from launch import convert; convert._print_list("tensors", [{0!r}])',
+  ],
+)
 def test_other_commands(code):
   done = subprocess.run(
-      [sys.executable, '-c', code.format(EVIL)], cwd=ROOT, check=True,
-      capture_output=True, timeout=300)
+    [sys.executable, '-c', code.format(EVIL)],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    timeout=300,
+  )
   check(done.stdout.decode())

@@ -9,11 +9,28 @@ import sentencepiece
 from alpro_jax.data import tokens
 
 CAPTIONS = [
-    f'a {colour} {shape} moves {way}'
-    for colour in ('red', 'green', 'blue') for shape in ('disc', 'ring')
-    for way in ('left', 'right', 'up', 'down')]
-VOCAB = ['[PAD]', '[unused0]', '[UNK]', '[CLS]', '[SEP]', '[MASK]',
-         'a', 'dog', 'run', '##s', ',', 'cafe', '[', ']', 'mask']
+  f'a {colour} {shape} moves {way}'
+  for colour in ('red', 'green', 'blue')
+  for shape in ('disc', 'ring')
+  for way in ('left', 'right', 'up', 'down')
+]
+VOCAB = [
+  '[PAD]',
+  '[unused0]',
+  '[UNK]',
+  '[CLS]',
+  '[SEP]',
+  '[MASK]',
+  'a',
+  'dog',
+  'run',
+  '##s',
+  ',',
+  'cafe',
+  '[',
+  ']',
+  'mask',
+]
 
 
 @pytest.fixture(scope='module')
@@ -30,13 +47,11 @@ def trained(tmp_path_factory):
 
 
 def test_wordpiece_rows_by_hand(wordpiece):
-  ids, mask = wordpiece.encode(
-      ['A dog runs', '', 'a, a, a, a', 'Café zebra'], 7)
-  np.testing.assert_array_equal(ids, [
-      [3, 6, 7, 8, 9, 4, 0],
-      [3, 4, 0, 0, 0, 0, 0],
-      [3, 6, 10, 6, 10, 6, 4],
-      [3, 11, 2, 4, 0, 0, 0]])
+  ids, mask = wordpiece.encode(['A dog runs', '', 'a, a, a, a', 'Café zebra'], 7)
+  np.testing.assert_array_equal(
+    ids,
+    [[3, 6, 7, 8, 9, 4, 0], [3, 4, 0, 0, 0, 0, 0], [3, 6, 10, 6, 10, 6, 4], [3, 11, 2, 4, 0, 0, 0]],
+  )
   np.testing.assert_array_equal(mask.sum(1), [6, 2, 7, 4])
   assert (mask[:, :1] & (np.diff(mask.astype(int)) <= 0).all()).all()
   assert ids.dtype == np.int32 and mask.dtype == bool
@@ -83,8 +98,7 @@ def test_a_large_vocabulary_is_lowered_and_a_small_one_refused(tmp_path):
 
 def test_trains_from_an_even_spread(tmp_path):
   texts = ['aa'] * 50 + ['bb'] * 50
-  model = tokens.train_sentencepiece(
-      texts, tmp_path / 'x.model', 50, max_captions=4)
+  model = tokens.train_sentencepiece(texts, tmp_path / 'x.model', 50, max_captions=4)
   ids, _ = model.encode(['aa', 'bb'], 6)
   assert (ids != model.special.unk).all()
 
@@ -93,7 +107,8 @@ def test_long_captions_and_marks_of_the_trainer_are_learned(tmp_path):
   long = ' '.join(f'zebra {n}' for n in range(800))  # 7,090 bytes.
   assert len(long.encode()) > 4192
   model = tokens.train_sentencepiece(
-      [*CAPTIONS, long, 'a \u2585 xylophone'], tmp_path / 'x.model', 500)
+    [*CAPTIONS, long, 'a \u2585 xylophone'], tmp_path / 'x.model', 500
+  )
   for word in ('zebra', 'xylophone'):
     ids, mask = model.encode([word], 16)
     assert model.special.unk not in ids
@@ -130,8 +145,13 @@ def test_refuses_files_that_are_no_tokenizer(tmp_path):
 
 def test_refuses_a_model_without_special_pieces(tmp_path):
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(CAPTIONS), model_prefix=str(tmp_path / 'plain'),
-      vocab_size=60, hard_vocab_limit=False, model_type='bpe', minloglevel=2)
+    sentence_iterator=iter(CAPTIONS),
+    model_prefix=str(tmp_path / 'plain'),
+    vocab_size=60,
+    hard_vocab_limit=False,
+    model_type='bpe',
+    minloglevel=2,
+  )
   with pytest.raises(ValueError, match=r'lacks \[.*\[MASK\]'):
     tokens.load_tokenizer(tmp_path / 'plain.model')
 

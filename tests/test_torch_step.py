@@ -32,30 +32,26 @@ def test_the_same_losses_and_gradients(tmp_path):
   params = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
   # Biases and what starts at zero must count as well.
   rng = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)
+  params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)
   frozen = task.untrained_frozen(jax.random.key(1))
   batch = small_task.small_batch(8)
   batch = jax.tree.map(lambda x: x[4:6], batch)
 
   def loss(params):
-    return loss_of(
-        task, params, frozen, batch, key, np.int32(0), train=True)
+    return loss_of(task, params, frozen, batch, key, np.int32(0), train=True)
 
-  (_, ours), gradients = jax.jit(
-      jax.value_and_grad(loss, has_aux=True))(params)
+  (_, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
   student, prompter = torch_step.build(config, task)
   torch_step.load(student, params, task.model.config)
   torch_step.load(prompter, frozen.params, task.model.config)
   prompter.bank = torch.tensor(np.stack([frozen.bank.video, frozen.bank.image]))
   drawn = torch_step.draw(task, batch, key)
-  theirs = student(
-      drawn, *prompter(drawn.video, drawn.region, drawn.still))
+  theirs = student(drawn, *prompter(drawn.video, drawn.region, drawn.still))
   for name, value in theirs._asdict().items():
     np.testing.assert_allclose(
-        value.item(), losses.mean(*ours[f'loss/{name}']), rtol=1e-4,
-        err_msg=name)
+      value.item(), losses.mean(*ours[f'loss/{name}']), rtol=1e-4, err_msg=name
+    )
 
   sum(theirs).backward()
   expected = original.to_original(gradients, task.model.config)
@@ -65,8 +61,8 @@ def test_the_same_losses_and_gradients(tmp_path):
     # A key's bias has no gradient but rounding: measured by the query's.
     scale = np.abs(expected[name.replace('key.bias', 'query.bias')]).max()
     np.testing.assert_allclose(
-        found[name].grad.numpy(), value, err_msg=name,
-        atol=1e-4 * max(1e-3, scale), rtol=1e-3)
+      found[name].grad.numpy(), value, err_msg=name, atol=1e-4 * max(1e-3, scale), rtol=1e-3
+    )
 
 
 def test_the_same_parameters():
@@ -78,8 +74,7 @@ def test_the_same_parameters():
     student, _ = torch_step.build(config, task)
   found = {n: tuple(x.shape) for n, x in student.named_parameters()}
   ours = original.to_original(
-      jax.tree.map(
-          lambda x: np.broadcast_to(np.float32(0), x.shape),
-          nn.unbox(boxed)),
-      task.model.config)
+    jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), nn.unbox(boxed)),
+    task.model.config,
+  )
   assert found == {name: x.shape for name, x in ours.items()}

@@ -54,41 +54,40 @@ def test_an_intact_set_has_no_problem(path, tmp_path):
 def test_a_flipped_bit_costs_one_record(original, path, tmp_path):
   flip(shard(path, 0), b'001.mp4')
   problems = verify.verify(path).problems
-  assert [(p.number, p.video) for p in problems] == [
-      (None, ''), (1, '001.mp4')]
+  assert [(p.number, p.video) for p in problems] == [(None, ''), (1, '001.mp4')]
   assert 'sha256' in problems[0].reason
   report = verify.repair(path, tmp_path / 'saved')['train']
   assert report['counts']['prepared'] == 6
   assert report['skipped'][0]['item'] == '001.mp4'
-  assert videos(tmp_path / 'saved') == [
-      f'{i:03}.mp4' for i in (0, 2, 3, 4, 5, 6)]
+  assert videos(tmp_path / 'saved') == [f'{i:03}.mp4' for i in (0, 2, 3, 4, 5, 6)]
   intact = dataset.open_dataset(original).fetch([0, 2, 3, 4, 5, 6])
   saved = dataset.open_dataset(tmp_path / 'saved')
   assert saved.fetch(range(6)) == intact
   assert verify.verify(tmp_path / 'saved').problems == []
 
 
-@pytest.mark.parametrize('harm, reason', [
+@pytest.mark.parametrize(
+  'harm, reason',
+  [
     (lambda file: file.unlink(), 'missing'),
     (lambda file: file.write_bytes(file.read_bytes()[:-900]), 'expected'),
-])
+  ],
+)
 def test_a_lost_shard_is_named_with_its_records(path, tmp_path, harm, reason):
   harm(shard(path, 1))
   problems = verify.verify(path).problems
   assert reason in problems[0].reason
   assert [p.video for p in problems[1:]] == ['003.mp4', '004.mp4', '005.mp4']
   verify.repair(path, tmp_path / 'saved')
-  assert videos(tmp_path / 'saved') == [
-      f'{i:03}.mp4' for i in (0, 1, 2, 6)]
+  assert videos(tmp_path / 'saved') == [f'{i:03}.mp4' for i in (0, 1, 2, 6)]
 
 
-@pytest.mark.parametrize('name', (
-    'report.json', 'dataset_info.json', 'features.json'))
+@pytest.mark.parametrize('name', ('report.json', 'dataset_info.json', 'features.json'))
 def test_files_about_the_set_are_checked_and_made_again(path, tmp_path, name):
   data = (path / name).read_bytes()
   for broken in (data[:-9], data.replace(b'e', b'E', 1)):
     (path / name).write_bytes(broken)
-    problem, = verify.verify(path).problems
+    (problem,) = verify.verify(path).problems
     assert (problem.split, problem.file) == (verify.ALL, name)
     dataset.open_dataset(path)  # Training needs none of them.
   (path / name).unlink()
@@ -114,8 +113,7 @@ def test_nothing_left_to_save_is_said(path, tmp_path):
     file.unlink()
   with pytest.raises(ValueError, match='no record of .*set can be read'):
     verify.repair(path, tmp_path / 'saved')
-  assert {file.name for file in (tmp_path / 'saved').iterdir()} == {
-      'report.json'}
+  assert {file.name for file in (tmp_path / 'saved').iterdir()} == {'report.json'}
 
 
 def test_a_broken_index_is_made_again(path, tmp_path):
@@ -129,15 +127,12 @@ def test_a_broken_index_is_made_again(path, tmp_path):
 
 @pytest.fixture
 def two_splits(path, tmp_path):
-  source = annotations.read_folder(
-      small_videos.write_folder(tmp_path / 'videos', 2))
-  prepare.prepare(source, tmp_path / 'videos', path, split='val',
-                  num_workers=1)
+  source = annotations.read_folder(small_videos.write_folder(tmp_path / 'videos', 2))
+  prepare.prepare(source, tmp_path / 'videos', path, split='val', num_workers=1)
   return path
 
 
-def test_a_repair_that_is_killed_leaves_no_half_set(
-    two_splits, tmp_path, monkeypatch):
+def test_a_repair_that_is_killed_leaves_no_half_set(two_splits, tmp_path, monkeypatch):
   saved, finished, real = tmp_path / 'saved', [], verify.finish
 
   def finish(*args):
@@ -154,12 +149,12 @@ def test_a_repair_that_is_killed_leaves_no_half_set(
   assert verify.verify(saved).problems == []
   for split in finished[:2]:
     assert dataset.open_dataset(saved, split).digest == (
-        dataset.open_dataset(two_splits, split).digest)
+      dataset.open_dataset(two_splits, split).digest
+    )
 
 
 def test_two_repairs_to_one_place(path, tmp_path):
-  with files.folder(tmp_path / 'saved'), pytest.raises(
-      ValueError, match='is writing .*saved'):
+  with files.folder(tmp_path / 'saved'), pytest.raises(ValueError, match='is writing .*saved'):
     verify.repair(path, tmp_path / 'saved')
 
 

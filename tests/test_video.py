@@ -15,7 +15,8 @@ from tests import small_videos
 
 CLIPS = os.environ.get('ALPRO_CLIPS', '')
 needs_clips = pytest.mark.skipif(
-    not os.path.isdir(CLIPS), reason='set ALPRO_CLIPS to the folder of clips')
+  not os.path.isdir(CLIPS), reason='set ALPRO_CLIPS to the folder of clips'
+)
 
 
 def _is(pixel, *, red=False, blue=False):
@@ -34,18 +35,21 @@ def test_all_frames_in_order(tmp_path):
   assert _is(frames[3][4, 4], red=True) and _is(frames[3][28, 4], blue=True)
 
 
-@pytest.mark.parametrize(('rate', 'fps', 'kept'), [
+@pytest.mark.parametrize(
+  ('rate', 'fps', 'kept'),
+  [
     (8, 4, [0, 2, 4, 6, 8, 10, 12, 14]),
     (8, 3, [0, 3, 6, 8, 11, 14]),  # The first at or after 0, 1/3, 2/3, ...
     (8, 8, list(range(16))),
     (8, 100, list(range(16))),  # A frame is never kept twice.
-    (8, .5, [0]),
-])
+    (8, 0.5, [0]),
+  ],
+)
 @pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi'])
 def test_fps(tmp_path, rate, fps, kept, suffix):
   path = small_videos.write_video(
-      tmp_path / f'a.{suffix}', frames=16, rate=rate,
-      codec='mpeg4' if suffix == 'avi' else 'libx264')
+    tmp_path / f'a.{suffix}', frames=16, rate=rate, codec='mpeg4' if suffix == 'avi' else 'libx264'
+  )
   _, seconds = video.read_frames(path, fps=fps)
   np.testing.assert_allclose(seconds, np.array(kept) / rate, atol=2e-3)
 
@@ -60,8 +64,8 @@ def test_rounded_times_lose_no_frame(tmp_path):
 def test_limits(tmp_path):
   path = small_videos.write_video(tmp_path / 'a.mp4')
   assert len(video.read_frames(path, max_frames=3)[0]) == 3
-  assert len(video.read_frames(path, max_seconds=.5)[0]) == 4
-  assert len(video.read_frames(path, fps=2, max_seconds=.75)[0]) == 2
+  assert len(video.read_frames(path, max_seconds=0.5)[0]) == 4
+  assert len(video.read_frames(path, fps=2, max_seconds=0.75)[0]) == 2
 
 
 def test_sizes():
@@ -70,7 +74,7 @@ def test_sizes():
   assert video.target_size(48, 32, short_side=256) == (48, 32)
   assert video.target_size(48, 32) == (48, 32)
   assert video.target_size(720, 576, pixel_aspect=2) == (720, 288)
-  assert video.target_size(720, 576, pixel_aspect=.5) == (360, 576)
+  assert video.target_size(720, 576, pixel_aspect=0.5) == (360, 576)
   assert video.target_size(720, 576, pixel_aspect=0) == (720, 576)
   assert video.target_size(4000, 2, short_side=1) == (2000, 1)
 
@@ -83,15 +87,17 @@ def test_short_side(tmp_path):
 
 @pytest.mark.parametrize('rotation', [0, 90, 180, -90])
 def test_rotation(tmp_path, rotation):
-  path = small_videos.write_video(
-      tmp_path / 'a.mp4', size=(64, 32), rotation=rotation)
+  path = small_videos.write_video(tmp_path / 'a.mp4', size=(64, 32), rotation=rotation)
   frame = video.read_frames(path, short_side=16)[0][2]
   # Counter-clockwise, as FFmpeg's display matrix counts. Stored, red is the
   # upper left corner and blue the lower left one.
-  red, blue = {0: ((2, 2), (-3, 2)), 90: ((-3, 2), (-3, -3)),
-               180: ((-3, -3), (2, -3)), -90: ((2, -3), (2, 2))}[rotation]
-  assert frame.shape == ((32, 16, 3) if rotation in (90, -90)
-                         else (16, 32, 3))
+  red, blue = {
+    0: ((2, 2), (-3, 2)),
+    90: ((-3, 2), (-3, -3)),
+    180: ((-3, -3), (2, -3)),
+    -90: ((2, -3), (2, 2)),
+  }[rotation]
+  assert frame.shape == ((32, 16, 3) if rotation in (90, -90) else (16, 32, 3))
   assert _is(frame[red], red=True)
   assert _is(frame[blue], blue=True)
 
@@ -108,11 +114,11 @@ def test_unreadable_files(tmp_path):
 
 def test_sound_alone_is_no_video(tmp_path):
   import av
+
   path = str(tmp_path / 'a.wav')
   with av.open(path, 'w') as container:
     stream = container.add_stream('pcm_s16le', rate=8000, layout='mono')
-    frame = av.AudioFrame.from_ndarray(
-        np.zeros((1, 800), np.int16), format='s16', layout='mono')
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format='s16', layout='mono')
     frame.sample_rate = 8000
     for packet in [*stream.encode(frame), *stream.encode()]:
       container.mux(packet)
@@ -121,11 +127,9 @@ def test_sound_alone_is_no_video(tmp_path):
 
 
 def test_playlists_are_not_followed(tmp_path):
-  secret = small_videos.write_video(tmp_path / 'secret.ts',
-                                    codec='mpeg2video', rate=25)
+  secret = small_videos.write_video(tmp_path / 'secret.ts', codec='mpeg2video', rate=25)
   path = tmp_path / 'a.m3u8'
-  path.write_text('#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n'
-                  f'{secret}\n#EXT-X-ENDLIST\n')
+  path.write_text(f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n')
   with pytest.raises(video.UnreadableVideo):
     video.read_frames(path)
 
@@ -144,20 +148,19 @@ def test_damage_gives_no_silent_half(tmp_path):
       frames, _ = video.read_frames(path)
       assert frames
     except video.UnreadableVideo as e:
-      assert e.reason in ('unreadable', 'breaks off', 'no frames',
-                          'no video stream', 'too large')
+      assert e.reason in ('unreadable', 'breaks off', 'no frames', 'no video stream', 'too large')
 
 
-@pytest.mark.parametrize(('suffix', 'codec'), [
-    ('.mkv', 'libx264'), ('.webm', 'libvpx'), ('.avi', 'mpeg4'),
-    ('.flv', 'flv')])
+@pytest.mark.parametrize(
+  ('suffix', 'codec'),
+  [('.mkv', 'libx264'), ('.webm', 'libvpx'), ('.avi', 'mpeg4'), ('.flv', 'flv')],
+)
 def test_a_download_that_broke_off_is_said(tmp_path, suffix, codec):
   """These formats have no error at their end; only the header tells."""
-  path = small_videos.write_video(
-      tmp_path / f'a{suffix}', frames=100, rate=25, codec=codec)
+  path = small_videos.write_video(tmp_path / f'a{suffix}', frames=100, rate=25, codec=codec)
   assert len(video.read_frames(path)[0]) == 100
   data = path.read_bytes()
-  path.write_bytes(data[:len(data) * 6 // 10])
+  path.write_bytes(data[: len(data) * 6 // 10])
   kept = []
   with pytest.raises(video.EndsEarly, match=r'data end at [12]\.\d of 4\.0 s'):
     kept.extend(video.iterate_frames(path))
@@ -176,20 +179,18 @@ def test_stills(tmp_path):
   frame = video.read_still(tmp_path / 'a.jpg')
   assert frame.shape == (40, 20, 3)
   assert _is(frame[5, 10], red=True) and not _is(frame[35, 10], red=True)
-  assert video.read_still(tmp_path / 'a.jpg', short_side=10).shape == (
-      20, 10, 3)
+  assert video.read_still(tmp_path / 'a.jpg', short_side=10).shape == (20, 10, 3)
   Image.new('RGBA', (8, 8), (0, 0, 0, 0)).save(tmp_path / 'a.png')
   assert (video.read_still(tmp_path / 'a.png') == 255).all()
   Image.new('L', (8, 8), 7).save(tmp_path / 'l.png')
   assert (video.read_still(tmp_path / 'l.png') == 7).all()
-  deep = np.array([[0, 0x1234, 0xffff]], np.uint16)
+  deep = np.array([[0, 0x1234, 0xFFFF]], np.uint16)
   for suffix in ('png', 'tiff'):
     Image.fromarray(deep).save(tmp_path / f'deep.{suffix}')
-    assert video.read_still(tmp_path / f'deep.{suffix}')[0, :, 1].tolist() == [
-        0, 0x12, 255]
+    assert video.read_still(tmp_path / f'deep.{suffix}')[0, :, 1].tolist() == [0, 0x12, 255]
   Image.fromarray(deep.astype(np.float32)).save(tmp_path / 'float.tiff')
   half = (tmp_path / 'a.jpg').read_bytes()
-  (tmp_path / 'half.jpg').write_bytes(half[:len(half) * 3 // 4])
+  (tmp_path / 'half.jpg').write_bytes(half[: len(half) * 3 // 4])
   for name in ('half.jpg', 'none.jpg', 'float.tiff'):
     with pytest.raises(video.UnreadableVideo):
       video.read_still(tmp_path / name)
@@ -203,9 +204,10 @@ def test_programs_in_postscript_are_no_photos(tmp_path):
     video.read_still(tmp_path / 'a.jpg')
 
 
-@pytest.mark.parametrize('suffix', [
-    '.jpg', '.png', '.gif', '.webp', '.bmp', '.tiff', '.jp2', '.ppm', '.tga',
-    '.ico', '.mpo'])
+@pytest.mark.parametrize(
+  'suffix',
+  ['.jpg', '.png', '.gif', '.webp', '.bmp', '.tiff', '.jp2', '.ppm', '.tga', '.ico', '.mpo'],
+)
 def test_kinds_of_photos(tmp_path, suffix):
   Image.new('RGB', (16, 16), 'red').save(tmp_path / f'a{suffix}')
   assert video.read_still(tmp_path / f'a{suffix}').shape == (16, 16, 3)
@@ -219,8 +221,7 @@ def test_frames_may_not_grow_too_large(tmp_path, monkeypatch):
 
 
 def test_jpeg_quality():
-  frame = np.random.default_rng(0).integers(
-      0, 255, (32, 48, 3)).astype(np.uint8)
+  frame = np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
   low, high = video.encode_jpeg(frame, 30), video.encode_jpeg(frame, 95)
   assert len(low) < len(high)
   assert Image.open(io.BytesIO(high)).size == (48, 32)
@@ -264,14 +265,13 @@ def test_long_and_large_videos_ask_for_more_time(tmp_path, monkeypatch):
     stream.width, stream.height, stream.pix_fmt = 64, 48, 'bgr0'
     stream.codec_context.time_base = fractions.Fraction(1, 1000)
     for second in (0, 3_000_000_000):
-      frame = av.VideoFrame.from_ndarray(
-          np.zeros((48, 64, 3), np.uint8), 'rgb24')
+      frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), 'rgb24')
       frame.pts = second * 1000
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
   video.read_frames(path)
   short, long, large, unknown, far = asked
-  np.testing.assert_allclose(short, 10 * 640 * 480 / 5e6, rtol=.05)
-  np.testing.assert_allclose([long, large], 4 * short, rtol=.05)
+  np.testing.assert_allclose(short, 10 * 640 * 480 / 5e6, rtol=0.05)
+  np.testing.assert_allclose([long, large], 4 * short, rtol=0.05)
   assert unknown >= size * 20 / 5e6
   assert far <= path.stat().st_size / 16 * 64 * 48 / 5e6

@@ -22,20 +22,46 @@ from PIL import Image
 from alpro_jax.data import annotations, prepare, video
 from tests import small_videos
 
-_CODECS = {'webm': 'libvpx', 'avi': 'mpeg4', 'mpg': 'mpeg2video',
-           'vob': 'mpeg2video', 'asf': 'mpeg4', 'mxf': 'mpeg2video'}
+_CODECS = {
+  'webm': 'libvpx',
+  'avi': 'mpeg4',
+  'mpg': 'mpeg2video',
+  'vob': 'mpeg2video',
+  'asf': 'mpeg4',
+  'mxf': 'mpeg2video',
+}
 _CLIPS = {}
 
 
 def _add(suffix, streams='v', *, starts=(0,), **options):
   """A clip for each of the starts, joined to one file."""
-  name = '-'.join([suffix, streams, *map(str, starts), *(
-      str(key if value is True else value) for key, value in options.items())])
+  name = '-'.join(
+    [
+      suffix,
+      streams,
+      *map(str, starts),
+      *(str(key if value is True else value) for key, value in options.items()),
+    ]
+  )
   _CLIPS[name] = (suffix, starts, {'streams': streams, **options})
 
 
-for _suffix in ('mp4', 'mov', 'mkv', 'webm', 'avi', 'ts', 'm2ts', 'mpg', 'vob',
-                'flv', 'f4v', '3gp', 'asf', 'mxf'):
+for _suffix in (
+  'mp4',
+  'mov',
+  'mkv',
+  'webm',
+  'avi',
+  'ts',
+  'm2ts',
+  'mpg',
+  'vob',
+  'flv',
+  'f4v',
+  '3gp',
+  'asf',
+  'mxf',
+):
   _add(_suffix)
   if _suffix not in ('3gp', 'mxf'):
     _add(_suffix, 'av')
@@ -53,15 +79,15 @@ _add('avi', codec='libx264')
 _add('avi', 'av', codec='libx264')
 for _suffix in ('mp4', 'mov', 'mkv', 'webm', 'ts', 'mpg', 'flv', 'asf'):
   _add(_suffix, 'av', starts=(3600,))
-for _suffix in ('ts', 'm2ts', 'mpg', 'vob', 'mkv', 'webm', 'avi', 'mp4', 'mov',
-                'flv'):
+for _suffix in ('ts', 'm2ts', 'mpg', 'vob', 'mkv', 'webm', 'avi', 'mp4', 'mov', 'flv'):
   _add(_suffix, starts=(0, 0))
 for _suffix in ('ts', 'm2ts', 'mpg', 'vob'):
   _add(_suffix, 'av', starts=(3600, 0))
   _add(_suffix, 'dav' if _suffix == 'ts' else 'va', starts=(0, 3600, 5))
 for _suffix in ('mkv', 'webm', 'mp4', 'mov', 'flv'):
-  _add(_suffix, 'va', starts=(3600, 0, 20), **(
-      {} if _suffix == 'flv' else {'matrix': 'transposed'}))
+  _add(
+    _suffix, 'va', starts=(3600, 0, 20), **({} if _suffix == 'flv' else {'matrix': 'transposed'})
+  )
 
 
 def _write(folder, name):
@@ -72,8 +98,7 @@ def _write(folder, name):
   path = folder / f'a.{suffix}'
   recordings = []
   for k, start in enumerate(starts):
-    small_videos.write_numbered(
-        path, numbers=range(12 * k, 12 * k + 12), start=start, **options)
+    small_videos.write_numbered(path, numbers=range(12 * k, 12 * k + 12), start=start, **options)
     recordings.append(path.read_bytes())
   path.write_bytes(b''.join(recordings))
   numbers = list(range(12 * len(starts)))
@@ -92,8 +117,7 @@ def test_every_frame(tmp_path, name):
     first.setdefault(math.floor(time * 3 + 1e-6), number)
   frames, seconds = video.read_frames(path, fps=3)
   assert small_videos.numbers_of(frames) == list(first.values())
-  np.testing.assert_allclose(
-      seconds, [times[number] for number in first.values()], atol=2e-3)
+  np.testing.assert_allclose(seconds, [times[number] for number in first.values()], atol=2e-3)
 
 
 @pytest.mark.skipif(not shutil.which('ffmpeg'), reason='has no ffmpeg program')
@@ -102,9 +126,25 @@ def test_as_the_ffmpeg_program_has_it(tmp_path, name):
   path, _, _ = _write(tmp_path, name)
   each = ['-fps_mode', 'passthrough', '-map', '0:v']
   subprocess.run(
-      ['ffmpeg', '-v', 'fatal', '-i', path, *each, '-f', 'framecrc',
-       tmp_path / 'times', *each, '-pix_fmt', 'rgb24', '-f', 'rawvideo',
-       tmp_path / 'pixels'], check=True)
+    [
+      'ffmpeg',
+      '-v',
+      'fatal',
+      '-i',
+      path,
+      *each,
+      '-f',
+      'framecrc',
+      tmp_path / 'times',
+      *each,
+      '-pix_fmt',
+      'rgb24',
+      '-f',
+      'rawvideo',
+      tmp_path / 'pixels',
+    ],
+    check=True,
+  )
   theirs = np.fromfile(tmp_path / 'pixels', np.uint8).reshape(-1, 64, 96, 3)
   lines = (tmp_path / 'times').read_text().splitlines()
   unit = next(Fraction(x[7:]) for x in lines if x.startswith('#tb 0: '))
@@ -117,34 +157,36 @@ def test_as_the_ffmpeg_program_has_it(tmp_path, name):
   assert small_videos.numbers_of(theirs) == small_videos.numbers_of(frames)
   np.testing.assert_allclose(frames, theirs, atol=6)
   np.testing.assert_allclose(
-      seconds, [float((x - stamps[0]) * unit) for x in stamps],
-      atol=float(unit / 2))
+    seconds, [float((x - stamps[0]) * unit) for x in stamps], atol=float(unit / 2)
+  )
 
 
 @pytest.mark.parametrize('suffix', ['mp4', 'mov', 'mkv', 'ts', 'flv', 'avi'])
 def test_a_single_frame_behind_its_sound(tmp_path, suffix):
   path = small_videos.write_numbered(
-      tmp_path / f'a.{suffix}', numbers=[7], streams='av',
-      codec=_CODECS.get(suffix, 'libx264'))
+    tmp_path / f'a.{suffix}', numbers=[7], streams='av', codec=_CODECS.get(suffix, 'libx264')
+  )
   frames, seconds = video.read_frames(path)
   assert small_videos.numbers_of(frames) == [7] and seconds == [0]
 
 
 def test_single_frames_that_were_joined(tmp_path):
   path = tmp_path / 'a.ts'
-  parts = [small_videos.write_numbered(path, numbers=[k]).read_bytes()
-           for k in range(3)]
+  parts = [small_videos.write_numbered(path, numbers=[k]).read_bytes() for k in range(3)]
   path.write_bytes(b''.join(parts))
   frames, seconds = video.read_frames(path)
   assert small_videos.numbers_of(frames) == [0, 1, 2]
-  np.testing.assert_allclose(seconds, [0, .1, .2])
+  np.testing.assert_allclose(seconds, [0, 0.1, 0.2])
 
 
 def test_recordings_of_unknown_length(tmp_path):
   path = tmp_path / 'a.mkv'
-  parts = [small_videos.write_numbered(
-      path, numbers=range(12 * k, 12 * k + 12),
-      container={'live': '1'}).read_bytes() for k in range(2)]
+  parts = [
+    small_videos.write_numbered(
+      path, numbers=range(12 * k, 12 * k + 12), container={'live': '1'}
+    ).read_bytes()
+    for k in range(2)
+  ]
   path.write_bytes(b''.join(parts))
   frames, seconds = video.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(24))
@@ -153,10 +195,11 @@ def test_recordings_of_unknown_length(tmp_path):
 
 def test_boxes_between_recordings(tmp_path):
   """One whose length takes 64 bits, and a second ftyp before the index."""
-  path = small_videos.write_numbered(tmp_path / 'a.mp4', container={
-      'movflags': 'frag_keyframe+empty_moov+default_base_moof'})
+  path = small_videos.write_numbered(
+    tmp_path / 'a.mp4', container={'movflags': 'frag_keyframe+empty_moov+default_base_moof'}
+  )
   whole = path.read_bytes()
-  first = whole[:int.from_bytes(whole[:4], 'big')]
+  first = whole[: int.from_bytes(whole[:4], 'big')]
   assert first[4:8] == b'ftyp'
   large = b'\0\0\0\1free' + (20).to_bytes(8, 'big') + b'full'
   path.write_bytes(first + whole + large + whole)
@@ -185,14 +228,15 @@ def test_joined_recordings_ask_for_the_time_of_all(tmp_path, monkeypatch):
   monkeypatch.setattr(video.workers, 'allow', asked.append)
   path, _, _ = _write(tmp_path, 'mp4-va-3600-0-20-transposed')
   video.read_frames(path)
-  np.testing.assert_allclose(asked, asked[0] * np.array([1, 2, 3]), rtol=.2)
+  np.testing.assert_allclose(asked, asked[0] * np.array([1, 2, 3]), rtol=0.2)
 
 
 @pytest.mark.parametrize('suffix', ['ts', 'mkv', 'mp4'])
 def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
-  parts = [small_videos.write_video(
-      tmp_path / f'{size}.{suffix}', size=size, rate=25).read_bytes()
-           for size in ((64, 48), (48, 64))]
+  parts = [
+    small_videos.write_video(tmp_path / f'{size}.{suffix}', size=size, rate=25).read_bytes()
+    for size in ((64, 48), (48, 64))
+  ]
   path = tmp_path / f'a.{suffix}'
   path.write_bytes(b''.join(parts))
   frames, seconds = video.read_frames(path)
@@ -202,30 +246,47 @@ def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
 
 def _record(path, **options):
   return prepare.make_record(
-      annotations.Clip(path.name, (path.name,), ('x',), ('',), False, ()),
-      root=str(path.parent), short_side=0, quality=90, max_frames=0,
-      on_partial='skip', **{'fps': 0, 'max_seconds': 0, **options})
+    annotations.Clip(path.name, (path.name,), ('x',), ('',), False, ()),
+    root=str(path.parent),
+    short_side=0,
+    quality=90,
+    max_frames=0,
+    on_partial='skip',
+    **{'fps': 0, 'max_seconds': 0, **options},
+  )
 
 
-@pytest.mark.parametrize(('suffix', 'fps', 'kept'), [
-    ('ts', 0, 24), ('ts', 5, 12), ('mkv', 0, 24), ('mkv', 5, 12),
-    ('mp4', 0, 24), ('mp4', 5, 12), ('flv', 0, 24), ('flv', 5, 12)])
-def test_what_the_report_says_of_joined_recordings(
-    tmp_path, suffix, fps, kept):
+@pytest.mark.parametrize(
+  ('suffix', 'fps', 'kept'),
+  [
+    ('ts', 0, 24),
+    ('ts', 5, 12),
+    ('mkv', 0, 24),
+    ('mkv', 5, 12),
+    ('mp4', 0, 24),
+    ('mp4', 5, 12),
+    ('flv', 0, 24),
+    ('flv', 5, 12),
+  ],
+)
+def test_what_the_report_says_of_joined_recordings(tmp_path, suffix, fps, kept):
   path, _, _ = _write(tmp_path, f'{suffix}-v-0-0')
   record = _record(path, fps=fps)
   assert (record.frames, record.reason, record.detail) == (kept, '', '')
 
 
-@pytest.mark.parametrize('flags', [
-    'frag_keyframe+empty_moov', 'frag_keyframe+empty_moov+default_base_moof',
-    'dash', 'faststart'])
+@pytest.mark.parametrize(
+  'flags',
+  ['frag_keyframe+empty_moov', 'frag_keyframe+empty_moov+default_base_moof', 'dash', 'faststart'],
+)
 def test_joined_mp4_of_other_kinds(tmp_path, flags):
   path = tmp_path / 'a.mp4'
-  parts = [small_videos.write_numbered(
-      path, numbers=range(12 * k, 12 * k + 12), matrix=matrix,
-      container={'movflags': flags}).read_bytes()
-           for k, matrix in enumerate(('turned_90', 'mirrored'))]
+  parts = [
+    small_videos.write_numbered(
+      path, numbers=range(12 * k, 12 * k + 12), matrix=matrix, container={'movflags': flags}
+    ).read_bytes()
+    for k, matrix in enumerate(('turned_90', 'mirrored'))
+  ]
   path.write_bytes(b''.join(parts))
   frames, seconds = video.read_frames(path)
   assert {frame.shape for frame in frames} == {(64, 96, 3)}
@@ -242,8 +303,7 @@ def test_an_end_that_is_missing_is_reported_wherever(tmp_path, fps, kept):
     half = [packet.pos for packet in file.demux(video=0) if packet.pos][12]
   # The length of the segment behind its ID, made that of what is left of it.
   place = whole.index(b'\x18\x53\x80\x67') + 4
-  cut = (whole[:place] + (1 << 56 | half - place - 8).to_bytes(8, 'big')
-         + whole[place + 8:half])
+  cut = whole[:place] + (1 << 56 | half - place - 8).to_bytes(8, 'big') + whole[place + 8 : half]
   path.write_bytes(whole + cut + whole)
   record = _record(path, fps=fps)
   assert (record.frames, record.reason) == (kept, '')
@@ -255,10 +315,10 @@ def test_an_end_that_is_missing_is_reported_wherever(tmp_path, fps, kept):
 @pytest.mark.parametrize('suffix', ['mkv', 'webm'])
 def test_a_late_start_hides_no_loss(tmp_path, suffix):
   path = small_videos.write_numbered(
-      tmp_path / f'a.{suffix}', numbers=range(60), start=3600,
-      codec=_CODECS.get(suffix, 'libx264'))
+    tmp_path / f'a.{suffix}', numbers=range(60), start=3600, codec=_CODECS.get(suffix, 'libx264')
+  )
   data = path.read_bytes()
-  path.write_bytes(data[:len(data) // 2])
+  path.write_bytes(data[: len(data) // 2])
   with pytest.raises(video.EndsEarly, match=r'data end at [23]\.\d of 6\.\d s'):
     video.read_frames(path)
 
@@ -288,11 +348,11 @@ def test_subtitles_may_go_on(tmp_path):
 def test_gaps_in_avi(tmp_path):
   """They are stored as packets of no bytes."""
   path = small_videos.write_numbered(
-      tmp_path / 'a.avi', codec='ffv1', times=[0, 1, 2, 7, 8, 12],
-      numbers=range(6))
+    tmp_path / 'a.avi', codec='ffv1', times=[0, 1, 2, 7, 8, 12], numbers=range(6)
+  )
   frames, seconds = video.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(6))
-  np.testing.assert_allclose(seconds, [0, .1, .2, .7, .8, 1.2])
+  np.testing.assert_allclose(seconds, [0, 0.1, 0.2, 0.7, 0.8, 1.2])
 
 
 def test_gaps_in_avi_among_b_frames(tmp_path):
@@ -306,8 +366,7 @@ def test_gaps_in_avi_among_b_frames(tmp_path):
 
 
 def test_sound_without_its_pictures_is_no_video(tmp_path):
-  path = small_videos.write_numbered(
-      tmp_path / 'a.mkv', numbers=range(30), streams='av')
+  path = small_videos.write_numbered(tmp_path / 'a.mkv', numbers=range(30), streams='av')
   with av.open(str(path)) as file:
     place = next(packet.pos for packet in file.demux(video=0))
   path.write_bytes(path.read_bytes()[:place])
@@ -325,29 +384,32 @@ def test_times_never_run_backwards():
   def read(frames):
     clock = video._Clock()
     clock.start(file, stream)
-    return [float(clock.read(frame, stamp and Fraction(stamp, 10)))
-            for frame, stamp in frames]
+    return [float(clock.read(frame, stamp and Fraction(stamp, 10))) for frame, stamp in frames]
 
   np.testing.assert_allclose(
-      read([(key, 50), (other, 52), (other, 51), (other, 53), (key, 54)]),
-      [0, .2, .2, .3, .4])
+    read([(key, 50), (other, 52), (other, 51), (other, 53), (key, 54)]), [0, 0.2, 0.2, 0.3, 0.4]
+  )
   np.testing.assert_allclose(
-      read([(key, None), (other, None), (other, 52), (other, None)]),
-      [0, .1, .2, .3])
+    read([(key, None), (other, None), (other, 52), (other, None)]), [0, 0.1, 0.2, 0.3]
+  )
   np.testing.assert_allclose(  # The second recording begins in its middle.
-      read([(key, 50), (other, 51), (other, 20), (other, 21)]), [0, .1, .2, .3])
+    read([(key, 50), (other, 51), (other, 20), (other, 21)]), [0, 0.1, 0.2, 0.3]
+  )
 
 
 @pytest.mark.parametrize('suffix', ['ts', 'mp4', 'mkv'])
-@pytest.mark.parametrize(('arguments', 'shape', 'red'), [
+@pytest.mark.parametrize(
+  ('arguments', 'shape', 'red'),
+  [
     ('rotate=90', (96, 64), (-7, 6)),
     ('rotate=270', (96, 64), (6, -7)),
     ('flip=vertical', (64, 96), (-7, 6)),
     ('flip=horizontal', (64, 96), (6, -7)),
     ('rotate=90:flip=vertical', (96, 64), (-7, -7)),
-    ('rotate=270:flip=vertical', (96, 64), (6, 6))])
-def test_orientation_in_key_frames_alone(
-    tmp_path, suffix, arguments, shape, red):
+    ('rotate=270:flip=vertical', (96, 64), (6, 6)),
+  ],
+)
+def test_orientation_in_key_frames_alone(tmp_path, suffix, arguments, shape, red):
   """As encoders of H.264 can write it: all frames are turned alike."""
   plain = small_videos.write_numbered(tmp_path / 'plain.ts')
   told = tmp_path / 'told.ts'
@@ -355,7 +417,8 @@ def test_orientation_in_key_frames_alone(
     source = file.streams.video[0]
     target = out.add_stream_from_template(source)
     tell = BitStreamFilterContext(
-        f'h264_metadata=display_orientation=insert:{arguments}', source, target)
+      f'h264_metadata=display_orientation=insert:{arguments}', source, target
+    )
     for packet in file.demux(source):
       for changed in tell.filter(packet if packet.size else None):
         changed.stream = target
@@ -368,8 +431,7 @@ def test_orientation_in_key_frames_alone(
         packet.stream = target
         out.mux(packet)
   with av.open(str(path)) as file:
-    told = [bool(frame.side_data.get('DISPLAYMATRIX'))
-            for frame in file.decode(video=0)]
+    told = [bool(frame.side_data.get('DISPLAYMATRIX')) for frame in file.decode(video=0)]
   assert told[0] and not all(told)
   frames, _ = video.read_frames(path)
   assert len(frames) == len(told)
@@ -378,16 +440,16 @@ def test_orientation_in_key_frames_alone(
     np.testing.assert_allclose(frame[red], (255, 0, 0), atol=30)
 
 
-@pytest.mark.parametrize(('orientation', 'shape', 'red'), [
-    (1, (64, 96), (6, 6)), (3, (64, 96), (-7, -7)), (6, (96, 64), (6, -7)),
-    (8, (96, 64), (-7, 6))])
+@pytest.mark.parametrize(
+  ('orientation', 'shape', 'red'),
+  [(1, (64, 96), (6, 6)), (3, (64, 96), (-7, -7)), (6, (96, 64), (6, -7)), (8, (96, 64), (-7, 6))],
+)
 def test_side_data_that_pyav_does_not_know(tmp_path, orientation, shape, red):
   """EXIF in frames of MJPEG, as cameras write it, beside an orientation."""
   exif = Image.Exif()
   exif[0x0112] = orientation
   jpeg = io.BytesIO()
-  Image.fromarray(small_videos.numbered(3)).save(
-      jpeg, 'JPEG', quality=95, exif=exif)
+  Image.fromarray(small_videos.numbered(3)).save(jpeg, 'JPEG', quality=95, exif=exif)
   with av.open(str(tmp_path / 'a.avi'), 'w') as file:
     stream = file.add_stream('mjpeg', rate=10)
     stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuvj420p'
@@ -403,24 +465,29 @@ def test_side_data_that_pyav_does_not_know(tmp_path, orientation, shape, red):
 
 def _pq(light):
   """Signal of SMPTE ST 2084 for light in cd/m2."""
-  light = (np.asarray(light) / 10000) ** .1593017578125
-  return ((.8359375 + 18.8515625 * light) / (1 + 18.6875 * light)) ** 78.84375
+  light = (np.asarray(light) / 10000) ** 0.1593017578125
+  return ((0.8359375 + 18.8515625 * light) / (1 + 18.6875 * light)) ** 78.84375
 
 
 def _hlg(scene):
   """Signal of hybrid log-gamma for light in the scene, 0 to 1."""
   scene = np.asarray(scene)
-  return np.where(scene <= 1 / 12, np.sqrt(3 * scene), .17883277 * np.log(
-      np.maximum(12 * scene - .28466892, 1e-9)) + .55991073)
+  return np.where(
+    scene <= 1 / 12,
+    np.sqrt(3 * scene),
+    0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073,
+  )
 
 
 def _write_hdr(path, signals, transfer, matrix=9):
   """Writes a patch of 32 x 32 for each R'G'B' of BT.2020, in 10 bit."""
   signals = np.repeat(np.repeat(signals, 32, 0)[None], 32, 0)
-  luma = signals @ [.2627, .6780, .0593]
-  planes = [luma * 876 + 64,
-            (signals[..., 2] - luma)[::2, ::2] / 1.8814 * 896 + 512,
-            (signals[..., 0] - luma)[::2, ::2] / 1.4746 * 896 + 512]
+  luma = signals @ [0.2627, 0.6780, 0.0593]
+  planes = [
+    luma * 876 + 64,
+    (signals[..., 2] - luma)[::2, ::2] / 1.8814 * 896 + 512,
+    (signals[..., 0] - luma)[::2, ::2] / 1.4746 * 896 + 512,
+  ]
   width = signals.shape[1]
   with av.open(str(path), 'w') as file:
     stream = file.add_stream('libx264', rate=10, options={'crf': '1'})
@@ -429,7 +496,7 @@ def _write_hdr(path, signals, transfer, matrix=9):
     frame = av.VideoFrame(width, 32, 'yuv420p10le')
     for plane, values in zip(frame.planes, planes, strict=True):
       rows = np.zeros((plane.height, plane.line_size // 2), '<u2')
-      rows[:, :values.shape[1]] = values.round()
+      rows[:, : values.shape[1]] = values.round()
       plane.update(rows.tobytes())
     for thing in (stream.codec_context, frame):
       thing.color_trc, thing.color_primaries = transfer, 9
@@ -442,48 +509,63 @@ def _patches(path):
   return frame[16, 16::32]
 
 
-@pytest.mark.parametrize(('suffix', 'matrix'), [
-    ('mp4', 9), ('mkv', 9), ('ts', 9), ('ts', 2)])  # 2 is left open.
+@pytest.mark.parametrize(
+  ('suffix', 'matrix'), [('mp4', 9), ('mkv', 9), ('ts', 9), ('ts', 2)]
+)  # 2 is left open.
 def test_pq_becomes_what_standard_screens_show(tmp_path, suffix, matrix):
   light = np.array([0, 1, 10, 26, 58, 100, 203, 1000])
-  to_2020 = np.array([[.6274, .3293, .0433], [.0691, .9195, .0114],
-                      [.0164, .0880, .8956]])
+  to_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
   grey = np.repeat(light[:, None], 3, 1)
   colours = np.array([[203, 0, 0], [0, 203, 0], [0, 0, 203], [150, 60, 20]])
   path = tmp_path / f'a.{suffix}'
-  _write_hdr(
-      path, _pq(np.concatenate([grey, colours @ to_2020.T])), 16, matrix)
+  _write_hdr(path, _pq(np.concatenate([grey, colours @ to_2020.T])), 16, matrix)
   wanted = np.minimum(np.concatenate([grey, colours]) / 203, 1) ** (1 / 2.4)
   found = _patches(path) / 255
-  np.testing.assert_allclose(found[:8], wanted[:8], atol=.012)
+  np.testing.assert_allclose(found[:8], wanted[:8], atol=0.012)
   # As light: beside so much of one colour, little of another is not exact.
-  np.testing.assert_allclose(found[8:] ** 2.4, wanted[8:] ** 2.4, atol=.03)
+  np.testing.assert_allclose(found[8:] ** 2.4, wanted[8:] ** 2.4, atol=0.03)
   # A white wall of 203 cd/m2 is white, and 255 for what shines.
-  assert found[6].min() > .99 and found[7].min() == 1
+  assert found[6].min() > 0.99 and found[7].min() == 1
 
 
 def test_hlg_becomes_what_standard_screens_show(tmp_path):
-  scene = np.array([0, .01, .05, .1, .18, .265, 1])
-  signals = np.concatenate([_hlg(scene), [.75]])
+  scene = np.array([0, 0.01, 0.05, 0.1, 0.18, 0.265, 1])
+  signals = np.concatenate([_hlg(scene), [0.75]])
   _write_hdr(tmp_path / 'a.mp4', np.repeat(signals[:, None], 3, 1), 18)
-  light = 1000 * scene ** 1.2
+  light = 1000 * scene**1.2
   wanted = np.minimum(np.append(light, 203) / 203, 1) ** (1 / 2.4)
   np.testing.assert_allclose(
-      _patches(tmp_path / 'a.mp4') / 255, np.repeat(wanted[:, None], 3, 1),
-      atol=.012)
+    _patches(tmp_path / 'a.mp4') / 255, np.repeat(wanted[:, None], 3, 1), atol=0.012
+  )
 
 
 def test_standard_video_of_10_bit_is_left_alone(tmp_path):
   signals = np.repeat(np.linspace(0, 1, 6)[:, None], 3, 1)
   _write_hdr(tmp_path / 'a.mp4', signals, 1)
-  np.testing.assert_allclose(
-      _patches(tmp_path / 'a.mp4'), signals * 255, atol=2)
+  np.testing.assert_allclose(_patches(tmp_path / 'a.mp4'), signals * 255, atol=2)
 
 
-@pytest.mark.parametrize('name', [
-    'v%d.mp4', 'v%03d.jpg', 'v[0-9]*.jpg', '-', 'pipe:0', 'concat:a.mp4|b.mp4',
-    'a:b.mp4', 'subfile,,start,0,end,9,,:a', 'ümläut \N{SNOWMAN}.mp4', '-i.mp4',
-    'data:x,y', 'a\nb.mp4', 'clip', 'a.m3u8', 'a.gif', 'a.txt'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'v%d.mp4',
+    'v%03d.jpg',
+    'v[0-9]*.jpg',
+    '-',
+    'pipe:0',
+    'concat:a.mp4|b.mp4',
+    'a:b.mp4',
+    'subfile,,start,0,end,9,,:a',
+    'ümläut \N{SNOWMAN}.mp4',
+    '-i.mp4',
+    'data:x,y',
+    'a\nb.mp4',
+    'clip',
+    'a.m3u8',
+    'a.gif',
+    'a.txt',
+  ],
+)
 def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   small_videos.write_numbered(tmp_path / 'real.mp4')
@@ -514,11 +596,15 @@ def test_pictures_are_for_pillow(tmp_path, monkeypatch, kind):
   assert seconds == [0]
 
 
-@pytest.mark.parametrize('text', [
+@pytest.mark.parametrize(
+  'text',
+  [
     'ffconcat version 1.0\nfile secret.ts\n',
     '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n',
     'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n'
-    'm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n'])
+    'm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n',
+  ],
+)
 def test_lists_are_not_followed(tmp_path, monkeypatch, text):
   monkeypatch.chdir(tmp_path)
   small_videos.write_numbered(tmp_path / 'secret.ts')

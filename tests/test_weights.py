@@ -34,18 +34,26 @@ def config_of(tensors, *, heads=4, **changes):
 
 @functools.cache
 def _shapes_with_every_head(config):
-  boxed = jax.eval_shape(
-      lambda key: init_model(Alpro(config), key), jax.random.key(0))
+  boxed = jax.eval_shape(lambda key: init_model(Alpro(config), key), jax.random.key(0))
   flat = flatten_dict(nn.unbox(boxed), sep='/')
   return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def shapes_of(config):
   """{path: shape}; heads that a model lacks do no harm, and tracing costs."""
-  return _shapes_with_every_head(dataclasses.replace(
-      config, embed_size=256, match=True, mlm=True,
-      **({'entities': 1000, 'answers': 1500} if config.video.width == 768
-         else {'entities': 20, 'answers': 15})))
+  return _shapes_with_every_head(
+    dataclasses.replace(
+      config,
+      embed_size=256,
+      match=True,
+      mlm=True,
+      **(
+        {'entities': 1000, 'answers': 1500}
+        if config.video.width == 768
+        else {'entities': 20, 'answers': 15}
+      ),
+    )
+  )
 
 
 @pytest.fixture(scope='module')
@@ -81,11 +89,12 @@ def check_equal(ours, theirs):
 
 def test_safetensors_come_back_as_they_were(tmp_path):
   arrays = {
-      'scalar': np.float32(0.07).reshape(()),
-      'ids': np.arange(5, dtype=np.int64)[None],
-      'half': np.linspace(0, 1, 6, dtype=np.float16).reshape(2, 3),
-      'brain': np.arange(4).astype(jnp.bfloat16),
-      'view': np.arange(12.0).reshape(3, 4).T, 'empty': np.zeros((0, 3)),
+    'scalar': np.float32(0.07).reshape(()),
+    'ids': np.arange(5, dtype=np.int64)[None],
+    'half': np.linspace(0, 1, 6, dtype=np.float16).reshape(2, 3),
+    'brain': np.arange(4).astype(jnp.bfloat16),
+    'view': np.arange(12.0).reshape(3, 4).T,
+    'empty': np.zeros((0, 3)),
   }
   path = write(tmp_path / 'a.safetensors', arrays, {'who': 'me'})
   tensors = files.open_tensors(path)
@@ -110,9 +119,12 @@ def test_damaged_safetensors_are_refused(tmp_path):
   path = write(tmp_path / 'a.safetensors', {'x': np.arange(100.0)})
   data = path.read_bytes()
   for cut, message in (
-      (data[:-8], 'is damaged: x'), (data[:40], 'was cut off'),
-      (b'\0', 'was cut off'), (b'\x02\0\0\0\0\0\0\0[x', 'is not JSON'),
-      (data.replace(b'F64', b'F99'), 'x has type F99')):
+    (data[:-8], 'is damaged: x'),
+    (data[:40], 'was cut off'),
+    (b'\0', 'was cut off'),
+    (b'\x02\0\0\0\0\0\0\0[x', 'is not JSON'),
+    (data.replace(b'F64', b'F99'), 'x has type F99'),
+  ):
     path.write_bytes(cut)
     with pytest.raises(ValueError, match=message):
       files.open_tensors(path)
@@ -122,12 +134,12 @@ def entry(first, last, shape=(2,), dtype='F32'):
   return {'dtype': dtype, 'shape': shape, 'data_offsets': [first, last]}
 
 
-@pytest.mark.parametrize('header, message', [
+@pytest.mark.parametrize(
+  'header, message',
+  [
     ({'x': entry(-8, 0), 'y': entry(0, 8), 'z': entry(8, 16)}, 'x is'),
-    ({'x': entry(0, 8), 'y': entry(4, 12), 'z': entry(12, 16, (1,))},
-     'y begins at byte 4'),
-    ({'x': entry(0, 8), 'y': entry(0, 8), 'z': entry(8, 16)},
-     'y begins at byte 0'),
+    ({'x': entry(0, 8), 'y': entry(4, 12), 'z': entry(12, 16, (1,))}, 'y begins at byte 4'),
+    ({'x': entry(0, 8), 'y': entry(0, 8), 'z': entry(8, 16)}, 'y begins at byte 0'),
     ({'x': entry(0, 8)}, 'the end begins at byte 16'),
     ({'x': entry(8, 16)}, 'x begins at byte 8'),
     ({'x': entry(0, 8), 'y': entry(8, 24, (4,))}, 'y is'),
@@ -139,7 +151,8 @@ def entry(first, last, shape=(2,), dtype='F32'):
     ({'x': [1]}, 'x is'),
     ({'__metadata__': [], 'x': entry(0, 16, (4,))}, 'no list of tensors'),
     ([], 'no list of tensors'),
-])
+  ],
+)
 def test_places_that_cannot_be_are_refused(tmp_path, header, message):
   """Numbers of a tensor are its own, and inside of the file."""
   path = tmp_path / 'a.safetensors'
@@ -193,7 +206,8 @@ def write_parts(folder, index=None):
     write(folder / name, arrays)
   index = index or {'z': names[1], 'x': names[0], 'y': names[0]}
   (folder / 'model.safetensors.index.json').write_text(
-      json.dumps({'metadata': {'total_size': 48}, 'weight_map': index}))
+    json.dumps({'metadata': {'total_size': 48}, 'weight_map': index})
+  )
   return names, first | second
 
 
@@ -209,25 +223,29 @@ def test_weights_in_several_files_are_one(tmp_path):
     files.open_tensors(tmp_path / 'a')
 
 
-@pytest.mark.parametrize('index, message', [
+@pytest.mark.parametrize(
+  'index, message',
+  [
     ({'x': 0, 'z': 1}, 'y should be in None, is in model-00001'),
     ({'x': 0, 'y': 0, 'z': 1, 'w': 1}, 'w should be in model-00002'),
     ({'x': 1, 'y': 0, 'z': 1}, 'x should be in model-00002'),
     ({'x': '../secret.safetensors'}, 'secret.safetensors, which is not beside'),
     ({'x': '/secret.safetensors'}, 'secret.safetensors, which is not beside'),
-    ([1], 'is no index')])
+    ([1], 'is no index'),
+  ],
+)
 def test_an_index_that_does_not_fit_is_refused(tmp_path, index, message):
   names, _ = write_parts(tmp_path / 'a')
   if isinstance(index, dict):
-    index = {
-        name: names[file] if isinstance(file, int) else file
-        for name, file in index.items()}
+    index = {name: names[file] if isinstance(file, int) else file for name, file in index.items()}
   write_parts(tmp_path / 'a', index)
   with pytest.raises(ValueError, match=message):
     files.open_tensors(tmp_path / 'a')
 
 
-@pytest.mark.parametrize('name, start, message', [
+@pytest.mark.parametrize(
+  'name, start, message',
+  [
     ('tf_model.h5', b'\x89HDF', 'weights of Keras.*from_tf=True'),
     ('weights.bin', b'\x89HDF\r\n', 'weights of Keras'),
     ('model.safetensors', b'\x89HDF\r\n', 'weights of Keras'),
@@ -237,7 +255,8 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, index, message):
     ('saved_model.pb', b'', 'checkpoint of TensorFlow'),
     ('model.onnx', b'', 'a model for another program'),
     ('model.bin', b'version https://git-lfs.github.com/spec/v1\n', 'git lfs'),
-])
+  ],
+)
 def test_files_of_other_programs_are_named(tmp_path, name, start, message):
   """Whether the file itself is given or, but for the generic names, its folder.
 
@@ -268,8 +287,7 @@ def test_a_checkpoint_of_ours_is_sent_to_its_flag(tmp_path):
 # Names.
 
 
-@pytest.mark.parametrize(
-    'task', ['pretrain', 'prompter', 'retrieval', 'question_answering'])
+@pytest.mark.parametrize('task', ['pretrain', 'prompter', 'retrieval', 'question_answering'])
 def test_the_task_is_seen_from_the_tensors(task):
   state = getattr(original_files, task)()
   found, own, prompter = sources.alpro(files.in_memory(state))
@@ -281,16 +299,18 @@ def test_the_task_is_seen_from_the_tensors(task):
 
 def test_every_tensor_of_a_file_is_used_or_explained():
   for task, changes in (
-      ('pretrain', {}), ('prompter', {}), ('retrieval', {'mlm': False}),
-      ('question_answering', {'embed_size': 0, 'match': False, 'mlm': False})):
+    ('pretrain', {}),
+    ('prompter', {}),
+    ('retrieval', {'mlm': False}),
+    ('question_answering', {'embed_size': 0, 'match': False, 'mlm': False}),
+  ):
     tensors = files.in_memory(getattr(original_files, task)())
     _, own, prompter = sources.alpro(tensors)
     for part, heads in ((own, changes), (prompter, {})):
       if not part:
         continue
       config = config_of(part, **heads)
-      used = {
-          n: t for n, t in part.items() if not original.why_unused(n, config)}
+      used = {n: t for n, t in part.items() if not original.why_unused(n, config)}
       rows = original.rename_table(config)
       assert assemble.check(used, rows, shapes_of(config)) == []
 
@@ -326,19 +346,27 @@ def test_a_vit_gives_time_its_spatial_weights(config, shapes):
   for state in (original_files.vit(), original_files.vit_npz()):
     source = sources.vit(files.in_memory(state))
     absent = assemble.check(
-        source.tensors, rows, shapes, given=['visual_encoder.'],
-        optional=['.temporal_fc.', '.time_embed'])
+      source.tensors,
+      rows,
+      shapes,
+      given=['visual_encoder.'],
+      optional=['.temporal_fc.', '.time_embed'],
+    )
     in_video = [p for p in absent if p.startswith('video_encoder')]
-    assert in_video == ['video_encoder/times', *(
+    assert in_video == [
+      'video_encoder/times',
+      *(
         f'video_encoder/block{i}/temporal_fc/{part}'
-        for i in range(config.video.depth) for part in ('kernel', 'bias'))]
+        for i in range(config.video.depth)
+        for part in ('kernel', 'bias')
+      ),
+    ]
     assert len(source.unused) == 2
     read.append(assemble.read_params(source.tensors, rows))
   assert source.heads == 4
   timm, npz = read
   check_equal(npz, timm)
-  expected = flatten_dict(original.from_original(
-      original_files.student(), config), sep='/')
+  expected = flatten_dict(original.from_original(original_files.student(), config), sep='/')
   for path, array in timm.items():
     taken = path.replace('temporal_', '')
     np.testing.assert_array_equal(array, expected[taken], err_msg=path)
@@ -358,29 +386,29 @@ def test_a_misshaped_part_of_a_vit_is_named():
 def test_a_bert_of_google_fills_text_and_fusion(config, shapes):
   source = sources.bert(files.in_memory(original_files.bert()))
   rows = original.rename_table(config)
-  absent = assemble.check(
-      source.tensors, rows, shapes, given=['text_encoder.'])
-  assert not any(path.startswith(
-      ('text_', 'fusion_', 'mlm_')) and 'projection' not in path
-      for path in absent)
-  expected = flatten_dict(original.from_original(
-      original_files.student(), config), sep='/')
+  absent = assemble.check(source.tensors, rows, shapes, given=['text_encoder.'])
+  assert not any(
+    path.startswith(('text_', 'fusion_', 'mlm_')) and 'projection' not in path for path in absent
+  )
+  expected = flatten_dict(original.from_original(original_files.student(), config), sep='/')
   params = assemble.read_params(source.tensors, rows)
   assert len(params) == 5 + 16 * config.text.depth + 5
   for path, array in params.items():
     np.testing.assert_array_equal(array, expected[path], err_msg=path)
   assert set(source.unused.values()) == {
-      'ALPRO has no pooler', 'ALPRO does not guess the next sentence',
-      'the numbers 0, 1, 2, ...'}
+    'ALPRO has no pooler',
+    'ALPRO does not guess the next sentence',
+    'the numbers 0, 1, 2, ...',
+  }
 
 
 def test_a_bert_may_be_wrapped(config):
   """As DataParallel and Lightning name what they train."""
   expected = sources.bert(files.in_memory(original_files.bert()))
   for prefix in ('module.', 'model.'):
-    found = sources.bert(files.in_memory({
-        prefix + name: array
-        for name, array in original_files.bert().items()}))
+    found = sources.bert(
+      files.in_memory({prefix + name: array for name, array in original_files.bert().items()})
+    )
     assert list(found.tensors) == list(expected.tensors)
     assert set(found.unused) == {prefix + name for name in expected.unused}
 
@@ -400,8 +428,7 @@ def test_other_arithmetic_is_refused():
   with pytest.raises(ValueError, match="hidden_act='relu'.*'gelu'"):
     sources.bert(files.in_memory(original_files.bert()), {'hidden_act': 'relu'})
   with pytest.raises(ValueError, match="attention_type='joint_space_time'"):
-    sources.vit(files.in_memory(original_files.vit()),
-                {'attention_type': 'joint_space_time'})
+    sources.vit(files.in_memory(original_files.vit()), {'attention_type': 'joint_space_time'})
 
 
 def test_what_is_kept_belongs_to_its_checkpoint(tmp_path):
@@ -471,12 +498,10 @@ def test_sizes_name_what_they_cannot_see(student):
       find(tensors)
   name = 'visual_encoder.model.pos_embed'
   with pytest.raises(ValueError, match='pos_embed.*square grid'):
-    sizes.video_sizes(
-        tensors | {name: tensors[name]._replace(shape=(1, 16, 64))})
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(1, 16, 64))})
   name = 'visual_encoder.model.patch_embed.proj.weight'
   with pytest.raises(ValueError, match='square patches'):
-    sizes.video_sizes(
-        tensors | {name: tensors[name]._replace(shape=(64, 3, 16, 8))})
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(64, 3, 16, 8))})
   with pytest.raises(ValueError, match='has shape .64,.; expected 4 axes'):
     sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(64,))})
   with pytest.raises(ValueError, match='no tensor is named like'):
@@ -488,8 +513,7 @@ def test_sizes_name_what_they_cannot_see(student):
 
 def test_half_precision_is_read_exactly(config):
   state = {n: a.astype(np.float16) for n, a in original_files.student().items()}
-  params = assemble.read_params(
-      files.in_memory(state), original.rename_table(config))
+  params = assemble.read_params(files.in_memory(state), original.rename_table(config))
   for path, array in params.items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, array.astype(np.float16), path)
@@ -503,20 +527,33 @@ def test_numbers_that_are_none_are_named(config, number):
   for name in names:
     state[name] = state[name].astype(np.float64)
     state[name].flat[-1] = number
-  with pytest.raises(
-      ValueError, match=f'2 tensors hold NaN or infinity: {", ".join(names)}'):
-    assemble.read_params(
-        files.in_memory(state), original.rename_table(config))
+  with pytest.raises(ValueError, match=f'2 tensors hold NaN or infinity: {", ".join(names)}'):
+    assemble.read_params(files.in_memory(state), original.rename_table(config))
 
 
 def test_both_rules_of_resizing():
   """Rows are numbered; 2 x 2 patches become 4 x 4, 2 frames 4."""
   table = np.arange(4, dtype=np.float32)[:, None]
   params = {'video_encoder/positions': table, 'video_encoder/times': table[:2]}
-  done, lines = assemble.resize(
-      params, positions=16, frames=4, rule='original')
+  done, lines = assemble.resize(params, positions=16, frames=4, rule='original')
   assert done['video_encoder/positions'][:, 0].tolist() == [
-      0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+    0,
+    0,
+    0,
+    0,
+    1,
+    1,
+    1,
+    1,
+    2,
+    2,
+    2,
+    2,
+    3,
+    3,
+    3,
+    3,
+  ]
   assert done['video_encoder/times'][:, 0].tolist() == [0, 0, 1, 1]
   assert len(lines) == 2 and '4 to 16 rows' in lines[0]
   done, _ = assemble.resize(params, positions=16, frames=2)
@@ -531,24 +568,23 @@ def test_both_rules_of_resizing():
 
 
 @pytest.mark.skipif(not FOLDER, reason='the manifests are in ALPRO_GOLDEN')
-@pytest.mark.parametrize(
-    'name', ['pretrain', 'prompter', 'retrieval', 'qa'])
+@pytest.mark.parametrize('name', ['pretrain', 'prompter', 'retrieval', 'qa'])
 def test_the_original_in_full_size_fits(name):
   """Names and shapes of the released models; nothing is read."""
-  manifest = json.loads(
-      (pathlib.Path(FOLDER) / f'manifest_{name}.json').read_text())
+  manifest = json.loads((pathlib.Path(FOLDER) / f'manifest_{name}.json').read_text())
   tensors = {
-      n: files.Tensor((n,), tuple(shape), np.dtype(np.float32), None)
-      for n, shape in manifest['state_dict'].items()}
+    n: files.Tensor((n,), tuple(shape), np.dtype(np.float32), None)
+    for n, shape in manifest['state_dict'].items()
+  }
   task, own, prompter = sources.alpro(tensors)
   changes = {
-      'retrieval': {'mlm': False},
-      'question_answering': {'embed_size': 0, 'match': False, 'mlm': False}}
+    'retrieval': {'mlm': False},
+    'question_answering': {'embed_size': 0, 'match': False, 'mlm': False},
+  }
   for part, heads in ((own, changes.get(task, {})), (prompter, {})):
     if part:
       config = config_of(part, heads=0, **heads)
-      used = {
-          n: t for n, t in part.items() if not original.why_unused(n, config)}
+      used = {n: t for n, t in part.items() if not original.why_unused(n, config)}
       rows = original.rename_table(config)
       assert assemble.check(used, rows, shapes_of(config)) == []
       assert dataclasses.asdict(config)['video']['heads'] == 12

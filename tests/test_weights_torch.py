@@ -42,8 +42,7 @@ def twin(source, part):
   other = 'text' if part == 'video' else 'video'
   values[other].update(width=values[part]['width'], heads=source.heads)
   config = AlproConfig.from_dict(values)
-  rows = [row for row in original.rename_table(config) if row.original in
-          source.tensors]
+  rows = [row for row in original.rename_table(config) if row.original in source.tensors]
   params = assemble.read_params(source.tensors, rows)
   return config, unflatten_dict(params, sep='/')
 
@@ -58,12 +57,16 @@ def test_a_bert_of_transformers_agrees(tmp_path):
   """All layers, through the cut between text and fusion, with padding."""
   transformers = pytest.importorskip('transformers')
   settings = transformers.BertConfig(
-      vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-      intermediate_size=64, max_position_embeddings=16)
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=16,
+  )
   theirs = randomize(transformers.BertModel(settings), 0)
   theirs.save_pretrained(tmp_path)
-  source = sources.bert(
-      files.open_tensors(tmp_path), settings.to_dict())
+  source = sources.bert(files.open_tensors(tmp_path), settings.to_dict())
   assert source.heads == 2
   config, params = twin(source, 'text')
   assert dataclasses.asdict(config.text)['fusion_layer'] == 1
@@ -71,13 +74,14 @@ def test_a_bert_of_transformers_agrees(tmp_path):
   ids = rng.integers(1, 50, (3, 10)).astype(np.int32)
   mask = np.arange(10) < np.array([[10], [4], [7]])
   expected = theirs(
-      torch.from_numpy(ids).long(),
-      attention_mask=torch.from_numpy(mask).long()).last_hidden_state
+    torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()
+  ).last_hidden_state
 
   @jax.jit
   def run(params):
     x = TextEmbedding(config.text, ComputeOptions(jnp.float32)).apply(
-        {'params': params['text_embedding']}, ids, train=False)
+      {'params': params['text_embedding']}, ids, train=False
+    )
     for name, start, stop in (('text_encoder', 0, 1), ('fusion_encoder', 1, 2)):
       layers = BertLayers(config.text, ComputeOptions(jnp.float32), start, stop)
       x = layers.apply({'params': params[name]}, x, mask, train=False)
@@ -89,16 +93,22 @@ def test_a_bert_of_transformers_agrees(tmp_path):
 def test_a_head_for_words_of_transformers_agrees(tmp_path):
   transformers = pytest.importorskip('transformers')
   settings = transformers.BertConfig(
-      vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-      intermediate_size=64, max_position_embeddings=16)
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=16,
+  )
   theirs = randomize(transformers.BertForPreTraining(settings), 1)
   torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
   source = sources.bert(files.open_tensors(tmp_path), settings.to_dict())
   config, params = twin(source, 'text')
   hidden = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
   model = Alpro(dataclasses.replace(config, embed_size=0, match=False))
-  logits = jax.jit(lambda params: model.apply(
-      {'params': params}, hidden, method='mlm_logits'))(params)
+  logits = jax.jit(lambda params: model.apply({'params': params}, hidden, method='mlm_logits'))(
+    params
+  )
   agree(np.asarray(logits), theirs.cls.predictions(torch.from_numpy(hidden)))
 
 
@@ -107,36 +117,41 @@ def test_a_timesformer_agrees(tmp_path, naming):
   """Divided attention; tokens of frames averaged over time, as ALPRO does."""
   transformers = pytest.importorskip('transformers')
   settings = transformers.TimesformerConfig(
-      image_size=32, patch_size=16, num_frames=3, hidden_size=32,
-      num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-  theirs = randomize(
-      transformers.TimesformerForVideoClassification(settings), 2)
+    image_size=32,
+    patch_size=16,
+    num_frames=3,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+  )
+  theirs = randomize(transformers.TimesformerForVideoClassification(settings), 2)
   if naming == 'transformers':
     theirs.save_pretrained(tmp_path)
     source = sources.vit(files.open_tensors(tmp_path), settings.to_dict())
   else:
-    state = sources.vit(files.in_memory(
-        {n: t.numpy() for n, t in theirs.state_dict().items()})).tensors
+    state = sources.vit(
+      files.in_memory({n: t.numpy() for n, t in theirs.state_dict().items()})
+    ).tensors
     state = {
-        name.removeprefix('visual_encoder.'): torch.from_numpy(t.read().copy())
-        for name, t in state.items()}
+      name.removeprefix('visual_encoder.'): torch.from_numpy(t.read().copy())
+      for name, t in state.items()
+    }
     torch.save({'epoch': 7, 'model_state': state}, tmp_path / 'ts.pyth')
-    source = sources.vit(files.open_tensors(tmp_path / 'ts.pyth'))._replace(
-        heads=2)
+    source = sources.vit(files.open_tensors(tmp_path / 'ts.pyth'))._replace(heads=2)
   assert not source.copied
   config, params = twin(source, 'video')
   assert config.video.frames == 3 and config.video.image_size == 32
-  video = np.random.default_rng(0).normal(
-      size=(2, 3, 32, 32, 3)).astype(np.float32)
+  video = np.random.default_rng(0).normal(size=(2, 3, 32, 32, 3)).astype(np.float32)
   pixels = einops.rearrange(video, 'b t h w c -> b t c h w')
   hidden = theirs.timesformer(torch.from_numpy(pixels.copy())).last_hidden_state
   # Theirs: class token, then place by place.
-  patches = einops.reduce(
-      hidden[:, 1:], 'b (n t) d -> b n d', 'mean', t=3)
+  patches = einops.reduce(hidden[:, 1:], 'b (n t) d -> b n d', 'mean', t=3)
   expected = torch.cat([hidden[:, :1], patches], dim=1)
   encoder = VideoEncoder(config.video, ComputeOptions(jnp.float32))
-  ours = jax.jit(lambda params: encoder.apply(
-      {'params': params}, video, train=False))(params['video_encoder'])
+  ours = jax.jit(lambda params: encoder.apply({'params': params}, video, train=False))(
+    params['video_encoder']
+  )
   agree(np.asarray(ours), expected)
 
 
@@ -147,8 +162,11 @@ def test_a_timesformer_agrees(tmp_path, naming):
 @pytest.mark.parametrize('wrapper', ['', 'model', 'model_state_dict'])
 def test_pytorch_files_are_read(tmp_path, new, wrapper):
   state = {
-      'w': torch.arange(6.0).reshape(2, 3).T, 'n': torch.tensor(3),
-      'h': torch.arange(3).half(), 'b': torch.arange(3).bfloat16()}
+    'w': torch.arange(6.0).reshape(2, 3).T,
+    'n': torch.tensor(3),
+    'h': torch.arange(3).half(),
+    'b': torch.arange(3).bfloat16(),
+  }
   saved = {wrapper: state, 'epoch': 3} if wrapper else state
   torch.save(saved, tmp_path / 'a.pt', _use_new_zipfile_serialization=new)
   found = files.open_tensors(tmp_path / 'a.pt')
@@ -156,8 +174,7 @@ def test_pytorch_files_are_read(tmp_path, new, wrapper):
   for name, tensor in state.items():
     array = found[name].read()
     assert array.shape == tuple(tensor.shape) == found[name].shape
-    np.testing.assert_array_equal(
-        array.astype(np.float32), tensor.float().numpy())
+    np.testing.assert_array_equal(array.astype(np.float32), tensor.float().numpy())
   assert found['b'].dtype == jnp.bfloat16 and found['n'].dtype == np.int64
 
 
@@ -166,14 +183,14 @@ def test_what_would_run_code_is_refused(tmp_path):
     def __reduce__(self):
       return (pytest.fail, ('code of the file was run',))
 
-  torch.save({'model': {'w': torch.zeros(1)}, 'x': Surprise()},
-             tmp_path / 'a.pt')
+  torch.save({'model': {'w': torch.zeros(1)}, 'x': Surprise()}, tmp_path / 'a.pt')
   with pytest.raises(ValueError, match='could run code; it was not read'):
     files.open_tensors(tmp_path / 'a.pt')
 
 
-@pytest.mark.parametrize('saved, message', [
-    ([1, 2], 'holds a list'), ({'w': 3}, 'w is a int, expected a tensor')])
+@pytest.mark.parametrize(
+  'saved, message', [([1, 2], 'holds a list'), ({'w': 3}, 'w is a int, expected a tensor')]
+)
 def test_what_is_no_state_dict_is_refused(tmp_path, saved, message):
   torch.save(saved, tmp_path / 'a.pt')
   with pytest.raises(ValueError, match=message):
@@ -215,8 +232,7 @@ def test_pytorch_files_carry_metadata(tmp_path, wrapped):
   loaded = torch.load(path, weights_only=True)
   assert all(isinstance(value, torch.Tensor) for value in loaded.values())
   module = torch.nn.Linear(3, 2)
-  assert str(module.load_state_dict(loaded, strict=True)) == (
-      '<All keys matched successfully>')
+  assert str(module.load_state_dict(loaded, strict=True)) == ('<All keys matched successfully>')
   # Another program that keeps the dict keeps them, one that copies it not.
   torch.save({'model': loaded} if wrapped else dict(loaded), path)
   assert files.read_metadata(path) == ({'who': 'me'} if wrapped else {})

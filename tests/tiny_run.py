@@ -13,12 +13,9 @@ from alpro_jax.train import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two seconds of compiling instead of ten, and none at the second start.
-_FAST = (
-    '--xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
-)
+_FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
-CONFIG = '''
+CONFIG = """
 from configs import common
 
 
@@ -41,38 +38,51 @@ def get_config():
   config.train.update({
       'steps': 40, 'log_every_steps': 10, 'checkpoint_every_steps': 1000})
   return config
-'''
+"""
 
 
 def make_inputs(folder):
   """Writes a set of 16 clips, a tokenizer and a config to a folder."""
   (folder / 'tiny.py').write_text(CONFIG % {'folder': folder})
-  world = '{"size": 32, "frames": 4, "renderings": 1, "train": {"move": 16}, ' \
-      '"test_captions": {"move": 2}}'
+  world = (
+    '{"size": 32, "frames": 4, "renderings": 1, "train": {"move": 16}, '
+    '"test_captions": {"move": 2}}'
+  )
   train = folder / 'world' / 'train'
   for command in (
-      ['make_shapes_world.py', f'--output={folder}/world',
-       f'--options={world}', '--workers=1'],
-      ['prepare.py', '--source=folder', f'--videos={train}/videos',
-       f'--captions={train}/captions.jsonl', f'--output={folder}/set',
-       '--fps=0', '--short_side=0', '--workers=1'],
-      ['tokenizer.py', f'--captions={folder}/set', '--vocab_size=64',
-       f'--output={folder}/tokenizer.model'],
+    ['make_shapes_world.py', f'--output={folder}/world', f'--options={world}', '--workers=1'],
+    [
+      'prepare.py',
+      '--source=folder',
+      f'--videos={train}/videos',
+      f'--captions={train}/captions.jsonl',
+      f'--output={folder}/set',
+      '--fps=0',
+      '--short_side=0',
+      '--workers=1',
+    ],
+    [
+      'tokenizer.py',
+      f'--captions={folder}/set',
+      '--vocab_size=64',
+      f'--output={folder}/tokenizer.model',
+    ],
   ):
     subprocess.run(
-        [sys.executable, ROOT / 'launch' / command[0], *command[1:]],
-        check=True, capture_output=True, env=environment(folder),
+      [sys.executable, ROOT / 'launch' / command[0], *command[1:]],
+      check=True,
+      capture_output=True,
+      env=environment(folder),
     )
 
 
 def environment(folder, devices=1):
   return {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'XLA_FLAGS':
-          f'{_FAST} --xla_force_host_platform_device_count={devices}',
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'XLA_FLAGS': f'{_FAST} --xla_force_host_platform_device_count={devices}',
   }
 
 
@@ -80,10 +90,12 @@ def start(folder, *options, config=None, devices=1):
   """Starts launch/main.py; its messages are in `stderr`."""
   config = config or folder / 'tiny.py'
   return subprocess.Popen(
-      [sys.executable, ROOT / 'launch' / 'main.py', f'--config={config}',
-       *options],
-      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-      env=environment(folder, devices),
+    [sys.executable, ROOT / 'launch' / 'main.py', f'--config={config}', *options],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=environment(folder, devices),
   )
 
 
@@ -100,8 +112,7 @@ def wait_for(process, words):
     seen.append(line)
     if words in line:
       return
-  raise AssertionError(
-      f'ended with {process.wait()} before {words!r}:\n' + ''.join(seen[-30:]))
+  raise AssertionError(f'ended with {process.wait()} before {words!r}:\n' + ''.join(seen[-30:]))
 
 
 def stored_state(workdir):
@@ -113,8 +124,7 @@ def stored_state(workdir):
   with ocp.PyTreeCheckpointer() as reader:
     for item in ('params', 'train'):
       tree = reader.metadata(folder / item).item_metadata.tree
-      found[item] = reader.restore(
-          folder / item, restore_args=jax.tree.map(lambda _: host, tree))
+      found[item] = reader.restore(folder / item, restore_args=jax.tree.map(lambda _: host, tree))
   return int(folder.name), found
 
 

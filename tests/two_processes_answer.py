@@ -16,8 +16,10 @@ if __name__ == '__main__':
   from tests import test_retrieval as small
 
   rows = slice(2 * int(index), 2 * int(index) + 2)
-  batches = ({name: value[rows] for name, value in batch.items()}
-             for batch in small.batches(4, small.clips()))
+  batches = (
+    {name: value[rows] for name, value in batch.items()}
+    for batch in small.batches(4, small.clips())
+  )
   found = asked.answer(asked.make_model(), 4, batches, asked.QUESTIONS)
   np.savez(output, logits=found.logits, accuracy=found.metrics['accuracy'])
   jax.distributed.shutdown()

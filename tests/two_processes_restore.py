@@ -25,7 +25,7 @@ if __name__ == '__main__':
   assert kernel.sharding == want.params['dense']['kernel'].sharding
   assert len(kernel.addressable_shards) == 2, 'this process holds a half'
   whole = multihost_utils.process_allgather(state, tiled=True)
-  np.savez(output, **{
-      jax.tree_util.keystr(path): leaf
-      for path, leaf in jax.tree.leaves_with_path(whole)})
+  np.savez(
+    output, **{jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(whole)}
+  )
   jax.distributed.shutdown()

@@ -19,8 +19,8 @@ if __name__ == '__main__':
 
   model = small.make_model()
   params = jax.device_put(
-      jax.tree.map(np.asarray, model[1]),
-      sharding.replicated(sharding.make_mesh()))
+    jax.tree.map(np.asarray, model[1]), sharding.replicated(sharding.make_mesh())
+  )
   scorer = small.scorer((model[0], params), devices=4, pairs_per_call=8)
   rows = slice(2 * int(index), 2 * int(index) + 2)
 
@@ -28,6 +28,5 @@ if __name__ == '__main__':
     for batch in small.batches(4, small.clips()[:count]):
       yield {name: value[rows] for name, value in batch.items()}
 
-  pathlib.Path(output).write_text(
-      json.dumps(small.figures_of(scorer, batches)))
+  pathlib.Path(output).write_text(json.dumps(small.figures_of(scorer, batches)))
   jax.distributed.shutdown()

@@ -24,15 +24,14 @@ def ask_for(allowed, seconds):
 
 def stop(seconds):
   """Stands still so long, as on a machine that sleeps."""
-  subprocess.Popen(
-      ['sh', '-c', f'sleep {seconds}; kill -CONT {os.getpid()}'])
+  subprocess.Popen(['sh', '-c', f'sleep {seconds}; kill -CONT {os.getpid()}'])
   os.kill(os.getpid(), signal.SIGSTOP)
   return 'woken'
 
 
 def busy(folder):
   mark = tempfile.mkstemp(dir=folder, prefix='busy')[1]
-  time.sleep(.05)
+  time.sleep(0.05)
   os.unlink(mark)
   return 'done'
 
@@ -40,16 +39,14 @@ def busy(folder):
 def killed(folder, times):
   """Is killed so often, as by the kernel; then says how many are busy."""
   tempfile.mkstemp(dir=folder, prefix='try')
-  time.sleep(.05)
+  time.sleep(0.05)
   names = os.listdir(folder)
   if sum(name.startswith('try') for name in names) <= times:
     os.kill(os.getpid(), signal.SIGKILL)
   return sum(name.startswith('busy') for name in names)
 
 
-ACTIONS = {
-    'compute': compute, 'ask for': ask_for, 'stop': stop, 'busy': busy,
-    'killed': killed}
+ACTIONS = {'compute': compute, 'ask for': ask_for, 'stop': stop, 'busy': busy, 'killed': killed}
 
 
 def act(item, factor):

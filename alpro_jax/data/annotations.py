@@ -17,24 +17,44 @@ from collections import Counter
 from typing import NamedTuple
 
 SOURCES = ('folder', 'webvid', 'cc3m', 'msrvtt', 'didemo', 'msvd')
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.m4v', '.mkv', '.webm', '.mpg',
-                  '.mpeg', '.ts', '.wmv', '.flv', '.3gp', '.gif', '.ogv')
-PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif',
-                  '.tiff', '.avif')
+VIDEO_SUFFIXES = (
+  '.mp4',
+  '.avi',
+  '.mov',
+  '.m4v',
+  '.mkv',
+  '.webm',
+  '.mpg',
+  '.mpeg',
+  '.ts',
+  '.wmv',
+  '.flv',
+  '.3gp',
+  '.gif',
+  '.ogv',
+)
+PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')
 # What pandas and JSON write where there is no value.
-MISSING = frozenset((
-    '', 'nan', 'NaN', 'NaT', '<NA>', 'NA', 'N/A', 'n/a', '#N/A', 'None', 'null',
-    'NULL'))
+MISSING = frozenset(
+  ('', 'nan', 'NaN', 'NaT', '<NA>', 'NA', 'N/A', 'n/a', '#N/A', 'None', 'null', 'NULL')
+)
 
 _LONGEST = 5000  # Letters of a report's entry; a path has 4,096 at most.
-_CONTROLS = re.compile(
-    '[\0-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
-_KINDS = {'what': 'what', 'who': 'who', 'whose': 'who', 'whom': 'who',
-          'how': 'how', 'where': 'where', 'when': 'when'}
+_CONTROLS = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]')
+_KINDS = {
+  'what': 'what',
+  'who': 'who',
+  'whose': 'who',
+  'whom': 'who',
+  'how': 'how',
+  'where': 'where',
+  'when': 'when',
+}
 
 
 class Question(NamedTuple):
   """A question about a video, its answer, and the kind it is counted in."""
+
   text: str
   answer: str
   kind: str
@@ -52,6 +72,7 @@ class Clip:
     still: True for a photo.
     questions: as often as the file has them.
   """
+
   video: str
   files: tuple[str, ...]
   captions: tuple[str, ...]
@@ -63,6 +84,7 @@ class Clip:
 @dataclasses.dataclass(frozen=True)
 class Skipped:
   """Something that is not in the set, and why; its texts are printable."""
+
   item: str
   reason: str
   detail: str = ''
@@ -85,6 +107,7 @@ class Annotations:
     not_found: videos that were to be left out and that no row names: all of
       them, and a test set may be trained on.
   """
+
   clips: list[Clip]
   skipped: list[Skipped]
   rows: int
@@ -96,9 +119,11 @@ class Annotations:
     """Returns the sha256 of all clips, in order, as hex."""
     sha = hashlib.sha256()
     for clip in self.clips:
-      sha.update(json.dumps([clip.video, clip.files, clip.captions,
-                             clip.styles, clip.still,
-                             clip.questions]).encode())
+      sha.update(
+        json.dumps(
+          [clip.video, clip.files, clip.captions, clip.styles, clip.still, clip.questions]
+        ).encode()
+      )
       sha.update(b'\n')
     return sha.hexdigest()
 
@@ -118,8 +143,9 @@ class Rows:
 
   def __init__(self, root=''):
     # As it is given, and as others may write it if links lead there.
-    self._roots = [os.path.join(path(root), '') for path in (
-        os.path.abspath, os.path.realpath) if root]
+    self._roots = [
+      os.path.join(path(root), '') for path in (os.path.abspath, os.path.realpath) if root
+    ]
     self._spelled = {}
     self.rows = 0
     self.other_splits = 0
@@ -133,8 +159,7 @@ class Rows:
 
   def bad(self, item, where, problem):
     """Names a row that is not as it should be; item may be '' or None."""
-    self.skip(where if item in ('', None) else item, 'bad row',
-              f'{where}: {problem}')
+    self.skip(where if item in ('', None) else item, 'bad row', f'{where}: {problem}')
 
   def add_captions(self, where, files, captions, style='', still=False):
     """Adds the captions of one row.
@@ -180,8 +205,7 @@ class Rows:
     if known is None:
       return
     video = known['files'][0]
-    for name, text in [('question', question), ('answer', answer),
-                       ('type', kind)]:
+    for name, text in [('question', question), ('answer', answer), ('type', kind)]:
       if problem := text_problem(name, text):
         return self.bad(video, where, problem)
     question, answer = question.strip(), answer.strip()
@@ -189,8 +213,7 @@ class Rows:
       return self.skip(video, 'empty question', missing(where, question))
     if answer in MISSING:
       return self.skip(video, 'empty answer', missing(where, answer))
-    known['questions'].append(
-        Question(question, answer, present(kind) or kind_of(question)))
+    known['questions'].append(Question(question, answer, present(kind) or kind_of(question)))
 
   def _clip(self, where, files, still):
     """Returns what is known of a clip, or None if its name is no good."""
@@ -205,20 +228,27 @@ class Rows:
     self.named.update(files)
     # a.mp4 and a.MP4 are one clip, unless there are two such files.
     first = self._spelled.setdefault(folded(files[0]), files[0])
-    if first != files[0] and self._roots and not all(
-        os.path.isfile(os.path.join(self._roots[0], name))
-        for name in (first, files[0])):
+    if (
+      first != files[0]
+      and self._roots
+      and not all(os.path.isfile(os.path.join(self._roots[0], name)) for name in (first, files[0]))
+    ):
       files = self._clips[first]['files']
-    return self._clips.setdefault(files[0], {
-        'files': files, 'captions': {}, 'questions': [], 'still': still})
+    return self._clips.setdefault(
+      files[0], {'files': files, 'captions': {}, 'questions': [], 'still': still}
+    )
 
   def relative(self, name):
     """Returns a path inside the folder of videos relative to it.
 
     Everything else stays as it is, names that are no text too.
     """
-    if self._roots and isinstance(name, str) and name.startswith('/') and (
-        '\0' not in name and _encodable(name)):
+    if (
+      self._roots
+      and isinstance(name, str)
+      and name.startswith('/')
+      and ('\0' not in name and _encodable(name))
+    ):
       folder, file = os.path.split(os.path.normpath(name))
       for place in (folder, os.path.realpath(folder)):
         path = os.path.join(place, file)
@@ -233,11 +263,19 @@ class Rows:
     for video, known in self._clips.items():
       pairs, questions = tuple(known['captions']), tuple(known['questions'])
       if pairs or questions:  # Empty rows are named already.
-        clips.append(Clip(
-            video, known['files'], tuple(caption for caption, _ in pairs),
-            tuple(style for _, style in pairs), known['still'], questions))
-    return Annotations(clips, self._skipped, self.rows, self.other_splits,
-                       frozenset(self.named), self.not_found)
+        clips.append(
+          Clip(
+            video,
+            known['files'],
+            tuple(caption for caption, _ in pairs),
+            tuple(style for _, style in pairs),
+            known['still'],
+            questions,
+          )
+        )
+    return Annotations(
+      clips, self._skipped, self.rows, self.other_splits, frozenset(self.named), self.not_found
+    )
 
 
 def printable(value):
@@ -251,8 +289,7 @@ def printable(value):
   except RecursionError:  # JSON may be nested deeper than can be shown.
     text = f'nested {type(value).__name__}'
   text = text.encode('utf-8', 'backslashreplace').decode()
-  text = _CONTROLS.sub(
-      lambda found: found[0].encode('unicode_escape').decode(), text)
+  text = _CONTROLS.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
   return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
 
 
@@ -327,6 +364,7 @@ def find_file(root, names, is_file=os.path.isfile):
   Raises:
     ValueError: two files are meant by one name.
   """
+
   def there(stem, suffixes):
     found = {}
     for form in {unicodedata.normalize(form, stem) for form in ('NFC', 'NFD')}:
@@ -360,8 +398,7 @@ def file_of(url, *, still=False):
   sha256, for others may end alike, and the suffix.
   """
   path = url.split('?')[0].split('#')[0]
-  stem, suffix = os.path.splitext(
-      urllib.parse.unquote(path).rsplit('/', 1)[-1])
+  stem, suffix = os.path.splitext(urllib.parse.unquote(path).rsplit('/', 1)[-1])
   if suffix.lower() not in (PHOTO_SUFFIXES if still else VIDEO_SUFFIXES):
     suffix = '.jpg' if still else '.mp4'
   stem = re.sub(r'[^\w-]+', '_', stem)[:40].strip('_')
@@ -386,15 +423,13 @@ def csv_rows(path):
   """
   csv.field_size_limit(1 << 24)
   # Bytes that are not UTF-8 become surrogates and are found row by row.
-  with open(path, encoding='utf-8-sig', errors='surrogateescape',
-            newline='') as file:
+  with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
     reader = csv.DictReader(file, strict=True)
     try:
       columns = reader.fieldnames or []
     except csv.Error as e:
       raise ValueError(f'{path} is not CSV: its first line: {e}.') from e
-    twice = [name for name, count in Counter(columns).items()
-             if name and count > 1]
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
     if twice:
       raise ValueError(f'{path} names its column {twice[0]!r} twice.')
     yield f'{path}:1', columns, None
@@ -415,8 +450,10 @@ def csv_rows(path):
         yield where, {}, problem
         continue
       if None in row:
-        problem = (f'{len(columns) + len(row[None])} columns, expected '
-                   f'{len(columns)}; quote fields that hold a comma')
+        problem = (
+          f'{len(columns) + len(row[None])} columns, expected '
+          f'{len(columns)}; quote fields that hold a comma'
+        )
       elif None in row.values():
         got = sum(value is not None for value in row.values())
         problem = f'{got} columns, expected {len(columns)}'
@@ -482,8 +519,8 @@ def list_rows(path, entries, expected, word='entry'):
   """Yields (where, row dict, problem) for each entry of a JSON list."""
   if not isinstance(entries, list):
     raise ValueError(
-        f'{path} holds a JSON {type(entries).__name__}, expected a list of '
-        f'{expected}.')
+      f'{path} holds a JSON {type(entries).__name__}, expected a list of {expected}.'
+    )
   for number, entry in enumerate(entries):
     where = f'{path}:{word} {number}'
     if isinstance(entry, dict):
@@ -494,12 +531,12 @@ def list_rows(path, entries, expected, word='entry'):
 
 def need_columns(path, got, wanted):
   """Raises ValueError unless one name of each tuple in wanted is there."""
-  missing = [' or '.join(names) for names in wanted
-             if not any(name in got for name in names)]
+  missing = [' or '.join(names) for names in wanted if not any(name in got for name in names)]
   if missing:
     raise ValueError(
-        f'{path} has the columns {list(got)}, but not {", ".join(missing)}; '
-        'the first line of a csv file must name its columns.')
+      f'{path} has the columns {list(got)}, but not {", ".join(missing)}; '
+      'the first line of a csv file must name its columns.'
+    )
 
 
 def read_folder(captions=None, questions=None, *, split='train', root=''):
@@ -519,20 +556,25 @@ def read_folder(captions=None, questions=None, *, split='train', root=''):
   """
   rows = Rows(root)
   if captions:
-    for where, row in _folder_rows(
-        rows, captions, '--captions', ('video', 'caption'), split):
+    for where, row in _folder_rows(rows, captions, '--captions', ('video', 'caption'), split):
       caption = row['caption']
       rows.add_captions(
-          where, (row['video'],),
-          caption if isinstance(caption, list) else [caption],
-          present(row.get('style')))
+        where,
+        (row['video'],),
+        caption if isinstance(caption, list) else [caption],
+        present(row.get('style')),
+      )
   if questions:
     for where, row in _folder_rows(
-        rows, questions, '--questions', ('video', 'question', 'answer'),
-        split):
+      rows, questions, '--questions', ('video', 'question', 'answer'), split
+    ):
       rows.add_question(
-          where, (row['video'],), row['question'], row['answer'],
-          present(row.get('type')) or present(row.get('answer_type')))
+        where,
+        (row['video'],),
+        row['question'],
+        row['answer'],
+        present(row.get('type')) or present(row.get('answer_type')),
+      )
   return rows.result()
 
 
@@ -596,8 +638,9 @@ def read_webvid(path, *, max_text_length=0, allow_pickle=False):
     raise ValueError(f'--captions={path} must end in .csv, .pkl or .pickle.')
   elif not allow_pickle:
     raise ValueError(
-        f'--captions={path} is a pickle, which can run any code when it is '
-        'opened; pass --allow_pickle if you trust it, or give a csv file.')
+      f'--captions={path} is a pickle, which can run any code when it is '
+      'opened; pass --allow_pickle if you trust it, or give a csv file.'
+    )
   else:
     columns, source = _pickle_rows(path)
   ids, texts = ('video_id', 'videoid'), ('text', 'name')
@@ -636,8 +679,9 @@ def _pickle_rows(path):
     import pandas  # noqa: PLC0415  Only this format needs it.
   except ImportError as e:
     raise ValueError(
-        f'{path} is a pandas pickle, and pandas is not installed; '
-        'pip install pandas, or give a csv file.') from e
+      f'{path} is a pandas pickle, and pandas is not installed; '
+      'pip install pandas, or give a csv file.'
+    ) from e
   try:
     table = pandas.read_pickle(path)
     columns = [str(column) for column in table.columns]
@@ -646,8 +690,8 @@ def _pickle_rows(path):
 
   def rows():
     for number, values in enumerate(table.itertuples(index=False)):
-      yield f'{path}:row {number}', dict(zip(columns, values,
-                                             strict=True)), ''
+      yield f'{path}:row {number}', dict(zip(columns, values, strict=True)), ''
+
   return columns, rows()
 
 
@@ -662,8 +706,7 @@ def cc3m_rows(path):
       where = f'{path}:{number}'
       if number == 1:
         line = line.removeprefix(b'\xef\xbb\xbf')
-      if not line.strip() or (
-          number == 1 and line.strip() == b'caption\turl'):
+      if not line.strip() or (number == 1 and line.strip() == b'caption\turl'):
         continue
       try:
         columns = line.decode('utf-8').rstrip('\r\n').split('\t')
@@ -672,8 +715,7 @@ def cc3m_rows(path):
         continue
       row = dict(zip(('caption', 'image'), columns, strict=False))
       fits = len(columns) == 2 and is_address(columns[1])
-      yield where, row, '' if fits else (
-          'expected a caption, a tab and an http(s) address')
+      yield where, row, '' if fits else ('expected a caption, a tab and an http(s) address')
 
 
 def read_cc3m(path, images):
@@ -690,8 +732,11 @@ def read_cc3m(path, images):
   """
   path = check_file(path, '--captions')
   rows = Rows(images)
-  source = cc3m_rows(path) if path.lower().endswith('.tsv') else list_rows(
-      path, read_json(path), '{"image": path, "caption": text}')
+  source = (
+    cc3m_rows(path)
+    if path.lower().endswith('.tsv')
+    else list_rows(path, read_json(path), '{"image": path, "caption": text}')
+  )
   for where, entry, problem in source:
     rows.rows += 1
     image = entry.get('image')
@@ -702,6 +747,6 @@ def read_cc3m(path, images):
       image = file_of(image.strip(), still=True)
     caption = entry['caption']
     rows.add_captions(
-        where, (image,), caption if isinstance(caption, list) else [caption],
-        still=True)
+      where, (image,), caption if isinstance(caption, list) else [caption], still=True
+    )
   return rows.result()

@@ -34,9 +34,7 @@ def equal_entries(answers: Iterable[str]) -> list[tuple[str, ...]]:
   return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def count_answers(
-    answers: Iterable[str], limit: int = 0
-) -> list[tuple[str, int]]:
+def count_answers(answers: Iterable[str], limit: int = 0) -> list[tuple[str, int]]:
   """Counts answers, most frequent first.
 
   Args:
@@ -49,10 +47,9 @@ def count_answers(
   """
   counted = collections.Counter(map(canonical, answers))
   if not counted:
-    raise ValueError(
-        'there is no answer to count; the split has no questions.')
+    raise ValueError('there is no answer to count; the split has no questions.')
   ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-  return ordered[:limit or None]
+  return ordered[: limit or None]
 
 
 def write_answers(answers: Iterable[str], path) -> None:
@@ -76,9 +73,10 @@ def read_answers(path) -> tuple[str, ...]:
   """
   if not path or not os.path.isfile(path):
     raise FileNotFoundError(
-        f'config.data.answers={os.fspath(path)!r} is no file; question '
-        'answering needs the answers to choose from. Make them with `python '
-        'launch/answers.py --data=SET --split=train --output=answers.txt`.')
+      f'config.data.answers={os.fspath(path)!r} is no file; question '
+      'answering needs the answers to choose from. Make them with `python '
+      'launch/answers.py --data=SET --split=train --output=answers.txt`.'
+    )
   if os.fspath(path).endswith('.json'):
     answers = _of_labels(path, checksum.read_text(path))
   else:
@@ -87,8 +85,9 @@ def read_answers(path) -> tuple[str, ...]:
   twice = [a for a, n in collections.Counter(answers).items() if a and n > 1]
   if not answers or blank or twice:
     raise ValueError(
-        f'{path} has {len(answers)} answers, lines {blank[:5]} are blank and '
-        f'{twice[:5]} occur twice; expected one answer a line, each once.')
+      f'{path} has {len(answers)} answers, lines {blank[:5]} are blank and '
+      f'{twice[:5]} occur twice; expected one answer a line, each once.'
+    )
   return tuple(answers)
 
 
@@ -101,14 +100,12 @@ def _of_labels(path, text):
     fits = False
   if not fits:
     raise ValueError(
-        f'{path} is not a JSON object of answer -> label with the labels 0, '
-        '1, 2, ..., each once.')
+      f'{path} is not a JSON object of answer -> label with the labels 0, 1, 2, ..., each once.'
+    )
   return [' '.join(answer.split()) for answer in ordered]
 
 
-def label_answers(
-    answers: Iterable[str], known: Sequence[str]
-) -> np.ndarray:
+def label_answers(answers: Iterable[str], known: Sequence[str]) -> np.ndarray:
   """int32[n]: the place of each answer among the known ones, -1 for none.
 
   Raises:
@@ -117,10 +114,10 @@ def label_answers(
   """
   if twice := equal_entries(known):
     raise ValueError(
-        f'config.data.answers lists {len(twice)} answers in more than one '
-        f'spelling, such as {list(twice[0])}; case, white space and forms of '
-        'Unicode make no difference. Make the list again with launch/'
-        'answers.py, or keep one spelling of each.')
+      f'config.data.answers lists {len(twice)} answers in more than one '
+      f'spelling, such as {list(twice[0])}; case, white space and forms of '
+      'Unicode make no difference. Make the list again with launch/'
+      'answers.py, or keep one spelling of each.'
+    )
   place = {canonical(answer): label for label, answer in enumerate(known)}
-  return np.array(
-      [place.get(canonical(answer), -1) for answer in answers], np.int32)
+  return np.array([place.get(canonical(answer), -1) for answer in answers], np.int32)

@@ -12,9 +12,17 @@ import numpy as np
 import tensorflow as tf
 
 OPERATIONS = (
-    'identity', 'brightness', 'contrast', 'sharpness',
-    'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate',
-    'horizontal_flip')
+  'identity',
+  'brightness',
+  'contrast',
+  'sharpness',
+  'shear_x',
+  'shear_y',
+  'translate_x',
+  'translate_y',
+  'rotate',
+  'horizontal_flip',
+)
 COLOUR = OPERATIONS[:4]
 RESIZE_MODES = ('squash', 'short_side')
 LUMINANCE = (0.299, 0.587, 0.114)  # Of R, G, B.
@@ -45,40 +53,33 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
     uint8[n, image_size, image_size, 3].
   """
   windows = decode_windows(
-      frames, place, image_size=image_size, resize=resize,
-      resize_mode=resize_mode)
+    frames, place, image_size=image_size, resize=resize, resize_mode=resize_mode
+  )
   return _scale(windows, image_size)
 
 
 def decode_windows(frames, place, *, image_size, resize, resize_mode):
   """Decodes what decode_clip scales: uint8[n, h, w, 3]; see there."""
   if resize_mode not in RESIZE_MODES:
-    raise ValueError(
-        f'{resize_mode=} is unknown; set data.resize_mode to one of '
-        f'{RESIZE_MODES}.')
+    raise ValueError(f'{resize_mode=} is unknown; set data.resize_mode to one of {RESIZE_MODES}.')
   if not 0 < image_size <= resize:
-    raise ValueError(
-        f'{image_size=} must be between 1 and {resize=}; set data.resize.')
+    raise ValueError(f'{image_size=} must be between 1 and {resize=}; set data.resize.')
   count = frames.shape[0]
   # The default, fast DCT makes every frame about one level too dark.
   exact = {'channels': 3, 'dct_method': 'INTEGER_ACCURATE'}
   if resize == image_size and resize_mode == 'squash':
-    return tf.stack([
-        tf.io.decode_jpeg(frames[i], **exact) for i in range(count)])
+    return tf.stack([tf.io.decode_jpeg(frames[i], **exact) for i in range(count)])
   frame_size = tf.image.extract_jpeg_shape(frames[0])[:2]
   side = frame_size
   if resize_mode == 'short_side':
     side = tf.fill([2], tf.reduce_min(frame_size))
   share = image_size / resize
-  side = tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * share),
-                            tf.int32), 1)
+  side = tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * share), tf.int32), 1)
   room = frame_size - side
   # 0..room inclusive, each as likely as the next for a uniform place.
   start = tf.cast(tf.floor(place * tf.cast(room + 1, tf.float32)), tf.int32)
   window = tf.concat([tf.minimum(start, room), side], 0)
-  return tf.stack([
-      tf.image.decode_and_crop_jpeg(frames[i], window, **exact)
-      for i in range(count)])
+  return tf.stack([tf.image.decode_and_crop_jpeg(frames[i], window, **exact) for i in range(count)])
 
 
 def rand_augment(clip, seed, *, operations, level, exclude=()):
@@ -98,18 +99,18 @@ def rand_augment(clip, seed, *, operations, level, exclude=()):
   unknown = sorted(set(exclude) - set(OPERATIONS))
   if unknown:
     raise ValueError(
-        f'{unknown} in data.randaugment.exclude are no operations; the '
-        f'operations are {OPERATIONS}.')
+      f'{unknown} in data.randaugment.exclude are no operations; the operations are {OPERATIONS}.'
+    )
   allowed = [i for i, name in enumerate(OPERATIONS) if name not in exclude]
   if not 0 < operations <= len(allowed):
     raise ValueError(
-        f'{operations=} must be between 1 and the {len(allowed)} that are not '
-        'excluded; set data.randaugment.')
+      f'{operations=} must be between 1 and the {len(allowed)} that are not '
+      'excluded; set data.randaugment.'
+    )
   noise = tf.random.stateless_uniform([len(allowed) + operations], seed)
-  drawn = tf.math.top_k(noise[:len(allowed)], operations).indices
-  mirrored = tf.cast(noise[len(allowed):] < 0.5, tf.int32)
-  return apply_operations(
-      clip, tf.gather(tf.constant(allowed), drawn), mirrored, level=level)
+  drawn = tf.math.top_k(noise[: len(allowed)], operations).indices
+  mirrored = tf.cast(noise[len(allowed) :] < 0.5, tf.int32)
+  return apply_operations(clip, tf.gather(tf.constant(allowed), drawn), mirrored, level=level)
 
 
 def apply_operations(clip, drawn, mirrored, *, level):
@@ -135,8 +136,7 @@ def apply_operations(clip, drawn, mirrored, *, level):
     uint8[n, H, W, 3].
   """
   if not 0 <= level <= 10:
-    raise ValueError(
-        f'{level=} must be between 0 and 10; set data.randaugment.level.')
+    raise ValueError(f'{level=} must be between 0 and 10; set data.randaugment.level.')
   height, width = clip.shape[1:3]
   factors = tf.constant([1 + 0.09 * level, 1 - 0.09 * level], tf.float32)
   warps = tf.constant(_warps(height, width, level), tf.float32)
@@ -162,8 +162,7 @@ def change_contrast(clip, factor):
   """Scales the distance from the mean luminance of the clip."""
   width = clip.shape[2]
   # Whole numbers add up exactly; first along long rows, then by channel.
-  columns = tf.reduce_sum(
-      tf.cast(tf.reshape(clip, (-1, 3 * width)), tf.int32), 0)
+  columns = tf.reduce_sum(tf.cast(tf.reshape(clip, (-1, 3 * width)), tf.int32), 0)
   total = tf.reduce_sum(tf.reshape(columns, (width, 3)), 0)
   mean = tf.tensordot(tf.cast(total, tf.float32), LUMINANCE, 1)
   mean /= tf.cast(tf.size(clip) // 3, tf.float32)
@@ -206,8 +205,10 @@ def _warps(height, width, level):
   across, down = level * width / 224, level * height / 224
   table = np.tile(np.eye(3), (len(OPERATIONS), 2, 1, 1))
   for side, sign in enumerate((1, -1)):
+
     def place(name, row, column, value, side=side):
       table[OPERATIONS.index(name), side, row, column] = value
+
     place('shear_x', 0, 1, -sign * shear)
     place('shear_y', 1, 0, -sign * shear)
     place('translate_x', 0, 2, sign * across)
@@ -217,9 +218,10 @@ def _warps(height, width, level):
     cos, sin = np.cos(angle), sign * np.sin(angle)
     x, y = width / 2, height / 2
     table[OPERATIONS.index('rotate'), side] = [
-        [cos, -sin, x - cos * x + sin * y],
-        [sin, cos, y - sin * x - cos * y],
-        [0, 0, 1]]
+      [cos, -sin, x - cos * x + sin * y],
+      [sin, cos, y - sin * x - cos * y],
+      [0, 0, 1],
+    ]
   return table
 
 
@@ -227,12 +229,14 @@ def _scale(clip, image_size):
   side = tf.shape(clip)[1:3]
   size = (image_size, image_size)
   clip = tf.cond(
-      tf.reduce_all(side == image_size),
-      lambda: clip,
-      lambda: tf.cond(
-          tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size),
-          lambda: _rounded(tf.image.resize(clip, size, antialias=True)),
-          lambda: _rounded(tf.image.resize(clip, size))))
+    tf.reduce_all(side == image_size),
+    lambda: clip,
+    lambda: tf.cond(
+      tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size),
+      lambda: _rounded(tf.image.resize(clip, size, antialias=True)),
+      lambda: _rounded(tf.image.resize(clip, size)),
+    ),
+  )
   return tf.ensure_shape(clip, (clip.shape[0], *size, 3))
 
 
@@ -247,8 +251,8 @@ def _warp(clip, warp):
   # One pixel of FILL before the frame and two behind: all that is further
   # outside is the same.
   padded = tf.pad(
-      clip, ((0, 0), (1, 2), (1, 2), (0, 0)),
-      constant_values=tf.constant(FILL, tf.uint8))
+    clip, ((0, 0), (1, 2), (1, 2), (0, 0)), constant_values=tf.constant(FILL, tf.uint8)
+  )
   x = tf.clip_by_value(x + 1, 0.0, float(width + 1))
   y = tf.clip_by_value(y + 1, 0.0, float(height + 1))
   left, top = tf.floor(x), tf.floor(y)

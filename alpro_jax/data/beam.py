@@ -33,7 +33,7 @@ from alpro_jax.data.manifest import PrepareError
 from alpro_jax.data.parts import Part, make_here, read_part
 from alpro_jax.data.progress import Progress
 
-_WATCH_SECONDS = 2.
+_WATCH_SECONDS = 2.0
 
 
 class MakePart(apache_beam.DoFn):
@@ -56,12 +56,16 @@ class MakePart(apache_beam.DoFn):
         clips = [_clip(fields) for fields in json.load(file)]
     except FileNotFoundError as e:
       raise FileNotFoundError(
-          f'This worker does not see {stem}.clips; videos and output must be '
-          'in folders that all workers share.') from e
+        f'This worker does not see {stem}.clips; videos and output must be '
+        'in folders that all workers share.'
+      ) from e
     make_here(
-        [Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
-        self._settings, Progress(len(clips), io.StringIO()),
-        num_workers=self._num_workers, timeout_s=self._timeout_s)
+      [Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
+      self._settings,
+      Progress(len(clips), io.StringIO()),
+      num_workers=self._num_workers,
+      timeout_s=self._timeout_s,
+    )
 
 
 def maker(flags):
@@ -76,22 +80,18 @@ def maker(flags):
     options = pipeline_options.PipelineOptions(flags)
     known = options.get_all_options()
   except SystemExit as e:  # Its parser has said what is wrong.
-    raise PrepareError(
-        f'Beam refuses its options {flags}.') from e
+    raise PrepareError(f'Beam refuses its options {flags}.') from e
   runner = known['runner']
   if runner in (None, 'DirectRunner'):
     # By its name DirectRunner first tries to download another runner, Prism.
     runner = fn_api_runner.FnApiRunner()
     given = options.get_all_options(retain_unknown_options=True)
     if unknown := sorted(set(given) - set(known)):  # Others pass these on.
-      raise PrepareError(
-          f'Beam has no option --{unknown[0]}; after -- come only options of '
-          'Beam.')
+      raise PrepareError(f'Beam has no option --{unknown[0]}; after -- come only options of Beam.')
   return functools.partial(_make, options, runner)
 
 
-def _make(options, runner, parts, settings, progress, *, num_workers,
-          timeout_s):
+def _make(options, runner, parts, settings, progress, *, num_workers, timeout_s):
   """Makes parts, as make_here does; num_workers is per part."""
   waiting = _name_attempts(parts, progress)  # Whole ones of an earlier run.
   for part in waiting:
@@ -99,41 +99,47 @@ def _make(options, runner, parts, settings, progress, *, num_workers,
       json.dump([dataclasses.asdict(clip) for clip in part.clips], file)
   if waiting:
     with workers.environment_of_children(), _named_meanwhile(waiting, progress):
-      _run(options, runner, [part.stem for part in waiting],
-           MakePart(settings, num_workers or 1, timeout_s))
+      _run(
+        options,
+        runner,
+        [part.stem for part in waiting],
+        MakePart(settings, num_workers or 1, timeout_s),
+      )
   if missing := _name_attempts(waiting, progress):
     raise RuntimeError(
-        f'The pipeline ended without {len(missing)} of {len(parts)} parts, '
-        f'such as {missing[0].stem}; the output must be in a folder that all '
-        'workers share.')
+      f'The pipeline ended without {len(missing)} of {len(parts)} parts, '
+      f'such as {missing[0].stem}; the output must be in a folder that all '
+      'workers share.'
+    )
   return sum(len(part.clips) for part in waiting)
 
 
 def _run(options, runner, stems, make_part):
   try:
     with apache_beam.Pipeline(runner=runner, options=options) as pipeline:
-      _ = (pipeline | apache_beam.Create(stems)
-           | apache_beam.ParDo(make_part))
+      _ = pipeline | apache_beam.Create(stems) | apache_beam.ParDo(make_part)
   except Exception as e:  # Of many kinds, with all of a worker's traceback.
     lines = [line for line in str(e).splitlines() if line.strip()]
     raise RuntimeError(
-        f'The Beam pipeline failed, {lines[-1] if lines else repr(e)}\n'
-        'Shards that are done are kept; the same command continues.') from e
+      f'The Beam pipeline failed, {lines[-1] if lines else repr(e)}\n'
+      'Shards that are done are kept; the same command continues.'
+    ) from e
 
 
 def _clip(fields):
   """Returns the Clip of what dataclasses.asdict and JSON made of it."""
-  return annotations.Clip(**{
-      **fields, **{name: tuple(fields[name])
-                   for name in ('files', 'captions', 'styles')},
-      'questions': tuple(
-          annotations.Question(*asked) for asked in fields['questions'])})
+  return annotations.Clip(
+    **{
+      **fields,
+      **{name: tuple(fields[name]) for name in ('files', 'captions', 'styles')},
+      'questions': tuple(annotations.Question(*asked) for asked in fields['questions']),
+    }
+  )
 
 
 def _done(stem):
   """Is there a whole attempt, or has one got its name?"""
-  return os.path.exists(f'{stem}.json') or bool(
-      glob.glob(f'{glob.escape(stem)}.try-*.json'))
+  return os.path.exists(f'{stem}.json') or bool(glob.glob(f'{glob.escape(stem)}.try-*.json'))
 
 
 def _name_attempts(parts, progress):

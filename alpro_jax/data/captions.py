@@ -27,8 +27,7 @@ def read_all(paths, split='train', *, questions=False):
     else:
       texts += _of_rows(path, split)
   if not texts:
-    raise ValueError(
-        f'{", ".join(map(str, paths))}: no caption in split {split!r}.')
+    raise ValueError(f'{", ".join(map(str, paths))}: no caption in split {split!r}.')
   return texts
 
 
@@ -37,8 +36,12 @@ def _of_set(path, split, questions):
   records = dataset.open_dataset(path, split, verify=False).metadata()
   texts = [caption for record in records for caption in record.captions]
   if questions:
-    texts += [text for record in records for question in record.questions
-              for text in (question.text, question.answer)]
+    texts += [
+      text
+      for record in records
+      for question in record.questions
+      for text in (question.text, question.answer)
+    ]
   return texts
 
 
@@ -46,8 +49,7 @@ def _of_rows(path, split):
   # No video is opened, so that any place will do.
   rows = annotations.read_folder(path, split=split, root='/')
   for skipped in rows.skipped[:5]:
-    logging.warning(
-        '%s: %s (%s)', skipped.item, skipped.reason, skipped.detail)
+    logging.warning('%s: %s (%s)', skipped.item, skipped.reason, skipped.detail)
   if len(rows.skipped) > 5:
     logging.warning('%d rows of %s are left out.', len(rows.skipped), path)
   return [caption for clip in rows.clips for caption in clip.captions]

@@ -29,10 +29,12 @@ def features():
   """Returns the TFDS features of a record: one clip and all its texts."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
-  return tfds.features.FeaturesDict({
+  return tfds.features.FeaturesDict(
+    {
       'video': tfds.features.Text(),
-      'frames': tfds.features.Sequence(tfds.features.Image(
-          shape=(None, None, 3), encoding_format='jpeg')),
+      'frames': tfds.features.Sequence(
+        tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+      ),
       'seconds': tfds.features.Sequence(tfds.features.Scalar(np.float32)),
       'captions': tfds.features.Sequence(tfds.features.Text()),
       'styles': tfds.features.Sequence(tfds.features.Text()),
@@ -40,7 +42,8 @@ def features():
       'answers': tfds.features.Sequence(tfds.features.Text()),
       'kinds': tfds.features.Sequence(tfds.features.Text()),
       'still': tfds.features.Scalar(np.bool_),
-  })
+    }
+  )
 
 
 class RecordInfo(NamedTuple):
@@ -53,6 +56,7 @@ class RecordInfo(NamedTuple):
     frames: how many are stored.
     questions: with their answers and kinds.
   """
+
   video: str
   captions: tuple[str, ...]
   styles: tuple[str, ...]
@@ -64,8 +68,9 @@ class RecordInfo(NamedTuple):
     """Returns the captions in a style; '' is any."""
     if not style:
       return list(self.captions)
-    return [caption for caption, its in zip(
-        self.captions, self.styles, strict=True) if style == its]
+    return [
+      caption for caption, its in zip(self.captions, self.styles, strict=True) if style == its
+    ]
 
   def questions_of(self, kind: str) -> list[annotations.Question]:
     """Returns the questions of a kind; '' is any."""
@@ -112,17 +117,22 @@ class IndexInfos(Infos):
       yield from self._parse(start, min(start + _LINES, len(self)))
 
   def _at(self, index):
-    info, = self._parse(index, index + 1)
+    (info,) = self._parse(index, index + 1)
     return info
 
   def _parse(self, start, stop):
     """Yields the RecordInfo of some lines."""
     first = self._ends[start - 1] if start else 0
-    lines = self.data[first:self._ends[stop - 1] - 1].decode()
+    lines = self.data[first : self._ends[stop - 1] - 1].decode()
     for row in json.loads(f'[{lines.replace(_NEW_LINE, ",")}]'):
       yield RecordInfo(
-          row['video'], tuple(row['captions']), tuple(row['styles']),
-          row['still'], row['frames'], _questions(row))
+        row['video'],
+        tuple(row['captions']),
+        tuple(row['styles']),
+        row['still'],
+        row['frames'],
+        _questions(row),
+      )
 
 
 class ChosenInfos(Infos):
@@ -168,8 +178,7 @@ class _Shard:
 
   def check_digest(self):
     with open(self._descriptor, 'rb', closefd=False) as file:
-      _check_digest(self._path, self._entry,
-                    hashlib.file_digest(file, 'sha256').hexdigest())
+      _check_digest(self._path, self._entry, hashlib.file_digest(file, 'sha256').hexdigest())
 
   def check_unchanged(self):
     """Raises ValueError if others have written into the file itself."""
@@ -178,21 +187,25 @@ class _Shard:
     except (FileNotFoundError, NotADirectoryError):
       return
     if os.path.samestat(now, self._status) and (
-        (now.st_size, now.st_mtime_ns)
-        != (self._status.st_size, self._status.st_mtime_ns)):
+      (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
+    ):
       raise ValueError(
-          f'{self._file} was written to while it was open, so its records may '
-          'no longer be those of the index; start again, and prepare or copy '
-          'sets that are in use under another name.')
+        f'{self._file} was written to while it was open, so its records may '
+        'no longer be those of the index; start again, and prepare or copy '
+        'sets that are in use under another name.'
+      )
 
   def read(self, positions):
     """Returns list of bytes."""
     with self._lock:
       if self._reader is None:
         from array_record.python import array_record_module  # noqa: PLC0415
+
         self._reader = array_record_module.ArrayRecordReader(
-            f'/dev/fd/{self._descriptor}', options='readahead_buffer_size:0',
-            file_reader_buffer_size=1 << 15)
+          f'/dev/fd/{self._descriptor}',
+          options='readahead_buffer_size:0',
+          file_reader_buffer_size=1 << 15,
+        )
         self._close()  # The reader has the file open, too.
     return self._reader.read(positions)
 
@@ -265,9 +278,7 @@ class PreparedDataset:
     Args:
       keep: RecordInfo -> bool.
     """
-    kept = np.fromiter(
-        (i for i, record in enumerate(self._records) if keep(record)),
-        np.int64)
+    kept = np.fromiter((i for i, record in enumerate(self._records) if keep(record)), np.int64)
     view = copy.copy(self)
     view._records = ChosenInfos(self._records, kept)
     view._stored = self._stored[kept]
@@ -302,8 +313,8 @@ class PreparedDataset:
       raise
     except Exception as e:
       raise UnreadableRecord(
-          f'Record {index} ({self._records[index].video!r}) of {self.path} '
-          f'is damaged: {e}', index) from e
+        f'Record {index} ({self._records[index].video!r}) of {self.path} is damaged: {e}', index
+      ) from e
 
   @functools.cached_property
   def _features(self):
@@ -320,8 +331,10 @@ class PreparedDataset:
       string[Q], still bool[].
     """
     import tensorflow_datasets as tfds  # noqa: PLC0415
+
     return self._features.deserialize_example(
-        serialized, decoders={'frames': tfds.decode.SkipDecoding()})
+      serialized, decoders={'frames': tfds.decode.SkipDecoding()}
+    )
 
 
 def open_dataset(path, split='train', *, verify=None):
@@ -346,8 +359,7 @@ def open_dataset(path, split='train', *, verify=None):
   path = os.path.abspath(os.fspath(path))
   manifest = read_manifest(path)
   if split not in manifest['splits']:
-    raise ValueError(
-        f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
+    raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
   entry = manifest['splits'][split]
   if verify is None:
     verify = entry['bytes'] < VERIFY_BELOW_BYTES
@@ -356,13 +368,15 @@ def open_dataset(path, split='train', *, verify=None):
   if verify:
     shards.check_digests()
   records = IndexInfos(_read_index(path, entry['index']))
-  counts = {'manifest': entry['examples'], 'index': len(records),
-            'shards': sum(shard['examples'] for shard in entry['shards'])}
+  counts = {
+    'manifest': entry['examples'],
+    'index': len(records),
+    'shards': sum(shard['examples'] for shard in entry['shards']),
+  }
   if read_manifest(path) != manifest:  # It is written last.
     raise ValueError(f'{path} was replaced while it was opened; start again.')
   if len(set(counts.values())) > 1:
-    raise ValueError(f'{path} disagrees on the number of records: {counts}; '
-                     'prepare it again.')
+    raise ValueError(f'{path} disagrees on the number of records: {counts}; prepare it again.')
   return PreparedDataset(path, split, entry, records, shards)
 
 
@@ -373,16 +387,17 @@ def _check_size(path, entry, got=None):
   got = os.path.getsize(file) if got is None else got
   if got != entry['bytes']:
     raise ValueError(
-        f'{file} has {got} bytes, expected {entry["bytes"]}; copy or prepare '
-        'it again.')
+      f'{file} has {got} bytes, expected {entry["bytes"]}; copy or prepare it again.'
+    )
 
 
 def _check_digest(path, entry, got):
   file = os.path.join(path, entry['file'])
   if got != entry['sha256']:
     raise ValueError(
-        f'{file} is damaged: its sha256 is {got[:12]}..., expected '
-        f'{entry["sha256"][:12]}...; copy or prepare it again.')
+      f'{file} is damaged: its sha256 is {got[:12]}..., expected '
+      f'{entry["sha256"][:12]}...; copy or prepare it again.'
+    )
 
 
 def _read_index(path, entry):
@@ -396,16 +411,21 @@ def _read_index(path, entry):
 def _line_ends(data, block=1 << 24):
   """Returns int64[n], the place behind each line of data."""
   codes = np.frombuffer(data, np.uint8)
-  return np.concatenate([np.empty(0, np.int64), *(
-      np.flatnonzero(codes[start:start + block] == ord('\n')) + start + 1
-      for start in range(0, len(codes), block))])
+  return np.concatenate(
+    [
+      np.empty(0, np.int64),
+      *(
+        np.flatnonzero(codes[start : start + block] == ord('\n')) + start + 1
+        for start in range(0, len(codes), block)
+      ),
+    ]
+  )
 
 
 def _questions(row):
   if not row.get('questions'):  # Format 1 has no such key.
     return ()
-  return tuple(map(annotations.Question, row['questions'], row['answers'],
-                   row['kinds']))
+  return tuple(map(annotations.Question, row['questions'], row['answers'], row['kinds']))
 
 
 def _allow_open_files(path, shards):
@@ -413,8 +433,9 @@ def _allow_open_files(path, shards):
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if hard != resource.RLIM_INFINITY and hard < shards + _OTHER_FILES:
     raise OSError(
-        f'{path} has {shards} shards, and this process may open only {hard} '
-        'files; raise that (ulimit -Hn), or prepare the set with a larger '
-        '--part_size.')
+      f'{path} has {shards} shards, and this process may open only {hard} '
+      'files; raise that (ulimit -Hn), or prepare the set with a larger '
+      '--part_size.'
+    )
   if soft != hard and soft < 2 * shards + _OTHER_FILES:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

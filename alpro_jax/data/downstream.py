@@ -10,20 +10,23 @@ from alpro_jax.data import annotations, checksum
 
 # A column has the first of these names that a row has.
 _COLUMNS = {
-    'video': ('clip_name', 'video', 'video_id'),
-    'caption': ('caption', 'description', 'sentence'),
-    'question': ('question',),
-    'answer': ('answer',),
+  'video': ('clip_name', 'video', 'video_id'),
+  'caption': ('caption', 'description', 'sentence'),
+  'question': ('question',),
+  'answer': ('answer',),
 }
 _LANGUAGE = ' language'  # Added to rows of MSVD; no column begins like this.
 # By what MSRVTT's videos say of themselves. 7k is the training set of those
 # who test on the 1k-A list.
-SUBSETS = {'7k': ('train', 'validate'), 'train': ('train',),
-           'validate': ('validate',), 'test': ('test',)}
+SUBSETS = {
+  '7k': ('train', 'validate'),
+  'train': ('train',),
+  'validate': ('validate',),
+  'test': ('test',),
+}
 
 
-def read_msrvtt(captions='', questions='', *, subset='', ids='',
-                except_ids='', root=''):
+def read_msrvtt(captions='', questions='', *, subset='', ids='', except_ids='', root=''):
   """Reads captions of MSRVTT, questions of MSRVTT-QA, or both.
 
   Args:
@@ -39,8 +42,7 @@ def read_msrvtt(captions='', questions='', *, subset='', ids='',
   Returns:
     Annotations.
   """
-  source = _Source(
-      '.mp4', 'video{}', ids=ids, except_ids=except_ids, root=root)
+  source = _Source('.mp4', 'video{}', ids=ids, except_ids=except_ids, root=root)
   splits = None
   if captions:
     splits, entries = _msrvtt_captions(captions)
@@ -49,8 +51,8 @@ def read_msrvtt(captions='', questions='', *, subset='', ids='',
     source.add_captions(entries)
   elif subset:
     raise ValueError(
-        f'--subset={subset} needs --captions, the videodatainfo file: its '
-        'videos name their split.')
+      f'--subset={subset} needs --captions, the videodatainfo file: its videos name their split.'
+    )
   if questions:
     source.add_questions(questions)
   return source.result()
@@ -66,13 +68,15 @@ def _msrvtt_captions(path):
     return None, annotations.list_rows(path, info, '{"video_id", "caption"}')
   splits = {}
   for _, video, _ in annotations.list_rows(
-      f'{path}: "videos"', info.get('videos', []), '{"video_id", "split"}'):
+    f'{path}: "videos"', info.get('videos', []), '{"video_id", "split"}'
+  ):
     if isinstance(video.get('video_id'), str):
       splits[video['video_id']] = video.get('split')
   if 'sentences' not in info:
     raise ValueError(f'{path} has {sorted(info)}, but no "sentences".')
   return splits, annotations.list_rows(
-      path, info['sentences'], '{"video_id", "caption"}', 'sentence')
+    path, info['sentences'], '{"video_id", "caption"}', 'sentence'
+  )
 
 
 def read_didemo(captions, *, ids='', except_ids='', root=''):
@@ -93,8 +97,7 @@ def read_didemo(captions, *, ids='', except_ids='', root=''):
   return source.result()
 
 
-def read_msvd(captions='', questions='', *, mapping='', ids='',
-              except_ids='', root=''):
+def read_msvd(captions='', questions='', *, mapping='', ids='', except_ids='', root=''):
   """Reads questions of MSVD-QA, captions of MSVD, or both.
 
   Args:
@@ -111,8 +114,7 @@ def read_msvd(captions='', questions='', *, mapping='', ids='',
   Returns:
     Annotations.
   """
-  source = _Source('.avi', 'vid{}', mapping=mapping, ids=ids,
-                   except_ids=except_ids, root=root)
+  source = _Source('.avi', 'vid{}', mapping=mapping, ids=ids, except_ids=except_ids, root=root)
   if captions:
     source.add_captions(_msvd_captions(captions))
   if questions:
@@ -133,8 +135,7 @@ def _msvd_lines(path):
   for number, line in enumerate(checksum.read_lines(path), 1):
     if line.strip() and not line.startswith('#'):
       video, *caption = line.split(None, 1)
-      yield f'{path}:{number}', {
-          'video': video, 'caption': ''.join(caption)}, ''
+      yield f'{path}:{number}', {'video': video, 'caption': ''.join(caption)}, ''
 
 
 def _named_by_times(entry):
@@ -142,13 +143,18 @@ def _named_by_times(entry):
   where, row, problem = entry
   if problem or 'VideoID' not in row:
     return entry
-  parts = [annotations.present(row.get(key))
-           for key in ('VideoID', 'Start', 'End')]
+  parts = [annotations.present(row.get(key)) for key in ('VideoID', 'Start', 'End')]
   if not all(parts) or 'Description' not in row:
     problem = 'expected VideoID, Start, End and Description'
-  return where, {
-      'video': '_'.join(parts), 'caption': row.get('Description'),
-      _LANGUAGE: annotations.present(row.get('Language'))}, problem
+  return (
+    where,
+    {
+      'video': '_'.join(parts),
+      'caption': row.get('Description'),
+      _LANGUAGE: annotations.present(row.get('Language')),
+    },
+    problem,
+  )
 
 
 class _Source:
@@ -163,8 +169,7 @@ class _Source:
     root: folder of videos.
   """
 
-  def __init__(self, suffix, numbered='', *, mapping='', ids='',
-               except_ids='', root=''):
+  def __init__(self, suffix, numbered='', *, mapping='', ids='', except_ids='', root=''):
     self._rows = annotations.Rows(root)
     self._suffixes = (suffix, *annotations.VIDEO_SUFFIXES)
     self._numbered = numbered
@@ -172,8 +177,7 @@ class _Source:
     self._mapping_path = mapping
     self._ids = _read_ids(ids, '--ids') if ids else None
     self._ids_path = ids
-    self._except = set(
-        _read_ids(except_ids, '--except_ids') if except_ids else ())
+    self._except = set(_read_ids(except_ids, '--except_ids') if except_ids else ())
     self._left_out = set()
     self._splits = self._subset = None
     self._annotated = set()
@@ -188,19 +192,18 @@ class _Source:
     """
     if not splits:
       raise ValueError(
-          f'--subset={subset} needs a videodatainfo file, whose videos name '
-          f'their split; {path} has none. --ids takes a list of videos.')
+        f'--subset={subset} needs a videodatainfo file, whose videos name '
+        f'their split; {path} has none. --ids takes a list of videos.'
+      )
     self._splits = {_stem(video): split for video, split in splits.items()}
-    self._subset = {video for video, split in self._splits.items()
-                    if split in SUBSETS[subset]}
+    self._subset = {video for video, split in self._splits.items() if split in SUBSETS[subset]}
 
   def add_captions(self, entries, join=False):
     """Adds rows of captions; join makes one paragraph of each video's."""
     paragraphs = {}
     for where, _, files, (caption,) in self._read(entries, 'caption'):
       captions = caption if isinstance(caption, list) else [caption]
-      if join and not any(annotations.text_problem('caption', text)
-                          for text in captions):
+      if join and not any(annotations.text_problem('caption', text) for text in captions):
         texts = list(filter(None, map(annotations.present, captions)))
         if texts:
           paragraphs.setdefault(files[0], (where, files, []))[2].extend(texts)
@@ -211,9 +214,11 @@ class _Source:
 
   def add_questions(self, path):
     for where, row, files, (question, answer) in self._read(
-        _entries(path, '--questions'), 'question', 'answer'):
-      self._rows.add_question(where, files, question, answer,
-                              row.get('answer_type') or row.get('type') or '')
+      _entries(path, '--questions'), 'question', 'answer'
+    ):
+      self._rows.add_question(
+        where, files, question, answer, row.get('answer_type') or row.get('type') or ''
+      )
 
   def result(self):
     for name in self._ids or ():
@@ -227,8 +232,7 @@ class _Source:
     columns = ('video', *columns)
     for where, row, problem in entries:
       self._rows.rows += 1
-      keys = [next((key for key in _COLUMNS[column] if key in row), None)
-              for column in columns]
+      keys = [next((key for key in _COLUMNS[column] if key in row), None) for column in columns]
       video, name = row[keys[0]] if keys[0] else '', ''
       video = self._rows.relative(video)
       if not problem and None in keys:
@@ -237,19 +241,16 @@ class _Source:
       if not problem:
         name, problem = self._name(video)
       # Questions may be of more videos than the file of the captions.
-      if not problem and self._splits and columns[1] == 'caption' and (
-          name not in self._splits):
+      if not problem and self._splits and columns[1] == 'caption' and (name not in self._splits):
         problem = f'"videos" does not name the split of {name!r}'
       if problem:
         self._rows.bad(video, where, problem)
-      elif not self._wants(name) or row.get(_LANGUAGE, '') not in (
-          '', 'English'):
+      elif not self._wants(name) or row.get(_LANGUAGE, '') not in ('', 'English'):
         self._rows.other_splits += 1
         self._left_out.update({name} & self._except)
       else:
         self._annotated.add(name)
-        yield (where, row, self._files(name, video),
-               [row[key] for key in keys[1:]])
+        yield (where, row, self._files(name, video), [row[key] for key in keys[1:]])
 
   def _name(self, video):
     """Returns the name of a video without its suffix, and a problem or ''."""
@@ -259,13 +260,14 @@ class _Source:
       if self._mapping and video not in self._mapping:
         return '', f'{video} is not in {self._mapping_path}'
     problem = annotations.text_problem('the name of the video', video)
-    return ('', problem) if problem else (
-        self._mapping.get(video, _stem(video)), '')
+    return ('', problem) if problem else (self._mapping.get(video, _stem(video)), '')
 
   def _wants(self, name):
-    return ((self._ids is None or name in self._ids)
-            and name not in self._except
-            and (self._subset is None or name in self._subset))
+    return (
+      (self._ids is None or name in self._ids)
+      and name not in self._except
+      and (self._subset is None or name in self._subset)
+    )
 
   def _files(self, name, video):
     """Returns where a video may lie; the first path names the record."""
@@ -282,7 +284,7 @@ def _stem(name):
   name = name.strip()
   for suffix in annotations.VIDEO_SUFFIXES:
     if name.lower().endswith(suffix):
-      return name[:-len(suffix)]
+      return name[: -len(suffix)]
   return name
 
 
@@ -290,8 +292,7 @@ def _entries(path, flag):
   """Returns (where, row, problem) of a .json list, .jsonl or .csv file."""
   path = annotations.check_file(path, flag)
   if path.lower().endswith('.json'):
-    return annotations.list_rows(
-        path, annotations.read_json(path), 'one object for each text')
+    return annotations.list_rows(path, annotations.read_json(path), 'one object for each text')
   if path.lower().endswith('.jsonl'):
     return annotations.jsonl_rows(path)
   if not path.lower().endswith('.csv'):
@@ -330,12 +331,12 @@ def _read_mapping(path):
     if len(words) == 2:
       if mapping.setdefault(words[1], words[0]) != words[0]:
         raise ValueError(
-            f'{path}:{number}: {words[1]} is {words[0]!r} here and '
-            f'{mapping[words[1]]!r} before.')
+          f'{path}:{number}: {words[1]} is {words[0]!r} here and {mapping[words[1]]!r} before.'
+        )
     elif words:
       raise ValueError(
-          f'{path}:{number}: {line.strip()!r}, expected the name of a clip, '
-          'a blank, and vid<n>.')
+        f'{path}:{number}: {line.strip()!r}, expected the name of a clip, a blank, and vid<n>.'
+      )
   if not mapping:
     raise ValueError(f'--mapping={path} is empty.')
   return mapping

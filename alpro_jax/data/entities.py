@@ -16,8 +16,7 @@ LOG_EVERY = 200_000
 # A verb that the tagger takes for a noun stands behind a subject nearly always.
 VERB_SHARE = 0.8
 # Behind "the", these seldom stand for a thing.
-_NO_THINGS = frozenset(
-    'few first last little many next other own same such'.split())
+_NO_THINGS = frozenset('few first last little many next other own same such'.split())
 
 
 def count_entities(captions, limit, *, stop_words=()):
@@ -57,8 +56,7 @@ def count_entities(captions, limit, *, stop_words=()):
   for word, doubts in doubtful.items():
     if doubts >= VERB_SHARE * (singular[word] + plural[word]) and doubts:
       stems = word, word.removesuffix('s'), word.removesuffix('es')
-      forms = {form for stem in stems for form in (
-          stem, stem.removesuffix('e'), stem + stem[-1:])}
+      forms = {form for stem in stems for form in (stem, stem.removesuffix('e'), stem + stem[-1:])}
       if any(lexicon.get(f'{form}ing') == 'VBG' for form in forms):
         del singular[word], plural[word]
   for word, count in plural.items():
@@ -78,8 +76,7 @@ def _nouns(tagged):
       # "a ball moves", "it moves", "dogs run", "turns and moves".
       subject = ('NN', 'PRP', 'W') if kind == 'NNS' else ('NNS', 'PRP')
       joined = earlier[-1] == 'CC' and earlier[-2:-1] == ['VBZ']
-      doubt = joined or (
-          earlier[-1].startswith(subject) and earlier[-1] != 'PRP$')
+      doubt = joined or (earlier[-1].startswith(subject) and earlier[-1] != 'PRP$')
       kinds[i] = 'VBZ' if doubt else kind  # For what stands behind it.
       yield word, kind == 'NNS', doubt
     elif _ends_phrase(tagged, kinds, i):
@@ -93,12 +90,10 @@ def _ends_phrase(tagged, kinds, i):
   while start >= 0 and kinds[start] == 'JJ' and kinds[i] != 'VBZ':
     start -= 1
   first = tagged[start][0] if start >= 0 else ''
-  if not first or kinds[start] not in ('DT', 'PRP$', 'CD') or (
-      tagged[i][0] in _NO_THINGS):
+  if not first or kinds[start] not in ('DT', 'PRP$', 'CD') or (tagged[i][0] in _NO_THINGS):
     return False
   if kinds[i] != 'JJ':
-    return kinds[i] in ('VB', 'VBP') or (
-        kinds[i] == 'VBZ' and first not in ('this', 'that'))
+    return kinds[i] in ('VB', 'VBP') or (kinds[i] == 'VBZ' and first not in ('this', 'that'))
   then = kinds[i + 1] if i + 1 < len(kinds) else '.'
   if then == 'NNS':  # "a key moves", but "the red balls".
     return first in ('a', 'an')
@@ -133,28 +128,32 @@ def read_entities(path, limit):
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-        f'No entities at {str(path)!r}; set prompter.entities to a file made '
-        'by launch/entities.py.')
+      f'No entities at {str(path)!r}; set prompter.entities to a file made by launch/entities.py.'
+    )
   lines = checksum.read_lines(path)
   limit = limit or len(lines)
   if not lines:
     raise ValueError(f'{path} is empty; make it with launch/entities.py.')
   if len(lines) < limit:
     raise ValueError(
-        f'{path} has {len(lines)} lines, {limit} entities are wanted; make a '
-        'longer file or lower prompter.num_entities.')
+      f'{path} has {len(lines)} lines, {limit} entities are wanted; make a '
+      'longer file or lower prompter.num_entities.'
+    )
   names = _without_counts(path, lines[:limit])
   places = {}
   for number, name in enumerate(names, 1):
     if not name:
       raise ValueError(f'{path}:{number} is blank; each line is an entity.')
     if name in places:
-      raise ValueError(
-          f'{path}:{number} repeats {name!r} of line {places[name]}.')
+      raise ValueError(f'{path}:{number} repeats {name!r} of line {places[name]}.')
     places[name] = number
   logging.info(
-      '%s: %d entities, %d of them of several words: %s, ...', path,
-      len(names), sum(' ' in name for name in names), ', '.join(names[:8]))
+    '%s: %d entities, %d of them of several words: %s, ...',
+    path,
+    len(names),
+    sum(' ' in name for name in names),
+    ', '.join(names[:8]),
+  )
   return names
 
 
@@ -163,17 +162,17 @@ def _without_counts(path, lines):
   words = [line.split('\t')[0].split() for line in lines]
   if all(len(x) > 1 and NUMBER.fullmatch(x[0]) for x in words):
     raise ValueError(
-        f'{path}: every line begins with a number, such as {lines[0]!r}; '
-        'expected the entity first, and its count behind a tab.')
+      f'{path}: every line begins with a number, such as {lines[0]!r}; '
+      'expected the entity first, and its count behind a tab.'
+    )
   if not any('\t' in line for line in lines):
-    numbers = [
-        len(list(itertools.takewhile(NUMBER.fullmatch, reversed(x[1:]))))
-        for x in words]
+    numbers = [len(list(itertools.takewhile(NUMBER.fullmatch, reversed(x[1:])))) for x in words]
     fewest, most = min(numbers), max(numbers)
     if not fewest and most and all(words):
       raise ValueError(
-          f'{path}:{numbers.index(most) + 1} ends in a number and line '
-          f'{numbers.index(0) + 1} does not: is it a count, or part of the '
-          'entity? Write a tab before every count, or behind such an entity.')
-    words = [x[:len(x) - fewest] for x in words]
+        f'{path}:{numbers.index(most) + 1} ends in a number and line '
+        f'{numbers.index(0) + 1} does not: is it a count, or part of the '
+        'entity? Write a tab before every count, or behind such an entity.'
+      )
+    words = [x[: len(x) - fewest] for x in words]
   return [' '.join(x) for x in words]

@@ -21,8 +21,8 @@ def host_rows(batch_size):
   count = jax.process_count()
   if batch_size % count:
     raise ValueError(
-        f'{batch_size=} must be a multiple of the {count} processes; set '
-        'data.batch_size.')
+      f'{batch_size=} must be a multiple of the {count} processes; set data.batch_size.'
+    )
   size = batch_size // count
   start = jax.process_index() * size
   return slice(start, start + size)
@@ -41,13 +41,14 @@ def to_batch(rows, mesh):
   missing = sorted(set(FIELDS) - set(rows))
   extra = sorted(set(rows) - set(FIELDS))
   if missing or extra:
-    raise ValueError(
-        f'A batch needs the fields {list(FIELDS)}; {missing=}, {extra=}.')
+    raise ValueError(f'A batch needs the fields {list(FIELDS)}; {missing=}, {extra=}.')
   placement = sharding.batch_sharding(mesh)
-  return VideoTextBatch(**{
-      name: jax.make_array_from_process_local_data(
-          placement, np.asarray(rows[name]))
-      for name in FIELDS})
+  return VideoTextBatch(
+    **{
+      name: jax.make_array_from_process_local_data(placement, np.asarray(rows[name]))
+      for name in FIELDS
+    }
+  )
 
 
 class Feed(Iterator):
@@ -67,12 +68,11 @@ class Feed(Iterator):
     # The thread must not hold the Feed, or it would live as long as the
     # process when nobody closes it.
     self._thread = threading.Thread(
-        target=_work, args=(batches, mesh, self._ready, self._stop),
-        name='feed', daemon=True)
+      target=_work, args=(batches, mesh, self._ready, self._stop), name='feed', daemon=True
+    )
     # Runs on close, when the Feed is forgotten, and at exit: a thread inside
     # TensorFlow while Python shuts down can abort the process.
-    self._finish = weakref.finalize(
-        self, _finish, self._thread, self._ready, self._stop)
+    self._finish = weakref.finalize(self, _finish, self._thread, self._ready, self._stop)
     self._thread.start()
 
   def __next__(self):
@@ -133,17 +133,17 @@ def _work(batches, mesh, ready, stop):
 def _check_rows(count, mesh):
   """Raises ValueError if the devices of this process want other rows."""
   total = count * jax.process_count()
-  places = sharding.batch_sharding(mesh).addressable_devices_indices_map(
-      (total,))
+  places = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,))
   # Devices along `tensor` share their rows.
-  wanted = sorted({rows.start or 0 for rows, in places.values()})
+  wanted = sorted({rows.start or 0 for (rows,) in places.values()})
   expected = host_rows(total)
   size = total // sharding.batch_shards(mesh)
   if wanted != list(range(expected.start, expected.stop, size)):
     raise ValueError(
-        f'Process {jax.process_index()} reads rows {expected.start} to '
-        f'{expected.stop}, but its devices hold the rows from {wanted}; give '
-        'jax.make_mesh the devices in the order of their processes.')
+      f'Process {jax.process_index()} reads rows {expected.start} to '
+      f'{expected.stop}, but its devices hold the rows from {wanted}; give '
+      'jax.make_mesh the devices in the order of their processes.'
+    )
 
 
 def _put(item, ready, stop):

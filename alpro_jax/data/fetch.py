@@ -29,18 +29,29 @@ _SUFFIXES = {*listing.SUFFIXES, *annotations.PHOTO_SUFFIXES}
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # Seconds for which a host may ask not to be asked: at once and in all, and
 # for each video that it gave.
-_LONGEST_WAIT = 600.
-_WAIT_PER_VIDEO = 10.
+_LONGEST_WAIT = 600.0
+_WAIT_PER_VIDEO = 10.0
 _BLOCK = 1 << 16
 # Of one name; any other error of the disk ends the whole run.
 _OF_A_NAME = {
-    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENOTEMPTY, errno.ELOOP, errno.EINVAL, errno.EILSEQ, errno.EACCES,
-    errno.EPERM, errno.EXDEV, errno.ENOENT}
+  errno.ENAMETOOLONG,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.ENOTEMPTY,
+  errno.ELOOP,
+  errno.EINVAL,
+  errno.EILSEQ,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EXDEV,
+  errno.ENOENT,
+}
 
 
 class Video(NamedTuple):
   """What to fetch: address, and name relative to the folder of videos."""
+
   url: str
   name: str
 
@@ -58,12 +69,13 @@ class Limits(NamedTuple):
     max_seconds: for one try in all, redirects and headers included.
     max_bytes: of one video.
   """
+
   threads: int = 8
   per_host: int = 4
   tries: int = 4
-  wait_s: float = 1.
-  timeout_s: float = 30.
-  max_seconds: float = 600.
+  wait_s: float = 1.0
+  timeout_s: float = 30.0
+  max_seconds: float = 600.0
   max_bytes: int = 1 << 30
 
 
@@ -87,34 +99,32 @@ def read_videos(path, *, url_column=''):
     source = annotations.csv_rows(path)
     _, columns, _ = next(source)
     annotations.need_columns(
-        path, columns,
-        [(url_column,) if url_column else (*_URL_COLUMNS, 'video')])
+      path, columns, [(url_column,) if url_column else (*_URL_COLUMNS, 'video')]
+    )
   elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
     source = annotations.jsonl_rows(path)
   elif path.lower().endswith('.tsv'):
     source = annotations.cc3m_rows(path)
   else:
-    raise ValueError(
-        f"--captions={path} must end in .csv, .jsonl, .json or CC3M's .tsv.")
+    raise ValueError(f"--captions={path} must end in .csv, .jsonl, .json or CC3M's .tsv.")
   videos, skipped, rows = {}, [], 0
   for where, row, problem in source:
     rows += 1
     url = _address(row, url_column)
-    if not url and not problem and not url_column and any(
-        map(row.get, _NAME_COLUMNS)):
+    if not url and not problem and not url_column and any(map(row.get, _NAME_COLUMNS)):
       continue  # A file that is there already.
     try:
       if problem or not url:
         raise ValueError(problem or 'no address')
       video = Video(url, name_of(row, url))
     except ValueError as e:
-      skipped.append(annotations.Skipped(
-          url or where, 'bad row', f'{where}: {e}'))
+      skipped.append(annotations.Skipped(url or where, 'bad row', f'{where}: {e}'))
       continue
     other = videos.setdefault(video.name, video)
     if other.url != url:
-      skipped.append(annotations.Skipped(
-          url, 'same name', f'{where}: {video.name} is of {other.url}'))
+      skipped.append(
+        annotations.Skipped(url, 'same name', f'{where}: {video.name} is of {other.url}')
+      )
   return list(videos.values()), skipped, rows
 
 
@@ -122,8 +132,11 @@ def _address(row, url_column):
   keys = (url_column,) if url_column else (*_URL_COLUMNS, *_NAME_COLUMNS)
   for key in keys:
     value = row.get(key)
-    if isinstance(value, str) and value.strip() and (
-        key not in _NAME_COLUMNS or annotations.is_address(value)):
+    if (
+      isinstance(value, str)
+      and value.strip()
+      and (key not in _NAME_COLUMNS or annotations.is_address(value))
+    ):
       return value.strip()
   return ''
 
@@ -142,8 +155,9 @@ def name_of(row, url):
   if isinstance(name, str) and name.strip():
     if annotations.is_address(name):
       name = annotations.file_of(name.strip(), still=still)
-  elif video_id := annotations.present(
-      row.get('videoid')) or annotations.present(row.get('video_id')):
+  elif video_id := annotations.present(row.get('videoid')) or annotations.present(
+    row.get('video_id')
+  ):
     page = annotations.present(row.get('page_dir'))
     name = f'{page}/{video_id}.mp4' if page else f'{video_id}.mp4'
   else:
@@ -154,8 +168,8 @@ def name_of(row, url):
   suffix = os.path.splitext(name)[1]
   if suffix.lower() not in _SUFFIXES:
     raise ValueError(
-        f'{name!r} ends in {suffix!r}, expected a suffix of videos or '
-        'pictures, such as .mp4 or .jpg')
+      f'{name!r} ends in {suffix!r}, expected a suffix of videos or pictures, such as .mp4 or .jpg'
+    )
   if name.startswith(f'.{RESUME}') or annotations.printable(name) != name:
     raise ValueError(f'{name!r} may not be a name here')
   if any(len(part.encode()) > 255 for part in name.split('/')):
@@ -189,8 +203,8 @@ def _download(client, url, limits, partial, path):
     if answer.status != 200:
       again = 'now' if answer.status in _AGAIN else 'never'
       raise web.Failed(
-          f'HTTP {answer.status}', answer.reason, again,
-          _retry_after(headers.get('Retry-After')))
+        f'HTTP {answer.status}', answer.reason, again, _retry_after(headers.get('Retry-After'))
+      )
     size = headers.get('Content-Length', '')
     size = int(size) if size.isdecimal() else None
     if size is not None and size > limits.max_bytes:
@@ -222,7 +236,7 @@ def _copy(client, answer, limits, file, end):
     if len(head) < sniff.HEAD:
       head += block
       if len(head) >= sniff.HEAD or not block:
-        _check_kind(head[:sniff.HEAD], answer.headers)
+        _check_kind(head[: sniff.HEAD], answer.headers)
     file.write(block)
   return done
 
@@ -233,14 +247,16 @@ def _check_kind(head, headers):
   said = headers.get('Content-Type', '')
   encoding = headers.get('Content-Encoding', 'identity').strip().lower()
   if kind in ('video', 'picture') or (
-      # A rare kind of video, if the server stands by it.
-      not kind and encoding == 'identity'
-      and said.lower().startswith(('video/', 'image/'))):
+    # A rare kind of video, if the server stands by it.
+    not kind and encoding == 'identity' and said.lower().startswith(('video/', 'image/'))
+  ):
     return
   raise web.Failed(
-      'not a video', f'{kind or "unknown bytes"}, Content-Type: {said or "-"}'
-      + (f', Content-Encoding: {encoding}' if encoding != 'identity' else ''),
-      'later')
+    'not a video',
+    f'{kind or "unknown bytes"}, Content-Type: {said or "-"}'
+    + (f', Content-Encoding: {encoding}' if encoding != 'identity' else ''),
+    'later',
+  )
 
 
 def _is_there(path):
@@ -250,8 +266,7 @@ def _is_there(path):
   not known stays: it may be the user's own.
   """
   try:
-    return os.path.isfile(path) and sniff.what_file(path) in (
-        'video', 'picture', '')
+    return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
   except OSError:
     return False
 
@@ -259,14 +274,13 @@ def _is_there(path):
 def _retry_after(value):
   """Returns the seconds that the header asks for, 0 if it asks for nothing."""
   if not value:
-    return 0.
+    return 0.0
   if value.strip().isdecimal():
     return float(value)
   try:
-    return max(
-        0., email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
   except (TypeError, ValueError, OverflowError):
-    return 0.
+    return 0.0
 
 
 # --- All of them ------------------------------------------------------------
@@ -303,18 +317,16 @@ class _Queue:
         due = [when for when, *_ in self._delayed[:1]]
         for host, videos in self._waiting.items():
           failure = self._given_up.get(host)
-          if not videos or (
-              not failure and self._active[host] >= self._limits.per_host):
+          if not videos or (not failure and self._active[host] >= self._limits.per_host):
             continue
           if not failure and self._pause[host] > now:
             due.append(self._pause[host])
             continue
           self._active[host] += 1
           return *videos.popleft(), failure
-        if not (self._delayed or any(self._waiting.values())
-                or any(self._active.values())):
+        if not (self._delayed or any(self._waiting.values()) or any(self._active.values())):
           return None
-        self._changed.wait(max(0., min(due) - now) if due else None)
+        self._changed.wait(max(0.0, min(due) - now) if due else None)
       return None
 
   def done(self, video, fetched):
@@ -328,9 +340,9 @@ class _Queue:
   def again(self, video, tries, wait_s):
     with self._changed:
       self._number += 1
-      heapq.heappush(self._delayed, (
-          time.monotonic() + wait_s, self._number, _host(video.url), video,
-          tries))
+      heapq.heappush(
+        self._delayed, (time.monotonic() + wait_s, self._number, _host(video.url), video, tries)
+      )
 
   def pause(self, video, failure, wait_s):
     """A host wants to be left alone: none of its videos is asked for."""
@@ -338,7 +350,7 @@ class _Queue:
     with self._changed:
       now = time.monotonic()
       # What it says to those under way already is one wish, not several.
-      longer = max(0., now + wait_s - max(now, self._pause[host]))
+      longer = max(0.0, now + wait_s - max(now, self._pause[host]))
       self._pause[host] = max(now + wait_s, self._pause[host])
       self._may_pause[host] -= longer
       if wait_s > _LONGEST_WAIT or self._may_pause[host] < 0:
@@ -357,8 +369,7 @@ def _host(url):
     return ''
 
 
-def fetch(videos, folder, *, limits=None, retry_failed=False,
-          allow_local=False, out=None):
+def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False, out=None):
   """Downloads what is missing.
 
   Args:
@@ -395,23 +406,29 @@ def fetch(videos, folder, *, limits=None, retry_failed=False,
     progress.found(len(found), sum(map(bool, found.values())))
     with files.scratch(resume) as work:
       _fetch_missing(
-          [video for video in videos if video not in found], folder, work,
-          web.Client(limits.timeout_s, allow_local=allow_local), limits, log,
-          progress, found)
+        [video for video in videos if video not in found],
+        folder,
+        work,
+        web.Client(limits.timeout_s, allow_local=allow_local),
+        limits,
+        log,
+        progress,
+        found,
+      )
     progress.close()
   return found
 
 
 def _open_resume(path):
   """Opens the resume file, and never one that a link leads to."""
+
   def opener(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
   try:
     return open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
   except OSError as e:
-    if os.path.lexists(path) and (
-        os.path.islink(path) or not os.path.isfile(path)):
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
       raise ValueError(f'{path} is a link or no file; remove it.') from e
     raise
 
@@ -433,8 +450,7 @@ def _hopeless(log):
   return hopeless
 
 
-def _fetch_missing(
-    videos, folder, work, client, limits, log, progress, found):
+def _fetch_missing(videos, folder, work, client, limits, log, progress, found):
   queue = _Queue(videos, limits)
   lock = threading.Lock()
   errors = []
@@ -442,10 +458,8 @@ def _fetch_missing(
   def note(video, failure=None, size=0):
     row = {'url': video.url, 'name': video.name}
     if failure:
-      row |= {'failed': failure.reason, 'detail': failure.detail,
-              'again': failure.again != 'never'}
-      skipped = annotations.Skipped(
-          video.url, failure.reason, failure.detail)
+      row |= {'failed': failure.reason, 'detail': failure.detail, 'again': failure.again != 'never'}
+      skipped = annotations.Skipped(video.url, failure.reason, failure.detail)
     else:
       row |= {'bytes': size}
       skipped = None
@@ -460,17 +474,15 @@ def _fetch_missing(
     try:
       if given_up:
         raise given_up
-      note(video, size=_download(
-          client, video.url, limits, partial, _place(folder, video.name)))
+      note(video, size=_download(client, video.url, limits, partial, _place(folder, video.name)))
       return True
     except web.Failed as e:
       wait = max(limits.wait_s * 2 ** (tries - 1), e.wait)
       if e.wait and not given_up:
         queue.pause(video, e, wait)
-      if e.again == 'now' and not given_up and (
-          tries < limits.tries and wait <= _LONGEST_WAIT):
+      if e.again == 'now' and not given_up and (tries < limits.tries and wait <= _LONGEST_WAIT):
         # A host that pauses holds the video back itself.
-        queue.again(video, tries + 1, 0. if e.wait else wait)
+        queue.again(video, tries + 1, 0.0 if e.wait else wait)
       else:
         note(video, e)
     except OSError as e:
@@ -494,8 +506,10 @@ def _fetch_missing(
       finally:
         queue.done(job[0], fetched)
 
-  threads = [threading.Thread(target=run, args=(number,), daemon=True)
-             for number in range(min(limits.threads, len(videos)))]
+  threads = [
+    threading.Thread(target=run, args=(number,), daemon=True)
+    for number in range(min(limits.threads, len(videos)))
+  ]
   for thread in threads:
     thread.start()
   try:

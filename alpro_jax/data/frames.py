@@ -35,8 +35,7 @@ def choose_frames(strategy, num_available, num_frames, seed):
   if strategy in ('uniform', 'nlvl_uniform'):
     return tf.range(num_frames, dtype=tf.int64) * num_available // num_frames
   if strategy not in STRATEGIES:
-    raise ValueError(
-        f'{strategy=} is unknown; set data.sampling to one of {STRATEGIES}.')
+    raise ValueError(f'{strategy=} is unknown; set data.sampling to one of {STRATEGIES}.')
 
   spread = _sorted_sample(num_available, num_frames, seed)
   if strategy == 'rand':
@@ -48,8 +47,7 @@ def choose_frames(strategy, num_available, num_frames, seed):
     index = tf.minimum(index, num_available - 1)
   else:
     half = num_available // 2
-    index = _sorted_sample(
-        tf.maximum(half, 1), (num_frames + 1) // 2, seed)
+    index = _sorted_sample(tf.maximum(half, 1), (num_frames + 1) // 2, seed)
     if num_frames > 1:
       # A seed of its own: equal halves must not get equal picks.
       seed = seed + tf.constant([0, 1], tf.int64)

@@ -9,18 +9,63 @@ from alpro_jax.data import annotations, sniff
 
 # A file with such a name is a video, or a broken one: the decoder says which.
 SUFFIXES = (
-    *annotations.VIDEO_SUFFIXES, '.mts', '.m2ts', '.m2t', '.vob', '.f4v',
-    '.asf', '.m2v', '.m1v', '.mpe', '.mpv', '.mp4v', '.3g2', '.qt', '.divx',
-    '.ogm', '.rm', '.rmvb', '.mxf', '.dv', '.y4m', '.h264', '.hevc', '.ivf',
-    '.wtv', '.nut')
+  *annotations.VIDEO_SUFFIXES,
+  '.mts',
+  '.m2ts',
+  '.m2t',
+  '.vob',
+  '.f4v',
+  '.asf',
+  '.m2v',
+  '.m1v',
+  '.mpe',
+  '.mpv',
+  '.mp4v',
+  '.3g2',
+  '.qt',
+  '.divx',
+  '.ogm',
+  '.rm',
+  '.rmvb',
+  '.mxf',
+  '.dv',
+  '.y4m',
+  '.h264',
+  '.hevc',
+  '.ivf',
+  '.wtv',
+  '.nut',
+)
 _VIDEO = tuple(map(os.fsencode, SUFFIXES))
 # But TypeScript has these as well.
 _SHARED = b'.ts', b'.mts'
 # Of the same formats, but without pictures, or with one.
-_SOUND = (b'.m4a', b'.m4b', b'.m4p', b'.m4r', b'.mka', b'.mks', b'.weba',
-          b'.wma', b'.oga', b'.ogg', b'.opus', b'.spx', b'.ra', b'.cr3')
-_UNFINISHED = (b'.part', b'.partial', b'.crdownload', b'.download', b'.tmp',
-               b'.temp', b'.ytdl', b'.aria2')
+_SOUND = (
+  b'.m4a',
+  b'.m4b',
+  b'.m4p',
+  b'.m4r',
+  b'.mka',
+  b'.mks',
+  b'.weba',
+  b'.wma',
+  b'.oga',
+  b'.ogg',
+  b'.opus',
+  b'.spx',
+  b'.ra',
+  b'.cr3',
+)
+_UNFINISHED = (
+  b'.part',
+  b'.partial',
+  b'.crdownload',
+  b'.download',
+  b'.tmp',
+  b'.temp',
+  b'.ytdl',
+  b'.aria2',
+)
 
 
 class Listing(NamedTuple):
@@ -74,8 +119,7 @@ def list_videos(root, leave_out=None) -> Listing:
         passed_over.append((name, reason))
       else:
         videos.append(name)
-  return Listing(
-      sorted(videos), sorted(passed_over), sorted(problems), others)
+  return Listing(sorted(videos), sorted(passed_over), sorted(problems), others)
 
 
 def _why_not(name, suffix, kind):
@@ -87,7 +131,8 @@ def _why_not(name, suffix, kind):
   """
   if suffix in _VIDEO:
     none = kind == 'AppleDouble file' or (
-        suffix in _SHARED and kind not in ('video', '', 'empty file'))
+      suffix in _SHARED and kind not in ('video', '', 'empty file')
+    )
     return f'{kind}, no video' if none else ''
   if kind != 'video' or suffix in _SOUND:
     return None

@@ -31,13 +31,14 @@ def read_manifest(output, *, missing_ok=False):
     if missing_ok:
       return {'format': FORMAT, 'splits': {}}
     unfinished = os.path.isdir(output) and any(
-        name.startswith('.preparing-') for name in os.listdir(output))
+      name.startswith('.preparing-') for name in os.listdir(output)
+    )
     if unfinished:
       raise FileNotFoundError(
-          f'{output} is not finished; run launch/prepare.py again with the '
-          'same options and it continues.')
-    raise FileNotFoundError(
-        f'{output} has no {MANIFEST}; make a set with launch/prepare.py.')
+        f'{output} is not finished; run launch/prepare.py again with the '
+        'same options and it continues.'
+      )
+    raise FileNotFoundError(f'{output} has no {MANIFEST}; make a set with launch/prepare.py.')
   then = 'copy or prepare the set again'
   manifest = load(path, then)
   try:
@@ -47,18 +48,19 @@ def read_manifest(output, *, missing_ok=False):
       files += manifest.get('others', ())
       for entry in manifest['splits'].values():
         files += [entry['index'], *entry['shards']]
-        _ = entry['digest'], entry['bytes'], entry['examples'] + sum(
-            shard['examples'] for shard in entry['shards'])
+        _ = (
+          entry['digest'],
+          entry['bytes'],
+          entry['examples'] + sum(shard['examples'] for shard in entry['shards']),
+        )
     for file in files:
       _ = file['bytes'], file['sha256']
       if file['file'] != os.path.basename(file['file']):
         raise ValueError(f'{file["file"]!r} is not in its folder')
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(
-        f'{path} is damaged: {type(e).__name__}: {e}; {then}.') from e
+    raise ValueError(f'{path} is damaged: {type(e).__name__}: {e}; {then}.') from e
   if known not in _READABLE:
-    raise ValueError(
-        f'{path} has format {known}, expected {FORMAT}; prepare it again.')
+    raise ValueError(f'{path} has format {known}, expected {FORMAT}; prepare it again.')
   _check_whole(path, manifest, then, old='others' not in manifest)
   return manifest
 
@@ -101,60 +103,60 @@ def finish(output, work, split, plan, parts, report, manifest):
     file = f'{name}-{split}.array_record-{number:05}-of-{len(full):05}'
     target = os.path.join(output, file)
     with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
-      os.rename(os.path.join(work, f'part-{part_number:05}.array_record'),
-                target)
+      os.rename(os.path.join(work, f'part-{part_number:05}.array_record'), target)
     if not os.path.exists(target) or os.path.getsize(target) != part['bytes']:
-      raise PrepareError(
-          f'{work} lost part {part_number}; remove {output} and prepare it '
-          'again.')
-    shards.append({'file': file, **{key: part[key] for key in
-                                    ('examples', 'bytes', 'sha256')}})
+      raise PrepareError(f'{work} lost part {part_number}; remove {output} and prepare it again.')
+    shards.append({'file': file, **{key: part[key] for key in ('examples', 'bytes', 'sha256')}})
   named = {shard['file'] for shard in shards}
-  for path in glob.glob(os.path.join(
-      glob.escape(output), f'{name}-{split}.array_record-*')):
+  for path in glob.glob(os.path.join(glob.escape(output), f'{name}-{split}.array_record-*')):
     if os.path.basename(path) not in named:  # The split had others.
       os.remove(path)
   report_path = os.path.join(output, REPORT)
   reports = read_reports(output) if os.path.exists(report_path) else {}
-  write_whole(report_path, {
-      'format': FORMAT, 'splits': {**reports, split: report}})
+  write_whole(report_path, {'format': FORMAT, 'splits': {**reports, split: report}})
   if not full:
     return
   index_file = f'index-{split}.jsonl'
   index_path = os.path.join(output, index_file)
-  write_atomic(index_path, (
-      json.dumps(row, ensure_ascii=False) + '\n'
-      for part in parts for row in part['index']))
+  write_atomic(
+    index_path,
+    (json.dumps(row, ensure_ascii=False) + '\n' for part in parts for row in part['index']),
+  )
   index_sha = files.sha256(index_path)
-  digest = hashlib.sha256(json.dumps(
-      [FORMAT, index_sha, [shard['sha256'] for shard in shards]]).encode())
+  digest = hashlib.sha256(
+    json.dumps([FORMAT, index_sha, [shard['sha256'] for shard in shards]]).encode()
+  )
   splits = {
-      **manifest['splits'],
-      split: {
-          'examples': report['counts']['prepared'],
-          'captions': report['counts']['captions'],
-          'questions': report['counts']['questions'],
-          'bytes': sum(shard['bytes'] for shard in shards),
-          'digest': digest.hexdigest(),
-          'index': {'file': index_file, 'bytes': os.path.getsize(index_path),
-                    'sha256': index_sha},
-          'shards': shards,
-          'plan': plan,
-      }}
+    **manifest['splits'],
+    split: {
+      'examples': report['counts']['prepared'],
+      'captions': report['counts']['captions'],
+      'questions': report['counts']['questions'],
+      'bytes': sum(shard['bytes'] for shard in shards),
+      'digest': digest.hexdigest(),
+      'index': {'file': index_file, 'bytes': os.path.getsize(index_path), 'sha256': index_sha},
+      'shards': shards,
+      'plan': plan,
+    },
+  }
   others = [
-      {'file': file, 'bytes': os.path.getsize(path),
-       'sha256': files.sha256(path)}
-      for file in _write_dataset_info(output, work, name, splits)
-      for path in [os.path.join(output, file)]]
-  write_whole(os.path.join(output, MANIFEST), {
-      'format': FORMAT, 'name': name, 'splits': splits, 'others': others})
+    {'file': file, 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
+    for file in _write_dataset_info(output, work, name, splits)
+    for path in [os.path.join(output, file)]
+  ]
+  write_whole(
+    os.path.join(output, MANIFEST),
+    {'format': FORMAT, 'name': name, 'splits': splits, 'others': others},
+  )
   shutil.rmtree(work)
 
 
 def damaged(path, what):
   output = os.path.dirname(path)
-  return (f'{path} {what}. Remove {output} to prepare it again, or save what '
-          f'is intact: python launch/prepare.py verify {output} --output=NEW.')
+  return (
+    f'{path} {what}. Remove {output} to prepare it again, or save what '
+    f'is intact: python launch/prepare.py verify {output} --output=NEW.'
+  )
 
 
 def _write_dataset_info(output, work, name, splits):
@@ -164,22 +166,33 @@ def _write_dataset_info(output, work, name, splits):
   from alpro_jax.data import dataset  # noqa: PLC0415
 
   identity = tfds.core.dataset_info.DatasetIdentity(
-      name=name, version=tfds.core.Version('1.0.0'),
-      data_dir=output, module_name='')
+    name=name, version=tfds.core.Version('1.0.0'), data_dir=output, module_name=''
+  )
   info = tfds.core.DatasetInfo(
-      builder=identity, features=dataset.features(),
-      description='Clips as JPEG frames with their texts, by alpro_jax.')
+    builder=identity,
+    features=dataset.features(),
+    description='Clips as JPEG frames with their texts, by alpro_jax.',
+  )
   info.set_file_format(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
   template = tfds.core.ShardedFileTemplate(
-      data_dir=output, dataset_name=name,
-      filetype_suffix='array_record',
-      template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}')
-  info.set_splits(tfds.core.splits.SplitDict([
-      tfds.core.SplitInfo(
-          name=split, num_bytes=entry['bytes'],
+    data_dir=output,
+    dataset_name=name,
+    filetype_suffix='array_record',
+    template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+  )
+  info.set_splits(
+    tfds.core.splits.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name=split,
+          num_bytes=entry['bytes'],
           shard_lengths=[shard['examples'] for shard in entry['shards']],
-          filename_template=template.replace(split=split))
-      for split, entry in sorted(splits.items())]))
+          filename_template=template.replace(split=split),
+        )
+        for split, entry in sorted(splits.items())
+      ]
+    )
+  )
   with tempfile.TemporaryDirectory(dir=work) as folder:
     info.write_to_directory(folder)
     files = sorted(os.listdir(folder))
@@ -191,8 +204,7 @@ def _write_dataset_info(output, work, name, splits):
 def write_atomic(path, texts):
   """The file has its old content or the new, whatever happens."""
   # The path of a report may not be UTF-8; JSON reads it back as it was.
-  with open(f'{path}.tmp', 'w', encoding='utf-8',
-            errors='backslashreplace') as file:
+  with open(f'{path}.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
     file.writelines(texts)
     file.flush()
     os.fsync(file.fileno())
@@ -222,10 +234,9 @@ def _check_whole(path, value, then, *, old):
     old: it may be of an earlier version, which wrote no sha256.
   """
   if not isinstance(value, dict) or not (
-      old and 'sha256' not in value
-      or value.get('sha256') == _digest_of(value)):
-    raise PrepareError(
-        f'{path} is damaged: its sha256 is not that of what it says; {then}.')
+    old and 'sha256' not in value or value.get('sha256') == _digest_of(value)
+  ):
+    raise PrepareError(f'{path} is damaged: its sha256 is not that of what it says; {then}.')
 
 
 def _digest_of(value):

@@ -1,7 +1,7 @@
 """Parts of a set: each is made by itself, and becomes one shard.
 
-  .preparing-train/part-00000.array_record  its records
-  .preparing-train/part-00000.json          written last: the part is done
+.preparing-train/part-00000.array_record  its records
+.preparing-train/part-00000.json          written last: the part is done
 """
 
 import contextlib
@@ -24,15 +24,17 @@ class Part(NamedTuple):
     stem: path of its two files, without .array_record and .json.
     clips: in their order.
   """
+
   stem: str
   clips: list[annotations.Clip]
 
 
 def cut(clips, work, size):
   """Returns list of Part."""
-  return [Part(os.path.join(work, f'part-{start // size:05}'),
-               clips[start:start + size])
-          for start in range(0, len(clips), size)]
+  return [
+    Part(os.path.join(work, f'part-{start // size:05}'), clips[start : start + size])
+    for start in range(0, len(clips), size)
+  ]
 
 
 def make_parts(source, parts, settings, make, out):
@@ -53,8 +55,7 @@ def make_parts(source, parts, settings, make, out):
       missing.append(part)
   made = make(missing, settings, progress) if missing else 0
   progress.close()
-  return [{**read_part(part.stem), 'index': _Rows(part.stem)}
-          for part in parts], made
+  return [{**read_part(part.stem), 'index': _Rows(part.stem)} for part in parts], made
 
 
 def make_here(parts, settings, progress, *, num_workers, timeout_s):
@@ -98,8 +99,7 @@ def write_part(stem, rows, results, progress):
   path = f'{stem}.array_record'
   index, skipped, partial = [], [], []
   # JPEG does not compress further.
-  writer = array_record_module.ArrayRecordWriter(
-      path, 'group_size:1,uncompressed')
+  writer = array_record_module.ArrayRecordWriter(path, 'group_size:1,uncompressed')
   for row in rows:
     record = next(results)
     if record.reason:
@@ -116,21 +116,31 @@ def write_part(stem, rows, results, progress):
     writer.close()  # What could not be written is said here, or not at all.
   except Exception as e:
     raise OSError(
-        f'{path} cannot be written: {e}. When there is room, the same command '
-        'continues; shards that are done are kept.') from e
+      f'{path} cannot be written: {e}. When there is room, the same command '
+      'continues; shards that are done are kept.'
+    ) from e
   with open(path, 'rb') as file:
     os.fsync(file.fileno())
-  part = {'examples': len(index), 'bytes': os.path.getsize(path),
-          'sha256': files.sha256(path), 'skipped': skipped,
-          'partial': partial, 'index': index}
+  part = {
+    'examples': len(index),
+    'bytes': os.path.getsize(path),
+    'sha256': files.sha256(path),
+    'skipped': skipped,
+    'partial': partial,
+    'index': index,
+  }
   write_atomic(f'{stem}.json', [json.dumps(part, ensure_ascii=False)])
   return part
 
 
 def make_records(clips, settings, num_workers, timeout_s):
   return workers.run_in_order(
-      f'{make_record.__module__}:{make_record.__name__}', settings, clips,
-      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
+    f'{make_record.__module__}:{make_record.__name__}',
+    settings,
+    clips,
+    workers=num_workers or os.cpu_count() or 1,
+    timeout_s=timeout_s,
+  )
 
 
 class _Rows:
@@ -146,8 +156,11 @@ class _Rows:
 def index_row(clip):
   """What the index says of a clip; how many frames it has is found later."""
   return {
-      'video': clip.video, 'captions': clip.captions, 'styles': clip.styles,
-      'questions': [question.text for question in clip.questions],
-      'answers': [question.answer for question in clip.questions],
-      'kinds': [question.kind for question in clip.questions],
-      'still': clip.still}
+    'video': clip.video,
+    'captions': clip.captions,
+    'styles': clip.styles,
+    'questions': [question.text for question in clip.questions],
+    'answers': [question.answer for question in clip.questions],
+    'kinds': [question.kind for question in clip.questions],
+    'still': clip.still,
+  }

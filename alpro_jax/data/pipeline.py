@@ -79,18 +79,17 @@ class Source:
   examples: str = 'videos'
   answers: tuple[str, ...] = ()
   broken: dict[int, str] = dataclasses.field(default_factory=dict)
-  unknown_answers: collections.Counter = dataclasses.field(
-      default_factory=collections.Counter)
+  unknown_answers: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   cut: tuple[int, int] | None = None
 
   def __post_init__(self):
     if not self.weight >= 0:
-      raise ValueError(
-          f'{self.name}: weight={self.weight} must not be negative.')
+      raise ValueError(f'{self.name}: weight={self.weight} must not be negative.')
     if self.text not in TEXTS or self.examples not in EXAMPLES:
       raise ValueError(
-          f'config.data.text={self.text!r} must be one of {TEXTS} and '
-          f'config.data.examples={self.examples!r} one of {EXAMPLES}.')
+        f'config.data.text={self.text!r} must be one of {TEXTS} and '
+        f'config.data.examples={self.examples!r} one of {EXAMPLES}.'
+      )
     # Arrays, not lists: there may be millions of records.
     numbers, counts = array.array('q'), array.array('q')
     answered = []
@@ -113,8 +112,8 @@ class Source:
     if self.text == 'questions':
       self.labels = answers.label_answers(answered, self.answers)
       self.unknown_answers.update(
-          answer for answer, label in zip(answered, self.labels, strict=True)
-          if label < 0)
+        answer for answer, label in zip(answered, self.labels, strict=True) if label < 0
+      )
     if self.examples == 'texts':
       self.records = np.repeat(self.records, counts)
       self.keys = np.arange(len(self.texts))
@@ -133,10 +132,11 @@ class Source:
     else:
       styles = {asked.kind for record in records for asked in record.questions}
     if not styles:
-      return (f'{self.name} has no {self.text}; prepare it with a file of '
-              f'{self.text}.')
-    return (f'{self.name}: none of its {self.text} has style={self.style!r}, '
-            f'only {sorted(styles)}; set style in data.sources.')
+      return f'{self.name} has no {self.text}; prepare it with a file of {self.text}.'
+    return (
+      f'{self.name}: none of its {self.text} has style={self.style!r}, '
+      f'only {sorted(styles)}; set style in data.sources.'
+    )
 
   @property
   def name(self):
@@ -193,22 +193,29 @@ def open_sources(config):
     FileNotFoundError: if a set or the list of answers is not there.
   """
   if not config.sources:
-    raise ValueError(
-        'data.sources is empty; list prepared sets by common.source(path).')
+    raise ValueError('data.sources is empty; list prepared sets by common.source(path).')
   opened = {}
   for entry in config.sources:
     where = entry.path, entry.split
     if where not in opened:
-      opened[where] = dataset.open_dataset(
-          *where, verify=None if config.verify else False)
+      opened[where] = dataset.open_dataset(*where, verify=None if config.verify else False)
   known = ()
   if config.text == 'questions':
     known = answers.read_answers(config.answers)
   sources = [
-      Source(opened[entry.path, entry.split], key, entry.weight, entry.style,
-             entry.from_step, entry.until_step, config.text, config.examples,
-             known)
-      for key, entry in enumerate(config.sources)]
+    Source(
+      opened[entry.path, entry.split],
+      key,
+      entry.weight,
+      entry.style,
+      entry.from_step,
+      entry.until_step,
+      config.text,
+      config.examples,
+      known,
+    )
+    for key, entry in enumerate(config.sources)
+  ]
   if config.text == 'questions':
     for source in sources:
       _check_answers(source, config.answers)
@@ -225,16 +232,20 @@ def _check_answers(source, path):
   examples = ', '.join(f'{answer!r} ({n})' for answer, n in missing)
   if (source.labels < 0).all():
     raise ValueError(
-        f'{source.name}: not one of its {len(source.labels)} questions has an '
-        f'answer of config.data.answers={path}, so that nothing could be '
-        f'learned. The questions are answered by {examples}; the list begins '
-        f'with {list(source.answers[:5])}. Make the list of this set with '
-        f'`python launch/answers.py --data={source.dataset.path} --split='
-        f'{source.dataset.split} --output=answers.txt`.')
+      f'{source.name}: not one of its {len(source.labels)} questions has an '
+      f'answer of config.data.answers={path}, so that nothing could be '
+      f'learned. The questions are answered by {examples}; the list begins '
+      f'with {list(source.answers[:5])}. Make the list of this set with '
+      f'`python launch/answers.py --data={source.dataset.path} --split='
+      f'{source.dataset.split} --output=answers.txt`.'
+    )
   logging.info(
-      '%s: %.1f %% of %d questions have an answer of the list; the others '
-      'teach nothing%s', source.name, 100 * (source.labels >= 0).mean(),
-      len(source.labels), f', such as {examples}' if missing else '')
+    '%s: %.1f %% of %d questions have an answer of the list; the others teach nothing%s',
+    source.name,
+    100 * (source.labels >= 0).mean(),
+    len(source.labels),
+    f', such as {examples}' if missing else '',
+  )
 
 
 def measure_texts(sources, tokenizer, max_tokens):
@@ -246,30 +257,37 @@ def measure_texts(sources, tokenizer, max_tokens):
   for source in sources:
     number = min(len(source.texts), MEASURED)
     places = np.arange(number) * len(source.texts) // number
-    cut = tokens.count_cut(
-        tokenizer, [source.texts[i] for i in places], max_tokens)
+    cut = tokens.count_cut(tokenizer, [source.texts[i] for i in places], max_tokens)
     source.cut = cut, number
     if cut:
       logging.warning(
-          '%s: %d of %d %s have more than data.max_text_tokens=%d tokens; '
-          'their ends are cut off.', source.name, cut, number, source.text,
-          max_tokens)
+        '%s: %d of %d %s have more than data.max_text_tokens=%d tokens; their ends are cut off.',
+        source.name,
+        cut,
+        number,
+        source.text,
+        max_tokens,
+      )
 
 
 def report(sources):
   """Returns what was read from where, and what could not be, as JSON."""
-  return [{
-      'source': source.name, 'style': source.style, 'digest': source.digest,
+  return [
+    {
+      'source': source.name,
+      'style': source.style,
+      'digest': source.digest,
       'records': source.num_records,
       source.text: len(source.texts),
-      **({'unknown_answers': int((source.labels < 0).sum())}
-         if source.text == 'questions' else {}),
-      **({'texts_cut': source.cut[0], 'texts_measured': source.cut[1]}
-         if source.cut else {}),
+      **({'unknown_answers': int((source.labels < 0).sum())} if source.text == 'questions' else {}),
+      **({'texts_cut': source.cut[0], 'texts_measured': source.cut[1]} if source.cut else {}),
       'replaced': {
-          source.dataset.metadata()[record].video: reason
-          for record, reason in sorted(source.broken.items())},
-  } for source in sources]
+        source.dataset.metadata()[record].video: reason
+        for record, reason in sorted(source.broken.items())
+      },
+    }
+    for source in sources
+  ]
 
 
 # --- The order: all numbers, no input ---------------------------------------
@@ -309,8 +327,7 @@ class Order:
     """Returns the Plan of a step for a slice of the global batch."""
     choice, batches_before = self._choice(step)
     source = self._sources[choice]
-    place = batches_before * self._batch_size + np.arange(
-        rows.start, rows.stop)
+    place = batches_before * self._batch_size + np.arange(rows.start, rows.stop)
     epoch, offset = np.divmod(place, len(source))
     chosen = np.empty_like(place)
     for number in np.unique(epoch):
@@ -329,9 +346,9 @@ class Order:
     here = choices[step % BLOCK]
     if here < 0:
       raise ValueError(
-          f'No source is active at {step=}; look at from_step, until_step '
-          'and weight in data.sources.')
-    return here, counts[here] + np.sum(choices[:step % BLOCK] == here)
+        f'No source is active at {step=}; look at from_step, until_step and weight in data.sources.'
+      )
+    return here, counts[here] + np.sum(choices[: step % BLOCK] == here)
 
   def _choose_block(self, number):
     counts = np.zeros(len(self._sources), np.int64)
@@ -343,10 +360,13 @@ class Order:
   def _draw(self, number):
     """Draws sources by weight among the active: int64[BLOCK], -1 if none."""
     steps = np.arange(number * BLOCK, (number + 1) * BLOCK)
-    weights = np.stack([
-        source.weight * ((steps >= source.from_step) & (
-            (source.until_step < 0) | (steps < source.until_step)))
-        for source in self._sources])
+    weights = np.stack(
+      [
+        source.weight
+        * ((steps >= source.from_step) & ((source.until_step < 0) | (steps < source.until_step)))
+        for source in self._sources
+      ]
+    )
     upper = np.cumsum(weights, 0)
     # In 0..1, 53 bits; times a total it stays below that total.
     uniform = (hash64(self._seed, SOURCE, steps) >> np.uint64(11)) / 2**53
@@ -355,8 +375,7 @@ class Order:
 
   def _shuffle(self, choice, epoch):
     source = self._sources[choice]
-    noise = hash64(
-        self._seed, SHUFFLE, source.key, epoch, np.arange(len(source)))
+    noise = hash64(self._seed, SHUFFLE, source.key, epoch, np.arange(len(source)))
     return np.argsort(noise, kind='stable')
 
 
@@ -422,8 +441,7 @@ def _next_readable(source, shuffled, offset):
 class TrainBatches(Iterator):
   """Batches for training; made by train_batches."""
 
-  def __init__(self, config, sources, tokenizer, *, seed, start_step,
-               batch_size, rows):
+  def __init__(self, config, sources, tokenizer, *, seed, start_step, batch_size, rows):
     if not 0 <= rows.start < rows.stop <= batch_size:
       raise ValueError(f'{rows=} is no part of {batch_size=}.')
     self._config = config
@@ -458,16 +476,21 @@ class TrainBatches(Iterator):
     count = self._rows.stop - self._rows.start
     length = self._config.max_text_tokens
     specs = {
-        'serialized': ((), tf.string), 'seed': ((2,), tf.int64),
-        'frames': ((), tf.int32), 'text_ids': ((length,), tf.int32),
-        'text_mask': ((length,), tf.bool), 'video_id': ((), tf.int32),
-        'caption_id': ((), tf.int32), 'answer': ((), tf.int32)}
+      'serialized': ((), tf.string),
+      'seed': ((2,), tf.int64),
+      'frames': ((), tf.int32),
+      'text_ids': ((length,), tf.int32),
+      'text_mask': ((length,), tf.bool),
+      'video_id': ((), tf.int32),
+      'caption_id': ((), tf.int32),
+      'answer': ((), tf.int32),
+    }
     config = self._config  # TensorFlow need not know self.
 
     def decode(row):
       pixels, still = decode_record(
-          row.pop('serialized'), row.pop('seed'), config, train=True,
-          num_frames=row.pop('frames'))
+        row.pop('serialized'), row.pop('seed'), config, train=True, num_frames=row.pop('frames')
+      )
       return {**row, 'video': pixels, 'still': still, 'valid': True}
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
@@ -487,12 +510,15 @@ class TrainBatches(Iterator):
     ids, mask = self._tokenizer.encode(texts, self._config.max_text_tokens)
     pixels = hash64(*key, PIXELS, plan.epoch, own).view(np.int64)
     return (
-        np.array(source.dataset.fetch(records), object),
-        np.stack([pixels, np.zeros_like(pixels)], 1),
-        np.full(len(records), self._num_frames(source), np.int32), ids, mask,
-        video_ids(source.dataset, records),
-        caption_ids(ids),
-        source.labels[chosen])
+      np.array(source.dataset.fetch(records), object),
+      np.stack([pixels, np.zeros_like(pixels)], 1),
+      np.full(len(records), self._num_frames(source), np.int32),
+      ids,
+      mask,
+      video_ids(source.dataset, records),
+      caption_ids(ids),
+      source.labels[chosen],
+    )
 
   def _num_frames(self, source):
     few = self._config.still_frames
@@ -508,29 +534,36 @@ class TrainBatches(Iterator):
     source, found = plan.source, {}
     for record in np.unique(plan.records).tolist():
       reason = _reason_unreadable(
-          source.dataset, record, lambda x: decode_record(
-              x, tf.constant([0, 0], tf.int64), self._config, train=True,
-              num_frames=self._num_frames(source)))
+        source.dataset,
+        record,
+        lambda x: decode_record(
+          x,
+          tf.constant([0, 0], tf.int64),
+          self._config,
+          train=True,
+          num_frames=self._num_frames(source),
+        ),
+      )
       if reason:
         found[record] = reason
     if not found:
       raise error
     for reason in found.values():
       logging.warning(
-          'Replacing a record of %s from step %d on: %s', source.name,
-          self._step, reason)
+        'Replacing a record of %s from step %d on: %s', source.name, self._step, reason
+      )
     source.broken.update(found)
     records = source.num_records
     allowed = max(1, int(self._config.broken_share * records))
     if len(source.broken) > allowed:
       raise TooManyBroken(
-          f'{len(source.broken)} records of {source.name} cannot be read, '
-          f'data.broken_share allows {allowed} of {records}; the last: '
-          f'{reason}. Copy or prepare the set again.') from error
+        f'{len(source.broken)} records of {source.name} cannot be read, '
+        f'data.broken_share allows {allowed} of {records}; the last: '
+        f'{reason}. Copy or prepare the set again.'
+      ) from error
 
 
-def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size,
-                  rows):
+def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size, rows):
   """Returns an endless iterator over the batches from a step on.
 
   Args:
@@ -547,15 +580,14 @@ def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size,
     with the rows of this host.
   """
   return TrainBatches(
-      config, sources, tokenizer, seed=seed, start_step=start_step,
-      batch_size=batch_size, rows=rows)
+    config, sources, tokenizer, seed=seed, start_step=start_step, batch_size=batch_size, rows=rows
+  )
 
 
 # --- Evaluation -------------------------------------------------------------
 
 
-def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
-                 style=''):
+def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None, style=''):
   """Yields every record once: same frames, centre crop, no augmentation.
 
   The last batch is filled with copies marked by valid = False, so that all
@@ -589,8 +621,7 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
 
   def decode(row):
     seed = tf.constant([0, 0], tf.int64)
-    pixels, still = decode_record(
-        row['serialized'], seed, config, train=False)
+    pixels, still = decode_record(row['serialized'], seed, config, train=False)
     return {'video': pixels, 'still': still}
 
   texts = None
@@ -598,32 +629,34 @@ def eval_batches(config, prepared, tokenizer=None, *, batch_size, rows=None,
     texts = record_captions(prepared, style)
     for record, known in zip(prepared.metadata(), texts, strict=True):
       if not known:
-        raise ValueError(
-            f'{record.video} of {prepared.path} has no caption of {style=}.')
+        raise ValueError(f'{record.video} of {prepared.path} has no caption of {style=}.')
 
   steps = -(-total // batch_size)
   batches = _run(
-      tf.data.Dataset.range(steps), read, {'serialized': ((), tf.string)},
-      decode, len(mine), config.threads)
+    tf.data.Dataset.range(steps),
+    read,
+    {'serialized': ((), tf.string)},
+    decode,
+    len(mine),
+    config.threads,
+  )
   for step in range(steps):
     records = numbers(step)
     try:
       batch = next(batches)
     except tf.errors.OpError as error:
       for record in records.tolist():
-        if reason := _reason_unreadable(
-            prepared, record, lambda x: decode({'serialized': x})):
+        if reason := _reason_unreadable(prepared, record, lambda x: decode({'serialized': x})):
           raise ValueError(
-              f'{reason}. Evaluation leaves nothing out: copy or prepare the '
-              'set again.') from error
+            f'{reason}. Evaluation leaves nothing out: copy or prepare the set again.'
+          ) from error
       raise
     batch['record'] = records.astype(np.int32)
     batch['valid'] = step * batch_size + mine < total
     batch['video_id'] = video_ids(prepared, records)
     if texts is not None:
       chosen = [texts[record][0] for record in records]
-      batch['text_ids'], batch['text_mask'] = tokenizer.encode(
-          chosen, config.max_text_tokens)
+      batch['text_ids'], batch['text_mask'] = tokenizer.encode(chosen, config.max_text_tokens)
       batch['caption_id'] = caption_ids(batch['text_ids'])
       batch['answer'] = np.full(len(mine), -1, np.int32)
     yield batch
@@ -644,8 +677,8 @@ def record_captions(prepared, style=''):
 # What the pixels need of a record; the rest is known from its metadata.
 # TFDS's own parser reads all of it and takes ten times as long.
 FEATURES = {
-    'frames': tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
-    'still': tf.io.FixedLenFeature([], tf.int64),
+  'frames': tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+  'still': tf.io.FixedLenFeature([], tf.int64),
 }
 
 
@@ -669,25 +702,31 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
   def stream(number):
     return seed + tf.constant([0, number], tf.int64)
 
-  index = frames.choose_frames(
-      strategy, tf.shape(stored)[0], config.frames, stream(0))
+  index = frames.choose_frames(strategy, tf.shape(stored)[0], config.frames, stream(0))
   place = tf.constant([0.5, 0.5])
   if train:
     place = tf.random.stateless_uniform([2], stream(10))
   decode = functools.partial(
-      augment.decode_clip, place=place, image_size=config.image_size,
-      resize=config.resize, resize_mode=config.resize_mode)
+    augment.decode_clip,
+    place=place,
+    image_size=config.image_size,
+    resize=config.resize,
+    resize_mode=config.resize_mode,
+  )
   # A photo is decoded and augmented once, then repeated.
   clip = tf.cond(
-      tf.shape(stored)[0] == 1,
-      lambda: decode(tf.ensure_shape(stored, [1])),
-      lambda: decode(tf.ensure_shape(
-          tf.gather(stored, index), [config.frames])))
+    tf.shape(stored)[0] == 1,
+    lambda: decode(tf.ensure_shape(stored, [1])),
+    lambda: decode(tf.ensure_shape(tf.gather(stored, index), [config.frames])),
+  )
   if train and config.randaugment.enabled:
     clip = augment.rand_augment(
-        clip, stream(20), operations=config.randaugment.operations,
-        level=config.randaugment.level,
-        exclude=tuple(config.randaugment.exclude))
+      clip,
+      stream(20),
+      operations=config.randaugment.operations,
+      level=config.randaugment.level,
+      exclude=tuple(config.randaugment.exclude),
+    )
   size = config.image_size, config.image_size, 3
   if num_frames is None or not config.still_frames:
     num_frames = config.frames
@@ -713,11 +752,12 @@ def _run(steps, read, specs, decode, count, threads):
     # TensorFlow keeps this function, and what it refers to, until the process
     # ends. With `read` itself every evaluation left its data set's files open.
     found = tf.numpy_function(
-        lambda k: held['read'](int(k)), [step], [x for _, x in specs.values()])
+      lambda k: held['read'](int(k)), [step], [x for _, x in specs.values()]
+    )
     return {
-        name: tf.ensure_shape(column, (count, *shape))
-        for column, (name, (shape, _)) in zip(
-            found, specs.items(), strict=True)}
+      name: tf.ensure_shape(column, (count, *shape))
+      for column, (name, (shape, _)) in zip(found, specs.items(), strict=True)
+    }
 
   options = tf.data.Options()
   options.deterministic = True
@@ -725,9 +765,12 @@ def _run(steps, read, specs, decode, count, threads):
   options.threading.max_intra_op_parallelism = 1
   if threads:
     options.threading.private_threadpool_size = threads
-  batches = steps.map(_plain(columns)).prefetch(2).unbatch().map(
-      _plain(decode),
-      num_parallel_calls=threads or os.cpu_count())
+  batches = (
+    steps.map(_plain(columns))
+    .prefetch(2)
+    .unbatch()
+    .map(_plain(decode), num_parallel_calls=threads or os.cpu_count())
+  )
   batches = batches.batch(count, drop_remainder=True).prefetch(2)
   held['batches'] = batches.with_options(options).as_numpy_iterator()
   return _Reader(held)
@@ -758,10 +801,9 @@ def _let_go(held):
 
 def _reason_unreadable(prepared, record, decode):
   """Returns why a record cannot be read, or ''."""
-  name = f'record {record} ({prepared.metadata()[record].video!r}) of ' + (
-      prepared.path)
+  name = f'record {record} ({prepared.metadata()[record].video!r}) of ' + (prepared.path)
   try:
-    serialized, = prepared.fetch([record])
+    (serialized,) = prepared.fetch([record])
   except dataset.UnreadableRecord as e:
     return str(e)
   try:

@@ -31,17 +31,17 @@ from collections import Counter
 from alpro_jax import files
 from alpro_jax.data import annotations, listing
 from alpro_jax.data.manifest import (
-    FORMAT,
-    MANIFEST,
-    REPORT,
-    PrepareError,
-    damaged,
-    dump,
-    finish,
-    load,
-    read_manifest,
-    read_reports,
-    write_atomic,
+  FORMAT,
+  MANIFEST,
+  REPORT,
+  PrepareError,
+  damaged,
+  dump,
+  finish,
+  load,
+  read_manifest,
+  read_reports,
+  write_atomic,
 )
 from alpro_jax.data.parts import cut, make_here, make_parts, read_part
 from alpro_jax.data.record import make_record as make_record
@@ -64,6 +64,7 @@ class Options:
     on_partial: 'skip' or 'keep' a video that breaks off after some frames.
     part_size: clips per part, that is per shard.
   """
+
   fps: float = 1.0
   short_side: int = 256
   quality: int = 85
@@ -74,23 +75,37 @@ class Options:
 
   def __post_init__(self):
     for name, low, high in [
-        ('fps', 0, 1000), ('short_side', 0, 8192), ('quality', 1, 95),
-        ('max_frames', 0, 10**9), ('max_seconds', 0, 10**9),
-        ('part_size', 1, 10**6)]:
+      ('fps', 0, 1000),
+      ('short_side', 0, 8192),
+      ('quality', 1, 95),
+      ('max_frames', 0, 10**9),
+      ('max_seconds', 0, 10**9),
+      ('part_size', 1, 10**6),
+    ]:
       value = getattr(self, name)
       if not low <= value <= high:
         raise PrepareError(f'--{name}={value} must be {low} to {high}.')
     if self.on_partial not in ('skip', 'keep'):
-      raise PrepareError(
-          f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
+      raise PrepareError(f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
     # 1 and 1.0 are one option, and their sets are to have one digest.
     object.__setattr__(self, 'fps', float(self.fps))
     object.__setattr__(self, 'max_seconds', float(self.max_seconds))
 
 
-def prepare(source, root, output, *, split='train', options=None,
-            num_workers=0, timeout_s=None, list_unnamed=False,
-            follow_links=False, make=None, out=None):
+def prepare(
+  source,
+  root,
+  output,
+  *,
+  split='train',
+  options=None,
+  num_workers=0,
+  timeout_s=None,
+  list_unnamed=False,
+  follow_links=False,
+  make=None,
+  out=None,
+):
   """Prepares one split, or continues with it.
 
   Args:
@@ -114,8 +129,9 @@ def prepare(source, root, output, *, split='train', options=None,
   options = options or Options()
   root, output = os.path.abspath(root), os.path.abspath(output)
   if not re.fullmatch(r'[a-z][a-z0-9_]*', split):
-    raise PrepareError(f'--split={split} must be lower-case letters, digits '
-                       'and _, as in train or val_2.')
+    raise PrepareError(
+      f'--split={split} must be lower-case letters, digits and _, as in train or val_2.'
+    )
   if timeout_s is not None and not timeout_s > 0:
     raise PrepareError(f'--timeout_s={timeout_s} must be more than 0.')
   if num_workers < 0:
@@ -124,34 +140,35 @@ def prepare(source, root, output, *, split='train', options=None,
   work = os.path.join(output, f'.preparing-{split}')
   _check_output(output)
   plan = {
-      'format': FORMAT,
-      'split': split,
-      'options': dataclasses.asdict(options),
-      'clips': len(source.clips),
-      'source_digest': source.digest(),
-      'videos': _looked_at(source.clips, root),
+    'format': FORMAT,
+    'split': split,
+    'options': dataclasses.asdict(options),
+    'clips': len(source.clips),
+    'source_digest': source.digest(),
+    'videos': _looked_at(source.clips, root),
   }
   with _lock(output):
     manifest = read_manifest(output, missing_ok=True)
     if manifest['format'] != FORMAT:
       raise PrepareError(
-          f'{output} has format {manifest["format"]}, which can be read but '
-          f'not added to; this is format {FORMAT}. Give another --output.')
-    settings = {
-        'root': root, 'follow_links': follow_links,
-        **dataclasses.asdict(options)}
+        f'{output} has format {manifest["format"]}, which can be read but '
+        f'not added to; this is format {FORMAT}. Give another --output.'
+      )
+    settings = {'root': root, 'follow_links': follow_links, **dataclasses.asdict(options)}
     parts = cut(source.clips, work, settings.pop('part_size'))
     limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
     finished = split in manifest['splits']
     if finished:
-      _check_plan(manifest['splits'][split]['plan'], plan,
-                  f'{output} has a finished split {split!r}')
+      _check_plan(
+        manifest['splits'][split]['plan'], plan, f'{output} has a finished split {split!r}'
+      )
       _check_files(output, manifest['splits'][split])
       shutil.rmtree(work, ignore_errors=True)
       report = read_reports(output)[split]
     else:
-      report = _make_split(source, root, work, plan, parts, settings, limits,
-                           manifest, list_unnamed, make, out)
+      report = _make_split(
+        source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out
+      )
       if report['clips_made_in_this_run'] == len(source.clips):
         return report
       manifest = read_manifest(output)
@@ -160,16 +177,17 @@ def prepare(source, root, output, *, split='train', options=None,
     tried, gained = try_again(old, settings, limits, out)
     if gained:
       manifest = reopen(old, work, plan)
-      report = _make_split(source, root, work, plan, parts, settings, limits,
-                           manifest, list_unnamed, make, out, tried)
+      report = _make_split(
+        source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out, tried
+      )
     else:
       shutil.rmtree(work, ignore_errors=True)
-  return {**report, 'already_prepared': finished and not gained,
-          'tried_again': tried}
+  return {**report, 'already_prepared': finished and not gained, 'tried_again': tried}
 
 
-def _make_split(source, root, work, plan, parts, settings, limits, manifest,
-                list_unnamed, make, out, tried=0):
+def _make_split(
+  source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out, tried=0
+):
   """Makes the parts that are not there, and of all of them the split.
 
   Returns:
@@ -187,8 +205,8 @@ def _make_split(source, root, work, plan, parts, settings, limits, manifest,
     write_atomic(plan_path, dump(plan))
   start = time.monotonic()
   done, made = make_parts(
-      source, parts, settings,
-      functools.partial(make or make_here, **limits), out)
+    source, parts, settings, functools.partial(make or make_here, **limits), out
+  )
   report = _report(source, root, plan, done, list_unnamed)
   report['seconds'] = round(time.monotonic() - start, 3)
   report['clips_made_in_this_run'] = made + tried
@@ -199,11 +217,11 @@ def _make_split(source, root, work, plan, parts, settings, limits, manifest,
         for path in glob.glob(f'{glob.escape(part.stem)}.*'):
           os.remove(path)
     raise PrepareError(
-        f'No clip of {len(source.clips)} could be prepared: '
-        + ', '.join(f'{n} {reason}' for reason, n in
-                    report['skipped_by_reason'].items())
-        + f'; every one is named in {os.path.join(output, REPORT)}. '
-        f'Remove {output} to start again.')
+      f'No clip of {len(source.clips)} could be prepared: '
+      + ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
+      + f'; every one is named in {os.path.join(output, REPORT)}. '
+      f'Remove {output} to start again.'
+    )
   return report
 
 
@@ -212,13 +230,16 @@ def _check_source(source, root):
   if not os.path.isdir(root):
     raise PrepareError(f'{root} is not a folder.')
   if not source.clips:
-    first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})'
-                      for s in source.skipped[:5])
+    first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})' for s in source.skipped[:5])
     raise PrepareError(
-        f'The annotations have {source.rows} rows and no usable one'
-        + (f' for this split ({source.other_splits} are of others or not '
-              'asked for)'
-           if source.other_splits else '') + (f': {first}.' if first else '.'))
+      f'The annotations have {source.rows} rows and no usable one'
+      + (
+        f' for this split ({source.other_splits} are of others or not asked for)'
+        if source.other_splits
+        else ''
+      )
+      + (f': {first}.' if first else '.')
+    )
   if any(_is_there(root, clip.files) for clip in source.clips):
     return
   wanted = [clip.video for clip in source.clips[:5]]
@@ -228,9 +249,10 @@ def _check_source(source, root):
     if len(there) > 1000:
       break
   raise PrepareError(
-      f'None of the {len(source.clips)} annotated files is in {root}: the '
-      f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
-      'names must be relative to the folder and have their suffix.')
+    f'None of the {len(source.clips)} annotated files is in {root}: the '
+    f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
+    'names must be relative to the folder and have their suffix.'
+  )
 
 
 def _is_there(root, files):
@@ -246,14 +268,14 @@ def _check_output(output):
     with tempfile.TemporaryFile(dir=output):
       pass
   except OSError as e:
-    raise PrepareError(
-        f'--output={output} cannot be written: {e.strerror}.') from e
+    raise PrepareError(f'--output={output} cannot be written: {e.strerror}.') from e
   names = [name for name in sorted(os.listdir(output)) if name != '.lock']
   ours = MANIFEST in names or any(n.startswith('.preparing-') for n in names)
   if names and not ours:
     raise PrepareError(
-        f'--output={output} holds other files ({", ".join(names[:5])}); '
-        'give a folder that is new or empty.')
+      f'--output={output} holds other files ({", ".join(names[:5])}); '
+      'give a folder that is new or empty.'
+    )
 
 
 def _looked_at(clips, root):
@@ -279,27 +301,28 @@ def _looked_at(clips, root):
 def _check_plan(old, new, where):
   """Refuses to go on with what was begun otherwise."""
   known = old.get('videos', {})
-  replaced = [video for video, now in new['videos'].items()
-              if known.get(video, now) != now]
+  replaced = [video for video, now in new['videos'].items() if known.get(video, now) != now]
   if replaced:
     raise PrepareError(
-        f'{where} made of other videos: {", ".join(replaced[:5])}'
-        f'{" ..." if replaced[5:] else ""} ({len(replaced)} of '
-        f'{len(new["videos"])} looked at) had another content. Use the same '
-        'again, or another --output.')
-  changed = [f'--{key} was {old["options"].get(key)!r} and is now {value!r}'
-             for key, value in new['options'].items()
-             if old['options'].get(key) != value]
+      f'{where} made of other videos: {", ".join(replaced[:5])}'
+      f'{" ..." if replaced[5:] else ""} ({len(replaced)} of '
+      f'{len(new["videos"])} looked at) had another content. Use the same '
+      'again, or another --output.'
+    )
+  changed = [
+    f'--{key} was {old["options"].get(key)!r} and is now {value!r}'
+    for key, value in new['options'].items()
+    if old['options'].get(key) != value
+  ]
   if old['source_digest'] != new['source_digest']:
-    changed.append(f'the list of clips changed (it had {old["clips"]}, now '
-                   f'{new["clips"]})')
+    changed.append(f'the list of clips changed (it had {old["clips"]}, now {new["clips"]})')
   if old['format'] != new['format']:
     changed.append(f'format {old["format"]}, now {new["format"]}')
   if not changed:
     return
   raise PrepareError(
-      f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or '
-      'another --output.')
+    f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or another --output.'
+  )
 
 
 def _check_files(output, entry):
@@ -308,8 +331,12 @@ def _check_files(output, entry):
     path = os.path.join(output, file['file'])
     size = os.path.getsize(path) if os.path.isfile(path) else None
     if size != file['bytes']:
-      raise PrepareError(damaged(path, 'is missing' if size is None else (
-          f'is damaged: {size} bytes, expected {file["bytes"]}')))
+      raise PrepareError(
+        damaged(
+          path,
+          'is missing' if size is None else (f'is damaged: {size} bytes, expected {file["bytes"]}'),
+        )
+      )
 
 
 @contextlib.contextmanager
@@ -318,8 +345,7 @@ def _lock(output):
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise PrepareError(
-          f'Another run is preparing {output}; wait for it.') from None
+      raise PrepareError(f'Another run is preparing {output}; wait for it.') from None
     yield
 
 
@@ -328,36 +354,40 @@ def _report(source, root, plan, parts, list_unnamed):
   skipped += [skip for part in parts for skip in part['skipped']]
   known = set(map(annotations.folded, source.named))
   found = list_unnamed and listing.list_videos(
-      root, lambda name: annotations.folded(os.fsdecode(name)) in known)
+    root, lambda name: annotations.folded(os.fsdecode(name)) in known
+  )
   kept = Counter()
   for part in parts:
     for row in part['index']:
-      kept.update(prepared=1, captions=len(row['captions']),
-                  questions=len(row['questions']), frames=row['frames'])
+      kept.update(
+        prepared=1,
+        captions=len(row['captions']),
+        questions=len(row['questions']),
+        frames=row['frames'],
+      )
   return {
-      'split': plan['split'],
-      'options': plan['options'],
-      'counts': {
-          'rows': source.rows,
-          'rows_of_other_splits': source.other_splits,
-          'to_leave_out_but_not_found': source.not_found,
-          'clips': plan['clips'],
-          **{name: kept[name] for name in (
-              'prepared', 'captions', 'questions', 'frames')},
-          'bytes': sum(part['bytes'] for part in parts if part['examples']),
-          'skipped': len(skipped),
-          'videos_not_named': len(found.videos) if found else 0,
-      },
-      'skipped_by_reason': dict(sorted(
-          Counter(skip['reason'] for skip in skipped).items())),
-      'skipped': skipped,
-      'partial': [item for part in parts for item in part['partial']],
-      'not_named': [*map(_show, found.videos)] if found else [],
-      'passed_over': [
-          {'item': _show(name), 'reason': reason}
-          for name, reason in found.passed_over + found.problems
-      ] if found else [],
-      'other_files': dict(sorted(found.others.items())) if found else {},
+    'split': plan['split'],
+    'options': plan['options'],
+    'counts': {
+      'rows': source.rows,
+      'rows_of_other_splits': source.other_splits,
+      'to_leave_out_but_not_found': source.not_found,
+      'clips': plan['clips'],
+      **{name: kept[name] for name in ('prepared', 'captions', 'questions', 'frames')},
+      'bytes': sum(part['bytes'] for part in parts if part['examples']),
+      'skipped': len(skipped),
+      'videos_not_named': len(found.videos) if found else 0,
+    },
+    'skipped_by_reason': dict(sorted(Counter(skip['reason'] for skip in skipped).items())),
+    'skipped': skipped,
+    'partial': [item for part in parts for item in part['partial']],
+    'not_named': [*map(_show, found.videos)] if found else [],
+    'passed_over': [
+      {'item': _show(name), 'reason': reason} for name, reason in found.passed_over + found.problems
+    ]
+    if found
+    else [],
+    'other_files': dict(sorted(found.others.items())) if found else {},
   }
 
 

@@ -14,7 +14,7 @@ class Progress:
     self._total = total
     self._out = out or sys.stderr
     self._live = self._out.isatty()
-    self._every = every_s or (.2 if self._live else 10.)
+    self._every = every_s or (0.2 if self._live else 10.0)
     self._named = named
     self._start = self._last = time.monotonic()
     self._made = self._done = self._skipped = 0
@@ -37,8 +37,10 @@ class Progress:
     """Says which item is skipped and why, for the first hundred."""
     self._named -= 1
     if self._named >= 0:
-      self._say(f'skipped {skipped.item!r}: {skipped.reason}'
-                + (f' ({skipped.detail})' if skipped.detail else ''))
+      self._say(
+        f'skipped {skipped.item!r}: {skipped.reason}'
+        + (f' ({skipped.detail})' if skipped.detail else '')
+      )
     elif self._named == -1:
       self._say(f'more are skipped; all are named in {REPORT}')
 
@@ -46,9 +48,11 @@ class Progress:
     self._last = time.monotonic()
     rate = self._made / max(self._last - self._start, 1e-9)
     left = (self._total - self._done) / rate if rate else 0
-    text = (f'{self._done}/{self._total} {self._unit}, {rate:.1f}/s, '
-            f'{self._skipped} skipped, {int(left // 60)} min '
-            f'{int(left % 60):02} s left')
+    text = (
+      f'{self._done}/{self._total} {self._unit}, {rate:.1f}/s, '
+      f'{self._skipped} skipped, {int(left // 60)} min '
+      f'{int(left % 60):02} s left'
+    )
     if self._live:
       self._out.write(f'\r{text}\x1b[K')
       self._out.flush()

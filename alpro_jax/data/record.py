@@ -35,14 +35,16 @@ def _example(features):
   because protobuf promises no order of map keys, so no digests.
   """
   entries = b''.join(
-      _field(1, _field(1, key.encode()) + _field(2, feature))
-      for key, feature in sorted(features.items()))
+    _field(1, _field(1, key.encode()) + _field(2, feature))
+    for key, feature in sorted(features.items())
+  )
   return _field(1, entries)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
   """What a worker makes of a clip: a serialised example, or why not."""
+
   example: bytes = b''
   frames: int = 0
   reason: str = ''
@@ -73,13 +75,14 @@ def _find(clip, root, follow_links):
   real, root = os.path.realpath(path), os.path.realpath(root)
   if not follow_links and os.path.commonpath([root, real]) != root:
     raise video.UnreadableVideo(
-        'outside the folder of videos',
-        f'a link to {real}; --follow_links allows it')
+      'outside the folder of videos', f'a link to {real}; --follow_links allows it'
+    )
   return path
 
 
-def make_record(clip, *, root, fps, short_side, quality, max_frames,
-                max_seconds, on_partial, follow_links=False):
+def make_record(
+  clip, *, root, fps, short_side, quality, max_frames, max_seconds, on_partial, follow_links=False
+):
   """Decodes one clip; never raises."""
   import numpy as np  # noqa: PLC0415
 
@@ -90,8 +93,8 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
       frames = [(video.read_still(path, short_side=short_side), 0.0)]
     else:
       frames = video.iterate_frames(
-          path, fps=fps, short_side=short_side, max_frames=max_frames,
-          max_seconds=max_seconds)
+        path, fps=fps, short_side=short_side, max_frames=max_frames, max_seconds=max_seconds
+      )
     try:
       for frame, second in frames:
         jpegs.append(video.encode_jpeg(frame, quality))
@@ -99,12 +102,16 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
         size += len(jpegs[-1])
         if size > _MAX_RECORD_BYTES:
           raise video.UnreadableVideo(
-              'too long', f'{len(jpegs)} frames are over {size >> 20} MiB; '
-              'lower --fps or set --max_frames')
+            'too long',
+            f'{len(jpegs)} frames are over {size >> 20} MiB; lower --fps or set --max_frames',
+          )
     except video.PartlyReadable as e:
       # A header that promises more may also be wrong: named, not left out.
-      if on_partial == 'skip' and not isinstance(
-          e, video.EndsEarly) or workers.machine_problem(path, e):
+      if (
+        on_partial == 'skip'
+        and not isinstance(e, video.EndsEarly)
+        or workers.machine_problem(path, e)
+      ):
         raise
       detail = e.detail
   except Exception as e:
@@ -113,7 +120,8 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
     if isinstance(e, video.UnreadableVideo):
       return Record(reason=e.reason, detail=e.detail)
     return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
-  example = _example({
+  example = _example(
+    {
       'video': _bytes_list([clip.video.encode()]),
       'frames': _bytes_list(jpegs),
       'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
@@ -123,5 +131,6 @@ def make_record(clip, *, root, fps, short_side, quality, max_frames,
       'answers': _bytes_list([q.answer.encode() for q in clip.questions]),
       'kinds': _bytes_list([q.kind.encode() for q in clip.questions]),
       'still': _field(3, _field(1, _varint(int(clip.still)))),
-  })
+    }
+  )
   return Record(example, len(jpegs), '', detail)

@@ -61,21 +61,17 @@ class WordPieceTokenizer:
       raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
     self.special = _special(path, vocab.get)
     self.vocab_size = len(pieces)
-    self.digest = hashlib.sha256(
-        checksum.read_bytes(path)).hexdigest()
+    self.digest = hashlib.sha256(checksum.read_bytes(path)).hexdigest()
     self._pieces = pieces
     # A vocabulary without capitals is meant for lower-cased text.
     lower = not any(p != p.lower() for p in pieces if not p.startswith('['))
-    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(
-        vocab, unk_token=PIECES.unk))
-    model.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=lower, strip_accents=lower)
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=PIECES.unk))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     self._model = model
 
   def encode(self, texts, max_tokens):
-    rows = self._model.encode_batch_fast(
-        list(texts), add_special_tokens=False)
+    rows = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
     return _rows([row.ids for row in rows], max_tokens, self.special)
 
   def decode(self, ids):
@@ -92,8 +88,8 @@ class SentencePieceTokenizer:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as e:
       raise ValueError(
-          f'{path} is no SentencePiece model; make one with '
-          'launch/tokenizer.py.') from e
+        f'{path} is no SentencePiece model; make one with launch/tokenizer.py.'
+      ) from e
     self.vocab_size = self._model.get_piece_size()
 
     def find(piece):
@@ -107,8 +103,7 @@ class SentencePieceTokenizer:
     return _rows(self._model.encode(list(texts)), max_tokens, self.special)
 
   def decode(self, ids):
-    return self._model.decode(
-        [int(i) for i in ids if i not in self.special])
+    return self._model.decode([int(i) for i in ids if i not in self.special])
 
 
 def load_tokenizer(path):
@@ -116,15 +111,17 @@ def load_tokenizer(path):
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-        f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '
-        'BERT vocab.txt or a model made by launch/tokenizer.py.')
+      f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '
+      'BERT vocab.txt or a model made by launch/tokenizer.py.'
+    )
   if path.suffix == '.txt':
     return WordPieceTokenizer(path)
   if path.suffix == '.model':
     return SentencePieceTokenizer(path)
   raise ValueError(
-      f'{path.name!r} ends in {path.suffix!r}; a tokenizer is a BERT '
-      'vocab.txt or a SentencePiece .model file.')
+    f'{path.name!r} ends in {path.suffix!r}; a tokenizer is a BERT '
+    'vocab.txt or a SentencePiece .model file.'
+  )
 
 
 def count_cut(tokenizer, texts, max_tokens):
@@ -133,8 +130,7 @@ def count_cut(tokenizer, texts, max_tokens):
   return int(mask[:, -1].sum())
 
 
-def train_sentencepiece(captions, path, vocab_size, *,
-                        max_captions=1_000_000):
+def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):
   """Trains a lower-casing byte-pair model; the same captions, the same file.
 
   The vocabulary comes out smaller when the captions have no more pieces.
@@ -166,19 +162,32 @@ def train_sentencepiece(captions, path, vocab_size, *,
   try:
     # Byte pairs, not unigrams: on a few hundred captions those stay letters.
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions), model_writer=model,
-        vocab_size=vocab_size, hard_vocab_limit=False, model_type='bpe',
-        character_coverage=0.9999 if len(captions) > 10_000 else 1.0,
-        normalization_rule_name='nmt_nfkc_cf',
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=PIECES.pad,
-        unk_piece=PIECES.unk, bos_piece=PIECES.cls, eos_piece=PIECES.sep,
-        control_symbols=[PIECES.mask], num_threads=1, minloglevel=2, **length)
+      sentence_iterator=iter(captions),
+      model_writer=model,
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      model_type='bpe',
+      character_coverage=0.9999 if len(captions) > 10_000 else 1.0,
+      normalization_rule_name='nmt_nfkc_cf',
+      pad_id=0,
+      unk_id=1,
+      bos_id=2,
+      eos_id=3,
+      pad_piece=PIECES.pad,
+      unk_piece=PIECES.unk,
+      bos_piece=PIECES.cls,
+      eos_piece=PIECES.sep,
+      control_symbols=[PIECES.mask],
+      num_threads=1,
+      minloglevel=2,
+      **length,
+    )
   except RuntimeError as e:
-    advice = (' every letter needs one, so allow more.'
-              if 'required_chars' in str(e) else '')
+    advice = ' every letter needs one, so allow more.' if 'required_chars' in str(e) else ''
     raise ValueError(
-        f'SentencePiece cannot make {vocab_size=} pieces from '
-        f'{len(captions)} captions;{advice} It says: {e}') from e
+      f'SentencePiece cannot make {vocab_size=} pieces from '
+      f'{len(captions)} captions;{advice} It says: {e}'
+    ) from e
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(model.getvalue())
   checksum.write(path)
@@ -190,8 +199,9 @@ def _special(path, find):
   missing = [p for p, i in zip(PIECES, ids, strict=True) if i is None]
   if missing:
     raise ValueError(
-        f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
-        'launch/tokenizer.py makes one that has them.')
+      f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
+      'launch/tokenizer.py makes one that has them.'
+    )
   return ids
 
 
@@ -199,14 +209,14 @@ def _rows(encoded, max_tokens, special):
   """Adds [CLS] and [SEP], cuts what is too long before [SEP], pads."""
   if max_tokens < 3:
     raise ValueError(
-        f'{max_tokens=} leaves no room for a word between [CLS] and [SEP]; '
-        'set data.max_text_tokens.')
+      f'{max_tokens=} leaves no room for a word between [CLS] and [SEP]; set data.max_text_tokens.'
+    )
   ids = np.full((len(encoded), max_tokens), special.pad, np.int32)
   mask = np.zeros((len(encoded), max_tokens), bool)
   ids[:, 0] = special.cls
   for i, row in enumerate(encoded):
-    row = row[:max_tokens - 2]
-    ids[i, 1:len(row) + 1] = row
+    row = row[: max_tokens - 2]
+    ids[i, 1 : len(row) + 1] = row
     ids[i, len(row) + 1] = special.sep
-    mask[i, :len(row) + 2] = True
+    mask[i, : len(row) + 2] = True
   return ids, mask

@@ -11,13 +11,7 @@ import shutil
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data.manifest import (
-    MANIFEST,
-    REPORT,
-    finish,
-    read_manifest,
-    read_reports,
-)
+from alpro_jax.data.manifest import MANIFEST, REPORT, finish, read_manifest, read_reports
 from alpro_jax.data.parts import write_part
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import Record
@@ -74,8 +68,10 @@ def verify(path, *, out=None) -> Verified:
   manifest = read_manifest(path)
   splits = manifest['splits']
   listed = [
-      (split, entry, file) for split, entry in splits.items()
-      for file in (entry['index'], *entry['shards'])]
+    (split, entry, file)
+    for split, entry in splits.items()
+    for file in (entry['index'], *entry['shards'])
+  ]
   # Sets of earlier versions do not list these.
   listed += [(ALL, None, file) for file in manifest.get('others', ())]
   progress = Progress(len(listed), out, unit='files')
@@ -95,9 +91,9 @@ def verify(path, *, out=None) -> Verified:
   for split, entry in splits.items():
     shards = sum(shard['examples'] for shard in entry['shards'])
     if shards != entry['examples']:
-      problems.append(Problem(
-          split, MANIFEST,
-          f'its shards have {shards} records, the split {entry["examples"]}'))
+      problems.append(
+        Problem(split, MANIFEST, f'its shards have {shards} records, the split {entry["examples"]}')
+      )
   records = sum(entry['examples'] for entry in splits.values())
   return Verified(len(listed) + 2, records, problems)  # Manifest and report.
 
@@ -124,12 +120,13 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   total = sum(entry['examples'] for entry in old['splits'].values())
   progress = Progress(total, out, unit='records')
   with files.folder(output) as made:
-    reports = {split: _save_split(path, split, entry, str(made), progress)
-               for split, entry in old['splits'].items()}
+    reports = {
+      split: _save_split(path, split, entry, str(made), progress)
+      for split, entry in old['splits'].items()
+    }
   progress.close()
   if not any(report['counts']['prepared'] for report in reports.values()):
-    raise ValueError(
-        f'no record of {path} can be read; {output} holds only the report.')
+    raise ValueError(f'no record of {path} can be read; {output} holds only the report.')
   return reports
 
 
@@ -141,22 +138,24 @@ def _save_split(path, split, entry, output, progress):
   parts, first = [], 0
   for number, shard in enumerate(entry['shards']):
     stem = os.path.join(work, f'part-{number:05}')
-    here = rows and rows[first:first + shard['examples']]
+    here = rows and rows[first : first + shard['examples']]
     parts.append(_save_shard(path, shard, stem, here, progress))
     first += shard['examples']
   skipped = [item for part in parts for item in part['skipped']]
   kept = [row for part in parts for row in part['index']]
   report = {
-      'split': split, 'repaired_from': {
-          'path': path, 'digest': entry['digest']},
-      'counts': {
-          'clips': first, 'prepared': len(kept),
-          'captions': sum(len(row['captions']) for row in kept),
-          'questions': sum(len(row['questions']) for row in kept),
-          'skipped': len(skipped)},
-      'skipped': skipped}
-  finish(output, work, split, entry['plan'], parts, report,
-                 read_manifest(output, missing_ok=True))
+    'split': split,
+    'repaired_from': {'path': path, 'digest': entry['digest']},
+    'counts': {
+      'clips': first,
+      'prepared': len(kept),
+      'captions': sum(len(row['captions']) for row in kept),
+      'questions': sum(len(row['questions']) for row in kept),
+      'skipped': len(skipped),
+    },
+    'skipped': skipped,
+  }
+  finish(output, work, split, entry['plan'], parts, report, read_manifest(output, missing_ok=True))
   shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
   return report
 
@@ -183,10 +182,10 @@ def _broken_records(path, split, entry, shard, reason):
       break
     first += other['examples']
   return [
-      Problem(split, shard['file'], wrong, first + i,
-              rows[first + i]['video'] if rows else '')
-      for i, (_, wrong) in enumerate(_read_records(path, shard, reason))
-      if wrong]
+    Problem(split, shard['file'], wrong, first + i, rows[first + i]['video'] if rows else '')
+    for i, (_, wrong) in enumerate(_read_records(path, shard, reason))
+    if wrong
+  ]
 
 
 def _read_records(path, shard, reason):
@@ -199,8 +198,7 @@ def _read_records(path, shard, reason):
     yield from [(None, reason)] * count
     return
   # Not as a context: leaving it raises for a file that is damaged.
-  source = array_record_data_source.ArrayRecordDataSource(
-      [f'{file}[0:{count}]'])
+  source = array_record_data_source.ArrayRecordDataSource([f'{file}[0:{count}]'])
   for i in range(count):
     try:
       record = source[i]
@@ -216,8 +214,7 @@ def _index_rows(path, entry):
   """Returns the rows of the index, None if they are not what was written."""
   if _check_file(path, entry['index']):
     return None
-  with open(os.path.join(path, entry['index']['file']),
-            encoding='utf-8') as lines:
+  with open(os.path.join(path, entry['index']['file']), encoding='utf-8') as lines:
     return [json.loads(line) for line in lines]
 
 
@@ -231,17 +228,29 @@ def _save_shard(path, shard, stem, rows, progress):
       raise ValueError(f'{path} was changed while it was read; start again.')
     for _ in rows:
       progress.item()
-    return {**{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
-            'skipped': [], 'partial': [], 'index': rows}
+    return {
+      **{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
+      'skipped': [],
+      'partial': [],
+      'index': rows,
+    }
   infos, records = [], []
   for i, (data, wrong) in enumerate(_read_records(path, shard, reason)):
     # What the record says of itself; of one that is lost, what the index says.
-    row = _row_of(data) if data is not None else (
-        rows[i] if rows else {'video': f'record {i} of {shard["file"]}'})
+    row = (
+      _row_of(data)
+      if data is not None
+      else (rows[i] if rows else {'video': f'record {i} of {shard["file"]}'})
+    )
     infos.append(row)
-    records.append(Record(
-        example=data or b'', frames=row.get('frames', 0),
-        reason='damaged' if wrong else '', detail=wrong))
+    records.append(
+      Record(
+        example=data or b'',
+        frames=row.get('frames', 0),
+        reason='damaged' if wrong else '',
+        detail=wrong,
+      )
+    )
   return write_part(stem, infos, iter(records), progress)
 
 
@@ -255,8 +264,12 @@ def _row_of(data):
     return [value.decode() for value in feature[name].bytes_list.value]
 
   return {
-      'video': texts('video')[0], 'captions': texts('captions'),
-      'styles': texts('styles'), 'questions': texts('questions'),
-      'answers': texts('answers'), 'kinds': texts('kinds'),
-      'still': bool(feature['still'].int64_list.value[0]),
-      'frames': len(feature['frames'].bytes_list.value)}
+    'video': texts('video')[0],
+    'captions': texts('captions'),
+    'styles': texts('styles'),
+    'questions': texts('questions'),
+    'answers': texts('answers'),
+    'kinds': texts('kinds'),
+    'still': bool(feature['still'].int64_list.value[0]),
+    'frames': len(feature['frames'].bytes_list.value),
+  }

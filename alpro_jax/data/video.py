@@ -23,11 +23,27 @@ av.logging.set_level(av.logging.PANIC)
 
 # Not playlists, which name other files and addresses, and not pictures, which
 # are for Pillow.
-_FORMATS = ','.join(sorted(
-    name for name in av.formats_available - {
-        'hls', 'concat', 'dash', 'webm_dash_manifest', 'imf', 'sdp', 'rtsp',
-        'rtp', 'sap', 'image2', 'image2pipe', 'ico'}
-    if not name.endswith('_pipe')))
+_FORMATS = ','.join(
+  sorted(
+    name
+    for name in av.formats_available
+    - {
+      'hls',
+      'concat',
+      'dash',
+      'webm_dash_manifest',
+      'imf',
+      'sdp',
+      'rtsp',
+      'rtp',
+      'sap',
+      'image2',
+      'image2pipe',
+      'ico',
+    }
+    if not name.endswith('_pipe')
+  )
+)
 # Their headers say how long they are.
 _DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
 _EBML = b'\x1a\x45\xdf\xa3'  # Matroska, WebM.
@@ -36,8 +52,7 @@ _PIXELS_PER_SECOND = 5e6  # HDR, if all frames are kept at their size.
 _PIXELS_PER_BYTE = 20
 _LEAST_BYTES = 16  # Of a frame.
 # Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
-_PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000',
-           'AVIF', 'PPM', 'TGA', 'ICO')
+_PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'AVIF', 'PPM', 'TGA', 'ICO')
 
 
 class UnreadableVideo(Exception):
@@ -84,8 +99,10 @@ def target_size(width, height, *, short_side=0, pixel_aspect=None):
 def _pick_stream(container):
   """The default video stream, which need not be the largest, set up."""
   streams = [
-      stream for stream in container.streams.video
-      if not stream.disposition & av.stream.Disposition.attached_pic]
+    stream
+    for stream in container.streams.video
+    if not stream.disposition & av.stream.Disposition.attached_pic
+  ]
   if not streams:
     raise UnreadableVideo('no video stream')
   for stream in streams:
@@ -103,8 +120,7 @@ def _pick_stream(container):
   return stream
 
 
-def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
-                   max_seconds=0.0):
+def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
   """Decodes a video, upright and at an even rate.
 
   The clock starts at the first frame and only goes on: where the times of a
@@ -138,14 +154,12 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0,
       yield read_still(path, short_side=short_side), 0.0
       return
     with open(path, 'rb', buffering=0) as file:
-      for frame in _decode(file.fileno(), fps, short_side, max_frames,
-                           max_seconds):
+      for frame in _decode(file.fileno(), fps, short_side, max_frames, max_seconds):
         count += 1
         yield frame
   except UnreadableVideo:
     raise
-  except (av.FFmpegError, OSError, ValueError, MemoryError,
-          ArithmeticError) as e:
+  except (av.FFmpegError, OSError, ValueError, MemoryError, ArithmeticError) as e:
     detail = getattr(e, 'strerror', None) or str(e) or type(e).__name__
     if count:
       raise PartlyReadable(f'{count} frames kept, then: {detail}') from e
@@ -173,9 +187,9 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
   missing, slow = '', 0
   for begin, end in itertools.pairwise(_recordings(file)):
     # Not one protocol by which another file might be opened.
-    with av.open(_Part(file, begin, end), options={
-        'protocol_whitelist': 'none',
-        'format_whitelist': _FORMATS}) as container:
+    with av.open(
+      _Part(file, begin, end), options={'protocol_whitelist': 'none', 'format_whitelist': _FORMATS}
+    ) as container:
       stream = _pick_stream(container)
       clock.start(container, stream)
       slow += _decoding_seconds(end - begin, container, stream)
@@ -197,15 +211,21 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
         if frame.width * frame.height > _MAX_PIXELS:
           raise UnreadableVideo('too large', f'{frame.width}x{frame.height}')
         # Later frames follow the first, should the size change.
-        size = size or _turned(target_size(
-            frame.width, frame.height, short_side=short_side,
-            pixel_aspect=stream.sample_aspect_ratio), turn)
+        size = size or _turned(
+          target_size(
+            frame.width,
+            frame.height,
+            short_side=short_side,
+            pixel_aspect=stream.sample_aspect_ratio,
+          ),
+          turn,
+        )
         kept += 1
         yield _pixels(scaler, frame, size, turn), float(time)
         if kept == max_frames:
           return
       declared = _declared_seconds(container, stream)
-      if ends[0] < .9 * declared and declared - ends[0] > 1:
+      if ends[0] < 0.9 * declared and declared - ends[0] > 1:
         missing = f'its data end at {ends[0]:.1f} of {declared:.1f} s'
   if kept and missing:
     raise EndsEarly(missing)
@@ -222,14 +242,14 @@ class _Part:
     self._at = begin
 
   def read(self, size):
-    data = os.pread(self._file, min(size, max(self._end - self._at, 0)),
-                    self._at)
+    data = os.pread(self._file, min(size, max(self._end - self._at, 0)), self._at)
     self._at += len(data)
     return data
 
   def seek(self, offset, whence=os.SEEK_SET):
-    self._at = offset + {os.SEEK_SET: self._begin, os.SEEK_CUR: self._at,
-                         os.SEEK_END: self._end}[whence]
+    self._at = (
+      offset + {os.SEEK_SET: self._begin, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+    )
     return self.tell()
 
   def tell(self):
@@ -246,8 +266,7 @@ def _recordings(file):
   start = os.pread(file, 8, 0)
   flv, mp4 = start.startswith(b'FLV'), start[4:] == b'ftyp'
   begins, at, has_index = [], 0, False
-  while (flv or mp4 or start.startswith(_EBML)) and len(
-      head := os.pread(file, 16, at)) == 16:
+  while (flv or mp4 or start.startswith(_EBML)) and len(head := os.pread(file, 16, at)) == 16:
     if flv:
       new, tag = head.startswith(b'FLV'), head[0] & 31
       # A tag: its own header, its data, and its length once more.
@@ -264,7 +283,7 @@ def _recordings(file):
       # Zeros say of how many bytes the length is, which is all ones if unknown.
       width = 9 - head[4].bit_length()
       most = (1 << 7 * width) - 1
-      size = int.from_bytes(head[4:4 + width], 'big') & most
+      size = int.from_bytes(head[4 : 4 + width], 'big') & most
       size = 0 if size == most else 4 + width + size
     if new:
       begins.append(at)
@@ -279,19 +298,21 @@ def _pixels(scaler, frame, size, turn):
   width, height = _turned(size, turn)
   to_sdr = _TO_SDR.get(frame.color_trc)
   pixels = scaler.reformat(
-      frame, width=width, height=height,
-      format='rgb48le' if to_sdr else 'rgb24',
-      src_color_range=frame.color_range,
-      src_colorspace='BT2020' if to_sdr else None,
-      interpolation=av.video.reformatter.Interpolation.BICUBIC,
-      threads=1).to_ndarray()
+    frame,
+    width=width,
+    height=height,
+    format='rgb48le' if to_sdr else 'rgb24',
+    src_color_range=frame.color_range,
+    src_colorspace='BT2020' if to_sdr else None,
+    interpolation=av.video.reformatter.Interpolation.BICUBIC,
+    threads=1,
+  ).to_ndarray()
   if to_sdr:
     pixels = to_sdr(pixels)
   swap, left_right, up_down = turn
   if swap:
     pixels = pixels.swapaxes(0, 1)
-  return np.ascontiguousarray(
-      pixels[::-1 if up_down else 1, ::-1 if left_right else 1])
+  return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
 
 
 def _decoding_seconds(size, container, stream):
@@ -319,8 +340,7 @@ def _frames_of(container, stream, ends):
   for packet in container.demux():
     time = packet.dts if packet.pts is None else packet.pts
     if time is not None and packet.time_base:
-      ends[0] = max(ends[0], float(
-          (time + (packet.duration or 0)) * packet.time_base) - begin)
+      ends[0] = max(ends[0], float((time + (packet.duration or 0)) * packet.time_base) - begin)
     if packet.stream.index != stream.index:
       continue
     if only_decoding is None:
@@ -363,8 +383,7 @@ class _Clock:
         self._shift = self._next() - stamp
       time = stamp + self._shift
       back = -1 if self._time is None else self._time - time
-      if (back >= 0 and (frame.key_frame or back > 1)
-          or self._gaps and back < -10):
+      if back >= 0 and (frame.key_frame or back > 1) or self._gaps and back < -10:
         # Another recording: it starts with a key frame.
         time = self._next()
         self._shift = time - stamp
@@ -387,8 +406,9 @@ def _turn_of(frame):
   try:
     matrix = frame.side_data.get('DISPLAYMATRIX')
   except ValueError:  # PyAV does not know another of the frame's side data.
-    return {0: None, 1: (True, False, True), 2: (False, True, True),
-            3: (True, True, False)}[round(frame.rotation / 90) % 4]
+    return {0: None, 1: (True, False, True), 2: (False, True, True), 3: (True, True, False)}[
+      round(frame.rotation / 90) % 4
+    ]
   if matrix is None:
     return None
   # A stored place (x, y) is shown at (a x + c y, b x + d y).
@@ -405,16 +425,18 @@ def _turned(size, turn):
 
 # BT.2100: how much light a value stands for, where 1 is reference white.
 _LEVELS = np.arange(4096, dtype=np.float32) / 4095
-_PQ = np.maximum(_LEVELS ** (1 / 78.84375) - .8359375, 0) / (
-    18.8515625 - 18.6875 * _LEVELS ** (1 / 78.84375))
-_PQ = _PQ ** (1 / .1593017578125) * (10000 / 203)
+_PQ = np.maximum(_LEVELS ** (1 / 78.84375) - 0.8359375, 0) / (
+  18.8515625 - 18.6875 * _LEVELS ** (1 / 78.84375)
+)
+_PQ = _PQ ** (1 / 0.1593017578125) * (10000 / 203)
 # Of HLG, light in the scene; a screen of 1000 cd/m2 shows its 1.2th power.
-_HLG = np.where(_LEVELS <= .5, _LEVELS ** 2 / 3, (
-    np.exp((_LEVELS - .55991073) / .17883277) + .28466892) / 12)
-_BT2020_LUMA = np.array([.2627, .6780, .0593], np.float32)
-_BT2020_TO_BT709 = np.array([[1.6605, -.1246, -.0182],
-                             [-.5876, 1.1329, -.1006],
-                             [-.0728, -.0083, 1.1187]], np.float32)
+_HLG = np.where(
+  _LEVELS <= 0.5, _LEVELS**2 / 3, (np.exp((_LEVELS - 0.55991073) / 0.17883277) + 0.28466892) / 12
+)
+_BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
+_BT2020_TO_BT709 = np.array(
+  [[1.6605, -0.1246, -0.0182], [-0.5876, 1.1329, -0.1006], [-0.0728, -0.0083, 1.1187]], np.float32
+)
 
 
 def _show(light):
@@ -430,11 +452,13 @@ def _pq_to_sdr(pixels):
 def _hlg_to_sdr(pixels):
   light = _HLG[pixels >> 4]
   luma = (light @ _BT2020_LUMA)[..., None]
-  return _show(light * luma ** .2 * (1000 / 203))
+  return _show(light * luma**0.2 * (1000 / 203))
 
 
-_TO_SDR = {av.video.reformatter.ColorTrc.SMPTE2084: _pq_to_sdr,
-           av.video.reformatter.ColorTrc.ARIB_STD_B67: _hlg_to_sdr}
+_TO_SDR = {
+  av.video.reformatter.ColorTrc.SMPTE2084: _pq_to_sdr,
+  av.video.reformatter.ColorTrc.ARIB_STD_B67: _hlg_to_sdr,
+}
 
 
 def _declared_seconds(container, stream):
@@ -475,8 +499,7 @@ def read_still(path, *, short_side=0):
       if image.mode.startswith('I;16'):  # Pillow would cut all to 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
       elif image.mode in ('I', 'F'):
-        raise UnreadableVideo(
-            'unreadable', 'its pixels are numbers of 32 bit; which is white?')
+        raise UnreadableVideo('unreadable', 'its pixels are numbers of 32 bit; which is white?')
       if 'transparency' in image.info or image.mode in ('RGBA', 'LA', 'PA'):
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')

@@ -29,9 +29,16 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
 # Where clouds tell a machine its secrets, beside 169.254.169.254, which is
 # refused as a link-local one.
-_METADATA = {ipaddress.ip_address(address) for address in (
-    'fd00:ec2::254', 'fd20:ce::254', '100.100.100.200', '168.63.129.16',
-    '192.0.0.192')}
+_METADATA = {
+  ipaddress.ip_address(address)
+  for address in (
+    'fd00:ec2::254',
+    'fd20:ce::254',
+    '100.100.100.200',
+    '168.63.129.16',
+    '192.0.0.192',
+  )
+}
 _NAT64 = ipaddress.ip_network('64:ff9b::/96')  # Holds an IPv4 address.
 
 
@@ -44,7 +51,7 @@ class Failed(Exception):
     wait: seconds for which the host wants to be left alone.
   """
 
-  def __init__(self, reason, detail='', again='never', wait=0.):
+  def __init__(self, reason, detail='', again='never', wait=0.0):
     super().__init__(reason)
     self.reason = reason
     self.detail = str(detail)[:500]
@@ -56,14 +63,18 @@ def may_ask(address, allow_local):
   """Says whether an IP address, as str, may be connected to."""
   ip = ipaddress.ip_address(address.partition('%')[0])
   if ip in _NAT64:
-    ip = ipaddress.IPv4Address(int(ip) & 0xffffffff)
-  if ip.is_link_local or ip.is_multicast or ip.is_unspecified or (
-      ip in _METADATA):
+    ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+  if ip.is_link_local or ip.is_multicast or ip.is_unspecified or (ip in _METADATA):
     return False
   if ip.version == 6 and (ip.ipv4_mapped or ip.sixtofour or ip.teredo):
     return False  # Each leads to another address, of version 4.
-  return allow_local or ip.is_global and not (  # Not all of these are local.
-      ip.version == 6 and (ip.is_reserved or ip.is_site_local))
+  return (
+    allow_local
+    or ip.is_global
+    and not (  # Not all of these are local.
+      ip.version == 6 and (ip.is_reserved or ip.is_site_local)
+    )
+  )
 
 
 class Client:
@@ -101,8 +112,9 @@ class Client:
           return
       with self.waiting(end):
         # http.client reads headers as Latin-1; these give their bytes back.
-        url = urllib.parse.urljoin(url, urllib.parse.quote(
-            target, safe=string.punctuation, encoding='latin-1'))
+        url = urllib.parse.urljoin(
+          url, urllib.parse.quote(target, safe=string.punctuation, encoding='latin-1')
+        )
       if not annotations.is_address(url):
         raise Failed('redirect refused', url)
     raise Failed('redirect refused', f'more than {_MOST_REDIRECTS}')
@@ -133,13 +145,11 @@ class Client:
       with self.waiting(end):
         connection, target, headers = self._connect(url, end)
         stack.callback(connection.close)
-        timer = threading.Timer(
-            max(0., end - time.monotonic()), _cut, [connection.sock])
+        timer = threading.Timer(max(0.0, end - time.monotonic()), _cut, [connection.sock])
         timer.daemon = True
         timer.start()
         stack.callback(timer.cancel)
-        connection.request(
-            'GET', target, headers={'User-Agent': 'alpro_jax', **headers})
+        connection.request('GET', target, headers={'User-Agent': 'alpro_jax', **headers})
         answer = stack.enter_context(connection.getresponse())
       yield answer
 
@@ -164,8 +174,7 @@ class Client:
       connection.sock = self._socket(*there, end)
       if secure:
         connection.sock.settimeout(self._patience(end))
-        connection.sock = self._tls.wrap_socket(
-            connection.sock, server_hostname=parts.hostname)
+        connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=parts.hostname)
       return connection, target, {}
     with contextlib.suppress(socket.gaierror):  # The proxy may know it.
       self._addresses(*there)
@@ -175,8 +184,7 @@ class Client:
     headers = {}
     if via.username:
       word = urllib.parse.unquote(f'{via.username}:{via.password or ""}')
-      headers['Proxy-Authorization'] = (
-          f'Basic {base64.b64encode(word.encode()).decode()}')
+      headers['Proxy-Authorization'] = f'Basic {base64.b64encode(word.encode()).decode()}'
     connection = kind(via.hostname, via.port or 80, timeout=self._patience(end))
     if secure:
       connection.set_tunnel(*there, headers=headers)
@@ -196,8 +204,7 @@ class Client:
 
   def _addresses(self, host, port):
     """Returns the IP addresses of a host that may be asked."""
-    found = [address[0] for *_, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM)]
+    found = [address[0] for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     allowed = [x for x in found if may_ask(x, self._allow_local)]
     if not allowed:
       raise Failed('local address refused', f'{host} is {found[0]}', 'later')

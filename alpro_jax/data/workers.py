@@ -25,10 +25,9 @@ _QUEUE_ITEMS = 16
 _QUEUE_BYTES = 1 << 15  # Below a pipe's buffer, so that sending never waits.
 _START_SECONDS = 120
 _USUAL_SECONDS = 120  # For an item; for more it has to ask, see `allow`.
-_LOOK_SECONDS = .25
+_LOOK_SECONDS = 0.25
 _KILLS = 4  # So often the worker of an item may be killed.
-_FROM_OUTSIDE = (
-    signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 MACHINE = 'lost by this machine'  # Reason of what is no fault of the item.
 
@@ -67,14 +66,14 @@ def environment():
   Returns:
     dict, for subprocess; alpro_jax can be imported in it.
   """
-  root = os.path.dirname(os.path.dirname(os.path.dirname(
-      os.path.abspath(__file__))))
+  root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
   given = os.environ.get('PYTHONPATH', '').split(os.pathsep)
   paths = [root] + [
-      path for path in given if os.path.isabs(path) and os.path.exists(path)
-      and not os.path.samefile(path, os.curdir)]
-  return {**os.environ, 'PYTHONSAFEPATH': '1',
-          'PYTHONPATH': os.pathsep.join(paths)}
+    path
+    for path in given
+    if os.path.isabs(path) and os.path.exists(path) and not os.path.samefile(path, os.curdir)
+  ]
+  return {**os.environ, 'PYTHONSAFEPATH': '1', 'PYTHONPATH': os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager
@@ -100,6 +99,7 @@ class Lost:
     reason: 'time-out', 'decoder crashed' or MACHINE.
     detail: how long, or how it ended.
   """
+
   reason: str
   detail: str
 
@@ -125,11 +125,18 @@ class _Worker:
   def __init__(self, target, settings):
     self.pipe, theirs = connection.Pipe()
     self.process = subprocess.Popen(
-        [sys.executable, '-c', f'import {__name__} as w; w.work()',
-         str(theirs.fileno()), str(os.getpid())],
-        env={**environment(), 'OMP_NUM_THREADS': '1'},
-        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-        start_new_session=True)  # Ctrl-C is for the parent alone.
+      [
+        sys.executable,
+        '-c',
+        f'import {__name__} as w; w.work()',
+        str(theirs.fileno()),
+        str(os.getpid()),
+      ],
+      env={**environment(), 'OMP_NUM_THREADS': '1'},
+      pass_fds=[theirs.fileno()],
+      stdin=subprocess.DEVNULL,
+      start_new_session=True,
+    )  # Ctrl-C is for the parent alone.
     theirs.close()
     self.pipe.send((target, settings))
     self.ready = False
@@ -139,7 +146,7 @@ class _Worker:
 
   def begin(self, limit):
     """Begins an item, which may take `limit` seconds."""
-    self.limit, self.worked = limit, 0.
+    self.limit, self.worked = limit, 0.0
     self._looked = time.monotonic()
     self._cpu, _ = _cpu_and_state(self.process.pid)
 
@@ -154,13 +161,16 @@ class _Worker:
     if passed >= _LOOK_SECONDS:
       before, self._looked = self._cpu, time.monotonic()
       self._cpu, state = _cpu_and_state(self.process.pid)
-      waited = min(passed, 2 * _LOOK_SECONDS) if state in 'SD' else 0.
+      waited = min(passed, 2 * _LOOK_SECONDS) if state in 'SD' else 0.0
       self.worked += max(waited, self._cpu - before)
     return self.worked > self.limit
 
   def has_room(self, message):
-    return self.ready and len(self.queue) < _QUEUE_ITEMS and (
-        not self.queue or self.queued_bytes + len(message) < _QUEUE_BYTES)
+    return (
+      self.ready
+      and len(self.queue) < _QUEUE_ITEMS
+      and (not self.queue or self.queued_bytes + len(message) < _QUEUE_BYTES)
+    )
 
   def send(self, index, message, limit):
     if not self.queue:
@@ -191,13 +201,12 @@ def _cpu_and_state(pid):
     with open(f'/proc/{pid}/stat', 'rb') as file:
       fields = file.read().rpartition(b')')[2].split()
   except FileNotFoundError:  # No Linux; or it is gone, which is seen soon.
-    return 0., 'S'
+    return 0.0, 'S'
   ticks = int(fields[11]) + int(fields[12])
   return ticks / os.sysconf('SC_CLK_TCK'), fields[0].decode()
 
 
-def run_in_order(target, settings, items, *, workers, timeout_s=None,
-                 window=64, max_bytes=1 << 29):
+def run_in_order(target, settings, items, *, workers, timeout_s=None, window=64, max_bytes=1 << 29):
   """Maps items through a function in worker processes.
 
   Args:
@@ -218,8 +227,7 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None,
     return
   pool = [_Worker(target, settings) for _ in range(min(workers, total))]
   try:
-    yield from _run(pool, target, settings, items, timeout_s,
-                    window * len(pool), max_bytes)
+    yield from _run(pool, target, settings, items, timeout_s, window * len(pool), max_bytes)
   finally:
     for worker in pool:
       worker.stop()
@@ -247,16 +255,14 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
     if not killed:
       return False
     at_work = {index for worker in pool for index, _ in worker.queue}
-    return bool(at_work & killed.keys()) or bool(
-        at_work and again and again[0][0] in killed)
+    return bool(at_work & killed.keys()) or bool(at_work and again and again[0][0] in killed)
 
   while turn < len(items):
     for worker in sorted(pool, key=lambda w: len(w.queue)):
       while not must_wait():
         if again:
           index, message = again[0]
-        elif sent < len(items) and sent < turn + window and (
-            done_bytes < max_bytes):
+        elif sent < len(items) and sent < turn + window and (done_bytes < max_bytes):
           index, message = sent, pickle.dumps(items[sent])
         else:
           break
@@ -271,8 +277,7 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
         else:
           sent += 1
 
-    ready = connection.wait([worker.pipe for worker in pool],
-                            timeout=_LOOK_SECONDS)
+    ready = connection.wait([worker.pipe for worker in pool], timeout=_LOOK_SECONDS)
     for worker in list(pool):
       if worker.pipe in ready:
         try:
@@ -296,8 +301,7 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
           if not was_ready:
             starts_failed += 1
             if starts_failed > 2:
-              raise RuntimeError(
-                  f'Workers die while they start ({how}).') from None
+              raise RuntimeError(f'Workers die while they start ({how}).') from None
           if not queue:
             continue
           # Only the head was worked on, and what struck may be no fault of it.
@@ -312,15 +316,18 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
           again.extendleft(reversed(queue[1:]))
           result = Lost('decoder crashed', how)
           if crashes[index] < 2:
-            result = Lost(MACHINE, (
+            result = Lost(
+              MACHINE,
+              (
                 f'its process was killed {_KILLS} times ({how}), as is done '
-                'when memory is short; --workers=1 needs least'))
+                'when memory is short; --workers=1 needs least'
+              ),
+            )
         done[index] = result
         done_bytes += _size(result)
       elif (worker.queue or not worker.ready) and worker.is_late():
         if not worker.ready:
-          raise RuntimeError(
-              f'A worker did not start within {_START_SECONDS} s.')
+          raise RuntimeError(f'A worker did not start within {_START_SECONDS} s.')
         # The answer may have come while the parent was busy writing.
         if worker.pipe.poll():
           continue
@@ -328,8 +335,7 @@ def _run(pool, target, settings, items, timeout_s, window, max_bytes):
         _, queue = replace(worker)
         index, _ = queue[0]
         again.extendleft(reversed(queue[1:]))
-        done[index] = Lost(
-            'time-out', f'more than {limit} s; --timeout_s allows more')
+        done[index] = Lost('time-out', f'more than {limit} s; --timeout_s allows more')
 
     while turn in done:
       result = done.pop(turn)

@@ -76,22 +76,26 @@ class Looked(NamedTuple):
   time: np.ndarray | None
 
 
-def look(model: Alpro, params: Any, video: np.ndarray, texts: Texts,
-         target: str) -> Looked:
+def look(model: Alpro, params: Any, video: np.ndarray, texts: Texts, target: str) -> Looked:
   """Runs a model on one video uint8[T, H, W, 3] with R texts, and watches."""
   found = _looker(model, target)(params, video, texts)
   return Looked(*jax.tree.map(np.asarray, found))
 
 
-def score(model: Alpro, params: Any, video: np.ndarray, texts: Texts,
-          target: str) -> np.ndarray:
+def score(model: Alpro, params: Any, video: np.ndarray, texts: Texts, target: str) -> np.ndarray:
   """float32[R]: the target alone."""
   return np.asarray(_scorer(model, target)(params, video, texts))
 
 
 def evidence(
-    model: Alpro, params: Any, video: np.ndarray, texts: Texts, target: str, *,
-    cell: int, steps: int = 16,
+  model: Alpro,
+  params: Any,
+  video: np.ndarray,
+  texts: Texts,
+  target: str,
+  *,
+  cell: int,
+  steps: int = 16,
 ) -> np.ndarray:
   """Integrates gradients from a plain clip of the median colour.
 
@@ -107,8 +111,7 @@ def evidence(
   Returns:
     float32[R, T, H / cell, W / cell].
   """
-  return np.asarray(_gatherer(model, target, cell, steps)(
-      params, video, texts))
+  return np.asarray(_gatherer(model, target, cell, steps)(params, video, texts))
 
 
 def _score(bound, target, video_tokens, text_tokens, texts):
@@ -119,7 +122,7 @@ def _score(bound, target, video_tokens, text_tokens, texts):
     return logits[:, 1] - logits[:, 0]
   if target == 'answer':
     return jnp.max(jax.nn.log_softmax(bound.answer_logits(fused[:, 0])), 1)
-  logits = jax.nn.log_softmax(bound.mlm_logits(fused[:, :texts.ids.shape[1]]))
+  logits = jax.nn.log_softmax(bound.mlm_logits(fused[:, : texts.ids.shape[1]]))
   known = jnp.take_along_axis(logits, texts.labels[..., None], -1)[..., 0]
   return jnp.sum(known * texts.wanted, axis=1)
 
@@ -173,8 +176,8 @@ def _gatherer(model, target, cell, steps):
       shares = (jnp.arange(steps) + 0.5) / steps
       total, _ = jax.lax.scan(step, jnp.zeros_like(pixels), shares)
       return einops.reduce(
-          total * (pixels - base), 't (h p) (w q) c -> t h w', 'sum',
-          p=cell, q=cell)
+        total * (pixels - base), 't (h p) (w q) c -> t h w', 'sum', p=cell, q=cell
+      )
 
     return jax.lax.map(gather, texts)
 
@@ -204,19 +207,20 @@ def _looker(model, target):
 
     size = length + tokens.shape[1]
     shifts = {
-        f'fusion_encoder/layer{i}/attention':
-            jnp.zeros((rows, config.text.heads, size, size))
-        for i in range(config.text.fusion_layer, config.text.depth)}
+      f'fusion_encoder/layer{i}/attention': jnp.zeros((rows, config.text.heads, size, size))
+      for i in range(config.text.fusion_layer, config.text.depth)
+    }
     gradient, (values, weights) = jax.grad(score, has_aux=True)(shifts)
 
     def to_patches(x):
       # [R, A, L + S, L + S]; the video's class token is no patch.
-      return jnp.mean(x[:, :, :length, length + 1:], axis=1)
+      return jnp.mean(x[:, :, :length, length + 1 :], axis=1)
 
     number = {name: int(name.split('/')[1][5:]) for name in shifts}
     seen = {number[name]: to_patches(x) for name, x in weights.items()}
-    cam = {number[name]: to_patches(x * jnp.maximum(gradient[name], 0))
-           for name, x in weights.items()}
+    cam = {
+      number[name]: to_patches(x * jnp.maximum(gradient[name], 0)) for name, x in weights.items()
+    }
     return (values, seen, cam, *of_video)
 
   return jax.jit(run)
@@ -229,8 +233,7 @@ def _of_video(weights, config, frames):
   if config.attention == 'joint':
     # [1 + T N, 1 + T N]
     space = einops.rearrange(mean[0, 1:], '(t n) -> t n', t=frames)
-    time = einops.rearrange(
-        mean[1:, 1:], '(t n) (s m) -> t n s m', t=frames, s=frames)
+    time = einops.rearrange(mean[1:, 1:], '(t n) (s m) -> t n s m', t=frames, s=frames)
     return space, jnp.mean(jnp.sum(time, axis=3), axis=1)
   # [T, 1 + N, 1 + N]: each frame for itself.
   time = weights.get(f'{block}/temporal_attention')
@@ -252,8 +255,7 @@ class _Watch:
 
   def __call__(self, call, args, kwargs, context):
     result, module = call(*args, **kwargs), context.module
-    if context.method_name != '__call__' or not isinstance(
-        module, layers.Attention):
+    if context.method_name != '__call__' or not isinstance(module, layers.Attention):
       return result
     path = '/'.join(module.path)
     x, mask = (*args, None)[:2]
@@ -261,8 +263,7 @@ class _Watch:
 
     def project(name):
       y = x.astype(jnp.float32) @ params[name]['kernel']
-      return einops.rearrange(
-          y + params[name]['bias'], '... l (a k) -> ... l a k', a=module.heads)
+      return einops.rearrange(y + params[name]['bias'], '... l (a k) -> ... l a k', a=module.heads)
 
     query, key = project('query'), project('key')
     scores = jnp.einsum('...qak,...lak->...aql', query, key)
@@ -273,7 +274,6 @@ class _Watch:
     if path not in self._shifts:
       return result
     # The output is linear in the weights, so a shift adds its own part.
-    more = jnp.einsum(
-        '...aql,...lak->...qak', self._shifts[path], project('value'))
+    more = jnp.einsum('...aql,...lak->...qak', self._shifts[path], project('value'))
     more = einops.rearrange(more, '... l a k -> ... l (a k)')
     return result + (more @ params['out']['kernel']).astype(result.dtype)

@@ -44,9 +44,7 @@ class Survey(NamedTuple):
   grouped: metrics.Standing | None = None
 
 
-def similarity_blocks(
-    rows: np.ndarray, columns: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
+def similarity_blocks(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first row, float32[n, C]) of rows f[R, E] times columns f[C, E]."""
   columns = np.asarray(columns, np.float64).T
   for first, last in metrics.spans(len(rows), columns.shape[1]):
@@ -58,13 +56,17 @@ def similarity_matrix(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
   """float32[R, C]: all similarities, as similarity_blocks gives them."""
   matrix = np.empty((len(rows), len(columns)), np.float32)
   for first, block in similarity_blocks(rows, columns):
-    matrix[first:first + len(block)] = block
+    matrix[first : first + len(block)] = block
   return matrix
 
 
 def survey(
-    blocks: Iterable[tuple[int, np.ndarray]], queries: metrics.Queries,
-    keep: int, *, scale: float = 0.0, grouped: bool = False,
+  blocks: Iterable[tuple[int, np.ndarray]],
+  queries: metrics.Queries,
+  keep: int,
+  *,
+  scale: float = 0.0,
+  grouped: bool = False,
 ) -> Survey:
   """Visits all scores once.
 
@@ -86,9 +88,12 @@ def survey(
     if grouped:
       groups.append(metrics.grouped_in(first, block, queries))
   return Survey(
-      np.concatenate(items), np.concatenate(scores), metrics.join(standings),
-      np.concatenate(penalties) if scale else None,
-      metrics.join(groups) if grouped else None)
+    np.concatenate(items),
+    np.concatenate(scores),
+    metrics.join(standings),
+    np.concatenate(penalties) if scale else None,
+    metrics.join(groups) if grouped else None,
+  )
 
 
 def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
@@ -101,16 +106,13 @@ def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
   surplus = chosen.sum(1) - keep
   for row in np.flatnonzero(surplus):
     equal = np.flatnonzero(block[row] == edge[row])
-    chosen[row, equal[-surplus[row]:]] = False
+    chosen[row, equal[-surplus[row] :]] = False
   item = np.nonzero(chosen)[1].astype(np.int32).reshape(rows, keep)
-  order = np.argsort(
-      -np.take_along_axis(block, item, 1), axis=1, kind='stable')
+  order = np.argsort(-np.take_along_axis(block, item, 1), axis=1, kind='stable')
   return np.take_along_axis(item, order, 1)
 
 
-def reranked(
-    queries: metrics.Queries, found: Survey, scores: np.ndarray
-) -> metrics.Standing:
+def reranked(queries: metrics.Queries, found: Survey, scores: np.ndarray) -> metrics.Standing:
   """Who stands ahead if the first k columns of every row are re-scored.
 
   Args:
@@ -131,16 +133,18 @@ def reranked(
     by_near = metrics.Standing(*(part[start:stop] for part in found.standing))
     nearer = (near > by_near.score[:, None]).sum(1)
     level = (near == by_near.score[:, None]).sum(1)
-    parts.append(metrics.Standing(
+    parts.append(
+      metrics.Standing(
         np.where(inside, best, by_near.score),
         np.where(inside, ahead, k + by_near.ahead - nearer),
-        np.where(inside, equal, by_near.equal - level)))
+        np.where(inside, equal, by_near.equal - level),
+      )
+    )
   return metrics.join(parts)
 
 
 def _spans_of(queries, k):
-  return metrics.spans(
-      len(queries.row), k * int(np.diff(queries.start).max()))
+  return metrics.spans(len(queries.row), k * int(np.diff(queries.start).max()))
 
 
 def _right_in(queries, found, scores, start, stop):
@@ -155,12 +159,11 @@ def _right_in(queries, found, scores, start, stop):
   # bool[P, k]: which candidate is a right one.
   right = found.item[row, :k][query] == column[:, None]
   value = np.where(right, scores[row][query], -np.inf).max(1)
-  return (value, np.maximum.reduceat(value, bounds),
-          np.logical_or.reduceat(right.any(1), bounds))
+  return (value, np.maximum.reduceat(value, bounds), np.logical_or.reduceat(right.any(1), bounds))
 
 
 def reranked_grouped(
-    queries: metrics.Queries, found: Survey, scores: np.ndarray
+  queries: metrics.Queries, found: Survey, scores: np.ndarray
 ) -> metrics.Standing:
   """As `reranked`, of videos among the captions of a video at a time.
 
@@ -170,8 +173,7 @@ def reranked_grouped(
   # The groups of text t are group[first[t]:first[t + 1]].
   order = np.argsort(queries.column, kind='stable')
   group = np.repeat(np.arange(count), np.diff(queries.start))[order]
-  first = np.searchsorted(
-      queries.column[order], np.arange(max(found.item.max() + 1, 1) + 1))
+  first = np.searchsorted(queries.column[order], np.arange(max(found.item.max() + 1, 1) + 1))
   # Several numbers of 8 bytes for every candidate.
   for start, stop in _spans_of(queries, 8 * k):
     row, number = queries.row[start:stop], stop - start
@@ -197,17 +199,17 @@ def reranked_grouped(
     # those that have a nearer caption: one of the two holds the other.
     near = metrics.Standing(*(part[start:stop] for part in found.grouped))
     outside = np.maximum(near.ahead, per_query(slice(None)))
-    parts.append(metrics.Standing(
+    parts.append(
+      metrics.Standing(
         np.where(inside, best, near.score),
         np.where(inside, per_query(value > best[query]), outside),
-        np.where(inside, per_query(value == best[query]),
-                 near.ahead + near.equal - outside)))
+        np.where(inside, per_query(value == best[query]), near.ahead + near.equal - outside),
+      )
+    )
   return metrics.join(parts)
 
 
-def reordered(
-    found: Survey, scores: np.ndarray, keep: int
-) -> tuple[np.ndarray, np.ndarray]:
+def reordered(found: Survey, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
   """The first columns of every row after re-scoring, and their scores.
 
   Args:
@@ -222,10 +224,11 @@ def reordered(
   order = np.argsort(-scores, axis=1, kind='stable')[:, :keep]
   behind = slice(k, max(keep, k))
   return (
-      np.concatenate([np.take_along_axis(found.item[:, :k], order, 1),
-                      found.item[:, behind]], 1),
-      np.concatenate([np.take_along_axis(scores, order, 1),
-                      found.score[:, behind]], 1, dtype=np.float32))
+    np.concatenate([np.take_along_axis(found.item[:, :k], order, 1), found.item[:, behind]], 1),
+    np.concatenate(
+      [np.take_along_axis(scores, order, 1), found.score[:, behind]], 1, dtype=np.float32
+    ),
+  )
 
 
 class Union(NamedTuple):
@@ -250,13 +253,11 @@ class Union(NamedTuple):
 
   def of_texts(self, values: np.ndarray, item: np.ndarray) -> np.ndarray:
     """f[P] -> f[texts, k], for videos int32[texts, k] of every text."""
-    return self._look_up(
-        values, item, lambda row, item: item * self.texts + row)
+    return self._look_up(values, item, lambda row, item: item * self.texts + row)
 
   def of_videos(self, values: np.ndarray, item: np.ndarray) -> np.ndarray:
     """f[P] -> f[videos, k], for texts int32[videos, k] of every video."""
-    return self._look_up(
-        values, item, lambda row, item: row * self.texts + item)
+    return self._look_up(values, item, lambda row, item: row * self.texts + item)
 
   def _look_up(self, values, item, key):
     found = np.empty(item.shape, values.dtype)
@@ -284,20 +285,20 @@ def union(videos_of_text: np.ndarray, texts_of_video: np.ndarray) -> Union:
 
 
 def similarity_of(
-    texts: np.ndarray, videos: np.ndarray, text: np.ndarray, video: np.ndarray
+  texts: np.ndarray, videos: np.ndarray, text: np.ndarray, video: np.ndarray
 ) -> np.ndarray:
   """float32[P] of pairs of features f[texts, E], f[videos, E]."""
   similarity = np.empty(len(text), np.float32)
   for first, last in metrics.spans(len(text), texts.shape[1]):
     similarity[first:last] = np.einsum(
-        'pe,pe->p', texts[text[first:last]].astype(np.float64),
-        videos[video[first:last]].astype(np.float64))
+      'pe,pe->p',
+      texts[text[first:last]].astype(np.float64),
+      videos[video[first:last]].astype(np.float64),
+    )
   return similarity
 
 
-def penalties(
-    pairs: Union, scores: np.ndarray, videos: int
-) -> tuple[np.ndarray, np.ndarray]:
+def penalties(pairs: Union, scores: np.ndarray, videos: int) -> tuple[np.ndarray, np.ndarray]:
   """metrics.dual_softmax_penalty over the pairs that were read.
 
   Args:
@@ -308,14 +309,14 @@ def penalties(
     float64[texts], float64[videos]; -inf where nothing was read.
   """
   return tuple(
-      _log_sum_exp(scores, group, count) / 2 for group, count in (
-          (pairs.text, pairs.texts), (pairs.video, videos)))
+    _log_sum_exp(scores, group, count) / 2
+    for group, count in ((pairs.text, pairs.texts), (pairs.video, videos))
+  )
 
 
 def _log_sum_exp(values, group, count):
   top = np.full(count, -np.inf)
   np.maximum.at(top, group, values)
-  total = np.bincount(
-      group, np.exp(values - top[group]), minlength=count)
+  total = np.bincount(group, np.exp(values - top[group]), minlength=count)
   with np.errstate(divide='ignore'):
     return top + np.log(total)

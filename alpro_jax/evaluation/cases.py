@@ -47,8 +47,7 @@ class AnswerCase(NamedTuple):
   @property
   def true(self) -> list[str]:
     """Those of the top that are the true answer, however it is spelled."""
-    return [text for text, _ in self.top
-            if canonical(text) == canonical(self.answer)]
+    return [text for text, _ in self.top if canonical(text) == canonical(self.answer)]
 
   @property
   def right(self) -> bool:
@@ -57,7 +56,7 @@ class AnswerCase(NamedTuple):
 
 
 def choose_searches(
-    retrieval: Retrieval, count: int, families: Sequence[Hashable] = (),
+  retrieval: Retrieval, count: int, families: Sequence[Hashable] = ()
 ) -> tuple[list[RankedText], list[RankedText]]:
   """The texts that find their video best and worst.
 
@@ -74,14 +73,10 @@ def choose_searches(
   own = {}  # Text -> (rank, video) of its videos.
   for (text, video), rank in zip(pairs, retrieval.ranks, strict=True):
     own.setdefault(int(text), []).append((int(rank), int(video)))
-  found = {text: RankedText(text, min(of)[1], min(of)[0])
-           for text, of in own.items()}
-  ahead = {text: _ahead(retrieval, text, {v for _, v in own[text]})
-           for text in own}
-  first = sorted((f for f in found.values() if f.rank == 1),
-                 key=lambda f: -ahead[f.text])
-  missed = sorted((f for f in found.values() if f.rank > 1),
-                  key=lambda f: (-f.rank, ahead[f.text]))
+  found = {text: RankedText(text, min(of)[1], min(of)[0]) for text, of in own.items()}
+  ahead = {text: _ahead(retrieval, text, {v for _, v in own[text]}) for text in own}
+  first = sorted((f for f in found.values() if f.rank == 1), key=lambda f: -ahead[f.text])
+  missed = sorted((f for f in found.values() if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
   if len(families):
     first = take_turns(first, [families[f.video] for f in first])
   return first[:count], missed[:count]
@@ -96,9 +91,7 @@ def _ahead(retrieval, text, own):
   return (mine or [scores[-1]])[0] - (others or [scores[-1]])[0]
 
 
-def choose_answers(
-    answered: Answered, count: int
-) -> tuple[list[int], list[int]]:
+def choose_answers(answered: Answered, count: int) -> tuple[list[int], list[int]]:
   """Questions answered right and wrong, the surest ones, kinds in turn."""
   # Largest probability of each question.
   logits = answered.logits
@@ -117,7 +110,7 @@ def choose_answers(
 def take_turns(items: Sequence, groups: Sequence[Hashable]) -> list:
   """The first item of every group, then the second of every group, ...
 
-    [a b c d], groups [x x y x]  ->  [a c b d]
+  [a b c d], groups [x x y x]  ->  [a c b d]
   """
   seen, turns = {}, []
   for group in groups:
@@ -152,14 +145,13 @@ def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
     """(rank, video, score) of the first ones; its own may be far behind."""
     top = found.top[case.text, :_TOP].tolist()
     scores = found.top_scores[case.text, :_TOP].tolist()
-    rows = [(rank, *row)
-            for rank, row in enumerate(zip(top, scores, strict=True), 1)]
+    rows = [(rank, *row) for rank, row in enumerate(zip(top, scores, strict=True), 1)]
     return rows if case.video in top else [*rows, (case.rank, case.video, None)]
 
-  plans = [[(case, ranked(case)) for case in group]
-           for group in choose_searches(found, count)]
-  frames = _thumbnails(trained, prepared, [
-      video for plan in plans for _, rows in plan for _, video, _ in rows])
+  plans = [[(case, ranked(case)) for case in group] for group in choose_searches(found, count)]
+  frames = _thumbnails(
+    trained, prepared, [video for plan in plans for _, rows in plan for _, video, _ in rows]
+  )
 
   def clip(text, rank, video, score):
     label = str(rank)
@@ -169,31 +161,45 @@ def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
       label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
     elif score is not None:
       label += f' · {score:.3f}'
-    return Clip(
-        frames[video], records[video].video, label, video in own[text])
+    return Clip(frames[video], records[video].video, label, video in own[text])
 
   return [
-      [Search(found.texts[case.text], case.rank,
-              [clip(case.text, *row) for row in rows]) for case, rows in plan]
-      for plan in plans]
+    [
+      Search(found.texts[case.text], case.rank, [clip(case.text, *row) for row in rows])
+      for case, rows in plan
+    ]
+    for plan in plans
+  ]
 
 
 def answer_cases(evaluated: Evaluated, count: int) -> list[list[AnswerCase]]:
   """The surest right answers and the surest wrong ones, `count` of each."""
   trained, prepared, _, found = evaluated
   chosen = choose_answers(found, count)
-  frames = _thumbnails(trained, prepared, [
-      found.questions[i].record for group in chosen for i in group])
+  frames = _thumbnails(
+    trained, prepared, [found.questions[i].record for group in chosen for i in group]
+  )
   records, known = prepared.metadata(), set(map(canonical, found.answers))
   return [
-      [AnswerCase(asked.text, asked.answer, asked.kind,
-                  canonical(asked.answer) in known, frames[asked.record],
-                  records[asked.record].video, found.top(i))
-       for i in group for asked in [found.questions[i]]]
-      for group in chosen]
+    [
+      AnswerCase(
+        asked.text,
+        asked.answer,
+        asked.kind,
+        canonical(asked.answer) in known,
+        frames[asked.record],
+        records[asked.record].video,
+        found.top(i),
+      )
+      for i in group
+      for asked in [found.questions[i]]
+    ]
+    for group in chosen
+  ]
 
 
 def _thumbnails(trained, prepared, records):
   clips = read_clips(trained.config.data, prepared, records)
-  return {record: pictures.thumbnails(clip, side=84)
-          for record, clip in zip(records, clips, strict=True)}
+  return {
+    record: pictures.thumbnails(clip, side=84) for record, clip in zip(records, clips, strict=True)
+  }

@@ -1,9 +1,9 @@
 """A page about one clip and one text: what the model goes by.
 
-  evidence    places of each frame that speak for a word, or against it
-  attention   where fusion looks from each word, Grad-CAM of one layer
-  entities    what the prompter calls some regions (pre-training with PEM)
-  time        where and when the video encoder looks
+evidence    places of each frame that speak for a word, or against it
+attention   where fusion looks from each word, Grad-CAM of one layer
+entities    what the prompter calls some regions (pre-training with PEM)
+time        where and when the video encoder looks
 """
 
 from collections.abc import Sequence
@@ -94,13 +94,15 @@ def split_words(trained: Trained, text: str) -> list[Word]:
   for word in text.split():
     row, known = encode([word], most)
     count = int(known.sum()) - 2
-    own += row[0, 1:1 + count].tolist()
+    own += row[0, 1 : 1 + count].tolist()
     if count and at < length:
       words.append(Word(word, at, min(at + count, length)))
     at += count
-  if own[:length - 1] != ids[0, 1:length].tolist():
-    words = [Word(trained.tokenizer.decode([i]) or '·', at, at + 1)
-             for at, i in enumerate(ids[0, 1:length].tolist(), 1)]
+  if own[: length - 1] != ids[0, 1:length].tolist():
+    words = [
+      Word(trained.tokenizer.decode([i]) or '·', at, at + 1)
+      for at, i in enumerate(ids[0, 1:length].tolist(), 1)
+    ]
   if not words:
     raise ValueError(f'{text!r} has no word that the tokenizer knows.')
   return words
@@ -120,9 +122,10 @@ def choose_target(trained: Trained) -> str:
   if trained.knows_matching:
     return 'match'
   raise ValueError(
-      f'{trained.origin.path} (task={config.task!r}) never trained its fusion '
-      'encoder; pass a checkpoint of pre-training, retrieval or question '
-      'answering.')
+    f'{trained.origin.path} (task={config.task!r}) never trained its fusion '
+    'encoder; pass a checkpoint of pre-training, retrieval or question '
+    'answering.'
+  )
 
 
 def choose_layer(config, asked: int | None = None) -> int:
@@ -134,15 +137,19 @@ def choose_layer(config, asked: int | None = None) -> int:
   first, stop = config.text.fusion_layer, config.text.depth
   layer = first + (stop - first) // 3 if asked is None else asked
   if not first <= layer < stop:
-    raise ValueError(
-        f'--layer={layer} is no fusion layer; they are {first} to {stop - 1}.')
+    raise ValueError(f'--layer={layer} is no fusion layer; they are {first} to {stop - 1}.')
   return layer
 
 
 def explain(
-    trained: Trained, name: str, frames: np.ndarray,
-    seconds: tuple[float, float], text: str, *, layer: int | None = None,
-    steps: int = 16,
+  trained: Trained,
+  name: str,
+  frames: np.ndarray,
+  seconds: tuple[float, float],
+  text: str,
+  *,
+  layer: int | None = None,
+  steps: int = 16,
 ) -> Explained:
   """Asks a model about one clip.
 
@@ -160,15 +167,13 @@ def explain(
   layer = choose_layer(config, layer)
   target = choose_target(trained)
   words = split_words(trained, text)
-  ids, mask = trained.tokenizer.encode(
-      [text], trained.config.data.max_text_tokens)
+  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
   rows = len(words)
   labels, mask = ids.repeat(rows, 0), mask.repeat(rows, 0)
   wanted = np.zeros_like(mask)
   for row, word in enumerate(words):
-    wanted[row, word.first:word.stop] = True
-  masked = Texts(
-      np.where(wanted, special.mask, labels), mask, wanted, labels)
+    wanted[row, word.first : word.stop] = True
+  masked = Texts(np.where(wanted, special.mask, labels), mask, wanted, labels)
   whole = Texts(labels, mask, wanted, labels)
   patch = config.video.patch_size
   # Small grids are shown in half patches.
@@ -181,12 +186,24 @@ def explain(
     looked = attention.look(model, params, frames, whole, target)
   else:
     places = attention.evidence(model, params, frames, masked, target, **rule)
-    looked = attention.look(
-        model, params, frames, masked if target == 'word' else whole, target)
+    looked = attention.look(model, params, frames, masked if target == 'word' else whole, target)
   said, verdict = _say(trained, frames, masked, whole, target, looked)
   return Explained(
-      trained, name, text, frames, seconds, words, target, verdict, places,
-      said, looked, layer, [], [])
+    trained,
+    name,
+    text,
+    frames,
+    seconds,
+    words,
+    target,
+    verdict,
+    places,
+    said,
+    looked,
+    layer,
+    [],
+    [],
+  )
 
 
 def _say(trained, frames, masked, whole, target, looked):
@@ -194,8 +211,7 @@ def _say(trained, frames, masked, whole, target, looked):
   model, params = trained.model, trained.params
   if target == 'answer':
     best = _answers(trained, frames, whole)
-    return [best[0][0]], ', '.join(
-        f'{text} {100 * share:.1f} %' for text, share in best)
+    return [best[0][0]], ', '.join(f'{text} {100 * share:.1f} %' for text, share in best)
   one = Texts(*(x[:1] for x in whole))
   verdict = 'matching was not trained'
   margin = None
@@ -219,8 +235,14 @@ def _answers(trained, frames, whole):
 
 
 def name_regions(
-    trained: Trained, teacher, entities: Sequence[str], frames: np.ndarray,
-    text: str, *, count: int = 6, seed: int = 0,
+  trained: Trained,
+  teacher,
+  entities: Sequence[str],
+  frames: np.ndarray,
+  text: str,
+  *,
+  count: int = 6,
+  seed: int = 0,
 ) -> list[Entity]:
   """Asks prompter and model what random regions show, as in training.
 
@@ -234,21 +256,24 @@ def name_regions(
     seed: of the regions.
   """
   options, config = trained.config, trained.model.config
-  patch, grid = config.video.patch_size, (
-      frames.shape[1] // config.video.patch_size,
-      frames.shape[2] // config.video.patch_size)
+  patch, grid = (
+    config.video.patch_size,
+    (frames.shape[1] // config.video.patch_size, frames.shape[2] // config.video.patch_size),
+  )
   ids, mask = trained.tokenizer.encode([text], options.data.max_text_tokens)
 
   @jax.jit
   def run(params, teacher, video, key):
     region = masking.sample_regions(
-        key, count, grid, area=options.loss.region_area,
-        rule=options.loss.region_rule)
+      key, count, grid, area=options.loss.region_area, rule=options.loss.region_rule
+    )
     clips = jnp.repeat(video[None], count, axis=0)
     labels, keep = teacher.label(
-        masking.crop_regions(clips, region, patch), jnp.zeros(count, bool),
-        rule=options.prompter.ignore_rule,
-        threshold=options.prompter.ignore_threshold)
+      masking.crop_regions(clips, region, patch),
+      jnp.zeros(count, bool),
+      rule=options.prompter.ignore_rule,
+      threshold=options.prompter.ignore_threshold,
+    )
     model = trained.model.bind({'params': params})
     tokens = model.encode_video(video[None], train=False).tokens
     words = model.encode_text(ids, mask, train=False).tokens
@@ -256,28 +281,29 @@ def name_regions(
     logits = model.region_entities(jnp.repeat(fused, count, axis=0), region)
     return region, labels, keep, jax.nn.softmax(logits)
 
-  found = jax.tree.map(np.asarray, run(
-      trained.params, teacher, jnp.asarray(frames), jax.random.key(seed)))
+  found = jax.tree.map(
+    np.asarray, run(trained.params, teacher, jnp.asarray(frames), jax.random.key(seed))
+  )
 
   def top(shares):
     best = np.argsort(-shares, kind='stable')[:5]
     return [(entities[i], float(shares[i])) for i in best]
 
   return [
-      Entity(region.reshape(grid), top(labels), top(answers), bool(kept))
-      for region, labels, kept, answers in zip(*found, strict=True)]
+    Entity(region.reshape(grid), top(labels), top(answers), bool(kept))
+    for region, labels, kept, answers in zip(*found, strict=True)
+  ]
 
 
 # --- The page ---------------------------------------------------------------
 
 _ABOUT = {
-    'word': 'Each word in turn is hidden from the model, which is asked what '
-            'stood there; the number is the probability of the true word. '
-            'Colours show what its answer rests on.',
-    'match': 'Each word in turn is hidden; the number is what the word adds '
-             'to the margin of a match. Colours show what that rests on.',
-    'answer': 'Colours show what the probability of its first answer rests '
-              'on.',
+  'word': 'Each word in turn is hidden from the model, which is asked what '
+  'stood there; the number is the probability of the true word. '
+  'Colours show what its answer rests on.',
+  'match': 'Each word in turn is hidden; the number is what the word adds '
+  'to the margin of a match. Colours show what that rests on.',
+  'answer': 'Colours show what the probability of its first answer rests on.',
 }
 
 
@@ -288,29 +314,38 @@ def render(shown: Explained) -> str:
   patch = shown.trained.model.config.video.patch_size
   grid = frames.shape[1] // patch, frames.shape[2] // patch
   about = [
-      ('model', f'{origin.path}, step {origin.step}' if origin else ''),
-      ('clip', f'{shown.name}, {shown.seconds[0]:.1f} to '
-               f'{shown.seconds[1]:.1f} s, {len(frames)} frames'),
-      ('the model says', shown.verdict)]
+    ('model', f'{origin.path}, step {origin.step}' if origin else ''),
+    (
+      'clip',
+      f'{shown.name}, {shown.seconds[0]:.1f} to {shown.seconds[1]:.1f} s, {len(frames)} frames',
+    ),
+    ('the model says', shown.verdict),
+  ]
   # One scale for all words: a word that rests on nothing stays pale.
   most = max(float(np.quantile(np.abs(shown.evidence), 0.995)), 1e-12)
   names, said = [word.text for word in shown.words], shown.said
   if shown.target == 'answer':
     names, said = said, ['']
   evidence = [
-      (name, note, pictures.heat(frames, maps / most, signed=True))
-      for name, note, maps in zip(names, said, shown.evidence, strict=True)]
+    (name, note, pictures.heat(frames, maps / most, signed=True))
+    for name, note, maps in zip(names, said, shown.evidence, strict=True)
+  ]
   return page.render(
-      'explain.html', title=f'“{shown.text}”', shown=shown, about=about,
-      introduction=_ABOUT[shown.target], evidence=evidence,
-      frames=pictures.enlarge(frames), attention=_attention(shown, grid),
-      regions=[
-          (item, pictures.enlarge(pictures.outline(frames, item.region)))
-          for item in shown.entities],
-      space=pictures.heat(
-          frames, _own_scale(looked.space.reshape(-1, *grid)), signed=False),
-      time=looked.time,
-      largest=0 if looked.time is None else max(looked.time.max(), 1e-12))
+    'explain.html',
+    title=f'“{shown.text}”',
+    shown=shown,
+    about=about,
+    introduction=_ABOUT[shown.target],
+    evidence=evidence,
+    frames=pictures.enlarge(frames),
+    attention=_attention(shown, grid),
+    regions=[
+      (item, pictures.enlarge(pictures.outline(frames, item.region))) for item in shown.entities
+    ],
+    space=pictures.heat(frames, _own_scale(looked.space.reshape(-1, *grid)), signed=False),
+    time=looked.time,
+    largest=0 if looked.time is None else max(looked.time.max(), 1e-12),
+  )
 
 
 def _attention(shown, grid):
@@ -318,11 +353,21 @@ def _attention(shown, grid):
   mean = shown.frames.mean(0, keepdims=True).astype(np.uint8)
   both = (shown.looked.gradcam[shown.layer], shown.looked.weights[shown.layer])
   return [
-      (word.text, np.concatenate([
-          pictures.heat(mean, _own_scale(
-              maps[row, word.first:word.stop].mean(0).reshape(1, *grid)),
-              signed=False) for maps in both]))
-      for row, word in enumerate(shown.words)]
+    (
+      word.text,
+      np.concatenate(
+        [
+          pictures.heat(
+            mean,
+            _own_scale(maps[row, word.first : word.stop].mean(0).reshape(1, *grid)),
+            signed=False,
+          )
+          for maps in both
+        ]
+      ),
+    )
+    for row, word in enumerate(shown.words)
+  ]
 
 
 def _own_scale(maps):

@@ -72,12 +72,16 @@ def render(template: str, **content) -> str:
 def environment() -> jinja2.Environment:
   """Returns the templates and what they call."""
   made = jinja2.Environment(
-      loader=jinja2.PackageLoader('alpro_jax.evaluation'), autoescape=True,
-      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-      finalize=_keep_together)
+    loader=jinja2.PackageLoader('alpro_jax.evaluation'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_keep_together,
+  )
   made.filters.update(
-      cell=_cell, figure=format_figure, film_strip=pictures.encode_strip,
-      fmt=format, within=_within)
+    cell=_cell, figure=format_figure, film_strip=pictures.encode_strip, fmt=format, within=_within
+  )
   return made
 
 

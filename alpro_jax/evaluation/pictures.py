@@ -36,14 +36,11 @@ def encode_strip(frames: np.ndarray) -> Picture:
 
 def film_strip(frames: np.ndarray, gap: int = 2) -> np.ndarray:
   """uint8[T, H, W, 3] -> uint8[H, T * W + (T - 1) * gap, 3], on white."""
-  spaced = np.pad(
-      frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+  spaced = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
   return np.concatenate(spaced, axis=1)[:, :-gap]
 
 
-def thumbnails(
-    frames: np.ndarray, count: int = 4, side: int = 112
-) -> np.ndarray:
+def thumbnails(frames: np.ndarray, count: int = 4, side: int = 112) -> np.ndarray:
   """Few and small enough that many of them fit into a page.
 
   Args:
@@ -59,8 +56,7 @@ def thumbnails(
   frames = frames[(2 * np.arange(count) + 1) * t // (2 * count)]
   factor = -(-h // side)
   h, w = h // factor, w // factor
-  blocks = frames[:, :h * factor, :w * factor].reshape(
-      count, h, factor, w, factor, 3)
+  blocks = frames[:, : h * factor, : w * factor].reshape(count, h, factor, w, factor, 3)
   return blocks.mean((2, 4)).round().astype(np.uint8)
 
 
@@ -73,11 +69,10 @@ def enlarge(frames: np.ndarray) -> np.ndarray:
 def outline(frames: np.ndarray, region: np.ndarray) -> np.ndarray:
   """Fades what lies outside a region bool[rows, columns] and frames it."""
   _, h, w, _ = frames.shape
-  inside = np.repeat(np.repeat(
-      region, h // region.shape[0], 0), w // region.shape[1], 1)
+  inside = np.repeat(np.repeat(region, h // region.shape[0], 0), w // region.shape[1], 1)
   inside = np.pad(inside, ((0, h - inside.shape[0]), (0, w - inside.shape[1])))
   near = np.pad(inside, 1)
-  core = (near[:-2, 1:-1] & near[2:, 1:-1] & near[1:-1, :-2] & near[1:-1, 2:])
+  core = near[:-2, 1:-1] & near[2:, 1:-1] & near[1:-1, :-2] & near[1:-1, 2:]
   shown = np.where(inside[:, :, None], frames, frames // 3 + 150)
   shown[:, inside & ~core] = (214, 69, 0)
   return shown.astype(np.uint8)
@@ -94,8 +89,9 @@ def heat(frames: np.ndarray, maps: np.ndarray, *, signed: bool) -> np.ndarray:
     uint8[T, H', W', 3], enlarged.
   """
   frames = enlarge(frames).astype(np.float32)
-  maps = np.asarray(jax.image.resize(
-      jnp.asarray(maps, jnp.float32), frames.shape[:3], 'linear'))[..., None]
+  maps = np.asarray(jax.image.resize(jnp.asarray(maps, jnp.float32), frames.shape[:3], 'linear'))[
+    ..., None
+  ]
   grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
   # Brightened, so that colours stand out of dark clips as well.
   base = 0.55 * grey[..., None] + 90 + np.zeros(3, np.float32)

@@ -70,9 +70,12 @@ class Answered:
   @property
   def right(self) -> np.ndarray:
     """bool[questions]."""
-    return np.array([
+    return np.array(
+      [
         canonical(self.answers[label]) == canonical(asked.answer)
-        for label, asked in zip(self.labels, self.questions, strict=True)])
+        for label, asked in zip(self.labels, self.questions, strict=True)
+      ]
+    )
 
   def top(self, question: int) -> list[tuple[str, float]]:
     """The most probable answers to a question with their probabilities."""
@@ -84,12 +87,12 @@ class Answered:
 
 
 def answer(
-    scorer: Scorer,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    questions: Sequence[Sequence[tuple[str, str, str]]],
-    answers: Sequence[str],
-    *,
-    pairs_per_call: int = 256,
+  scorer: Scorer,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  questions: Sequence[Sequence[tuple[str, str, str]]],
+  answers: Sequence[str],
+  *,
+  pairs_per_call: int = 256,
 ) -> Answered:
   """Answers all questions of a split.
 
@@ -104,14 +107,15 @@ def answer(
       answers.
   """
   asked = tuple(
-      Asked(record, *question)
-      for record, row in enumerate(questions) for question in row)
+    Asked(record, *question) for record, row in enumerate(questions) for question in row
+  )
   if not asked:
     raise ValueError('there is no question to answer.')
   if len(answers) != scorer.model.config.answers:
     raise ValueError(
-        f'{len(answers)} answers were given, but the model chooses from '
-        f'{scorer.model.config.answers}; pass the list of its training.')
+      f'{len(answers)} answers were given, but the model chooses from '
+      f'{scorer.model.config.answers}; pass the list of its training.'
+    )
   seconds, start = {}, time.monotonic()
 
   def lap(name):
@@ -121,9 +125,11 @@ def answer(
 
   if equal := equal_entries(answers):
     logging.warning(
-        '%d answers are listed in more than one spelling, such as %s; the '
-        'model has a label for each, and any of them counts as right.',
-        len(equal), list(equal[0]))
+      '%d answers are listed in more than one spelling, such as %s; the '
+      'model has a label for each, and any of them counts as right.',
+      len(equal),
+      list(equal[0]),
+    )
   videos = scorer.embed_videos(batches, len(questions))
   lap('videos')
   logits = _logits(scorer, videos, asked, pairs_per_call)
@@ -135,7 +141,7 @@ def answer(
 
 
 def figures(
-    asked: Sequence[Asked], chosen: Sequence[str], answers: Sequence[str]
+  asked: Sequence[Asked], chosen: Sequence[str], answers: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
   """Accuracies in percent, and what they are to be compared with.
 
@@ -153,15 +159,14 @@ def figures(
     most_frequent, wordings and videos also for each kind, as accuracy_what.
     And the 95 % intervals of the accuracies, by bootstrap over videos.
   """
-  asked = [question._replace(answer=canonical(question.answer))
-           for question in asked]
+  asked = [question._replace(answer=canonical(question.answer)) for question in asked]
   chosen, answers = (list(map(canonical, x)) for x in (chosen, answers))
   known = frozenset(answers)
   video = np.array([question.record for question in asked])
   kinds = np.array([question.kind for question in asked], object)
-  right = np.array([
-      question.answer == given
-      for question, given in zip(asked, chosen, strict=True)])
+  right = np.array(
+    [question.answer == given for question, given in zip(asked, chosen, strict=True)]
+  )
   in_list = np.array([question.answer in known for question in asked])
   wordings = np.array([question.text for question in asked], object)
   by_kind = _best_of(kinds, asked, known)
@@ -169,25 +174,27 @@ def figures(
 
   def shares(own):
     return {
-        'accuracy': 100.0 * right[own].mean(),
-        'in_list': 100.0 * in_list[own].mean(),
-        'best_per_kind': 100.0 * by_kind[own].mean(),
-        'best_per_wording': 100.0 * by_wording[own].mean(),
-        'questions': own.sum(),
+      'accuracy': 100.0 * right[own].mean(),
+      'in_list': 100.0 * in_list[own].mean(),
+      'best_per_kind': 100.0 * by_kind[own].mean(),
+      'best_per_wording': 100.0 * by_wording[own].mean(),
+      'questions': own.sum(),
     }
 
   everything = np.ones(len(asked), bool)
   first = np.array([question.answer == answers[0] for question in asked])
   found = shares(everything) | {
-      'most_frequent': 100.0 * first.mean(),
-      'wordings': len(set(wordings)), 'videos': len(np.unique(video))}
-  intervals = {
-      'accuracy': metrics.bootstrap_interval(100.0 * right, groups=video)}
+    'most_frequent': 100.0 * first.mean(),
+    'wordings': len(set(wordings)),
+    'videos': len(np.unique(video)),
+  }
+  intervals = {'accuracy': metrics.bootstrap_interval(100.0 * right, groups=video)}
   for kind in list_kinds(kinds):
     own = kinds == kind
     found |= {f'{name}_{kind}': value for name, value in shares(own).items()}
     intervals[f'accuracy_{kind}'] = metrics.bootstrap_interval(
-        100.0 * right[own], groups=video[own])
+      100.0 * right[own], groups=video[own]
+    )
   return {name: float(value) for name, value in found.items()}, intervals
 
 
@@ -202,11 +209,10 @@ def _best_of(groups, asked, known):
   for group, question in zip(groups, asked, strict=True):
     if question.answer in known:
       count.setdefault(group, Counter())[question.answer] += 1
-  best = {group: counted.most_common(1)[0][0]
-          for group, counted in count.items()}
-  return np.array([
-      best.get(group) == question.answer
-      for group, question in zip(groups, asked, strict=True)])
+  best = {group: counted.most_common(1)[0][0] for group, counted in count.items()}
+  return np.array(
+    [best.get(group) == question.answer for group, question in zip(groups, asked, strict=True)]
+  )
 
 
 def list_kinds(kinds: Iterable[str]) -> list[str]:
@@ -217,24 +223,30 @@ def list_kinds(kinds: Iterable[str]) -> list[str]:
 
 def rows(answered: Answered, videos: Sequence[str]) -> list[dict]:
   """What was answered to every question, as JSON; videos name the records."""
-  return [{
-      'video': videos[asked.record], 'question': asked.text,
-      'answer': asked.answer, 'kind': asked.kind,
-      'prediction': answered.answers[label], 'right': bool(right),
-      'top': [{'answer': text, 'probability': round(share, 6)}
-              for text, share in answered.top(number)],
-  } for number, (asked, label, right) in enumerate(zip(
-      answered.questions, answered.labels, answered.right, strict=True))]
+  return [
+    {
+      'video': videos[asked.record],
+      'question': asked.text,
+      'answer': asked.answer,
+      'kind': asked.kind,
+      'prediction': answered.answers[label],
+      'right': bool(right),
+      'top': [
+        {'answer': text, 'probability': round(share, 6)} for text, share in answered.top(number)
+      ],
+    }
+    for number, (asked, label, right) in enumerate(
+      zip(answered.questions, answered.labels, answered.right, strict=True)
+    )
+  ]
 
 
 def _logits(
-    scorer: Scorer, videos: VideoFeatures, asked: Sequence[Asked],
-    pairs_per_call: int,
+  scorer: Scorer, videos: VideoFeatures, asked: Sequence[Asked], pairs_per_call: int
 ) -> np.ndarray:
   """float32[questions, answers]."""
   index = {}
-  text = np.array(
-      [index.setdefault(question.text, len(index)) for question in asked])
+  text = np.array([index.setdefault(question.text, len(index)) for question in asked])
   video = np.array([question.record for question in asked])
   texts = list(index)
   # Questions of one text side by side, so that few texts are held at once.
@@ -245,8 +257,7 @@ def _logits(
   call, rows = _compiled(scorer.model, mesh), sharding.batch_sharding(mesh)
 
   def place(array):
-    return jax.make_array_from_callback(
-        array.shape, rows, lambda part: array[part])
+    return jax.make_array_from_callback(array.shape, rows, lambda part: array[part])
 
   logits = np.empty((len(asked), scorer.model.config.answers), np.float32)
   progress = Progress('questions', len(asked))
@@ -260,8 +271,11 @@ def _logits(
       real = min(size, last - begin)
       own = text[padded] - start
       part = call(
-          scorer.params, place(features.tokens[own]),
-          place(features.mask[own]), place(videos.tokens[video[padded]]))
+        scorer.params,
+        place(features.tokens[own]),
+        place(features.mask[own]),
+        place(videos.tokens[video[padded]]),
+      )
       logits[padded[:real]] = jax.device_get(part)[:real]
       progress.add(real)
   return logits
@@ -274,8 +288,6 @@ def _compiled(model, mesh):
   # Results leave the devices whole, so that every host can read them.
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def call(params, text_tokens, mask, video_tokens):
-    return model.bind({'params': params}).answer(
-        text_tokens, mask, video_tokens
-    )
+    return model.bind({'params': params}).answer(text_tokens, mask, video_tokens)
 
   return call

@@ -114,8 +114,7 @@ class Report:
   entities: Sequence[tuple[str, int]] = ()
   comparison: Table | None = None
   details: Mapping[str, Table] = dataclasses.field(default_factory=dict)
-  curves: Mapping[str, Sequence[Curve]] = dataclasses.field(
-      default_factory=dict)
+  curves: Mapping[str, Sequence[Curve]] = dataclasses.field(default_factory=dict)
   stages: Sequence[Stage] = ()
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -128,12 +127,10 @@ def write(report: Report, folder) -> pathlib.Path:
   """
   bad = {k: v for k, v in report.figures.items() if not math.isfinite(v)}
   if bad:
-    raise ValueError(
-        f'figures {bad} are not finite; leave out what was not measured.')
+    raise ValueError(f'figures {bad} are not finite; leave out what was not measured.')
   folder = pathlib.Path(folder)
   figures = {k: float(report.figures[k]) for k in sorted(report.figures)}
-  files.write_text(
-      folder / 'report.json', json.dumps(figures, indent=1) + '\n')
+  files.write_text(folder / 'report.json', json.dumps(figures, indent=1) + '\n')
   files.write_text(folder / 'report.html', render(report))
   return folder / 'report.html'
 
@@ -141,16 +138,16 @@ def write(report: Report, folder) -> pathlib.Path:
 def render(report: Report) -> str:
   """Returns the page."""
   headlines = [
-      (line, report.figures[line.key]) for line in report.headlines
-      if line.key in report.figures]
-  curves = {run: [_plot(curve) for curve in curves]
-            for run, curves in report.curves.items()}
-  return page.render('report.html', title=report.title, report=report,
-                     headlines=headlines, curves=curves)
+    (line, report.figures[line.key]) for line in report.headlines if line.key in report.figures
+  ]
+  curves = {run: [_plot(curve) for curve in curves] for run, curves in report.curves.items()}
+  return page.render(
+    'report.html', title=report.title, report=report, headlines=headlines, curves=curves
+  )
 
 
 def read_curves(
-    folder, names: Sequence[str], levels: Mapping[str, float] | None = None,
+  folder, names: Sequence[str], levels: Mapping[str, float] | None = None
 ) -> list[Curve]:
   """Reads scalars from TensorBoard's files; of a step twice, the later one.
 
@@ -171,9 +168,10 @@ def read_curves(
           number = tensor_util.make_ndarray(value.tensor)
           points[value.tag][event.step] = float(number)
   return [
-      Curve(name, *zip(*sorted(found.items()), strict=True),
-            level=(levels or {}).get(name))
-      for name, found in points.items() if found]
+    Curve(name, *zip(*sorted(found.items()), strict=True), level=(levels or {}).get(name))
+    for name, found in points.items()
+    if found
+  ]
 
 
 def _plot(curve):
@@ -190,9 +188,11 @@ def _plot(curve):
 
   across = 40 + 224 * (steps - first) / (last - first)
   return {
-      'name': curve.name.removeprefix('train/'), 'final': f'{values[-1]:.3g}',
-      'points': ' '.join(
-          f'{x:.1f},{up(y)}' for x, y in zip(across, values, strict=True)),
-      'ends': [(up(value), f'{value:.3g}') for value in (low, high)],
-      'level': None if curve.level is None else up(curve.level),
-      'first': f'{first:.0f}', 'last': f'{last:.0f}'}
+    'name': curve.name.removeprefix('train/'),
+    'final': f'{values[-1]:.3g}',
+    'points': ' '.join(f'{x:.1f},{up(y)}' for x, y in zip(across, values, strict=True)),
+    'ends': [(up(value), f'{value:.3g}') for value in (low, high)],
+    'level': None if curve.level is None else up(curve.level),
+    'first': f'{first:.0f}',
+    'last': f'{last:.0f}',
+  }

@@ -78,12 +78,11 @@ class Scoring:
   def __post_init__(self):
     for name, choices in (('rule', RULES), ('ties', metrics.TIES)):
       if getattr(self, name) not in choices:
-        raise ValueError(
-            f'scoring {name}={getattr(self, name)!r} is none of {choices}.')
+        raise ValueError(f'scoring {name}={getattr(self, name)!r} is none of {choices}.')
     if self.rerank_k < 0:
       raise ValueError(
-          f'scoring {self.rerank_k=} must be a number of candidates, or 0 for '
-          'all pairs.')
+        f'scoring {self.rerank_k=} must be a number of candidates, or 0 for all pairs.'
+      )
 
   @property
   def reads(self) -> bool:
@@ -142,8 +141,7 @@ class Retrieval:
   ranks: np.ndarray | None = None
   top: np.ndarray | None = None
   top_scores: np.ndarray | None = None
-  intervals: dict[str, tuple[float, float]] = dataclasses.field(
-      default_factory=dict)
+  intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   scoring: Scoring = Scoring()
   cost: dict[str, float] = dataclasses.field(default_factory=dict)
   summed: np.ndarray | None = None
@@ -159,9 +157,7 @@ class Retrieval:
     return self.similarity if self.matching is None else self.matching
 
 
-def list_pairs(
-    captions: Sequence[Sequence[str]],
-) -> tuple[tuple[str, ...], np.ndarray]:
+def list_pairs(captions: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
   """Lists distinct captions and which video they belong to.
 
     [['a disc', 'a red disc'], ['a disc']]
@@ -179,10 +175,10 @@ def list_pairs(
 
 
 def retrieve(
-    scorer: Scorer,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    captions: Sequence[Sequence[str]],
-    scoring: Scoring = Scoring(),
+  scorer: Scorer,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  captions: Sequence[Sequence[str]],
+  scoring: Scoring = Scoring(),
 ) -> tuple[Retrieval, TextFeatures, VideoFeatures]:
   """Scores all captions of a split against all its videos.
 
@@ -211,12 +207,12 @@ def retrieve(
 
 
 def score(
-    scorer: Scorer,
-    texts: TextFeatures,
-    videos: VideoFeatures,
-    names: Sequence[str],
-    pairs: np.ndarray,
-    scoring: Scoring = Scoring(),
+  scorer: Scorer,
+  texts: TextFeatures,
+  videos: VideoFeatures,
+  names: Sequence[str],
+  pairs: np.ndarray,
+  scoring: Scoring = Scoring(),
 ) -> Retrieval:
   """Scores encoded texts against encoded videos; see `retrieve`.
 
@@ -244,27 +240,42 @@ def score(
     by_similarity = [*(side.standing for side in near), near[1].grouped]
   figures, intervals = {}, {}
   for prefix, found in (
-      ('', order.standings), ('similarity/', by_similarity),
-      ('dual_softmax/', order.dual)):
+    ('', order.standings),
+    ('similarity/', by_similarity),
+    ('dual_softmax/', order.dual),
+  ):
     if found:
       parts = metrics.retrieval_figures(
-          split.sides[0].queries, found[0], split.sides[1].queries, *found[1:],
-          videos=split.shape[1], ties=scoring.ties)
+        split.sides[0].queries,
+        found[0],
+        split.sides[1].queries,
+        *found[1:],
+        videos=split.shape[1],
+        ties=scoring.ties,
+      )
       for into, part in zip((figures, intervals), parts, strict=True):
         into |= {prefix + name: value for name, value in part.items()}
   figures['texts'], figures['videos'] = map(float, split.shape)
   clock.lap('metrics')
   return Retrieval(
-      tuple(names), pairs, split.similarity, order.margin, figures,
-      clock.seconds, order.standings[0].ranks(scoring.ties), order.top,
-      order.top_scores, intervals, scoring,
-      {'pairs': float(order.read), 'share': order.read / split.size},
-      order.summed, order.sides)
+    tuple(names),
+    pairs,
+    split.similarity,
+    order.margin,
+    figures,
+    clock.seconds,
+    order.standings[0].ranks(scoring.ties),
+    order.top,
+    order.top_scores,
+    intervals,
+    scoring,
+    {'pairs': float(order.read), 'share': order.read / split.size},
+    order.summed,
+    order.sides,
+  )
 
 
-def figure_names(
-    scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True
-) -> list[str]:
+def figure_names(scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True) -> list[str]:
   """The figures that have an interval, by name, as `score` will give them.
 
   Args:
@@ -279,9 +290,12 @@ def figure_names(
     orders['similarity/'] = orders['']
   if scoring.dual_softmax:
     orders['dual_softmax/'] = plain
-  return [order + name for order, directions in orders.items()
-          for direction in directions
-          for name in metrics.summarize_ranks([1.0], direction)]
+  return [
+    order + name
+    for order, directions in orders.items()
+    for direction in directions
+    for name in metrics.summarize_ranks([1.0], direction)
+  ]
 
 
 class _Clock:
@@ -334,9 +348,10 @@ def _look(scorer, texts, videos, pairs, scoring) -> _Split:
   width = texts.feature.shape[1]
   if not width and (scoring.rule != 'matching' or scoring.rerank_k):
     raise ValueError(
-        f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
-        "this model has no contrastive features; score by 'matching' and "
-        'rerank_k=0.')
+      f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
+      "this model has no contrastive features; score by 'matching' and "
+      'rerank_k=0.'
+    )
   _check_size(*shape, scoring)
   similarity = None
   if shape[0] * shape[1] <= DENSE_PAIRS:
@@ -346,11 +361,14 @@ def _look(scorer, texts, videos, pairs, scoring) -> _Split:
     scale = 1 / scorer.temperature()
   keep = max(scoring.rerank_k if scoring.reads else 0, TOP)
   sides = []
-  for side, queries in enumerate(
-      (metrics.text_queries(pairs), metrics.video_queries(pairs))):
+  for side, queries in enumerate((metrics.text_queries(pairs), metrics.video_queries(pairs))):
     near = candidates.survey(
-        _similarity_blocks(texts, videos, similarity, side), queries, keep,
-        scale=scale, grouped=_groups(queries, side))
+      _similarity_blocks(texts, videos, similarity, side),
+      queries,
+      keep,
+      scale=scale,
+      grouped=_groups(queries, side),
+    )
     sides.append(Direction(queries, near, None))
   return _Split(texts, videos, similarity, tuple(sides))
 
@@ -382,12 +400,16 @@ def _order_by_similarity(split, scoring) -> _Order:
   dual = None
   if scoring.dual_softmax:
     dual = [
-        metrics.standing(
-            split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
-        for i, side in enumerate(split.sides)]
+      metrics.standing(split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
+      for i, side in enumerate(split.sides)
+    ]
   return _Order(
-      [*(side.standing for side in near), near[1].grouped], dual,
-      near[0].item[:, :TOP], near[0].score[:, :TOP], split.sides)
+    [*(side.standing for side in near), near[1].grouped],
+    dual,
+    near[0].item[:, :TOP],
+    near[0].score[:, :TOP],
+    split.sides,
+  )
 
 
 def _order_of_all(split, scorer, scoring, clock) -> _Order:
@@ -401,21 +423,31 @@ def _order_of_all(split, scorer, scoring, clock) -> _Order:
   scores = margin if summed is None else summed
   matrices = scores, scores.T
   best, back = (
-      candidates.survey(
-          metrics.blocks_of(matrix), side.queries, TOP,
-          scale=float(scoring.dual_softmax), grouped=_groups(side.queries, i))
-      for i, (matrix, side) in enumerate(
-          zip(matrices, split.sides, strict=True)))
+    candidates.survey(
+      metrics.blocks_of(matrix),
+      side.queries,
+      TOP,
+      scale=float(scoring.dual_softmax),
+      grouped=_groups(side.queries, i),
+    )
+    for i, (matrix, side) in enumerate(zip(matrices, split.sides, strict=True))
+  )
   dual = None
   if scoring.dual_softmax:
     dual = [
-        metrics.standing(
-            metrics.blocks_of(matrix), side.queries, other.penalty)
-        for matrix, side, other in zip(
-            matrices, split.sides, (back, best), strict=True)]
+      metrics.standing(metrics.blocks_of(matrix), side.queries, other.penalty)
+      for matrix, side, other in zip(matrices, split.sides, (back, best), strict=True)
+    ]
   return _Order(
-      [best.standing, back.standing, back.grouped], dual, best.item, best.score,
-      split.sides, split.size, margin, summed)
+    [best.standing, back.standing, back.grouped],
+    dual,
+    best.item,
+    best.score,
+    split.sides,
+    split.size,
+    margin,
+    summed,
+  )
 
 
 def _order_of_candidates(split, scorer, scoring, clock) -> _Order:
@@ -430,28 +462,31 @@ def _order_of_candidates(split, scorer, scoring, clock) -> _Order:
   clock.lap('pairs')
   if scoring.rule == 'matching+similarity':
     scores = matching.logit + candidates.similarity_of(
-        split.texts.feature, split.videos.feature, text, video)
+      split.texts.feature, split.videos.feature, text, video
+    )
   values = wanted.of_texts(scores, near[0]), wanted.of_videos(scores, near[1])
-  sides = tuple(side._replace(scores=value)
-                for side, value in zip(sides, values, strict=True))
+  sides = tuple(side._replace(scores=value) for side, value in zip(sides, values, strict=True))
   dual = None
   if scoring.dual_softmax:
     penalties = candidates.penalties(wanted, scores, split.shape[1])
     dual = [
-        candidates.reranked(side.queries, side.near, value - other[item])
-        for side, value, item, other in zip(
-            sides, values, near, penalties[::-1], strict=True)]
+      candidates.reranked(side.queries, side.near, value - other[item])
+      for side, value, item, other in zip(sides, values, near, penalties[::-1], strict=True)
+    ]
   margin = None
   if len(text) == split.size:
-    margin = np.ascontiguousarray(
-        matching.margin.reshape(split.shape[::-1]).T)
+    margin = np.ascontiguousarray(matching.margin.reshape(split.shape[::-1]).T)
   grouped = None
   if _groups(sides[1].queries, 1):
     grouped = candidates.reranked_grouped(*sides[1])
   return _Order(
-      [*(candidates.reranked(*side) for side in sides), grouped], dual,
-      *candidates.reordered(sides[0].near, values[0], TOP), sides, len(text),
-      margin)
+    [*(candidates.reranked(*side) for side in sides), grouped],
+    dual,
+    *candidates.reordered(sides[0].near, values[0], TOP),
+    sides,
+    len(text),
+    margin,
+  )
 
 
 def _agreed(near):
@@ -459,29 +494,30 @@ def _agreed(near):
   would read other pairs, in another number of calls."""
   if jax.process_count() == 1:
     return near
-  narrow = jax.tree.map(
-      lambda x: x.astype(np.int32) if x.dtype == np.int64 else x, near)
-  return jax.tree.map(
-      np.asarray, multihost_utils.broadcast_one_to_all(narrow))
+  narrow = jax.tree.map(lambda x: x.astype(np.int32) if x.dtype == np.int64 else x, near)
+  return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(narrow))
 
 
 def _check_size(texts, videos, scoring):
   size = texts * videos
   if scoring.reads and not scoring.rerank_k and size > DENSE_PAIRS:
     raise ValueError(
-        f'all {size} pairs of {texts} texts and {videos} videos do not fit '
-        f'into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to '
-        '128.')
+      f'all {size} pairs of {texts} texts and {videos} videos do not fit '
+      f'into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to '
+      '128.'
+    )
 
 
 def _check_finite(array, name):
   wrong = sum(
-      int((~np.isfinite(array[first:last])).sum())
-      for first, last in metrics.spans(len(array), array[:1].size))
+    int((~np.isfinite(array[first:last])).sum())
+    for first, last in metrics.spans(len(array), array[:1].size)
+  )
   if wrong:
     raise ValueError(
-        f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
-        'rank. Check the parameters.')
+      f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
+      'rank. Check the parameters.'
+    )
 
 
 class Tradeoff(NamedTuple):
@@ -506,8 +542,7 @@ class Tradeoff(NamedTuple):
 
 
 def recall_against_k(
-    retrieval: Retrieval, *, flops: Callable[[int], float] | None = None,
-    largest: int = 1024,
+  retrieval: Retrieval, *, flops: Callable[[int], float] | None = None, largest: int = 1024
 ) -> list[Tradeoff]:
   """Recall that smaller rerank_k would have had, without reading any more.
 
@@ -522,8 +557,9 @@ def recall_against_k(
   """
   if not retrieval.scoring.reads or not retrieval.directions:
     raise ValueError(
-        f'{retrieval.scoring.rule=} read no pairs; recall against k needs '
-        "'matching' or 'matching+similarity'.")
+      f'{retrieval.scoring.rule=} read no pairs; recall against k needs '
+      "'matching' or 'matching+similarity'."
+    )
   sides = retrieval.directions
   texts, videos = (int(retrieval.metrics[name]) for name in ('texts', 'videos'))
   end = retrieval.scoring.rerank_k
@@ -535,19 +571,25 @@ def recall_against_k(
   rows, k = [], 1
   while k < end:
     near = [side.near.item[:, :k] for side in sides]
-    found = [candidates.reranked(side.queries, side.near, side.scores[:, :k])
-             for side in sides]
+    found = [candidates.reranked(side.queries, side.near, side.scores[:, :k]) for side in sides]
     ranks = [x.ranks(retrieval.scoring.ties) for x in found]
-    figures = {**metrics.summarize_ranks(ranks[0], 't2v'),
-               **metrics.summarize_ranks(ranks[1], 'v2t')}
+    figures = {
+      **metrics.summarize_ranks(ranks[0], 't2v'),
+      **metrics.summarize_ranks(ranks[1], 'v2t'),
+    }
     rows.append((k, figures, len(candidates.union(*near).key)))
     k *= 2
-  rows.append((retrieval.scoring.rerank_k, retrieval.metrics,
-               int(retrieval.cost['pairs'])))
+  rows.append((retrieval.scoring.rerank_k, retrieval.metrics, int(retrieval.cost['pairs'])))
   return [
-      Tradeoff(k, *(figures[name] for name in Tradeoff._fields[1:5]), pairs,
-               pairs / (texts * videos), flops(pairs) if flops else 0.0)
-      for k, figures, pairs in rows]
+    Tradeoff(
+      k,
+      *(figures[name] for name in Tradeoff._fields[1:5]),
+      pairs,
+      pairs / (texts * videos),
+      flops(pairs) if flops else 0.0,
+    )
+    for k, figures, pairs in rows
+  ]
 
 
 def _sides_of_matrices(retrieval, keep):
@@ -557,8 +599,6 @@ def _sides_of_matrices(retrieval, keep):
     similarity, scores = retrieval.similarity, retrieval.scores
     if i:
       similarity, scores = similarity.T, scores.T
-    near = candidates.survey(
-        metrics.blocks_of(similarity), side.queries, keep)
-    sides.append(Direction(
-        side.queries, near, np.take_along_axis(scores, near.item, 1)))
+    near = candidates.survey(metrics.blocks_of(similarity), side.queries, keep)
+    sides.append(Direction(side.queries, near, np.take_along_axis(scores, near.item, 1)))
   return sides

@@ -96,8 +96,13 @@ class Progress:
     self._last = now
     rate = self._done / max(now - self._start, 1e-6)
     logging.info(
-        '%s: %d of %d, %.0f/s, %.0f s left', self._what, self._done,
-        self._total, rate, max(self._total - self._done, 0) / rate)
+      '%s: %d of %d, %.0f/s, %.0f s left',
+      self._what,
+      self._done,
+      self._total,
+      rate,
+      max(self._total - self._done, 0) / rate,
+    )
 
 
 class _Calls(NamedTuple):
@@ -116,35 +121,34 @@ def _compiled(model, mesh) -> _Calls:
     return encoding.tokens, encoding.feature, record, valid
 
   def text(params, ids, mask):
-    encoding = model.bind({'params': params}).encode_text(
-        ids, mask, train=False)
+    encoding = model.bind({'params': params}).encode_text(ids, mask, train=False)
     return encoding.tokens, encoding.feature
 
   def pairs(params, text_tokens, mask, video_tokens):
     """f[Q, L, D], bool[Q, L], f[Q, S, D] -> Matching of float32[Q]."""
-    logits = model.bind({'params': params}).match(
-        text_tokens, mask, video_tokens
-    )
+    logits = model.bind({'params': params}).match(text_tokens, mask, video_tokens)
     return Matching(logits[:, 1] - logits[:, 0], logits[:, 1])
 
   def block(params, text_tokens, mask, video_tokens):
     """a texts, b videos (cut over the devices) -> Matching of [a, b]."""
     a, b = len(text_tokens), len(video_tokens)
     found = pairs(
-        params,
-        repeat(text_tokens, 'a l d -> (b a) l d', b=b),
-        repeat(mask, 'a l -> (b a) l', b=b),
-        repeat(video_tokens, 'b s d -> (b a) s d', a=a))
+      params,
+      repeat(text_tokens, 'a l d -> (b a) l d', b=b),
+      repeat(mask, 'a l -> (b a) l', b=b),
+      repeat(video_tokens, 'b s d -> (b a) s d', a=a),
+    )
     return Matching(*(rearrange(x, '(b a) -> a b', a=a) for x in found))
 
   def rows(params, text_tokens, mask, video_tokens):
     """b videos with a texts each (both cut) -> Matching of [b, a]."""
     a = text_tokens.shape[1]
     found = pairs(
-        params,
-        rearrange(text_tokens, 'b a l d -> (b a) l d'),
-        rearrange(mask, 'b a l -> (b a) l'),
-        repeat(video_tokens, 'b s d -> (b a) s d', a=a))
+      params,
+      rearrange(text_tokens, 'b a l d -> (b a) l d'),
+      rearrange(mask, 'b a l -> (b a) l'),
+      repeat(video_tokens, 'b s d -> (b a) s d', a=a),
+    )
     return Matching(*(rearrange(x, '(b a) -> b a', a=a) for x in found))
 
   # Results leave the devices whole, so that every host can read them.
@@ -155,9 +159,19 @@ def _compiled(model, mesh) -> _Calls:
 class Scorer:
   """Encodes and scores with one model, on all devices of a mesh."""
 
-  def __init__(self, model, params, mesh, *, encode, max_text_tokens: int,
-               batch_size: int, pairs_per_call: int, folder: str = '',
-               memory_limit: int = 64 * 2**30):
+  def __init__(
+    self,
+    model,
+    params,
+    mesh,
+    *,
+    encode,
+    max_text_tokens: int,
+    batch_size: int,
+    pairs_per_call: int,
+    folder: str = '',
+    memory_limit: int = 64 * 2**30,
+  ):
     """Compiles nothing yet.
 
     Args:
@@ -185,12 +199,11 @@ class Scorer:
 
   def temperature(self) -> float:
     """Of the contrastive similarity."""
-    return float(jax.jit(lambda params: self.model.bind(
-        {'params': params}).temperature())(self.params))
+    return float(
+      jax.jit(lambda params: self.model.bind({'params': params}).temperature())(self.params)
+    )
 
-  def embed_videos(
-      self, batches: Iterable[Mapping[str, np.ndarray]], total: int
-  ) -> VideoFeatures:
+  def embed_videos(self, batches: Iterable[Mapping[str, np.ndarray]], total: int) -> VideoFeatures:
     """Encodes the videos of a split, each once.
 
     Args:
@@ -205,11 +218,14 @@ class Scorer:
     strangers = 0
     for batch in batches:
       rows = [
-          jax.make_array_from_process_local_data(self._rows, np.asarray(x))
-          for x in (batch['video'], np.asarray(batch['record'], np.int32),
-                    np.asarray(batch['valid'], bool))]
-      *part, record, valid = jax.device_get(
-          self._call.video(self.params, *rows))
+        jax.make_array_from_process_local_data(self._rows, np.asarray(x))
+        for x in (
+          batch['video'],
+          np.asarray(batch['record'], np.int32),
+          np.asarray(batch['valid'], bool),
+        )
+      ]
+      *part, record, valid = jax.device_get(self._call.video(self.params, *rows))
       if tokens is None:
         tokens, feature = (self._store(total, x) for x in part)
       known = valid & (record >= 0) & (record < total)
@@ -222,9 +238,10 @@ class Scorer:
       raise ValueError(f'saw no batch of a split of {total} records.')
     if strangers or (seen != 1).any():
       raise ValueError(
-          f'saw {seen.sum() + strangers} videos, {(seen > 0).sum()} of them '
-          f'distinct, but the split has {total}; every record must come '
-          'exactly once, padding rows marked with valid=False.')
+        f'saw {seen.sum() + strangers} videos, {(seen > 0).sum()} of them '
+        f'distinct, but the split has {total}; every record must come '
+        'exactly once, padding rows marked with valid=False.'
+      )
     return VideoFeatures(np.arange(total), tokens, feature)
 
   def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -234,18 +251,16 @@ class Scorer:
     ids, mask = self._encode(list(texts), self._max_text_tokens)
     progress, tokens, feature = Progress('texts', len(texts)), None, None
     for rows in _chunks(len(texts), self._batch_size):
-      part = jax.device_get(self._call.text(
-          self.params, self._place(ids, rows.padded),
-          self._place(mask, rows.padded)))
+      part = jax.device_get(
+        self._call.text(self.params, self._place(ids, rows.padded), self._place(mask, rows.padded))
+      )
       if tokens is None:
         tokens, feature = (self._store(len(texts), x) for x in part)
-      tokens[rows.real], feature[rows.real] = (x[:rows.count] for x in part)
+      tokens[rows.real], feature[rows.real] = (x[: rows.count] for x in part)
       progress.add(rows.count)
     return TextFeatures(mask, tokens, feature)
 
-  def similarity(
-      self, texts: TextFeatures, videos: VideoFeatures
-  ) -> np.ndarray:
+  def similarity(self, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
     """float32[texts, videos]: cosine of the contrastive features."""
     return candidates.similarity_matrix(texts.feature, videos.feature)
 
@@ -262,32 +277,35 @@ class Scorer:
       for columns in _chunks(b, videos_per_call):
         video = self._place(videos.tokens, columns.padded)
         for rows in _chunks(a, texts_per_call):
-          yield (rows, columns), self._call.block(
+          yield (
+            (rows, columns),
+            self._call.block(
               self.params,
               self._place(texts.tokens, rows.padded, self._everywhere),
-              self._place(texts.mask, rows.padded, self._everywhere), video)
+              self._place(texts.mask, rows.padded, self._everywhere),
+              video,
+            ),
+          )
 
     scores = Matching(*(np.empty((a, b), np.float32) for _ in range(2)))
     for (rows, columns), found in _one_ahead(calls()):
       for score, block in zip(scores, found, strict=True):
-        score[rows.real, columns.real] = block[:rows.count, :columns.count]
+        score[rows.real, columns.real] = block[: rows.count, : columns.count]
       progress.add(rows.count * columns.count)
     return scores
 
   def matching_of(
-      self, texts: TextFeatures, videos: VideoFeatures, pairs: np.ndarray
+    self, texts: TextFeatures, videos: VideoFeatures, pairs: np.ndarray
   ) -> np.ndarray:
     """float32[Q]: logit margins of chosen pairs int[Q, 2] (text, video)."""
     text, video = np.asarray(pairs).T
     order = np.argsort(video, kind='stable')
     margin = np.empty(len(order), np.float32)
-    margin[order] = self.matching_by_video(
-        texts, videos, text[order], video[order]).margin
+    margin[order] = self.matching_by_video(texts, videos, text[order], video[order]).margin
     return margin
 
   def matching_by_video(
-      self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray,
-      video: np.ndarray,
+    self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
   ) -> Matching:
     """Reads chosen pairs.
 
@@ -303,8 +321,7 @@ class Scorer:
     scores = Matching(*(np.empty(len(text), np.float32) for _ in range(2)))
     if not len(text):
       return scores
-    width, first, count = _rows_of(
-        video, self._pairs_per_call // self.mesh.size)
+    width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
     rows_per_call = self._pairs_per_call // width // self.mesh.size
     rows_per_call *= self.mesh.size
     progress = Progress('pairs', len(text))
@@ -313,25 +330,31 @@ class Scorer:
       for rows in _chunks(len(first), rows_per_call):
         start, length = first[rows.padded], count[rows.padded]
         # int[b, a]: place of each pair; empty places repeat the last.
-        place = start[:, None] + np.minimum(
-            np.arange(width), length[:, None] - 1)
-        yield (place[:rows.count], length[:rows.count]), self._call.rows(
-            self.params, self._place(texts.tokens, text[place]),
+        place = start[:, None] + np.minimum(np.arange(width), length[:, None] - 1)
+        yield (
+          (place[: rows.count], length[: rows.count]),
+          self._call.rows(
+            self.params,
+            self._place(texts.tokens, text[place]),
             self._place(texts.mask, text[place]),
-            self._place(videos.tokens, video[start]))
+            self._place(videos.tokens, video[start]),
+          ),
+        )
 
     for (place, length), found in _one_ahead(calls()):
       filled = np.arange(width) < length[:, None]
       for score, part in zip(scores, found, strict=True):
-        score[place[filled]] = part[:len(place)][filled]
+        score[place[filled]] = part[: len(place)][filled]
       progress.add(int(length.sum()))
     return scores
 
   def _place(self, source, rows, where=None):
     """Puts source[rows] onto the devices; hosts read their rows only."""
     return jax.make_array_from_callback(
-        rows.shape + source.shape[1:], where or self._rows,
-        lambda index: source[rows[index[:rows.ndim]]])
+      rows.shape + source.shape[1:],
+      where or self._rows,
+      lambda index: source[rows[index[: rows.ndim]]],
+    )
 
   def _store(self, total, part):
     """An empty array for `total` rows such as those of `part`."""
@@ -348,15 +371,14 @@ class Scorer:
         return np.memmap(file, dtype, 'w+', shape=shape)
     except OSError as error:
       raise OSError(
-          f'config.eval.folder={self._folder!r} cannot take '
-          f'{size / 2**20:,.0f} MiB of tokens: {error.strerror}. Name a folder '
-          "with more room, or '' to keep them in memory.") from error
+        f'config.eval.folder={self._folder!r} cannot take '
+        f'{size / 2**20:,.0f} MiB of tokens: {error.strerror}. Name a folder '
+        "with more room, or '' to keep them in memory."
+      ) from error
 
   def _check_head(self):
     if not self.model.config.match:
-      raise ValueError(
-          'this model has no head for match or no match; score by '
-          "'similarity'.")
+      raise ValueError("this model has no head for match or no match; score by 'similarity'.")
 
 
 class _Chunk(NamedTuple):
@@ -368,9 +390,9 @@ class _Chunk(NamedTuple):
 def _chunks(total, size):
   for start in range(0, total, size):
     stop = min(start + size, total)
-    yield _Chunk(slice(start, stop),
-                 np.minimum(np.arange(start, start + size), total - 1),
-                 stop - start)
+    yield _Chunk(
+      slice(start, stop), np.minimum(np.arange(start, start + size), total - 1), stop - start
+    )
 
 
 def _rows_of(video, most):
@@ -393,8 +415,7 @@ def _rows_of(video, most):
   # 0, 1, ... within the rows of each video.
   number = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
   first = np.repeat(start, rows) + number * width
-  return width, first, np.minimum(
-      width, np.repeat(length, rows) - number * width)
+  return width, first, np.minimum(width, np.repeat(length, rows) - number * width)
 
 
 def _one_ahead(calls: Iterable) -> Iterator:

@@ -16,13 +16,7 @@ from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.question_answering import Answered
-from alpro_jax.evaluation.retrieval import (
-    Retrieval,
-    Scoring,
-    Tradeoff,
-    recall_against_k,
-    retrieve,
-)
+from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff, recall_against_k, retrieve
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import Trained
 
@@ -75,20 +69,22 @@ def select(trained: Trained, prepared, *, style: str = ''):
     ValueError: if there is none.
   """
   questions = trained.answers_questions
-  chosen = prepared.select(lambda record: (
-      record.questions_of(style) if questions else record.captions_of(style)))
+  chosen = prepared.select(
+    lambda record: record.questions_of(style) if questions else record.captions_of(style)
+  )
   if not len(chosen):
     what = 'question' if questions else 'caption'
     known = {
-        s for record in prepared.metadata() for s in (
-            [asked.kind for asked in record.questions] if questions
-            else record.styles)}
+      s
+      for record in prepared.metadata()
+      for s in ([asked.kind for asked in record.questions] if questions else record.styles)
+    }
     raise ValueError(_nothing(prepared, what, style, known))
   return chosen
 
 
 def search(
-    trained: Trained, prepared, *, style: str = '',
+  trained: Trained, prepared, *, style: str = ''
 ) -> tuple[Scorer, Retrieval, TextFeatures, VideoFeatures]:
   """Retrieval in both directions.
 
@@ -99,8 +95,7 @@ def search(
   """
   captions = pipeline.record_captions(prepared, style)
   scorer = _scorer(trained)
-  return scorer, *retrieve(
-      scorer, batches(trained, prepared), captions, choose_scoring(trained))
+  return scorer, *retrieve(scorer, batches(trained, prepared), captions, choose_scoring(trained))
 
 
 def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
@@ -110,8 +105,12 @@ def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
   if problem := _none_known(trained, prepared, asked):
     logging.warning('All answers will be wrong: %s', problem)
   return question_answering.answer(
-      _scorer(trained), batches(trained, prepared), questions,
-      trained.answers, pairs_per_call=trained.config.eval.pairs_per_call)
+    _scorer(trained),
+    batches(trained, prepared),
+    questions,
+    trained.answers,
+    pairs_per_call=trained.config.eval.pairs_per_call,
+  )
 
 
 def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
@@ -121,9 +120,14 @@ def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
 
   def count(pairs):
     return flops.retrieval(
-        trained.model.config, texts=len(found.texts),
-        videos=len(evaluated.prepared), pairs=pairs, frames=data.frames,
-        image_size=data.image_size, length=data.max_text_tokens)
+      trained.model.config,
+      texts=len(found.texts),
+      videos=len(evaluated.prepared),
+      pairs=pairs,
+      frames=data.frames,
+      image_size=data.image_size,
+      length=data.max_text_tokens,
+    )
 
   return recall_against_k(found, flops=count)
 
@@ -141,21 +145,23 @@ def choose_scoring(trained: Trained) -> Scoring:
   options = trained.config.eval
   rule = options.scoring
   if rule not in SCORINGS:
-    raise ValueError(
-        f'config.eval.scoring={rule!r} is unknown; choose one of {SCORINGS}.')
+    raise ValueError(f'config.eval.scoring={rule!r} is unknown; choose one of {SCORINGS}.')
   if rule not in ('auto', 'similarity') and not trained.model.config.match:
     raise ValueError(
-        f'config.eval.scoring={rule!r} asks for matching, which this model '
-        "was trained without; choose 'similarity' or 'auto'.")
+      f'config.eval.scoring={rule!r} asks for matching, which this model '
+      "was trained without; choose 'similarity' or 'auto'."
+    )
   why = '' if rule == 'similarity' else trained.why_no_matching
   if why and rule != 'auto':
-    logging.warning(
-        'the similarity is used, not config.eval.scoring=%s: %s.', rule, why)
+    logging.warning('the similarity is used, not config.eval.scoring=%s: %s.', rule, why)
   if rule == 'auto' or why:
     rule = 'similarity' if why else 'matching'
   return Scoring(
-      rule, rerank_k=0 if rule == 'similarity' else options.rerank_k,
-      dual_softmax=options.dual_softmax, instead=why)
+    rule,
+    rerank_k=0 if rule == 'similarity' else options.rerank_k,
+    dual_softmax=options.dual_softmax,
+    instead=why,
+  )
 
 
 def batches(trained: Trained, prepared) -> Iterator[dict]:
@@ -165,8 +171,8 @@ def batches(trained: Trained, prepared) -> Iterator[dict]:
   share = size // jax.process_count()
   first = jax.process_index() * share
   return pipeline.eval_batches(
-      trained.config.data, prepared, batch_size=size,
-      rows=slice(first, first + share))
+    trained.config.data, prepared, batch_size=size, rows=slice(first, first + share)
+  )
 
 
 class DuringTraining:
@@ -188,8 +194,11 @@ class DuringTraining:
     trained, figures = _in_training(setting, params), {}
     for prefixes, prepared, style in self._splits(setting):
       found = evaluate(trained, prepared, style=style).found
-      figures |= {f'{prefix}/{name}': float(found.metrics[name])
-                  for prefix in prefixes for name in found.intervals}
+      figures |= {
+        f'{prefix}/{name}': float(found.metrics[name])
+        for prefix in prefixes
+        for name in found.intervals
+      }
     return figures
 
   def names(self, setting) -> list[str]:
@@ -202,11 +211,11 @@ class DuringTraining:
     """
     trained = _in_training(setting, None)
     return [
-        f'{prefix}/{name}'
-        for prefixes, prepared, style in self._splits(setting)
-        for name in figure_names(
-            trained, select(trained, prepared, style=style), style)
-        for prefix in prefixes]
+      f'{prefix}/{name}'
+      for prefixes, prepared, style in self._splits(setting)
+      for name in figure_names(trained, select(trained, prepared, style=style), style)
+      for prefix in prefixes
+    ]
 
   def _splits(self, setting):
     """Yields (prefixes of the names, set, style) of every source."""
@@ -239,10 +248,9 @@ def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
   if not trained.answers_questions:
     _, pairs = retrieval.list_pairs(pipeline.record_captions(prepared, style))
     return retrieval.figure_names(
-        choose_scoring(trained), pairs,
-        similarity=trained.model.config.embed_size > 0)
-  asked = [question for record in prepared.metadata()
-           for question in record.questions_of(style)]
+      choose_scoring(trained), pairs, similarity=trained.model.config.embed_size > 0
+    )
+  asked = [question for record in prepared.metadata() for question in record.questions_of(style)]
   if problem := _none_known(trained, prepared, asked):
     raise ValueError(problem)
   return question_answering.figure_names(question.kind for question in asked)
@@ -250,20 +258,28 @@ def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
 
 def _in_training(setting, params):
   return Trained(
-      setting.task.model, params, setting.config, setting.tokenizer,
-      setting.mesh, tuple(setting.task.answers))
+    setting.task.model,
+    params,
+    setting.config,
+    setting.tokenizer,
+    setting.mesh,
+    tuple(setting.task.answers),
+  )
 
 
 def _scorer(trained):
   config = trained.config
   return Scorer(
-      trained.model, trained.params, trained.mesh,
-      encode=trained.tokenizer.encode,
-      max_text_tokens=config.data.max_text_tokens,
-      batch_size=config.eval.batch_size,
-      pairs_per_call=config.eval.pairs_per_call,
-      # Checkpoints of older versions do not have it.
-      folder=config.eval.get('folder', ''))
+    trained.model,
+    trained.params,
+    trained.mesh,
+    encode=trained.tokenizer.encode,
+    max_text_tokens=config.data.max_text_tokens,
+    batch_size=config.eval.batch_size,
+    pairs_per_call=config.eval.pairs_per_call,
+    # Checkpoints of older versions do not have it.
+    folder=config.eval.get('folder', ''),
+  )
 
 
 def _none_known(trained, prepared, asked):
@@ -273,21 +289,24 @@ def _none_known(trained, prepared, asked):
   if any(canonical(answer) in known for answer in true):
     return ''
   return (
-      f'not one of the {len(asked)} questions of {prepared.path}, split '
-      f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
-      f'that the model chooses from: they are answered by {true[:5]}, the list '
-      f'begins with {list(trained.answers[:5])}.')
+    f'not one of the {len(asked)} questions of {prepared.path}, split '
+    f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
+    f'that the model chooses from: they are answered by {true[:5]}, the list '
+    f'begins with {list(trained.answers[:5])}.'
+  )
 
 
 def _nothing(prepared, what, style, styles):
   """Says why a split has nothing to ask."""
   where = f'split {prepared.split!r} of {prepared.path}'
   if known := sorted(set(styles)):
-    return (f'{where} has no {what} of style {style!r}, only of {known}; '
-            'choose another --style, or none.')
+    return (
+      f'{where} has no {what} of style {style!r}, only of {known}; choose another --style, or none.'
+    )
   task, other = {
-      'caption': ('retrieval', 'questions'),
-      'question': ('question answering', 'captions')}[what]
+    'caption': ('retrieval', 'questions'),
+    'question': ('question answering', 'captions'),
+  }[what]
   text = f'{where} has no {what}s, which {task} needs'
   if any(getattr(record, other) for record in prepared.metadata()):
     return f'{text}; it has {other}, for a checkpoint of another task.'

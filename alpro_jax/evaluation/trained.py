@@ -84,10 +84,8 @@ class Trained(NamedTuple):
     if not self.config.loss.vtm > 0:
       return 'the matching head was not trained, with loss.vtm=0'
     converted = 'converted' in (self.meta or {}) and self.model.config.match
-    if converted and not np.any(
-        jax.device_get(self.params['match_head']['bias'])):
-      return ('the matching head of these converted weights was never trained: '
-              'its bias is exactly 0')
+    if converted and not np.any(jax.device_get(self.params['match_head']['bias'])):
+      return 'the matching head of these converted weights was never trained: its bias is exactly 0'
     return ''
 
 
@@ -110,14 +108,14 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
   folder = checkpoints.find(checkpoint)
   meta = checkpoints.read_meta(folder)
   config = config or ml_collections.ConfigDict(meta['config'])
-  _, loaded = find_tokenizer(
-      folder, meta, tokenizer or config.data.tokenizer)
+  _, loaded = find_tokenizer(folder, meta, tokenizer or config.data.tokenizer)
   model = Alpro(AlproConfig.from_dict(meta['model']))
   answers = tuple(meta.get('answers', ()))
   if len(answers) != model.config.answers:
     raise ValueError(
-        f'{checkpoint} chooses from {model.config.answers} answers and names '
-        f'{len(answers)}; it cannot be read out. Train it again.')
+      f'{checkpoint} chooses from {model.config.answers} answers and names '
+      f'{len(answers)}; it cannot be read out. Train it again.'
+    )
   params = checkpoints.load_params(folder, abstract_params(model, mesh))
   files = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
   origin = Origin(str(folder), int(meta['step']), files)
@@ -153,8 +151,7 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
     size = meta['tokenizer'].get('vocab_size', tokenizer.vocab_size)
     if tokenizer.digest == wanted and tokenizer.vocab_size != size:
       # Its lines were cut at more than \n in training: an id meant another.
-      others.append(
-          f'{place} has {tokenizer.vocab_size} ids and had {size} in training')
+      others.append(f'{place} has {tokenizer.vocab_size} ids and had {size} in training')
     elif tokenizer.digest == wanted:
       if others:
         logging.warning('%s is used, for %s.', place, '; '.join(others))
@@ -163,11 +160,13 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
       others.append(f'{place} has digest {tokenizer.digest}')
   if not others:
     raise FileNotFoundError(
-        f'no tokenizer at {first!r}, where it was in training, nor beside '
-        f'the parameters of {folder}; pass its file as --tokenizer.')
+      f'no tokenizer at {first!r}, where it was in training, nor beside '
+      f'the parameters of {folder}; pass its file as --tokenizer.'
+    )
   raise ValueError(
-      f'{"; ".join(others)}, but {folder} was trained with {wanted}; pass the '
-      'file of that run as --tokenizer.')
+    f'{"; ".join(others)}, but {folder} was trained with {wanted}; pass the '
+    'file of that run as --tokenizer.'
+  )
 
 
 def load_teacher(trained: Trained):
@@ -185,6 +184,6 @@ def load_teacher(trained: Trained):
   logging.info('prompter: %s', path)
   identity.check_teacher(trained.meta, path, task.entities)
   teacher = task.load_frozen(
-      trained.tokenizer.encode, path, checkpoints.load_meta,
-      checkpoints.load_params)
+    trained.tokenizer.encode, path, checkpoints.load_meta, checkpoints.load_params
+  )
   return teacher, task.entities

@@ -16,9 +16,7 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 # The heads that a model has unless its task says otherwise.
 HEADS = {'match': True, 'mlm': True, 'entities': 0, 'answers': 0}
 # How it is computed, for checkpoints that do not say.
-COMPUTE = {
-    'implementation': 'plain', 'attention_impl': 'auto', 'scan_layers': False,
-}
+COMPUTE = {'implementation': 'plain', 'attention_impl': 'auto', 'scan_layers': False}
 IMPLEMENTATIONS = ('plain', 'fused')
 
 
@@ -47,25 +45,22 @@ class AlproConfig:
       object.__setattr__(self, 'remat', 'blocks' if self.remat else 'none')
     if self.remat not in stack.REMAT:
       raise ValueError(
-          f'config.model.{self.remat=} is unknown; choose one of '
-          f'{sorted(stack.REMAT)}.'
+        f'config.model.{self.remat=} is unknown; choose one of {sorted(stack.REMAT)}.'
       )
     if self.implementation not in IMPLEMENTATIONS:
       raise ValueError(
-          f'config.model.{self.implementation=} is unknown; choose one of '
-          f'{IMPLEMENTATIONS}.'
+        f'config.model.{self.implementation=} is unknown; choose one of {IMPLEMENTATIONS}.'
       )
     if self.attention_impl not in attention.KERNELS:
       raise ValueError(
-          f'config.model.{self.attention_impl=} is unknown; choose one of '
-          f'{attention.KERNELS}.'
+        f'config.model.{self.attention_impl=} is unknown; choose one of {attention.KERNELS}.'
       )
     if self.dtype not in DTYPES:
       raise ValueError(f'{self.dtype=} is not known; choose one of {DTYPES}.')
     if self.video.width != self.text.width:
       raise ValueError(
-          f'{self.video.width=} must equal {self.text.width=}: the fusion '
-          'encoder reads tokens of both.'
+        f'{self.video.width=} must equal {self.text.width=}: the fusion '
+        'encoder reads tokens of both.'
       )
 
   def plain(self) -> 'AlproConfig':
@@ -74,8 +69,7 @@ class AlproConfig:
     For whoever looks inside a layer, or takes the program elsewhere.
     """
     return dataclasses.replace(
-        self, implementation='plain', attention_impl='xla', scan_layers=False,
-        remat='none',
+      self, implementation='plain', attention_impl='xla', scan_layers=False, remat='none'
     )
 
   @classmethod
@@ -85,9 +79,7 @@ class AlproConfig:
     # Presets leave the heads to the task.
     for name, value in (HEADS | COMPUTE).items():
       values.setdefault(name, value)
-    for name, part in (
-        ('video', timesformer.VideoConfig), ('text', bert.TextConfig)
-    ):
+    for name, part in (('video', timesformer.VideoConfig), ('text', bert.TextConfig)):
       if name in values:
         values[name] = _build(part, values[name], f'model.{name}')
     return _build(cls, values, 'model')
@@ -100,8 +92,7 @@ def _build(cls, values, where):
   missing = sorted(expected - set(values))
   if unknown or missing:
     raise ValueError(
-        f'config.{where} has {unknown=} and {missing=} keys; expected exactly '
-        f'{sorted(expected)}.'
+      f'config.{where} has {unknown=} and {missing=} keys; expected exactly {sorted(expected)}.'
     )
   return cls(**values)
 
@@ -131,9 +122,12 @@ def unit_length(x: jax.Array) -> jax.Array:
 def in_range(params: Any) -> Any:
   """Returns parameters whose temperature lies in TEMPERATURE_RANGE."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: jnp.clip(leaf, *TEMPERATURE_RANGE)
-      if jax.tree_util.keystr(path, simple=True) == 'temperature' else leaf,
-      params,
+    lambda path, leaf: (
+      jnp.clip(leaf, *TEMPERATURE_RANGE)
+      if jax.tree_util.keystr(path, simple=True) == 'temperature'
+      else leaf
+    ),
+    params,
   )
 
 
@@ -153,8 +147,7 @@ class Classifier(nn.Module):
 def _head(features, fan_in, axes, name=None):
   init = layers.uniform_fan_in(fan_in)
   return layers.dense(
-      features, axes, name=name, dtype=jnp.float32, kernel_init=init,
-      bias_init=init,
+    features, axes, name=name, dtype=jnp.float32, kernel_init=init, bias_init=init
   )
 
 
@@ -178,15 +171,13 @@ class Alpro(nn.Module):
     self.video_encoder = timesformer.VideoEncoder(config.video, options)
     self.text_embedding = bert.TextEmbedding(text, options)
     self.text_encoder = bert.BertLayers(text, options, 0, text.fusion_layer)
-    self.fusion_encoder = bert.BertLayers(
-        text, options, text.fusion_layer, text.depth
-    )
+    self.fusion_encoder = bert.BertLayers(text, options, text.fusion_layer, text.depth)
     if config.embed_size:
       axes = ('embed', 'joint')
       self.video_projection = _head(config.embed_size, width, axes)
       self.text_projection = _head(config.embed_size, width, axes)
       self.free_temperature = self.param(
-          'temperature', nn.initializers.constant(config.temperature), ()
+        'temperature', nn.initializers.constant(config.temperature), ()
       )
     if config.mlm:
       self.mlm_head = bert.MlmHead(text, options)
@@ -202,12 +193,12 @@ class Alpro(nn.Module):
     # The devices it is compiled for may not be those of this process.
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     return layers.ComputeOptions(
-        dtype=jnp.dtype(config.dtype),
-        fused=config.implementation == 'fused',
-        attention=attention.choose_kernel(config.attention_impl, device),
-        remat=config.remat,
-        scan=config.scan_layers,
-        mesh=mesh,
+      dtype=jnp.dtype(config.dtype),
+      fused=config.implementation == 'fused',
+      attention=attention.choose_kernel(config.attention_impl, device),
+      remat=config.remat,
+      scan=config.scan_layers,
+      mesh=mesh,
     )
 
   def encode_video(self, video: jax.Array, *, train: bool) -> VideoEncoding:
@@ -226,9 +217,7 @@ class Alpro(nn.Module):
     feature = self.video_projection(tokens[:, 0].astype(jnp.float32))
     return VideoEncoding(tokens, unit_length(feature))
 
-  def encode_text(
-      self, ids: jax.Array, mask: jax.Array, *, train: bool
-  ) -> TextEncoding:
+  def encode_text(self, ids: jax.Array, mask: jax.Array, *, train: bool) -> TextEncoding:
     """int32[B, L] and bool[B, L] -> tokens f[B, L, D], float32[B, E]."""
     tokens = self.text_embedding(ids, train=train)
     tokens = self.text_encoder(tokens, mask, train=train)
@@ -238,13 +227,13 @@ class Alpro(nn.Module):
     return TextEncoding(tokens, unit_length(feature))
 
   def fuse(
-      self,
-      text_tokens: jax.Array,
-      text_mask: jax.Array,
-      video_tokens: jax.Array,
-      *,
-      train: bool,
-      query_tokens: tuple[int, ...] = (),
+    self,
+    text_tokens: jax.Array,
+    text_mask: jax.Array,
+    video_tokens: jax.Array,
+    *,
+    train: bool,
+    query_tokens: tuple[int, ...] = (),
   ) -> jax.Array | tuple[jax.Array, ...]:
     """Lets text and video tokens attend to each other.
 
@@ -264,41 +253,33 @@ class Alpro(nn.Module):
     tokens = jnp.concatenate([text_tokens, video_tokens], axis=1)
     always = jnp.ones(video_tokens.shape[:2], bool)
     mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
-    return self.fusion_encoder(tokens, mask, train=train,
-        query_tokens=query_tokens)
+    return self.fusion_encoder(tokens, mask, train=train, query_tokens=query_tokens)
 
   def match(
-      self,
-      text_tokens: jax.Array,
-      text_mask: jax.Array,
-      video_tokens: jax.Array,
-      *,
-      train: bool = False,
+    self,
+    text_tokens: jax.Array,
+    text_mask: jax.Array,
+    video_tokens: jax.Array,
+    *,
+    train: bool = False,
   ) -> jax.Array:
     """Arguments of `fuse` -> float32[B, 2]; class 1 is a match."""
-    return self.match_logits(
-        self._fuse_to_pair(text_tokens, text_mask, video_tokens, train)
-    )
+    return self.match_logits(self._fuse_to_pair(text_tokens, text_mask, video_tokens, train))
 
   def answer(
-      self,
-      text_tokens: jax.Array,
-      text_mask: jax.Array,
-      video_tokens: jax.Array,
-      *,
-      train: bool = False,
+    self,
+    text_tokens: jax.Array,
+    text_mask: jax.Array,
+    video_tokens: jax.Array,
+    *,
+    train: bool = False,
   ) -> jax.Array:
     """Arguments of `fuse` -> float32[B, answers]."""
-    return self.answer_logits(
-        self._fuse_to_pair(text_tokens, text_mask, video_tokens, train)
-    )
+    return self.answer_logits(self._fuse_to_pair(text_tokens, text_mask, video_tokens, train))
 
   def _fuse_to_pair(self, text_tokens, text_mask, video_tokens, train):
     """f[B, D]: token 0 of the fused tokens, which stands for the pair."""
-    (tokens,) = self.fuse(
-        text_tokens, text_mask, video_tokens, train=train,
-        query_tokens=(1,),
-    )
+    (tokens,) = self.fuse(text_tokens, text_mask, video_tokens, train=train, query_tokens=(1,))
     return tokens[:, 0]
 
   def match_logits(self, pair: jax.Array) -> jax.Array:
@@ -327,17 +308,14 @@ class Alpro(nn.Module):
   def entity_logits(self, pooled: jax.Array) -> jax.Array:
     """f[B, D], mean of a region's fused tokens -> float32[B, Z]."""
     if not self.config.entities:
-      raise ValueError(
-          'This model has no entity head; build it with config.entities > 0.'
-      )
+      raise ValueError('This model has no entity head; build it with config.entities > 0.')
     return self.entity_head(pooled.astype(jnp.float32))
 
   def answer_logits(self, pair: jax.Array) -> jax.Array:
     """f[B, D], token 0 of fused pairs -> float32[B, answers]."""
     if not self.config.answers:
       raise ValueError(
-          'This model has no answer head; train it with config.task='
-          "'question_answering'."
+        "This model has no answer head; train it with config.task='question_answering'."
       )
     return self.answer_head(pair.astype(jnp.float32))
 
@@ -351,9 +329,7 @@ class Alpro(nn.Module):
     clipped = jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE))
     return clipped + (free - jax.lax.stop_gradient(free))
 
-  def init_all(
-      self, video: jax.Array, ids: jax.Array, mask: jax.Array
-  ) -> jax.Array:
+  def init_all(self, video: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Touches every parameter; for `init(..., method='init_all')`."""
     video = self.encode_video(video, train=False)
     text = self.encode_text(ids, mask, train=False)

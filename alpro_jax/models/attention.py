@@ -20,10 +20,7 @@ def choose_kernel(name: str, device: jax.Device) -> str:
     ValueError: for an unknown name.
   """
   if name not in KERNELS:
-    raise ValueError(
-        f'config.model.attention_impl={name!r} is unknown; choose one of '
-        f'{KERNELS}.'
-    )
+    raise ValueError(f'config.model.attention_impl={name!r} is unknown; choose one of {KERNELS}.')
   if name != 'auto':
     return name
   if 'nvidia' in device.device_kind.lower():
@@ -32,13 +29,13 @@ def choose_kernel(name: str, device: jax.Device) -> str:
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None = None,
-    *,
-    kernel: str,
-    dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None = None,
+  *,
+  kernel: str,
+  dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
 ) -> jax.Array:
   """Returns the values of each sequence, weighted by softmax(q k / sqrt(K)).
 
@@ -67,22 +64,20 @@ def attend(
 
   def run(query, key, value, mask):
     mask = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation='xla'
-    )
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='xla')
 
   for _ in range(query.ndim - 4):
     run = jax.vmap(run)
   return run(query, key, value, mask)
 
 
-def scores(
-    query: jax.Array, key: jax.Array, mask: jax.Array | None
-) -> jax.Array:
+def scores(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
   """Arguments of `attend` -> float32[..., A, Q, L], before the softmax."""
   products = jnp.einsum(
-      '...qak,...lak->...aql', query * query.shape[-1] ** -0.5, key,
-      preferred_element_type=jnp.float32,
+    '...qak,...lak->...aql',
+    query * query.shape[-1] ** -0.5,
+    key,
+    preferred_element_type=jnp.float32,
   )
   if mask is None:
     return products
@@ -121,20 +116,16 @@ def _attend_elementwise(query, key, value):
 def fits_cudnn(query: jax.Array) -> bool:
   """Tells whether cuDNN's kernel takes f[..., Q, A, K] of this type and K."""
   size = query.shape[-1]
-  return (
-      query.dtype in (jnp.bfloat16, jnp.float16)
-      and size % 8 == 0
-      and size <= 128
-  )
+  return query.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
 
 
 def attend_cudnn(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    length: int | None = None,
-    implementation: str = 'cudnn',
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None,
+  length: int | None = None,
+  implementation: str = 'cudnn',
 ) -> jax.Array:
   """As `attend`; keeps no scores.
 
@@ -160,13 +151,13 @@ def attend_cudnn(
   lengths = None
   if mask is not None:
     # cuDNN takes no mask that is one for all queries.
-    mask = jnp.broadcast_to(
-        flat(mask, 1)[:, None, None], (count, 1, size + odd, size + odd)
-    )
+    mask = jnp.broadcast_to(flat(mask, 1)[:, None, None], (count, 1, size + odd, size + odd))
   elif length < size + odd:
     lengths = jnp.full(count, length, jnp.int32)
   out = jax.nn.dot_product_attention(
-      *(flat(x, 1) for x in (query, key, value)), mask=mask,
-      key_value_seq_lengths=lengths, implementation=implementation,
+    *(flat(x, 1) for x in (query, key, value)),
+    mask=mask,
+    key_value_seq_lengths=lengths,
+    implementation=implementation,
   )
   return out[:, :size].reshape(query.shape)

@@ -34,8 +34,8 @@ class TextConfig:
   def __post_init__(self):
     if not 0 < self.fusion_layer < self.depth:
       raise ValueError(
-          f'{self.fusion_layer=} must be above 0 and below {self.depth=}: the '
-          'text encoder and the fusion encoder need a layer each.'
+        f'{self.fusion_layer=} must be above 0 and below {self.depth=}: the '
+        'text encoder and the fusion encoder need a layer each.'
       )
     if self.width % self.heads:
       raise ValueError(f'{self.heads=} must divide {self.width=}.')
@@ -56,9 +56,7 @@ class TextEmbedding(nn.Module):
       return self.param(name, init, (rows, config.width))
 
     self.words = table('words', config.vocab_size, 'vocab', config.word_std)
-    self.positions = table(
-        'positions', config.max_positions, 'positions', config.position_std
-    )
+    self.positions = table('positions', config.max_positions, 'positions', config.position_std)
     # Row 1, of second sentences, is never read: it is part of BERT's weights.
     self.types = table('types', 2, 'positions', config.matrix_std)
     # The table is used twice, and its gradient is the largest of all.
@@ -73,8 +71,8 @@ class TextEmbedding(nn.Module):
     _, length = ids.shape
     if length > self.config.max_positions:
       raise ValueError(
-          f'{ids.shape=}: at most {self.config.max_positions=} tokens have a '
-          'position; truncate the text.'
+        f'{ids.shape=}: at most {self.config.max_positions=} tokens have a '
+        'position; truncate the text.'
       )
     words = self._per_shard(lambda words, ids: words[ids], ids)
     # As torch's padding_idx: the padding row learns from the decoder alone.
@@ -90,8 +88,7 @@ class TextEmbedding(nn.Module):
 
     def product(words, x):
       return jnp.einsum(
-          '...d,vd->...v', x, words.astype(self.options.dtype),
-          preferred_element_type=jnp.float32,
+        '...d,vd->...v', x, words.astype(self.options.dtype), preferred_element_type=jnp.float32
       )
 
     return self._per_shard(product, x)
@@ -115,8 +112,7 @@ class BertLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, key: jax.Array | None,
-      query_tokens: int | None = None,
+    self, x: jax.Array, mask: jax.Array, key: jax.Array | None, query_tokens: int | None = None
   ) -> jax.Array:
     """f[B, L, D] -> f[B, query_tokens, D].
 
@@ -129,9 +125,9 @@ class BertLayer(nn.Module):
     config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 3)
-    y = layers.Attention(
-        config.heads, options, init, config.dropout, name='attention'
-    )(x, mask, key=keys[0], query_tokens=query_tokens)
+    y = layers.Attention(config.heads, options, init, config.dropout, name='attention')(
+      x, mask, key=keys[0], query_tokens=query_tokens
+    )
     x = x[:, :query_tokens] + layers.dropout(y, config.dropout, keys[1])
     x = layers.layer_norm(EPSILON, options, name='norm')(x)
     y = layers.Mlp(config.mlp_size, options, init, name='mlp')(x)
@@ -149,8 +145,7 @@ class BertLayers(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, *, train: bool,
-      query_tokens: tuple[int, ...] = (),
+    self, x: jax.Array, mask: jax.Array, *, train: bool, query_tokens: tuple[int, ...] = ()
   ) -> jax.Array | tuple[jax.Array, ...]:
     """Sends tokens through the layers.
 
@@ -169,9 +164,13 @@ class BertLayers(nn.Module):
     names = [f'layer{i}' for i in range(self.start, self.stop)]
     whole = names[:-1] if query_tokens else names
     x = stack.run_layers(
-        self, lambda name: BertLayer(self.config, self.options, name=name),
-        whole, x, mask, options=self.options,
-        each={'key': None if keys is None else keys[: len(whole)]},
+      self,
+      lambda name: BertLayer(self.config, self.options, name=name),
+      whole,
+      x,
+      mask,
+      options=self.options,
+      each={'key': None if keys is None else keys[: len(whole)]},
     )
     if not query_tokens:
       return x
@@ -184,9 +183,7 @@ class BertLayers(nn.Module):
     keys = layers.split(None if keys is None else keys[-1], types)
     out = []
     for i, n in enumerate(query_tokens):
-      run = stack.rematerialized(
-          lambda last, *args, n=n: last(*args, query_tokens=n), self.options
-      )
+      run = stack.rematerialized(lambda last, *args, n=n: last(*args, query_tokens=n), self.options)
       out.append(run(last, x[:, i], mask[:, i], keys[i]))
     return tuple(out)
 
@@ -202,9 +199,11 @@ class MlmHead(nn.Module):
     """f[B, L, D] -> (f[B, L, D], bias float32[V])."""
     config = self.config
     x = layers.dense(
-        config.width, ('embed', 'embed_out'), name='transform',
-        dtype=self.options.dtype,
-        kernel_init=nn.initializers.normal(config.matrix_std),
+      config.width,
+      ('embed', 'embed_out'),
+      name='transform',
+      dtype=self.options.dtype,
+      kernel_init=nn.initializers.normal(config.matrix_std),
     )(x)
     x = layers.gelu(x, self.options)
     x = layers.layer_norm(EPSILON, self.options, name='norm')(x)

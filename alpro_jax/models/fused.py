@@ -57,9 +57,7 @@ def _normalize_backward(epsilon, dtype, residuals, cotangent):
   of_x -= normed * jnp.mean(wide * normed, axis=-1, keepdims=True)
   of_x = (of_x * inverse).astype(x.dtype)
 
-  x, mean, inverse, cotangent = jax.lax.optimization_barrier(
-      (x, mean, inverse, cotangent)
-  )
+  x, mean, inverse, cotangent = jax.lax.optimization_barrier((x, mean, inverse, cotangent))
   normed = (x.astype(jnp.float32) - mean) * inverse
   cotangent = cotangent.astype(jnp.float32)
   axes = tuple(range(x.ndim - 1))
@@ -87,9 +85,7 @@ def _gelu_backward(x, cotangent):
   return ((slope * cotangent.astype(jnp.float32)).astype(x.dtype),)
 
 
-gelu.defvjp(
-    lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward
-)
+gelu.defvjp(lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward)
 
 
 def store_gradient(x: jax.Array) -> jax.Array:
@@ -145,14 +141,14 @@ def _pad(x, axis, size):
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None = None,
-    *,
-    kernel: str,
-    length: int,
-    dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None = None,
+  *,
+  kernel: str,
+  length: int,
+  dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
 ) -> jax.Array:
   """As `attention.attend`, over tokens of which those behind are padding.
 
@@ -166,9 +162,11 @@ def attend(
     dropout: see `attention.attend`.
   """
   size = key.shape[-3]
-  if size > length and mask is None and dropout is None and (
-      kernel == 'cudnn' and query.shape == key.shape
-      and attention.fits_cudnn(query)
+  if (
+    size > length
+    and mask is None
+    and dropout is None
+    and (kernel == 'cudnn' and query.shape == key.shape and attention.fits_cudnn(query))
   ):
     # Cheaper than a mask, which cuDNN would want for every query.
     return attention.attend_cudnn(query, key, value, None, length)
@@ -198,9 +196,7 @@ def _dropout_forward(query, key, value, mask, kept, share):
   scores = attention.scores(query, key, mask)
   # The barrier keeps XLA from storing scores, twice as wide, and taking their
   # softmax again in the backward pass.
-  weights = jax.lax.optimization_barrier(
-      jax.nn.softmax(scores).astype(value.dtype)
-  )
+  weights = jax.lax.optimization_barrier(jax.nn.softmax(scores).astype(value.dtype))
   dropped = attention.drop(weights, kept, share)
   out = jnp.einsum('...aql,...lak->...qak', dropped, value)
   return out, (query, key, value, kept, share, weights, out)
@@ -213,9 +209,7 @@ def _dropout_backward(residuals, cotangent):
   of_dropped = jnp.einsum('...qak,...lak->...aql', cotangent, value)
   # Softmax's own part, the sum over l of dropped * of_dropped, is that over k
   # of out * cotangent (Dao et al., FlashAttention, 2022, appendix B).
-  common = jnp.sum(
-      out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1
-  )
+  common = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)
   common = jnp.swapaxes(common, -1, -2)[..., None]
   of_scores = dropped.astype(jnp.float32) * of_dropped.astype(jnp.float32)
   of_scores -= weights.astype(jnp.float32) * common

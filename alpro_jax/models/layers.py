@@ -17,15 +17,15 @@ Initializer = Callable[..., jax.Array]
 # Every logical axis a parameter here may name. sharding.py must have a
 # rule for each: flax replicates an unknown name without a word.
 LOGICAL_AXES = (
-    'pixels',  # P * P * 3 values of a patch.
-    'embed',  # D on the input side.
-    'embed_out',  # D on the output side of a D x D matrix.
-    'heads',  # A * K, head-major.
-    'mlp',  # M.
-    'positions',  # Rows of a position table.
-    'vocab',  # V.
-    'joint',  # E.
-    'classes',  # Match logits, entities.
+  'pixels',  # P * P * 3 values of a patch.
+  'embed',  # D on the input side.
+  'embed_out',  # D on the output side of a D x D matrix.
+  'heads',  # A * K, head-major.
+  'mlp',  # M.
+  'positions',  # Rows of a position table.
+  'vocab',  # V.
+  'joint',  # E.
+  'classes',  # Match logits, entities.
 )
 
 
@@ -64,32 +64,28 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 
 
 def dense(
-    features: int,
-    axes: tuple[str, str],
-    *,
-    name: str | None = None,
-    dtype: jnp.dtype,
-    kernel_init: Initializer,
-    bias_init: Initializer = nn.initializers.zeros,
+  features: int,
+  axes: tuple[str, str],
+  *,
+  name: str | None = None,
+  dtype: jnp.dtype,
+  kernel_init: Initializer,
+  bias_init: Initializer = nn.initializers.zeros,
 ) -> nn.Dense:
   """A float32 Dense whose kernel carries its logical axes."""
   return nn.Dense(
-      features,
-      dtype=dtype,
-      kernel_init=nn.with_logical_partitioning(kernel_init, axes),
-      bias_init=bias_init,
-      name=name,
+    features,
+    dtype=dtype,
+    kernel_init=nn.with_logical_partitioning(kernel_init, axes),
+    bias_init=bias_init,
+    name=name,
   )
 
 
-def layer_norm(
-    epsilon: float, options: ComputeOptions, *, name: str | None = None
-) -> nn.LayerNorm:
+def layer_norm(epsilon: float, options: ComputeOptions, *, name: str | None = None) -> nn.LayerNorm:
   """A LayerNorm as PyTorch computes it: exact variance, in float32."""
   module = fused.LayerNorm if options.fused else nn.LayerNorm
-  return module(
-      epsilon=epsilon, dtype=options.dtype, use_fast_variance=False, name=name
-  )
+  return module(epsilon=epsilon, dtype=options.dtype, use_fast_variance=False, name=name)
 
 
 def gelu(x: jax.Array, options: ComputeOptions) -> jax.Array:
@@ -98,11 +94,7 @@ def gelu(x: jax.Array, options: ComputeOptions) -> jax.Array:
 
 
 def dropout(
-    x: jax.Array,
-    rate: jax.Array | float,
-    key: jax.Array | None,
-    *,
-    sequences: bool = False,
+  x: jax.Array, rate: jax.Array | float, key: jax.Array | None, *, sequences: bool = False
 ) -> jax.Array:
   """Zeroes a share of the entries and scales the others up to keep the mean.
 
@@ -163,13 +155,13 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: jax.Array,
-      mask: jax.Array | None = None,
-      *,
-      key: jax.Array | None = None,
-      query_tokens: int | None = None,
-      length: int | None = None,
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+    query_tokens: int | None = None,
+    length: int | None = None,
   ) -> jax.Array:
     """Attends.
 
@@ -197,22 +189,23 @@ class Attention(nn.Module):
 
     def project(name, x):
       y = dense(
-          width, ('embed', 'heads'), name=name, dtype=self.options.dtype,
-          kernel_init=self.kernel_init,
+        width, ('embed', 'heads'), name=name, dtype=self.options.dtype, kernel_init=self.kernel_init
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
     whole = query_tokens in (None, length)
     out = attend(
-        project('query', x if whole else x[..., :query_tokens, :]),
-        project('key', x), project('value', x), mask,
-        kernel=kernel, dropout=dropout,
+      project('query', x if whole else x[..., :query_tokens, :]),
+      project('key', x),
+      project('value', x),
+      mask,
+      kernel=kernel,
+      dropout=dropout,
     )
     out = dense(
-        width, ('heads', 'embed'), name='out', dtype=self.options.dtype,
-        kernel_init=self.kernel_init,
+      width, ('heads', 'embed'), name='out', dtype=self.options.dtype, kernel_init=self.kernel_init
     )(einops.rearrange(out, '... l a k -> ... l (a k)'))
-    return out[..., :query_tokens or length, :]
+    return out[..., : query_tokens or length, :]
 
 
 class Mlp(nn.Module):
@@ -226,11 +219,13 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     hidden = dense(
-        self.size, ('embed', 'mlp'), name='fc1', dtype=self.options.dtype,
-        kernel_init=self.kernel_init,
+      self.size,
+      ('embed', 'mlp'),
+      name='fc1',
+      dtype=self.options.dtype,
+      kernel_init=self.kernel_init,
     )(x)
     hidden = gelu(hidden, self.options)
     return dense(
-        width, ('mlp', 'embed'), name='fc2', dtype=self.options.dtype,
-        kernel_init=self.kernel_init,
+      width, ('mlp', 'embed'), name='fc2', dtype=self.options.dtype, kernel_init=self.kernel_init
     )(hidden)

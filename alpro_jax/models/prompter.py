@@ -17,20 +17,19 @@ IGNORE_RULES = ('probability', 'index')
 
 def _templates(*groups):
   return tuple(
-      f'A {noun} of {determiner} {{entity}}.'
-      for nouns, determiners in groups
-      for noun in nouns
-      for determiner in determiners
+    f'A {noun} of {determiner} {{entity}}.'
+    for nouns, determiners in groups
+    for noun in nouns
+    for determiner in determiners
   )
 
 
 # The paper's prompts. A template has one place, {entity}.
 VIDEO_TEMPLATES = _templates(
-    (('footage', 'video', 'portrait', 'video footage'), ('a', 'the', 'one'))
+  (('footage', 'video', 'portrait', 'video footage'), ('a', 'the', 'one'))
 )
 IMAGE_TEMPLATES = _templates(
-    (('photo', 'picture'), ('a', 'the', 'one')),
-    (('good photo', 'good picture'), ('the', 'a', 'one')),
+  (('photo', 'picture'), ('a', 'the', 'one')), (('good photo', 'good picture'), ('the', 'a', 'one'))
 )
 
 
@@ -55,19 +54,18 @@ def fill_template(template: str, entities: Sequence[str]) -> list[str]:
   """
   if template.count('{entity}') != 1:
     raise ValueError(
-        f'{template=} must contain {{entity}} exactly once, as in '
-        "'A video of a {entity}.'."
+      f"{template=} must contain {{entity}} exactly once, as in 'A video of a {{entity}}.'."
     )
   return [template.replace('{entity}', entity) for entity in entities]
 
 
 def build_prompt_bank(
-    features: Callable[[list[str]], jax.Array],
-    entities: Sequence[str],
-    *,
-    video_templates: Sequence[str] = VIDEO_TEMPLATES,
-    image_templates: Sequence[str] = IMAGE_TEMPLATES,
-    renormalize: bool = True,
+  features: Callable[[list[str]], jax.Array],
+  entities: Sequence[str],
+  *,
+  video_templates: Sequence[str] = VIDEO_TEMPLATES,
+  image_templates: Sequence[str] = IMAGE_TEMPLATES,
+  renormalize: bool = True,
 ) -> PromptBank:
   """Averages each entity's features over the templates.
 
@@ -84,8 +82,8 @@ def build_prompt_bank(
   blank = [i for i, entity in enumerate(entities) if not entity.strip()]
   if not entities or blank:
     raise ValueError(
-        f'{len(entities)} entities with blank ones at {blank[:5]}; expected at '
-        'least one, none blank. Check the entity file.'
+      f'{len(entities)} entities with blank ones at {blank[:5]}; expected at '
+      'least one, none blank. Check the entity file.'
     )
 
   def average(templates):
@@ -94,9 +92,7 @@ def build_prompt_bank(
     rows = [features(fill_template(text, entities)) for text in templates]
     return ensemble(jnp.stack(rows), renormalize=renormalize)
 
-  return PromptBank(
-      video=average(video_templates), image=average(image_templates)
-  )
+  return PromptBank(video=average(video_templates), image=average(image_templates))
 
 
 def ensemble(rows: jax.Array, *, renormalize: bool) -> jax.Array:
@@ -106,13 +102,13 @@ def ensemble(rows: jax.Array, *, renormalize: bool) -> jax.Array:
 
 
 def pseudo_labels(
-    feature: jax.Array,
-    bank: PromptBank,
-    still: jax.Array,
-    temperature: jax.Array,
-    *,
-    rule: str,
-    threshold: float = 0.2,
+  feature: jax.Array,
+  bank: PromptBank,
+  still: jax.Array,
+  temperature: jax.Array,
+  *,
+  rule: str,
+  threshold: float = 0.2,
 ) -> tuple[jax.Array, jax.Array]:
   """Softens similarities to all prompts into a label per example.
 
@@ -132,9 +128,7 @@ def pseudo_labels(
     raise ValueError(f'{rule=} is not known; choose one of {IGNORE_RULES}.')
 
   def scores(prompts):
-    return jnp.einsum(
-        'be,ze->bz', feature, prompts, precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.einsum('be,ze->bz', feature, prompts, precision=jax.lax.Precision.HIGHEST)
 
   similarity = jnp.where(still[:, None], scores(bank.image), scores(bank.video))
   q = jax.nn.softmax(similarity / temperature, axis=-1)

@@ -13,20 +13,20 @@ from alpro_jax.models.layers import ComputeOptions
 # input alone, or its input and the products of matrices, which leaves the
 # cheap rest to be computed again.
 REMAT = {
-    'none': None,
-    'blocks': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': None,
+  'blocks': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 def run_layers(
-    parent: nn.Module,
-    make: Callable[[str | None], nn.Module],
-    names: Sequence[str],
-    x: jax.Array,
-    *shared: Any,
-    each: dict[str, Any],
-    options: ComputeOptions,
+  parent: nn.Module,
+  make: Callable[[str | None], nn.Module],
+  names: Sequence[str],
+  x: jax.Array,
+  *shared: Any,
+  each: dict[str, Any],
+  options: ComputeOptions,
 ) -> jax.Array:
   """Sends x through layers that differ in their parameters and `each` alone.
 
@@ -71,7 +71,7 @@ def run_layers(
 
 
 def rematerialized(
-    run: Callable[..., jax.Array], options: ComputeOptions
+  run: Callable[..., jax.Array], options: ComputeOptions
 ) -> Callable[..., jax.Array]:
   """Returns run(layer, ...), of which the backward pass keeps what it may."""
   policy = REMAT[options.remat]

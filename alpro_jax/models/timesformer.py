@@ -43,9 +43,7 @@ class VideoConfig:
 
   def __post_init__(self):
     if self.attention not in ATTENTIONS:
-      raise ValueError(
-          f'{self.attention=} is not known; choose one of {ATTENTIONS}.'
-      )
+      raise ValueError(f'{self.attention=} is not known; choose one of {ATTENTIONS}.')
     if self.image_size % self.patch_size:
       raise ValueError(f'{self.patch_size=} must divide {self.image_size=}.')
     if self.width % self.heads:
@@ -63,9 +61,7 @@ def normalize_pixels(video: jax.Array) -> jax.Array:
   return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
-def resize_positions(
-    table: jax.Array, old: tuple[int, int], new: tuple[int, int]
-) -> jax.Array:
+def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
   """Resizes f[N, D] patch positions bilinearly, as the grid they are."""
   if old == new:
     return table
@@ -102,8 +98,7 @@ def fit_table(name: str, table: jax.Array, rows: int) -> jax.Array:
   old, new = math.isqrt(len(table)), math.isqrt(rows)
   if old * old != len(table) or new * new != rows:
     raise ValueError(
-        f'cannot resize {len(table)} patch positions to {rows}: both must be '
-        'square grids.'
+      f'cannot resize {len(table)} patch positions to {rows}: both must be square grids.'
     )
   return resize_positions(table, (old, old), (new, new))
 
@@ -144,7 +139,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
+    self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
   ) -> jax.Array:
     """f[..., tokens, D] -> the same.
 
@@ -180,7 +175,7 @@ class DividedBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
+    self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
   ) -> jax.Array:
     """As `Block`, over f[B, 1 + T*N, D]; frame t's patches are together."""
     config, options = self.config, self.options
@@ -192,17 +187,15 @@ class DividedBlock(nn.Module):
       x = fused.store_gradient(x)
     class_token, patches = x[:, :1], x[:, 1:]
 
-    places = einops.rearrange(
-        patches, 'b (t n) d -> b n t d', t=self.frames
-    )
+    places = einops.rearrange(patches, 'b (t n) d -> b n t d', t=self.frames)
     y = layers.layer_norm(EPSILON, options, name='temporal_norm')(places)
-    y = layers.Attention(
-        config.heads, options, init, name='temporal_attention'
-    )(y)
+    y = layers.Attention(config.heads, options, init, name='temporal_attention')(y)
     y = layers.dense(
-        config.width, ('embed', 'embed_out'), name='temporal_fc',
-        dtype=options.dtype,
-        kernel_init=nn.initializers.normal(config.temporal_fc_std),
+      config.width,
+      ('embed', 'embed_out'),
+      name='temporal_fc',
+      dtype=options.dtype,
+      kernel_init=nn.initializers.normal(config.temporal_fc_std),
     )(drop(y, *keys[:2]))
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
@@ -213,15 +206,11 @@ class DividedBlock(nn.Module):
       tokens.append(fused.padding(frames, 1 + n, options.attention))
     y = jnp.concatenate(tokens, axis=2)
     y = layers.layer_norm(EPSILON, options, name='norm')(y)
-    y = layers.Attention(config.heads, options, init, name='attention')(
-        y, length=1 + n
-    )
+    y = layers.Attention(config.heads, options, init, name='attention')(y, length=1 + n)
     y = drop(y, *keys[2:4])
     class_token = class_token + jnp.mean(y[:, :, 0], axis=1, keepdims=True)
     frames = frames + y[:, :, 1:]
-    x = jnp.concatenate(
-        [class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1
-    )
+    x = jnp.concatenate([class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1)
 
     y = layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
     y = layers.Mlp(config.mlp_size, options, init, name='mlp')(y)
@@ -251,51 +240,48 @@ class VideoEncoder(nn.Module):
     p = config.patch_size
     if h % p or w % p:
       raise ValueError(
-          f'{video.shape=}: height and width must be multiples of {p=}, the '
-          'patch side; resize or crop the frames.'
+        f'{video.shape=}: height and width must be multiples of {p=}, the '
+        'patch side; resize or crop the frames.'
       )
     if not jnp.issubdtype(video.dtype, jnp.floating):
       video = normalize_pixels(video)
     patches = einops.rearrange(
-        video.astype(dtype),
-        'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p,
+      video.astype(dtype), 'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p
     )
     fan_in = patches.shape[-1]
     patches = layers.dense(
-        config.width, ('pixels', 'embed'), name='patch_embed', dtype=dtype,
-        kernel_init=layers.uniform_fan_in(fan_in),
-        bias_init=layers.uniform_fan_in(fan_in),
+      config.width,
+      ('pixels', 'embed'),
+      name='patch_embed',
+      dtype=dtype,
+      kernel_init=layers.uniform_fan_in(fan_in),
+      bias_init=layers.uniform_fan_in(fan_in),
     )(patches)
 
     class_token, positions, times = self._embeddings((h // p, w // p), t)
     patches = patches + positions + times[:, None]
-    key, layers_key = layers.split(
-        self.make_rng('dropout') if train else None, 2
-    )
+    key, layers_key = layers.split(self.make_rng('dropout') if train else None, 2)
     patches = layers.dropout(patches, config.dropout, key)
     if config.attention == 'space_only':
-      first = jnp.broadcast_to(
-          class_token, (*patches.shape[:2], 1, config.width)
-      )
+      first = jnp.broadcast_to(class_token, (*patches.shape[:2], 1, config.width))
       x = jnp.concatenate([first, patches], axis=2)
     else:
       patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
       # Not einops.repeat, whose gradient makes XLA's GPU compiler transpose
       # all tokens before and after each layer.
-      first = jnp.broadcast_to(
-          class_token, (video.shape[0], 1, config.width)
-      )
+      first = jnp.broadcast_to(class_token, (video.shape[0], 1, config.width))
       x = jnp.concatenate([first, patches], axis=1)
 
     x = stack.run_layers(
-        self, self._make_block(t), [f'block{i}' for i in range(config.depth)],
-        x, options=self.options,
-        each={
-            'key': None if key is None else layers.split(
-                layers_key, config.depth
-            ),
-            'drop_path': drop_path_rates(config),
-        },
+      self,
+      self._make_block(t),
+      [f'block{i}' for i in range(config.depth)],
+      x,
+      options=self.options,
+      each={
+        'key': None if key is None else layers.split(layers_key, config.depth),
+        'drop_path': drop_path_rates(config),
+      },
     )
     x = layers.layer_norm(EPSILON, self.options, name='norm')(x)
     if config.attention == 'space_only':
@@ -326,16 +312,14 @@ class VideoEncoder(nn.Module):
     else:
       times = resize_times(param('times', time_init, config.frames), frames)
     return (
-        class_token[0].astype(self.options.dtype),
-        positions.astype(self.options.dtype),
-        times.astype(self.options.dtype),
+      class_token[0].astype(self.options.dtype),
+      positions.astype(self.options.dtype),
+      times.astype(self.options.dtype),
     )
 
   def _make_block(self, frames):
     if self.config.attention == 'divided':
-      return lambda name: DividedBlock(
-          self.config, self.options, frames, name=name
-      )
+      return lambda name: DividedBlock(self.config, self.options, frames, name=name)
     return lambda name: Block(self.config, self.options, name=name)
 
 

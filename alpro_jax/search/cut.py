@@ -44,8 +44,9 @@ class Cutting:
   def __post_init__(self):
     if not 0 < self.stride <= self.span < math.inf:
       raise ValueError(
-          f'--span={self.span} and --stride={self.stride} must be above 0, and '
-          'the stride at most the span: clips may overlap, but leave no gaps.')
+        f'--span={self.span} and --stride={self.stride} must be above 0, and '
+        'the stride at most the span: clips may overlap, but leave no gaps.'
+      )
     if not 0 <= self.fps <= 1000:
       raise ValueError(f'--fps={self.fps} must be 0 (all frames) to 1000.')
     if self.frames < 1 or self.short_side < 0 or not 0 <= self.begin < 1e9:
@@ -100,8 +101,8 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
   def frames():
     try:
       yield from video.iterate_frames(
-          path, fps=cutting.fps, short_side=cutting.short_side,
-          max_seconds=last)
+        path, fps=cutting.fps, short_side=cutting.short_side, max_seconds=last
+      )
     except video.PartlyReadable as error:
       broken.append(error)
 
@@ -123,7 +124,7 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
 
 
 def spans(
-    frames: Iterable[tuple[np.ndarray, float]], cutting: Cutting
+  frames: Iterable[tuple[np.ndarray, float]], cutting: Cutting
 ) -> Iterator[tuple[float, float, list]]:
   """(frame, second) in order -> (start, stop, frames) of each clip.
 
@@ -141,8 +142,7 @@ def spans(
       start += cutting.stride
       held = [(x, at) for x, at in held if at >= start]
       if not held:  # Over a gap, however long, at once.
-        start += cutting.stride * max(
-            (second - start - cutting.span) // cutting.stride, 0)
+        start += cutting.stride * max((second - start - cutting.span) // cutting.stride, 0)
     held.append((frame, second))
   if held:
     end = held[-1][1]
@@ -159,8 +159,7 @@ def _make(start, stop, pixels, count):
   for frame in chosen:
     if id(frame) not in encoded:
       encoded[id(frame)] = video.encode_jpeg(frame, _QUALITY)
-  return Clip(start, stop, tuple(encoded[id(frame)] for frame in chosen),
-              _strip(chosen))
+  return Clip(start, stop, tuple(encoded[id(frame)] for frame in chosen), _strip(chosen))
 
 
 def _strip(frames, count=4, height=108):
@@ -168,16 +167,14 @@ def _strip(frames, count=4, height=108):
   if all(frame is frames[0] for frame in frames):
     frames = frames[:1]
   count = min(len(frames), count)
-  frames = [frames[(2 * k + 1) * len(frames) // (2 * count)]
-            for k in range(count)]
+  frames = [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
   h, w = frames[0].shape[:2]
   width = max(round(w * height / h), 1)
   # Small frames are enlarged by whole pixels as far as it goes.
   how = Image.Resampling.NEAREST if h < height else Image.Resampling.LANCZOS
   strip = Image.new('RGB', (count * width + 2 * (count - 1), height), 'white')
   for k, frame in enumerate(frames):
-    strip.paste(Image.fromarray(frame).resize((width, height), how),
-                (k * (width + 2), 0))
+    strip.paste(Image.fromarray(frame).resize((width, height), how), (k * (width + 2), 0))
   file = io.BytesIO()
   strip.save(file, 'JPEG', quality=80)
   return file.getvalue()

@@ -24,18 +24,23 @@ def render(store: Store, found: list[Found]) -> str:
   root, checkpoint = store.about['root'], store.about['checkpoint']
   videos, clips = store.counts()
   return page.render(
-      'gallery.html', title='What was found',
-      about=[
-          ('videos', f'{videos:,} in {clips:,} clips, {root}'),
-          ('checkpoint', f'{checkpoint["path"]}, step {checkpoint["step"]}')],
-      found=[(one, [_card(store, hit) for hit in one.hits]) for one in found])
+    'gallery.html',
+    title='What was found',
+    about=[
+      ('videos', f'{videos:,} in {clips:,} clips, {root}'),
+      ('checkpoint', f'{checkpoint["path"]}, step {checkpoint["step"]}'),
+    ],
+    found=[(one, [_card(store, hit) for hit in one.hits]) for one in found],
+  )
 
 
 def _card(store, hit: Hit):
   path = os.path.join(bytes.fromhex(store.about['root_bytes']), hit.name)
   return {
-      'hit': hit, 'name': show_name(hit.name),
-      'start': show_time(hit.start), 'stop': show_time(hit.stop),
-      'link': f'file://{urllib.parse.quote(path)}'
-              f'#t={hit.start:.2f},{hit.stop:.2f}',
-      'strip': pictures.encode(store.strip(hit.clip), 'jpeg')}
+    'hit': hit,
+    'name': show_name(hit.name),
+    'start': show_time(hit.start),
+    'stop': show_time(hit.stop),
+    'link': f'file://{urllib.parse.quote(path)}#t={hit.start:.2f},{hit.stop:.2f}',
+    'strip': pictures.encode(store.strip(hit.clip), 'jpeg'),
+  }

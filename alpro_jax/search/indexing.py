@@ -45,8 +45,8 @@ class Folder(NamedTuple):
   def may_hold(self, name: bytes) -> bool:
     """Whether a video could be there, in what could not be looked at."""
     return any(
-        name == path or path == b'.' or name.startswith(path + b'/')
-        for path, _ in self.problems)
+      name == path or path == b'.' or name.startswith(path + b'/') for path, _ in self.problems
+    )
 
 
 def list_videos(root) -> Folder:
@@ -67,30 +67,28 @@ def list_videos(root) -> Folder:
 def made_with(trained) -> dict[str, Any]:
   """Says where a model comes from, and as `content` what it computes."""
   params = checkpoints.params_digests(trained.origin.path, trained.meta)
-  return trained.origin._asdict() | {
-      'content': identity.digest(trained.meta, params)}
+  return trained.origin._asdict() | {'content': identity.digest(trained.meta, params)}
 
 
-def describe(encoder: Encoder, root, cutting: Cutting,
-             keep_tokens: bool) -> dict[str, Any]:
+def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dict[str, Any]:
   """What an index says about itself."""
   trained = encoder.trained
   config, data = trained.model.config, trained.config.data
   if trained.answers_questions or not config.embed_size:
     raise ValueError(
-        f'{trained.origin.path} has no vectors to search by '
-        f'(task={trained.config.task!r}); index with a pre-trained or a '
-        'retrieval checkpoint.')
+      f'{trained.origin.path} has no vectors to search by '
+      f'(task={trained.config.task!r}); index with a pre-trained or a '
+      'retrieval checkpoint.'
+    )
   patches = (data.image_size // config.video.patch_size) ** 2
   return {
-      'root': show_name(os.fsencode(os.path.abspath(root))),
-      'root_bytes': os.fsencode(os.path.abspath(root)).hex(),
-      'checkpoint': made_with(trained),
-      'cutting': dataclasses.asdict(cutting),
-      'shown': {name: data[name] for name in (
-          'image_size', 'resize', 'resize_mode')},
-      'vector': config.embed_size,
-      'tokens': [1 + patches, config.video.width] if keep_tokens else None,
+    'root': show_name(os.fsencode(os.path.abspath(root))),
+    'root_bytes': os.fsencode(os.path.abspath(root)).hex(),
+    'checkpoint': made_with(trained),
+    'cutting': dataclasses.asdict(cutting),
+    'shown': {name: data[name] for name in ('image_size', 'resize', 'resize_mode')},
+    'vector': config.embed_size,
+    'tokens': [1 + patches, config.video.width] if keep_tokens else None,
   }
 
 
@@ -102,38 +100,44 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   """
   old = store.about
   check_checkpoint(store, about['checkpoint'])
-  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(
-      bytes.fromhex(old['root_bytes'])):
+  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(bytes.fromhex(old['root_bytes'])):
     raise ValueError(
-        f'{store.folder} is an index of {old["root"]}, not of '
-        f'{about["root"]}; give another --index.')
+      f'{store.folder} is an index of {old["root"]}, not of {about["root"]}; give another --index.'
+    )
   changed = [
-      f'--{name} was {old["cutting"][name]}, now {value}'
-      for name, value in about['cutting'].items()
-      if old['cutting'][name] != value]
+    f'--{name} was {old["cutting"][name]}, now {value}'
+    for name, value in about['cutting'].items()
+    if old['cutting'][name] != value
+  ]
   changed += [
-      f'{name} was {old[name]}, now {about[name]}'
-      for name in ('shown', 'tokens') if old[name] != about[name]]
+    f'{name} was {old[name]}, now {about[name]}'
+    for name in ('shown', 'tokens')
+    if old[name] != about[name]
+  ]
   if changed:
     raise ValueError(
-        f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave the '
-        'flags out to go on with it, or give another --index.')
+      f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave the '
+      'flags out to go on with it, or give another --index.'
+    )
 
 
 def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
   """Refuses another model than the index was made with; see made_with."""
   own = store.about['checkpoint']
-  if not any(own.get(name, '') == given[name] for name in (
-      'digest', 'content')):
+  if not any(own.get(name, '') == given[name] for name in ('digest', 'content')):
     raise ValueError(
-        f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
-        f'digest {own["digest"][:12]}), but {given["path"]} is another '
-        f'checkpoint (step {given["step"]}, digest {given["digest"][:12]}), '
-        'whose vectors do not compare; use that one, or another --index.')
+      f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
+      f'digest {own["digest"][:12]}), but {given["path"]} is another '
+      f'checkpoint (step {given["step"]}, digest {given["digest"][:12]}), '
+      'whose vectors do not compare; use that one, or another --index.'
+    )
   if own['path'] != given['path']:
     logging.warning(
-        '%s was made with %s; %s holds the same model and is used.',
-        store.folder, own['path'], given['path'])
+      '%s was made with %s; %s holds the same model and is used.',
+      store.folder,
+      own['path'],
+      given['path'],
+    )
 
 
 @contextlib.contextmanager
@@ -145,12 +149,11 @@ def locked(folder):
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise ValueError(
-          f'another run is writing {folder}; wait for it.') from None
+      raise ValueError(f'another run is writing {folder}; wait for it.') from None
     except OSError as error:
       raise OSError(
-          f'{path} cannot be locked ({error.strerror}), and two runs at once '
-          'would spoil the index; put --index on a disk that has locks.'
+        f'{path} cannot be locked ({error.strerror}), and two runs at once '
+        'would spoil the index; put --index on a disk that has locks.'
       ) from error
     yield
 
@@ -173,7 +176,7 @@ class Progress:
     self.videos += 1
     self.clips += len(result.clips)
     self.seconds += max((clip.stop for clip in result.clips), default=0.0)
-    if time.monotonic() - self._last > (.2 if self._live else self.every_s):
+    if time.monotonic() - self._last > (0.2 if self._live else self.every_s):
       self.line()
 
   def line(self) -> None:
@@ -181,18 +184,18 @@ class Progress:
     spent = max(self._last - self._start, 1e-9)
     left = spent / max(self.videos, 1) * (self.total - self.videos)
     self._say(
-        f'{self.videos}/{self.total} videos, {self.clips} clips, '
-        f'{self.videos / spent:.1f} videos/s, '
-        f'{self.seconds / spent:.0f} times real time, '
-        f'{int(left // 60)} min {int(left % 60):02} s left',
-        end='' if self._live else '\n')
+      f'{self.videos}/{self.total} videos, {self.clips} clips, '
+      f'{self.videos / spent:.1f} videos/s, '
+      f'{self.seconds / spent:.0f} times real time, '
+      f'{int(left // 60)} min {int(left % 60):02} s left',
+      end='' if self._live else '\n',
+    )
 
   def name(self, file: File, result: CutVideo) -> None:
     """Says what is wrong with a video."""
     detail = f' ({result.detail})' if result.detail else ''
     kept = ', kept what there is' if result.clips else ''
-    self._say(annotations.printable(
-        f'{show_name(file.name)}: {result.reason}{detail}{kept}'))
+    self._say(annotations.printable(f'{show_name(file.name)}: {result.reason}{detail}{kept}'))
 
   def close(self) -> None:
     if self.videos > self._shown:
@@ -207,8 +210,14 @@ class Progress:
 
 
 def index(
-    encoder: Encoder, store: Store, folder: Folder, root, *,
-    num_workers: int = 0, timeout_s: float | None = None, retry: bool = False,
+  encoder: Encoder,
+  store: Store,
+  folder: Folder,
+  root,
+  *,
+  num_workers: int = 0,
+  timeout_s: float | None = None,
+  retry: bool = False,
 ) -> dict[str, Any]:
   """Brings an index up to date with its folder.
 
@@ -227,42 +236,43 @@ def index(
   known = store.files()
   there = {file.name for file in folder.files}
   # What cannot be looked at is kept: that may be the fault of a disk.
-  gone = sorted(name for name in set(known) - there
-                if not folder.may_hold(name))
+  gone = sorted(name for name in set(known) - there if not folder.may_hold(name))
   store.drop(gone)
-  failed = {name for name, reason, _, _ in store.problems()
-            if retry or reason == workers.MACHINE}
-  same = [file for file in folder.files
-          if file.name in known and known[file.name].is_now(file)]
+  failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
+  same = [file for file in folder.files if file.name in known and known[file.name].is_now(file)]
   new_ends = [file for file in same if known[file.name].ends is None]
   store.add_ends(new_ends)
   done = {file.name for file in same} - failed
   todo = [file for file in folder.files if file.name not in done]
   progress = Progress(len(todo))
   report = {
-      'videos': len(folder.files), 'already_there': len(done),
-      'taken_as_unchanged': len(new_ends),
-      'dropped': [show_name(name) for name in gone],
-      'passed_over': [{'file': show_name(name), 'reason': reason}
-                      for name, reason in folder.passed_over]}
+    'videos': len(folder.files),
+    'already_there': len(done),
+    'taken_as_unchanged': len(new_ends),
+    'dropped': [show_name(name) for name in gone],
+    'passed_over': [
+      {'file': show_name(name), 'reason': reason} for name, reason in folder.passed_over
+    ],
+  }
 
   def complete():
-    report.update(done_in_this_run=progress.videos,
-                  left=len(todo) - progress.videos)
+    report.update(done_in_this_run=progress.videos, left=len(todo) - progress.videos)
     report['indexed'], report['clips'] = store.counts()
     report['problems'] = [
-        {'video': show_name(name), 'reason': reason, 'detail': detail,
-         'clips': clips}
-        for name, reason, detail, clips in store.problems()] + [
-        {'video': show_name(name), 'reason': 'cannot be looked at',
-         'detail': detail, 'clips': 0} for name, detail in folder.problems]
-    files.write_text(store.folder / REPORT, json.dumps(
-        report, indent=1, ensure_ascii=False) + '\n')
+      {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': clips}
+      for name, reason, detail, clips in store.problems()
+    ] + [
+      {'video': show_name(name), 'reason': 'cannot be looked at', 'detail': detail, 'clips': 0}
+      for name, detail in folder.problems
+    ]
+    files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
 
   try:
     for file, result, rows in _encode(
-        encoder, _decode(todo, root, store, num_workers, timeout_s),
-        keep_tokens=store.about['tokens'] is not None):
+      encoder,
+      _decode(todo, root, store, num_workers, timeout_s),
+      keep_tokens=store.about['tokens'] is not None,
+    ):
       store.put(file, rows, result.reason, result.detail)
       progress.add(result)
       if result.reason:
@@ -281,10 +291,12 @@ def index(
 def _decode(todo, root, store, num_workers, timeout_s):
   root = os.fsencode(os.path.abspath(root))
   results = workers.run_in_order(
-      'alpro_jax.search.cut:cut_video',
-      {'cutting': Cutting(**store.about['cutting'])},
-      [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo],
-      workers=num_workers or os.cpu_count() or 1, timeout_s=timeout_s)
+    'alpro_jax.search.cut:cut_video',
+    {'cutting': Cutting(**store.about['cutting'])},
+    [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo],
+    workers=num_workers or os.cpu_count() or 1,
+    timeout_s=timeout_s,
+  )
   for file, result in zip(todo, results, strict=True):
     if isinstance(result, workers.Lost):
       result = CutVideo((), result.reason, result.detail)
@@ -292,8 +304,7 @@ def _decode(todo, root, store, num_workers, timeout_s):
 
 
 def _encode(
-    encoder: Encoder, videos: Iterator[tuple[File, CutVideo]], *,
-    keep_tokens: bool,
+  encoder: Encoder, videos: Iterator[tuple[File, CutVideo]], *, keep_tokens: bool
 ) -> Iterator[tuple[File, CutVideo, list[Row]]]:
   """Encodes clips in full batches, over the ends of videos."""
   open_videos = []  # (file, result, rows so far), in order.
@@ -301,21 +312,25 @@ def _encode(
 
   def run(part):
     features = encoder.videos([clip for _, clip in part])
-    for (rows, clip), vector, tokens in zip(
-        part, features.feature, features.tokens, strict=True):
-      rows.append(Row(
-          clip.start, clip.stop, vector,
-          tokens.astype(np.float16) if keep_tokens else None, clip.strip))
+    for (rows, clip), vector, tokens in zip(part, features.feature, features.tokens, strict=True):
+      rows.append(
+        Row(
+          clip.start,
+          clip.stop,
+          vector,
+          tokens.astype(np.float16) if keep_tokens else None,
+          clip.strip,
+        )
+      )
 
   for file, result in videos:
     rows = []
     open_videos.append((file, result, rows))
     waiting += [(rows, clip) for clip in result.clips]
     while len(waiting) >= encoder.batch_size:
-      run(waiting[:encoder.batch_size])
-      del waiting[:encoder.batch_size]
-    while open_videos and len(open_videos[0][2]) == len(
-        open_videos[0][1].clips):
+      run(waiting[: encoder.batch_size])
+      del waiting[: encoder.batch_size]
+    while open_videos and len(open_videos[0][2]) == len(open_videos[0][1].clips):
       yield open_videos.pop(0)
   if waiting:
     run(waiting)

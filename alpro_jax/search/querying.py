@@ -47,8 +47,13 @@ class Found(NamedTuple):
 
 
 def search(
-    encoder: Encoder, store: Store, clips: Clips, texts: Sequence[str], *,
-    top: int = 10, rerank_k: int = 64,
+  encoder: Encoder,
+  store: Store,
+  clips: Clips,
+  texts: Sequence[str],
+  *,
+  top: int = 10,
+  rerank_k: int = 64,
 ) -> list[Found]:
   """Finds the clips that fit each text.
 
@@ -68,7 +73,7 @@ def search(
     start = time.monotonic()
     features = encoder.texts([text])
     similarity = clips.vector @ features.feature[0]
-    order = np.argsort(-similarity, kind='stable')[:max(top, rerank_k)]
+    order = np.argsort(-similarity, kind='stable')[: max(top, rerank_k)]
     match, read = {}, 0
     if rerank_k:
       near, tokens = _tokens(encoder, store, clips, order[:rerank_k])
@@ -77,15 +82,22 @@ def search(
         # Rows of videos and of scores are those of `near`.
         videos = VideoFeatures(np.arange(read), tokens, clips.vector[near])
         margin = encoder.scorer.matching_by_video(
-            features, videos, np.zeros(read, int), np.arange(read)).margin
+          features, videos, np.zeros(read, int), np.arange(read)
+        ).margin
         match = dict(zip(near.tolist(), margin.tolist(), strict=True))
         ahead = sorted(match, key=lambda i: -match[i])
         order = np.array(ahead + [i for i in order if i not in match])
     hits = [
-        Hit(int(clips.id[i]), clips.name[i], float(clips.start[i]),
-            float(clips.stop[i]), float(similarity[i]),
-            float(1 / (1 + np.exp(-match[i]))) if i in match else None)
-        for i in order[:top].tolist()]
+      Hit(
+        int(clips.id[i]),
+        clips.name[i],
+        float(clips.start[i]),
+        float(clips.stop[i]),
+        float(similarity[i]),
+        float(1 / (1 + np.exp(-match[i]))) if i in match else None,
+      )
+      for i in order[:top].tolist()
+    ]
     found.append(Found(text, hits, read, time.monotonic() - start))
   return found
 
@@ -108,32 +120,36 @@ def _tokens(encoder, store, clips, chosen):
     # What is not there is said when it is decoded.
     with contextlib.suppress(OSError):
       if name not in known or not known[name].is_now(look_at(root, name)):
-        logging.warning('%s has changed since it was indexed; index again.',
-                        show_name(name))
+        logging.warning('%s has changed since it was indexed; index again.', show_name(name))
         del starts[name]
   cut = {}
-  for name, result in zip(starts, decode(
-      [(os.fsdecode(os.path.join(root, name)), tuple(own))
-       for name, own in starts.items()],
-      Cutting(**store.about['cutting'])), strict=True):
+  for name, result in zip(
+    starts,
+    decode(
+      [(os.fsdecode(os.path.join(root, name)), tuple(own)) for name, own in starts.items()],
+      Cutting(**store.about['cutting']),
+    ),
+    strict=True,
+  ):
     if not result.clips:
-      logging.warning('%s cannot be read again: %s', show_name(name),
-                      result.reason)
+      logging.warning('%s cannot be read again: %s', show_name(name), result.reason)
     cut |= {(name, clip.start): clip for clip in result.clips}
-  there = np.array([i for i in chosen if (
-      clips.name[i], float(clips.start[i])) in cut], int)
+  there = np.array([i for i in chosen if (clips.name[i], float(clips.start[i])) in cut], int)
   if not len(there):
     return there, np.empty((0, 0, 0), dtype)
-  features = encoder.videos(
-      [cut[clips.name[i], float(clips.start[i])] for i in there])
+  features = encoder.videos([cut[clips.name[i], float(clips.start[i])] for i in there])
   return there, features.tokens
 
 
 def decode(items, cutting: Cutting, timeout_s: float | None = None):
   """Cuts videos in worker processes; see cut.cut_video for the items."""
   for result in workers.run_in_order(
-      'alpro_jax.search.cut:cut_video', {'cutting': cutting}, items,
-      workers=os.cpu_count() or 1, timeout_s=timeout_s):
+    'alpro_jax.search.cut:cut_video',
+    {'cutting': cutting},
+    items,
+    workers=os.cpu_count() or 1,
+    timeout_s=timeout_s,
+  ):
     if isinstance(result, workers.Lost):
       result = CutVideo((), result.reason, result.detail)
     yield result
@@ -152,9 +168,7 @@ class Answers(NamedTuple):
   top: list[tuple[str, float]]
 
 
-def ask(
-    encoder: Encoder, cut: CutVideo, question: str
-) -> tuple[Answers, list[Answers]]:
+def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[Answers]]:
   """Answers a question about a video and about each of its clips.
 
   Over all clips, each speaks with its probabilities: they are averaged.
@@ -165,8 +179,9 @@ def ask(
   trained = encoder.trained
   if not trained.answers_questions:
     raise ValueError(
-        f'{trained.origin.path} was trained for {trained.config.task!r} and '
-        'answers no questions; pass a checkpoint of question answering.')
+      f'{trained.origin.path} was trained for {trained.config.task!r} and '
+      'answers no questions; pass a checkpoint of question answering.'
+    )
   clips = cut.clips
   size, total = encoder.batch_size, len(clips)
 
@@ -174,19 +189,21 @@ def ask(
     for start in range(0, total, size):
       rows = np.arange(start, start + size)
       pixels = encoder.pixels([clips[min(i, total - 1)] for i in rows])
-      yield {'video': pixels, 'record': np.minimum(rows, total - 1),
-             'valid': rows < total}
+      yield {'video': pixels, 'record': np.minimum(rows, total - 1), 'valid': rows < total}
 
   found = question_answering.answer(
-      encoder.scorer, batches(), [[(question, '', 'other')]] * total,
-      trained.answers, pairs_per_call=size)
+    encoder.scorer,
+    batches(),
+    [[(question, '', 'other')]] * total,
+    trained.answers,
+    pairs_per_call=size,
+  )
   share = np.asarray(jax.nn.softmax(found.logits, axis=-1))
 
   def top(shares):
-    best = np.argsort(-shares, kind='stable')[:question_answering.TOP]
+    best = np.argsort(-shares, kind='stable')[: question_answering.TOP]
     return [(trained.answers[i], float(shares[i])) for i in best]
 
-  each = [Answers(clip.start, clip.stop, top(row))
-          for clip, row in zip(clips, share, strict=True)]
+  each = [Answers(clip.start, clip.stop, top(row)) for clip, row in zip(clips, share, strict=True)]
   whole = Answers(clips[0].start, clips[-1].stop, top(share.mean(0)))
   return whole, each

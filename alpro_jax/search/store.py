@@ -27,7 +27,7 @@ from alpro_jax.data.annotations import printable
 FORMAT = 1
 FILE = 'index.sqlite'
 
-_TABLES = '''
+_TABLES = """
 CREATE TABLE about (value TEXT NOT NULL);
 CREATE TABLE videos (
   id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
@@ -38,21 +38,20 @@ CREATE TABLE clips (
   stop REAL NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE kept (clip INTEGER PRIMARY KEY, strip BLOB NOT NULL, tokens BLOB);
 CREATE INDEX clips_of_video ON clips (video);
-'''
+"""
 
 # What SQLite says, by the beginning of its name for it, and what would help.
 _SAID = {
-    'SQLITE_FULL': 'the disk is full; free space there and repeat the command, '
-                   'which goes on from what is stored',
-    'SQLITE_IOERR': 'the disk failed or is full; look after it and repeat the '
-                    'command, which goes on from what is stored',
-    'SQLITE_BUSY': 'another program holds it; wait for that and repeat the '
-                   'command',
-    'SQLITE_READONLY': 'it, or its folder, may not be written to; change that '
-                       'or copy the folder to another place',
-    'SQLITE_CANTOPEN': 'it, or its folder, may not be read or written to; '
-                       'change that or copy the folder to another place',
-    'SQLITE_PERM': 'it may not be read; change that',
+  'SQLITE_FULL': 'the disk is full; free space there and repeat the command, '
+  'which goes on from what is stored',
+  'SQLITE_IOERR': 'the disk failed or is full; look after it and repeat the '
+  'command, which goes on from what is stored',
+  'SQLITE_BUSY': 'another program holds it; wait for that and repeat the command',
+  'SQLITE_READONLY': 'it, or its folder, may not be written to; change that '
+  'or copy the folder to another place',
+  'SQLITE_CANTOPEN': 'it, or its folder, may not be read or written to; '
+  'change that or copy the folder to another place',
+  'SQLITE_PERM': 'it may not be read; change that',
 }
 
 
@@ -81,8 +80,7 @@ def look_at(root: bytes, name: bytes) -> File:
   """Looks at a video below a folder; raises OSError if it cannot be read."""
   with open(os.path.join(root, name), 'rb') as file:
     about = os.fstat(file.fileno())
-    return File(
-        name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
+    return File(name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
 
 
 class Row(NamedTuple):
@@ -132,21 +130,22 @@ class Store:
       self.about = json.loads(about[0][0])
     except (IndexError, TypeError, ValueError) as error:
       raise ValueError(
-          f'{self.folder / FILE} is no index ({error}); remove it and index '
-          'again.') from error
-    self._has_ends = 'ends' in [
-        column[1] for column in self._ask('PRAGMA table_info(videos)')]
+        f'{self.folder / FILE} is no index ({error}); remove it and index again.'
+      ) from error
+    self._has_ends = 'ends' in [column[1] for column in self._ask('PRAGMA table_info(videos)')]
 
   @classmethod
   def create(cls, folder, about: dict[str, Any]) -> 'Store':
     """Makes an empty index."""
     path = pathlib.Path(folder) / FILE
     # Written aside and renamed, so that an index is never half made.
-    with files.file(path) as made, _in_words(path), contextlib.closing(
-        sqlite3.connect(made)) as connection:
+    with (
+      files.file(path) as made,
+      _in_words(path),
+      contextlib.closing(sqlite3.connect(made)) as connection,
+    ):
       connection.executescript(_TABLES)
-      connection.execute('INSERT INTO about VALUES (?)', (
-          json.dumps({'format': FORMAT, **about}),))
+      connection.execute('INSERT INTO about VALUES (?)', (json.dumps({'format': FORMAT, **about}),))
       connection.commit()
     return cls.open(folder)
 
@@ -162,16 +161,18 @@ class Store:
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
       raise FileNotFoundError(
-          f'--index={folder} holds no {FILE}; make one with `search.py index '
-          'DIR --checkpoint=... --index=...`.')
+        f'--index={folder} holds no {FILE}; make one with `search.py index '
+        'DIR --checkpoint=... --index=...`.'
+      )
     with _in_words(path):
       connection = sqlite3.connect(path, timeout=60)
     try:
       store = cls(folder, connection)
       if store.about.get('format') != FORMAT:
         raise ValueError(
-            f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
-            'index into another --index.')
+          f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
+          'index into another --index.'
+        )
     except BaseException:
       connection.close()
       raise
@@ -194,8 +195,8 @@ class Store:
     found = self._ask(f'SELECT {column} FROM kept WHERE clip = ?', int(clip))
     if not found:
       raise ValueError(
-          f'{self.folder} was changed by another run while it was searched; '
-          'repeat the command.')
+        f'{self.folder} was changed by another run while it was searched; repeat the command.'
+      )
     return found[0][0]
 
   @contextlib.contextmanager
@@ -211,49 +212,51 @@ class Store:
     """Changes what it says about itself."""
     self.about |= values
     with self._change() as connection:
-      connection.execute(
-          'UPDATE about SET value = ?', (json.dumps(self.about),))
+      connection.execute('UPDATE about SET value = ?', (json.dumps(self.about),))
 
   def files(self) -> dict[bytes, File]:
     """All videos, those without clips as well."""
     ends = 'ends' if self._has_ends else 'NULL'
-    return {row[0]: File(*row) for row in self._ask(
-        f'SELECT name, size, mtime_ns, {ends} FROM videos')}
+    return {
+      row[0]: File(*row) for row in self._ask(f'SELECT name, size, mtime_ns, {ends} FROM videos')
+    }
 
   def problems(self) -> list[tuple[bytes, str, str, int]]:
     """(name, reason, detail, clips that are there) of what is not whole."""
     return self._ask(
-        'SELECT name, reason, detail, (SELECT COUNT(*) FROM clips WHERE '
-        "video = videos.id) FROM videos WHERE reason != '' ORDER BY name")
+      'SELECT name, reason, detail, (SELECT COUNT(*) FROM clips WHERE '
+      "video = videos.id) FROM videos WHERE reason != '' ORDER BY name"
+    )
 
   def counts(self) -> tuple[int, int]:
     """Videos that have clips, and clips."""
     return self._ask('SELECT COUNT(DISTINCT video), COUNT(*) FROM clips')[0]
 
-  def put(self, file: File, rows: Iterable[Row], reason: str = '',
-          detail: str = '') -> None:
+  def put(self, file: File, rows: Iterable[Row], reason: str = '', detail: str = '') -> None:
     """Writes a video, in place of what was known of it."""
     with self._change() as connection:
       self._remove(file.name)
       video = connection.execute(
-          'INSERT INTO videos (name, size, mtime_ns, ends, reason, detail) '
-          'VALUES (?, ?, ?, ?, ?, ?)', (*file, reason, detail)).lastrowid
+        'INSERT INTO videos (name, size, mtime_ns, ends, reason, detail) VALUES (?, ?, ?, ?, ?, ?)',
+        (*file, reason, detail),
+      ).lastrowid
       for row in rows:
         clip = connection.execute(
-            'INSERT INTO clips VALUES (NULL, ?, ?, ?, ?)',
-            (video, row.start, row.stop,
-             row.vector.astype('<f4').tobytes())).lastrowid
+          'INSERT INTO clips VALUES (NULL, ?, ?, ?, ?)',
+          (video, row.start, row.stop, row.vector.astype('<f4').tobytes()),
+        ).lastrowid
         tokens = row.tokens
-        connection.execute('INSERT INTO kept VALUES (?, ?, ?)', (
-            clip, row.strip,
-            None if tokens is None else tokens.astype('<f2').tobytes()))
+        connection.execute(
+          'INSERT INTO kept VALUES (?, ?, ?)',
+          (clip, row.strip, None if tokens is None else tokens.astype('<f2').tobytes()),
+        )
 
   def add_ends(self, seen: Iterable[File]) -> None:
     """Adds the digests of videos that are there without."""
     with self._change() as connection:
       connection.executemany(
-          'UPDATE videos SET ends = ? WHERE name = ?',
-          [(file.ends, file.name) for file in seen])
+        'UPDATE videos SET ends = ? WHERE name = ?', [(file.ends, file.name) for file in seen]
+      )
 
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
@@ -264,30 +267,32 @@ class Store:
   def _remove(self, name):
     video = 'SELECT id FROM videos WHERE name = ?'
     for command in (
-        'DELETE FROM kept WHERE clip IN (SELECT id FROM clips WHERE video IN '
-        f'({video}))', f'DELETE FROM clips WHERE video IN ({video})',
-        'DELETE FROM videos WHERE name = ?'):
+      f'DELETE FROM kept WHERE clip IN (SELECT id FROM clips WHERE video IN ({video}))',
+      f'DELETE FROM clips WHERE video IN ({video})',
+      'DELETE FROM videos WHERE name = ?',
+    ):
       self._connection.execute(command, (name,))
 
   def clips(self) -> Clips:
     """Reads all vectors, in the order of names and time."""
     rows = self._ask(
-        'SELECT clips.id, name, start, stop, vector FROM clips JOIN videos '
-        'ON video = videos.id ORDER BY name, start')
+      'SELECT clips.id, name, start, stop, vector FROM clips JOIN videos '
+      'ON video = videos.id ORDER BY name, start'
+    )
     size = self.about['vector']
     vector = np.frombuffer(b''.join(row[4] for row in rows), '<f4')
     return Clips(
-        np.array([row[0] for row in rows], np.int64),
-        [row[1] for row in rows],
-        np.array([row[2] for row in rows], float),
-        np.array([row[3] for row in rows], float),
-        vector.reshape(len(rows), size))
+      np.array([row[0] for row in rows], np.int64),
+      [row[1] for row in rows],
+      np.array([row[2] for row in rows], float),
+      np.array([row[3] for row in rows], float),
+      vector.reshape(len(rows), size),
+    )
 
   def tokens(self, ids: Sequence[int]) -> np.ndarray:
     """float16[n, S, D]."""
     found = [self._ask_clip('tokens', i) for i in ids]
-    return np.frombuffer(b''.join(found), '<f2').reshape(
-        len(ids), *self.about['tokens'])
+    return np.frombuffer(b''.join(found), '<f2').reshape(len(ids), *self.about['tokens'])
 
   def strip(self, clip: int) -> bytes:
     """JPEG of a clip's thumbnails."""
@@ -305,5 +310,5 @@ def _in_words(path):
       if name.startswith(start):
         raise OSError(f'{path}: {said} (SQLite: {error}).') from error
     raise ValueError(
-        f'{path} is no index, or a damaged one (SQLite: {error}); remove it '
-        'and index again.') from error
+      f'{path} is no index, or a damaged one (SQLite: {error}); remove it and index again.'
+    ) from error

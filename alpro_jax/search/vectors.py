@@ -21,8 +21,7 @@ def write(path, clips: Clips, about) -> None:
   """
   path = pathlib.Path(path)
   names = [show_name(name) for name in clips.name]
-  note = json.dumps({name: about[name] for name in (
-      'root', 'checkpoint', 'cutting', 'shown')})
+  note = json.dumps({name: about[name] for name in ('root', 'checkpoint', 'cutting', 'shown')})
   write_file = {'.npz': _npz, '.parquet': _parquet}.get(path.suffix.lower())
   if write_file is None:
     raise ValueError(f'--output={path} must end in .npz or .parquet.')
@@ -33,8 +32,13 @@ def write(path, clips: Clips, about) -> None:
 def _npz(path, names, clips, note):
   with open(path, 'wb') as file:
     np.savez(
-        file, video=np.array(names), start=clips.start, stop=clips.stop,
-        vector=clips.vector, about=note)
+      file,
+      video=np.array(names),
+      start=clips.start,
+      stop=clips.stop,
+      vector=clips.vector,
+      about=note,
+    )
 
 
 def _parquet(path, names, clips, note):
@@ -43,12 +47,16 @@ def _parquet(path, names, clips, note):
     from pyarrow import parquet
   except ImportError as error:
     raise ValueError(
-        '.parquet needs pyarrow, which is not installed; pip install pyarrow, '
-        'or give an --output that ends in .npz.') from error
+      '.parquet needs pyarrow, which is not installed; pip install pyarrow, '
+      'or give an --output that ends in .npz.'
+    ) from error
   size = clips.vector.shape[1]
-  table = pyarrow.table({
+  table = pyarrow.table(
+    {
       'video': pyarrow.array(names, pyarrow.string()),
-      'start': clips.start, 'stop': clips.stop,
-      'vector': pyarrow.FixedSizeListArray.from_arrays(
-          pyarrow.array(clips.vector.ravel()), size)})
+      'start': clips.start,
+      'stop': clips.stop,
+      'vector': pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(clips.vector.ravel()), size),
+    }
+  )
   parquet.write_table(table.replace_schema_metadata({'alpro': note}), path)

@@ -92,21 +92,23 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
   path = folder / MANIFEST
   if not path.is_file():
     raise FileNotFoundError(
-        f'no {MANIFEST} in {folder}; expected a folder that launch/export.py '
-        'wrote.')
+      f'no {MANIFEST} in {folder}; expected a folder that launch/export.py wrote.'
+    )
   manifest = json.loads(path.read_text(encoding='utf-8'))
   if manifest.get('format') != FORMAT:
     raise ValueError(
-        f'{path} has format {manifest.get("format")!r}, this loader reads '
-        f'{FORMAT}; use the alpro_loader.py of that folder.')
+      f'{path} has format {manifest.get("format")!r}, this loader reads '
+      f'{FORMAT}; use the alpro_loader.py of that folder.'
+    )
   _check_places(folder, manifest)
   if verify:
     for name, expected in manifest['files'].items():
       digest = _sha256(folder / name)
       if digest != expected['sha256']:
         raise ValueError(
-            f'{folder / name} has digest {digest}, {MANIFEST} says '
-            f'{expected["sha256"]}; copy the export again.')
+          f'{folder / name} has digest {digest}, {MANIFEST} says '
+          f'{expected["sha256"]}; copy the export again.'
+        )
   return Model(folder, manifest, device)
 
 
@@ -118,18 +120,16 @@ def _numbers(version):
 def _check_places(folder, manifest):
   """Refuses a manifest that reads what it gives no digest of, or elsewhere."""
   listed = manifest.get('files', {})
-  for part in (manifest['text'], manifest['parameters'],
-               *manifest['programs'].values()):
+  for part in (manifest['text'], manifest['parameters'], *manifest['programs'].values()):
     name = part['file']
     if name not in listed:
-      raise ValueError(
-          f'{folder / MANIFEST} gives no digest of {name}; copy the export '
-          'again.')
+      raise ValueError(f'{folder / MANIFEST} gives no digest of {name}; copy the export again.')
   for name in listed:
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
       raise ValueError(
-          f'{folder / MANIFEST} names {name}, which is not in that folder; '
-          'copy the files themselves, and no links, into one folder.')
+        f'{folder / MANIFEST} names {name}, which is not in that folder; '
+        'copy the files themselves, and no links, into one folder.'
+      )
 
 
 def _sha256(path):
@@ -150,9 +150,10 @@ def _errors_of_an_older_jax(written_by):
     if not older:
       raise
     raise ValueError(
-        f'this export was written by jax {written_by} and cannot be read by '
-        f"jax {jax.__version__}: pip install 'jax>={written_by}' (jax says: "
-        f'{str(error)[:200]}).') from error
+      f'this export was written by jax {written_by} and cannot be read by '
+      f"jax {jax.__version__}: pip install 'jax>={written_by}' (jax says: "
+      f'{str(error)[:200]}).'
+    ) from error
 
 
 def _jax_export(written_by):
@@ -162,9 +163,10 @@ def _jax_export(written_by):
     from jax import export
   except ImportError as error:
     raise ImportError(
-        f'this export needs jax {written_by} or newer and flatbuffers: pip '
-        f"install 'jax>={written_by}' flatbuffers. Here is jax "
-        f'{jax.__version__}, which says: {error}.') from error
+      f'this export needs jax {written_by} or newer and flatbuffers: pip '
+      f"install 'jax>={written_by}' flatbuffers. Here is jax "
+      f'{jax.__version__}, which says: {error}.'
+    ) from error
   return export
 
 
@@ -187,16 +189,16 @@ class Model:
     self._programs = {}
     export = _jax_export(manifest['versions']['jax'])
     with np.load(folder / manifest['parameters']['file']) as stored:
-      self.params = {
-          name: jax.device_put(stored[name], device) for name in stored.files}
+      self.params = {name: jax.device_put(stored[name], device) for name in stored.files}
     for name, described in manifest['programs'].items():
       data = (folder / described['file']).read_bytes()
       with _errors_of_an_older_jax(manifest['versions']['jax']) as older:
         program = jax.jit(export.deserialize(bytearray(data)).call)
         if older:  # It would tell at the first call.
-          program.lower(self._params_of(name), *(
-              jax.ShapeDtypeStruct((1, *x['shape'][1:]), x['dtype'])
-              for x in described['inputs']))
+          program.lower(
+            self._params_of(name),
+            *(jax.ShapeDtypeStruct((1, *x['shape'][1:]), x['dtype']) for x in described['inputs']),
+          )
       self._programs[name] = program
 
   def prepare(self, frames):
@@ -216,8 +218,11 @@ class Model:
     for frame in clip:
       _check_frame(frame, clip[0].shape)
     return crop_and_scale(
-        np.stack(clip), image_size=wanted['image_size'],
-        resize=wanted['resize'], resize_mode=wanted['resize_mode'])
+      np.stack(clip),
+      image_size=wanted['image_size'],
+      resize=wanted['resize'],
+      resize_mode=wanted['resize_mode'],
+    )
 
   def tokenize(self, texts):
     """list of B str -> ids int32[B, L] and mask bool[B, L].
@@ -227,8 +232,7 @@ class Model:
     if isinstance(texts, str):
       raise ValueError(f'expected a list of texts, got the text {texts!r}.')
     encode, text = self._encode, self.manifest['text']
-    return pad_rows(
-        [encode(x) for x in texts], text['max_tokens'], text['special'])
+    return pad_rows([encode(x) for x in texts], text['max_tokens'], text['special'])
 
   @functools.cached_property
   def _encode(self):
@@ -239,10 +243,12 @@ class Model:
       import sentencepiece
     except ImportError as error:
       raise ImportError(
-          f'{self._tokenizer_path} is a SentencePiece model; pip install '
-          'sentencepiece, or give ids to encode_text.') from error
+        f'{self._tokenizer_path} is a SentencePiece model; pip install '
+        'sentencepiece, or give ids to encode_text.'
+      ) from error
     return sentencepiece.SentencePieceProcessor(
-        model_proto=self._tokenizer_path.read_bytes()).encode
+      model_proto=self._tokenizer_path.read_bytes()
+    ).encode
 
   def encode_video(self, clips) -> Video:
     """uint8[B, T, S, S, 3], each clip made by `prepare` -> Video."""
@@ -260,15 +266,15 @@ class Model:
 
   def answer(self, text: Text, video: Video):
     """B questions about B clips -> float32[B, answers], logits."""
-    return self.call(
-        'answer', text.tokens, text.mask, video.tokens)['logits']
+    return self.call('answer', text.tokens, text.mask, video.tokens)['logits']
 
   def call(self, name, *arrays):
     """Runs a program of the manifest; returns {name of an output: array}."""
     if name not in self._programs:
       raise ValueError(
-          f'this export has no {name!r}, only {sorted(self._programs)}; its '
-          f'task was {self.manifest["source"]["task"]!r}.')
+        f'this export has no {name!r}, only {sorted(self._programs)}; its '
+        f'task was {self.manifest["source"]["task"]!r}.'
+      )
     described = self.manifest['programs'][name]
     arrays = [x if hasattr(x, 'shape') else np.asarray(x) for x in arrays]
     batch = None
@@ -276,19 +282,21 @@ class Model:
       batch = len(array) if batch is None else batch
       shape = (batch, *wanted['shape'][1:])
       if (array.shape, str(array.dtype)) != (shape, wanted['dtype']):
-        hint = ('make clips with prepare and stack them'
-                if name == 'encode_video' else
-                'all inputs need the same number of rows')
+        hint = (
+          'make clips with prepare and stack them'
+          if name == 'encode_video'
+          else 'all inputs need the same number of rows'
+        )
         raise ValueError(
-            f'{name}: {wanted["name"]} is {array.dtype}{list(array.shape)}, '
-            f'expected {wanted["dtype"]}{list(shape)}; {hint}.')
+          f'{name}: {wanted["name"]} is {array.dtype}{list(array.shape)}, '
+          f'expected {wanted["dtype"]}{list(shape)}; {hint}.'
+        )
     return self._programs[name](
-        self._params_of(name),
-        *(jax.device_put(x, self._device) for x in arrays))
+      self._params_of(name), *(jax.device_put(x, self._device) for x in arrays)
+    )
 
   def _params_of(self, name):
-    return {n: self.params[n]
-            for n in self.manifest['programs'][name]['parameters']}
+    return {n: self.params[n] for n in self.manifest['programs'][name]['parameters']}
 
 
 # --- Pixels -----------------------------------------------------------------
@@ -319,14 +327,13 @@ def crop_and_scale(clip, *, image_size, resize, resize_mode):
   elif resize_mode == 'short_side':
     side = np.full(2, frame.min())
   else:
-    raise ValueError(
-        f'{resize_mode=} is unknown; expected squash or short_side.')
+    raise ValueError(f'{resize_mode=} is unknown; expected squash or short_side.')
   if resize_mode != 'squash' or resize != image_size:
     share = np.float32(image_size / resize)
     side = np.maximum(np.rint(side.astype(np.float32) * share), 1).astype(int)
     top, left = (frame - side + 1) // 2
     top, left = np.minimum((top, left), frame - side)
-    clip = clip[:, top:top + side[0], left:left + side[1]]
+    clip = clip[:, top : top + side[0], left : left + side[1]]
   if (side == image_size).all():
     return clip
   antialias = side.max() > int(_SHRINK_PLAINLY * image_size)
@@ -339,8 +346,9 @@ def _sample(clip, size):
   """Bilinear between the nearest four, as TensorFlow's plain resize."""
 
   def places(length):
-    place = ((np.arange(size, dtype=np.float32) + np.float32(0.5))
-             * np.float32(length / size) - np.float32(0.5))
+    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(
+      length / size
+    ) - np.float32(0.5)
     floor = np.floor(place)
     low = np.maximum(floor, 0).astype(int)
     high = np.minimum(np.ceil(place), length - 1).astype(int)
@@ -377,12 +385,12 @@ def _average(clip, size):
 def _check_frame(frame, shape):
   if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
     raise ValueError(
-        f'a frame is {frame.dtype}{list(frame.shape)}, expected '
-        'uint8[H, W, 3], RGB in 0..255.')
+      f'a frame is {frame.dtype}{list(frame.shape)}, expected uint8[H, W, 3], RGB in 0..255.'
+    )
   if frame.shape != shape:
     raise ValueError(
-        f'frames of {list(shape)} and {list(frame.shape)} in one video; all '
-        'must have one size.')
+      f'frames of {list(shape)} and {list(frame.shape)} in one video; all must have one size.'
+    )
 
 
 # --- Text -------------------------------------------------------------------
@@ -400,8 +408,7 @@ class WordPiece:
     self._ids = {piece: i for i, piece in enumerate(pieces)}
     self._unknown = self._ids['[UNK]']
     # A vocabulary without capitals is meant for lower-cased text.
-    self._lower = not any(
-        p != p.lower() for p in pieces if not p.startswith('['))
+    self._lower = not any(p != p.lower() for p in pieces if not p.startswith('['))
 
   def __call__(self, text):
     """str -> list of ids, without [CLS] and [SEP]."""
@@ -413,10 +420,8 @@ class WordPiece:
     if self._lower:
       text = unicodedata.normalize('NFD', text)
       # Letter by letter: in a whole word, Greek has another last sigma.
-      text = ''.join(
-          c.lower() for c in text if unicodedata.category(c) != 'Mn')
-    return ''.join(
-        f' {c} ' if _is_punctuation(c) else c for c in text).split()
+      text = ''.join(c.lower() for c in text if unicodedata.category(c) != 'Mn')
+    return ''.join(f' {c} ' if _is_punctuation(c) else c for c in text).split()
 
   def _pieces(self, word):
     """The longest piece first, again and again; [UNK] if that gets stuck."""
@@ -448,17 +453,23 @@ def pad_rows(encoded, max_tokens, special):
   ids = np.full((len(encoded), max_tokens), special['pad'], np.int32)
   mask = np.zeros((len(encoded), max_tokens), bool)
   for i, row in enumerate(encoded):
-    row = [special['cls'], *row[:max_tokens - 2], special['sep']]
-    ids[i, :len(row)] = row
-    mask[i, :len(row)] = True
+    row = [special['cls'], *row[: max_tokens - 2], special['sep']]
+    ids[i, : len(row)] = row
+    mask[i, : len(row)] = True
   return ids, mask
 
 
 # Blocks of ideographs; each of them is a word.
 _IDEOGRAPHS = (
-    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F))
+  (0x4E00, 0x9FFF),
+  (0x3400, 0x4DBF),
+  (0x20000, 0x2A6DF),
+  (0x2A700, 0x2B73F),
+  (0x2B740, 0x2B81F),
+  (0x2B920, 0x2CEAF),
+  (0xF900, 0xFAFF),
+  (0x2F800, 0x2FA1F),
+)
 
 
 def _cleaned(c):
@@ -476,5 +487,4 @@ def _cleaned(c):
 
 def _is_punctuation(c):
   # ASCII's symbols count as well: $ + < = > ^ ` | ~.
-  return (unicodedata.category(c).startswith('P')
-          or '!' <= c <= '~' and not c.isalnum())
+  return unicodedata.category(c).startswith('P') or '!' <= c <= '~' and not c.isalnum()

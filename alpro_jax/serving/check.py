@@ -20,14 +20,11 @@ Call = Callable[..., dict]
 
 def default_tolerance(trained: Trained) -> float:
   """Returns the tolerance for a model on this machine."""
-  exact = (jax.default_backend() == 'cpu'
-           and trained.model.config.dtype == 'float32')
+  exact = jax.default_backend() == 'cpu' and trained.model.config.dtype == 'float32'
   return TOLERANCE if exact else COARSE_TOLERANCE
 
 
-def differences(
-    trained: Trained, call: Call, expected: dict | None = None
-) -> dict[str, float]:
+def differences(trained: Trained, call: Call, expected: dict | None = None) -> dict[str, float]:
   """Asks programs and returns how far each output is from the live one.
 
   What the encoders found goes into the programs that follow, so that errors
@@ -58,16 +55,16 @@ def live(trained: Trained) -> dict[str, np.ndarray]:
     model = trained.model.bind({'params': params})
     video = model.encode_video(video, train=False)
     text = model.encode_text(ids, mask, train=False)
-    found = {'encode_video/tokens': video.tokens,
-             'encode_text/tokens': text.tokens}
+    found = {'encode_video/tokens': video.tokens, 'encode_text/tokens': text.tokens}
     if model.config.embed_size:
-      found |= {'encode_video/feature': video.feature,
-                'encode_text/feature': text.feature}
+      found |= {'encode_video/feature': video.feature, 'encode_text/feature': text.feature}
     pair = text.tokens, mask, video.tokens
     if trained.knows_matching:
       logits = model.match(*pair)
-      found |= {'match/probability': jax.nn.softmax(logits)[:, 1],
-                'match/margin': logits[:, 1] - logits[:, 0]}
+      found |= {
+        'match/probability': jax.nn.softmax(logits)[:, 1],
+        'match/margin': logits[:, 1] - logits[:, 0],
+      }
     if trained.answers_questions:
       found['answer/logits'] = model.answer(*pair)
     return found
@@ -79,17 +76,20 @@ def live(trained: Trained) -> dict[str, np.ndarray]:
 def _ask(call, inputs, trained):
   """Runs all programs on the same inputs, as `live`."""
   video, ids, mask = inputs
-  found = {'encode_video': call('encode_video', video),
-           'encode_text': call('encode_text', ids, mask)}
-  pair = (found['encode_text']['tokens'], mask,
-          found['encode_video']['tokens'])
+  found = {
+    'encode_video': call('encode_video', video),
+    'encode_text': call('encode_text', ids, mask),
+  }
+  pair = (found['encode_text']['tokens'], mask, found['encode_video']['tokens'])
   if trained.knows_matching:
     found['match'] = call('match', *pair)
   if trained.answers_questions:
     found['answer'] = call('answer', *pair)
   return {
-      f'{name}/{output}': np.asarray(x, np.float32)
-      for name, outputs in found.items() for output, x in outputs.items()}
+    f'{name}/{output}': np.asarray(x, np.float32)
+    for name, outputs in found.items()
+    for output, x in outputs.items()
+  }
 
 
 def _inputs(trained, batch):
@@ -97,8 +97,7 @@ def _inputs(trained, batch):
   data, text = trained.config.data, trained.model.config.text
   rng = np.random.default_rng(0)
   most, size, length = BATCH_SIZES[-1], data.image_size, data.max_text_tokens
-  video = rng.integers(
-      0, 256, (most, data.frames, size, size, 3), dtype=np.uint8)
+  video = rng.integers(0, 256, (most, data.frames, size, size, 3), dtype=np.uint8)
   ids = rng.integers(0, text.vocab_size, (most, length), dtype=np.int32)
   mask = np.arange(length) < rng.integers(3, length + 1, (most, 1))
   ids = np.where(mask, ids, trained.tokenizer.special.pad).astype(np.int32)

@@ -40,14 +40,14 @@ _EVEN = ('uniform', 'nlvl_uniform')
 
 
 def write(
-    trained: Trained,
-    output,
-    *,
-    tokenizer,
-    platforms: Sequence[str] = programs.PLATFORMS,
-    with_saved_model: bool = False,
-    tolerance: float | None = None,
-    say: Callable[[str], None] = print,
+  trained: Trained,
+  output,
+  *,
+  tokenizer,
+  platforms: Sequence[str] = programs.PLATFORMS,
+  with_saved_model: bool = False,
+  tolerance: float | None = None,
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Exports a model and checks what was written.
 
@@ -69,9 +69,10 @@ def write(
   sampling = trained.config.data.eval_sampling
   if sampling not in _EVEN:
     raise ValueError(
-        f'the run is evaluated with data.eval_sampling={sampling!r}, but an '
-        f'export can only choose frames by one of {_EVEN}; pass --uniform to '
-        'choose them so.')
+      f'the run is evaluated with data.eval_sampling={sampling!r}, but an '
+      f'export can only choose frames by one of {_EVEN}; pass --uniform to '
+      'choose them so.'
+    )
   _check_finite(trained.params)
   with files.folder(output) as here:
     made = programs.make(trained, platforms)
@@ -82,13 +83,11 @@ def write(
       size = manifest['files'][manifest['programs'][name]['file']]['bytes']
       say(f'{name}: {size:,} bytes, {count:,} parameters')
     expected = check.live(trained)
-    found = check.differences(
-        trained, _import_loader(here).load(here).call, expected)
+    found = check.differences(trained, _import_loader(here).load(here).call, expected)
     if with_saved_model:
       folder = here / 'saved_model'
       saved_model.write(made, params, folder)
-      there = check.differences(
-          trained, saved_model.load(made, folder), expected)
+      there = check.differences(trained, saved_model.load(made, folder), expected)
       found |= {f'saved_model/{name}': x for name, x in there.items()}
     if tolerance is None:
       tolerance = check.default_tolerance(trained)
@@ -96,12 +95,16 @@ def write(
       say(f'{name}: differs from the live model by {difference:.1e} at most')
     if wrong := [n for n, x in found.items() if not x <= tolerance]:
       raise ValueError(
-          f'{", ".join(wrong)} differ from the live model by more than the '
-          f'{tolerance:.1e} that is allowed; nothing was written. If this '
-          'machine multiplies float32 coarsely, pass --tolerance.')
+        f'{", ".join(wrong)} differ from the live model by more than the '
+        f'{tolerance:.1e} that is allowed; nothing was written. If this '
+        'machine multiplies float32 coarsely, pass --tolerance.'
+      )
     manifest['check'] = {
-        'platform': jax.default_backend(), 'tolerance': tolerance,
-        'batch_sizes': list(check.BATCH_SIZES), 'difference': found}
+      'platform': jax.default_backend(),
+      'tolerance': tolerance,
+      'batch_sizes': list(check.BATCH_SIZES),
+      'difference': found,
+    }
     _write_json(here, manifest)
   return manifest
 
@@ -129,8 +132,7 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
     shutil.copy(tokenizer, here / name)
     checkpoints.write_digests(here)
     _check_copy(found, here)
-  return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*')
-             if p.is_file())
+  return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*') if p.is_file())
 
 
 def _copy(source, target):
@@ -149,13 +151,12 @@ def _used(made, trained):
 
 
 def _check_finite(params):
-  broken = [
-      name for name, x in programs.flatten(params).items()
-      if not np.isfinite(x).all()]
+  broken = [name for name, x in programs.flatten(params).items() if not np.isfinite(x).all()]
   if broken:
     raise ValueError(
-        f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. '
-        'A model with them computes nothing; export an earlier step.')
+      f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. '
+      'A model with them computes nothing; export an earlier step.'
+    )
 
 
 def _write_parts(trained, made, params, folder, tokenizer):
@@ -174,8 +175,9 @@ def _write_parts(trained, made, params, folder, tokenizer):
   manifest = _describe(trained, made, params, pathlib.Path(tokenizer).name)
   parts = [*map(_file, made), _PARAMETERS, manifest['text']['file']]
   manifest['files'] = {
-      part: {'bytes': (folder / part).stat().st_size,
-             'sha256': files.sha256(folder / part)} for part in parts}
+    part: {'bytes': (folder / part).stat().st_size, 'sha256': files.sha256(folder / part)}
+    for part in parts
+  }
   _write_json(folder, manifest)
   return manifest
 
@@ -188,61 +190,64 @@ def _describe(trained, made, params, tokenizer):
   if temperature is not None:
     temperature = float(np.clip(temperature, *TEMPERATURE_RANGE))
   return {
-      'format': alpro_loader.FORMAT,
-      'source': {
-          'task': trained.config.task,
-          'step': origin and origin.step,
-          'checkpoint_digest': origin and origin.digest,
-      },
-      'versions': {
-          'python': platform.python_version(), 'jax': jax.__version__,
-          'jaxlib': jaxlib.__version__, 'numpy': np.__version__,
-      },
-      'model': dataclasses.asdict(trained.model.config),
-      'platforms': list(next(iter(made.values())).exported.platforms),
-      'programs': {
-          name: {
-              'file': _file(name),
-              'inputs': _specs(program.input_specs),
-              'outputs': _specs(program.output_specs),
-              'parameters': list(program.parameters),
-              'calling_convention':
-                  program.exported.calling_convention_version,
-          } for name, program in made.items()
-      },
-      'parameters': {
-          'file': _PARAMETERS,
-          'count': sum(x.size for x in params.values()),
-      },
-      'preprocessing': {
-          'frames': data.frames,
-          'choose': 'uniform: frame floor(k n / frames) of n, k from 0',
-          'image_size': data.image_size,
-          'resize': data.resize,
-          'resize_mode': data.resize_mode,
-          'crop': 'centre',
-          'pixels': 'uint8 RGB in 0..255; the program subtracts mean and '
-                    'divides by std, of RGB in 0..1',
-          'mean': list(timesformer.PIXEL_MEAN),
-          'std': list(timesformer.PIXEL_STD),
-      },
-      'text': {
-          'file': tokenizer,
-          'kind': ('wordpiece' if isinstance(text, tokens.WordPieceTokenizer)
-                   else 'sentencepiece'),
-          'vocab_size': text.vocab_size,
-          'max_tokens': data.max_text_tokens,
-          'special': text.special._asdict(),
-      },
-      'temperature': temperature,
-      'answers': list(trained.answers),
+    'format': alpro_loader.FORMAT,
+    'source': {
+      'task': trained.config.task,
+      'step': origin and origin.step,
+      'checkpoint_digest': origin and origin.digest,
+    },
+    'versions': {
+      'python': platform.python_version(),
+      'jax': jax.__version__,
+      'jaxlib': jaxlib.__version__,
+      'numpy': np.__version__,
+    },
+    'model': dataclasses.asdict(trained.model.config),
+    'platforms': list(next(iter(made.values())).exported.platforms),
+    'programs': {
+      name: {
+        'file': _file(name),
+        'inputs': _specs(program.input_specs),
+        'outputs': _specs(program.output_specs),
+        'parameters': list(program.parameters),
+        'calling_convention': program.exported.calling_convention_version,
+      }
+      for name, program in made.items()
+    },
+    'parameters': {'file': _PARAMETERS, 'count': sum(x.size for x in params.values())},
+    'preprocessing': {
+      'frames': data.frames,
+      'choose': 'uniform: frame floor(k n / frames) of n, k from 0',
+      'image_size': data.image_size,
+      'resize': data.resize,
+      'resize_mode': data.resize_mode,
+      'crop': 'centre',
+      'pixels': 'uint8 RGB in 0..255; the program subtracts mean and '
+      'divides by std, of RGB in 0..1',
+      'mean': list(timesformer.PIXEL_MEAN),
+      'std': list(timesformer.PIXEL_STD),
+    },
+    'text': {
+      'file': tokenizer,
+      'kind': ('wordpiece' if isinstance(text, tokens.WordPieceTokenizer) else 'sentencepiece'),
+      'vocab_size': text.vocab_size,
+      'max_tokens': data.max_text_tokens,
+      'special': text.special._asdict(),
+    },
+    'temperature': temperature,
+    'answers': list(trained.answers),
   }
 
 
 def _specs(specs):
-  return [{'name': name, 'shape': [
-      x if isinstance(x, int) else str(x) for x in spec.shape
-  ], 'dtype': str(spec.dtype)} for name, spec in specs.items()]
+  return [
+    {
+      'name': name,
+      'shape': [x if isinstance(x, int) else str(x) for x in spec.shape],
+      'dtype': str(spec.dtype),
+    }
+    for name, spec in specs.items()
+  ]
 
 
 def _file(program):
@@ -251,8 +256,7 @@ def _file(program):
 
 def _import_loader(folder):
   """The loader as those who get the folder import it."""
-  spec = importlib.util.spec_from_file_location(
-      _LOADER.stem, folder / _LOADER.name)
+  spec = importlib.util.spec_from_file_location(_LOADER.stem, folder / _LOADER.name)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -262,15 +266,14 @@ def _check_tokenizer(path, expected):
   digest = tokens.load_tokenizer(path).digest
   if digest != expected:
     raise ValueError(
-        f'{path} has digest {digest}, but the model was trained with '
-        f'{expected}; pass the file of that run as --tokenizer.')
+      f'{path} has digest {digest}, but the model was trained with '
+      f'{expected}; pass the file of that run as --tokenizer.'
+    )
 
 
 def _check_copy(source, copy):
   """Compares what was copied with the digests of the source."""
-  before, after = (
-      json.loads((folder / 'digests.json').read_text())
-      for folder in (source, copy))
+  before, after = (json.loads((folder / 'digests.json').read_text()) for folder in (source, copy))
   for name, digest in before.items():
     if name.split('/')[0] in ('params', 'meta') and after.get(name) != digest:
       raise OSError(f'{name} of {source} was not copied as it is; try again.')
@@ -278,5 +281,5 @@ def _check_copy(source, copy):
 
 def _write_json(folder, manifest):
   (folder / alpro_loader.MANIFEST).write_text(
-      json.dumps(manifest, indent=1, ensure_ascii=False) + '\n',
-      encoding='utf-8')
+    json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'
+  )

@@ -34,8 +34,7 @@ class Program(NamedTuple):
   @property
   def input_specs(self) -> dict:
     """Shape and type of each input, by name."""
-    (_, *specs), _ = jax.tree.unflatten(
-        self.exported.in_tree, self.exported.in_avals)
+    (_, *specs), _ = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
     return dict(zip(self.inputs, specs, strict=True))
 
   @property
@@ -57,30 +56,31 @@ def make(trained: Trained, platforms: Sequence[str] = PLATFORMS):
   model = Alpro(trained.model.config.plain())
   params = flatten(trained.params)
   data = trained.config.data
-  batch, = jax.export.symbolic_shape('b')
+  (batch,) = jax.export.symbolic_shape('b')
 
   def spec(dtype, *shape):
     return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
   def export(function, **inputs):
-    own = {name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-           for name, x in params.items()
-           if name.partition('/')[0] in _PARTS[function]}
-    exported = jax.export.export(
-        jax.jit(bind(model, function)), platforms=platforms)(
-            own, *inputs.values())
+    own = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for name, x in params.items()
+      if name.partition('/')[0] in _PARTS[function]
+    }
+    exported = jax.export.export(jax.jit(bind(model, function)), platforms=platforms)(
+      own, *inputs.values()
+    )
     return Program(exported, tuple(sorted(own)), tuple(inputs))
 
   size, mask = data.image_size, spec(bool, data.max_text_tokens)
   made = {
-      'encode_video': export(
-          encode_video, video=spec(np.uint8, data.frames, size, size, 3)),
-      'encode_text': export(
-          encode_text, ids=spec(np.int32, data.max_text_tokens), mask=mask),
+    'encode_video': export(encode_video, video=spec(np.uint8, data.frames, size, size, 3)),
+    'encode_text': export(encode_text, ids=spec(np.int32, data.max_text_tokens), mask=mask),
   }
   video, text = (
-      spec(found['tokens'].dtype, *found['tokens'].shape[1:])
-      for found in (program.output_specs for program in made.values()))
+    spec(found['tokens'].dtype, *found['tokens'].shape[1:])
+    for found in (program.output_specs for program in made.values())
+  )
   pair = {'text_tokens': text, 'text_mask': mask, 'video_tokens': video}
   if trained.knows_matching:
     made['match'] = export(match, **pair)
@@ -125,8 +125,7 @@ def encode_text(model: Alpro, ids, mask) -> dict[str, jax.Array]:
 def match(model: Alpro, text_tokens, text_mask, video_tokens):
   """f[B, L, D], bool[B, L], f[B, S, D] -> probability, margin float32[B]."""
   logits = model.match(text_tokens, text_mask, video_tokens)
-  return {'probability': jax.nn.softmax(logits)[:, 1],
-          'margin': logits[:, 1] - logits[:, 0]}
+  return {'probability': jax.nn.softmax(logits)[:, 1], 'margin': logits[:, 1] - logits[:, 0]}
 
 
 def answer(model: Alpro, text_tokens, text_mask, video_tokens):
@@ -137,9 +136,8 @@ def answer(model: Alpro, text_tokens, text_mask, video_tokens):
 # The modules of the model that each one reads. The temperature is touched by
 # every call of a model that has one, and used by none of these.
 _PARTS = {
-    encode_video: ('video_encoder', 'video_projection', 'temperature'),
-    encode_text: (
-        'text_embedding', 'text_encoder', 'text_projection', 'temperature'),
-    match: ('fusion_encoder', 'match_head', 'temperature'),
-    answer: ('fusion_encoder', 'answer_head', 'temperature'),
+  encode_video: ('video_encoder', 'video_projection', 'temperature'),
+  encode_text: ('text_embedding', 'text_encoder', 'text_projection', 'temperature'),
+  match: ('fusion_encoder', 'match_head', 'temperature'),
+  answer: ('fusion_encoder', 'answer_head', 'temperature'),
 }

@@ -39,8 +39,7 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
   module = tf.Module()
   used = sorted({n for p in programs.values() for n in p.parameters})
   # A list: what looks like a dict here comes back as another type.
-  module.parameters = [
-      tf.Variable(np.asarray(params[n]), trainable=False, name=n) for n in used]
+  module.parameters = [tf.Variable(np.asarray(params[n]), trainable=False, name=n) for n in used]
   place = {name: i for i, name in enumerate(used)}
 
   def signature(program):
@@ -50,18 +49,23 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
       own = {n: module.parameters[place[n]] for n in program.parameters}
       return call(own, *inputs)
 
-    return tf.function(run, autograph=False, input_signature=[
+    return tf.function(
+      run,
+      autograph=False,
+      input_signature=[
         tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, name)
-        for name, spec in program.input_specs.items()])
+        for name, spec in program.input_specs.items()
+      ],
+    )
 
   for name, program in programs.items():
     setattr(module, name, signature(program))
   try:
-    tf.saved_model.save(module, str(folder), signatures={
-        name: getattr(module, name) for name in programs})
+    tf.saved_model.save(
+      module, str(folder), signatures={name: getattr(module, name) for name in programs}
+    )
   except tf.errors.OpError as error:
-    raise OSError(
-        f'the SavedModel could not be written: {error.message}') from error
+    raise OSError(f'the SavedModel could not be written: {error.message}') from error
 
 
 def _call(exported: jax.export.Exported):
@@ -73,20 +77,23 @@ def _call(exported: jax.export.Exported):
   newest = xla.call_module_maximum_supported_version()
   if version > newest:
     raise ValueError(
-        f'jax {jax.__version__} writes calling convention {version}; '
-        f'TensorFlow {tf.__version__} reads up to {newest}: install a newer '
-        'TensorFlow or leave --savedmodel out.')
+      f'jax {jax.__version__} writes calling convention {version}; '
+      f'TensorFlow {tf.__version__} reads up to {newest}: install a newer '
+      'TensorFlow or leave --savedmodel out.'
+    )
   stored = older(exported.mlir_module_serialized)
-  shapes = [[d if isinstance(d, int) else None for d in x.shape]
-            for x in exported.out_avals]
+  shapes = [[d if isinstance(d, int) else None for d in x.shape] for x in exported.out_avals]
 
   def call(*args):
     flat = jax.tree.leaves(args)
     found = xla.call_module(
-        [flat[i] for i in exported.module_kept_var_idx], version=version,
-        module=stored, Sout=shapes,
-        Tout=[tf.dtypes.as_dtype(x.dtype) for x in exported.out_avals],
-        platforms=[name.upper() for name in exported.platforms])
+      [flat[i] for i in exported.module_kept_var_idx],
+      version=version,
+      module=stored,
+      Sout=shapes,
+      Tout=[tf.dtypes.as_dtype(x.dtype) for x in exported.out_avals],
+      platforms=[name.upper() for name in exported.platforms],
+    )
     return jax.tree.unflatten(exported.out_tree, found)
 
   return call
@@ -102,7 +109,7 @@ def older(module: bytes) -> bytes:
     stablehlo.register_stablehlo_passes()
     parsed = stablehlo.deserialize_portable_artifact(context, module)
     passmanager.PassManager.parse(
-        'builtin.module(func.func(stablehlo-legalize-composite-to-call))'
+      'builtin.module(func.func(stablehlo-legalize-composite-to-call))'
     ).run(parsed.operation)
     return stablehlo.serialize_portable_artifact(parsed, STABLEHLO)
 

@@ -43,11 +43,11 @@ class Task(Protocol):
     """Returns fresh float32 parameters, boxed with their logical axes."""
 
   def load_frozen(
-      self,
-      encode: Callable[[list[str], int], tuple[Any, Any]],
-      prompter: str,
-      load_meta: Callable[[str], dict],
-      load_params: Callable[[str, Any], Any],
+    self,
+    encode: Callable[[list[str], int], tuple[Any, Any]],
+    prompter: str,
+    load_meta: Callable[[str], dict],
+    load_params: Callable[[str, Any], Any],
   ) -> Any:
     """Returns what the loss needs beside the parameters and does not train.
 
@@ -62,12 +62,7 @@ class Task(Protocol):
     """Returns what `load_frozen` does, of random weights: for benchmarks."""
 
   def ask(
-      self,
-      frozen: Any,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      parts: int = 1,
+    self, frozen: Any, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
   ) -> tuple[Any, dict[str, jax.Array]]:
     """Decides what is asked of a batch, before any parameter is looked at.
 
@@ -85,14 +80,14 @@ class Task(Protocol):
     """
 
   def terms(
-      self,
-      params: Any,
-      asked: Any,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      step: jax.Array,
-      *,
-      train: bool,
+    self,
+    params: Any,
+    asked: Any,
+    batch: VideoTextBatch,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    train: bool,
   ) -> Terms:
     """Returns the losses and what else is measured, by name.
 
@@ -137,24 +132,21 @@ class NothingFrozen:
 
 
 def weighted(
-    weights: Mapping[str, float], terms: Terms, counts: Mapping[str, jax.Array]
+  weights: Mapping[str, float], terms: Terms, counts: Mapping[str, jax.Array]
 ) -> jax.Array:
   """Returns the float32 loss: each sum by its count, times its weight."""
-  return sum(
-      weight * losses.mean(terms[name][0], counts[name])
-      for name, weight in weights.items()
-  )
+  return sum(weight * losses.mean(terms[name][0], counts[name]) for name, weight in weights.items())
 
 
 def loss(
-    task: Task,
-    params: Any,
-    frozen: Any,
-    batch: VideoTextBatch,
-    key: jax.Array,
-    step: jax.Array,
-    *,
-    train: bool,
+  task: Task,
+  params: Any,
+  frozen: Any,
+  batch: VideoTextBatch,
+  key: jax.Array,
+  step: jax.Array,
+  *,
+  train: bool,
 ) -> tuple[jax.Array, Terms]:
   """Returns the loss of a whole batch, and its terms."""
   asked, counts = task.ask(frozen, batch, key)
@@ -169,21 +161,14 @@ def get_task(config, text: TextInfo, mesh) -> Task:
     ValueError: for an unknown name.
   """
   # Here, not at the top: a task imports this file.
-  from alpro_jax.tasks import (
-      pretrain,
-      prompter,
-      question_answering,
-      retrieval,
-  )
+  from alpro_jax.tasks import pretrain, prompter, question_answering, retrieval
 
   tasks = {
-      'pretrain': pretrain.Pretrain,
-      'prompter': prompter.Prompter,
-      'question_answering': question_answering.QuestionAnswering,
-      'retrieval': retrieval.Retrieval,
+    'pretrain': pretrain.Pretrain,
+    'prompter': prompter.Prompter,
+    'question_answering': question_answering.QuestionAnswering,
+    'retrieval': retrieval.Retrieval,
   }
   if config.task not in tasks:
-    raise ValueError(
-        f'{config.task=} is unknown; choose one of {sorted(tasks)}.'
-    )
+    raise ValueError(f'{config.task=} is unknown; choose one of {sorted(tasks)}.')
   return tasks[config.task].from_config(config, text, mesh)

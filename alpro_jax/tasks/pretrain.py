@@ -18,13 +18,7 @@ from alpro_jax.data import entities
 from alpro_jax.models import prompter as prompting
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Terms
-from alpro_jax.tasks.prompter import (
-    abstract_params,
-    contrast,
-    identities,
-    init_model,
-    model_config,
-)
+from alpro_jax.tasks.prompter import abstract_params, contrast, identities, init_model, model_config
 
 
 @flax.struct.dataclass
@@ -42,13 +36,13 @@ class Teacher:
   config: AlproConfig = flax.struct.field(pytree_node=False)
 
   def label(
-      self,
-      crop: jax.Array,
-      still: jax.Array,
-      *,
-      rule: str,
-      threshold: float,
-      mesh: jax.sharding.Mesh | None = None,
+    self,
+    crop: jax.Array,
+    still: jax.Array,
+    *,
+    rule: str,
+    threshold: float,
+    mesh: jax.sharding.Mesh | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Says which entity a region shows.
 
@@ -65,8 +59,7 @@ class Teacher:
     model = Alpro(self.config, mesh).bind({'params': self.params})
     feature = model.encode_video(crop, train=False).feature
     return prompting.pseudo_labels(
-        feature, self.bank, still, model.temperature(), rule=rule,
-        threshold=threshold,
+      feature, self.bank, still, model.temperature(), rule=rule, threshold=threshold
     )
 
 
@@ -122,10 +115,7 @@ class Pretrain:
   def weights(self) -> dict[str, float]:
     """Of the losses that are not left out; see tasks/base.py."""
     names = ('vtc', 'vtm', 'mlm', 'pem')
-    return {
-        f'loss/{name}': self.options[name]
-        for name in names if self.options[name]
-    }
+    return {f'loss/{name}': self.options[name] for name in names if self.options[name]}
 
   @staticmethod
   def heads(options, entity_names) -> dict[str, Any]:
@@ -142,38 +132,26 @@ class Pretrain:
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
-    scopes = {'global': 1, 'local': options.negative_blocks or
-              sharding.batch_shards(mesh)}
+    scopes = {'global': 1, 'local': options.negative_blocks or sharding.batch_shards(mesh)}
     if options.negatives not in scopes:
-      raise ValueError(
-          f"config.loss.{options.negatives=} must be 'global' or 'local'."
-      )
+      raise ValueError(f"config.loss.{options.negatives=} must be 'global' or 'local'.")
     if not any((options.vtc, options.vtm, options.mlm, options.pem)):
-      raise ValueError(
-          'every weight in config.loss is 0; give vtc, vtm, mlm or pem one.'
-      )
+      raise ValueError('every weight in config.loss is 0; give vtc, vtm, mlm or pem one.')
     names = _entity_names(config.prompter) if options.pem else ()
     return cls(
-        model=Alpro(
-            model_config(
-                config.model, text.vocab_size, **cls.heads(options, names)
-            ),
-            mesh,
-        ),
-        entities=names,
-        special=text.special,
-        options=options,
-        prompter=config.prompter,
-        blocks=scopes[options.negatives],
-        mesh=mesh,
+      model=Alpro(model_config(config.model, text.vocab_size, **cls.heads(options, names)), mesh),
+      entities=names,
+      special=text.special,
+      options=options,
+      prompter=config.prompter,
+      blocks=scopes[options.negatives],
+      mesh=mesh,
     )
 
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
-  def load_frozen(
-      self, encode, prompter, load_meta, load_params
-  ) -> Teacher | None:
+  def load_frozen(self, encode, prompter, load_meta, load_params) -> Teacher | None:
     """Builds the teacher from a checkpoint; None without PEM.
 
     Raises:
@@ -183,18 +161,16 @@ class Pretrain:
       return None
     if not prompter:
       raise FileNotFoundError(
-          'pre-training with PEM needs a trained prompter. Make one with '
-          '`python launch/main.py --config=configs/pretrain_prompter.py '
-          '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
-          'train without PEM: --config.loss.pem=0.'
+        'pre-training with PEM needs a trained prompter. Make one with '
+        '`python launch/main.py --config=configs/pretrain_prompter.py '
+        '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
+        'train without PEM: --config.loss.pem=0.'
       )
     config = AlproConfig.from_dict(load_meta(prompter)['model'])
     model = Alpro(config, self.mesh)
     params = load_params(prompter, abstract_params(model, self.mesh))
     return Teacher(
-        params=_video_side(params),
-        bank=self._make_bank(model, params, encode),
-        config=config,
+      params=_video_side(params), bank=self._make_bank(model, params, encode), config=config
     )
 
   def untrained_frozen(self, key: jax.Array) -> Teacher | None:
@@ -205,8 +181,8 @@ class Pretrain:
     model = Alpro(config, self.mesh)
     boxed = jax.eval_shape(lambda k: init_model(model, k), key)
     params = jax.jit(
-        lambda k: nn.unbox(init_model(model, k)),
-        out_shardings=sharding.tree_sharding(boxed, self.mesh),
+      lambda k: nn.unbox(init_model(model, k)),
+      out_shardings=sharding.tree_sharding(boxed, self.mesh),
     )(key)
     shape = (len(self.entities), config.embed_size)
     rows = jax.random.normal(key, (2, *shape))
@@ -218,42 +194,27 @@ class Pretrain:
   def _make_bank(self, model, params, encode):
     options = self.prompter
     templates = {
-        'video_templates': (
-            options.video_templates or prompting.VIDEO_TEMPLATES
-        ),
-        'image_templates': (
-            options.image_templates or prompting.IMAGE_TEMPLATES
-        ),
+      'video_templates': (options.video_templates or prompting.VIDEO_TEMPLATES),
+      'image_templates': (options.image_templates or prompting.IMAGE_TEMPLATES),
     }
     _check_prompts(
-        encode, sum(map(tuple, templates.values()), ()), self.entities,
-        options.max_prompt_tokens,
+      encode, sum(map(tuple, templates.values()), ()), self.entities, options.max_prompt_tokens
     )
 
     @jax.jit
     def encode_text(params, ids, mask):
-      return model.apply(
-          {'params': params}, ids, mask, train=False, method='encode_text'
-      ).feature
+      return model.apply({'params': params}, ids, mask, train=False, method='encode_text').feature
 
     def text_features(texts):
       ids, mask = encode(texts, options.max_prompt_tokens)
       return encode_text(params, jnp.asarray(ids), jnp.asarray(mask))
 
     return prompting.build_prompt_bank(
-        text_features,
-        self.entities,
-        renormalize=options.renormalize,
-        **templates,
+      text_features, self.entities, renormalize=options.renormalize, **templates
     )
 
   def ask(
-      self,
-      frozen: Teacher | None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      parts: int = 1,
+    self, frozen: Teacher | None, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
   ) -> tuple[Asked, dict[str, jax.Array]]:
     """See tasks/base.py."""
     options, keys = self.options, _keys(key)
@@ -262,60 +223,55 @@ class Pretrain:
       counts['loss/vtc'] = jnp.float32(batch.video.shape[0])
     if options.vtm:
       found = sharding.map_parts(
-          lambda ids: contrastive.has_negative(
-              ids, blocks=self.blocks, chunk=options.vtc_chunk,
-              mesh=self.mesh,
-          ),
-          self._identities(batch), parts, self.mesh,
+        lambda ids: contrastive.has_negative(
+          ids, blocks=self.blocks, chunk=options.vtc_chunk, mesh=self.mesh
+        ),
+        self._identities(batch),
+        parts,
+        self.mesh,
       )
       found = jnp.stack([jnp.ones_like(found), found, found], axis=1)
       asked = asked.replace(found=found)
       counts['loss/vtm'] = jnp.sum(found.astype(jnp.float32))
     if options.mlm:
       masked_ids, labels = masking.mask_tokens(
-          keys['words'], batch.text_ids, batch.text_mask,
-          special=self.special,
-          vocab_size=self.model.config.text.vocab_size,
-          probability=options.mask_probability,
+        keys['words'],
+        batch.text_ids,
+        batch.text_mask,
+        special=self.special,
+        vocab_size=self.model.config.text.vocab_size,
+        probability=options.mask_probability,
       )
       asked = asked.replace(masked_ids=masked_ids, labels=labels)
       counts['loss/mlm'] = losses.labelled(labels)
     if options.pem:
       size, patch = batch.video.shape[2], self.model.config.video.patch_size
       region = masking.sample_regions(
-          keys['region'], batch.video.shape[0], size // patch,
-          area=options.region_area, rule=options.region_rule,
+        keys['region'],
+        batch.video.shape[0],
+        size // patch,
+        area=options.region_area,
+        rule=options.region_rule,
       )
       target, keep = sharding.map_parts(
-          lambda rows: self._pseudo_labels(frozen, *rows),
-          (batch, region), parts, self.mesh,
+        lambda rows: self._pseudo_labels(frozen, *rows), (batch, region), parts, self.mesh
       )
       asked = asked.replace(region=region, target=target, keep=keep)
       counts['loss/pem'] = jnp.sum(keep.astype(jnp.float32))
     return asked, counts
 
   def embed(
-      self,
-      params: Any,
-      asked: Asked,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      train: bool,
+    self, params: Any, asked: Asked, batch: VideoTextBatch, key: jax.Array, *, train: bool
   ) -> contrastive.Features:
     """See tasks/base.py."""
     keys = _keys(key)
-    model = self.model.bind(
-        {'params': params}, rngs={'dropout': keys['dropout']}
-    )
+    model = self.model.bind({'params': params}, rngs={'dropout': keys['dropout']})
     # As in `terms`, or dropout would fall elsewhere.
     video = model.encode_video(batch.video, train=train)
     clean, _ = self._encode_texts(model, asked, batch, train)
     return contrastive.Features(video.feature, clean.feature)
 
-  def contrast(
-      self, params: Any, features: contrastive.Features, batch: VideoTextBatch
-  ) -> Terms:
+  def contrast(self, params: Any, features: contrastive.Features, batch: VideoTextBatch) -> Terms:
     """See tasks/base.py."""
     if not self.options.vtc:
       return {}
@@ -323,21 +279,19 @@ class Pretrain:
     return contrast(features, temperature, batch, self.options, self.mesh)
 
   def terms(
-      self,
-      params: Any,
-      asked: Asked,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      step: jax.Array,
-      *,
-      train: bool,
-      pull: contrastive.Features | None = None,
+    self,
+    params: Any,
+    asked: Asked,
+    batch: VideoTextBatch,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    train: bool,
+    pull: contrastive.Features | None = None,
   ) -> Terms:
     """See tasks/base.py."""
     options, keys = self.options, _keys(key)
-    model = self.model.bind(
-        {'params': params}, rngs={'dropout': keys['dropout']}
-    )
+    model = self.model.bind({'params': params}, rngs={'dropout': keys['dropout']})
 
     video = model.encode_video(batch.video, train=train)
     clean, masked = self._encode_texts(model, asked, batch, train)
@@ -360,9 +314,7 @@ class Pretrain:
       whole = length + video.tokens.shape[1]
       query_tokens.append(whole if options.pem else 1)
     if options.vtm:
-      pairs += self._mismatch(
-          matched, features, temperature, batch, keys, step
-      )
+      pairs += self._mismatch(matched, features, temperature, batch, keys, step)
       query_tokens += [1, 1]
     if options.mlm:
       pairs.append((masked, batch.text_mask, video.tokens))
@@ -370,8 +322,9 @@ class Pretrain:
     if not pairs:
       return terms
     fused = model.fuse(
-        *(self._stack(arrays) for arrays in zip(*pairs, strict=True)),
-        train=train, query_tokens=tuple(query_tokens),
+      *(self._stack(arrays) for arrays in zip(*pairs, strict=True)),
+      train=train,
+      query_tokens=tuple(query_tokens),
     )
 
     if options.vtm:
@@ -381,16 +334,16 @@ class Pretrain:
       is_match = jnp.broadcast_to(is_match, asked.found.shape)
       right = jnp.argmax(logits, axis=-1) == is_match
       terms |= {
-          'loss/vtm': losses.vtm(logits, is_match, asked.found),
-          'accuracy/vtm': _share(right, asked.found),
+        'loss/vtm': losses.vtm(logits, is_match, asked.found),
+        'accuracy/vtm': _share(right, asked.found),
       }
 
     if options.mlm:
       logits = model.mlm_logits(fused[-1])
       right = jnp.argmax(logits, axis=-1) == asked.labels
       terms |= {
-          'loss/mlm': losses.mlm(logits, asked.labels),
-          'accuracy/mlm': _share(right, asked.labels != masking.NO_LABEL),
+        'loss/mlm': losses.mlm(logits, asked.labels),
+        'accuracy/mlm': _share(right, asked.labels != masking.NO_LABEL),
       }
 
     if options.pem:
@@ -398,8 +351,8 @@ class Pretrain:
       logits = model.region_entities(fused[0], asked.region)
       right = jnp.argmax(logits, axis=1) == jnp.argmax(target, axis=1)
       terms |= {
-          'loss/pem': losses.pem(logits, target, asked.keep),
-          'accuracy/pem': _share(right, asked.keep),
+        'loss/pem': losses.pem(logits, target, asked.keep),
+        'accuracy/pem': _share(right, asked.keep),
       }
       terms |= _health(target, asked.keep)
     return terms
@@ -410,18 +363,16 @@ class Pretrain:
       clean = model.encode_text(batch.text_ids, batch.text_mask, train=train)
       return clean, None
     both = model.encode_text(
-        self._stack((batch.text_ids, asked.masked_ids)),
-        self._stack((batch.text_mask, batch.text_mask)),
-        train=train,
+      self._stack((batch.text_ids, asked.masked_ids)),
+      self._stack((batch.text_mask, batch.text_mask)),
+      train=train,
     )
     tokens, feature = self._unstack(both.tokens, 2), both.feature[::2]
     clean = type(both)(tokens=tokens[:, 0], feature=feature)
     return clean, tokens[:, 1]
 
   def _identities(self, batch):
-    return identities(
-        batch, equal_captions=self.options.mask_equal_captions
-    )
+    return identities(batch, equal_captions=self.options.mask_equal_captions)
 
   def _mismatch(self, matched, features, temperature, batch, keys, step):
     """Draws for every text a wrong video and for every video a wrong text.
@@ -432,25 +383,25 @@ class Pretrain:
     options, (tokens, mask, video) = self.options, matched
     size = mask.shape[0] // self.blocks
     draw = functools.partial(
-        contrastive.hard_negatives,
-        temperature=temperature,
-        ids=self._identities(batch),
-        uniform_share=negative_ramp(
-            step, options.uniform_negative_steps, options.negative_ramp_steps
-        ),
-        blocks=self.blocks, chunk=options.vtc_chunk, mesh=self.mesh,
+      contrastive.hard_negatives,
+      temperature=temperature,
+      ids=self._identities(batch),
+      uniform_share=negative_ramp(
+        step, options.uniform_negative_steps, options.negative_ramp_steps
+      ),
+      blocks=self.blocks,
+      chunk=options.vtc_chunk,
+      mesh=self.mesh,
     )
 
     def take(array, index):
-      return sharding.take_rows(
-          array, index % size, self.mesh, blocks=self.blocks
-      )
+      return sharding.take_rows(array, index % size, self.mesh, blocks=self.blocks)
 
     other_video, _ = draw(keys['videos'], features.text, features.video)
     other_text, _ = draw(keys['texts'], features.video, features.text)
     return [
-        (tokens, mask, take(video, other_video)),
-        (take(tokens, other_text), take(mask, other_text), video),
+      (tokens, mask, take(video, other_video)),
+      (take(tokens, other_text), take(mask, other_text), video),
     ]
 
   def _pseudo_labels(self, teacher, batch, region):
@@ -461,9 +412,11 @@ class Pretrain:
     """
     patch = self.model.config.video.patch_size
     return teacher.label(
-        masking.crop_regions(batch.video, region, patch), batch.still,
-        rule=self.prompter.ignore_rule,
-        threshold=self.prompter.ignore_threshold, mesh=self.mesh,
+      masking.crop_regions(batch.video, region, patch),
+      batch.still,
+      rule=self.prompter.ignore_rule,
+      threshold=self.prompter.ignore_threshold,
+      mesh=self.mesh,
     )
 
   def _stack(self, arrays):
@@ -485,9 +438,9 @@ class Pretrain:
       return ''
     share = metrics['pseudo/entities']
     top = sorted(zip(share, self.entities, strict=True), reverse=True)[:5]
-    return 'pseudo-labels: ' + (', '.join(
-        f'{n} {s / sum(share):.0%}' for s, n in top if s)
-        or 'none was sure enough')
+    return 'pseudo-labels: ' + (
+      ', '.join(f'{n} {s / sum(share):.0%}' for s, n in top if s) or 'none was sure enough'
+    )
 
 
 def _check_prompts(encode, templates, entities, most):
@@ -498,22 +451,27 @@ def _check_prompts(encode, templates, entities, most):
     ids, mask = encode(texts, most + 1)
     cut |= {entities[i]: texts[i] for i in np.flatnonzero(mask[:, -1])}
     # What stands before [SEP] when a prompt has `most` tokens.
-    rows = ids[:, :most - 1]
+    rows = ids[:, : most - 1]
     read = [a + b.tobytes() for a, b in zip(read, rows, strict=True)]
   if cut:
     logging.warning(
-        'prompts of %d of %d entities are cut off at '
-        'prompter.max_prompt_tokens=%d, such as %r.', len(cut), len(entities),
-        most, next(iter(cut.values())))
+      'prompts of %d of %d entities are cut off at prompter.max_prompt_tokens=%d, such as %r.',
+      len(cut),
+      len(entities),
+      most,
+      next(iter(cut.values())),
+    )
   places = {}
   for name, key in zip(entities, read, strict=True):
     places.setdefault(key, []).append(name)
   for names in places.values():
     if len(names) > 1:
       logging.warning(
-          'the tokenizer reads the prompts of %d entities alike, so their '
-          'labels say nothing: %s. Keep one of them in the list.', len(names),
-          ', '.join(names[:5]))
+        'the tokenizer reads the prompts of %d entities alike, so their '
+        'labels say nothing: %s. Keep one of them in the list.',
+        len(names),
+        ', '.join(names[:5]),
+      )
 
 
 def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:
@@ -555,10 +513,10 @@ def _health(target, keep):
   top = jax.nn.one_hot(jnp.argmax(target, axis=1), target.shape[1])
   keep = keep.astype(jnp.float32)
   means = {
-      'pseudo/kept': jnp.mean(keep),
-      'pseudo/entropy': jnp.mean(entropy),
-      'pseudo/confidence': jnp.mean(target.max(axis=1)),
-      'pseudo/entities': jnp.mean(keep[:, None] * top, axis=0),
+    'pseudo/kept': jnp.mean(keep),
+    'pseudo/entropy': jnp.mean(entropy),
+    'pseudo/confidence': jnp.mean(target.max(axis=1)),
+    'pseudo/entities': jnp.mean(keep[:, None] * top, axis=0),
   }
   return {name: (mean, 1.0) for name, mean in means.items()}
 
@@ -566,18 +524,18 @@ def _health(target, keep):
 def _video_side(params):
   """Keeps what the teacher needs to label a crop."""
   return {
-      name: value
-      for name, value in params.items()
-      if name in ('video_encoder', 'video_projection', 'temperature')
+    name: value
+    for name, value in params.items()
+    if name in ('video_encoder', 'video_projection', 'temperature')
   }
 
 
 def _entity_names(options) -> tuple[str, ...]:
   if not options.entities:
     raise FileNotFoundError(
-        'pre-training with PEM needs a list of entities. Make one with '
-        '`python launch/entities.py`, then pass '
-        '--config.prompter.entities=FILE; or train without PEM: '
-        '--config.loss.pem=0.'
+      'pre-training with PEM needs a list of entities. Make one with '
+      '`python launch/entities.py`, then pass '
+      '--config.prompter.entities=FILE; or train without PEM: '
+      '--config.loss.pem=0.'
     )
   return tuple(entities.read_entities(options.entities, options.num_entities))

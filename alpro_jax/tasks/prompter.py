@@ -38,25 +38,14 @@ class Prompter(NothingFrozen):
     return init_model(self.model, key)
 
   def ask(
-      self,
-      frozen: None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      parts: int = 1,
+    self, frozen: None, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
   ) -> tuple[None, dict[str, jax.Array]]:
     """See tasks/base.py."""
     del frozen, key, parts
     return None, {'loss/vtc': jnp.float32(batch.video.shape[0])}
 
   def embed(
-      self,
-      params: Any,
-      asked: None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      train: bool,
+    self, params: Any, asked: None, batch: VideoTextBatch, key: jax.Array, *, train: bool
   ) -> contrastive.Features:
     """See tasks/base.py."""
     del asked
@@ -65,24 +54,22 @@ class Prompter(NothingFrozen):
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
     return contrastive.Features(video.feature, text.feature)
 
-  def contrast(
-      self, params: Any, features: contrastive.Features, batch: VideoTextBatch
-  ) -> Terms:
+  def contrast(self, params: Any, features: contrastive.Features, batch: VideoTextBatch) -> Terms:
     """See tasks/base.py."""
     temperature = self.model.bind({'params': params}).temperature()
     terms = contrast(features, temperature, batch, self.options, self.mesh)
     return terms | {'temperature': (temperature, 1.0)}
 
   def terms(
-      self,
-      params: Any,
-      asked: None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      step: jax.Array,
-      *,
-      train: bool,
-      pull: contrastive.Features | None = None,
+    self,
+    params: Any,
+    asked: None,
+    batch: VideoTextBatch,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    train: bool,
+    pull: contrastive.Features | None = None,
   ) -> Terms:
     """See tasks/base.py."""
     del step
@@ -111,11 +98,11 @@ def init_model(model: Alpro, key: jax.Array) -> Any:
   video = model.config.video
   size = (1, video.frames, video.image_size, video.image_size, 3)
   return model.init(
-      key,
-      jnp.zeros(size, jnp.uint8),
-      jnp.zeros((1, 2), jnp.int32),
-      jnp.ones((1, 2), bool),
-      method='init_all',
+    key,
+    jnp.zeros(size, jnp.uint8),
+    jnp.zeros((1, 2), jnp.int32),
+    jnp.ones((1, 2), bool),
+    method='init_all',
   )['params']
 
 
@@ -154,12 +141,10 @@ def contrast(features, temperature, batch, options, mesh) -> Terms:
     mesh: the devices that the batch is cut over.
   """
   total, count, (v2t, t2v) = contrastive.vtc(
-      features, temperature,
-      identities(batch, equal_captions=options.mask_equal_captions),
-      chunk=options.vtc_chunk, mesh=mesh,
+    features,
+    temperature,
+    identities(batch, equal_captions=options.mask_equal_captions),
+    chunk=options.vtc_chunk,
+    mesh=mesh,
   )
-  return {
-      'loss/vtc': (total, count),
-      'accuracy/v2t': (v2t, 1.0),
-      'accuracy/t2v': (t2v, 1.0),
-  }
+  return {'loss/vtc': (total, count), 'accuracy/v2t': (v2t, 1.0), 'accuracy/t2v': (t2v, 1.0)}

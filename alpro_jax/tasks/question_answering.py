@@ -44,57 +44,49 @@ class QuestionAnswering(NothingFrozen):
     """
     if config.data.text != 'questions':
       raise ValueError(
-          f"config.data.text={config.data.text!r} must be 'questions' for "
-          "config.task='question_answering'."
+        f"config.data.text={config.data.text!r} must be 'questions' for "
+        "config.task='question_answering'."
       )
     answers = read_answers(config.data.answers)
     return cls(
-        model=Alpro(
-            model_config(
-                config.model, text.vocab_size, embed_size=0, match=False,
-                mlm=False, answers=len(answers),
-            ),
-            mesh,
+      model=Alpro(
+        model_config(
+          config.model, text.vocab_size, embed_size=0, match=False, mlm=False, answers=len(answers)
         ),
-        answers=answers,
+        mesh,
+      ),
+      answers=answers,
     )
 
   def init(self, key: jax.Array) -> Any:
     return init_model(self.model, key)
 
   def ask(
-      self,
-      frozen: None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      *,
-      parts: int = 1,
+    self, frozen: None, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
   ) -> tuple[None, dict[str, jax.Array]]:
     """See tasks/base.py."""
     del frozen, key, parts
     return None, {'loss/answer': losses.labelled(batch.answer)}
 
   def terms(
-      self,
-      params: Any,
-      asked: None,
-      batch: VideoTextBatch,
-      key: jax.Array,
-      step: jax.Array,
-      *,
-      train: bool,
+    self,
+    params: Any,
+    asked: None,
+    batch: VideoTextBatch,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    train: bool,
   ) -> Terms:
     """See tasks/base.py."""
     del asked, step
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
-    logits = model.answer(
-        text.tokens, batch.text_mask, video.tokens, train=train
-    )
+    logits = model.answer(text.tokens, batch.text_mask, video.tokens, train=train)
     # -1 is never the largest: an answer outside the list is a wrong one.
     right = jnp.argmax(logits, axis=1) == batch.answer
     return {
-        'loss/answer': losses.answering(logits, batch.answer),
-        'accuracy/answer': (jnp.mean(right.astype(jnp.float32)), 1.0),
+      'loss/answer': losses.answering(logits, batch.answer),
+      'accuracy/answer': (jnp.mean(right.astype(jnp.float32)), 1.0),
     }

@@ -31,8 +31,8 @@ class Retrieval(Pretrain):
     loss = config.loss
     if loss.mlm or loss.pem:
       raise ValueError(
-          f'config.loss.{loss.mlm=} and {loss.pem=} must be 0 for '
-          "config.task='retrieval', which trains vtc and vtm alone; "
-          "'pretrain' has all four."
+        f'config.loss.{loss.mlm=} and {loss.pem=} must be 0 for '
+        "config.task='retrieval', which trains vtc and vtm alone; "
+        "'pretrain' has all four."
       )
     return super().from_config(config, text, mesh)

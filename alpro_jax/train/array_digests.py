@@ -29,12 +29,12 @@ def array_digests(tree: Any) -> dict[str, str]:
   # their way at once, can wait for each other without end where fake devices
   # share a few threads, and XLA then aborts the process.
   sums = {
-      leaf_name(path): jax.block_until_ready(_sums(leaf))
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    leaf_name(path): jax.block_until_ready(_sums(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
   return {
-      name: ''.join(f'{int(word):08x}' for word in words)
-      for name, words in jax.device_get(sums).items()
+    name: ''.join(f'{int(word):08x}' for word in words)
+    for name, words in jax.device_get(sums).items()
   }
 
 
@@ -43,10 +43,7 @@ def leaf_name(path) -> str:
 
   A namedtuple comes back from a file as a dict: the words alone are the same.
   """
-  return '/'.join(
-      str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p))))
-      for p in path
-  )
+  return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
 @jax.jit
@@ -61,10 +58,12 @@ def _sums(array: jax.Array) -> jax.Array:
     here = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
     place = place * np.uint32(size) + here  # Modulo 2^32.
   mixed = _mix(bits ^ _mix(place + np.uint32(0x9E3779B9)))
-  return jnp.stack([
+  return jnp.stack(
+    [
       jnp.sum(mixed, dtype=jnp.uint32),
       jnp.sum(_mix(mixed + np.uint32(0x85EBCA6B)), dtype=jnp.uint32),
-  ])
+    ]
+  )
 
 
 def _mix(word: jax.Array) -> jax.Array:

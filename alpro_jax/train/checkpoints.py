@@ -73,26 +73,20 @@ class Checkpoints:
     score = None
     if best_metric:
       score = functools.partial(_rank, name=best_metric)
-      keep.append(
-          policies.BestN(
-              get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
-          )
-      )
+      keep.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
-        self.folder,
-        item_handlers={
-            'params': ocp.StandardCheckpointHandler(),
-            'train': ocp.StandardCheckpointHandler(),
-            'meta': ocp.JsonCheckpointHandler(),
-        },
-        options=ocp.CheckpointManagerOptions(
-            best_fn=score,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
-            async_options=ocp.options.AsyncOptions(
-                post_finalization_callback=self._seal
-            ),
-        ),
+      self.folder,
+      item_handlers={
+        'params': ocp.StandardCheckpointHandler(),
+        'train': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        best_fn=score,
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+      ),
     )
     self._best_metric = best_metric
     self._saving = None
@@ -109,15 +103,13 @@ class Checkpoints:
       self._manager.wait_until_finished()
     metrics = {s: self._manager.metrics(s) for s in self._manager.all_steps()}
     scores = {
-        step: _rank(given, self._best_metric) for step, given in metrics.items()
-        if self._best_metric.removeprefix('-') in (given or ())
+      step: _rank(given, self._best_metric)
+      for step, given in metrics.items()
+      if self._best_metric.removeprefix('-') in (given or ())
     }
     return max(scores, key=scores.get, default=None)
 
-  def save(
-      self, state: TrainState, meta: dict, metrics=None, *,
-      replace: bool = False,
-  ) -> bool:
+  def save(self, state: TrainState, meta: dict, metrics=None, *, replace: bool = False) -> bool:
     """Starts to save a state, unless its step is stored already.
 
     Args:
@@ -143,21 +135,22 @@ class Checkpoints:
     meta = {**meta, 'step': step, 'arrays': array_digests(items)}
     with self._saving_may_fail():
       self._manager.save(
-          step,
-          args=ocp.args.Composite(
-              params=ocp.args.StandardSave(items['params']),
-              train=ocp.args.StandardSave(items['train']),
-              meta=ocp.args.JsonSave(meta),
-          ),
-          metrics=metrics,
-          force=True,
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(items['params']),
+          train=ocp.args.StandardSave(items['train']),
+          meta=ocp.args.JsonSave(meta),
+        ),
+        metrics=metrics,
+        force=True,
       )
     best = self._best_metric.removeprefix('-')
     if best and metrics is not None and best not in metrics:
       raise ValueError(
-          f'config.train.best_metric names {best!r}, which no evaluation gave; '
-          f'there are {sorted(metrics)}. Step {step} is saved: start again '
-          'with one of these, and it goes on from there.')
+        f'config.train.best_metric names {best!r}, which no evaluation gave; '
+        f'there are {sorted(metrics)}. Step {step} is saved: start again '
+        'with one of these, and it goes on from there.'
+      )
     return True
 
   def meta(self, step: int) -> dict:
@@ -178,37 +171,30 @@ class Checkpoints:
     """
     stored = self._manager.item_metadata(step)
     wanted = _items(abstract)
-    _check_same(
-        wanted['params'], stored.params, f'parameters of step {step}')
+    _check_same(wanted['params'], stored.params, f'parameters of step {step}')
     unused = _moments_not_kept(wanted, stored.train)
-    _check_same(
-        wanted['train'], stored.train, f'optimizer state of step {step}',
-        unused)
+    _check_same(wanted['train'], stored.train, f'optimizer state of step {step}', unused)
     train = wanted['train']
     if unused:
       # Orbax restores whole trees only.
       targets = unused | _by_name(train)
       train = jax.tree_util.tree_map_with_path(
-          lambda path, _: targets[leaf_name(path)], _tree(stored.train)
+        lambda path, _: targets[leaf_name(path)], _tree(stored.train)
       )
     items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(wanted['params']),
-            train=ocp.args.StandardRestore(train),
-        ),
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(wanted['params']), train=ocp.args.StandardRestore(train)
+      ),
     )
     _check_arrays(
-        self.folder / str(step), self.meta(step),
-        {'params': items.params, 'train': items.train})
+      self.folder / str(step), self.meta(step), {'params': items.params, 'train': items.train}
+    )
     restored = _by_name(items.train)
     opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, _: restored[f'opt_state/{leaf_name(path)}'],
-        abstract.opt_state,
+      lambda path, _: restored[f'opt_state/{leaf_name(path)}'], abstract.opt_state
     )
-    return TrainState(
-        step=items.train['step'], params=items.params, opt_state=opt_state
-    )
+    return TrainState(step=items.train['step'], params=items.params, opt_state=opt_state)
 
   def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
     """Moves a checkpoint out of the way that turned out to be damaged.
@@ -246,10 +232,10 @@ class Checkpoints:
       free = shutil.disk_usage(self.folder).free
       reason = str(error).strip().splitlines() or [type(error).__name__]
       raise SaveError(
-          f'the checkpoint of step {self._saving} could not be written to '
-          f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
-          f'{reason[-1][-200:]}. If that is for lack of space, free some; then '
-          f'give the same command again. {left}'
+        f'the checkpoint of step {self._saving} could not be written to '
+        f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
+        f'{reason[-1][-200:]}. If that is for lack of space, free some; then '
+        f'give the same command again. {left}'
       ) from error
 
   def _seal(self):
@@ -277,8 +263,8 @@ def find(path) -> pathlib.Path:
   steps = step_folders(folder)
   if not steps:
     raise FileNotFoundError(
-        f'no checkpoint in {path}; expected the workdir of a run of '
-        'launch/main.py or the folder of one of its steps.'
+      f'no checkpoint in {path}; expected the workdir of a run of '
+      'launch/main.py or the folder of one of its steps.'
     )
   for step in reversed(steps):
     try:
@@ -310,9 +296,10 @@ def params_digests(step, meta: Mapping[str, Any]) -> dict[str, str]:
   """
   prefix = 'params/'
   stored = {
-      name.removeprefix(prefix): value
-      for name, value in meta.get('arrays', {}).items()
-      if name.startswith(prefix)}
+    name.removeprefix(prefix): value
+    for name, value in meta.get('arrays', {}).items()
+    if name.startswith(prefix)
+  }
   if stored:
     return stored
   # Written by a version that did not store them.
@@ -320,21 +307,21 @@ def params_digests(step, meta: Mapping[str, Any]) -> dict[str, str]:
   reader = ocp.StandardCheckpointHandler()
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-      reader.metadata(folder).tree)
-  return array_digests(
-      reader.restore(folder, args=ocp.args.StandardRestore(target)))
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+    reader.metadata(folder).tree,
+  )
+  return array_digests(reader.restore(folder, args=ocp.args.StandardRestore(target)))
 
 
 def load_params(
-    path,
-    abstract: Any,
-    *,
-    initial: Any = None,
-    new: Sequence[str] = (),
-    fresh: Sequence[str] = (),
-    unused: Sequence[str] = (),
-    resize: Mapping[str, Callable[[jax.Array, int], jax.Array]] | None = None,
+  path,
+  abstract: Any,
+  *,
+  initial: Any = None,
+  new: Sequence[str] = (),
+  fresh: Sequence[str] = (),
+  unused: Sequence[str] = (),
+  resize: Mapping[str, Callable[[jax.Array, int], jax.Array]] | None = None,
 ) -> Any:
   """Returns the parameters of a checkpoint, by name.
 
@@ -359,54 +346,48 @@ def load_params(
   reader = ocp.StandardCheckpointHandler()
   stored = reader.metadata(folder).tree
   wanted, found = _by_name(abstract), _by_name(stored)
-  usable = {
-      name: leaf for name, leaf in found.items()
-      if not name.startswith(tuple(fresh))
-  }
+  usable = {name: leaf for name, leaf in found.items() if not name.startswith(tuple(fresh))}
   resized = {
-      name: function for name, function in (resize or {}).items()
-      if name in wanted and name in usable
-      and wanted[name].shape[0] != found[name].shape[0]
-      and wanted[name].shape[1:] == tuple(found[name].shape[1:])
+    name: function
+    for name, function in (resize or {}).items()
+    if name in wanted
+    and name in usable
+    and wanted[name].shape[0] != found[name].shape[0]
+    and wanted[name].shape[1:] == tuple(found[name].shape[1:])
   }
   missing = _check_names(
-      wanted, usable, f'parameters in {path}', (*new, *fresh), unused,
-      set(resized)
+    wanted, usable, f'parameters in {path}', (*new, *fresh), unused, set(resized)
   )
   if missing and initial is None:
     raise ValueError(
-        f'parameters in {path}: {_listed(missing)} missing and no initial '
-        'values were given.'
+      f'parameters in {path}: {_listed(missing)} missing and no initial values were given.'
     )
   # Leftover leaves are read as well: orbax restores whole trees only.
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   targets = {
-      name: jax.ShapeDtypeStruct(
-          leaf.shape,
-          leaf.dtype,
-          sharding=(
-              None if name in resized or name not in usable
-              else getattr(wanted.get(name), 'sharding', None)
-          ) or here,
+    name: jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=(
+        None
+        if name in resized or name not in usable
+        else getattr(wanted.get(name), 'sharding', None)
       )
-      for name, leaf in found.items()
+      or here,
+    )
+    for name, leaf in found.items()
   }
-  target = jax.tree_util.tree_map_with_path(
-      lambda path, _: targets[leaf_name(path)], stored
-  )
-  restored = _by_name(
-      reader.restore(folder, args=ocp.args.StandardRestore(target))
-  )
+  target = jax.tree_util.tree_map_with_path(lambda path, _: targets[leaf_name(path)], stored)
+  restored = _by_name(reader.restore(folder, args=ocp.args.StandardRestore(target)))
   _check_arrays(step, read_meta(step), {'params': restored})
   for name, function in resized.items():
     rows = wanted[name].shape[0]
-    logging.info(
-        'resized: %s from %d to %d rows', name, found[name].shape[0], rows
-    )
+    logging.info('resized: %s from %d to %d rows', name, found[name].shape[0], rows)
     table = np.asarray(function(restored[name], rows), wanted[name].dtype)
     restored[name] = jax.make_array_from_callback(
-        table.shape, getattr(wanted[name], 'sharding', None) or here,
-        lambda index, table=table: table[index],
+      table.shape,
+      getattr(wanted[name], 'sharding', None) or here,
+      lambda index, table=table: table[index],
     )
   first = _by_name(initial) if missing else {}
   if missing:
@@ -414,10 +395,7 @@ def load_params(
   if left := sorted(set(found) - set(wanted)):
     logging.info('parameters of the checkpoint not used: %s', _listed(left))
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: (first if leaf_name(path) in missing else restored)[
-          leaf_name(path)
-      ],
-      abstract,
+    lambda path, _: (first if leaf_name(path) in missing else restored)[leaf_name(path)], abstract
   )
 
 
@@ -425,10 +403,9 @@ def write_digests(folder: pathlib.Path) -> None:
   """Stores the size and SHA-256 of every file in a checkpoint's folder."""
   found = sorted(p for p in folder.rglob('*') if p.is_file())
   digests = {
-      str(file.relative_to(folder)): {
-          'bytes': file.stat().st_size, 'sha256': files.sha256(file),
-      }
-      for file in found if file.name not in _UNSEALED
+    str(file.relative_to(folder)): {'bytes': file.stat().st_size, 'sha256': files.sha256(file)}
+    for file in found
+    if file.name not in _UNSEALED
   }
   (folder / _DIGESTS).write_text(json.dumps(digests, indent=1))
 
@@ -439,7 +416,7 @@ def check_digests(folder: pathlib.Path) -> None:
     digests = json.loads((folder / _DIGESTS).read_text())
   except (FileNotFoundError, ValueError) as error:
     raise DamagedCheckpointError(
-        f'checkpoint {folder} is damaged: {_DIGESTS} cannot be read ({error}).'
+      f'checkpoint {folder} is damaged: {_DIGESTS} cannot be read ({error}).'
     ) from error
   for name, expected in digests.items():
     file = folder / name
@@ -447,13 +424,11 @@ def check_digests(folder: pathlib.Path) -> None:
     if size != expected['bytes']:
       got = 'is missing' if size is None else f'has {size} bytes'
       raise DamagedCheckpointError(
-          f'checkpoint {folder} is damaged: {name} {got}, expected '
-          f"{expected['bytes']} bytes."
+        f'checkpoint {folder} is damaged: {name} {got}, expected {expected["bytes"]} bytes.'
       )
     if files.sha256(file) != expected['sha256']:
       raise DamagedCheckpointError(
-          f'checkpoint {folder} is damaged: the contents of {name} changed '
-          'after it was written.'
+        f'checkpoint {folder} is damaged: the contents of {name} changed after it was written.'
       )
 
 
@@ -461,8 +436,7 @@ def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns the folders of the steps below FOLDER, the oldest first."""
   if not folder.is_dir():
     return []
-  return sorted((p for p in folder.iterdir() if p.name.isdigit()),
-                key=lambda p: int(p.name))
+  return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def _set_aside_damaged(folder):
@@ -492,16 +466,13 @@ def _move_aside(step, error):
 
 def _nothing_left(folder, error):
   return DamagedCheckpointError(
-      f'{error} No other checkpoint is intact; to start over, delete {folder}.'
+    f'{error} No other checkpoint is intact; to start over, delete {folder}.'
   )
 
 
 def _items(state):
   """Returns what is stored of a state, as the trees of two items."""
-  return {
-      'params': state.params,
-      'train': {'step': state.step, 'opt_state': state.opt_state},
-  }
+  return {'params': state.params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
 
 
 def _check_arrays(folder, meta, items):
@@ -509,15 +480,12 @@ def _check_arrays(folder, meta, items):
   expected = meta.get('arrays', {})  # Older checkpoints have none.
   if not expected:
     return
-  wrong = [
-      name for name, digest in array_digests(items).items()
-      if digest != expected.get(name)
-  ]
+  wrong = [name for name, digest in array_digests(items).items() if digest != expected.get(name)]
   if wrong:
     raise DamagedCheckpointError(
-        f'checkpoint {folder} is damaged: {_listed(wrong[:5])} '
-        f'({len(wrong)} of {len(expected)} arrays) came back other than they '
-        'were saved, though the files are whole.'
+      f'checkpoint {folder} is damaged: {_listed(wrong[:5])} '
+      f'({len(wrong)} of {len(expected)} arrays) came back other than they '
+      'were saved, though the files are whole.'
     )
 
 
@@ -545,8 +513,7 @@ def _listed(names):
 
 
 def _check_same(abstract, stored, what, unused=()):
-  _check_names(
-      _by_name(abstract), _by_name(_tree(stored)), what, unused=unused)
+  _check_names(_by_name(abstract), _by_name(_tree(stored)), what, unused=unused)
 
 
 def _tree(stored):
@@ -579,13 +546,11 @@ def _check_names(wanted, found, what, new=(), unused=(), resized=()):
   lines = []
   if refused:
     lines.append(
-        f'missing from it: {_listed(refused)} (allow them with '
-        'config.train.new_parameters)'
+      f'missing from it: {_listed(refused)} (allow them with config.train.new_parameters)'
     )
   if extra:
     lines.append(
-        f'unknown to the model: {_listed(extra)} (allow them with '
-        'config.train.unused_parameters)'
+      f'unknown to the model: {_listed(extra)} (allow them with config.train.unused_parameters)'
     )
   for name in sorted(set(wanted) & set(found) - set(resized)):
     got = (tuple(found[name].shape), np.dtype(found[name].dtype))
@@ -598,4 +563,4 @@ def _check_names(wanted, found, what, new=(), unused=(), resized=()):
 
 
 def _typed(pair):
-  return f"{pair[1]}[{', '.join(map(str, pair[0]))}]"
+  return f'{pair[1]}[{", ".join(map(str, pair[0]))}]'

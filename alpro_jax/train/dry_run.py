@@ -58,9 +58,7 @@ def task(config, mesh) -> Task:
   with tempfile.TemporaryDirectory() as folder:
     entities = pathlib.Path(folder, 'entities.txt')
     count = config.prompter.num_entities or ENTITIES
-    entities.write_text(
-        ''.join(f'entity{i} {count - i}\n' for i in range(count))
-    )
+    entities.write_text(''.join(f'entity{i} {count - i}\n' for i in range(count)))
     answers = pathlib.Path(folder, 'answers.txt')
     answers.write_text(''.join(f'answer{i}\n' for i in range(ANSWERS)))
     config.prompter.entities, config.data.answers = str(entities), str(answers)
@@ -76,29 +74,33 @@ def program(config, mesh) -> Program:
     ValueError: if the batch cannot be sharded over the mesh.
   """
   accumulation = config.optimizer.accumulation
-  sharding.check_batch_size(
-      config.data.batch_size, mesh, accumulation=accumulation
-  )
+  sharding.check_batch_size(config.data.batch_size, mesh, accumulation=accumulation)
   its_task = task(config, mesh)
   tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
   shapes = state.abstract_state(its_task.init, tx, mesh)
   train_step = step.make_train_step(
-      its_task, tx, schedule, mesh,
-      jax.tree.map(lambda leaf: leaf.sharding, shapes),
-      seed=config.seed, accumulation=accumulation,
-      negatives=config.optimizer.accumulation_negatives,
-      freeze=config.optimizer.freeze,
+    its_task,
+    tx,
+    schedule,
+    mesh,
+    jax.tree.map(lambda leaf: leaf.sharding, shapes),
+    seed=config.seed,
+    accumulation=accumulation,
+    negatives=config.optimizer.accumulation_negatives,
+    freeze=config.optimizer.freeze,
   )
   where = sharding.batch_sharding(mesh)
   rows = config.data.batch_size
   return Program(
-      its_task, train_step, tx, shapes, _abstract_frozen(its_task, mesh),
-      jax.tree.map(
-          lambda row: jax.ShapeDtypeStruct(
-              (rows, *row.shape[1:]), row.dtype, sharding=where
-          ),
-          noise(config, rows=1),
-      ),
+    its_task,
+    train_step,
+    tx,
+    shapes,
+    _abstract_frozen(its_task, mesh),
+    jax.tree.map(
+      lambda row: jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=where),
+      noise(config, rows=1),
+    ),
   )
 
 
@@ -112,19 +114,17 @@ def noise(config, rows: int | None = None) -> VideoTextBatch:
   rng = np.random.default_rng(0)
   data, text = config.data, text_info(config)
   b, size = rows or data.batch_size, data.image_size
-  ids = rng.integers(
-      len(text.special), text.vocab_size, (b, data.max_text_tokens), np.int32
-  )
+  ids = rng.integers(len(text.special), text.vocab_size, (b, data.max_text_tokens), np.int32)
   ids[:, 0], ids[:, -1] = text.special.cls, text.special.sep
   return VideoTextBatch(
-      video=rng.integers(0, 256, (b, data.frames, size, size, 3), np.uint8),
-      text_ids=ids,
-      text_mask=np.ones(ids.shape, bool),
-      video_id=np.arange(b, dtype=np.int32),
-      caption_id=np.arange(b, dtype=np.int32),
-      answer=np.zeros(b, np.int32),
-      still=np.zeros(b, bool),
-      valid=np.ones(b, bool),
+    video=rng.integers(0, 256, (b, data.frames, size, size, 3), np.uint8),
+    text_ids=ids,
+    text_mask=np.ones(ids.shape, bool),
+    video_id=np.arange(b, dtype=np.int32),
+    caption_id=np.arange(b, dtype=np.int32),
+    answer=np.zeros(b, np.int32),
+    still=np.zeros(b, bool),
+    valid=np.ones(b, bool),
   )
 
 
@@ -135,14 +135,13 @@ def _abstract_frozen(its_task, mesh):
   def shard(leaf, where):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-  everywhere = jax.tree.map(
-      lambda leaf: shard(leaf, sharding.replicated(mesh)), frozen
-  )
+  everywhere = jax.tree.map(lambda leaf: shard(leaf, sharding.replicated(mesh)), frozen)
   if not isinstance(frozen, Teacher):
     return everywhere
   layout = abstract_params(Alpro(frozen.config), mesh)
   params = jax.tree.map(
-      lambda leaf, like: shard(leaf, like.sharding),
-      frozen.params, {name: layout[name] for name in frozen.params},
+    lambda leaf, like: shard(leaf, like.sharding),
+    frozen.params,
+    {name: layout[name] for name in frozen.params},
   )
   return everywhere.replace(params=params)

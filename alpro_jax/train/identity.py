@@ -34,9 +34,8 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # What decides the shapes of a model's parameters, or how they are used, and is
 # not known from the data.
 SIZES = {
-    'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
-    'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size',
-             'max_positions'),
+  'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
+  'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size', 'max_positions'),
 }
 # Heads whose rows are labels, by the name of those.
 LABELLED = {'answers': 'answer_head', 'entities': 'entity_head'}
@@ -57,29 +56,28 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
     FileNotFoundError: if a prompter is named that is not there.
   """
   meta = {
-      'task': config.task,
-      'model': dataclasses.asdict(task.model.config),
-      'tokenizer': {
-          'digest': tokenizer.digest,
-          'vocab_size': tokenizer.vocab_size,
-          'special': tokenizer.special._asdict(),
-      },
-      'data': [source.digest for source in sources],
-      'answers': list(task.answers),
-      'start': _start(config.train.init_from),
-      'config': plain(config),
-      'versions': {
-          'python': sys.version.split()[0],
-          **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-      },
+    'task': config.task,
+    'model': dataclasses.asdict(task.model.config),
+    'tokenizer': {
+      'digest': tokenizer.digest,
+      'vocab_size': tokenizer.vocab_size,
+      'special': tokenizer.special._asdict(),
+    },
+    'data': [source.digest for source in sources],
+    'answers': list(task.answers),
+    'start': _start(config.train.init_from),
+    'config': plain(config),
+    'versions': {
+      'python': sys.version.split()[0],
+      **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    },
   }
   if task.entities is not None:
     used = task.entities and config.prompter.checkpoint
     meta |= {
-        'entities': list(task.entities),
-        'templates': _templates(config.prompter) if task.entities else {},
-        'prompter': _prompter(config.prompter.checkpoint, meta)
-                    if used else None,
+      'entities': list(task.entities),
+      'templates': _templates(config.prompter) if task.entities else {},
+      'prompter': _prompter(config.prompter.checkpoint, meta) if used else None,
     }
   return meta
 
@@ -98,10 +96,11 @@ def of_checkpoint(path) -> dict[str, Any]:
   folder = checkpoints.find(path)
   meta = checkpoints.read_meta(folder)
   return {
-      'path': str(folder), 'step': int(meta['step']),
-      'task': meta['config']['task'],
-      'tokenizer': meta['tokenizer']['digest'],
-      'digest': digest(meta, checkpoints.params_digests(folder, meta)),
+    'path': str(folder),
+    'step': int(meta['step']),
+    'task': meta['config']['task'],
+    'tokenizer': meta['tokenizer']['digest'],
+    'digest': digest(meta, checkpoints.params_digests(folder, meta)),
   }
 
 
@@ -113,12 +112,14 @@ def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
     params: the digest of every parameter, by name.
   """
   content = {
-      'params': dict(params),
-      'model': {
-          name: value for name, value in meta['model'].items()
-          if name not in alpro.COMPUTE and name != 'remat'},
-      'tokenizer': meta['tokenizer']['digest'],
-      **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
+    'params': dict(params),
+    'model': {
+      name: value
+      for name, value in meta['model'].items()
+      if name not in alpro.COMPUTE and name != 'remat'
+    },
+    'tokenizer': meta['tokenizer']['digest'],
+    **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
   }
   text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -137,8 +138,9 @@ def check_teacher(stored: Mapping[str, Any], prompter_path, entities) -> None:
   lines = []
   if 'entities' not in stored:
     logging.warning(
-        'this checkpoint does not say by content which prompter and entities '
-        'it was pre-trained with; those at the given paths are used.')
+      'this checkpoint does not say by content which prompter and entities '
+      'it was pre-trained with; those at the given paths are used.'
+    )
     return
   found = prompter_path and _prompter(prompter_path, stored)
   if different := different_labels(stored['entities'], entities):
@@ -147,9 +149,10 @@ def check_teacher(stored: Mapping[str, Any], prompter_path, entities) -> None:
     lines.append(different)
   if lines:
     raise ValueError(
-        f'the model was pre-trained with others. {"; ".join(lines)}. Pass '
-        'those that it was trained with, as --prompter and --entities or in '
-        'its config.')
+      f'the model was pre-trained with others. {"; ".join(lines)}. Pass '
+      'those that it was trained with, as --prompter and --entities or in '
+      'its config.'
+    )
 
 
 def check_sizes(checkpoint, stored: Mapping, asked) -> None:
@@ -163,15 +166,17 @@ def check_sizes(checkpoint, stored: Mapping, asked) -> None:
     ValueError: with every size that differs.
   """
   lines = [
-      f'model.{part}.{name} is {stored["model"][part][name]!r}, --config says '
-      f'{asked.model[part][name]!r}'
-      for part, names in SIZES.items() for name in names
-      if stored['model'][part][name] != asked.model[part][name]
+    f'model.{part}.{name} is {stored["model"][part][name]!r}, --config says '
+    f'{asked.model[part][name]!r}'
+    for part, names in SIZES.items()
+    for name in names
+    if stored['model'][part][name] != asked.model[part][name]
   ]
   if lines:
     raise ValueError(
-        f'{checkpoint} is of another size than --config: {"; ".join(lines)}. '
-        'Pass the config that it was trained with, or none.')
+      f'{checkpoint} is of another size than --config: {"; ".join(lines)}. '
+      'Pass the config that it was trained with, or none.'
+    )
 
 
 def _start(path):
@@ -192,9 +197,10 @@ def _prompter(path, meta):
   stored = checkpoints.read_meta(found['path'])
   if not stored['model'].get('embed_size'):
     raise ValueError(
-        f'{name} (task={found["task"]!r}) has no features to compare a crop '
-        'with a prompt; pass a run of configs/pretrain_prompter.py as '
-        '--config.prompter.checkpoint.')
+      f'{name} (task={found["task"]!r}) has no features to compare a crop '
+      'with a prompt; pass a run of configs/pretrain_prompter.py as '
+      '--config.prompter.checkpoint.'
+    )
   check_tokenizer(name, stored, meta)
   return found
 
@@ -212,18 +218,19 @@ def check_tokenizer(name: str, stored: Mapping, meta: Mapping) -> None:
   theirs, ours = stored['tokenizer'], meta['tokenizer']
   if theirs['digest'] != ours['digest']:
     raise ValueError(
-        f'{name} was trained with another tokenizer (digest '
-        f'{theirs["digest"][:12]}, {theirs["vocab_size"]} ids) than this run '
-        f'has ({ours["digest"][:12]}, {ours["vocab_size"]} ids): the same id '
-        'is another word. Pass the file of that run as '
-        f'--config.data.tokenizer; its config says '
-        f'{stored["config"]["data"]["tokenizer"]!r}.')
+      f'{name} was trained with another tokenizer (digest '
+      f'{theirs["digest"][:12]}, {theirs["vocab_size"]} ids) than this run '
+      f'has ({ours["digest"][:12]}, {ours["vocab_size"]} ids): the same id '
+      'is another word. Pass the file of that run as '
+      f'--config.data.tokenizer; its config says '
+      f'{stored["config"]["data"]["tokenizer"]!r}.'
+    )
 
 
 def _templates(options):
   return {
-      'video': list(options.video_templates or prompter.VIDEO_TEMPLATES),
-      'image': list(options.image_templates or prompter.IMAGE_TEMPLATES),
+    'video': list(options.video_templates or prompter.VIDEO_TEMPLATES),
+    'image': list(options.image_templates or prompter.IMAGE_TEMPLATES),
   }
 
 
@@ -241,8 +248,10 @@ def different_labels(old: Sequence[str], new: Sequence[str]) -> str:
   if len(was) != len(now):
     return f'were {len(was)}, are {len(now)}'
   wrong = [i for i in range(len(was)) if was[i] != now[i]]
-  return (f'label {wrong[0]} was {old[wrong[0]]!r}, is {new[wrong[0]]!r}, and '
-          f'{len(wrong)} of {len(was)} differ')
+  return (
+    f'label {wrong[0]} was {old[wrong[0]]!r}, is {new[wrong[0]]!r}, and '
+    f'{len(wrong)} of {len(was)} differ'
+  )
 
 
 def different_checkpoints(name: str, old, new) -> str:
@@ -253,13 +262,13 @@ def different_checkpoints(name: str, old, new) -> str:
     old: as stored; None for no checkpoint.
     new: as found; without `digest` where there is no intact checkpoint.
   """
+
   def shown(found):
     if not found:
       return 'none'
     if 'digest' not in found:
       return f'{found["path"]}, which is no intact checkpoint'
-    return (f'{found["path"]} (step {found["step"]}, digest '
-            f'{found["digest"][:12]})')
+    return f'{found["path"]} (step {found["step"]}, digest {found["digest"][:12]})'
 
   if known_digest(old) == known_digest(new):
     return ''

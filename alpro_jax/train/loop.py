@@ -49,9 +49,7 @@ class Outcome(NamedTuple):
   finished: bool
 
 
-def train(
-    config, folder, *, evaluations: Sequence[Evaluation] = ()
-) -> Outcome:
+def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
   """Trains what a config says in a workdir, from where it was left.
 
   Args:
@@ -63,15 +61,11 @@ def train(
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  with workdir.claim(folder) as folder, StopRequest(
-      config.train.stop_seconds
-  ) as stop:
+  with workdir.claim(folder) as folder, StopRequest(config.train.stop_seconds) as stop:
     return _train(config, folder, evaluations, stop)
 
 
-def check_evaluations(
-    setting: Setting, evaluations: Sequence[Evaluation]
-) -> list[str]:
+def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
   """Checks, before a step is taken, that a run can be evaluated as it asks.
 
   Args:
@@ -93,16 +87,19 @@ def check_evaluations(
       known = False
   if best and not evaluations:
     logging.warning(
-        'config.train.best_metric=%s is never measured, since there is nothing '
-        'to evaluate on (config.eval.sources): only the newest checkpoints are '
-        'kept.', best)
+      'config.train.best_metric=%s is never measured, since there is nothing '
+      'to evaluate on (config.eval.sources): only the newest checkpoints are '
+      'kept.',
+      best,
+    )
   elif best and known and best not in names:
     near = difflib.get_close_matches(best, names, n=6, cutoff=0)
     raise ValueError(
-        f'config.train.best_metric names {best!r}, which the evaluation of '
-        f'config.eval.sources does not give. The closest of its {len(names)} '
-        f"names are {near}. Choose one, with a '-' in front if small is good, "
-        "or '' to keep the newest checkpoints alone.")
+      f'config.train.best_metric names {best!r}, which the evaluation of '
+      f'config.eval.sources does not give. The closest of its {len(names)} '
+      f"names are {near}. Choose one, with a '-' in front if small is good, "
+      "or '' to keep the newest checkpoints alone."
+    )
   return names
 
 
@@ -148,12 +145,16 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   _check_positive(config)
   mesh = sharding.mesh_from_config(config.mesh)
   sharding.check_batch_size(
-      config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
+    config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
   )
   logging.info(
-      '%d devices (%s) in %d processes, mesh %s, global batch %d', mesh.size,
-      mesh.devices.flat[0].device_kind, jax.process_count(), dict(mesh.shape),
-      config.data.batch_size)
+    '%d devices (%s) in %d processes, mesh %s, global batch %d',
+    mesh.size,
+    mesh.devices.flat[0].device_kind,
+    jax.process_count(),
+    dict(mesh.shape),
+    config.data.batch_size,
+  )
   tokenizer = tokens.load_tokenizer(config.data.tokenizer)
   sources = pipeline.open_sources(config.data)
   pipeline.measure_texts(sources, tokenizer, config.data.max_text_tokens)
@@ -167,24 +168,24 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
   check_evaluations(Setting(config, task, tokenizer, mesh), evaluations)
   meta = identity.describe(config, task, tokenizer, sources)
-  return Plan(mesh, tokenizer, sources, task, tx, schedule,
-              abstract_state(task.init, tx, mesh), meta)
+  return Plan(
+    mesh, tokenizer, sources, task, tx, schedule, abstract_state(task.init, tx, mesh), meta
+  )
 
 
 def _train(config, folder, evaluations, stop):
   from alpro_jax.data import feed, pipeline
 
   steps = config.train.steps
-  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(
-      config, evaluations)
-  logging.info('\n%s', parameter_overview.get_parameter_overview(
-      abstract.params, include_stats=False))
+  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(config, evaluations)
+  logging.info(
+    '\n%s', parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
+  )
   resume.check_same_everywhere(meta)
 
   # What this workdir holds already.
   store = checkpoints.Checkpoints(
-      folder, keep_newest=config.train.keep_newest,
-      best_metric=config.train.best_metric,
+    folder, keep_newest=config.train.keep_newest, best_metric=config.train.best_metric
   )
   newest = store.newest()
   stored = None if newest is None else store.meta(newest)
@@ -196,31 +197,44 @@ def _train(config, folder, evaluations, stop):
 
   # The state, the step, and what flows into it.
   frozen = task.load_frozen(
-      tokenizer.encode, (meta['prompter'] or {}).get('path', ''),
-      checkpoints.load_meta, checkpoints.load_params
+    tokenizer.encode,
+    (meta['prompter'] or {}).get('path', ''),
+    checkpoints.load_meta,
+    checkpoints.load_params,
   )
-  state = _first_state(
-      config, task, tx, mesh, abstract, store, meta['start'], fresh)
+  state = _first_state(config, task, tx, mesh, abstract, store, meta['start'], fresh)
   step = int(state.step)
   train_step = make_train_step(
-      task, tx, schedule, mesh,
-      jax.tree.map(lambda leaf: leaf.sharding, abstract),
-      seed=config.seed, accumulation=config.optimizer.accumulation,
-      negatives=config.optimizer.accumulation_negatives,
-      non_finite=config.train.non_finite, freeze=config.optimizer.freeze,
+    task,
+    tx,
+    schedule,
+    mesh,
+    jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    seed=config.seed,
+    accumulation=config.optimizer.accumulation,
+    negatives=config.optimizer.accumulation_negatives,
+    non_finite=config.train.non_finite,
+    freeze=config.optimizer.freeze,
   )
   batches = feed.prefetch(
-      pipeline.train_batches(
-          config.data, sources, tokenizer, seed=config.seed, start_step=step,
-          batch_size=config.data.batch_size,
-          rows=feed.host_rows(config.data.batch_size),
-      ),
-      mesh,
+    pipeline.train_batches(
+      config.data,
+      sources,
+      tokenizer,
+      seed=config.seed,
+      start_step=step,
+      batch_size=config.data.batch_size,
+      rows=feed.host_rows(config.data.batch_size),
+    ),
+    mesh,
   )
   progress = Progress(
-      folder / 'tensorboard', steps=steps, describe=task.describe,
-      batch_size=config.data.batch_size, skip_limit=config.train.skip_limit,
-      spike_deviations=config.train.spike_deviations,
+    folder / 'tensorboard',
+    steps=steps,
+    describe=task.describe,
+    batch_size=config.data.batch_size,
+    skip_limit=config.train.skip_limit,
+    spike_deviations=config.train.spike_deviations,
   )
   watchdog = Watchdog(config.train.standstill_seconds)
   saved_at, first, results = time.monotonic(), step + 1, None
@@ -272,28 +286,24 @@ def _train(config, folder, evaluations, stop):
 
       last, stopping = step == steps, stop.requested(step)
       if last or stopping or _every(config.train.log_every_steps, step):
-        progress.report(
-            batches.wait_seconds, sum(len(s.broken) for s in sources)
-        )
+        progress.report(batches.wait_seconds, sum(len(s.broken) for s in sources))
       fresh = None
-      if evaluations and (
-          last or _every(config.train.eval_every_steps, step)
-      ):
+      if evaluations and (last or _every(config.train.eval_every_steps, step)):
         fresh = None if stopping else evaluate()
         due = fresh is None
         results = results if due else fresh
-      if last or stopping or fresh or due or _is_time(
-          config.train, step, saved_at
-      ):
+      if last or stopping or fresh or due or _is_time(config.train, step, saved_at):
         save(fresh)
         saved_at = time.monotonic()
       if stopping:
         break
     if step < steps or due:
       logging.warning(
-          'stopped on request at step %d of %d%s', step, steps,
-          ', before it was evaluated: that comes first next time'
-          if due else '')
+        'stopped on request at step %d of %d%s',
+        step,
+        steps,
+        ', before it was evaluated: that comes first next time' if due else '',
+      )
   finally:
     # Whatever ended the loop: a save that has begun is finished.
     watchdog.doing('finishing the last save')
@@ -306,21 +316,25 @@ def _train(config, folder, evaluations, stop):
       watchdog.close()
   finished = step == steps and not due
   report = {
-      **progress.summary(), 'step': step, 'finished': finished,
-      'evaluation': results, 'best_step': best,
-      'data': pipeline.report(sources),
+    **progress.summary(),
+    'step': step,
+    'finished': finished,
+    'evaluation': results,
+    'best_step': best,
+    'data': pipeline.report(sources),
   }
   if finished:
     workdir.write_json(folder / 'report.json', report)
     logging.info(
-        'finished %d steps: %.1f clips/s, waiting for data %.1f%%', step,
-        report['clips_per_second'], 100 * report['waiting_share'])
+      'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
+      step,
+      report['clips_per_second'],
+      100 * report['waiting_share'],
+    )
   return Outcome(step, finished)
 
 
-def _first_state(
-    config, task, tx, mesh, abstract, store, start, fresh
-) -> TrainState:
+def _first_state(config, task, tx, mesh, abstract, store, start, fresh) -> TrainState:
   """Decides where the run starts, and says so."""
   # 1. This run has a checkpoint: go on from the newest intact one.
   while (step := store.newest()) is not None:
@@ -333,24 +347,26 @@ def _first_state(
   # 2. Another run is named: take its parameters, with a fresh optimizer.
   if start:
     params = checkpoints.load_params(
-        start['path'], abstract.params, initial=state.params,
-        new=config.train.new_parameters, fresh=fresh,
-        unused=config.train.unused_parameters,
-        resize={
-            f'video_encoder/{name}': functools.partial(
-                timesformer.fit_table, name
-            )
-            for name in ('positions', 'times')
-        },
+      start['path'],
+      abstract.params,
+      initial=state.params,
+      new=config.train.new_parameters,
+      fresh=fresh,
+      unused=config.train.unused_parameters,
+      resize={
+        f'video_encoder/{name}': functools.partial(timesformer.fit_table, name)
+        for name in ('positions', 'times')
+      },
     )
-    logging.info('restore: parameters from %s, optimizer from scratch',
-                 start['path'])
+    logging.info('restore: parameters from %s, optimizer from scratch', start['path'])
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
   logging.info(
-      'restore: nothing to restore; from scratch, seed %d: all weights are '
-      'random. To start from a ViT and a BERT, as the paper does, see '
-      'launch/convert.py --help and --config.train.init_from', config.seed)
+    'restore: nothing to restore; from scratch, seed %d: all weights are '
+    'random. To start from a ViT and a BERT, as the paper does, see '
+    'launch/convert.py --help and --config.train.init_from',
+    config.seed,
+  )
   return state
 
 
@@ -358,10 +374,15 @@ def _already_finished(folder, store, step, steps):
   logging.info('already finished: step %d of %d', step, steps)
   if not (folder / 'report.json').exists():
     # The last start was killed between its last save and its report.
-    workdir.write_json(folder / 'report.json', {
-        'step': step, 'finished': True, 'best_step': store.best(),
+    workdir.write_json(
+      folder / 'report.json',
+      {
+        'step': step,
+        'finished': True,
+        'best_step': store.best(),
         'evaluation': store.meta(step)['evaluation'],
-    })
+      },
+    )
   store.close()
   return Outcome(step, finished=True)
 
@@ -370,8 +391,7 @@ def _evaluate(evaluations, setting, params, step):
   results = {}
   for evaluation in evaluations:
     results |= evaluation(setting, params, step)
-  logging.info('step %d: %s', step, '  '.join(
-      f'{k} {v:.4g}' for k, v in sorted(results.items())))
+  logging.info('step %d: %s', step, '  '.join(f'{k} {v:.4g}' for k, v in sorted(results.items())))
   return results
 
 
@@ -396,6 +416,4 @@ def _is_time(train, step, saved_at):
 def _check_positive(config):
   for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
     if config.train[name] < 1:
-      raise ValueError(
-          f'config.train.{name}={config.train[name]} must be at least 1.'
-      )
+      raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')

@@ -20,19 +20,12 @@ SCHEDULES = ('linear', 'cosine', 'constant')
 _SMALLEST_RATE = 1e-8
 # What config.optimizer.freeze may hold still, by the names of parameters.
 FROZEN = {
-    'video_attention_and_mlp': (
-        r'video_encoder/block\d+/(temporal_attention|attention|mlp)/'
-    ),
+  'video_attention_and_mlp': (r'video_encoder/block\d+/(temporal_attention|attention|mlp)/')
 }
 
 
 def make_schedule(
-    *,
-    learning_rate: float,
-    schedule: str,
-    steps: int,
-    warmup_steps: int,
-    final_fraction: float,
+  *, learning_rate: float, schedule: str, steps: int, warmup_steps: int, final_fraction: float
 ) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the steps done before.
 
@@ -46,26 +39,22 @@ def make_schedule(
       learning rate that is negative or not finite.
   """
   if not 0 <= learning_rate < math.inf:
-    raise ValueError(
-        f'config.optimizer.{learning_rate=} must be 0 or more, and finite.'
-    )
+    raise ValueError(f'config.optimizer.{learning_rate=} must be 0 or more, and finite.')
   if schedule not in SCHEDULES:
-    raise ValueError(
-        f'config.optimizer.{schedule=} is unknown; choose one of {SCHEDULES}.'
-    )
+    raise ValueError(f'config.optimizer.{schedule=} is unknown; choose one of {SCHEDULES}.')
   if not 0 <= warmup_steps <= steps:
     raise ValueError(
-        f'{warmup_steps=} must lie between 0 and the {steps=} of the run; set '
-        'config.optimizer.warmup_steps.'
+      f'{warmup_steps=} must lie between 0 and the {steps=} of the run; set '
+      'config.optimizer.warmup_steps.'
     )
 
   def rate(count):
     k = jnp.asarray(count, jnp.float32) + 1
     left = jnp.clip((steps - k) / max(steps - warmup_steps, 1), 0, 1)
     shape = {
-        'linear': left,
-        'cosine': 0.5 * (1 - jnp.cos(jnp.pi * left)),
-        'constant': jnp.ones_like(left),
+      'linear': left,
+      'cosine': 0.5 * (1 - jnp.cos(jnp.pi * left)),
+      'constant': jnp.ones_like(left),
     }[schedule]
     fall = final_fraction + (1 - final_fraction) * shape
     rise = k / max(warmup_steps, 1)
@@ -80,9 +69,7 @@ def decay_mask(params: Any) -> Any:
 
   Matrices are the leaves that linen names `kernel`.
   """
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: _leaf_name(path) == 'kernel', params
-  )
+  return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) == 'kernel', params)
 
 
 def frozen_mask(params: Any, *, freeze: str) -> Any:
@@ -92,16 +79,18 @@ def frozen_mask(params: Any, *, freeze: str) -> Any:
   """
   pattern = re.compile(FROZEN[freeze]) if freeze else None
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(pattern and pattern.match('/'.join(_names(path)))),
-      params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+    lambda path, _: bool(pattern and pattern.match('/'.join(_names(path)))),
+    params,
+    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
 
 
 def hold(gradients: Any, *, freeze: str) -> Any:
   """Returns gradients that are 0 where the parameters stay as they are."""
   return jax.tree.map(
-      lambda still, leaf: jnp.zeros_like(leaf) if still else leaf,
-      frozen_mask(gradients, freeze=freeze), gradients,
+    lambda still, leaf: jnp.zeros_like(leaf) if still else leaf,
+    frozen_mask(gradients, freeze=freeze),
+    gradients,
   )
 
 
@@ -111,12 +100,14 @@ def at_step(opt_state: Any, step: jax.Array) -> Any:
   The optimizer counts the updates that were made, which are fewer where some
   were skipped: Adam's correction of its moments goes by those.
   """
+
   def is_schedule(node):
     return isinstance(node, optax.ScaleByScheduleState)
 
   return jax.tree.map(
-      lambda node: node._replace(count=step) if is_schedule(node) else node,
-      opt_state, is_leaf=is_schedule,
+    lambda node: node._replace(count=step) if is_schedule(node) else node,
+    opt_state,
+    is_leaf=is_schedule,
   )
 
 
@@ -131,15 +122,15 @@ def _names(path) -> list[str]:
 
 
 def make_optimizer(
-    schedule: Callable[[jax.Array], jax.Array],
-    *,
-    b1: float,
-    b2: float,
-    eps: float,
-    eps_rule: str,
-    weight_decay: float,
-    clip_norm: float,
-    freeze: str = '',
+  schedule: Callable[[jax.Array], jax.Array],
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  eps_rule: str,
+  weight_decay: float,
+  clip_norm: float,
+  freeze: str = '',
 ) -> optax.GradientTransformation:
   """Returns clipping, AdamW and the learning rate as one transformation.
 
@@ -161,28 +152,22 @@ def make_optimizer(
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   elif eps_rule == 'original':
     adam = optax.inject_hyperparams(optax.scale_by_adam)(
-        b1=b1, b2=b2, eps=lambda count: eps / jnp.sqrt(1 - b2 ** (count + 1.0))
+      b1=b1, b2=b2, eps=lambda count: eps / jnp.sqrt(1 - b2 ** (count + 1.0))
     )
   else:
-    raise ValueError(
-        f"config.optimizer.{eps_rule=} must be 'standard' or 'original'."
-    )
+    raise ValueError(f"config.optimizer.{eps_rule=} must be 'standard' or 'original'.")
   if freeze and freeze not in FROZEN:
-    raise ValueError(
-        f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}."
-    )
+    raise ValueError(f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}.")
   if freeze:
     adam = _without_moments(adam, freeze)
   parts = [
-      optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-      adam,
-      optax.add_decayed_weights(weight_decay, mask=decay_mask),
-      optax.scale_by_learning_rate(schedule),
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    adam,
+    optax.add_decayed_weights(weight_decay, mask=decay_mask),
+    optax.scale_by_learning_rate(schedule),
   ]
   if freeze:
-    still = optax.masked(
-        optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze)
-    )
+    still = optax.masked(optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze))
     # Before clipping, which must not count them, and after the decay.
     parts = [still, *parts, still]
   return optax.chain(*parts)
@@ -195,40 +180,33 @@ def _without_moments(adam, freeze):
   which hold their moments still fit; see train/checkpoints.py.
   """
   masked = optax.masked(
-      adam,
-      lambda params: jax.tree.map(
-          operator.not_, frozen_mask(params, freeze=freeze)
-      ),
+    adam, lambda params: jax.tree.map(operator.not_, frozen_mask(params, freeze=freeze))
   )
 
   def update(updates, inner, params=None):
-    updates, outer = masked.update(
-        updates, optax.MaskedState(inner_state=inner), params
-    )
+    updates, outer = masked.update(updates, optax.MaskedState(inner_state=inner), params)
     return updates, outer.inner_state
 
-  return optax.GradientTransformation(
-      lambda params: masked.init(params).inner_state, update
-  )
+  return optax.GradientTransformation(lambda params: masked.init(params).inner_state, update)
 
 
 def from_config(config, steps: int):
   """Returns (optimizer, schedule) for `config.optimizer` and a run's steps."""
   schedule = make_schedule(
-      learning_rate=config.learning_rate,
-      schedule=config.schedule,
-      steps=steps,
-      warmup_steps=config.warmup_steps,
-      final_fraction=config.final_fraction,
+    learning_rate=config.learning_rate,
+    schedule=config.schedule,
+    steps=steps,
+    warmup_steps=config.warmup_steps,
+    final_fraction=config.final_fraction,
   )
   optimizer = make_optimizer(
-      schedule,
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      eps_rule=config.eps_rule,
-      weight_decay=config.weight_decay,
-      clip_norm=config.clip_norm,
-      freeze=config.freeze,
+    schedule,
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
+    eps_rule=config.eps_rule,
+    weight_decay=config.weight_decay,
+    clip_norm=config.clip_norm,
+    freeze=config.freeze,
   )
   return optimizer, schedule

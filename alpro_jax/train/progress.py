@@ -38,12 +38,17 @@ class SpikeAlarm:
       self._mean, self._seen = loss, True
     bound = self._mean + self._deviations * math.sqrt(self._variance)
     spike = self._deviations > 0 and loss > bound and self._quiet <= 0
-    said = (f'{loss:.4f}, above {bound:.4f} = mean {self._mean:.4f} + '
-            f'{self._deviations:g} standard deviations') if spike else ''
+    said = (
+      (
+        f'{loss:.4f}, above {bound:.4f} = mean {self._mean:.4f} + '
+        f'{self._deviations:g} standard deviations'
+      )
+      if spike
+      else ''
+    )
     off = (bound if spike else loss) - self._mean
     self._mean += (1 - self._DECAY) * off
-    self._variance = self._DECAY * (
-        self._variance + (1 - self._DECAY) * off * off)
+    self._variance = self._DECAY * (self._variance + (1 - self._DECAY) * off * off)
     self._quiet = self._QUIET_STEPS if spike else self._quiet - 1
     return said
 
@@ -56,8 +61,14 @@ class Progress:
   """
 
   def __init__(
-      self, folder, *, steps: int, batch_size: int, describe,
-      skip_limit: int = 0, spike_deviations: float = 0.0,
+    self,
+    folder,
+    *,
+    steps: int,
+    batch_size: int,
+    describe,
+    skip_limit: int = 0,
+    spike_deviations: float = 0.0,
   ):
     """Opens the curves.
 
@@ -73,8 +84,7 @@ class Progress:
     from clu import metric_writers
 
     self._writer = metric_writers.create_default_writer(
-        folder if jax.process_index() == 0 else None,
-        just_logging=jax.process_index() != 0,
+      folder if jax.process_index() == 0 else None, just_logging=jax.process_index() != 0
     )
     self._steps, self._batch_size, self._describe = steps, batch_size, describe
     self._pending = None
@@ -108,9 +118,9 @@ class Progress:
       return
     if not all(np.isfinite(value).all() for value in metrics.values()):
       raise NonFiniteError(
-          f'step {self.step} is not finite: {_named(metrics)}. Nothing was '
-          'saved from it; lower config.optimizer.learning_rate or look at the '
-          'data of this step, then start again.'
+        f'step {self.step} is not finite: {_named(metrics)}. Nothing was '
+        'saved from it; lower config.optimizer.learning_rate or look at the '
+        'data of this step, then start again.'
       )
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
@@ -128,21 +138,22 @@ class Progress:
     self._timed += 1
     parts = _named(metrics)
     logging.warning(
-        'step %d is not finite and was skipped (%d so far): %s', self.step,
-        self._skipped, parts)
+      'step %d is not finite and was skipped (%d so far): %s', self.step, self._skipped, parts
+    )
     if self._in_a_row > self._skip_limit:
       raise NonFiniteError(
-          f'{self._in_a_row} steps in a row were not finite, '
-          f'config.train.skip_limit={self._skip_limit} allow no more; the last '
-          f'is step {self.step}: {parts}. Lower config.optimizer.learning_rate '
-          'and start again.'
+        f'{self._in_a_row} steps in a row were not finite, '
+        f'config.train.skip_limit={self._skip_limit} allow no more; the last '
+        f'is step {self.step}: {parts}. Lower config.optimizer.learning_rate '
+        'and start again.'
       )
 
   def skip_compilation(self, waiting: float) -> None:
     """Starts the clock after the first step, which compiled the program."""
     self.fetch()
-    logging.info('first step done after %.1f s, compilation included',
-                 time.monotonic() - self._start)
+    logging.info(
+      'first step done after %.1f s, compilation included', time.monotonic() - self._start
+    )
     self._restart(waiting)
 
   @contextlib.contextmanager
@@ -172,21 +183,24 @@ class Progress:
     share = waited / seconds
     left = (self._steps - self.step) * self._batch_size / rate if rate else 0
     logging.info(
-        'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%'
-        '  %s left%s', self.step, self._steps, self.averages['loss'],
-        self._losses(), rate, 100 * share, duration(left),
-        self._troubles(replaced))
+      'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%  %s left%s',
+      self.step,
+      self._steps,
+      self.averages['loss'],
+      self._losses(),
+      rate,
+      100 * share,
+      duration(left),
+      self._troubles(replaced),
+    )
     if line := self._describe(self.averages):
       logging.info('%s', line)
-    scalars = {
-        f'train/{k}': float(v) for k, v in self.averages.items()
-        if np.ndim(v) == 0
-    }
+    scalars = {f'train/{k}': float(v) for k, v in self.averages.items() if np.ndim(v) == 0}
     scalars |= {
-        'trouble/skipped_steps': self._skipped,
-        'trouble/loss_spikes': self._spikes,
-        'trouble/replaced_records': replaced,
-        'memory/host_peak_gib': peak_memory_gib(),
+      'trouble/skipped_steps': self._skipped,
+      'trouble/loss_spikes': self._spikes,
+      'trouble/replaced_records': replaced,
+      'memory/host_peak_gib': peak_memory_gib(),
     }
     on_device = jax.local_devices()[0].memory_stats() or {}
     if peak := on_device.get('peak_bytes_in_use'):
@@ -199,24 +213,20 @@ class Progress:
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes scalars under their names."""
     with _curves_may_fail():
-      self._writer.write_scalars(
-          step, {k: v for k, v in scalars.items() if math.isfinite(v)}
-      )
+      self._writer.write_scalars(step, {k: v for k, v in scalars.items() if math.isfinite(v)})
 
   def summary(self) -> dict[str, Any]:
     """Returns rates of this start, and the last averages."""
     seconds = max(self._total['seconds'], 1e-9)
     return {
-        'step': self.step,
-        'metrics': {
-            k: float(v) for k, v in self.averages.items() if np.ndim(v) == 0
-        },
-        'clips_per_second': self._total['steps'] * self._batch_size / seconds,
-        'waiting_share': self._total['waiting'] / seconds,
-        'seconds': self._total['seconds'],
-        'steps_timed': self._total['steps'],
-        'skipped_steps': self._skipped,
-        'loss_spikes': self._spikes,
+      'step': self.step,
+      'metrics': {k: float(v) for k, v in self.averages.items() if np.ndim(v) == 0},
+      'clips_per_second': self._total['steps'] * self._batch_size / seconds,
+      'waiting_share': self._total['waiting'] / seconds,
+      'seconds': self._total['seconds'],
+      'steps_timed': self._total['steps'],
+      'skipped_steps': self._skipped,
+      'loss_spikes': self._spikes,
     }
 
   def close(self) -> None:
@@ -226,15 +236,18 @@ class Progress:
 
   def _troubles(self, replaced):
     counts = {
-        'steps skipped': self._skipped, 'loss spikes': self._spikes,
-        'records replaced': replaced}
+      'steps skipped': self._skipped,
+      'loss spikes': self._spikes,
+      'records replaced': replaced,
+    }
     return ''.join(f'  {n} {what}' for what, n in counts.items() if n)
 
   def _losses(self):
     prefix = 'loss/'
     return ' '.join(
-        f'{k.removeprefix(prefix)} {float(v):.4f}'
-        for k, v in sorted(self.averages.items()) if k.startswith(prefix)
+      f'{k.removeprefix(prefix)} {float(v):.4f}'
+      for k, v in sorted(self.averages.items())
+      if k.startswith(prefix)
     )
 
   def _restart(self, waiting):
@@ -251,9 +264,7 @@ def _curves_may_fail():
 
 
 def _named(metrics):
-  return ', '.join(
-      f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0
-  )
+  return ', '.join(f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0)
 
 
 def peak_memory_gib() -> float:

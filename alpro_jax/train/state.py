@@ -33,9 +33,7 @@ def make_create(init, optimizer: optax.GradientTransformation):
   def create(key):
     params = init(key)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )
 
   return create
@@ -50,9 +48,7 @@ def abstract_state(init, optimizer, mesh) -> TrainState:
 def create_state(init, optimizer, mesh, seed: int) -> TrainState:
   """Allocates a fresh state, each device its own part, from the seed."""
   create = make_create(init, optimizer)
-  where = jax.tree.map(
-      lambda leaf: leaf.sharding, abstract_state(init, optimizer, mesh)
-  )
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init, optimizer, mesh))
   allocate = jax.jit(lambda key: nn.unbox(create(key)), out_shardings=where)
   return allocate(jax.random.fold_in(jax.random.key(seed), _INIT_STREAM))
 

@@ -55,8 +55,8 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
   few = min(pools.values())
   said = ', '.join(f'{loss} among {pairs}' for loss, pairs in pools.items())
   said = (
-      f'A pair finds its negatives for {said} pairs '
-      f'(config.data.batch_size={batch}, config.optimizer.accumulation={parts}'
+    f'A pair finds its negatives for {said} pairs '
+    f'(config.data.batch_size={batch}, config.optimizer.accumulation={parts}'
   )
   if 'loss/vtm' in task.weights:
     said += f', blocks of config.loss.negatives: {task.blocks}'
@@ -64,24 +64,21 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
     said += f', videos of the smallest source: {min(records)}'
   said += '). '
   advice = (
-      'Give a batch more pairs, or less accumulation or fewer blocks; '
-      'config.model.remat=blocks saves memory and takes no negatives away, '
-      'config.optimizer.accumulation_negatives=global gives VTC those of all '
-      'micro-batches.'
+    'Give a batch more pairs, or less accumulation or fewer blocks; '
+    'config.model.remat=blocks saves memory and takes no negatives away, '
+    'config.optimizer.accumulation_negatives=global gives VTC those of all '
+    'micro-batches.'
   )
   if few < 2:
     raise ValueError(
-        f'{said}One pair alone has none: the loss is 0 from the start and '
-        f'teaches nothing. {advice}'
+      f'{said}One pair alone has none: the loss is 0 from the start and teaches nothing. {advice}'
     )
   if few < FEW_PAIRS:
     return f'{said}Fewer than {FEW_PAIRS} teach little. {advice}'
   return ''
 
 
-def make_gradients(
-    task, mesh, *, accumulation: int = 1, negatives: str = 'micro'
-):
+def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
   """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
 
   With accumulation the batch is cut into micro-batches of every
@@ -105,17 +102,18 @@ def make_gradients(
   """
   if negatives not in NEGATIVES:
     raise ValueError(
-        f'config.optimizer.accumulation_negatives={negatives!r} is unknown; '
-        f'choose one of {NEGATIVES}.'
+      f'config.optimizer.accumulation_negatives={negatives!r} is unknown; '
+      f'choose one of {NEGATIVES}.'
     )
   if negatives == 'global' and not hasattr(task, 'contrast'):
     raise ValueError(
-        "config.optimizer.accumulation_negatives='global' needs a task that "
-        "contrasts videos and texts; this one does not: use 'micro'."
+      "config.optimizer.accumulation_negatives='global' needs a task that "
+      "contrasts videos and texts; this one does not: use 'micro'."
     )
 
   def of_rows(params, counts, step, rows):
     """Terms of some rows, and the gradient of their share of the loss."""
+
     def loss(params):
       terms = task.terms(params, step=step, train=True, **rows)
       return base.weighted(task.weights, terms, counts), terms
@@ -124,28 +122,21 @@ def make_gradients(
     return terms, gradient
 
   def of_micro_batches(params, counts, step, rows):
-    keys = jax.vmap(lambda i: jax.random.fold_in(rows['key'], i))(
-        jnp.arange(accumulation)
-    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(rows['key'], i))(jnp.arange(accumulation))
     batch = rows['batch']
     micro = {'asked': rows['asked'], 'batch': batch}
     micro = {**sharding.split_parts(micro, accumulation, mesh), 'key': keys}
     whole = None
     if negatives == 'global' and 'loss/vtc' in task.weights:
       features = sharding.join_parts(
-          jax.lax.map(
-              lambda part: task.embed(params, **part, train=True), micro
-          ),
-          mesh,
+        jax.lax.map(lambda part: task.embed(params, **part, train=True), micro), mesh
       )
 
       def contrast(params, features):
         terms = task.contrast(params, features, batch)
         return terms['loss/vtc'][0], terms
 
-      (direct, pull), terms = jax.grad(
-          contrast, argnums=(0, 1), has_aux=True
-      )(params, features)
+      (direct, pull), terms = jax.grad(contrast, argnums=(0, 1), has_aux=True)(params, features)
       share = task.weights['loss/vtc'] / counts['loss/vtc']
       whole = terms, jax.tree.map(lambda x: share * x, direct)
       micro['pull'] = sharding.split_parts(pull, accumulation, mesh)
@@ -170,25 +161,23 @@ def make_gradients(
     run = of_rows if accumulation == 1 else of_micro_batches
     terms, grads = run(params, counts, step, rows)
     metrics = {name: losses.mean(*pair) for name, pair in terms.items()}
-    return {
-        'loss': base.weighted(task.weights, terms, counts), **metrics
-    }, grads
+    return {'loss': base.weighted(task.weights, terms, counts), **metrics}, grads
 
   return gradients
 
 
 def make_train_step(
-    task,
-    optimizer: optax.GradientTransformation,
-    schedule,
-    mesh,
-    state_sharding: TrainState,
-    *,
-    seed: int,
-    accumulation: int = 1,
-    negatives: str = 'micro',
-    non_finite: str = 'stop',
-    freeze: str = '',
+  task,
+  optimizer: optax.GradientTransformation,
+  schedule,
+  mesh,
+  state_sharding: TrainState,
+  *,
+  seed: int,
+  accumulation: int = 1,
+  negatives: str = 'micro',
+  non_finite: str = 'stop',
+  freeze: str = '',
 ):
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
@@ -215,21 +204,15 @@ def make_train_step(
     ValueError: for unknown `non_finite` or `negatives`.
   """
   if non_finite not in NON_FINITE:
-    raise ValueError(
-        f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.'
-    )
-  gradients = make_gradients(
-      task, mesh, accumulation=accumulation, negatives=negatives
-  )
+    raise ValueError(f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.')
+  gradients = make_gradients(task, mesh, accumulation=accumulation, negatives=negatives)
   everywhere = sharding.replicated(mesh)
 
   @functools.partial(
-      jax.jit,
-      donate_argnames=('state',),
-      out_shardings=(state_sharding, everywhere),
+    jax.jit, donate_argnames=('state',), out_shardings=(state_sharding, everywhere)
   )
   def train_step(
-      state: TrainState, frozen: Any, batch: VideoTextBatch
+    state: TrainState, frozen: Any, batch: VideoTextBatch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     key = step_key(seed, state.step)
     # Parameters that the run starts from may lie outside.
@@ -237,7 +220,7 @@ def make_train_step(
     metrics, grads = gradients(before, frozen, batch, key, state.step)
     grads = optimizers.hold(grads, freeze=freeze)
     updates, opt_state = optimizer.update(
-        grads, optimizers.at_step(state.opt_state, state.step), before
+      grads, optimizers.at_step(state.opt_state, state.step), before
     )
     params = alpro.in_range(optax.apply_updates(before, updates))
     norms = {part: optax.tree.norm(leaves) for part, leaves in grads.items()}
@@ -247,8 +230,7 @@ def make_train_step(
     if non_finite == 'skip':
       good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
       params, opt_state = jax.tree.map(
-          lambda new, old: jnp.where(good, new, old),
-          (params, opt_state), (before, state.opt_state),
+        lambda new, old: jnp.where(good, new, old), (params, opt_state), (before, state.opt_state)
       )
       metrics['skipped'] = 1.0 - good.astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state), metrics

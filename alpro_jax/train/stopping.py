@@ -88,9 +88,11 @@ class StopRequest:
 
   def _give_up(self):
     logging.error(
-        'asked to stop %g s ago (config.train.stop_seconds) and not done yet; '
-        'process %d ends here. Start again: the run goes on from its last '
-        'whole checkpoint. The stacks of its threads follow on stderr.',
-        self._seconds, jax.process_index())
+      'asked to stop %g s ago (config.train.stop_seconds) and not done yet; '
+      'process %d ends here. Start again: the run goes on from its last '
+      'whole checkpoint. The stacks of its threads follow on stderr.',
+      self._seconds,
+      jax.process_index(),
+    )
     faulthandler.dump_traceback()
     os._exit(STOPPED)

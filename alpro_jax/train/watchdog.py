@@ -48,7 +48,11 @@ class Watchdog:
       if waited > self._seconds and since != said:
         said = since
         logging.warning(
-            'standstill: process %d of %d has been %s for %.0f s. The stacks '
-            'of its threads follow on stderr.', jax.process_index(),
-            jax.process_count(), what, waited)
+          'standstill: process %d of %d has been %s for %.0f s. The stacks '
+          'of its threads follow on stderr.',
+          jax.process_index(),
+          jax.process_count(),
+          what,
+          waited,
+        )
         faulthandler.dump_traceback(self._dump)

@@ -1,9 +1,9 @@
 """The folder of a run: one owner at a time, one config, one log.
 
-  config.json   the options the run was started with
-  log.txt       what was logged, all starts one after another
-  checkpoints/  see checkpoints.py        tensorboard/  curves
-  report.json   the end: final metrics, clips/s, share of waiting
+config.json   the options the run was started with
+log.txt       what was logged, all starts one after another
+checkpoints/  see checkpoints.py        tensorboard/  curves
+report.json   the end: final metrics, clips/s, share of waiting
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def claim(workdir):
     except BlockingIOError as error:
       lock.seek(0)
       raise ValueError(
-          f'another run (process {lock.read().strip()}) is at work in '
-          f'{workdir}; wait for its end or choose another --workdir.'
+        f'another run (process {lock.read().strip()}) is at work in '
+        f'{workdir}; wait for its end or choose another --workdir.'
       ) from error
     lock.truncate(0)
     lock.write(str(os.getpid()))

@@ -12,12 +12,12 @@ RESIZE_RULES = ('2d', 'original')
 
 
 def check(
-    tensors: Mapping[str, Tensor],
-    rows: Sequence[Row],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    given: Sequence[str] = ('',),
-    optional: Sequence[str] = (),
+  tensors: Mapping[str, Tensor],
+  rows: Sequence[Row],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  given: Sequence[str] = ('',),
+  optional: Sequence[str] = (),
 ) -> list[str]:
   """Compares names and shapes; reads nothing.
 
@@ -38,8 +38,7 @@ def check(
     name = row.original
     if name not in tensors:
       absent += row.ours
-      if name.startswith(tuple(given)) and not any(
-          part in name for part in optional):
+      if name.startswith(tuple(given)) and not any(part in name for part in optional):
         missing.append(name)
       continue
     tensor = tensors[name]
@@ -47,16 +46,11 @@ def check(
     ours = [np.broadcast_to(np.float32(0), shapes[path]) for path in row.ours]
     expected = row.layout.to_original(*ours).shape
     if tensor.shape != expected:
-      wrong.append(
-          f'{_named(name, tensor)} has shape {tensor.shape}, expected '
-          f'{expected}')
+      wrong.append(f'{_named(name, tensor)} has shape {tensor.shape}, expected {expected}')
     elif not _is_float(tensor.dtype):
-      wrong.append(
-          f'{_named(name, tensor)} is {tensor.dtype}, expected floating point')
+      wrong.append(f'{_named(name, tensor)} is {tensor.dtype}, expected floating point')
   known = {row.original for row in rows}
-  unknown = [
-      _named(name, tensor) for name, tensor in tensors.items()
-      if name not in known]
+  unknown = [_named(name, tensor) for name, tensor in tensors.items() if name not in known]
   lines = []
   if missing:
     lines.append(f'{len(missing)} missing: {", ".join(missing)}')
@@ -66,14 +60,13 @@ def check(
     lines.append(f'{len(wrong)} do not fit: {"; ".join(wrong)}')
   if lines:
     raise ValueError(
-        f'the tensors are not those of the model. {". ".join(lines)}. Expected '
-        f'the {len(rows)} tensors of the sizes that most of the file has.')
+      f'the tensors are not those of the model. {". ".join(lines)}. Expected '
+      f'the {len(rows)} tensors of the sizes that most of the file has.'
+    )
   return absent
 
 
-def read_params(
-    tensors: Mapping[str, Tensor], rows: Sequence[Row]
-) -> dict[str, np.ndarray]:
+def read_params(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, np.ndarray]:
   """Reads the tensors, one after another, into float32 arrays by our paths.
 
   Raises:
@@ -97,17 +90,14 @@ def check_finite(broken: Sequence[str]) -> None:
   """Raises ValueError if there are names of tensors that are not finite."""
   if broken:
     raise ValueError(
-        f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken)}. A '
-        'model with them computes nothing; take the weights of an earlier '
-        'step.')
+      f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken)}. A '
+      'model with them computes nothing; take the weights of an earlier '
+      'step.'
+    )
 
 
 def resize(
-    params: Mapping[str, np.ndarray],
-    *,
-    positions: int,
-    frames: int,
-    rule: str = '2d',
+  params: Mapping[str, np.ndarray], *, positions: int, frames: int, rule: str = '2d'
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Makes a video encoder fit another image size or clip length.
 

@@ -29,8 +29,8 @@ _NEEDED = ('task', 'model', 'tokenizer', 'config')
 
 class Kept(NamedTuple):
   """Attributes:
-    order: (name in the file, name in the original, type) of its tensors.
-    tensors: that no model here has, by their names in the original.
+  order: (name in the file, name in the original, type) of its tensors.
+  tensors: that no model here has, by their names in the original.
   """
 
   order: tuple[tuple[str, str, str], ...] = ()
@@ -45,8 +45,8 @@ def write(folder, order, tensors: Mapping[str, Tensor]) -> str:
   """
   path = pathlib.Path(folder) / FILE
   files.write_tensors(
-      path, {name: tensor.read() for name, tensor in tensors.items()},
-      {'order': json.dumps(order)})
+    path, {name: tensor.read() for name, tensor in tensors.items()}, {'order': json.dumps(order)}
+  )
   return sha256(path)
 
 
@@ -63,17 +63,16 @@ def read(step, meta: Mapping[str, Any]) -> Kept:
   path = pathlib.Path(step).parents[1] / FILE
   converted = meta.get('converted', {})
   # Conversions of earlier versions name no digest.
-  if not path.is_file() or not (
-      KEPT in converted or converted.get('from', {}).get('original')):
+  if not path.is_file() or not (KEPT in converted or converted.get('from', {}).get('original')):
     return Kept()
   if KEPT in converted and sha256(path) != converted[KEPT]:
     raise ValueError(
-        f'{path} is damaged, or of another conversion than {step}; copy it '
-        'again, or remove it to do without.')
+      f'{path} is damaged, or of another conversion than {step}; copy it '
+      'again, or remove it to do without.'
+    )
   order = json.loads(files.read_metadata(path)['order'])
   tensors = files.open_tensors(path)
-  return Kept(
-      tuple(map(tuple, order)), {n: t.read() for n, t in tensors.items()})
+  return Kept(tuple(map(tuple, order)), {n: t.read() for n, t in tensors.items()})
 
 
 def tell(meta: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
@@ -85,10 +84,10 @@ def tell(meta: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
   """
   # The arrays are the file's own.
   parts = {
-      part: values and {
-          name: value for name, value in values.items()
-          if name not in ('arrays', 'step')}
-      for part, values in meta.items()}
+    part: values
+    and {name: value for name, value in values.items() if name not in ('arrays', 'step')}
+    for part, values in meta.items()
+  }
   return {_KEY: json.dumps({'format': _FORMAT, **parts})}
 
 
@@ -103,20 +102,24 @@ def told(metadata: Mapping[str, str]) -> dict[str, Any]:
   try:
     found = json.loads(metadata[_KEY])
     known = found['format'] == _FORMAT and all(
-        name in part for part in (found['model'], found['prompter'])
-        if part is not None for name in _NEEDED)
+      name in part
+      for part in (found['model'], found['prompter'])
+      if part is not None
+      for name in _NEEDED
+    )
   except (ValueError, KeyError, TypeError):
     known = False
   if not known:
     raise ValueError(
-        f'what the file says of itself ({metadata[_KEY][:60]!r}...) is not of '
-        f'format {_FORMAT}, which this version reads; write it again, or use '
-        'the version that wrote it.')
+      f'what the file says of itself ({metadata[_KEY][:60]!r}...) is not of '
+      f'format {_FORMAT}, which this version reads; write it again, or use '
+      'the version that wrote it.'
+    )
   return found
 
 
 def complete(
-    state: Mapping[str, np.ndarray], kept: Kept, config: AlproConfig
+  state: Mapping[str, np.ndarray], kept: Kept, config: AlproConfig
 ) -> dict[str, np.ndarray]:
   """Adds to the tensors of a model those that the original has as well.
 
@@ -132,10 +135,9 @@ def complete(
     # Labels that no answer has were cut off.
     whole = kept.tensors.get(name)
     if whole is not None:
-      state[name] = np.concatenate([state[name], whole[len(state[name]):]])
+      state[name] = np.concatenate([state[name], whole[len(state[name]) :]])
   bert = f'{original.bert_prefix(config)}.embeddings'
-  state[f'{bert}.position_ids'] = np.arange(
-      config.text.max_positions, dtype=np.int64)[None]
+  state[f'{bert}.position_ids'] = np.arange(config.text.max_positions, dtype=np.int64)[None]
   predictions = 'text_encoder.cls.predictions'
   if f'{predictions}.bias' in state:
     words = state[f'{bert}.word_embeddings.weight']
@@ -145,7 +147,7 @@ def complete(
 
 
 def in_order(
-    state: Mapping[str, np.ndarray], kept: Kept
+  state: Mapping[str, np.ndarray], kept: Kept
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Gives tensors the names, order and types of the file they came from.
 
@@ -163,7 +165,5 @@ def in_order(
     else:
       absent.append(name)
   if not any(theirs.startswith('prompter.') for _, theirs, _ in kept.order):
-    arrays |= {
-        name: array for name, array in state.items()
-        if name.startswith('prompter.')}
+    arrays |= {name: array for name, array in state.items() if name.startswith('prompter.')}
   return arrays, absent

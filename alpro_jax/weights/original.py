@@ -41,26 +41,21 @@ MATRIX = Layout(lambda x: (x.T,), lambda x: x.T)
 TABLE = Layout(lambda x: (x[0],), lambda x: x[None])
 # (1, 1 + N, D) -> the class token's row and the patches'.
 POSITIONS = Layout(
-    lambda x: (x[0, :1], x[0, 1:]),
-    lambda first, rest: np.concatenate([first, rest])[None],
+  lambda x: (x[0, :1], x[0, 1:]), lambda first, rest: np.concatenate([first, rest])[None]
 )
 # Rows are the query's, then the key's, then the value's.
 QKV_MATRIX = Layout(
-    lambda x: tuple(part.T for part in np.split(x, 3)),
-    lambda *parts: np.concatenate([part.T for part in parts]),
+  lambda x: tuple(part.T for part in np.split(x, 3)),
+  lambda *parts: np.concatenate([part.T for part in parts]),
 )
-QKV_BIAS = Layout(
-    lambda x: tuple(np.split(x, 3)), lambda *parts: np.concatenate(parts)
-)
+QKV_BIAS = Layout(lambda x: tuple(np.split(x, 3)), lambda *parts: np.concatenate(parts))
 
 
 def _convolution(patch_size: int) -> Layout:
   """(D, 3, P, P) -> (P * P * 3, D)."""
   return Layout(
-      lambda x: (einops.rearrange(x, 'd c p q -> (p q c) d'),),
-      lambda x: einops.rearrange(
-          x, '(p q c) d -> d c p q', p=patch_size, q=patch_size
-      ),
+    lambda x: (einops.rearrange(x, 'd c p q -> (p q c) d'),),
+    lambda x: einops.rearrange(x, '(p q c) d -> d c p q', p=patch_size, q=patch_size),
   )
 
 
@@ -84,9 +79,7 @@ class Rows:
 
   def fused_attention(self, original, ours):
     parts = [f'{ours}/{name}' for name in ('query', 'key', 'value')]
-    self.add(
-        f'{original}.qkv.weight', [f'{p}/kernel' for p in parts], QKV_MATRIX
-    )
+    self.add(f'{original}.qkv.weight', [f'{p}/kernel' for p in parts], QKV_MATRIX)
     self.add(f'{original}.qkv.bias', [f'{p}/bias' for p in parts], QKV_BIAS)
     self.linear(f'{original}.proj', f'{ours}/out')
 
@@ -98,9 +91,7 @@ def rename_table(config: AlproConfig) -> list[Row]:
     ValueError: if the model is one that the original does not have.
   """
   if config.video.attention != 'divided':
-    raise ValueError(
-        f'{config.video.attention=}: the original has divided attention only.'
-    )
+    raise ValueError(f'{config.video.attention=}: the original has divided attention only.')
   table = Rows()
   if config.embed_size:
     table.add('temp', 'temperature')
@@ -123,16 +114,12 @@ def rename_table(config: AlproConfig) -> list[Row]:
 def _add_video(table, config):
   theirs, ours = 'visual_encoder.model', 'video_encoder'
   table.add(f'{theirs}.cls_token', f'{ours}/class_token', TABLE)
-  table.add(
-      f'{theirs}.pos_embed',
-      (f'{ours}/class_position', f'{ours}/positions'),
-      POSITIONS,
-  )
+  table.add(f'{theirs}.pos_embed', (f'{ours}/class_position', f'{ours}/positions'), POSITIONS)
   table.add(f'{theirs}.time_embed', f'{ours}/times', TABLE)
   table.add(
-      f'{theirs}.patch_embed.proj.weight',
-      f'{ours}/patch_embed/kernel',
-      _convolution(config.patch_size),
+    f'{theirs}.patch_embed.proj.weight',
+    f'{ours}/patch_embed/kernel',
+    _convolution(config.patch_size),
   )
   table.add(f'{theirs}.patch_embed.proj.bias', f'{ours}/patch_embed/bias')
   for i in range(config.depth):
@@ -140,9 +127,7 @@ def _add_video(table, config):
     table.norm(f'{theirs}.norm1', f'{ours}/norm')
     table.fused_attention(f'{theirs}.attn', f'{ours}/attention')
     table.norm(f'{theirs}.temporal_norm1', f'{ours}/temporal_norm')
-    table.fused_attention(
-        f'{theirs}.temporal_attn', f'{ours}/temporal_attention'
-    )
+    table.fused_attention(f'{theirs}.temporal_attn', f'{ours}/temporal_attention')
     table.linear(f'{theirs}.temporal_fc', f'{ours}/temporal_fc')
     table.norm(f'{theirs}.norm2', f'{ours}/mlp_norm')
     table.linear(f'{theirs}.mlp.fc1', f'{ours}/mlp/fc1')
@@ -167,9 +152,7 @@ def _add_text(table, config):
     fused = i >= config.text.fusion_layer
     ours = f'{"fusion" if fused else "text"}_encoder/layer{i}'
     for part in ('query', 'key', 'value'):
-      table.linear(
-          f'{theirs}.attention.self.{part}', f'{ours}/attention/{part}'
-      )
+      table.linear(f'{theirs}.attention.self.{part}', f'{ours}/attention/{part}')
     table.linear(f'{theirs}.attention.output.dense', f'{ours}/attention/out')
     table.norm(f'{theirs}.attention.output.LayerNorm', f'{ours}/norm')
     table.linear(f'{theirs}.intermediate.dense', f'{ours}/mlp/fc1')
@@ -189,8 +172,8 @@ def derived(name: str) -> bool:
   places in a text.
   """
   return name.endswith(
-      ('.embeddings.position_ids', '.predictions.decoder.weight',
-       '.predictions.decoder.bias'))
+    ('.embeddings.position_ids', '.predictions.decoder.weight', '.predictions.decoder.bias')
+  )
 
 
 def why_unused(name: str, config: AlproConfig) -> str:
@@ -217,9 +200,7 @@ def why_unused(name: str, config: AlproConfig) -> str:
   return ''
 
 
-def from_original(
-    state: Mapping[str, Any], config: AlproConfig
-) -> dict[str, Any]:
+def from_original(state: Mapping[str, Any], config: AlproConfig) -> dict[str, Any]:
   """Turns arrays by their names in the original into our parameters.
 
   Args:
@@ -232,13 +213,12 @@ def from_original(
   rows = rename_table(config)
   expected = {row.original for row in rows}
   missing = sorted(expected - set(state))
-  unknown = sorted(
-      name for name in set(state) - expected if not why_unused(name, config))
+  unknown = sorted(name for name in set(state) - expected if not why_unused(name, config))
   if missing or unknown:
     raise ValueError(
-        f'{len(missing)} tensors missing: {missing[:5]}; {len(unknown)} not '
-        f'known: {unknown[:5]}. Expected the {len(expected)} tensors of this '
-        'config; is it the right one?'
+      f'{len(missing)} tensors missing: {missing[:5]}; {len(unknown)} not '
+      f'known: {unknown[:5]}. Expected the {len(expected)} tensors of this '
+      'config; is it the right one?'
     )
   flat = {}
   for row in rows:
@@ -248,9 +228,7 @@ def from_original(
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def to_original(
-    params: Mapping[str, Any], config: AlproConfig
-) -> dict[str, np.ndarray]:
+def to_original(params: Mapping[str, Any], config: AlproConfig) -> dict[str, np.ndarray]:
   """Turns our parameters, or gradients of them, into the original's tensors."""
   flat = traverse_util.flatten_dict(params, sep='/')
   rows = rename_table(config)
@@ -258,13 +236,12 @@ def to_original(
   missing, unknown = sorted(expected - set(flat)), sorted(set(flat) - expected)
   if missing or unknown:
     raise ValueError(
-        f'Parameters missing: {missing[:5]}; not known: {unknown[:5]}. '
-        'Expected those of this config; is it the right one?'
+      f'Parameters missing: {missing[:5]}; not known: {unknown[:5]}. '
+      'Expected those of this config; is it the right one?'
     )
   return {
-      row.original: np.asarray(
-          row.layout.to_original(*(np.asarray(flat[p]) for p in row.ours)),
-          order='C',
-      )
-      for row in rows
+    row.original: np.asarray(
+      row.layout.to_original(*(np.asarray(flat[p]) for p in row.ours)), order='C'
+    )
+    for row in rows
   }

@@ -38,22 +38,21 @@ def video_sizes(tensors: Mapping[str, Tensor], heads: int = 0) -> dict:
   if patch[2] != patch[3]:
     _odd(tensors, f'{_VIDEO}.patch_embed.proj.weight', 'square patches')
   if grid * grid != rows or not rows:
-    _odd(tensors, f'{_VIDEO}.pos_embed',
-         'one row and those of a square grid of patches')
+    _odd(tensors, f'{_VIDEO}.pos_embed', 'one row and those of a square grid of patches')
   sizes = {
-      'image_size': grid * patch[2], 'patch_size': patch[2], 'width': width,
-      'depth': _depth(tensors, rf'{_VIDEO}\.blocks\.(\d+)\.'),
-      'heads': heads or _heads(width, 'video'),
-      'mlp_size': _most(tensors, rf'{block}mlp\.fc1\.weight', 0),
+    'image_size': grid * patch[2],
+    'patch_size': patch[2],
+    'width': width,
+    'depth': _depth(tensors, rf'{_VIDEO}\.blocks\.(\d+)\.'),
+    'heads': heads or _heads(width, 'video'),
+    'mlp_size': _most(tensors, rf'{block}mlp\.fc1\.weight', 0),
   }
   if f'{_VIDEO}.time_embed' in tensors:
     sizes['frames'] = _shape(tensors, f'{_VIDEO}.time_embed', 3)[1]
   return sizes
 
 
-def text_sizes(
-    tensors: Mapping[str, Tensor], heads: int = 0, fusion_layer: int = 0
-) -> dict:
+def text_sizes(tensors: Mapping[str, Tensor], heads: int = 0, fusion_layer: int = 0) -> dict:
   """Returns the sizes of a BERT, as config.model.text names them.
 
   Args:
@@ -72,13 +71,13 @@ def text_sizes(
   if f'{found}.word_embeddings.weight' not in tensors:
     found = 'text_encoder.embeddings'
   return {
-      'vocab_size': _shape(tensors, f'{found}.word_embeddings.weight', 2)[0],
-      'width': width, 'depth': depth,
-      'fusion_layer': fusion_layer or depth // 2,
-      'heads': heads or _heads(width, 'text'),
-      'mlp_size': _most(tensors, rf'{layer}intermediate\.dense\.weight', 0),
-      'max_positions': _shape(
-          tensors, f'{found}.position_embeddings.weight', 2)[0],
+    'vocab_size': _shape(tensors, f'{found}.word_embeddings.weight', 2)[0],
+    'width': width,
+    'depth': depth,
+    'fusion_layer': fusion_layer or depth // 2,
+    'heads': heads or _heads(width, 'text'),
+    'mlp_size': _most(tensors, rf'{layer}intermediate\.dense\.weight', 0),
+    'max_positions': _shape(tensors, f'{found}.position_embeddings.weight', 2)[0],
   }
 
 
@@ -89,48 +88,49 @@ def head_sizes(tensors: Mapping[str, Tensor]) -> dict:
     return _shape(tensors, name, 2)[0] if name in tensors else 0
 
   return {
-      'embed_size': rows('vision_proj.weight'),
-      'entities': rows('mpm_head.2.weight'),
-      'answers': rows('classifier.2.weight'),
+    'embed_size': rows('vision_proj.weight'),
+    'entities': rows('mpm_head.2.weight'),
+    'answers': rows('classifier.2.weight'),
   }
 
 
 def _shape(tensors, name, dimensions):
   if name not in tensors:
-    raise ValueError(
-        f'tensor {name} is missing; expected the state dict of a whole model.')
+    raise ValueError(f'tensor {name} is missing; expected the state dict of a whole model.')
   if len(tensors[name].shape) != dimensions:
     _odd(tensors, name, f'{dimensions} axes')
   return tensors[name].shape
 
 
 def _odd(tensors, name, expected):
-  raise ValueError(
-      f'tensor {name} has shape {tensors[name].shape}; expected {expected}.')
+  raise ValueError(f'tensor {name} has shape {tensors[name].shape}; expected {expected}.')
 
 
 def _most(tensors, pattern, axis):
   """The size that most of the tensors agree on: a wrong one is named later."""
   found = collections.Counter(
-      tensor.shape[axis] for name, tensor in tensors.items()
-      if re.fullmatch(pattern, name) and len(tensor.shape) > axis)
+    tensor.shape[axis]
+    for name, tensor in tensors.items()
+    if re.fullmatch(pattern, name) and len(tensor.shape) > axis
+  )
   if not found:
     raise ValueError(
-        f'no tensor is named like {pattern}; expected the state dict of a '
-        f'whole model, got {len(tensors)} tensors: {list(tensors)[:5]}.')
+      f'no tensor is named like {pattern}; expected the state dict of a '
+      f'whole model, got {len(tensors)} tensors: {list(tensors)[:5]}.'
+    )
   return found.most_common(1)[0][0]
 
 
 def _depth(tensors, pattern):
-  numbers = [
-      int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+  numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
   return 1 + max(numbers, default=-1)
 
 
 def _heads(width, encoder):
   if width not in PUBLISHED_HEADS:
     raise ValueError(
-        f'how many heads of attention the {encoder} encoder of {width} '
-        'channels has cannot be seen from its tensors, and decides what it '
-        'computes; pass --heads.')
+      f'how many heads of attention the {encoder} encoder of {width} '
+      'channels has cannot be seen from its tensors, and decides what it '
+      'computes; pass --heads.'
+    )
   return PUBLISHED_HEADS[width]

@@ -1,8 +1,8 @@
 """Whose weights they are: every source under the names of the original.
 
-  ALPRO, LAVIS    -> a model and perhaps its prompter
-  timm, ViT's npz, TimeSformer (its authors' or Hugging Face's) -> video encoder
-  BERT of Hugging Face -> text and fusion encoder, head for words
+ALPRO, LAVIS    -> a model and perhaps its prompter
+timm, ViT's npz, TimeSformer (its authors' or Hugging Face's) -> video encoder
+BERT of Hugging Face -> text and fusion encoder, head for words
 """
 
 import re
@@ -36,7 +36,7 @@ class Source(NamedTuple):
 
 
 def alpro(
-    tensors: Mapping[str, Tensor], task: str = ''
+  tensors: Mapping[str, Tensor], task: str = ''
 ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
   """Sorts a file of the original, or of LAVIS.
 
@@ -52,26 +52,28 @@ def alpro(
   """
   tensors = _without_prefix(tensors, 'module.')
   prompter = {
-      name.removeprefix(_PROMPTER): tensor for name, tensor in tensors.items()
-      if name.startswith(_PROMPTER)}
-  own = {
-      name: tensor for name, tensor in tensors.items()
-      if not name.startswith(_PROMPTER)}
+    name.removeprefix(_PROMPTER): tensor
+    for name, tensor in tensors.items()
+    if name.startswith(_PROMPTER)
+  }
+  own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PROMPTER)}
   if not any(name.startswith(_VIDEO) for name in own):
     raise ValueError(
-        f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got '
-        f'{len(own)} tensors: {list(own)[:5]}. Weights of a ViT or TimeSformer '
-        'go to --vit, those of a BERT to --bert.')
+      f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got '
+      f'{len(own)} tensors: {list(own)[:5]}. Weights of a ViT or TimeSformer '
+      'go to --vit, those of a BERT to --bert.'
+    )
   possible = _tasks(own)
   if not task and len(possible) > 1:
     raise ValueError(
-        f'the file may be of task {" or ".join(map(repr, possible))}: its '
-        'tensors do not tell, and of a prompter the head that says match or no '
-        'match was never trained. Pass --task.')
+      f'the file may be of task {" or ".join(map(repr, possible))}: its '
+      'tensors do not tell, and of a prompter the head that says match or no '
+      'match was never trained. Pass --task.'
+    )
   if task and task not in possible:
     raise ValueError(
-        f'the tensors are those of task {" or ".join(map(repr, possible))}, '
-        f'not of {task!r}.')
+      f'the tensors are those of task {" or ".join(map(repr, possible))}, not of {task!r}.'
+    )
   task = task or possible[0]
   if task == 'question_answering':
     return task, _rename(own, r'text_encoder\.bert\.', _TEXT), {}
@@ -102,9 +104,7 @@ def _tasks(own):
   return list(UNSEEN)
 
 
-def vit(
-    tensors: Mapping[str, Tensor], config: Mapping | None = None
-) -> Source:
+def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
   """Names the tensors of a ViT or a TimeSformer with divided attention.
 
   Time attention of an image encoder starts as a copy of attention over space,
@@ -119,8 +119,13 @@ def vit(
   """
   config = config or {}
   _check_config(
-      config, '--vit', hidden_act='gelu', layer_norm_eps=1e-6,
-      attention_type='divided_space_time', qkv_bias=True)
+    config,
+    '--vit',
+    hidden_act='gelu',
+    layer_norm_eps=1e-6,
+    attention_type='divided_space_time',
+    qkv_bias=True,
+  )
   tensors = _without_prefix(tensors, 'module.', 'model.')
   heads = int(config.get('num_attention_heads', 0))
   if 'Transformer/encoder_norm/scale' in tensors:
@@ -130,12 +135,14 @@ def vit(
       tensors = _rename(tensors, pattern, replacement)
   classifiers = ('head.', 'head/', 'classifier.', 'pre_logits.', 'pre_logits/')
   unused = {
-      name: 'classes of images or actions' for tensor_name in tensors
-      if tensor_name.startswith(classifiers)
-      for name in tensors[tensor_name].names}
+    name: 'classes of images or actions'
+    for tensor_name in tensors
+    if tensor_name.startswith(classifiers)
+    for name in tensors[tensor_name].names
+  }
   found = {
-      _VIDEO + name: tensor for name, tensor in tensors.items()
-      if not name.startswith(classifiers)}
+    _VIDEO + name: tensor for name, tensor in tensors.items() if not name.startswith(classifiers)
+  }
   copied = {}
   if _VIDEO + 'time_embed' not in found:
     for name in list(found):
@@ -145,9 +152,7 @@ def vit(
   return Source(found, unused, copied, heads)
 
 
-def bert(
-    tensors: Mapping[str, Tensor], config: Mapping | None = None
-) -> Source:
+def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
   """Names the tensors of a BERT of Hugging Face, with or without its heads.
 
   Args:
@@ -158,13 +163,14 @@ def bert(
   """
   config = config or {}
   _check_config(
-      config, '--bert', hidden_act='gelu', layer_norm_eps=1e-12,
-      position_embedding_type='absolute')
+    config, '--bert', hidden_act='gelu', layer_norm_eps=1e-12, position_embedding_type='absolute'
+  )
   tensors = _without_prefix(tensors, 'module.', 'model.')
   if not any(name.startswith('bert.') for name in tensors):
     tensors = {
-        name if name.startswith('cls.') else f'bert.{name}': tensor
-        for name, tensor in tensors.items()}
+      name if name.startswith('cls.') else f'bert.{name}': tensor
+      for name, tensor in tensors.items()
+    }
   # TensorFlow's names, in which Google's own weights are still published.
   tensors = _rename(tensors, r'LayerNorm\.gamma$', 'LayerNorm.weight')
   tensors = _rename(tensors, r'LayerNorm\.beta$', 'LayerNorm.bias')
@@ -182,15 +188,14 @@ def bert(
     unused.update(dict.fromkeys(tensor.names, reason))
   predictions = f'{_TEXT}cls.predictions.'
   for copy, kept in (
-      (f'{predictions}decoder.weight',
-       f'{_TEXT}bert.embeddings.word_embeddings.weight'),
-      (f'{predictions}decoder.bias', f'{predictions}bias')):
+    (f'{predictions}decoder.weight', f'{_TEXT}bert.embeddings.word_embeddings.weight'),
+    (f'{predictions}decoder.bias', f'{predictions}bias'),
+  ):
     if copy in found:
       tensor = found.pop(copy)
       if kept in found:
         check_tied(copy, tensor, kept, found[kept])
-        unused.update(dict.fromkeys(
-            tensor.names, 'a second copy of what it is tied to'))
+        unused.update(dict.fromkeys(tensor.names, 'a second copy of what it is tied to'))
       else:
         found[kept] = tensor
   heads = int(config.get('num_attention_heads', 0))
@@ -199,12 +204,12 @@ def bert(
 
 def check_tied(name, tensor: Tensor, other_name, other: Tensor) -> None:
   """Raises ValueError if two tensors that must be equal differ."""
-  if tensor.shape != other.shape or not np.array_equal(
-      tensor.read(), other.read()):
+  if tensor.shape != other.shape or not np.array_equal(tensor.read(), other.read()):
     raise ValueError(
-        f'tensors {name} {tensor.shape} and {other_name} {other.shape} differ; '
-        'expected one and the same, since the decoder of words is tied to '
-        'their vectors.')
+      f'tensors {name} {tensor.shape} and {other_name} {other.shape} differ; '
+      'expected one and the same, since the decoder of words is tied to '
+      'their vectors.'
+    )
 
 
 def _check_config(config, flag, **expected):
@@ -212,15 +217,15 @@ def _check_config(config, flag, **expected):
   for name, value in expected.items():
     if config.get(name, value) != value:
       raise ValueError(
-          f'config.json of {flag} has {name}={config[name]!r}; ALPRO has '
-          f'{value!r}, and would compute something else with these weights.')
+        f'config.json of {flag} has {name}={config[name]!r}; ALPRO has '
+        f'{value!r}, and would compute something else with these weights.'
+      )
 
 
 def _without_prefix(tensors, *prefixes):
   for prefix in prefixes:
     if tensors and all(name.startswith(prefix) for name in tensors):
-      tensors = {
-          name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+      tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
   return dict(tensors)
 
 
@@ -230,31 +235,32 @@ def _rename(tensors, pattern, replacement):
     new = re.sub(pattern, replacement, name)
     if new in renamed:
       raise ValueError(
-          f'tensors {renamed[new].names[0]} and {tensor.names[0]} are the same '
-          'one under two names; expected one of them.')
+        f'tensors {renamed[new].names[0]} and {tensor.names[0]} are the same '
+        'one under two names; expected one of them.'
+      )
     renamed[new] = tensor
   return renamed
 
 
 # Hugging Face's TimeSformer -> its authors' names; order matters.
 _TRANSFORMERS = (
-    (r'^timesformer\.', ''),
-    (r'^embeddings\.cls_token$', 'cls_token'),
-    (r'^embeddings\.position_embeddings$', 'pos_embed'),
-    (r'^embeddings\.time_embeddings$', 'time_embed'),
-    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
-    (r'^encoder\.layer\.', 'blocks.'),
-    (r'\.temporal_attention\.attention\.qkv\.', '.temporal_attn.qkv.'),
-    (r'\.temporal_attention\.output\.dense\.', '.temporal_attn.proj.'),
-    (r'\.attention\.attention\.qkv\.', '.attn.qkv.'),
-    (r'\.attention\.output\.dense\.', '.attn.proj.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'\.output\.dense\.', '.mlp.fc2.'),
-    (r'\.layernorm_before\.', '.norm1.'),
-    (r'\.layernorm_after\.', '.norm2.'),
-    (r'\.temporal_layernorm\.', '.temporal_norm1.'),
-    (r'\.temporal_dense\.', '.temporal_fc.'),
-    (r'^layernorm\.', 'norm.'),
+  (r'^timesformer\.', ''),
+  (r'^embeddings\.cls_token$', 'cls_token'),
+  (r'^embeddings\.position_embeddings$', 'pos_embed'),
+  (r'^embeddings\.time_embeddings$', 'time_embed'),
+  (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+  (r'^encoder\.layer\.', 'blocks.'),
+  (r'\.temporal_attention\.attention\.qkv\.', '.temporal_attn.qkv.'),
+  (r'\.temporal_attention\.output\.dense\.', '.temporal_attn.proj.'),
+  (r'\.attention\.attention\.qkv\.', '.attn.qkv.'),
+  (r'\.attention\.output\.dense\.', '.attn.proj.'),
+  (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+  (r'\.output\.dense\.', '.mlp.fc2.'),
+  (r'\.layernorm_before\.', '.norm1.'),
+  (r'\.layernorm_after\.', '.norm2.'),
+  (r'\.temporal_layernorm\.', '.temporal_norm1.'),
+  (r'\.temporal_dense\.', '.temporal_fc.'),
+  (r'^layernorm\.', 'norm.'),
 )
 
 
@@ -270,9 +276,7 @@ def _of_npz(tensors):
 
   def take(name):
     if name not in tensors:
-      raise ValueError(
-          f'tensor {name} is missing; expected the ViT authors\' published '
-          'weights.')
+      raise ValueError(f"tensor {name} is missing; expected the ViT authors' published weights.")
     return tensors.pop(name)
 
   def as_is(theirs, ours):
@@ -294,22 +298,24 @@ def _of_npz(tensors):
     out = take(f'{theirs}/out/kernel')
     width, heads, size = _axes(kernels[0], 3)
     for tensor, shape in (
-        *((kernel, (width, heads, size)) for kernel in kernels),
-        *((bias, (heads, size)) for bias in biases),
-        (out, (heads, size, width))):
+      *((kernel, (width, heads, size)) for kernel in kernels),
+      *((bias, (heads, size)) for bias in biases),
+      (out, (heads, size, width)),
+    ):
       if tensor.shape != shape:
-        raise ValueError(
-            f'tensor {tensor.names[0]} has shape {tensor.shape}, expected '
-            f'{shape}.')
+        raise ValueError(f'tensor {tensor.names[0]} has shape {tensor.shape}, expected {shape}.')
     rows = heads * size
     found[f'{ours}.qkv.weight'] = derive(
-        kernels, (3 * rows, width), lambda *arrays: np.concatenate(
-            [array.reshape(width, rows).T for array in arrays]))
+      kernels,
+      (3 * rows, width),
+      lambda *arrays: np.concatenate([array.reshape(width, rows).T for array in arrays]),
+    )
     found[f'{ours}.qkv.bias'] = derive(
-        biases, (3 * rows,), lambda *arrays: np.concatenate(
-            [array.reshape(rows) for array in arrays]))
+      biases, (3 * rows,), lambda *arrays: np.concatenate([array.reshape(rows) for array in arrays])
+    )
     found[f'{ours}.proj.weight'] = out.derive(
-        (width, rows), lambda array: array.reshape(rows, width).T)
+      (width, rows), lambda array: array.reshape(rows, width).T
+    )
     as_is(f'{theirs}/out/bias', f'{ours}.proj.bias')
     return heads
 
@@ -318,19 +324,22 @@ def _of_npz(tensors):
   kernel = take('embedding/kernel')
   height, width, channels, features = _axes(kernel, 4)
   found['patch_embed.proj.weight'] = kernel.derive(
-      (features, channels, height, width),
-      lambda array: array.transpose(3, 2, 0, 1))
+    (features, channels, height, width), lambda array: array.transpose(3, 2, 0, 1)
+  )
   as_is('embedding/bias', 'patch_embed.proj.bias')
   norm('Transformer/encoder_norm', 'norm')
-  numbers = sorted({
-      int(match[1]) for name in tensors
-      if (match := re.match(r'Transformer/encoderblock_(\d+)/', name))})
+  numbers = sorted(
+    {
+      int(match[1])
+      for name in tensors
+      if (match := re.match(r'Transformer/encoderblock_(\d+)/', name))
+    }
+  )
   heads = 0
   for i in numbers:
     theirs, ours = f'Transformer/encoderblock_{i}', f'blocks.{i}'
     norm(f'{theirs}/LayerNorm_0', f'{ours}.norm1')
-    heads = attention(
-        f'{theirs}/MultiHeadDotProductAttention_1', f'{ours}.attn')
+    heads = attention(f'{theirs}/MultiHeadDotProductAttention_1', f'{ours}.attn')
     norm(f'{theirs}/LayerNorm_2', f'{ours}.norm2')
     linear(f'{theirs}/MlpBlock_3/Dense_0', f'{ours}.mlp.fc1')
     linear(f'{theirs}/MlpBlock_3/Dense_1', f'{ours}.mlp.fc2')
@@ -339,7 +348,5 @@ def _of_npz(tensors):
 
 def _axes(tensor, count):
   if len(tensor.shape) != count:
-    raise ValueError(
-        f'tensor {tensor.names[0]} has shape {tensor.shape}, expected {count} '
-        'axes.')
+    raise ValueError(f'tensor {tensor.names[0]} has shape {tensor.shape}, expected {count} axes.')
   return tensor.shape

@@ -8,8 +8,7 @@ def change(config, stage):
     config.loss.update({'vtm': 0.0, 'mlm': 0.0, 'pem': 0.0})
   elif stage == 'retrieval':
     config.loss.vtm = 0.0
-    config.train.unused_parameters = (
-        *config.train.unused_parameters, 'match_head')
+    config.train.unused_parameters = (*config.train.unused_parameters, 'match_head')
 
 
 def get_config(argument='pretrain'):

@@ -8,10 +8,9 @@ def change(config, stage):
   config.model.video.attention = 'space_only'
   # What a checkpoint with attention over time has and this one does not.
   config.train.unused_parameters = (
-      *config.train.unused_parameters,
-      'video_encoder/times',
-      *(f'video_encoder/block{i}/temporal_'
-        for i in range(config.model.video.depth)),
+    *config.train.unused_parameters,
+    'video_encoder/times',
+    *(f'video_encoder/block{i}/temporal_' for i in range(config.model.video.depth)),
   )
 
 

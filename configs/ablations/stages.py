@@ -12,9 +12,9 @@ launch/ablations.py runs all of them on the embedded data set.
 from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain
 
 STAGES = {
-    'pretrain': pretrain.get_config,
-    'retrieval': finetune_msrvtt_retrieval.get_config,
-    'qa': finetune_msrvtt_qa.get_config,
+  'pretrain': pretrain.get_config,
+  'retrieval': finetune_msrvtt_retrieval.get_config,
+  'qa': finetune_msrvtt_qa.get_config,
 }
 
 
@@ -31,8 +31,8 @@ def get_config(argument, change):
   stage, _, scale = argument.partition(',')
   if stage not in STAGES:
     raise ValueError(
-        f"unknown {stage=} after ':' in --config; choose one of "
-        f'{sorted(STAGES)}, with a scale as in retrieval,demo.'
+      f"unknown {stage=} after ':' in --config; choose one of "
+      f'{sorted(STAGES)}, with a scale as in retrieval,demo.'
     )
   config = STAGES[stage](scale)
   change(config, stage)

@@ -18,27 +18,28 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    'full': Row('ALPRO', {'pretrain': 'pretrain', 'retrieval': 'retrieval',
-                          'qa': 'qa'}),
-    'without_pem': Row('without entity modelling (PEM)'),
-    'without_vtc': Row('without contrast (VTC) beside the others'),
-    'single_prompt': Row('one prompt for each entity'),
-    'few_entities': Row('half of the entities'),
-    'two_frames': Row('two frames'),
-    'eight_frames': Row('eight frames'),
-    'dual_encoder': Row('dual encoder, contrast alone (Frozen-in-Time)',
-                        {'pretrain': 'contrast_only'}),
-    'frame_encoder': Row('frames averaged over time (ClipBERT)'),
-    'from_scratch': Row('fine-tuned from random weights',
-                        {'retrieval': 'retrieval_scratch', 'qa': 'qa_scratch'}),
+  'full': Row('ALPRO', {'pretrain': 'pretrain', 'retrieval': 'retrieval', 'qa': 'qa'}),
+  'without_pem': Row('without entity modelling (PEM)'),
+  'without_vtc': Row('without contrast (VTC) beside the others'),
+  'single_prompt': Row('one prompt for each entity'),
+  'few_entities': Row('half of the entities'),
+  'two_frames': Row('two frames'),
+  'eight_frames': Row('eight frames'),
+  'dual_encoder': Row(
+    'dual encoder, contrast alone (Frozen-in-Time)', {'pretrain': 'contrast_only'}
+  ),
+  'frame_encoder': Row('frames averaged over time (ClipBERT)'),
+  'from_scratch': Row(
+    'fine-tuned from random weights', {'retrieval': 'retrieval_scratch', 'qa': 'qa_scratch'}
+  ),
 }
 COLUMNS = (
-    ('pretrain', 't2v_r1', 'R@1, not fine-tuned'),
-    ('retrieval', 't2v_r1', 'R@1, fine-tuned'),
-    ('retrieval', 'similarity/t2v_r1', 'R@1, by similarity'),
-    ('qa', 'accuracy', 'questions'),
-    ('qa', 'accuracy_direction', 'direction'),
-    ('qa', 'accuracy_order', 'order'),
+  ('pretrain', 't2v_r1', 'R@1, not fine-tuned'),
+  ('retrieval', 't2v_r1', 'R@1, fine-tuned'),
+  ('retrieval', 'similarity/t2v_r1', 'R@1, by similarity'),
+  ('qa', 'accuracy', 'questions'),
+  ('qa', 'accuracy_direction', 'direction'),
+  ('qa', 'accuracy_order', 'order'),
 )
 
 
@@ -59,19 +60,24 @@ def run(made, output, only=()) -> None:
     raise ValueError(f'--only names {unknown}; choose from {list(ROWS)}.')
   made, output = pathlib.Path(made), pathlib.Path(output)
   if not (made / 'report.json').is_file():
-    raise FileNotFoundError(
-        f'--demo={made} holds no finished demo; make one with `make demo`.')
+    raise FileNotFoundError(f'--demo={made} holds no finished demo; make one with `make demo`.')
   output.mkdir(parents=True, exist_ok=True)
   from alpro_jax.train import identity
 
   # What is done already compares with one demo alone, wherever that lies.
-  claim(output, {'demo': {
-      name: identity.of_checkpoint(made / name)['digest']
-      for name in ('prompter', 'pretrain')}})
+  claim(
+    output,
+    {
+      'demo': {
+        name: identity.of_checkpoint(made / name)['digest'] for name in ('prompter', 'pretrain')
+      }
+    },
+  )
   known = demo.Options(**json.loads((made / 'options.json').read_text()))
   files, runs = demo.Files(made), {}
-  stages = Stages(output, total=1 + sum(
-      len(_stages(name)) - len(ROWS[name].made) for name in names))
+  stages = Stages(
+    output, total=1 + sum(len(_stages(name)) - len(ROWS[name].made) for name in names)
+  )
   for name in names:
     for stage in _stages(name):
       if stage in ROWS[name].made:
@@ -82,10 +88,12 @@ def run(made, output, only=()) -> None:
       if stage != 'pretrain':
         started = runs[name, 'pretrain']
       stages.run(
-          f'{name}: {stage}', script('main'),
-          *demo.config_flags(
-              known, files, f'ablations/{name}', f'{stage},demo'),
-          f'--config.train.init_from={started}', f'--workdir={folder}')
+        f'{name}: {stage}',
+        script('main'),
+        *demo.config_flags(known, files, f'ablations/{name}', f'{stage},demo'),
+        f'--config.train.init_from={started}',
+        f'--workdir={folder}',
+      )
   start = stages.begin('measure all')
   found = _measure(files, runs, output)
   _write(found, names, output)
@@ -134,12 +142,10 @@ def _write(found, names, output):
         continue
       value, (low, high) = result.metrics[metric], result.intervals[metric]
       cells.append(f'{value:.1f} ({low:.0f}–{high:.0f})')
-      figures[f'{name}.{stage}.{metric}'] = {
-          'value': value, 'low': low, 'high': high}
+      figures[f'{name}.{stage}.{metric}'] = {'value': value, 'low': low, 'high': high}
     rows.append((ROWS[name].title, *cells))
   titles = ['%, 95 % interval', *(title for _, _, title in COLUMNS)]
-  lines = ['| ' + ' | '.join(cells) + ' |' for cells in (
-      titles, ['---'] * len(titles), *rows)]
+  lines = ['| ' + ' | '.join(cells) + ' |' for cells in (titles, ['---'] * len(titles), *rows)]
   (output / 'ablations.md').write_text('\n'.join(lines) + '\n')
   (output / 'ablations.json').write_text(json.dumps(figures, indent=1) + '\n')
   print('\n'.join(lines))

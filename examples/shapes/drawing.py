@@ -8,9 +8,13 @@ from examples.shapes.scenes import COLOURS, DIRECTIONS, Clip, World, clip_rng
 
 # Half the sides of the box around a shape, over its radius.
 _REACH = {
-    'disc': (0.9, 0.9), 'ring': (1.15, 1.15), 'bar': (1.25, 0.4),
-    'pole': (0.4, 1.25), 'triangle': (1.16, 1.16), 'cross': (1.0, 1.0),
-    'square': (0.85, 0.85),
+  'disc': (0.9, 0.9),
+  'ring': (1.15, 1.15),
+  'bar': (1.25, 0.4),
+  'pole': (0.4, 1.25),
+  'triangle': (1.16, 1.16),
+  'cross': (1.0, 1.0),
+  'square': (0.85, 0.85),
 }
 
 
@@ -41,8 +45,7 @@ def draw(world: World, clip: Clip) -> Drawing:
   cover = np.max([_cover(clip.scene.shape, x, y, *p) for p in paths], axis=0)
   if clip.scene.family == 'wall':
     half = rng.uniform(0.09, 0.13)
-    wall = np.clip((half - np.abs(x - rng.uniform(-0.03, 0.03))) * size + 0.5,
-                   0, 1)
+    wall = np.clip((half - np.abs(x - rng.uniform(-0.03, 0.03))) * size + 0.5, 0, 1)
     wall = np.broadcast_to(wall, (size, size))[None]
     bricks = 70 + rng.uniform(-15, 15) + 18 * np.sign(np.sin(y * 40))[..., None]
     layers = [(cover, colour), (wall, np.broadcast_to(bricks, (size, size, 3)))]
@@ -59,8 +62,8 @@ def draw(world: World, clip: Clip) -> Drawing:
   if clip.scene.family == 'turn':
     reach = reach.max()
   low, high = (
-      [centre + sign * radius[:, None] * reach for centre, radius, _ in paths]
-      for sign in (-1, 1))
+    [centre + sign * radius[:, None] * reach for centre, radius, _ in paths] for sign in (-1, 1)
+  )
   boxes = np.concatenate([np.min(low, 0), np.max(high, 0)], axis=1) + 0.5
   return Drawing(frames, np.clip(boxes, 0, 1).astype(np.float32))
 
@@ -71,8 +74,9 @@ def _path(rng, scene, t):
   centre = np.zeros((t, 2))
   log_radius = np.zeros(t)
   angle = np.full(t, rng.uniform(-0.2, 0.2))
-  phases = [time] if len(scene.motions) == 1 else [
-      np.clip(2 * time, 0, 1), np.clip(2 * time - 1, 0, 1)]
+  phases = (
+    [time] if len(scene.motions) == 1 else [np.clip(2 * time, 0, 1), np.clip(2 * time - 1, 0, 1)]
+  )
   for motion, phase in zip(scene.motions, phases, strict=True):
     if motion in DIRECTIONS:
       travel = rng.uniform(0.42, 0.58)
@@ -108,17 +112,15 @@ def _group(rng, scene, t):
       break
   places = places[np.argmin(near)]
   return [
-      (place + rng.uniform(-shake, shake, (t, 2)), np.full(t, radius),
-       np.full(t, angle)) for place, angle in zip(places, angles, strict=True)
+    (place + rng.uniform(-shake, shake, (t, 2)), np.full(t, radius), np.full(t, angle))
+    for place, angle in zip(places, angles, strict=True)
   ]
 
 
 def _cover(shape, x, y, centre, radius, angle):
   """float32[T, H, W] in 0..1: how much of each pixel the shape covers."""
-  cos, sin = (f(angle)[:, None, None].astype(np.float32)
-              for f in (np.cos, np.sin))
-  cx, cy, r = (v[:, None, None].astype(np.float32)
-               for v in (centre[:, 0], centre[:, 1], radius))
+  cos, sin = (f(angle)[:, None, None].astype(np.float32) for f in (np.cos, np.sin))
+  cx, cy, r = (v[:, None, None].astype(np.float32) for v in (centre[:, 0], centre[:, 1], radius))
   x, y = x - cx, y - cy
   u, v = cos * x + sin * y, cos * y - sin * x
   if shape == 'disc':
@@ -127,16 +129,14 @@ def _cover(shape, x, y, centre, radius, angle):
     distance = np.abs(np.hypot(u, v) - 0.95 * r) - 0.2 * r
   elif shape == 'triangle':
     side = np.float32(np.sqrt(3) / 2)
-    distance = np.maximum(
-        v, np.maximum(side * u - 0.5 * v, -side * u - 0.5 * v)) - 0.58 * r
+    distance = np.maximum(v, np.maximum(side * u - 0.5 * v, -side * u - 0.5 * v)) - 0.58 * r
   elif shape == 'bar':
     distance = np.maximum(np.abs(u) - 1.25 * r, np.abs(v) - 0.4 * r)
   elif shape == 'pole':
     distance = np.maximum(np.abs(u) - 0.4 * r, np.abs(v) - 1.25 * r)
   elif shape == 'cross':
     a, b = np.abs(u), np.abs(v)
-    distance = np.minimum(np.maximum(a - r, b - 0.26 * r),
-                          np.maximum(b - r, a - 0.26 * r))
+    distance = np.minimum(np.maximum(a - r, b - 0.26 * r), np.maximum(b - r, a - 0.26 * r))
   else:
     distance = np.maximum(np.abs(u), np.abs(v)) - 0.85 * r
   return np.clip(0.5 - distance * x.shape[-1], 0, 1)
@@ -148,13 +148,11 @@ def _background(rng, size):
   low = np.minimum(axis.astype(int), 3)
   part = (axis - low).astype(np.float32)
   blotches = rng.standard_normal((5, 5), dtype=np.float32)
-  rows = (blotches[low] * (1 - part)[:, None]
-          + blotches[low + 1] * part[:, None])
+  rows = blotches[low] * (1 - part)[:, None] + blotches[low + 1] * part[:, None]
   smooth = rows[:, low] * (1 - part) + rows[:, low + 1] * part
   slope, wave, shift = rng.uniform((0, 8, 0), (np.pi, 30, 6))
   place = np.linspace(0, 1, size)
-  stripes = np.sin(wave * (np.cos(slope) * place[None, :]
-                           + np.sin(slope) * place[:, None]) + shift)
+  stripes = np.sin(wave * (np.cos(slope) * place[None, :] + np.sin(slope) * place[:, None]) + shift)
   level = rng.uniform(95, 150) + rng.uniform(-12, 12, 3)
   texture = rng.uniform(0, 14) * smooth + rng.uniform(0, 10) * stripes
   return (level + texture[..., None]).astype(np.float32)

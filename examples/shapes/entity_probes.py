@@ -12,12 +12,7 @@ import jax
 import numpy as np
 
 from alpro_jax import masking, sharding
-from alpro_jax.evaluation.retrieval import (
-    Retrieval,
-    Scorer,
-    TextFeatures,
-    VideoFeatures,
-)
+from alpro_jax.evaluation.retrieval import Retrieval, Scorer, TextFeatures, VideoFeatures
 from examples.shapes.probes import percent
 
 # Share of the object's box, averaged over the frames, that a crop must hold.
@@ -49,21 +44,21 @@ class Crops:
 
 
 def label_crops(
-    scorer: Scorer,
-    teacher,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    texts: TextFeatures,
-    videos: VideoFeatures,
-    retrieval: Retrieval,
-    truth: Sequence[Mapping],
-    *,
-    draws: int = 4,
-    seed: int = 0,
-    area: tuple[float, float] = (0.3, 0.5),
-    region_rule: str = 'original',
-    ignore_rule: str = 'probability',
-    threshold: float = 0.2,
-    crop_share: float = 1.0,
+  scorer: Scorer,
+  teacher,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  texts: TextFeatures,
+  videos: VideoFeatures,
+  retrieval: Retrieval,
+  truth: Sequence[Mapping],
+  *,
+  draws: int = 4,
+  seed: int = 0,
+  area: tuple[float, float] = (0.3, 0.5),
+  region_rule: str = 'original',
+  ignore_rule: str = 'probability',
+  threshold: float = 0.2,
+  crop_share: float = 1.0,
 ) -> Crops:
   """Crops random regions, labels them, and asks the model the same.
 
@@ -95,12 +90,15 @@ def label_crops(
   @functools.partial(jax.jit, out_shardings=everywhere)
   def label(teacher, video, record, valid, still, key):
     region = masking.sample_regions(
-        key, video.shape[0],
-        (video.shape[2] // patch, video.shape[3] // patch),
-        area=area, rule=region_rule)
+      key,
+      video.shape[0],
+      (video.shape[2] // patch, video.shape[3] // patch),
+      area=area,
+      rule=region_rule,
+    )
     labels, keep = teacher.label(
-        masking.crop_regions(video, region, patch), still, rule=ignore_rule,
-        threshold=threshold)
+      masking.crop_regions(video, region, patch), still, rule=ignore_rule, threshold=threshold
+    )
     return region, labels, keep, record, valid
 
   @functools.partial(jax.jit, out_shardings=everywhere)
@@ -110,8 +108,7 @@ def label_crops(
     return jax.nn.softmax(model.region_entities(fused, region))
 
   def place(array):
-    return jax.make_array_from_callback(
-        array.shape, rows, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
 
   generator = np.random.default_rng(seed)
   wrong = _captions_of_other_shapes(retrieval, truth, generator)
@@ -119,29 +116,36 @@ def label_crops(
   parts = []
   for number, batch in enumerate(batches):
     inputs = [
-        jax.make_array_from_process_local_data(rows, np.asarray(x))
-        for x in (batch['video'], np.asarray(batch['record'], np.int32),
-                  np.asarray(batch['valid'], bool),
-                  np.asarray(batch['still'], bool))]
+      jax.make_array_from_process_local_data(rows, np.asarray(x))
+      for x in (
+        batch['video'],
+        np.asarray(batch['record'], np.int32),
+        np.asarray(batch['valid'], bool),
+        np.asarray(batch['still'], bool),
+      )
+    ]
     for draw in range(draws):
-      key = jax.random.fold_in(
-          jax.random.fold_in(jax.random.key(seed), number), draw)
-      region, labels, keep, record, valid = jax.device_get(
-          label(teacher, *inputs, key))
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), draw)
+      region, labels, keep, record, valid = jax.device_get(label(teacher, *inputs, key))
       valid = valid & np.isin(record, list(caption))
       own = np.array([caption.get(int(video), 0) for video in record])
       video_tokens, where = place(videos.tokens[record]), place(region)
       answers, misled = (
-          jax.device_get(answer(
-              scorer.params, place(texts.tokens[text]), place(texts.mask[text]),
-              video_tokens, where))
-          for text in (own, wrong[record]))
+        jax.device_get(
+          answer(
+            scorer.params, place(texts.tokens[text]), place(texts.mask[text]), video_tokens, where
+          )
+        )
+        for text in (own, wrong[record])
+      )
       shape = tuple(side // patch for side in batch['video'].shape[2:4])
-      holds = np.array([
-          held_share(truth[video]['boxes'], r.reshape(shape), crop_share)
-          >= HELD for video, r in zip(record, region, strict=True)])
-      parts.append([x[valid] for x in (
-          record, region, labels, keep, answers, misled, holds)])
+      holds = np.array(
+        [
+          held_share(truth[video]['boxes'], r.reshape(shape), crop_share) >= HELD
+          for video, r in zip(record, region, strict=True)
+        ]
+      )
+      parts.append([x[valid] for x in (record, region, labels, keep, answers, misled, holds)])
   return Crops(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -159,20 +163,19 @@ def held_share(boxes, region: np.ndarray, crop_share: float = 1.0) -> float:
   def inside(low, high, cells):
     # float[T, cells]: part of the span low..high that falls into each cell.
     edge = np.arange(cells + 1) / cells
-    covered = (np.minimum(high[:, None], edge[1:])
-               - np.maximum(low[:, None], edge[:-1]))
+    covered = np.minimum(high[:, None], edge[1:]) - np.maximum(low[:, None], edge[:-1])
     return np.maximum(covered, 0)
 
   left, top, right, bottom = boxes.T
-  held = np.einsum('tr,tc,rc->t', inside(top, bottom, rows),
-                   inside(left, right, columns), region.astype(float))
+  held = np.einsum(
+    'tr,tc,rc->t', inside(top, bottom, rows), inside(left, right, columns), region.astype(float)
+  )
   size = np.maximum((right - left) * (bottom - top), 1e-9)
   return float(np.mean(held / size))
 
 
 def entity_figures(
-    crops: Crops, entities: Sequence[str], truth: Sequence[Mapping], *,
-    seed: int = 0,
+  crops: Crops, entities: Sequence[str], truth: Sequence[Mapping], *, seed: int = 0
 ) -> dict[str, float]:
   """How true, how followed and how varied the pseudo-labels are.
 
@@ -190,15 +193,15 @@ def entity_figures(
   """
   true = _true_entities(entities, truth)[crops.video]
   use = crops.holds & crops.keep
-  label, answer, misled = (
-      x.argmax(1) for x in (crops.labels, crops.answers, crops.misled))
+  label, answer, misled = (x.argmax(1) for x in (crops.labels, crops.answers, crops.misled))
   q = np.maximum(crops.labels.astype(np.float64), 1e-30)
   figures = {
-      'crops': float(len(label)), 'crops_held': float(crops.holds.sum()),
-      'pseudo/kept': percent(crops.keep),
-      'pseudo/entropy': float(-(q * np.log(q)).sum(1).mean()),
-      'pseudo/entropy_limit': float(np.log(len(entities))),
-      'pseudo/confidence': 100.0 * float(crops.labels.max(1).mean()),
+    'crops': float(len(label)),
+    'crops_held': float(crops.holds.sum()),
+    'pseudo/kept': percent(crops.keep),
+    'pseudo/entropy': float(-(q * np.log(q)).sum(1).mean()),
+    'pseudo/entropy_limit': float(np.log(len(entities))),
+    'pseudo/confidence': 100.0 * float(crops.labels.max(1).mean()),
   }
   if not use.any():
     return figures
@@ -208,28 +211,26 @@ def entity_figures(
   named = true.any(1)
   if named.any():
     for name, said in (
-        ('pseudo/right', label), ('pem/right', answer),
-        ('pem/right_misled', misled)):
+      ('pseudo/right', label),
+      ('pem/right', answer),
+      ('pem/right_misled', misled),
+    ):
       figures[name] = percent(true[row, said])
     figures['pseudo/right_constant'] = 100.0 * float(true.mean(0).max())
     figures['pseudo/right_shuffled'] = percent(true[row, label[dealt]])
   figures |= {
-      'pem/agrees': percent(answer == label),
-      'pem/agrees_misled': percent(misled == label),
-      'pem/agrees_constant': 100.0 * float(np.bincount(label).max()) / len(row),
-      'pem/agrees_shuffled': percent(answer == label[dealt]),
+    'pem/agrees': percent(answer == label),
+    'pem/agrees_misled': percent(misled == label),
+    'pem/agrees_constant': 100.0 * float(np.bincount(label).max()) / len(row),
+    'pem/agrees_shuffled': percent(answer == label[dealt]),
   }
   return figures
 
 
-def top_entities(
-    crops: Crops, entities: Sequence[str]
-) -> list[tuple[str, int]]:
+def top_entities(crops: Crops, entities: Sequence[str]) -> list[tuple[str, int]]:
   """How many kept crops were given each label, most frequent first."""
-  count = np.bincount(
-      crops.labels.argmax(1)[crops.keep], minlength=len(entities))
-  ranked = sorted(zip(entities, count.tolist(), strict=True),
-                  key=lambda pair: (-pair[1], pair[0]))
+  count = np.bincount(crops.labels.argmax(1)[crops.keep], minlength=len(entities))
+  ranked = sorted(zip(entities, count.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
   return [(name, number) for name, number in ranked if number]
 
 
@@ -253,5 +254,4 @@ def _captions_of_other_shapes(retrieval, truth, generator):
 
 def _true_entities(entities, truth):
   """bool[videos, Z]."""
-  return np.array([
-      [entity in names_of(row) for entity in entities] for row in truth])
+  return np.array([[entity in names_of(row) for entity in entities] for row in truth])

@@ -24,17 +24,16 @@ def truth_row(world: World, clip: Clip, boxes: np.ndarray) -> dict:
   """
   backwards = clip.scene.reversed()
   row = {
-      'video': clip.name,
-      'family': clip.scene.family,
-      'colour': clip.scene.colour,
-      'shape': clip.scene.shape,
-      'motion': clip.scene.motion,
-      'caption': caption(clip.scene, purpose=world.purpose),
-      # The caption of the same frames backwards; '' if that is the same one.
-      'reversed_caption': (
-          caption(backwards, purpose=world.purpose) if backwards else ''),
-      'trained': clip.trained,
-      'boxes': [[round(float(x), 4) for x in box] for box in boxes],
+    'video': clip.name,
+    'family': clip.scene.family,
+    'colour': clip.scene.colour,
+    'shape': clip.scene.shape,
+    'motion': clip.scene.motion,
+    'caption': caption(clip.scene, purpose=world.purpose),
+    # The caption of the same frames backwards; '' if that is the same one.
+    'reversed_caption': (caption(backwards, purpose=world.purpose) if backwards else ''),
+    'trained': clip.trained,
+    'boxes': [[round(float(x), 4) for x in box] for box in boxes],
   }
   if world.purpose == 'downstream':
     row['number'] = clip.scene.number
@@ -53,13 +52,12 @@ def make_arrays(world: World, split: str, workers: int = 1) -> dict:
   drawings = list(_map(_draw_one, [(world, c) for c in clips], workers))
   boxes = np.stack([d.boxes for d in drawings])
   return {
-      'clips': clips,
-      'frames': np.stack([d.frames for d in drawings]),
-      'boxes': boxes,
-      'rows': [caption_rows(world, clip) for clip in clips],
-      'questions': [question_rows(world, clip) for clip in clips],
-      'truth': [
-          truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True)],
+    'clips': clips,
+    'frames': np.stack([d.frames for d in drawings]),
+    'boxes': boxes,
+    'rows': [caption_rows(world, clip) for clip in clips],
+    'questions': [question_rows(world, clip) for clip in clips],
+    'truth': [truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True)],
   }
 
 
@@ -85,16 +83,18 @@ def write(world: World, output: str | pathlib.Path, workers: int = 1) -> dict:
     clips = list_clips(world, split)
     jobs = [(world, clip, str(folder / 'videos')) for clip in clips]
     boxes = list(_map(_write_one, jobs, workers))
-    _write_rows(folder / 'captions.jsonl', (
-        row for clip in clips for row in caption_rows(world, clip)))
+    _write_rows(
+      folder / 'captions.jsonl', (row for clip in clips for row in caption_rows(world, clip))
+    )
     if world.purpose == 'downstream':
-      _write_rows(folder / 'questions.jsonl', (
-          row for clip in clips for row in question_rows(world, clip)))
-    _write_rows(folder / 'truth.jsonl', (
-        truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True)))
+      _write_rows(
+        folder / 'questions.jsonl', (row for clip in clips for row in question_rows(world, clip))
+      )
+    _write_rows(
+      folder / 'truth.jsonl', (truth_row(world, c, b) for c, b in zip(clips, boxes, strict=True))
+    )
     counts[split] = len(clips)
-  (output / 'world.json').write_text(
-      json.dumps(dataclasses.asdict(world), indent=1) + '\n')
+  (output / 'world.json').write_text(json.dumps(dataclasses.asdict(world), indent=1) + '\n')
   return counts
 
 
@@ -137,7 +137,12 @@ def _map(function, jobs: Sequence, workers: int):
     yield from map(function, jobs)
     return
   # Spawned: a fork of a process with threads (jax, tf) may hang.
-  with processes.environment_of_children(), (
+  with (
+    processes.environment_of_children(),
+    (
       concurrent.futures.ProcessPoolExecutor(
-          workers, mp_context=multiprocessing.get_context('spawn'))) as pool:
+        workers, mp_context=multiprocessing.get_context('spawn')
+      )
+    ) as pool,
+  ):
     yield from pool.map(function, jobs, chunksize=64)

@@ -31,14 +31,17 @@ from alpro_jax.evaluation.retrieval import Retrieval, Scorer, VideoFeatures
 MATCHING_PRIOR = 200 / 3
 
 _ORDERS = {
-    'left': 'left_right', 'right': 'left_right', 'up': 'up_down',
-    'down': 'up_down', 'grow': 'grow_shrink', 'shrink': 'grow_shrink',
+  'left': 'left_right',
+  'right': 'left_right',
+  'up': 'up_down',
+  'down': 'up_down',
+  'grow': 'grow_shrink',
+  'shrink': 'grow_shrink',
 }
 
 
 def read_truth(
-    path, videos: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None,
+  path, videos: Sequence[str], captions: Sequence[Sequence[str]] | None = None
 ) -> list[dict]:
   """Reads truth.jsonl and puts its rows in the order of the videos.
 
@@ -55,24 +58,26 @@ def read_truth(
   missing = [name for name in videos if name not in by_name]
   if missing:
     raise ValueError(
-        f'{path} has no row for {len(missing)} of {len(videos)} videos, e.g. '
-        f'{missing[:5]}; was it written for another split?')
+      f'{path} has no row for {len(missing)} of {len(videos)} videos, e.g. '
+      f'{missing[:5]}; was it written for another split?'
+    )
   ordered = [by_name[name] for name in videos]
   if captions is not None:
     other = [
-        (row, own) for row, own in zip(ordered, captions, strict=True)
-        if row['caption'] not in own]
+      (row, own) for row, own in zip(ordered, captions, strict=True) if row['caption'] not in own
+    ]
     for row, own in other[:1]:
       raise ValueError(
-          f'{path} tells of other clips: it says {row["caption"]!r} of '
-          f'{row["video"]}, whose captions are {list(own)[:3]}, and differs in '
-          f'{len(other)} of {len(videos)}; pass the file of the world that the '
-          'set was made of.')
+        f'{path} tells of other clips: it says {row["caption"]!r} of '
+        f'{row["video"]}, whose captions are {list(own)[:3]}, and differs in '
+        f'{len(other)} of {len(videos)}; pass the file of the world that the '
+        'set was made of.'
+      )
   return ordered
 
 
 def right_caption(
-    scores: np.ndarray, pairs: np.ndarray, truth: Sequence[Mapping]
+  scores: np.ndarray, pairs: np.ndarray, truth: Sequence[Mapping]
 ) -> dict[str, float]:
   """Share of videos whose top text is one of theirs.
 
@@ -87,9 +92,9 @@ def right_caption(
   right = metrics.video_to_text_ranks(scores, pairs) == 1
   rows = [truth[video] for video in np.unique(pairs[:, 1])]
   groups = {
-      'all': np.ones(len(rows), bool),
-      'trained': np.array([row['trained'] for row in rows]),
-      'never_trained': np.array([not row['trained'] for row in rows]),
+    'all': np.ones(len(rows), bool),
+    'trained': np.array([row['trained'] for row in rows]),
+    'never_trained': np.array([not row['trained'] for row in rows]),
   }
   for family in sorted({row['family'] for row in rows}):
     groups[family] = np.array([row['family'] == family for row in rows])
@@ -100,8 +105,7 @@ def right_caption(
 
 
 def order(
-    scorer: Scorer, videos: VideoFeatures, truth: Sequence[Mapping], *,
-    matching: bool = True,
+  scorer: Scorer, videos: VideoFeatures, truth: Sequence[Mapping], *, matching: bool = True
 ) -> dict[str, float]:
   """Share of videos that prefer their caption to the one for reversed frames.
 
@@ -118,35 +122,33 @@ def order(
   asked = [i for i, row in enumerate(truth) if row['reversed_caption']]
   if not asked:
     return {}
-  texts = sorted({truth[i][name] for i in asked
-                  for name in ('caption', 'reversed_caption')})
+  texts = sorted({truth[i][name] for i in asked for name in ('caption', 'reversed_caption')})
   index = {text: i for i, text in enumerate(texts)}
   features = scorer.embed_texts(texts)
   own, other = (
-      np.array([[index[truth[i][name]], i] for i in asked])
-      for name in ('caption', 'reversed_caption'))
+    np.array([[index[truth[i][name]], i] for i in asked])
+    for name in ('caption', 'reversed_caption')
+  )
   rows = [truth[i] for i in asked]
   kinds = [_ORDERS.get(row['motion'], 'event_order') for row in rows]
   groups = {
-      'all': np.ones(len(rows), bool),
-      'trained': np.array([row['trained'] for row in rows]),
-      'never_trained': np.array([not row['trained'] for row in rows]),
-      **{kind: np.array([k == kind for k in kinds])
-         for kind in sorted(set(kinds))},
+    'all': np.ones(len(rows), bool),
+    'trained': np.array([row['trained'] for row in rows]),
+    'never_trained': np.array([not row['trained'] for row in rows]),
+    **{kind: np.array([k == kind for k in kinds]) for kind in sorted(set(kinds))},
   }
   similarity = scorer.similarity(features, videos)
   right = similarity[tuple(own.T)] > similarity[tuple(other.T)]
   figures = _prefixed('similarity', _shares(right, groups))
   if matching:
     margin = scorer.matching_of(features, videos, np.concatenate([own, other]))
-    right = margin[:len(own)] > margin[len(own):]
+    right = margin[: len(own)] > margin[len(own) :]
     figures |= _prefixed('matching', _shares(right, groups))
   return figures
 
 
 def matching_accuracy(
-    retrieval: Retrieval, *, temperature: float, batch_size: int = 64,
-    rounds: int = 4, seed: int = 0,
+  retrieval: Retrieval, *, temperature: float, batch_size: int = 64, rounds: int = 4, seed: int = 0
 ) -> dict[str, float]:
   """Accuracy of match or no match on three rows for every pair.
 
@@ -167,12 +169,14 @@ def matching_accuracy(
   own = np.zeros(margin.shape, bool)
   own[tuple(pairs.T)] = True
   generator = np.random.default_rng(seed)
-  right = {kind: {name: [] for name in ('matched', 'wrong_video', 'wrong_text')}
-           for kind in ('random', 'hard')}
+  right = {
+    kind: {name: [] for name in ('matched', 'wrong_video', 'wrong_text')}
+    for kind in ('random', 'hard')
+  }
   for _ in range(rounds):
     dealt = pairs[generator.permutation(len(pairs))]
     for start in range(0, len(dealt), batch_size):
-      text, video = dealt[start:start + batch_size].T
+      text, video = dealt[start : start + batch_size].T
       score = retrieval.similarity[np.ix_(text, video)] / temperature
       # Pair (i, j) is forbidden if text i belongs to video j or the other way.
       allowed = ~own[np.ix_(text, video)]
@@ -184,8 +188,7 @@ def matching_accuracy(
           found = free.any(1)
           noise = generator.gumbel(size=table.shape)
           drawn = np.where(free, table + noise, -np.inf).argmax(1)
-          a, b = (text, video[drawn]) if name == 'wrong_video' else (
-              text[drawn], video)
+          a, b = (text, video[drawn]) if name == 'wrong_video' else (text[drawn], video)
           rows[name] += list((margin[a, b] <= 0)[found])
   figures = {'prior': MATCHING_PRIOR}
   for kind, rows in right.items():
@@ -197,28 +200,27 @@ def matching_accuracy(
 
 
 def ask_all(
-    scorer: Scorer,
-    retrieval: Retrieval,
-    videos: VideoFeatures,
-    truth: Sequence[Mapping],
+  scorer: Scorer, retrieval: Retrieval, videos: VideoFeatures, truth: Sequence[Mapping]
 ) -> dict[str, float]:
   """The probes that need no prompter, as one flat dict."""
-  figures = _prefixed('right_caption/similarity', right_caption(
-      retrieval.similarity, retrieval.pairs, truth))
+  figures = _prefixed(
+    'right_caption/similarity', right_caption(retrieval.similarity, retrieval.pairs, truth)
+  )
   if retrieval.matching is not None:
-    temperature = jax.jit(lambda params: scorer.model.bind(
-        {'params': params}).temperature())(scorer.params)
-    figures |= _prefixed('right_caption/matching', right_caption(
-        retrieval.matching, retrieval.pairs, truth))
-    figures |= _prefixed('vtm', matching_accuracy(
-        retrieval, temperature=float(temperature)))
-  return figures | _prefixed('order', order(
-      scorer, videos, truth, matching=retrieval.matching is not None))
+    temperature = jax.jit(lambda params: scorer.model.bind({'params': params}).temperature())(
+      scorer.params
+    )
+    figures |= _prefixed(
+      'right_caption/matching', right_caption(retrieval.matching, retrieval.pairs, truth)
+    )
+    figures |= _prefixed('vtm', matching_accuracy(retrieval, temperature=float(temperature)))
+  return figures | _prefixed(
+    'order', order(scorer, videos, truth, matching=retrieval.matching is not None)
+  )
 
 
 def _shares(right, groups):
-  return {name: percent(right[group]) for name, group in groups.items()
-          if group.any()}
+  return {name: percent(right[group]) for name, group in groups.items() if group.any()}
 
 
 def percent(right) -> float:

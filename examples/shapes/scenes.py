@@ -46,12 +46,12 @@ from typing import NamedTuple
 import numpy as np
 
 COLOURS = {
-    'red': (215, 45, 40),
-    'green': (45, 170, 60),
-    'blue': (45, 75, 220),
-    'yellow': (235, 205, 45),
-    'white': (240, 240, 240),
-    'purple': (150, 50, 170),
+  'red': (215, 45, 40),
+  'green': (45, 170, 60),
+  'blue': (45, 75, 220),
+  'yellow': (235, 205, 45),
+  'white': (240, 240, 240),
+  'purple': (150, 50, 170),
 }
 SHAPES = ('disc', 'ring', 'bar', 'pole', 'triangle', 'cross', 'square')
 # A turning disc looks like a still one, and a turning pole becomes a bar.
@@ -64,32 +64,25 @@ PURPOSES = ('pretrain', 'downstream')
 
 DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
 _REVERSED = {
-    'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up',
-    'grow': 'shrink', 'shrink': 'grow',
+  'left': 'right',
+  'right': 'left',
+  'up': 'down',
+  'down': 'up',
+  'grow': 'shrink',
+  'shrink': 'grow',
 }
 
 _DEFAULTS = {
-    'pretrain': {
-        'train': {
-            'move': 4000, 'resize': 1700, 'turn': 400, 'wall': 700,
-            'event': 1200,
-        },
-        'test_captions': {
-            'move': -1, 'resize': -1, 'turn': -1, 'wall': 12, 'event': 8,
-        },
-        'renderings': 2,
-    },
-    'downstream': {
-        'train': {
-            'move': 900, 'resize': 400, 'turn': 100, 'wall': 200, 'event': 500,
-            'count': 300,
-        },
-        'test_captions': {
-            'move': -1, 'resize': -1, 'turn': -1, 'wall': 16, 'event': 96,
-            'count': 24,
-        },
-        'renderings': 1,
-    },
+  'pretrain': {
+    'train': {'move': 4000, 'resize': 1700, 'turn': 400, 'wall': 700, 'event': 1200},
+    'test_captions': {'move': -1, 'resize': -1, 'turn': -1, 'wall': 12, 'event': 8},
+    'renderings': 2,
+  },
+  'downstream': {
+    'train': {'move': 900, 'resize': 400, 'turn': 100, 'wall': 200, 'event': 500, 'count': 300},
+    'test_captions': {'move': -1, 'resize': -1, 'turn': -1, 'wall': 16, 'event': 96, 'count': 24},
+    'renderings': 1,
+  },
 }
 
 
@@ -139,25 +132,22 @@ class World:
     check_names('train', self.train, FAMILIES)
     check_names('test_captions', self.test_captions, FAMILIES)
     if self.size < 16 or self.size % 2:
-      raise ValueError(
-          f'{self.size=} must be an even number of pixels, at least 16.')
+      raise ValueError(f'{self.size=} must be an even number of pixels, at least 16.')
     if self.frames < 2:
       raise ValueError(f'{self.frames=} must be at least 2 to show a motion.')
     if self.renderings < 1:
       raise ValueError(f'{self.renderings=} must be at least 1.')
     if not 0 <= self.never_trained < 0.5:
-      raise ValueError(
-          f'{self.never_trained=} must be a share from 0 up to 0.5.')
+      raise ValueError(f'{self.never_trained=} must be a share from 0 up to 0.5.')
 
 
 def world_from_options(options: Mapping) -> World:
   """A world with some options changed; lists may stand for tuples."""
   known = {field.name for field in dataclasses.fields(World)}
   check_names('options of the world', options, known)
-  return World(**{
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in options.items()
-  })
+  return World(
+    **{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+  )
 
 
 class Scene(NamedTuple):
@@ -196,23 +186,25 @@ def list_scenes(world: World) -> list[Scene]:
   """Every scene of the world, in a fixed order."""
   # Motions and number of shapes.
   shown = {
-      'move': [((m,), 1) for m in DIRECTIONS],
-      'resize': [(('grow',), 1), (('shrink',), 1)],
-      'turn': [(('turn',), 1)],
-      'wall': [(('behind',), 1), (('front',), 1)],
-      'event': [
-          (pair, 1)
-          for direction in ('left', 'right') for size in ('grow', 'shrink')
-          for pair in ((direction, size), (size, direction))
-      ],
-      'count': [((), 2), ((), 3), ((), 4)],
+    'move': [((m,), 1) for m in DIRECTIONS],
+    'resize': [(('grow',), 1), (('shrink',), 1)],
+    'turn': [(('turn',), 1)],
+    'wall': [(('behind',), 1), (('front',), 1)],
+    'event': [
+      (pair, 1)
+      for direction in ('left', 'right')
+      for size in ('grow', 'shrink')
+      for pair in ((direction, size), (size, direction))
+    ],
+    'count': [((), 2), ((), 3), ((), 4)],
   }
   return [
-      Scene(family, colour, shape, motions, number)
-      for family in FAMILIES for colour in world.colours
-      for shape in world.shapes
-      if family != 'turn' or shape in TURNING_SHAPES
-      for motions, number in shown[family]
+    Scene(family, colour, shape, motions, number)
+    for family in FAMILIES
+    for colour in world.colours
+    for shape in world.shapes
+    if family != 'turn' or shape in TURNING_SHAPES
+    for motions, number in shown[family]
   ]
 
 
@@ -222,8 +214,7 @@ def never_trained(world: World) -> set[Scene]:
   for number, family in enumerate(FAMILIES):
     scenes = [s for s in list_scenes(world) if s.family == family]
     rng = np.random.default_rng([world.seed, 1, number])
-    kept.update(_shuffled(world, scenes, rng)[:int(
-        round(world.never_trained * len(scenes)))])
+    kept.update(_shuffled(world, scenes, rng)[: int(round(world.never_trained * len(scenes)))])
   return kept
 
 
@@ -244,8 +235,9 @@ def list_clips(world: World, split: str) -> list[Clip]:
       count = world.train.get(family, 0)
       if count and not scenes:
         raise ValueError(
-            f'the world has no {family!r} scenes with {world.shapes=}; set '
-            'their number of training clips to 0.')
+          f'the world has no {family!r} scenes with {world.shapes=}; set '
+          'their number of training clips to 0.'
+        )
       while count > 0:
         turn = _shuffled(world, scenes, rng)[:count]
         chosen.extend(turn)
@@ -259,15 +251,14 @@ def list_clips(world: World, split: str) -> list[Clip]:
   rng = np.random.default_rng([world.seed, 3, SPLITS.index(split)])
   chosen = [chosen[i] for i in rng.permutation(len(chosen))]
   return [
-      Clip(f'{split}_{number:06d}.mp4', scene, scene not in kept, split, number)
-      for number, scene in enumerate(chosen)
+    Clip(f'{split}_{number:06d}.mp4', scene, scene not in kept, split, number)
+    for number, scene in enumerate(chosen)
   ]
 
 
 def clip_rng(world: World, clip: Clip, use: int) -> np.random.Generator:
   """Returns what draws for one use of a clip: 0 words, 1 looks, 2 questions."""
-  return np.random.default_rng(
-      [world.seed, 4 + use, SPLITS.index(clip.split), clip.number])
+  return np.random.default_rng([world.seed, 4 + use, SPLITS.index(clip.split), clip.number])
 
 
 def _shuffled(world, scenes, rng):
@@ -288,5 +279,4 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
   """Raises ValueError for names that are not known."""
   unknown = sorted(set(names) - set(known))
   if unknown:
-    raise ValueError(
-        f'{what}: unknown {unknown}; choose from {sorted(known)}.')
+    raise ValueError(f'{what}: unknown {unknown}; choose from {sorted(known)}.')

@@ -49,8 +49,9 @@ class Stages:
     files.write_text(self._file, json.dumps(self._done, indent=1) + '\n')
     if code:
       raise SystemExit(
-          f'demo: "{name}" ended with code {code} after {seconds:.0f} s. Give '
-          'the same command again to go on from here.')
+        f'demo: "{name}" ended with code {code} after {seconds:.0f} s. Give '
+        'the same command again to go on from here.'
+      )
     self.finish(name, known['seconds'], line)
 
   def finish(self, name, seconds, line=''):
@@ -81,8 +82,9 @@ def claim(output: pathlib.Path, options: dict) -> None:
   known = json.loads(file.read_text()) if file.exists() else options
   if known != options:
     raise ValueError(
-        f'{output} was begun with {known}, and this is {options}; choose '
-        'another --output, or remove that folder.')
+      f'{output} was begun with {known}, and this is {options}; choose '
+      'another --output, or remove that folder.'
+    )
   file.write_text(json.dumps(options) + '\n')
 
 
@@ -101,10 +103,10 @@ def _wait(command):
   """Runs a command to its end; Ctrl-C lets it save first."""
   environment = dict(os.environ)
   environment['PYTHONPATH'] = os.pathsep.join(
-      filter(None, (str(ROOT), environment.get('PYTHONPATH'))))
+    filter(None, (str(ROOT), environment.get('PYTHONPATH')))
+  )
   process = subprocess.Popen((sys.executable, *command), env=environment)
-  previous = signal.signal(
-      signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+  previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
   try:
     while True:
       try:

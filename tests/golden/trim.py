@@ -64,8 +64,10 @@ def trim(folder, limit):
       for tag in TAGS:
         if name in states[tag]:
           np.testing.assert_array_equal(array, states[tag][name])
-    if limit is None or name in KEPT_OF_TEACHER or not (
-        name.startswith('prompter.') or '.head.' in name or '.decoder.' in name
+    if (
+      limit is None
+      or name in KEPT_OF_TEACHER
+      or not (name.startswith('prompter.') or '.head.' in name or '.decoder.' in name)
     ):
       weights[name] = array
   for tag in TAGS:
@@ -109,9 +111,7 @@ def trim_answers(folder, limit):
       theirs = name.replace('text_encoder.', 'text_encoder.bert.')
       np.testing.assert_array_equal(array, student[theirs])
   recorded = load('golden_small_qa.npz')
-  for kind, arrays in (
-      ('out', recorded), ('grad', load('grads_small_qa.npz'))
-  ):
+  for kind, arrays in (('out', recorded), ('grad', load('grads_small_qa.npz'))):
     for name, array in arrays.items():
       if not name.startswith(('in.', 'grad.')):
         scale = float(np.abs(np.float64(array)).max())
@@ -133,17 +133,13 @@ def pack(path, weights, inputs, records, sizes):
     written[identity] = name
     index[name] = (len(kept), shape, scale)
     entries.append(kept)
-  index = {
-      'sizes': sizes,
-      'weights': {k: v.shape for k, v in weights.items()},
-      'records': index,
-  }
+  index = {'sizes': sizes, 'weights': {k: v.shape for k, v in weights.items()}, 'records': index}
   np.savez_compressed(
-      path,
-      index=np.array(json.dumps(index)),
-      weights=_join(weights.values()),
-      records=_join(entries),
-      **inputs,
+    path,
+    index=np.array(json.dumps(index)),
+    weights=_join(weights.values()),
+    records=_join(entries),
+    **inputs,
   )
 
 

@@ -17,7 +17,7 @@ def flip(file):
 
 
 def truncate(file):
-  file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def write_two(folder):
@@ -32,12 +32,20 @@ def write_two(folder):
 def test_no_damage_passes_for_a_checkpoint(tmp_path, harm):
   step = write_two(tmp_path / 'all')
   names = sorted(
-      str(file.relative_to(step)) for file in step.rglob('*')
-      if file.is_file() and file.stat().st_size)
+    str(file.relative_to(step))
+    for file in step.rglob('*')
+    if file.is_file() and file.stat().st_size
+  )
   # One of each kind: contents, index, tree, JSON, metrics, digests, times.
-  for kind in ('params/d/', 'params/manifest.ocdbt', 'train/_METADATA',
-               'meta/metadata', 'metrics/metrics', 'digests.json',
-               '_CHECKPOINT_METADATA'):
+  for kind in (
+    'params/d/',
+    'params/manifest.ocdbt',
+    'train/_METADATA',
+    'meta/metadata',
+    'metrics/metrics',
+    'digests.json',
+    '_CHECKPOINT_METADATA',
+  ):
     assert any(name.startswith(kind) for name in names), (kind, names)
   used = {}
   for number, name in enumerate(names):
@@ -48,8 +56,7 @@ def test_no_damage_passes_for_a_checkpoint(tmp_path, harm):
     used[name] = store.newest()
     # Whichever it is, it is whole.
     got = store.restore(used[name], abstract(make_state()))
-    jax.tree.map(
-        np.testing.assert_array_equal, got, make_state(used[name]))
+    jax.tree.map(np.testing.assert_array_equal, got, make_state(used[name]))
     assert store.meta(used[name])['step'] == used[name]
     assert store.best() == used[name]
     store.close()

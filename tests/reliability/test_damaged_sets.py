@@ -31,9 +31,9 @@ from tests.small_sets import SIZE, Letters
 # What opening a set says of a file that is not as it was written. A shard's
 # digest is compared with `verify` alone; without it, its records say so.
 REFUSED = {
-    'manifest': r'manifest\.json',
-    'index': r'index-train\.jsonl',
-    'shard': r'set-train\.array_record-0000\d-of-00003',
+  'manifest': r'manifest\.json',
+  'index': r'index-train\.jsonl',
+  'shard': r'set-train\.array_record-0000\d-of-00003',
 }
 # Nothing that trains reads these. `prepare.py verify` names them.
 UNUSED = ('report.json', 'dataset_info.json', 'features.json')
@@ -42,8 +42,7 @@ UNUSED = ('report.json', 'dataset_info.json', 'features.json')
 def kind_of(file):
   if file.name in UNUSED:
     return 'unused'
-  kinds = [kind for kind, name in REFUSED.items()
-           if re.fullmatch(name, file.name)]
+  kinds = [kind for kind, name in REFUSED.items() if re.fullmatch(name, file.name)]
   assert len(kinds) == 1, f'{file.name}: say here what its damage does'
   return kinds[0]
 
@@ -56,12 +55,16 @@ def original(tmp_path_factory):
   for number in range(7):
     noise = rng.integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8)
     Image.fromarray(noise).save(root / f'{number}.png')
-  (root / 'captions.json').write_text(json.dumps([
-      {'image': f'{number}.png', 'caption': f'clip {number}'}
-      for number in range(7)]))
+  (root / 'captions.json').write_text(
+    json.dumps([{'image': f'{number}.png', 'caption': f'clip {number}'} for number in range(7)])
+  )
   prepare.prepare(
-      annotations.read_cc3m(root / 'captions.json', root), root, root / 'set',
-      options=prepare.Options(part_size=3), num_workers=1)
+    annotations.read_cc3m(root / 'captions.json', root),
+    root,
+    root / 'set',
+    options=prepare.Options(part_size=3),
+    num_workers=1,
+  )
   return root / 'set'
 
 
@@ -86,9 +89,15 @@ def spread(file, count):
   rng = random.Random(file.name)
   # A shard is mostly zeros, up to the end of its last block.
   filled = [place for place, byte in enumerate(data) if byte]
-  return [0, 8 * len(data) - 1, *(
+  return [
+    0,
+    8 * len(data) - 1,
+    *(
       8 * rng.choice(places) + rng.randrange(8)
-      for places in (filled, range(len(data))) for _ in range(count // 2))]
+      for places in (filled, range(len(data)))
+      for _ in range(count // 2)
+    ),
+  ]
 
 
 def read(path, verified):
@@ -97,7 +106,7 @@ def read(path, verified):
   found, lost = {}, []
   for number, info in enumerate(data.metadata()):
     try:
-      record, = data.fetch([number])
+      (record,) = data.fetch([number])
     except dataset.UnreadableRecord as error:
       assert info.video in str(error) and error.index == number
       lost.append(info.video)
@@ -151,11 +160,10 @@ def test_every_file_of_a_set(path, verified):
         named.update(lost)
         if kind == 'unused':
           assert same(file, data) or file.name in {
-              problem.file for problem in
-              verify.verify(path, out=io.StringIO()).problems}
+            problem.file for problem in verify.verify(path, out=io.StringIO()).problems
+          }
         else:  # Only bits of a shard that has its size can get here.
-          assert same(file, data) or kind == 'shard' and not verified, (
-              file.name, name)
+          assert same(file, data) or kind == 'shard' and not verified, (file.name, name)
       file.write_bytes(data)
     if kind == 'shard' and not verified:
       assert named
@@ -165,18 +173,25 @@ def test_every_file_of_a_set(path, verified):
 
 def test_training_names_and_counts_a_damaged_record(path):
   """Without verify, the damage is found while reading: named and replaced."""
-  shard, = path.glob('*array_record-00000*')
+  (shard,) = path.glob('*array_record-00000*')
   data = bytearray(shard.read_bytes())
-  record, = dataset.open_dataset(path).fetch([1])
+  (record,) = dataset.open_dataset(path).fetch([1])
   flip(shard, 8 * (data.index(record) + len(record) // 2))
   config = common.get_config().data
-  config.update({
-      'image_size': SIZE, 'resize': SIZE, 'verify': False, 'threads': 1,
-      'broken_share': 0.2, 'sources': (common.source(str(path)),)})
-  source, = sources = pipeline.open_sources(config)
+  config.update(
+    {
+      'image_size': SIZE,
+      'resize': SIZE,
+      'verify': False,
+      'threads': 1,
+      'broken_share': 0.2,
+      'sources': (common.source(str(path)),),
+    }
+  )
+  (source,) = sources = pipeline.open_sources(config)
   batches = pipeline.train_batches(
-      config, sources, Letters(), seed=0, start_step=0, batch_size=7,
-      rows=slice(0, 7))
+    config, sources, Letters(), seed=0, start_step=0, batch_size=7, rows=slice(0, 7)
+  )
   batch = next(batches)
   batches.close()
   assert list(source.broken) == [1] and '1.png' in source.broken[1]
@@ -201,14 +216,11 @@ def write_entities(folder):
 
 def write_tokenizer(folder):
   path = folder / 'tokenizer.model'
-  tokens.train_sentencepiece(
-      ['a red disc', 'a blue square moves', 'the dog'], path, 60)
-  return path, lambda: tokens.load_tokenizer(path).encode(
-      ['a red dog'], 12)[0].tolist()
+  tokens.train_sentencepiece(['a red disc', 'a blue square moves', 'the dog'], path, 60)
+  return path, lambda: tokens.load_tokenizer(path).encode(['a red dog'], 12)[0].tolist()
 
 
-@pytest.mark.parametrize(
-    'make', (write_answers, write_entities, write_tokenizer))
+@pytest.mark.parametrize('make', (write_answers, write_entities, write_tokenizer))
 def test_every_file_beside_a_set(make, tmp_path):
   path, read_it = make(tmp_path)
   whole = read_it()

@@ -28,19 +28,16 @@ def test_a_failed_save_is_said_and_the_last_whole_one_stays(tmp_path):
       store.close()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-  for part in ('checkpoint of step 5', str(tmp_path), 'MiB are free',
-               'Step 3 is whole'):
+  for part in ('checkpoint of step 5', str(tmp_path), 'MiB are free', 'Step 3 is whole'):
     assert part in str(error.value)
   again = checkpoints.Checkpoints(tmp_path)
   assert again.newest() == 3
-  jax.tree.map(
-      np.testing.assert_array_equal, again.restore(3, make_state(0)),
-      make_state(3))
+  jax.tree.map(np.testing.assert_array_equal, again.restore(3, make_state(0)), make_state(3))
   again.close()
 
 
 # 4 MiB of tokens on a disk of 1 MiB.
-_TOKENS = '''
+_TOKENS = """
 import sys, types
 import numpy as np
 from alpro_jax.evaluation.scorer import Scorer
@@ -50,25 +47,38 @@ try:
 except OSError as error:
   sys.exit(f'said: {error}')
 tokens[:] = 1
-'''
+"""
 
 
 def test_tokens_on_a_full_disk_are_one_sentence(tmp_path):
   # A mount in a namespace of its own, which goes with the process.
-  mount = ['unshare', '--map-root-user', '--mount', 'sh', '-c',
-           'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"', 'sh',
-           tmp_path]
+  mount = [
+    'unshare',
+    '--map-root-user',
+    '--mount',
+    'sh',
+    '-c',
+    'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"',
+    'sh',
+    tmp_path,
+  ]
   try:
     subprocess.run([*mount, 'true'], check=True, capture_output=True)
   except (OSError, subprocess.CalledProcessError):
     pytest.skip('file systems cannot be mounted here')
   done = subprocess.run(
-      [*mount, sys.executable, '-c', _TOKENS, tmp_path], cwd=tiny_run.ROOT,
-      capture_output=True, text=True, check=False)
+    [*mount, sys.executable, '-c', _TOKENS, tmp_path],
+    cwd=tiny_run.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   # Without a word it would be -7, SIGBUS.
   assert done.returncode == 1, done.stderr
-  assert (f'said: config.eval.folder={str(tmp_path)!r} cannot take 4 MiB of '
-          'tokens: No space left on device.') in done.stderr
+  assert (
+    f'said: config.eval.folder={str(tmp_path)!r} cannot take 4 MiB of '
+    'tokens: No space left on device.'
+  ) in done.stderr
 
 
 def test_a_card_that_cannot_be_written_is_named(tmp_path):
@@ -96,8 +106,9 @@ def test_a_run_on_a_full_disk_ends_and_goes_on(tmp_path):
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
   code, messages = tiny_run.finish(process)
   assert code == 2, messages[-2000:]
-  said = [line for line in messages.splitlines()
-          if line.startswith('error: the checkpoint of step ')]
+  said = [
+    line for line in messages.splitlines() if line.startswith('error: the checkpoint of step ')
+  ]
   assert len(said) == 1, messages[-3000:]
   assert 'could not be written' in said[0]
   assert not (run / 'report.json').exists()

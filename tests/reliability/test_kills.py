@@ -35,28 +35,31 @@ def kill(process, workdir, moment, chance):
   assert not (workdir / 'report.json').exists()
 
 
-@pytest.mark.parametrize('steps, moments', [
+@pytest.mark.parametrize(
+  'steps, moments',
+  [
+    pytest.param(40, ['training', 'saving', 'any time'], marks=pytest.mark.slow),
     pytest.param(
-        40, ['training', 'saving', 'any time'], marks=pytest.mark.slow),
-    pytest.param(
-        600, 5 * ['starting', 'saving', 'evaluating', 'any time'],
-        marks=[pytest.mark.reliability, pytest.mark.timeout(3000)]),
-])
-def test_killed_runs_end_bit_for_bit_like_an_undisturbed_one(
-    tmp_path, steps, moments
-):
+      600,
+      5 * ['starting', 'saving', 'evaluating', 'any time'],
+      marks=[pytest.mark.reliability, pytest.mark.timeout(3000)],
+    ),
+  ],
+)
+def test_killed_runs_end_bit_for_bit_like_an_undisturbed_one(tmp_path, steps, moments):
   tiny_run.make_inputs(tmp_path)
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
   every = f'--config.train.steps={steps}', '--config.train.eval_every_steps=20'
-  code, messages = tiny_run.finish(
-      tiny_run.start(tmp_path, f'--workdir={straight}', *every))
+  code, messages = tiny_run.finish(tiny_run.start(tmp_path, f'--workdir={straight}', *every))
   assert code == 0, messages
   assert f'step {steps}: eval/' in messages
 
   # Another cadence of checkpoints; it must not matter.
   often = (
-      f'--workdir={killed}', *every, '--config.train.checkpoint_every_steps=2',
-      '--config.train.checkpoint_every_seconds=0.2',
+    f'--workdir={killed}',
+    *every,
+    '--config.train.checkpoint_every_steps=2',
+    '--config.train.checkpoint_every_seconds=0.2',
   )
   chance = random.Random(5)
   chance.shuffle(moments)

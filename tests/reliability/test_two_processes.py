@@ -9,8 +9,9 @@ import pytest
 from tests import tiny_run
 
 pytestmark = [
-    pytest.mark.reliability, pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings('ignore:Sharding info not provided'),
+  pytest.mark.reliability,
+  pytest.mark.timeout(1200),
+  pytest.mark.filterwarnings('ignore:Sharding info not provided'),
 ]
 
 
@@ -19,10 +20,15 @@ def start_two(folder, *options):
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
   return [
-      tiny_run.start(
-          folder, *options, f'--coordinator_address=localhost:{port}',
-          '--num_processes=2', f'--process_id={index}')
-      for index in range(2)]
+    tiny_run.start(
+      folder,
+      *options,
+      f'--coordinator_address=localhost:{port}',
+      '--num_processes=2',
+      f'--process_id={index}',
+    )
+    for index in range(2)
+  ]
 
 
 def finish_both(processes, want):
@@ -38,8 +44,7 @@ def test_one_of_two_processes_is_killed(tmp_path, victim):
   every = '--config.train.steps=40', '--config.train.eval_every_steps=20'
   finish_both(start_two(tmp_path, f'--workdir={straight}', *every), 0)
 
-  often = (
-      f'--workdir={killed}', *every, '--config.train.checkpoint_every_steps=5')
+  often = (f'--workdir={killed}', *every, '--config.train.checkpoint_every_steps=5')
   processes = start_two(tmp_path, *often)
   tiny_run.wait_for(processes[0], 'step 10 of 40')
   processes[victim].kill()
@@ -52,8 +57,7 @@ def test_one_of_two_processes_is_killed(tmp_path, victim):
   assert processes[victim].returncode == -signal.SIGKILL
 
   finish_both(start_two(tmp_path, *often), 0)
-  assert 'going on with this run from step' in (
-      killed / 'log.txt').read_text()
+  assert 'going on with this run from step' in (killed / 'log.txt').read_text()
   tiny_run.assert_same_end(straight, killed)
 
 

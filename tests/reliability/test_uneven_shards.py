@@ -22,17 +22,24 @@ STEPS = 7  # Four epochs of seven clips.
 def path(tmp_path_factory):
   path = small_videos.prepare_seven(tmp_path_factory.mktemp('seven'))
   manifest = json.loads((path / 'manifest.json').read_text())
-  assert [shard['examples'] for shard in manifest['splits']['train'][
-      'shards']] == [3, 3, 1]
+  assert [shard['examples'] for shard in manifest['splits']['train']['shards']] == [3, 3, 1]
   return path
 
 
 def options(path):
   config = common.get_config().data
-  config.update({
-      'image_size': SIZE, 'resize': SIZE, 'max_text_tokens': 12, 'threads': 1,
-      'frames': 2, 'randaugment': {'enabled': False}, 'sampling': 'rand',
-      'sources': (common.source(str(path)),)})
+  config.update(
+    {
+      'image_size': SIZE,
+      'resize': SIZE,
+      'max_text_tokens': 12,
+      'threads': 1,
+      'frames': 2,
+      'randaugment': {'enabled': False},
+      'sampling': 'rand',
+      'sources': (common.source(str(path)),),
+    }
+  )
   return config
 
 
@@ -44,17 +51,25 @@ def rows_of(hosts):
 def train(path, rows):
   config = options(path)
   batches = pipeline.train_batches(
-      config, pipeline.open_sources(config), Letters(), seed=3, start_step=0,
-      batch_size=BATCH, rows=rows)
+    config,
+    pipeline.open_sources(config),
+    Letters(),
+    seed=3,
+    start_step=0,
+    batch_size=BATCH,
+    rows=rows,
+  )
   got = [next(batches) for _ in range(STEPS)]
   batches.close()
   return got
 
 
 def evaluate(path, rows):
-  return list(pipeline.eval_batches(
-      options(path), dataset.open_dataset(path), Letters(), batch_size=BATCH,
-      rows=rows))
+  return list(
+    pipeline.eval_batches(
+      options(path), dataset.open_dataset(path), Letters(), batch_size=BATCH, rows=rows
+    )
+  )
 
 
 @pytest.mark.parametrize('run, steps', [(train, STEPS), (evaluate, 2)])
@@ -65,8 +80,7 @@ def test_hosts_take_equal_steps_and_make_one_batch(path, run, steps, hosts):
   assert [len(part) for part in (whole, *parts)] == [steps] * (hosts + 1)
   for batch, *pieces in zip(whole, *parts, strict=True):
     for name, value in batch.items():
-      np.testing.assert_array_equal(
-          value, np.concatenate([piece[name] for piece in pieces]), name)
+      np.testing.assert_array_equal(value, np.concatenate([piece[name] for piece in pieces]), name)
   # Every clip as often as any other, whatever its shard.
   videos = np.concatenate([batch['video_id'] for batch in whole])
   valid = np.concatenate([batch['valid'] for batch in whole])
