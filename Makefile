@@ -1,6 +1,7 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make test   installs what is missing, then lints and runs the tests
-# make test-reliability   breaks whole runs on purpose
+# make test-demo    runs a small demo from its videos to its figures
+# make test-reliability   breaks whole runs on purpose, and runs the small demo
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
 # make test-gpu     compiles for GPUs, without one
@@ -15,8 +16,8 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo lint clean test test-reliability test-torch test-tpu \
-  test-gpu test-beam docs
+.PHONY: install demo lint clean test test-demo \
+  test-reliability test-torch test-tpu test-gpu test-beam docs
 
 install: $(VENV)/installed
 
@@ -36,6 +37,9 @@ lint: install
 
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-demo: install
+	$(RUN) -m pytest -n 0 -m '' tests/reliability/test_demo.py
 
 test-reliability: install
 	$(RUN) -m pytest -n 2 -m '' tests/reliability

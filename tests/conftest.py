@@ -4,6 +4,10 @@ import os
 import pathlib
 
 import jax
+import pytest
+import pytest_timeout
+
+from tests import patience
 
 # What tests start imports this checkout, whichever one is installed.
 os.environ['PYTHONPATH'] = os.pathsep.join(
@@ -21,3 +25,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_platforms', 'cpu')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item, settings):
+  """Lets the time limit of a test grow with the load of the machine at its start."""
+  if settings.timeout:
+    settings = settings._replace(timeout=patience.seconds(settings.timeout))
+  return pytest_timeout.pytest_timeout_set_timer(item, settings)

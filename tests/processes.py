@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+from tests import patience
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -32,7 +34,7 @@ def run_two(module: str, outputs) -> None:
   ]
   try:
     for process in processes:
-      messages, _ = process.communicate(timeout=300)
+      messages, _ = process.communicate(timeout=patience.seconds(300))
       assert process.returncode == 0, messages[-3000:]
   finally:
     for process in processes:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from alpro_jax.data import annotations, dataset, parts, prepare, workers
-from tests import small_videos
+from tests import patience, small_videos
 from tests.test_verify import launch_prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def test_two_workers_make_the_same_set(clips, local, tmp_path):
     ],
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=patience.seconds(120),
   )
   assert run.returncode == 0, run.stderr
   assert _content(output) == _content(local)
@@ -134,7 +134,7 @@ def test_a_killed_pipeline_continues(clips, local, tmp_path):
     [*command, '--runner=beam'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   )
   work = output / '.preparing-train'
-  end = time.monotonic() + 60
+  end = time.monotonic() + patience.seconds(60)
   while not list(work.glob('part-*.json')):
     assert process.poll() is None and time.monotonic() < end
     time.sleep(0.002)

@@ -22,7 +22,7 @@ from alpro_jax.tasks.prompter import abstract_params
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from alpro_jax.weights import files, kept, original
-from tests import original_files, small_task, tiny_run
+from tests import original_files, patience, small_task, tiny_run
 
 # Of the recorded model, which its tensors do not tell.
 SIZES = '--heads=4', '--fusion_layer=2'
@@ -34,7 +34,7 @@ def convert(*options, fails=False):
     [sys.executable, tiny_run.ROOT / 'launch' / 'convert.py', *options],
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=patience.seconds(300),
   )
   assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
   return done.stderr if fails else done.stdout
@@ -206,7 +206,10 @@ def session(*commands, before='', killed=False):
   """Runs commands; returns [(exit code, what it said)]."""
   code = _SESSION.replace('flags.FLAGS', f'{before}\nflags.FLAGS', 1)
   done = subprocess.run(
-    [sys.executable, '-c', code, json.dumps(commands)], capture_output=True, text=True, timeout=300
+    [sys.executable, '-c', code, json.dumps(commands)],
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(300),
   )
   if killed:
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import tiny_run
+from tests import patience, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ def examine(folder, *options):
     text=True,
     capture_output=True,
     check=False,
-    timeout=300,
+    timeout=patience.seconds(300),
     env=tiny_run.environment(folder),
   )
   assert 'Traceback' not in done.stderr, done.stderr[-2000:]

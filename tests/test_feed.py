@@ -12,6 +12,7 @@ import pytest
 from alpro_jax import sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.data import feed
+from tests import patience
 
 
 def rows(number, count=8):
@@ -174,7 +175,7 @@ print('done')
     [sys.executable, '-c', script],
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=patience.seconds(60),
     env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'},
   )
   assert out.returncode == 0 and out.stdout == 'done\n', out.stderr

@@ -22,7 +22,7 @@ from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import create_state
 from colab import notebook
-from tests import tiny_run
+from tests import patience, tiny_run
 
 FOLDER = tiny_run.ROOT / 'colab'
 NAMES = ('evaluate', 'your_own_videos')
@@ -103,7 +103,10 @@ def execute(name, folder, where=FOLDER, **settings):
   }
   content = read(name)
   NotebookClient(
-    content, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(where)}}
+    content,
+    timeout=int(patience.seconds(600)),
+    kernel_name='python3',
+    resources={'metadata': {'path': str(where)}},
   ).execute(env=environment)
   return {cell.id: cell for cell in content.cells if cell.cell_type == 'code'}
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from alpro_jax.data import annotations, pipeline, prepare, tokens
 from configs import common
+from tests import patience
 from tests.small_sets import SIZE, Letters, MemorySet, jpeg, who
 
 
@@ -542,7 +543,7 @@ print('done')
     [sys.executable, '-c', script],
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=patience.seconds(120),
     env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'},
   )
   assert out.returncode == 0 and out.stdout == 'done\n', out.stderr

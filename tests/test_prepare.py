@@ -19,7 +19,7 @@ from PIL import Image
 
 from alpro_jax.data import annotations, dataset, prepare, video, workers
 from alpro_jax.data import manifest as manifests
-from tests import launched, small_videos
+from tests import launched, patience, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLIPS = os.environ.get('ALPRO_CLIPS', '')
@@ -68,7 +68,7 @@ def _run(*args, wait=True):
   )
   if not wait:
     return process
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=patience.seconds(120))
   return process.returncode, out, err
 
 
@@ -1075,7 +1075,7 @@ def test_interrupt_says_how_to_continue(clips, tmp_path, number):
     assert process.poll() is None, process.communicate()
     time.sleep(0.002)
   process.send_signal(number)  # The workers are still starting.
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=patience.seconds(60))
   assert process.returncode == 128 + number, err
   assert 'same command again to continue' in err and 'Traceback' not in err
 

@@ -21,7 +21,7 @@ from alpro_jax.search import store as storing
 from alpro_jax.search.cut import Clip, Cutting
 from alpro_jax.search.store import File, Row, Store, show_name
 from launch import command
-from tests import small_videos
+from tests import patience, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ABOUT = {
@@ -625,7 +625,7 @@ def test_mistakes_are_one_clear_sentence():
     for words in asked
   }
   for words, process in started.items():
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=patience.seconds(300))
     assert process.returncode == 2, error
     last = error.strip().splitlines()[-1]
     assert asked[words] in last and 'Traceback' not in error

@@ -17,7 +17,7 @@ from alpro_jax.data import annotations, answers, captions, dataset, entities, ve
 from alpro_jax.data.progress import Progress
 from alpro_jax.search import cut, indexing, store
 from launch import command
-from tests import launched
+from tests import launched, patience
 from tests.test_verify import launch_prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,6 +126,6 @@ def test_other_commands(code):
     cwd=ROOT,
     check=True,
     capture_output=True,
-    timeout=300,
+    timeout=patience.seconds(300),
   )
   check(done.stdout.decode())

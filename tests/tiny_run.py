@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from alpro_jax.train import checkpoints
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two seconds of compiling instead of ten, and none at the second start.
@@ -101,7 +102,7 @@ def start(folder, *options, config=None, devices=1):
 
 def finish(process):
   """Waits for the end; returns the exit code and the messages."""
-  _, messages = process.communicate(timeout=300)
+  _, messages = process.communicate(timeout=patience.seconds(300))
   return process.returncode, messages
 
 

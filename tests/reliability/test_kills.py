@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from tests import tiny_run
+from tests import patience, tiny_run
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
 def wait_for_save(workdir):
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + patience.seconds(60)
   while not list((workdir / 'checkpoints').glob('*-tmp*')):
     assert time.monotonic() < deadline
     time.sleep(0.002)

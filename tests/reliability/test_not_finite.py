@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from alpro_jax.train import checkpoints
-from tests import tiny_run
+from tests import patience, tiny_run
 
 pytestmark = [
   pytest.mark.reliability,
@@ -35,7 +35,7 @@ def run_with_nan(folder, step, *options):
     ],
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=patience.seconds(300),
     cwd=tiny_run.ROOT,
     env=tiny_run.environment(folder),
   )

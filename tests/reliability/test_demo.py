@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.reliability
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _run(script, *flags):
@@ -20,7 +22,6 @@ def _run(script, *flags):
   )
 
 
-@pytest.mark.slow
 def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   output = tmp_path / 'demo'
   first = _run('demo', f'--output={output}', '--quick')
