@@ -136,7 +136,7 @@ def _write_shard(stem, made):
 
   with open(os.devnull, 'w') as nowhere:
     part = parts.write_part(
-      str(stem), ({} for _ in made), iter(made), progress.Progress(len(made), nowhere)
+      str(stem), ({} for _ in made), iter(made), progress.Progress(len(made), out=nowhere)
     )
   return {key: part[key] for key in ('examples', 'bytes', 'sha256')}
 

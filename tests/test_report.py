@@ -38,7 +38,7 @@ class Page(html.parser.HTMLParser):
 def full_report():
   region = np.zeros((2, 2), bool)
   region[0] = True
-  clip = page.Clip(FRAMES, 'its <own> clip')
+  clip = page.ShownClip(FRAMES, 'its <own> clip')
   return report.Report(
     title='A & B',
     notes=['one <i>note</i>'],

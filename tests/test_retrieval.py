@@ -15,9 +15,11 @@ import types
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from flax import linen as nn
 
 from alpro_jax import metrics, sharding
+from alpro_jax.data import progress as progress_lines
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation import scorer as scoring_on_devices
 from alpro_jax.models.alpro import Alpro, AlproConfig
@@ -255,15 +257,15 @@ def test_refuses_missing_and_repeated_records(model):
 
 def test_progress_says_rate_and_time_left(caplog, monkeypatch):
   clock = iter([0.0, 5.0, 20.0, 21.0])
-  monkeypatch.setattr(scoring_on_devices.time, 'monotonic', lambda: next(clock))
+  monkeypatch.setattr(progress_lines.time, 'monotonic', lambda: next(clock))
   with caplog.at_level('INFO', logger='absl'):
-    progress = scoring_on_devices.Progress('pairs', 100)
+    progress = progress_lines.Progress(100, 'pairs', log=logging.info)
     progress.add(10)
     progress.add(30)
     progress.add(60)
   assert [r.getMessage() for r in caplog.records] == [
-    'pairs: 40 of 100, 2/s, 30 s left',
-    'pairs: 100 of 100, 5/s, 0 s left',
+    '40/100 pairs, 2.0/s, 0 min 30 s left',
+    '100/100 pairs, 4.8/s, 0 min 00 s left',
   ]
 
 

@@ -18,7 +18,7 @@ from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import Origin
 from alpro_jax.search import cut, gallery, indexing, querying, vectors
 from alpro_jax.search import store as storing
-from alpro_jax.search.cut import Clip, Cutting
+from alpro_jax.search.cut import Cutting, Segment
 from alpro_jax.search.store import File, Row, Store, show_name
 from launch import command
 from tests import patience, small_videos
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
   monkeypatch.setattr(
     indexing,
     '_decode',
-    lambda *_: [(File(b'b', 1, 1), cut.CutVideo((Clip(0.0, 1.0, (), large.strip),)))],
+    lambda *_: [(File(b'b', 1, 1), cut.CutVideo((Segment(0.0, 1.0, (), large.strip),)))],
   )
   monkeypatch.setattr(indexing.files, 'write_text', write_text)
   with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
@@ -358,7 +358,7 @@ def byte_videos(tmp_path, monkeypatch):
     for path, _ in items:
       yield cut.CutVideo(
         tuple(
-          Clip(float(byte), byte + 1.0, (), b'')
+          Segment(float(byte), byte + 1.0, (), b'')
           for byte in pathlib.Path(path).read_bytes().strip(b'.')
         )
       )
@@ -492,7 +492,7 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
     querying,
     'decode',
     lambda items, cutting: [
-      cut.CutVideo(tuple(Clip(start, start + 1, (), b'') for start in starts))
+      cut.CutVideo(tuple(Segment(start, start + 1, (), b'') for start in starts))
       for _, starts in items
     ],
   )
@@ -515,7 +515,9 @@ def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch, capl
   def decode(items, cutting):
     asked.extend(items)
     for path, starts in items:
-      there = () if 'gone' in path else tuple(Clip(start, start + 1, (), b'') for start in starts)
+      there = (
+        () if 'gone' in path else tuple(Segment(start, start + 1, (), b'') for start in starts)
+      )
       yield cut.CutVideo(there, '' if there else 'missing file')
 
   monkeypatch.setattr(querying, 'decode', decode)
@@ -549,7 +551,7 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
   monkeypatch.setattr(querying.question_answering, 'answer', answer)
   spans = [(2.0, 4.0), (4.0, 6.0), (6.0, 8.0), (8.0, 9.5)]
   whole, each = querying.ask(
-    encoder, cut.CutVideo(tuple(Clip(start, stop, (), b'') for start, stop in spans)), 'what?'
+    encoder, cut.CutVideo(tuple(Segment(start, stop, (), b'') for start, stop in spans)), 'what?'
   )
   # The last call is filled up with the last clip.
   assert [batch['video'].tolist() for batch in seen] == [[2, 4, 6], [8] * 3]
@@ -647,7 +649,7 @@ def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
   for level in (50, 100, 150, 200):
     frame = np.full((32, 32, 3), 250, np.uint8)
     frame[8:24, 8:24] = level
-    clips.append(Clip(0.0, 1.0, (cut.video.encode_jpeg(frame, 95),) * 2, b''))
+    clips.append(Segment(0.0, 1.0, (cut.video.encode_jpeg(frame, 95),) * 2, b''))
   batches, total = Encoder.videos(asked, clips)
   assert total == 4 and [batch['video'].shape for batch in batches] == [(3, 2, 16, 16, 3)] * 2
   seen = np.concatenate([batch['video'] for batch in batches]).astype(int)

@@ -27,7 +27,7 @@ TWO_WAY = {
 
 def _clip(family, motions, colour='red', shape='disc', number=0):
   scene = scenes.Scene(family, colour, shape, motions)
-  return scenes.Clip('x.mp4', scene, True, 'train', number)
+  return scenes.ShapeClip('x.mp4', scene, True, 'train', number)
 
 
 def _centres(motions, family='move'):
@@ -295,7 +295,7 @@ def test_an_event_without_the_order_of_its_frames_is_also_its_reverse():
 def test_a_group_shows_its_number_of_shapes(number, shape):
   scene = scenes.Scene('count', 'red', shape, (), number)
   world = scenes.World(purpose='downstream', noise=0)
-  drawn = drawing.draw(world, scenes.Clip('x.mp4', scene, True, 'train', number))
+  drawn = drawing.draw(world, scenes.ShapeClip('x.mp4', scene, True, 'train', number))
   for frame, box in zip(drawn.frames, drawn.boxes, strict=True):
     frame = frame.astype(int)
     red = frame[..., 0] - frame[..., 1:].max(-1) > 40

@@ -44,7 +44,7 @@ def test_what_is_left_out_of_a_set(capsys):
   progress = Progress(2)
   for skipped in (rows.result().skipped[0], annotations.Skipped('x', 'unreadable', EVIL)):
     assert SHOWN in skipped.detail
-    progress.item(skipped)
+    progress.add(skipped=skipped)
   check(capsys.readouterr().err)
 
 
@@ -106,10 +106,9 @@ def test_a_list_of_entities(monkeypatch, tmp_path, capsys):
   check(capsys.readouterr().out)
 
 
-def test_a_video_of_an_index(capsys):
+def test_a_video_of_an_index():
   file = store.File(EVIL.encode(), 1, 1)
-  indexing.Progress(1).name(file, cut.CutVideo((), 'unreadable', EVIL))
-  check(capsys.readouterr().err)
+  check(indexing.problem(file, cut.CutVideo((), 'unreadable', EVIL)))
 
 
 @pytest.mark.parametrize(

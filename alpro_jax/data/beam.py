@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import glob
-import io
 import json
 import os
 import threading
@@ -62,7 +61,7 @@ class MakePart(apache_beam.DoFn):
     make_here(
       [Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
       self._settings,
-      Progress(len(clips), io.StringIO()),
+      Progress(len(clips), log=lambda text: None),
       num_workers=self._num_workers,
       timeout_s=self._timeout_s,
     )
@@ -168,9 +167,9 @@ def _name_attempts(parts, progress):
       os.replace(f'{attempt}.json', f'{part.stem}.json')
       made = read_part(part.stem)
       for skipped in made['skipped']:
-        progress.item(annotations.Skipped(**skipped))
+        progress.add(skipped=annotations.Skipped(**skipped))
       for _ in made['index']:
-        progress.item()
+        progress.add()
   return waiting
 
 

@@ -402,7 +402,7 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
         found[video] = ''  # It has this name only when it is whole.
       elif video in hopeless:
         found[video] = hopeless[video]
-    progress = Progress(len(videos), out, unit='videos')
+    progress = Progress(len(videos), 'videos', out=out)
     progress.found(len(found), sum(map(bool, found.values())))
     with files.scratch(resume) as work:
       _fetch_missing(
@@ -467,7 +467,7 @@ def _fetch_missing(videos, folder, work, client, limits, log, progress, found):
       log.write(json.dumps(row) + '\n')
       log.flush()
       found[video] = failure.reason if failure else ''
-      progress.item(skipped)
+      progress.add(skipped=skipped)
 
   def one(video, tries, given_up, partial):
     """Tries once; returns whether the video is there now."""

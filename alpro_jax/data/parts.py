@@ -44,7 +44,7 @@ def make_parts(source, parts, settings, make, out):
     (what write_part returned for each part, in order, but for the rows of the
     index, which are read when they are wanted; clips made now)
   """
-  progress = Progress(len(source.clips), out)
+  progress = Progress(len(source.clips), out=out)
   for skipped in source.skipped:
     progress.name(skipped)
   missing = []
@@ -105,13 +105,13 @@ def write_part(stem, rows, results, progress):
     if record.reason:
       skip = annotations.Skipped(row['video'], record.reason, record.detail)
       skipped.append(dataclasses.asdict(skip))
-      progress.item(skip)
+      progress.add(skipped=skip)
       continue
     writer.write(record.example)
     if record.detail:
       partial.append({'item': row['video'], 'detail': record.detail})
     index.append({**row, 'frames': record.frames})
-    progress.item()
+    progress.add()
   try:
     writer.close()  # What could not be written is said here, or not at all.
   except Exception as e:

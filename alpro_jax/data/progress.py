@@ -1,70 +1,91 @@
-"""One line that says how far a long work is."""
+"""One line that says how far a long work is, how fast it goes, and how long it will take."""
 
 import sys
 import time
+from collections.abc import Callable
 
-from alpro_jax.data.manifest import REPORT
+_NAMED = 100  # Skipped items that are said; all of them are in the report.
 
 
 class Progress:
-  """One line: done, rate, skipped, time left. And the first skipped items."""
+  """Counts what is done; at most one line in `every_s` seconds, and one at the end.
 
-  def __init__(self, total, out=None, named=100, every_s=None, unit='clips'):
-    self._unit = unit
-    self._total = total
-    self._out = out or sys.stderr
-    self._live = self._out.isatty()
-    self._every = every_s or (0.2 if self._live else 10.0)
-    self._named = named
+  Args:
+    total: how much there is to do.
+    unit: what is counted.
+    out: file for the lines (stderr); on a terminal each is written over the last.
+    log: takes each line instead, as logging.info does.
+    every_s: seconds from line to line; on a terminal 0.2.
+    describe: seconds spent -> more to say in the line.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    unit: str = 'clips',
+    *,
+    out=None,
+    log: Callable[[str], None] | None = None,
+    every_s: float = 10.0,
+    describe: Callable[[float], str] = lambda spent: '',
+  ):
+    self._total, self._unit, self._describe = total, unit, describe
+    self._out, self._log = out or sys.stderr, log
+    self._live = not log and self._out.isatty()
+    self._every = 0.2 if self._live else every_s
     self._start = self._last = time.monotonic()
-    self._made = self._done = self._skipped = 0
+    self._earlier = self._shown = self._skipped = self._named = 0
+    self.done = 0
 
-  def found(self, items, skipped):
-    """Counts items that an earlier run did."""
-    self._done += items
+  def found(self, count: int, skipped: int = 0) -> None:
+    """Counts what an earlier run did."""
+    self.done += count
+    self._earlier += count
     self._skipped += skipped
 
-  def item(self, skipped=None):
-    self._done += 1
-    self._made += 1
+  def add(self, count: int = 1, skipped=None) -> None:
+    """Counts what was done now; one item may be skipped, an annotations.Skipped."""
+    self.done += count
     if skipped is not None:
       self._skipped += 1
       self.name(skipped)
-    if time.monotonic() - self._last > self._every:
-      self.line()
+    now = time.monotonic()
+    if self.done >= self._total or now - self._last > self._every:
+      self._line(now)
 
-  def name(self, skipped):
+  def name(self, skipped) -> None:
     """Says which item is skipped and why, for the first hundred."""
-    self._named -= 1
-    if self._named >= 0:
-      self._say(
-        f'skipped {skipped.item!r}: {skipped.reason}'
-        + (f' ({skipped.detail})' if skipped.detail else '')
-      )
-    elif self._named == -1:
-      self._say(f'more are skipped; all are named in {REPORT}')
+    self._named += 1
+    if self._named <= _NAMED:
+      detail = f' ({skipped.detail})' if skipped.detail else ''
+      self.say(f'skipped {skipped.item!r}: {skipped.reason}{detail}')
+    elif self._named == _NAMED + 1:
+      self.say('more are skipped; all are named in the report')
 
-  def line(self):
-    self._last = time.monotonic()
-    rate = self._made / max(self._last - self._start, 1e-9)
-    left = (self._total - self._done) / rate if rate else 0
-    text = (
-      f'{self._done}/{self._total} {self._unit}, {rate:.1f}/s, '
-      f'{self._skipped} skipped, {int(left // 60)} min '
-      f'{int(left % 60):02} s left'
-    )
-    if self._live:
-      self._out.write(f'\r{text}\x1b[K')
-      self._out.flush()
-    else:
-      self._say(text)
+  def say(self, text: str) -> None:
+    """Writes a line of its own."""
+    self._write(text, '\n')
 
-  def _say(self, text):
-    start, end = ('\r\x1b[K', '\n') if self._live else ('', '\n')
-    self._out.write(f'{start}{text}{end}')
-    self._out.flush()
-
-  def close(self):
-    self.line()
-    if self._live:
+  def close(self) -> None:
+    if self._shown != self.done:
+      self._line(time.monotonic())
+    if self._live and self._shown:
       self._out.write('\n')
+
+  def _line(self, now):
+    self._last, self._shown = now, self.done
+    spent = max(now - self._start, 1e-6)
+    rate = (self.done - self._earlier) / spent
+    left = int(max(self._total - self.done, 0) / rate) if rate else 0
+    parts = [f'{self.done}/{self._total} {self._unit}', f'{rate:.1f}/s', self._describe(spent)]
+    if self._skipped:
+      parts.append(f'{self._skipped} skipped')
+    parts.append(f'{left // 60} min {left % 60:02} s left')
+    self._write(', '.join(filter(None, parts)), '' if self._live else '\n')
+
+  def _write(self, text, end):
+    if self._log:
+      self._log(text)
+      return
+    self._out.write(f'\r\x1b[K{text}{end}' if self._live else f'{text}{end}')
+    self._out.flush()

@@ -103,7 +103,7 @@ def try_again(old, settings, limits, out):
     sum(
       len(part.clips) for part in old.parts if again.intersection(clip.video for clip in part.clips)
     ),
-    out,
+    out=out,
   )
   gained = False
   # Few, so here and with one pool, whatever makes the others.

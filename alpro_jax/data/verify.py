@@ -74,7 +74,7 @@ def verify(path, *, out=None) -> Verified:
   ]
   # Sets of earlier versions do not list these.
   listed += [(ALL, None, file) for file in manifest.get('others', ())]
-  progress = Progress(len(listed), out, unit='files')
+  progress = Progress(len(listed), 'files', out=out)
   problems = []
   for split, entry, file in listed:
     reason = _check_file(path, file)
@@ -82,7 +82,7 @@ def verify(path, *, out=None) -> Verified:
       problems.append(Problem(split, file['file'], reason))
       if entry and file is not entry['index']:
         problems += _broken_records(path, split, entry, file, reason)
-    progress.item()
+    progress.add()
   progress.close()
   try:
     read_reports(path)
@@ -118,7 +118,7 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
     raise ValueError(f'{output} is not empty; give a new folder.')
   old = read_manifest(path)
   total = sum(entry['examples'] for entry in old['splits'].values())
-  progress = Progress(total, out, unit='records')
+  progress = Progress(total, 'records', out=out)
   with files.folder(output) as made:
     reports = {
       split: _save_split(path, split, entry, str(made), progress)
@@ -227,7 +227,7 @@ def _save_shard(path, shard, stem, rows, progress):
     if files.sha256(copy) != shard['sha256']:
       raise ValueError(f'{path} was changed while it was read; start again.')
     for _ in rows:
-      progress.item()
+      progress.add()
     return {
       **{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
       'skipped': [],

@@ -9,7 +9,7 @@ import numpy as np
 from alpro_jax.data import pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import pictures
-from alpro_jax.evaluation.page import Clip, Search
+from alpro_jax.evaluation.page import Search, ShownClip
 from alpro_jax.evaluation.question_answering import Answered
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.split import Evaluated
@@ -161,7 +161,7 @@ def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
       label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
     elif score is not None:
       label += f' · {score:.3f}'
-    return Clip(frames[video], records[video].video, label, video in own[text])
+    return ShownClip(frames[video], records[video].video, label, video in own[text])
 
   return [
     [

@@ -39,7 +39,7 @@ class Row(NamedTuple):
   chance: float | None = None
 
 
-class Clip(NamedTuple):
+class ShownClip(NamedTuple):
   """A clip: uint8[T, H, W, 3], lines about it, whether it is the right one."""
 
   frames: np.ndarray
@@ -53,7 +53,7 @@ class Search(NamedTuple):
 
   text: str
   rank: int
-  clips: Sequence[Clip]
+  clips: Sequence[ShownClip]
 
 
 def render(template: str, **content) -> str:

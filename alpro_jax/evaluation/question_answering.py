@@ -23,7 +23,8 @@ from absl import logging
 
 from alpro_jax import metrics, sharding
 from alpro_jax.data.answers import canonical, equal_entries
-from alpro_jax.evaluation.scorer import Progress, Scorer, VideoFeatures
+from alpro_jax.data.progress import Progress
+from alpro_jax.evaluation.scorer import Scorer, VideoFeatures
 
 # Kinds that the paper's data sets have, in the order in which they are shown;
 # others follow in alphabetical order.
@@ -260,7 +261,7 @@ def _logits(
     return jax.make_array_from_callback(array.shape, rows, lambda part: array[part])
 
   logits = np.empty((len(asked), scorer.model.config.answers), np.float32)
-  progress = Progress('questions', len(asked))
+  progress = Progress(len(asked), 'questions', log=logging.info)
   for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
     stop = min(start + _QUESTIONS_AT_ONCE, len(texts))
     features = scorer.embed_texts(texts[start:stop])

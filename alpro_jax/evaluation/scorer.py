@@ -25,7 +25,6 @@ never change, and no pair counts twice (defect 39).
 import functools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,9 +34,8 @@ from absl import logging
 from einops import rearrange, repeat
 
 from alpro_jax import sharding
+from alpro_jax.data.progress import Progress
 from alpro_jax.evaluation import candidates
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class VideoFeatures(NamedTuple):
@@ -78,31 +76,6 @@ class Matching(NamedTuple):
 
   margin: np.ndarray
   logit: np.ndarray
-
-
-class Progress:
-  """Logs a line with rate and time left, every ten seconds and at the end."""
-
-  def __init__(self, what: str, total: int):
-    self._what, self._total, self._done = what, total, 0
-    self._start = self._last = time.monotonic()
-
-  def add(self, count: int) -> None:
-    self._done += count
-    now = time.monotonic()
-    end = self._done >= self._total
-    if not end and now - self._last < _SECONDS_BETWEEN_LINES:
-      return
-    self._last = now
-    rate = self._done / max(now - self._start, 1e-6)
-    logging.info(
-      '%s: %d of %d, %.0f/s, %.0f s left',
-      self._what,
-      self._done,
-      self._total,
-      rate,
-      max(self._total - self._done, 0) / rate,
-    )
 
 
 class _Calls(NamedTuple):
@@ -213,7 +186,7 @@ class Scorer:
     Raises:
       ValueError: if the batches do not hold every record exactly once.
     """
-    progress, seen = Progress('videos', total), np.zeros(total, int)
+    progress, seen = Progress(total, 'videos', log=logging.info), np.zeros(total, int)
     tokens = feature = None
     strangers = 0
     for batch in batches:
@@ -249,7 +222,7 @@ class Scorer:
     if not texts:
       raise ValueError('there is no text to encode; the split has no captions.')
     ids, mask = self._encode(list(texts), self._max_text_tokens)
-    progress, tokens, feature = Progress('texts', len(texts)), None, None
+    progress, tokens, feature = Progress(len(texts), 'texts', log=logging.info), None, None
     for rows in _chunks(len(texts), self._batch_size):
       part = jax.device_get(
         self._call.text(self.params, self._place(ids, rows.padded), self._place(mask, rows.padded))
@@ -271,7 +244,7 @@ class Scorer:
     side = max(int(np.sqrt(self._pairs_per_call)), 1)
     videos_per_call = max(side // self.mesh.size, 1) * self.mesh.size
     texts_per_call = max(self._pairs_per_call // videos_per_call, 1)
-    progress = Progress('pairs', a * b)
+    progress = Progress(a * b, 'pairs', log=logging.info)
 
     def calls():
       for columns in _chunks(b, videos_per_call):
@@ -324,7 +297,7 @@ class Scorer:
     width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
     rows_per_call = self._pairs_per_call // width // self.mesh.size
     rows_per_call *= self.mesh.size
-    progress = Progress('pairs', len(text))
+    progress = Progress(len(text), 'pairs', log=logging.info)
 
     def calls():
       for rows in _chunks(len(first), rows_per_call):

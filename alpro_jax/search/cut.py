@@ -54,7 +54,7 @@ class Cutting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class Segment:
   """A span of a video.
 
   Attributes:
@@ -76,7 +76,7 @@ class CutVideo:
   A video that breaks off has both: clips, and where it broke.
   """
 
-  clips: tuple[Clip, ...] = ()
+  clips: tuple[Segment, ...] = ()
   reason: str = ''
   detail: str = ''
 
@@ -159,7 +159,7 @@ def _make(start, stop, pixels, count):
   for frame in chosen:
     if id(frame) not in encoded:
       encoded[id(frame)] = video.encode_jpeg(frame, _QUALITY)
-  return Clip(start, stop, tuple(encoded[id(frame)] for frame in chosen), _strip(chosen))
+  return Segment(start, stop, tuple(encoded[id(frame)] for frame in chosen), _strip(chosen))
 
 
 def _strip(frames, count=4, height=108):

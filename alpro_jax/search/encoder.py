@@ -8,7 +8,7 @@ from absl import logging
 from alpro_jax.data import augment, tokens
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import Trained
-from alpro_jax.search.cut import Clip
+from alpro_jax.search.cut import Segment
 
 
 class Encoder:
@@ -36,7 +36,7 @@ class Encoder:
       pairs_per_call=pairs_per_call,
     )
 
-  def pixels(self, clips: list[Clip]) -> np.ndarray:
+  def pixels(self, clips: list[Segment]) -> np.ndarray:
     """uint8[n, T, H, W, 3]: resized and cut as config.data says."""
     data = self.trained.config.data
     return np.stack(
@@ -52,7 +52,7 @@ class Encoder:
       ]
     )
 
-  def videos(self, clips: list[Clip]) -> VideoFeatures:
+  def videos(self, clips: list[Segment]) -> VideoFeatures:
     """Encodes clips, in calls of `batch_size`; the last is filled up."""
     total = len(clips)
 

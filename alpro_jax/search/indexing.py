@@ -11,8 +11,6 @@ import fcntl
 import json
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +19,8 @@ from absl import logging
 
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, workers
-from alpro_jax.search.cut import Clip, Cutting, CutVideo
+from alpro_jax.data.progress import Progress
+from alpro_jax.search.cut import Cutting, CutVideo, Segment
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import File, Row, Store, look_at, show_name
 from alpro_jax.train import checkpoints, identity
@@ -158,55 +157,11 @@ def locked(folder):
     yield
 
 
-@dataclasses.dataclass
-class Progress:
-  """Lines of what is done, how fast, and how long it will take."""
-
-  total: int
-  every_s: float = 5.0
-
-  def __post_init__(self):
-    self._start = self._last = time.monotonic()
-    self._live = sys.stderr.isatty()
-    self.videos = self.clips = self._shown = 0
-    self.seconds = 0.0
-
-  def add(self, result: CutVideo) -> None:
-    """Counts a video that is stored."""
-    self.videos += 1
-    self.clips += len(result.clips)
-    self.seconds += max((clip.stop for clip in result.clips), default=0.0)
-    if time.monotonic() - self._last > (0.2 if self._live else self.every_s):
-      self.line()
-
-  def line(self) -> None:
-    self._last, self._shown = time.monotonic(), self.videos
-    spent = max(self._last - self._start, 1e-9)
-    left = spent / max(self.videos, 1) * (self.total - self.videos)
-    self._say(
-      f'{self.videos}/{self.total} videos, {self.clips} clips, '
-      f'{self.videos / spent:.1f} videos/s, '
-      f'{self.seconds / spent:.0f} times real time, '
-      f'{int(left // 60)} min {int(left % 60):02} s left',
-      end='' if self._live else '\n',
-    )
-
-  def name(self, file: File, result: CutVideo) -> None:
-    """Says what is wrong with a video."""
-    detail = f' ({result.detail})' if result.detail else ''
-    kept = ', kept what there is' if result.clips else ''
-    self._say(annotations.printable(f'{show_name(file.name)}: {result.reason}{detail}{kept}'))
-
-  def close(self) -> None:
-    if self.videos > self._shown:
-      self.line()
-    if self._live and self.videos:
-      sys.stderr.write('\n')
-
-  def _say(self, text, end='\n'):
-    start = '\r\x1b[K' if self._live else ''
-    sys.stderr.write(f'{start}{text}{end}')
-    sys.stderr.flush()
+def problem(file: File, result: CutVideo) -> str:
+  """What is wrong with a video, in one line."""
+  detail = f' ({result.detail})' if result.detail else ''
+  kept = ', kept what there is' if result.clips else ''
+  return annotations.printable(f'{show_name(file.name)}: {result.reason}{detail}{kept}')
 
 
 def index(
@@ -244,7 +199,13 @@ def index(
   store.add_ends(new_ends)
   done = {file.name for file in same} - failed
   todo = [file for file in folder.files if file.name not in done]
-  progress = Progress(len(todo))
+  clips, seconds = 0, 0.0
+  progress = Progress(
+    len(todo),
+    'videos',
+    every_s=5.0,
+    describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
+  )
   report = {
     'videos': len(folder.files),
     'already_there': len(done),
@@ -256,7 +217,7 @@ def index(
   }
 
   def complete():
-    report.update(done_in_this_run=progress.videos, left=len(todo) - progress.videos)
+    report.update(done_in_this_run=progress.done, left=len(todo) - progress.done)
     report['indexed'], report['clips'] = store.counts()
     report['problems'] = [
       {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': clips}
@@ -274,9 +235,11 @@ def index(
       keep_tokens=store.about['tokens'] is not None,
     ):
       store.put(file, rows, result.reason, result.detail)
-      progress.add(result)
+      clips += len(result.clips)
+      seconds += max((clip.stop for clip in result.clips), default=0.0)
+      progress.add()
       if result.reason:
-        progress.name(file, result)
+        progress.say(problem(file, result))
   except BaseException:
     progress.close()
     # What ended the run is what is said, even if the report fails as well.
@@ -308,7 +271,7 @@ def _encode(
 ) -> Iterator[tuple[File, CutVideo, list[Row]]]:
   """Encodes clips in full batches, over the ends of videos."""
   open_videos = []  # (file, result, rows so far), in order.
-  waiting: list[tuple[list[Row], Clip]] = []
+  waiting: list[tuple[list[Row], Segment]] = []
 
   def run(part):
     features = encoder.videos([clip for _, clip in part])

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.shapes.scenes import COLOURS, DIRECTIONS, Clip, World, clip_rng
+from examples.shapes.scenes import COLOURS, DIRECTIONS, ShapeClip, World, clip_rng
 
 # Half the sides of the box around a shape, over its radius.
 _REACH = {
@@ -29,7 +29,7 @@ class Drawing(NamedTuple):
   boxes: np.ndarray
 
 
-def draw(world: World, clip: Clip) -> Drawing:
+def draw(world: World, clip: ShapeClip) -> Drawing:
   """Draws a clip."""
   rng = clip_rng(world, clip, 1)
   size, t = world.size, world.frames

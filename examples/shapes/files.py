@@ -12,11 +12,11 @@ import numpy as np
 
 from alpro_jax.data import workers as processes
 from examples.shapes.drawing import draw
-from examples.shapes.scenes import SPLITS, Clip, World, list_clips
+from examples.shapes.scenes import SPLITS, ShapeClip, World, list_clips
 from examples.shapes.words import caption, caption_rows, question_rows
 
 
-def truth_row(world: World, clip: Clip, boxes: np.ndarray) -> dict:
+def truth_row(world: World, clip: ShapeClip, boxes: np.ndarray) -> dict:
   """The row of truth.jsonl for a clip: what a probe may ask about it.
 
   'shape' names what is drawn, in the words of pre-training. Downstream there is
@@ -44,7 +44,7 @@ def make_arrays(world: World, split: str, workers: int = 1) -> dict:
   """Draws a split in memory, for experiments that need no files.
 
   Returns:
-    A dict with `clips` (list of Clip), `frames` uint8[n, T, H, W, 3], `boxes`
+    A dict with `clips` (list of ShapeClip), `frames` uint8[n, T, H, W, 3], `boxes`
     float32[n, T, 4], `rows` and `questions` (lists of the caption rows and of
     the question rows of each clip) and `truth` (list of truth rows).
   """

@@ -172,7 +172,7 @@ class Scene(NamedTuple):
     return None if motions == self.motions else self._replace(motions=motions)
 
 
-class Clip(NamedTuple):
+class ShapeClip(NamedTuple):
   """One clip to draw; `number` seeds its appearance."""
 
   name: str
@@ -218,7 +218,7 @@ def never_trained(world: World) -> set[Scene]:
   return kept
 
 
-def list_clips(world: World, split: str) -> list[Clip]:
+def list_clips(world: World, split: str) -> list[ShapeClip]:
   """The clips of a split, shuffled.
 
   Training clips go through the trained scenes of a family in turn, so that
@@ -251,12 +251,12 @@ def list_clips(world: World, split: str) -> list[Clip]:
   rng = np.random.default_rng([world.seed, 3, SPLITS.index(split)])
   chosen = [chosen[i] for i in rng.permutation(len(chosen))]
   return [
-    Clip(f'{split}_{number:06d}.mp4', scene, scene not in kept, split, number)
+    ShapeClip(f'{split}_{number:06d}.mp4', scene, scene not in kept, split, number)
     for number, scene in enumerate(chosen)
   ]
 
 
-def clip_rng(world: World, clip: Clip, use: int) -> np.random.Generator:
+def clip_rng(world: World, clip: ShapeClip, use: int) -> np.random.Generator:
   """Returns what draws for one use of a clip: 0 words, 1 looks, 2 questions."""
   return np.random.default_rng([world.seed, 4 + use, SPLITS.index(clip.split), clip.number])
 

@@ -8,8 +8,8 @@ from examples.shapes.scenes import (
   DIRECTIONS,
   SHAPES,
   STYLES,
-  Clip,
   Scene,
+  ShapeClip,
   World,
   check_names,
   clip_rng,
@@ -135,7 +135,7 @@ def caption(
   return f'{words} {wording.then[phrase].format(first, then)}'
 
 
-def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
+def caption_rows(world: World, clip: ShapeClip) -> list[dict[str, str]]:
   """The rows of captions.jsonl for a clip.
 
   A test clip has its plain full caption alone. A training clip has one caption
@@ -166,7 +166,7 @@ def caption_rows(world: World, clip: Clip) -> list[dict[str, str]]:
   ]
 
 
-def question_rows(world: World, clip: Clip) -> list[dict[str, str]]:
+def question_rows(world: World, clip: ShapeClip) -> list[dict[str, str]]:
   """The rows of questions.jsonl for a clip: three to five, downstream alone."""
   if world.purpose == 'pretrain':
     return []

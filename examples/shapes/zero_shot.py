@@ -102,7 +102,7 @@ def searches(result: Result, count: int = 4) -> tuple[list[page.Search], list[pa
     page.Search(
       retrieval.texts[case.text],
       case.rank,
-      [page.Clip(next(clips), note, right=video == case.video) for video, note in notes],
+      [page.ShownClip(next(clips), note, right=video == case.video) for video, note in notes],
     )
     for case, notes in plans
   ]
