@@ -22,7 +22,7 @@ def searched(scores, pairs=None):
     None,
     {},
     {},
-    metrics.text_to_video_ranks(scores, pairs),
+    metrics.rank_matrix(scores, pairs)['t2v'][1].resolve(),
     top,
     np.take_along_axis(scores, top, 1),
   )

@@ -11,13 +11,17 @@ from alpro_jax import metrics
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'retrieval_metrics.json'
 
 
+def ranks_of(direction, scores, pairs, ties='pessimistic'):
+  return metrics.rank_matrix(scores, pairs)[direction][1].resolve(ties)
+
+
 def test_drawn_case_of_the_docstring():
   scores = np.array([[0.9, 0.1], [0.4, 0.4], [0.2, 0.8]])
   pairs = np.array([[0, 0], [1, 0], [2, 1]])
-  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs), [1, 2, 1])
-  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, 'optimistic'), [1, 1, 1])
-  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, 'expected'), [1, 1.5, 1])
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1, 1])
+  np.testing.assert_array_equal(ranks_of('t2v', scores, pairs), [1, 2, 1])
+  np.testing.assert_array_equal(ranks_of('t2v', scores, pairs, 'optimistic'), [1, 1, 1])
+  np.testing.assert_array_equal(ranks_of('t2v', scores, pairs, 'expected'), [1, 1.5, 1])
+  np.testing.assert_array_equal(ranks_of('v2t', scores, pairs), [1, 1])
 
 
 def test_video_to_text_takes_the_best_of_all_captions():
@@ -25,12 +29,12 @@ def test_video_to_text_takes_the_best_of_all_captions():
   # original does, would give rank 3.
   scores = np.array([[0.9, 0.0], [0.5, 0.0], [0.1, 0.0]])
   pairs = np.array([[0, 0], [2, 0]])
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1])
+  np.testing.assert_array_equal(ranks_of('v2t', scores, pairs), [1])
 
 
 def test_own_captions_do_not_compete_with_each_other():
   scores = np.array([[0.9], [0.9], [0.1]])
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, [[0, 0], [1, 0]]), [1])
+  np.testing.assert_array_equal(ranks_of('v2t', scores, [[0, 0], [1, 0]]), [1])
 
 
 # Three videos with the captions (0, 1, 2), (3) and (4, 5).
@@ -51,8 +55,8 @@ def test_both_rules_of_video_to_text_by_hand():
   )
   # Video 0: its .9 is first. Video 1: three captions of video 0 are ahead of
   # its .5, which is one group. Video 2: one caption is ahead of its .8.
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, CAPTIONS_OF), [1, 4, 2])
-  np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, CAPTIONS_OF), [1, 2, 2])
+  np.testing.assert_array_equal(ranks_of('v2t', scores, CAPTIONS_OF), [1, 4, 2])
+  np.testing.assert_array_equal(ranks_of('v2t_grouped', scores, CAPTIONS_OF), [1, 2, 2])
   figures = metrics.retrieval_metrics(scores, CAPTIONS_OF)
   assert figures['v2t_r1'] == figures['v2t_grouped_r1'] == pytest.approx(100 / 3)
   assert figures['v2t_mean_rank'] == pytest.approx(7 / 3)
@@ -71,15 +75,15 @@ def test_grouped_ranks_follow_the_tie_rule():
     ('optimistic', [1, 1], [1, 1]),
     ('expected', [1.5, 2], [1.5, 1.5]),
   ):
-    np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs, ties), plain)
-    np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, pairs, ties), grouped)
+    np.testing.assert_array_equal(ranks_of('v2t', scores, pairs, ties), plain)
+    np.testing.assert_array_equal(ranks_of('v2t_grouped', scores, pairs, ties), grouped)
 
 
 def test_a_caption_of_two_videos_ties_their_groups():
   scores = np.array([[0.9, 0.9], [0.1, 0.2], [0.3, 0.1]])
   pairs = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs), [1, 1])
-  np.testing.assert_array_equal(metrics.grouped_video_to_text_ranks(scores, pairs), [2, 2])
+  np.testing.assert_array_equal(ranks_of('v2t', scores, pairs), [1, 1])
+  np.testing.assert_array_equal(ranks_of('v2t_grouped', scores, pairs), [2, 2])
 
 
 def test_one_caption_each_has_no_groups():
@@ -153,11 +157,10 @@ def test_agrees_with_a_brute_force_on_matrices_with_ties(seed, ties, monkeypatch
   scores = generator.integers(0, 5, (texts, videos)).astype(np.float32)
   pairs = np.stack([generator.integers(0, texts, 20), generator.integers(0, videos, 20)], 1)
   t2v, v2t = _brute_force(scores, pairs, ties)
-  np.testing.assert_array_equal(metrics.text_to_video_ranks(scores, pairs, ties), t2v)
-  np.testing.assert_array_equal(metrics.video_to_text_ranks(scores, pairs, ties), v2t)
+  np.testing.assert_array_equal(ranks_of('t2v', scores, pairs, ties), t2v)
+  np.testing.assert_array_equal(ranks_of('v2t', scores, pairs, ties), v2t)
   np.testing.assert_array_equal(
-    metrics.grouped_video_to_text_ranks(scores, pairs, ties),
-    _grouped_brute_force(scores, pairs, ties),
+    ranks_of('v2t_grouped', scores, pairs, ties), _grouped_brute_force(scores, pairs, ties)
   )
 
 
@@ -207,12 +210,14 @@ def test_dual_softmax_is_the_product_of_both(monkeypatch):
     (scores, product, metrics.text_queries(pairs)),
     (scores.T, product.T, metrics.video_queries(pairs)),
   ):
-    penalty = metrics.dual_softmax_penalty(metrics.blocks_of(matrix.T), 4.0)
+    penalty = metrics.dual_softmax_penalty(matrix.T, 4.0)
     np.testing.assert_allclose(penalty, np.log(np.exp(4 * matrix.T.astype(np.float64)).sum(1)) / 8)
-    got = metrics.standing(metrics.blocks_of(matrix), queries, penalty)
-    want = metrics.standing(metrics.blocks_of(both), queries)
-    np.testing.assert_array_equal(got.ranks(), want.ranks())
-    assert (got.ranks() != metrics.standing(metrics.blocks_of(matrix), queries).ranks()).any()
+    got = metrics.rank_blocks(metrics.row_blocks(matrix), queries, penalty)
+    want = metrics.rank_blocks(metrics.row_blocks(both), queries)
+    np.testing.assert_array_equal(got.resolve(), want.resolve())
+    assert (
+      got.resolve() != metrics.rank_blocks(metrics.row_blocks(matrix), queries).resolve()
+    ).any()
 
 
 def test_intervals_of_ranks_are_those_of_plain_resampling():
@@ -256,23 +261,23 @@ def test_interval_width_is_that_of_theory():
 
 def test_blocks_hold_whole_rows_and_no_more_scores_than_allowed(monkeypatch):
   monkeypatch.setattr(metrics, 'CELLS', 12)
-  assert [*metrics.spans(7, 5)] == [(0, 2), (2, 4), (4, 6), (6, 7)]
-  assert [*metrics.spans(2, 13)] == [(0, 1), (1, 2)]
+  assert [*metrics.row_spans(7, 5)] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+  assert [*metrics.row_spans(2, 13)] == [(0, 1), (1, 2)]
 
 
 def test_refuses_what_has_no_rank():
   good = np.zeros((2, 2))
   with pytest.raises(ValueError, match='1 of 4 scores are NaN'):
-    metrics.text_to_video_ranks([[0, np.nan], [0, 0]], [[0, 0]])
+    ranks_of('t2v', [[0, np.nan], [0, 0]], [[0, 0]])
   with pytest.raises(ValueError, match='is none of'):
-    metrics.text_to_video_ranks(good, [[0, 0]], ties='lucky')
+    ranks_of('t2v', good, [[0, 0]], ties='lucky')
   for pair in ([0, 2], [2, 0], [-1, 0], [0, -1]):
     with pytest.raises(ValueError, match='index rows and columns'):
-      metrics.video_to_text_ranks(good, [[1, 1], pair])
+      ranks_of('v2t', good, [[1, 1], pair])
   for pairs in (np.zeros((0, 2), int), [0, 0], [[0, 0, 0]]):
     with pytest.raises(ValueError, match='at least one row'):
-      metrics.video_to_text_ranks(good, pairs)
+      ranks_of('v2t', good, pairs)
   with pytest.raises(ValueError, match='must be \\[texts, videos\\]'):
-    metrics.text_to_video_ranks(np.zeros(3), [[0, 0]])
+    ranks_of('t2v', np.zeros(3), [[0, 0]])
   with pytest.raises(ValueError, match='at least one query'):
     metrics.bootstrap_interval([])

@@ -34,20 +34,20 @@ class Survey(NamedTuple):
     score: float32[R, K], theirs.
     standing: of the right items among all columns.
     penalty: float64[R], see metrics.dual_softmax_penalty; None if not asked.
-    grouped: see metrics.grouped_in; None if not asked.
+    grouped: see metrics.rank_grouped; None if not asked.
   """
 
   item: np.ndarray
   score: np.ndarray
-  standing: metrics.Standing
+  standing: metrics.Ranks
   penalty: np.ndarray | None
-  grouped: metrics.Standing | None = None
+  grouped: metrics.Ranks | None = None
 
 
 def similarity_blocks(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first row, float32[n, C]) of rows f[R, E] times columns f[C, E]."""
   columns = np.asarray(columns, np.float64).T
-  for first, last in metrics.spans(len(rows), columns.shape[1]):
+  for first, last in metrics.row_spans(len(rows), columns.shape[1]):
     rows_now = np.asarray(rows[first:last], np.float64)
     yield first, (rows_now @ columns).astype(np.float32)
 
@@ -71,7 +71,7 @@ def survey(
   """Visits all scores once.
 
   Args:
-    blocks: see metrics.blocks_of.
+    blocks: see metrics.row_blocks.
     queries: who asks.
     keep: K, how many of the best columns of a row are kept.
     scale: of the penalty of dual softmax, 0 without.
@@ -82,17 +82,17 @@ def survey(
     item = best_columns(block, keep)
     items.append(item)
     scores.append(np.take_along_axis(block, item, 1))
-    standings.append(metrics.standing_in(first, block, queries))
+    standings.append(metrics.rank_block(first, block, queries))
     if scale:
-      penalties.append(metrics.penalty_in(block, scale))
+      penalties.append(metrics.dual_softmax_penalty(block, scale))
     if grouped:
-      groups.append(metrics.grouped_in(first, block, queries))
+      groups.append(metrics.rank_grouped(first, block, queries))
   return Survey(
     np.concatenate(items),
     np.concatenate(scores),
-    metrics.join(standings),
+    metrics.join_ranks(standings),
     np.concatenate(penalties) if scale else None,
-    metrics.join(groups) if grouped else None,
+    metrics.join_ranks(groups) if grouped else None,
   )
 
 
@@ -112,7 +112,7 @@ def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
   return np.take_along_axis(item, order, 1)
 
 
-def reranked(queries: metrics.Queries, found: Survey, scores: np.ndarray) -> metrics.Standing:
+def reranked(queries: metrics.Queries, found: Survey, scores: np.ndarray) -> metrics.Ranks:
   """Who stands ahead if the first k columns of every row are re-scored.
 
   Args:
@@ -124,27 +124,27 @@ def reranked(queries: metrics.Queries, found: Survey, scores: np.ndarray) -> met
   for start, stop in _spans_of(queries, k):
     row = queries.row[start:stop]
     near, score = found.score[row, :k], scores[row]
-    query, _, bounds = metrics.right_columns(queries, start, stop)
+    query, _, bounds = queries.right_columns(start, stop)
     value, best, inside = _right_in(queries, found, scores, start, stop)
     own = np.add.reduceat((value == best[query]).astype(np.int64), bounds)
     ahead = (score > best[:, None]).sum(1)
     equal = (score == best[:, None]).sum(1) - own
     # Without a right candidate: all candidates, and then by similarity.
-    by_near = metrics.Standing(*(part[start:stop] for part in found.standing))
+    by_near = metrics.Ranks(*(part[start:stop] for part in found.standing))
     nearer = (near > by_near.score[:, None]).sum(1)
     level = (near == by_near.score[:, None]).sum(1)
     parts.append(
-      metrics.Standing(
+      metrics.Ranks(
         np.where(inside, best, by_near.score),
         np.where(inside, ahead, k + by_near.ahead - nearer),
         np.where(inside, equal, by_near.equal - level),
       )
     )
-  return metrics.join(parts)
+  return metrics.join_ranks(parts)
 
 
 def _spans_of(queries, k):
-  return metrics.spans(len(queries.row), k * int(np.diff(queries.start).max()))
+  return metrics.row_spans(len(queries.row), k * int(np.diff(queries.start).max()))
 
 
 def _right_in(queries, found, scores, start, stop):
@@ -155,19 +155,17 @@ def _right_in(queries, found, scores, start, stop):
     the best of a query; bool[Q], whether there is any.
   """
   row, k = queries.row[start:stop], scores.shape[1]
-  query, column, bounds = metrics.right_columns(queries, start, stop)
+  query, column, bounds = queries.right_columns(start, stop)
   # bool[P, k]: which candidate is a right one.
   right = found.item[row, :k][query] == column[:, None]
   value = np.where(right, scores[row][query], -np.inf).max(1)
   return (value, np.maximum.reduceat(value, bounds), np.logical_or.reduceat(right.any(1), bounds))
 
 
-def reranked_grouped(
-  queries: metrics.Queries, found: Survey, scores: np.ndarray
-) -> metrics.Standing:
+def reranked_grouped(queries: metrics.Queries, found: Survey, scores: np.ndarray) -> metrics.Ranks:
   """As `reranked`, of videos among the captions of a video at a time.
 
-  The place of a group is that of its first caption; see metrics.grouped_in.
+  The place of a group is that of its first caption; see metrics.rank_grouped.
   """
   parts, k, count = [], scores.shape[1], len(queries.row)
   # The groups of text t are group[first[t]:first[t + 1]].
@@ -197,16 +195,16 @@ def reranked_grouped(
 
     # Without an own candidate, all groups that have one come first, and so do
     # those that have a nearer caption: one of the two holds the other.
-    near = metrics.Standing(*(part[start:stop] for part in found.grouped))
+    near = metrics.Ranks(*(part[start:stop] for part in found.grouped))
     outside = np.maximum(near.ahead, per_query(slice(None)))
     parts.append(
-      metrics.Standing(
+      metrics.Ranks(
         np.where(inside, best, near.score),
         np.where(inside, per_query(value > best[query]), outside),
         np.where(inside, per_query(value == best[query]), near.ahead + near.equal - outside),
       )
     )
-  return metrics.join(parts)
+  return metrics.join_ranks(parts)
 
 
 def reordered(found: Survey, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +259,7 @@ class Union(NamedTuple):
 
   def _look_up(self, values, item, key):
     found = np.empty(item.shape, values.dtype)
-    for first, last in metrics.spans(*item.shape):
+    for first, last in metrics.row_spans(*item.shape):
       row = np.arange(first, last)[:, None]
       wanted = key(row, item[first:last].astype(np.int64))
       found[first:last] = values[np.searchsorted(self.key, wanted)]
@@ -289,7 +287,7 @@ def similarity_of(
 ) -> np.ndarray:
   """float32[P] of pairs of features f[texts, E], f[videos, E]."""
   similarity = np.empty(len(text), np.float32)
-  for first, last in metrics.spans(len(text), texts.shape[1]):
+  for first, last in metrics.row_spans(len(text), texts.shape[1]):
     similarity[first:last] = np.einsum(
       'pe,pe->p',
       texts[text[first:last]].astype(np.float64),

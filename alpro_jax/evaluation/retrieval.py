@@ -264,7 +264,7 @@ def score(
     order.margin,
     figures,
     clock.seconds,
-    order.standings[0].ranks(scoring.ties),
+    order.standings[0].resolve(scoring.ties),
     order.top,
     order.top_scores,
     intervals,
@@ -332,7 +332,7 @@ class _Split(NamedTuple):
 
 def _similarity_blocks(texts, videos, similarity, side):
   if similarity is not None:
-    return metrics.blocks_of(similarity.T if side else similarity)
+    return metrics.row_blocks(similarity.T if side else similarity)
   rows, columns = texts.feature, videos.feature
   if side:
     rows, columns = columns, rows
@@ -385,8 +385,8 @@ class _Order(NamedTuple):
   grouped captions (None without groups).
   """
 
-  standings: Sequence[metrics.Standing | None]
-  dual: Sequence[metrics.Standing] | None
+  standings: Sequence[metrics.Ranks | None]
+  dual: Sequence[metrics.Ranks] | None
   top: np.ndarray
   top_scores: np.ndarray
   sides: tuple[Direction, Direction]
@@ -400,7 +400,7 @@ def _order_by_similarity(split, scoring) -> _Order:
   dual = None
   if scoring.dual_softmax:
     dual = [
-      metrics.standing(split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
+      metrics.rank_blocks(split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
       for i, side in enumerate(split.sides)
     ]
   return _Order(
@@ -424,7 +424,7 @@ def _order_of_all(split, scorer, scoring, clock) -> _Order:
   matrices = scores, scores.T
   best, back = (
     candidates.survey(
-      metrics.blocks_of(matrix),
+      metrics.row_blocks(matrix),
       side.queries,
       TOP,
       scale=float(scoring.dual_softmax),
@@ -435,7 +435,7 @@ def _order_of_all(split, scorer, scoring, clock) -> _Order:
   dual = None
   if scoring.dual_softmax:
     dual = [
-      metrics.standing(metrics.blocks_of(matrix), side.queries, other.penalty)
+      metrics.rank_blocks(metrics.row_blocks(matrix), side.queries, other.penalty)
       for matrix, side, other in zip(matrices, split.sides, (back, best), strict=True)
     ]
   return _Order(
@@ -511,7 +511,7 @@ def _check_size(texts, videos, scoring):
 def _check_finite(array, name):
   wrong = sum(
     int((~np.isfinite(array[first:last])).sum())
-    for first, last in metrics.spans(len(array), array[:1].size)
+    for first, last in metrics.row_spans(len(array), array[:1].size)
   )
   if wrong:
     raise ValueError(
@@ -572,7 +572,7 @@ def recall_against_k(
   while k < end:
     near = [side.near.item[:, :k] for side in sides]
     found = [candidates.reranked(side.queries, side.near, side.scores[:, :k]) for side in sides]
-    ranks = [x.ranks(retrieval.scoring.ties) for x in found]
+    ranks = [x.resolve(retrieval.scoring.ties) for x in found]
     figures = {
       **metrics.summarize_ranks(ranks[0], 't2v'),
       **metrics.summarize_ranks(ranks[1], 'v2t'),
@@ -599,6 +599,6 @@ def _sides_of_matrices(retrieval, keep):
     similarity, scores = retrieval.similarity, retrieval.scores
     if i:
       similarity, scores = similarity.T, scores.T
-    near = candidates.survey(metrics.blocks_of(similarity), side.queries, keep)
+    near = candidates.survey(metrics.row_blocks(similarity), side.queries, keep)
     sides.append(Direction(side.queries, near, np.take_along_axis(scores, near.item, 1)))
   return sides

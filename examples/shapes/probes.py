@@ -89,7 +89,7 @@ def right_caption(
     all, trained, never_trained and each family; chance. A tie with a wrong
     text counts as wrong.
   """
-  right = metrics.video_to_text_ranks(scores, pairs) == 1
+  right = metrics.rank_matrix(scores, pairs)['v2t'][1].resolve() == 1
   rows = [truth[video] for video in np.unique(pairs[:, 1])]
   groups = {
     'all': np.ones(len(rows), bool),
