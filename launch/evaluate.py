@@ -255,7 +255,7 @@ def _evaluate(model, prepared, style, several):
     result = zero_shot.evaluate(
       model, prepared.path, prepared.split, style=style, truth=_TRUTH.value
     )
-    evaluated = split.Evaluated(model, prepared, style, result.retrieval)
+    evaluated = split.EvaluationResult(model, prepared, style, result.retrieval)
   else:
     evaluated = split.evaluate(model, prepared, style=style)
   recall = split.recall_against_cost(evaluated) if _RECALL_TABLE.value else ()

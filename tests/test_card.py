@@ -13,10 +13,10 @@ import alpro_jax
 from alpro_jax import metrics, sharding
 from alpro_jax.data.annotations import Question
 from alpro_jax.evaluation import card, facts, question_answering
-from alpro_jax.evaluation.question_answering import Answered, Asked
+from alpro_jax.evaluation.question_answering import AnswerResult, AskedQuestion
 from alpro_jax.evaluation.retrieval import Scoring, Tradeoff
-from alpro_jax.evaluation.split import Evaluated
-from alpro_jax.evaluation.trained import Origin, Trained
+from alpro_jax.evaluation.split import EvaluationResult
+from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from configs import common
 from tests import small_sets
@@ -39,14 +39,14 @@ def trained(task='pretrain'):
   )
   model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return Trained(
+  return TrainedModel(
     model,
     {'x': np.zeros((3, 4))},
     config,
     small_sets.Letters(),
     mesh,
     (),
-    Origin('/runs/my run/checkpoints/700', 700, 'abc123'),
+    CheckpointInfo('/runs/my run/checkpoints/700', 700, 'abc123'),
   )
 
 
@@ -66,7 +66,7 @@ def search(share=1.0, **scoring):
     scoring=Scoring(**scoring),
     cost={'pairs': 49.0 * share, 'share': share},
   )
-  return Evaluated(trained(), small_sets.MemorySet(7), '', found)
+  return EvaluationResult(trained(), small_sets.MemorySet(7), '', found)
 
 
 def answers():
@@ -74,14 +74,14 @@ def answers():
     [Question(f'{EVIL} what?', 'up', 'what')],
     [Question('who?', '<b>', 'who'), Question('what?', 'up', 'odd')],
   ]
-  asked = tuple(Asked(i, *q) for i, of in enumerate(questions) for q in of)
+  asked = tuple(AskedQuestion(i, *q) for i, of in enumerate(questions) for q in of)
   known, chosen = ('left', 'up'), ['up', 'left', 'left']
   logits = np.array([[0, 2], [3, 0], [1, 0]], np.float32)
-  found = Answered(
+  found = AnswerResult(
     asked, known, logits, *question_answering.figures(asked, chosen, known), {'videos': 1.0}
   )
   prepared = small_sets.MemorySet(2, questions=questions)
-  return Evaluated(trained('question_answering'), prepared, '', found)
+  return EvaluationResult(trained('question_answering'), prepared, '', found)
 
 
 def alone(text):
@@ -190,14 +190,14 @@ def test_card_of_answers(tmp_path):
 
 
 def test_spellings_of_an_answer_are_one_in_the_card():
-  asked = (Asked(0, 'what?', 'Two  Red', 'what'), Asked(1, 'who?', 'x', 'who'))
+  asked = (AskedQuestion(0, 'what?', 'Two  Red', 'what'), AskedQuestion(1, 'who?', 'x', 'who'))
   known = ('up', 'two red', 'UP')
   logits = np.array([[0, 9, 0], [9, 0, 0]], np.float32)
-  found = Answered(
+  found = AnswerResult(
     asked, known, logits, *question_answering.figures(asked, ['two red', 'up'], known), {}
   )
   prepared = small_sets.MemorySet(2, questions=[[Question(*question[1:])] for question in asked])
-  content = card.make(Evaluated(trained('question_answering'), prepared, '', found))
+  content = card.make(EvaluationResult(trained('question_answering'), prepared, '', found))
   (right,), (wrong,) = content.best, content.worst
   assert right.known and not wrong.known
   text = card.render(content)

@@ -4,7 +4,7 @@ import numpy as np
 
 from alpro_jax import metrics
 from alpro_jax.evaluation import cases, retrieval
-from alpro_jax.evaluation.question_answering import Answered, Asked
+from alpro_jax.evaluation.question_answering import AnswerResult, AskedQuestion
 from configs import common
 from tests import small_sets
 
@@ -57,15 +57,15 @@ def test_families_take_turns():
 
 def test_the_surest_answers_of_every_kind():
   asked = [
-    Asked(0, 'who?', 'a', 'who'),
-    Asked(1, 'who?', 'a', 'who'),
-    Asked(2, 'what?', 'a', 'what'),
-    Asked(3, 'whose?', 'a', 'who'),
-    Asked(4, 'how?', 'b', 'how'),
-    Asked(5, 'how?', 'c', 'how'),
+    AskedQuestion(0, 'who?', 'a', 'who'),
+    AskedQuestion(1, 'who?', 'a', 'who'),
+    AskedQuestion(2, 'what?', 'a', 'what'),
+    AskedQuestion(3, 'whose?', 'a', 'who'),
+    AskedQuestion(4, 'how?', 'b', 'how'),
+    AskedQuestion(5, 'how?', 'c', 'how'),
   ]
   logits = np.array([[9, 0], [8, 0], [5, 0], [1, 0], [2, 0], [4, 0]], np.float32)
-  answered = Answered(tuple(asked), ('a', 'b'), logits, {}, {}, {})
+  answered = AnswerResult(tuple(asked), ('a', 'b'), logits, {}, {}, {})
   right, wrong = cases.choose_answers(answered, 3)
   # The same words again come last of their kind.
   assert right == [0, 2, 3]

@@ -259,7 +259,7 @@ def test_answers_must_be_stored(run, sets, monkeypatch):
 
 def test_matching_decides_only_where_it_was_trained(run):
   config = common.get_config('tiny')
-  model = trained.Trained(run[2].model, None, config, None, mesh())
+  model = trained.TrainedModel(run[2].model, None, config, None, mesh())
   assert model.knows_matching and not model.answers_questions
   for change in ({'task': 'prompter'}, {'task': 'question_answering'}):
     changed = config.copy_and_resolve_references()
@@ -295,7 +295,7 @@ def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
   assert model.config.match
   # Converted by somebody who could not know: only the head itself tells.
   fresh = {'match_head': {'kernel': np.ones((8, 2)), 'bias': np.zeros(2)}}
-  known = trained.Trained(model, fresh, config, None, mesh(), meta={'converted': {}})
+  known = trained.TrainedModel(model, fresh, config, None, mesh(), meta={'converted': {}})
   assert not known.knows_matching
   scoring = split.choose_scoring(known)
   assert (scoring.rule, scoring.rerank_k) == ('similarity', 0)
@@ -310,7 +310,7 @@ def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
 
 def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):
   config = common.get_config('tiny')
-  model = trained.Trained(run[2].model, None, config, None, mesh())
+  model = trained.TrainedModel(run[2].model, None, config, None, mesh())
   bare = small_sets.MemorySet(2, captions=[(), ()], styles=[(), ()])
   with pytest.raises(
     ValueError, match='no captions, which retrieval needs; prepare it with a file'

@@ -10,7 +10,7 @@ from flax import linen as nn
 from alpro_jax import sharding
 from alpro_jax.evaluation import attention, explain
 from alpro_jax.evaluation.attention import Texts
-from alpro_jax.evaluation.trained import Origin, Trained
+from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
 from tests import small_sets, small_task
 
 
@@ -29,7 +29,9 @@ def trained(tmp_path_factory):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   task = small_task.small_task(config, mesh)
   params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
-  return Trained(task.model, params, config, Tokenizer(), mesh, origin=Origin('runs/<a>', 7, 'd'))
+  return TrainedModel(
+    task.model, params, config, Tokenizer(), mesh, origin=CheckpointInfo('runs/<a>', 7, 'd')
+  )
 
 
 @pytest.fixture(scope='module')

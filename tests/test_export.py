@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
-from alpro_jax.evaluation.trained import Trained, load
+from alpro_jax.evaluation.trained import TrainedModel, load
 from alpro_jax.serving import alpro_loader, check, folder, programs, saved_model
 from alpro_jax.tasks.base import TextInfo, get_task
 from alpro_jax.train import checkpoints, identity
@@ -51,7 +51,7 @@ VOCAB = [
 
 
 def make(path, task):
-  """A model of random weights, (Trained, its task, file of its tokenizer)."""
+  """A model of random weights, (TrainedModel, its task, file of its tokenizer)."""
   file = path / 'vocab.txt'
   file.write_text('\n'.join(VOCAB) + '\n')
   config = small_task.small_config(path, task)
@@ -69,7 +69,7 @@ def make(path, task):
   tokenizer = tokens.load_tokenizer(file)
   own = get_task(config, TextInfo(tokenizer.special, len(VOCAB)), mesh)
   params = nn.unbox(jax.jit(own.init)(jax.random.key(0)))
-  return Trained(own.model, params, config, tokenizer, mesh, tuple(own.answers)), own, file
+  return TrainedModel(own.model, params, config, tokenizer, mesh, tuple(own.answers)), own, file
 
 
 @pytest.fixture(scope='module')

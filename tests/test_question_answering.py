@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.evaluation import question_answering
-from alpro_jax.evaluation.question_answering import Asked
+from alpro_jax.evaluation.question_answering import AskedQuestion
 from alpro_jax.evaluation.scorer import Scorer
 from alpro_jax.models.alpro import Alpro
 from tests import test_retrieval as small
@@ -145,13 +145,13 @@ def test_refuses_what_it_cannot_answer(model, one_device):
 
 def test_figures_of_known_answers():
   asked = [
-    Asked(0, 'w1', 'left', 'what'),
-    Asked(0, 'w1', 'up', 'what'),
-    Asked(1, 'w1', 'up', 'what'),
-    Asked(1, 'w2', 'left', 'what'),
-    Asked(2, 'h', 'a disc', 'how'),
-    Asked(2, 'h', 'left', 'how'),
-    Asked(3, 'c', 'a disc', 'colour'),
+    AskedQuestion(0, 'w1', 'left', 'what'),
+    AskedQuestion(0, 'w1', 'up', 'what'),
+    AskedQuestion(1, 'w1', 'up', 'what'),
+    AskedQuestion(1, 'w2', 'left', 'what'),
+    AskedQuestion(2, 'h', 'a disc', 'how'),
+    AskedQuestion(2, 'h', 'left', 'how'),
+    AskedQuestion(3, 'c', 'a disc', 'colour'),
   ]
   chosen = ['left', 'up', 'left', 'left', 'left', 'left', 'left']
   found, intervals = question_answering.figures(asked, chosen, ANSWERS)
@@ -183,23 +183,23 @@ def test_figures_of_known_answers():
 
 def test_spelling_makes_no_difference():
   asked = [
-    Asked(0, 'w', 'Two  Red', 'what'),
-    Asked(1, 'w', 'UP', 'what'),
-    Asked(2, 'w', 'none', 'what'),
+    AskedQuestion(0, 'w', 'Two  Red', 'what'),
+    AskedQuestion(1, 'w', 'UP', 'what'),
+    AskedQuestion(2, 'w', 'none', 'what'),
   ]
   known = ('up', 'two red')
   found, _ = question_answering.figures(asked, ['two red', 'up', 'up'], known)
   assert found['accuracy'] == found['in_list'] == pytest.approx(200 / 3)
   assert found['most_frequent'] == pytest.approx(100 / 3)
   assert found['best_per_kind'] == pytest.approx(100 / 3)
-  answered = question_answering.Answered(
+  answered = question_answering.AnswerResult(
     tuple(asked), known, np.array([[0, 1], [1, 0], [1, 0]]), {}, {}, {}
   )
   assert answered.right.tolist() == [True, True, False]
 
 
 def test_any_spelling_that_a_checkpoint_lists_is_right():
-  asked = [Asked(0, 'w', 'red', 'what'), Asked(1, 'w', 'red', 'what')]
+  asked = [AskedQuestion(0, 'w', 'red', 'what'), AskedQuestion(1, 'w', 'red', 'what')]
   found, _ = question_answering.figures(asked, ['red', 'RED'], ('red', 'up', 'RED'))
   assert found['accuracy'] == found['best_per_kind'] == 100
 
@@ -211,8 +211,8 @@ def test_kinds_in_the_order_of_the_paper():
 
 
 def test_rows_say_all_about_a_question():
-  answered = question_answering.Answered(
-    (Asked(1, 'who?', 'up', 'who'), Asked(0, 'who?', 'x', 'who')),
+  answered = question_answering.AnswerResult(
+    (AskedQuestion(1, 'who?', 'up', 'who'), AskedQuestion(0, 'who?', 'x', 'who')),
     ANSWERS,
     np.array([[0, 2, 1], [1, 1, 1]], np.float32),
     {},

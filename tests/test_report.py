@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from alpro_jax.evaluation import page, report
+from alpro_jax.evaluation import page
+from examples.shapes import report
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
 
@@ -57,8 +58,8 @@ def full_report():
       )
     ],
     entities=[('disc', 5), ('ring', 2)],
-    comparison=report.Table(['', 'x'], [('R@1', 27.0), ('R@5', None)]),
-    details={'More': report.Table(['group', 'x'], [('all', 50.0)])},
+    comparison=page.Table(['', 'x'], [('R@1', 27.0), ('R@5', None)]),
+    details={'More': page.Table(['group', 'x'], [('all', 50.0)])},
     curves={
       'run': [report.Curve('loss', [0, 1, 2], [3, 2, 1.0], 2.5), report.Curve('flat', [0], [1.0])]
     },

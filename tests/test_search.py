@@ -15,7 +15,7 @@ import pytest
 
 from alpro_jax.data import frames
 from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
-from alpro_jax.evaluation.trained import Origin
+from alpro_jax.evaluation.trained import CheckpointInfo
 from alpro_jax.search import cut, gallery, indexing, querying, vectors
 from alpro_jax.search import store as storing
 from alpro_jax.search.cut import Cutting, Segment
@@ -57,7 +57,7 @@ class NumpyEncoder:
       model=types.SimpleNamespace(config=config),
       answers_questions=False,
       knows_matching=True,
-      origin=Origin('runs/a', 7, 'd' * 64),
+      origin=CheckpointInfo('runs/a', 7, 'd' * 64),
       meta={'model': {}, 'tokenizer': {'digest': 't'}, 'arrays': {'params/x': 'sha'}},
       config=ml_collections.ConfigDict(
         {'task': 'retrieval', 'data': {'image_size': 8, 'resize': 8, 'resize_mode': 'squash'}}

@@ -17,9 +17,9 @@ from typing import Any
 from alpro_jax import files
 from alpro_jax.evaluation import cases, facts, page, question_answering
 from alpro_jax.evaluation.page import Row, Table, format_figure
-from alpro_jax.evaluation.question_answering import Answered
+from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Tradeoff
-from alpro_jax.evaluation.split import Evaluated
+from alpro_jax.evaluation.split import EvaluationResult
 
 _SHOWN = 6  # Best cases, and as many worst ones.
 # Questions for each wording from which one answer per wording says something.
@@ -54,7 +54,9 @@ class Card:
   warning: str = ''
 
 
-def make(evaluated: Evaluated, *, recall: Sequence[Tradeoff] = (), warning: str = '') -> Card:
+def make(
+  evaluated: EvaluationResult, *, recall: Sequence[Tradeoff] = (), warning: str = ''
+) -> Card:
   """Returns the card of an evaluation.
 
   Args:
@@ -63,7 +65,7 @@ def make(evaluated: Evaluated, *, recall: Sequence[Tradeoff] = (), warning: str 
     warning: to show on top.
   """
   trained, prepared, style, found = evaluated
-  answers = isinstance(found, Answered)
+  answers = isinstance(found, AnswerResult)
   name = pathlib.Path(prepared.path).name
   what = 'Question answering' if answers else 'Text-video retrieval'
   choose = cases.answer_cases if answers else cases.search_cases

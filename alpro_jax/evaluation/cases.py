@@ -10,9 +10,9 @@ from alpro_jax.data import pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import pictures
 from alpro_jax.evaluation.page import Search, ShownClip
-from alpro_jax.evaluation.question_answering import Answered
+from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval
-from alpro_jax.evaluation.split import Evaluated
+from alpro_jax.evaluation.split import EvaluationResult
 
 _TOP = 5  # Videos of a search.
 
@@ -91,7 +91,7 @@ def _ahead(retrieval, text, own):
   return (mine or [scores[-1]])[0] - (others or [scores[-1]])[0]
 
 
-def choose_answers(answered: Answered, count: int) -> tuple[list[int], list[int]]:
+def choose_answers(answered: AnswerResult, count: int) -> tuple[list[int], list[int]]:
   """Questions answered right and wrong, the surest ones, kinds in turn."""
   # Largest probability of each question.
   logits = answered.logits
@@ -134,7 +134,7 @@ def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
   return [clips[int(record)] for record in records]
 
 
-def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
+def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
   """The best searches and the worst, `count` of each at most."""
   trained, prepared, _, found = evaluated
   records, own = prepared.metadata(), {}  # Text -> its videos.
@@ -172,7 +172,7 @@ def search_cases(evaluated: Evaluated, count: int) -> list[list[Search]]:
   ]
 
 
-def answer_cases(evaluated: Evaluated, count: int) -> list[list[AnswerCase]]:
+def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCase]]:
   """The surest right answers and the surest wrong ones, `count` of each."""
   trained, prepared, _, found = evaluated
   chosen = choose_answers(found, count)

@@ -16,7 +16,7 @@ import numpy as np
 from alpro_jax import masking
 from alpro_jax.evaluation import attention, page, pictures
 from alpro_jax.evaluation.attention import Texts
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 
 
 class Word(NamedTuple):
@@ -63,7 +63,7 @@ class Explained(NamedTuple):
     notes: what could not be shown and why.
   """
 
-  trained: Trained
+  trained: TrainedModel
   name: str
   text: str
   frames: np.ndarray
@@ -79,7 +79,7 @@ class Explained(NamedTuple):
   notes: list[str]
 
 
-def split_words(trained: Trained, text: str) -> list[Word]:
+def split_words(trained: TrainedModel, text: str) -> list[Word]:
   """Cuts a text at its spaces and finds the tokens of each word.
 
   A tokenizer that joins words gives them as it reads them, token by token.
@@ -108,7 +108,7 @@ def split_words(trained: Trained, text: str) -> list[Word]:
   return words
 
 
-def choose_target(trained: Trained) -> str:
+def choose_target(trained: TrainedModel) -> str:
   """The target that this model was trained for.
 
   Raises:
@@ -142,7 +142,7 @@ def choose_layer(config, asked: int | None = None) -> int:
 
 
 def explain(
-  trained: Trained,
+  trained: TrainedModel,
   name: str,
   frames: np.ndarray,
   seconds: tuple[float, float],
@@ -235,7 +235,7 @@ def _answers(trained, frames, whole):
 
 
 def name_regions(
-  trained: Trained,
+  trained: TrainedModel,
   teacher,
   entities: Sequence[str],
   frames: np.ndarray,

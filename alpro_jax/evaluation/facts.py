@@ -12,10 +12,10 @@ import jax
 import alpro_jax
 from alpro_jax.data import tokens
 from alpro_jax.data.answers import equal_entries
-from alpro_jax.evaluation.question_answering import Answered
+from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval
-from alpro_jax.evaluation.split import Evaluated
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.split import EvaluationResult
+from alpro_jax.evaluation.trained import TrainedModel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What git must know of for the commit alone to say how something was made.
@@ -41,14 +41,14 @@ _TIES = {
 }
 
 
-def collect(evaluated: Evaluated) -> dict[str, Any]:
+def collect(evaluated: EvaluationResult) -> dict[str, Any]:
   """How figures were obtained, as JSON."""
   trained, prepared, style, found = evaluated
   data, origin = trained.config.data, trained.origin
   records = prepared.metadata()
   stored = [record.frames for record in records]
   items = {'videos': len(records)}
-  if isinstance(found, Answered):
+  if isinstance(found, AnswerResult):
     task = 'question answering'
     texts = [asked.text for asked in found.questions]
     items['questions'] = len(found.questions)
@@ -112,7 +112,7 @@ def collect(evaluated: Evaluated) -> dict[str, Any]:
   }
 
 
-def run_options(trained: Trained) -> dict[str, Any]:
+def run_options(trained: TrainedModel) -> dict[str, Any]:
   """Options of the training in short: {dotted name: value}."""
   config, model = trained.config, trained.model.config
   size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))

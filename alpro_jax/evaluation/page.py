@@ -5,6 +5,7 @@ a template prints is escaped.
 """
 
 import functools
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import jinja2
 import numpy as np
 
 from alpro_jax.evaluation import pictures
+
+TEMPLATES = pathlib.Path(__file__).parent / 'templates'
 
 
 class Table(NamedTuple):
@@ -56,23 +59,24 @@ class Search(NamedTuple):
   clips: Sequence[ShownClip]
 
 
-def render(template: str, **content) -> str:
+def render(template: str, *, folders: Sequence[pathlib.Path] = (), **content) -> str:
   """Returns a page.
 
   Args:
-    template: a file of templates/.
+    template: a file of templates/, or of `folders`.
+    folders: with more templates.
     **content: what it prints; all of them need `title`.
   Raises:
     jinja2.UndefinedError: if the template prints what is not in `content`.
   """
-  return environment().get_template(template).render(content)
+  return environment(*folders).get_template(template).render(content)
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
-  """Returns the templates and what they call."""
+def environment(*folders: pathlib.Path) -> jinja2.Environment:
+  """Returns the templates of these folders and templates/, with their filters."""
   made = jinja2.Environment(
-    loader=jinja2.PackageLoader('alpro_jax.evaluation'),
+    loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -94,9 +98,7 @@ def format_figure(value: float, percent: bool = True) -> str:
 
 def _keep_together(value):
   """A number and its sign stay on one line."""
-  if isinstance(value, str):
-    return value.replace(' %', '\N{NO-BREAK SPACE}%')
-  return value
+  return value.replace(' %', '\N{NO-BREAK SPACE}%') if isinstance(value, str) else value
 
 
 def _cell(value):

@@ -34,7 +34,7 @@ _QUESTIONS_AT_ONCE = 4096
 TOP = 5
 
 
-class Asked(NamedTuple):
+class AskedQuestion(NamedTuple):
   """A question about a video: its record, text, true answer and kind."""
 
   record: int
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
+class AnswerResult:
   """What a model answers on a split, and what follows from it.
 
   Attributes:
@@ -56,7 +56,7 @@ class Answered:
     seconds: time of each part.
   """
 
-  questions: tuple[Asked, ...]
+  questions: tuple[AskedQuestion, ...]
   answers: tuple[str, ...]
   logits: np.ndarray
   metrics: dict[str, float]
@@ -94,7 +94,7 @@ def answer(
   answers: Sequence[str],
   *,
   pairs_per_call: int = 256,
-) -> Answered:
+) -> AnswerResult:
   """Answers all questions of a split.
 
   Args:
@@ -108,7 +108,7 @@ def answer(
       answers.
   """
   asked = tuple(
-    Asked(record, *question) for record, row in enumerate(questions) for question in row
+    AskedQuestion(record, *question) for record, row in enumerate(questions) for question in row
   )
   if not asked:
     raise ValueError('there is no question to answer.')
@@ -138,11 +138,11 @@ def answer(
   chosen = [answers[label] for label in logits.argmax(1)]
   found, intervals = figures(asked, chosen, answers)
   lap('metrics')
-  return Answered(asked, tuple(answers), logits, found, intervals, seconds)
+  return AnswerResult(asked, tuple(answers), logits, found, intervals, seconds)
 
 
 def figures(
-  asked: Sequence[Asked], chosen: Sequence[str], answers: Sequence[str]
+  asked: Sequence[AskedQuestion], chosen: Sequence[str], answers: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
   """Accuracies in percent, and what they are to be compared with.
 
@@ -222,7 +222,7 @@ def list_kinds(kinds: Iterable[str]) -> list[str]:
   return [k for k in KINDS if k in found] + sorted(found.difference(KINDS))
 
 
-def rows(answered: Answered, videos: Sequence[str]) -> list[dict]:
+def rows(answered: AnswerResult, videos: Sequence[str]) -> list[dict]:
   """What was answered to every question, as JSON; videos name the records."""
   return [
     {
@@ -243,7 +243,7 @@ def rows(answered: Answered, videos: Sequence[str]) -> list[dict]:
 
 
 def _logits(
-  scorer: Scorer, videos: VideoFeatures, asked: Sequence[Asked], pairs_per_call: int
+  scorer: Scorer, videos: VideoFeatures, asked: Sequence[AskedQuestion], pairs_per_call: int
 ) -> np.ndarray:
   """float32[questions, answers]."""
   index = {}

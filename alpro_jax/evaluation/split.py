@@ -15,15 +15,15 @@ from alpro_jax import flops
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
-from alpro_jax.evaluation.question_answering import Answered
+from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff, recall_against_k, retrieve
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 
 SCORINGS = ('auto', 'matching', 'matching+similarity', 'similarity')
 
 
-class Evaluated(NamedTuple):
+class EvaluationResult(NamedTuple):
   """What a model does on a split.
 
   Attributes:
@@ -34,13 +34,13 @@ class Evaluated(NamedTuple):
     found: everything that was found out, with its metrics and intervals.
   """
 
-  trained: Trained
+  trained: TrainedModel
   prepared: dataset.PreparedDataset
   style: str
-  found: Retrieval | Answered
+  found: Retrieval | AnswerResult
 
 
-def evaluate(trained: Trained, prepared, *, style: str = '') -> Evaluated:
+def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationResult:
   """Evaluates a model by what it was trained for.
 
   Args:
@@ -55,10 +55,10 @@ def evaluate(trained: Trained, prepared, *, style: str = '') -> Evaluated:
     found = ask(trained, prepared, style=style)
   else:
     _, found, _, _ = search(trained, prepared, style=style)
-  return Evaluated(trained, prepared, style, found)
+  return EvaluationResult(trained, prepared, style, found)
 
 
-def select(trained: Trained, prepared, *, style: str = ''):
+def select(trained: TrainedModel, prepared, *, style: str = ''):
   """Returns the records of a split that have something to ask.
 
   One set may hold videos with captions and videos with questions. Those that
@@ -84,7 +84,7 @@ def select(trained: Trained, prepared, *, style: str = ''):
 
 
 def search(
-  trained: Trained, prepared, *, style: str = ''
+  trained: TrainedModel, prepared, *, style: str = ''
 ) -> tuple[Scorer, Retrieval, TextFeatures, VideoFeatures]:
   """Retrieval in both directions.
 
@@ -98,7 +98,7 @@ def search(
   return scorer, *retrieve(scorer, batches(trained, prepared), captions, choose_scoring(trained))
 
 
-def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
+def ask(trained: TrainedModel, prepared, *, style: str = '') -> AnswerResult:
   """Answers the questions of what `select` gave; `style` is their kind."""
   questions = [record.questions_of(style) for record in prepared.metadata()]
   asked = [question for row in questions for question in row]
@@ -113,7 +113,7 @@ def ask(trained: Trained, prepared, *, style: str = '') -> Answered:
   )
 
 
-def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
+def recall_against_cost(evaluated: EvaluationResult) -> list[Tradeoff]:
   """What fewer pairs for the fusion encoder would have cost in recall."""
   trained, found = evaluated.trained, evaluated.found
   data = trained.config.data
@@ -132,7 +132,7 @@ def recall_against_cost(evaluated: Evaluated) -> list[Tradeoff]:
   return recall_against_k(found, flops=count)
 
 
-def choose_scoring(trained: Trained) -> Scoring:
+def choose_scoring(trained: TrainedModel) -> Scoring:
   """Returns how retrieval is scored, as config.eval says.
 
   A head that was not trained never decides: then the similarity does, and
@@ -164,7 +164,7 @@ def choose_scoring(trained: Trained) -> Scoring:
   )
 
 
-def batches(trained: Trained, prepared) -> Iterator[dict]:
+def batches(trained: TrainedModel, prepared) -> Iterator[dict]:
   """This host's rows of every batch of a split, without texts."""
   size = trained.mesh.size
   size *= -(-trained.config.eval.batch_size // size)
@@ -235,7 +235,7 @@ def during_training(config) -> list[DuringTraining]:
   return [DuringTraining()] if config.eval.sources else []
 
 
-def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
+def figure_names(trained: TrainedModel, prepared, style: str = '') -> list[str]:
   """The figures with an interval that `evaluate` will give, by name.
 
   Args:
@@ -257,7 +257,7 @@ def figure_names(trained: Trained, prepared, style: str = '') -> list[str]:
 
 
 def _in_training(setting, params):
-  return Trained(
+  return TrainedModel(
     setting.task.model,
     params,
     setting.config,

@@ -23,7 +23,7 @@ from alpro_jax.tasks.prompter import abstract_params
 from alpro_jax.train import checkpoints, identity
 
 
-class Origin(NamedTuple):
+class CheckpointInfo(NamedTuple):
   """Which checkpoint a model comes from.
 
   Attributes:
@@ -37,7 +37,7 @@ class Origin(NamedTuple):
   digest: str
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
   """A model, and all that is needed to ask it something.
 
   Attributes:
@@ -59,7 +59,7 @@ class Trained(NamedTuple):
   tokenizer: Any
   mesh: jax.sharding.Mesh
   answers: tuple[str, ...] = ()
-  origin: Origin | None = None
+  origin: CheckpointInfo | None = None
   meta: Mapping[str, Any] | None = None
 
   @property
@@ -89,7 +89,7 @@ class Trained(NamedTuple):
     return ''
 
 
-def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
+def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedModel:
   """Loads a model from a workdir or checkpoint, with its options.
 
   Args:
@@ -118,8 +118,8 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> Trained:
     )
   params = checkpoints.load_params(folder, abstract_params(model, mesh))
   files = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
-  origin = Origin(str(folder), int(meta['step']), files)
-  return Trained(model, params, config, loaded, mesh, answers, origin, meta)
+  origin = CheckpointInfo(str(folder), int(meta['step']), files)
+  return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta)
 
 
 def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
@@ -169,7 +169,7 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
   )
 
 
-def load_teacher(trained: Trained):
+def load_teacher(trained: TrainedModel):
   """Returns the frozen prompter of a pre-training, and its entities.
 
   Where both lie stands in trained.config.prompter.

@@ -7,7 +7,7 @@ from absl import logging
 
 from alpro_jax.data import augment, tokens
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.search.cut import Segment
 
 
@@ -20,7 +20,7 @@ class Encoder:
     batch_size: clips of a call.
   """
 
-  def __init__(self, trained: Trained, *, batch_size: int = 16, pairs_per_call: int = 64):
+  def __init__(self, trained: TrainedModel, *, batch_size: int = 16, pairs_per_call: int = 64):
     config, mesh = trained.config, trained.mesh
     if jax.process_count() > 1:
       raise ValueError('search runs in one process; start it without others.')

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 
 # Largest difference that is let through, as a share of the largest value of an
 # output if that is above 1: on CPUs in float32, and where numbers are coarser
@@ -18,13 +18,15 @@ BATCH_SIZES = (1, 2, 5)
 Call = Callable[..., dict]
 
 
-def default_tolerance(trained: Trained) -> float:
+def default_tolerance(trained: TrainedModel) -> float:
   """Returns the tolerance for a model on this machine."""
   exact = jax.default_backend() == 'cpu' and trained.model.config.dtype == 'float32'
   return TOLERANCE if exact else COARSE_TOLERANCE
 
 
-def differences(trained: Trained, call: Call, expected: dict | None = None) -> dict[str, float]:
+def differences(
+  trained: TrainedModel, call: Call, expected: dict | None = None
+) -> dict[str, float]:
   """Asks programs and returns how far each output is from the live one.
 
   What the encoders found goes into the programs that follow, so that errors
@@ -48,7 +50,7 @@ def differences(trained: Trained, call: Call, expected: dict | None = None) -> d
   return worst
 
 
-def live(trained: Trained) -> dict[str, np.ndarray]:
+def live(trained: TrainedModel) -> dict[str, np.ndarray]:
   """Returns what the live model says, {'program/output': array}."""
 
   def run(params, video, ids, mask):

@@ -27,7 +27,7 @@ import numpy as np
 
 from alpro_jax import files
 from alpro_jax.data import tokens
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import TEMPERATURE_RANGE
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
@@ -40,7 +40,7 @@ _EVEN = ('uniform', 'nlvl_uniform')
 
 
 def write(
-  trained: Trained,
+  trained: TrainedModel,
   output,
   *,
   tokenizer,

@@ -12,7 +12,7 @@ import jax.export
 import numpy as np
 from flax import traverse_util
 
-from alpro_jax.evaluation.trained import Trained
+from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models.alpro import Alpro
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -43,7 +43,7 @@ class Program(NamedTuple):
     return jax.tree.unflatten(self.exported.out_tree, self.exported.out_avals)
 
 
-def make(trained: Trained, platforms: Sequence[str] = PLATFORMS):
+def make(trained: TrainedModel, platforms: Sequence[str] = PLATFORMS):
   """Exports what a model was trained for.
 
   Args:

@@ -6,9 +6,9 @@ import pathlib
 
 import jax
 
-from alpro_jax.evaluation import report
-from alpro_jax.evaluation.report import Headline, Table
-from examples.shapes import zero_shot
+from alpro_jax.evaluation.page import Table
+from examples.shapes import report, zero_shot
+from examples.shapes.report import Headline
 
 
 def headlines(results, tuned):

@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 
 from alpro_jax.data import dataset, pipeline
-from alpro_jax.evaluation import cases, facts, page, report, split
+from alpro_jax.evaluation import cases, facts, page, split
 from alpro_jax.evaluation.retrieval import Retrieval
-from alpro_jax.evaluation.trained import Trained, load_teacher
-from examples.shapes import entity_probes, probes
+from alpro_jax.evaluation.trained import TrainedModel, load_teacher
+from examples.shapes import entity_probes, probes, report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
   """
 
   figures: dict[str, float]
-  trained: Trained
+  trained: TrainedModel
   prepared: dataset.PreparedDataset
   retrieval: Retrieval
   truth: list[dict] | None
@@ -35,7 +35,7 @@ class Result:
   entities: tuple[str, ...]
 
 
-def evaluate(trained: Trained, path, name: str, *, style: str = '', truth: str = '') -> Result:
+def evaluate(trained: TrainedModel, path, name: str, *, style: str = '', truth: str = '') -> Result:
   """Zero-shot retrieval and, where the truth is known, all probes.
 
   Args:
@@ -144,7 +144,7 @@ def chosen_entities(result: Result) -> list[tuple[str, int]]:
   return entity_probes.top_entities(result.crops, result.entities)
 
 
-def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
+def detail_tables(figures, prefix: str = '') -> dict[str, page.Table]:
   """The probes as tables, for the page."""
   tables = {}
   for title, name in (('Right caption', 'right_caption'), ('Order of frames', 'order')):
@@ -161,7 +161,7 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
       for group in groups
     ]
     if rows:
-      tables[title] = report.Table(['videos', 'by similarity, %', 'by matching, %'], rows)
+      tables[title] = page.Table(['videos', 'by similarity, %', 'by matching, %'], rows)
   kinds = ('random', 'hard')
   rows = [
     (label, *(figures.get(f'{prefix}probes.vtm.{kind}{part}') for kind in kinds))
@@ -174,7 +174,7 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
   ]
   if rows[0][1] is not None:
     rows.append(('always no', probes.MATCHING_PRIOR, probes.MATCHING_PRIOR))
-    tables['Match or no match'] = report.Table(
+    tables['Match or no match'] = page.Table(
       ['rows', 'random negatives, %', 'hard negatives, %'], rows
     )
   rows = [
@@ -192,7 +192,7 @@ def detail_tables(figures, prefix: str = '') -> dict[str, report.Table]:
     )
   ]
   if rows[0][1] is not None:
-    tables['Entities of crops that hold the object'] = report.Table(
+    tables['Entities of crops that hold the object'] = page.Table(
       ['share of crops', '%', 'beside a wrong caption, %', 'one answer for all, %', 'shuffled, %'],
       rows,
     )

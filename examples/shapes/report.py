@@ -16,6 +16,8 @@ from alpro_jax import files
 from alpro_jax.evaluation import page, pictures
 from alpro_jax.evaluation.page import Search, Table
 
+TEMPLATES = pathlib.Path(__file__).parent / 'templates'
+
 
 class Headline(NamedTuple):
   """One figure that answers a question.
@@ -142,7 +144,12 @@ def render(report: Report) -> str:
   ]
   curves = {run: [_plot(curve) for curve in curves] for run, curves in report.curves.items()}
   return page.render(
-    'report.html', title=report.title, report=report, headlines=headlines, curves=curves
+    'report.html',
+    folders=(TEMPLATES,),
+    title=report.title,
+    report=report,
+    headlines=headlines,
+    curves=curves,
   )
 
 
