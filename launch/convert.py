@@ -61,8 +61,7 @@ from alpro_jax.data import tokens
 from alpro_jax.data.annotations import printable
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.prompter import abstract_params, init_model, model_config
-from alpro_jax.train import checkpoints, identity, workdir
-from alpro_jax.train.array_digests import array_digests
+from alpro_jax.train import checkpoints, digests, identity, workdir
 from alpro_jax.train.state import TrainState, create_state
 from alpro_jax.weights import assemble, files, kept, original, sizes, sources
 from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain, pretrain_prompter
@@ -515,11 +514,11 @@ def _check_prompter(meta, prompter):
 
 def _read_back(checkpoint):
   """Returns arrays by the original's names, the stored JSON, what was kept."""
-  folder = checkpoints.find(checkpoint)
-  meta = checkpoints.load_meta(folder)
+  found = checkpoints.find(checkpoint)
+  meta = found.meta
   config = AlproConfig.from_dict(meta['model'])
-  params = checkpoints.load_params(folder, abstract_params(Alpro(config), sharding.make_mesh()))
-  remembered = kept.read(folder, meta)
+  params = found.load_params(abstract_params(Alpro(config), sharding.make_mesh()))
+  remembered = kept.read(found.folder, meta)
   state = original.to_original(params, config)
   return kept.complete(state, remembered, config), meta, remembered
 
@@ -651,7 +650,7 @@ def _is_there(where, one, tokenizer):
   if (where / kept.FILE).is_file():
     with contextlib.suppress(FileNotFoundError, checkpoints.DamagedCheckpointError):
       if identity.of_checkpoint(where)['digest'] == identity.digest(
-        _meta(one, tokenizer), array_digests(one.params)
+        _meta(one, tokenizer), digests.of_arrays(one.params)
       ):
         return True
   _check_free(where)

@@ -245,10 +245,10 @@ def check_checkpoints(doctor, config):
   def find(path):
     if not path:
       raise ValueError('none is named')
-    meta = checkpoints.load_meta(path)
+    found = checkpoints.find(path)
     return (
-      f'{checkpoints.find(path)}, {meta["config"]["task"]}, step '
-      f'{meta["step"]}, all files as they were written'
+      f'{found.folder}, {found.meta["config"]["task"]}, step '
+      f'{found.meta["step"]}, all files as they were written'
     )
 
   if config.task == 'pretrain' and config.loss.pem:
@@ -298,7 +298,7 @@ def check_workdir(doctor, config):
   if checkpoints.step_folders(folder / checkpoints.FOLDER):
     doctor.check(
       'checkpoint',
-      lambda: f'{checkpoints.find(folder)} is intact',
+      lambda: f'{checkpoints.find(folder).folder} is intact',
       'remove the damaged checkpoint, or give another --workdir',
     )
 

@@ -122,8 +122,8 @@ def evaluate():
 
   start = time.monotonic()
   # One step, though a run may be saving others.
-  folder = checkpoints.find(_CHECKPOINT.value)
-  config = choose_options(checkpoints.read_meta(folder))
+  found = checkpoints.find(_CHECKPOINT.value)
+  config = choose_options(found.meta)
   splits = [
     (dataset.open_dataset(source['path'], source['split']), source['style'])
     for source in config.eval.sources
@@ -137,7 +137,7 @@ def evaluate():
     )
   if _OUTPUT.value:  # Hours before it is written to.
     pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
-  model = trained.load(folder, config=config, tokenizer=_TOKENIZER.value)
+  model = trained.load(found, config=config, tokenizer=_TOKENIZER.value)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
     raise ValueError(
       '--recall_table is about pairs that the fusion encoder reads, but '

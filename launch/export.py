@@ -63,9 +63,9 @@ def main(_):
 
   start = time.monotonic()
   checkpoint = checkpoints.find(_CHECKPOINT.value)
-  meta = checkpoints.load_meta(checkpoint)
+  meta = checkpoint.meta
   config = ml_collections.ConfigDict(meta['config'])
-  tokenizer, _ = trained.find_tokenizer(checkpoint, meta, _TOKENIZER.value)
+  tokenizer, _ = trained.find_tokenizer(checkpoint.folder, meta, _TOKENIZER.value)
   output = _OUTPUT.value
   if _PARAMS_ONLY.value:
     size = folder.write_params(checkpoint, output, tokenizer=tokenizer)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alpro_jax import sharding
-from alpro_jax.train import checkpoints, optimizer
+from alpro_jax.train import checkpoints, digests, optimizer
 from alpro_jax.train.state import TrainState
 from tests.processes import run_two
 
@@ -176,7 +176,7 @@ def damage(folder, step, how):
 def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, how):
   save(tmp_path, 1, 2)
   damage(tmp_path, 2, how)
-  assert checkpoints.find(tmp_path).name == '1'
+  assert checkpoints.find(tmp_path).folder.name == '1'
   store = checkpoints.Checkpoints(tmp_path)
   assert 'checkpoints/2 is damaged' in caplog.text
   assert store.newest() == 1
@@ -191,11 +191,11 @@ def test_arrays_of_another_step_are_noticed_in_whole_files(tmp_path):
   first, second = (tmp_path / 'checkpoints' / step for step in '12')
   shutil.rmtree(second / 'params')
   shutil.copytree(first / 'params', second / 'params')
-  checkpoints.write_digests(second)
+  digests.write(second)
   shapes = abstract(make_state(devices=1))
   match = r'2 is damaged: params/dense/bias, params/dense/kernel \(2 of '
   with pytest.raises(checkpoints.DamagedCheckpointError, match=match):
-    checkpoints.load_params(tmp_path, shapes.params)
+    checkpoints.find(tmp_path).load_params(shapes.params)
   store = checkpoints.Checkpoints(tmp_path)
   with pytest.raises(checkpoints.DamagedCheckpointError, match=match) as error:
     store.restore(2, shapes)
@@ -258,19 +258,19 @@ def test_params_of_another_run(tmp_path):
   fresh = make_state(0, devices=1, extra=('new_head',)).params
   wanted = abstract(fresh)
   with pytest.raises(ValueError) as error:
-    checkpoints.load_params(tmp_path, wanted)
+    checkpoints.find(tmp_path).load_params(wanted)
   assert 'missing from it: new_head/bias' in str(error.value)
   assert 'unknown to the model: old_head/bias' in str(error.value)
   with pytest.raises(ValueError, match='no initial values'):
-    checkpoints.load_params(tmp_path, wanted, new=['new'], unused=['old'])
-  got = checkpoints.load_params(
-    tmp_path, wanted, initial=fresh, new=['new_head'], unused=['old_head']
+    checkpoints.find(tmp_path).load_params(wanted, new=['new'], unused=['old'])
+  got = checkpoints.find(tmp_path).load_params(
+    wanted, initial=fresh, new=['new_head'], unused=['old_head']
   )
   assert jax.tree.structure(got) == jax.tree.structure(fresh)
   np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 2.5))
   np.testing.assert_array_equal(got['new_head']['bias'], np.ones(2))
   one = tmp_path / 'checkpoints' / '1'
-  got = checkpoints.load_params(one, abstract(make_state(extra=('old_head',)).params))
+  got = checkpoints.find(one).load_params(abstract(make_state(extra=('old_head',)).params))
   np.testing.assert_array_equal(got['dense']['bias'], np.full(4, 1.5))
   found = checkpoints.load_meta(one)
   assert (found['task'], found['step']) == ('toy', 1)
@@ -288,9 +288,11 @@ def test_tables_are_resized_when_asked(tmp_path):
     asked.append((table.shape, rows))
     return jnp.repeat(table, 2, axis=0)
 
-  got = checkpoints.load_params(tmp_path, wanted, resize={'dense/kernel': double, 'absent': double})
+  got = checkpoints.find(tmp_path).load_params(
+    wanted, resize={'dense/kernel': double, 'absent': double}
+  )
   assert asked == [((8, 4), 16)]
-  whole = checkpoints.load_params(tmp_path, abstract(make_state().params))
+  whole = checkpoints.find(tmp_path).load_params(abstract(make_state().params))
   np.testing.assert_array_equal(
     got['dense']['kernel'], np.repeat(whole['dense']['kernel'], 2, axis=0)
   )
@@ -298,7 +300,7 @@ def test_tables_are_resized_when_asked(tmp_path):
   # Another width is no resizing.
   wanted['dense']['kernel'] = jax.ShapeDtypeStruct((16, 5), stored.dtype)
   with pytest.raises(ValueError, match='expected float32'):
-    checkpoints.load_params(tmp_path, wanted, resize={'dense/kernel': double})
+    checkpoints.find(tmp_path).load_params(wanted, resize={'dense/kernel': double})
 
 
 def test_no_checkpoint_is_said(tmp_path):

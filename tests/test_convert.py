@@ -379,8 +379,7 @@ def test_what_is_guessed_is_said(ours, tmp_path):
 def test_what_is_no_prompter_does_not_go_out(ours, tmp_path):
   """Another model, another prompter, numbers that are none."""
   other, broken = tmp_path / 'other', tmp_path / 'broken'
-  folder = checkpoints.find(ours / 'prompter')
-  meta = checkpoints.load_meta(folder)
+  meta = checkpoints.load_meta(ours / 'prompter')
   model = trained.load(ours / 'prompter')
   params = flatten_dict(jax.device_get(model.params), sep='/')
   for where, value in ((other, 1.5), (broken, np.nan)):

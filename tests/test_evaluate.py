@@ -252,7 +252,7 @@ def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
 
 def test_answers_must_be_stored(run, sets, monkeypatch):
   meta = checkpoints.load_meta(run[0])
-  monkeypatch.setattr(checkpoints, 'read_meta', lambda path: meta | {'answers': ['disc']})
+  monkeypatch.setattr(checkpoints.Checkpoint, 'meta', meta | {'answers': ['disc']})
   with pytest.raises(ValueError, match='from 2 answers and names 1'):
     trained.load(run[0])
 

@@ -13,7 +13,7 @@ from alpro_jax import sharding
 from alpro_jax.data import tokens
 from alpro_jax.evaluation import trained
 from alpro_jax.tasks.base import get_task
-from alpro_jax.train import checkpoints, identity, loop
+from alpro_jax.train import checkpoints, digests, identity, loop
 from tests import small_task, test_loop
 
 toy = test_loop.toy
@@ -59,11 +59,11 @@ def log_of(folder):
 
 def forget(folder, *names):
   """Makes a checkpoint what a version wrote that did not store these."""
-  step = checkpoints.find(folder)
+  step = checkpoints.find(folder).folder
   file = step / 'meta' / 'metadata'
   meta = json.loads(file.read_text())
   file.write_text(json.dumps({name: value for name, value in meta.items() if name not in names}))
-  checkpoints.write_digests(step)
+  digests.write(step)
 
 
 ENTITIES = ('bar', 'disc', 'wall')
@@ -208,7 +208,7 @@ def test_a_head_of_other_labels_begins_afresh_or_is_refused(toy, tmp_path):
     folder = train(tmp_path / name, **options, **{'train.new_parameters': ('answer_head',)})
     step = checkpoints.find(folder)
     shapes = jax.eval_shape(toy.task.init, jax.random.key(0))
-    heads[name] = checkpoints.load_params(step, shapes)['answer_head']['bias']
+    heads[name] = step.load_params(shapes)['answer_head']['bias']
   assert np.abs(heads['same']).max() > 1e-3  # As it was trained.
   np.testing.assert_allclose(heads['other'], 0, atol=1e-6)
   assert "has other answers (label 0 was 'yes', is 'no'" in log_of(tmp_path / 'other')
@@ -245,7 +245,7 @@ def test_the_digest_of_a_checkpoint_is_that_of_its_content(pretraining, tmp_path
   forget(run, 'arrays')
   assert 'arrays' not in checkpoints.load_meta(run)
   assert identity.of_checkpoint(run)['digest'] == found['digest']
-  params = checkpoints.params_digests(checkpoints.find(run), meta)
+  params = checkpoints.find(run).params_digests()
   changes = (
     {'model': meta['model'] | {'text': {'heads': 1}}},
     {'tokenizer': meta['tokenizer'] | {'digest': 'other'}},

@@ -19,7 +19,7 @@ from absl import logging
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
-from alpro_jax.train import checkpoints, loop, stopping, workdir
+from alpro_jax.train import checkpoints, digests, loop, stopping, workdir
 from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
 from configs import common
 from tests.processes import run_two
@@ -124,7 +124,7 @@ def toy_config(**train):
 def params_of(folder):
   task = ToyTask()
   shapes = jax.eval_shape(task.init, jax.random.key(0))
-  return jax.device_get(checkpoints.load_params(folder, shapes))
+  return jax.device_get(checkpoints.find(folder).load_params(shapes))
 
 
 def assert_same_params(first, second):
@@ -457,7 +457,7 @@ def test_an_array_that_is_not_what_was_saved_changes_nothing(toy, tmp_path):
   steps = tmp_path / 'mixed' / 'checkpoints'
   shutil.rmtree(steps / '9' / 'params')
   shutil.copytree(steps / '6' / 'params', steps / '9' / 'params')
-  checkpoints.write_digests(steps / '9')
+  digests.write(steps / '9')
   assert loop.train(toy_config(), tmp_path / 'mixed').finished
   log = log_of(tmp_path / 'mixed')
   assert 'params/body/kernel, params/head/bias (2 of ' in log

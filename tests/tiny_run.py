@@ -118,7 +118,7 @@ def wait_for(process, words):
 
 def stored_state(workdir):
   """Returns the step of the newest checkpoint and every array that is in it."""
-  folder = checkpoints.find(workdir)
+  folder = checkpoints.find(workdir).folder
   # As numpy arrays: the devices that wrote them need not be here.
   host = ocp.RestoreArgs(restore_type=np.ndarray)
   found = {}

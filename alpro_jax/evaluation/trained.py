@@ -105,8 +105,8 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
     FileNotFoundError: if there is no checkpoint or tokenizer.
   """
   mesh = mesh or sharding.make_mesh()
-  folder = checkpoints.find(checkpoint)
-  meta = checkpoints.read_meta(folder)
+  found = checkpoints.find(checkpoint)
+  folder, meta = found.folder, found.meta
   config = config or ml_collections.ConfigDict(meta['config'])
   _, loaded = find_tokenizer(folder, meta, tokenizer or config.data.tokenizer)
   model = Alpro(AlproConfig.from_dict(meta['model']))
@@ -116,7 +116,7 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
       f'{checkpoint} chooses from {model.config.answers} answers and names '
       f'{len(answers)}; it cannot be read out. Train it again.'
     )
-  params = checkpoints.load_params(folder, abstract_params(model, mesh))
+  params = found.load_params(abstract_params(model, mesh))
   files = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
   origin = CheckpointInfo(str(folder), int(meta['step']), files)
   return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta)
@@ -126,7 +126,7 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
   """Opens the tokenizer of a checkpoint, which is known by its digest.
 
   Args:
-    folder: of the checkpoint, as checkpoints.find returns it.
+    folder: of the checkpoint.
     meta: what was stored with it.
     path: where to look first; else where it was in training, and then beside
       the parameters.

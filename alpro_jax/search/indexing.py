@@ -65,7 +65,7 @@ def list_videos(root) -> Folder:
 
 def made_with(trained) -> dict[str, Any]:
   """Says where a model comes from, and as `content` what it computes."""
-  params = checkpoints.params_digests(trained.origin.path, trained.meta)
+  params = checkpoints.Checkpoint(pathlib.Path(trained.origin.path)).params_digests()
   return trained.origin._asdict() | {'content': identity.digest(trained.meta, params)}
 
 

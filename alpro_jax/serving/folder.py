@@ -31,7 +31,7 @@ from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import TEMPERATURE_RANGE
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
-from alpro_jax.train import checkpoints
+from alpro_jax.train import checkpoints, digests
 
 _PARAMETERS = 'params.npz'
 _LOADER = pathlib.Path(alpro_loader.__file__)
@@ -122,16 +122,16 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
     bytes in the folder.
   """
   found = checkpoints.find(checkpoint)
-  meta = checkpoints.load_meta(found)
+  meta = found.meta
   _check_tokenizer(tokenizer, meta['tokenizer']['digest'])
   with files.folder(output) as here:
     for name in ('params', 'meta'):
-      _copy(found / name, here / name)
+      _copy(found.folder / name, here / name)
     # Beside the parameters it is looked for by the name that it had.
     name = pathlib.Path(meta['config']['data']['tokenizer']).name
     shutil.copy(tokenizer, here / name)
-    checkpoints.write_digests(here)
-    _check_copy(found, here)
+    digests.write(here)
+    _check_copy(found.folder, here)
   return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*') if p.is_file())
 
 

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,14 +94,14 @@ def of_checkpoint(path) -> dict[str, Any]:
     parameters, sizes, tokenizer and the names of its labels. A checkpoint that
     was copied, or written again without its optimizer, has the same one.
   """
-  folder = checkpoints.find(path)
-  meta = checkpoints.read_meta(folder)
+  found = checkpoints.find(path)
+  meta = found.meta
   return {
-    'path': str(folder),
+    'path': str(found.folder),
     'step': int(meta['step']),
     'task': meta['config']['task'],
     'tokenizer': meta['tokenizer']['digest'],
-    'digest': digest(meta, checkpoints.params_digests(folder, meta)),
+    'digest': digest(meta, found.params_digests()),
   }
 
 
@@ -194,7 +195,7 @@ def _start(path):
 def _prompter(path, meta):
   found = of_checkpoint(path)
   name = f'the prompter {path}'
-  stored = checkpoints.read_meta(found['path'])
+  stored = checkpoints.Checkpoint(pathlib.Path(found['path'])).meta
   if not stored['model'].get('embed_size'):
     raise ValueError(
       f'{name} (task={found["task"]!r}) has no features to compare a crop '

@@ -8,6 +8,7 @@ labels.
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,8 +91,8 @@ def check_beginning(
   # The step that was described: a run that is at work there may save others.
   path = meta['start']['path']
   if 'digest' not in meta['start']:
-    path = checkpoints.find(path)  # Says what is wrong with it.
-  start = checkpoints.read_meta(path)
+    path = checkpoints.find(path).folder  # Says what is wrong with it.
+  start = checkpoints.Checkpoint(pathlib.Path(path)).meta
   return meta, check_start(train['init_from'], start, meta, train['new_parameters'])
 
 

@@ -54,7 +54,7 @@ def read(step, meta: Mapping[str, Any]) -> Kept:
   """Reads what `write` wrote; nothing if the model was trained here.
 
   Args:
-    step: folder that checkpoints.find returned.
+    step: folder of the checkpoint.
     meta: what was stored with it.
   Raises:
     ValueError: if it is damaged, or of another conversion.

@@ -60,7 +60,7 @@ def test_no_damage_passes_for_a_checkpoint(tmp_path, harm):
     assert store.meta(used[name])['step'] == used[name]
     assert store.best() == used[name]
     store.close()
-    assert checkpoints.find(folder).name == str(used[name])
+    assert checkpoints.find(folder).folder.name == str(used[name])
   # Times and marks of object stores: nothing is read from them.
   harmless = {name.split('/')[-1] for name, step in used.items() if step == 2}
   assert harmless == {'_CHECKPOINT_METADATA', 'commit_success.txt'}

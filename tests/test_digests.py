@@ -8,11 +8,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alpro_jax import sharding
-from alpro_jax.train.array_digests import array_digests
+from alpro_jax.train.digests import of_arrays
 
 
 def digest(array):
-  return array_digests({'a': array})['a']
+  return of_arrays({'a': array})['a']
 
 
 def arrays():
@@ -31,7 +31,7 @@ def arrays():
 def test_digests_do_not_change():
   # What is stored in checkpoints must be found again by any version.
   tree = {'a': np.arange(6, dtype=np.int32).reshape(2, 3), 'b': [np.float32(1)]}
-  assert array_digests(tree) == {'a': '85f5de0bf7ccf170', 'b/0': 'e7f2d91eb7ff1fa5'}
+  assert of_arrays(tree) == {'a': '85f5de0bf7ccf170', 'b/0': 'e7f2d91eb7ff1fa5'}
 
 
 @pytest.mark.parametrize('name', arrays())
@@ -64,7 +64,7 @@ def test_order_and_shape_matter():
   others = [array[::-1], array[:, ::-1], array.T.reshape(4, 6), -0.0 * array]
   assert len({digest(x) for x in [array, 0 * array, *others]}) == 6
   tree = {'x': array, 'y': [array, {'z': array}]}
-  assert list(array_digests(tree)) == ['x', 'y/0', 'y/1/z']
+  assert list(of_arrays(tree)) == ['x', 'y/0', 'y/1/z']
 
 
 def test_many_sharded_arrays():
@@ -72,6 +72,6 @@ def test_many_sharded_arrays():
   mesh = sharding.make_mesh(2, 4)
   arrays = {f'{i}': np.full((8, 64), i, np.float32) for i in range(60)}
   cut = jax.device_put(arrays, NamedSharding(mesh, P('fsdp')))
-  whole = array_digests(arrays)
+  whole = of_arrays(arrays)
   for _ in range(5):
-    assert array_digests(cut) == whole
+    assert of_arrays(cut) == whole

@@ -1,0 +1,109 @@
+"""Digests of a checkpoint's files and arrays, taken before anything is used.
+
+The digest of a file finds damage to the file. That of an array, the same
+however it is sharded, finds what files cannot tell: an array that was wrong
+before it was written, or is wrong after it was put together again for another
+number of devices.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alpro_jax import files
+
+FILE = 'digests.json'
+# Orbax rewrites its own record of times after the digests are taken.
+_UNSEALED = (FILE, '_CHECKPOINT_METADATA', 'commit_success.txt')
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+# Multipliers of MurmurHash3's finalizer (Appleby, public domain), and 2^32 by
+# the golden ratio. Stored digests depend on them.
+_MULTIPLIERS = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+_GOLDEN = np.uint32(0x9E3779B9)
+
+
+def write(folder: pathlib.Path) -> None:
+  """Stores the size and SHA-256 of every file in a checkpoint's folder."""
+  found = {
+    str(file.relative_to(folder)): {'bytes': file.stat().st_size, 'sha256': files.sha256(file)}
+    for file in sorted(folder.rglob('*'))
+    if file.is_file() and file.name not in _UNSEALED
+  }
+  (folder / FILE).write_text(json.dumps(found, indent=1))
+
+
+def damage(folder: pathlib.Path) -> str:
+  """Says which file of a checkpoint's folder is not what was written, '' if none."""
+  prefix = f'checkpoint {folder} is damaged:'
+  try:
+    stored = json.loads((folder / FILE).read_text())
+  except (FileNotFoundError, ValueError) as error:
+    return f'{prefix} {FILE} cannot be read ({error}).'
+  for name, expected in stored.items():
+    file = folder / name
+    if not file.is_file():
+      return f'{prefix} {name} is missing, expected {expected["bytes"]} bytes.'
+    if (size := file.stat().st_size) != expected['bytes']:
+      return f'{prefix} {name} has {size} bytes, expected {expected["bytes"]} bytes.'
+    if files.sha256(file) != expected['sha256']:
+      return f'{prefix} the contents of {name} changed after it was written.'
+  return ''
+
+
+def of_arrays(tree: Any) -> dict[str, str]:
+  """Returns 16 hex digits for each array, by its name in the tree.
+
+  Two sums, modulo 2^32, of numbers that depend on an element's bits and on its
+  index. Integers add up to the same in any order, so each device adds its own
+  part where it lies; only the sums travel.
+
+  Args:
+    tree: of arrays of numbers or truth values, of at most 4 bytes each. With
+      several processes all must call this with the same tree.
+  """
+  # One after the other: several small programs that add up over devices, all on
+  # their way at once, can wait for each other without end where fake devices
+  # share a few threads, and XLA then aborts the process.
+  sums = {name: jax.block_until_ready(_sums(leaf)) for name, leaf in by_name(tree).items()}
+  return {
+    name: ''.join(f'{int(word):08x}' for word in words)
+    for name, words in jax.device_get(sums).items()
+  }
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by name, e.g. 'params/dense/bias'."""
+  return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def leaf_name(path) -> str:
+  """Returns the words of a leaf's path, separated by slashes.
+
+  A namedtuple comes back from a file as a dict: the words alone are the same.
+  """
+  return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
+
+
+@jax.jit
+def _sums(array: jax.Array) -> jax.Array:
+  """array[...] -> uint32[2]."""
+  if array.dtype == bool:
+    array = array.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+  index = jnp.zeros(array.shape, jnp.uint32)
+  for axis, size in enumerate(array.shape):  # Row-major, modulo 2^32.
+    index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+  mixed = _mix(bits ^ _mix(index + _GOLDEN))
+  both = mixed, _mix(mixed + _MULTIPLIERS[0])
+  return jnp.stack([jnp.sum(words, dtype=jnp.uint32) for words in both])
+
+
+def _mix(word: jax.Array) -> jax.Array:
+  """A bijection of uint32 in which every bit changes about half of the others."""
+  word = (word ^ (word >> 16)) * _MULTIPLIERS[0]
+  word = (word ^ (word >> 13)) * _MULTIPLIERS[1]
+  return word ^ (word >> 16)
