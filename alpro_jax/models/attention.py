@@ -1,7 +1,8 @@
 """Scaled dot-product attention, by the kernel that suits device and length."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,36 @@ def attend(
   for _ in range(query.ndim - 4):
     run = jax.vmap(run)
   return run(query, key, value, mask)
+
+
+def attend_by_type(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None,
+  query_tokens: Sequence[int],
+  attend: Callable[..., jax.Array],
+) -> jax.Array:
+  """Attends within each of T sequences that a row consists of.
+
+      query_tokens=(3, 1):  the first 3 tokens of type 0, then one of type 1
+
+  Args:
+    query: f[B, sum(query_tokens), A, K], one type after the other.
+    key: f[B, T, L, A, K].
+    value: f[B, T, L, A, K].
+    mask: bool[B, T, L] or None.
+    query_tokens: T numbers of queries.
+    attend: (query, key, value, mask, index of the type) -> as query.
+  Returns:
+    f[B, sum(query_tokens), A, K].
+  """
+  ends = list(itertools.accumulate(query_tokens))[:-1]
+  out = [
+    attend(part, key[:, i], value[:, i], None if mask is None else mask[:, i], i)
+    for i, part in enumerate(jnp.split(query, ends, axis=1))
+  ]
+  return jnp.concatenate(out, axis=1)
 
 
 def scores(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -1,6 +1,7 @@
 """BERT in two parts: its first layers read text, its last ones fuse."""
 
 import dataclasses
+import itertools
 
 import einops
 import jax
@@ -105,30 +106,33 @@ class TextEmbedding(nn.Module):
 
 
 class BertLayer(nn.Module):
-  """A post-norm transformer layer."""
+  """A post-norm transformer layer.
+
+  Attributes:
+    config: sizes and initial values.
+    options: how it is computed.
+    query_tokens: see layers.Attention.
+  """
 
   config: TextConfig
   options: layers.ComputeOptions
+  query_tokens: tuple[int, ...] = ()
 
   @nn.compact
-  def __call__(
-    self, x: jax.Array, mask: jax.Array, key: jax.Array | None, query_tokens: int | None = None
-  ) -> jax.Array:
-    """f[B, L, D] -> f[B, query_tokens, D].
+  def __call__(self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None) -> jax.Array:
+    """f[B, L, D], bool[B, L], key of dropout or None -> f[B, L, D].
 
-    Args:
-      x: f[B, L, D].
-      mask: bool[B, L], True on the tokens that may be attended to.
-      key: of dropout; None in evaluation.
-      query_tokens: how many of the first tokens are made; None is all.
+    With `query_tokens`: f[B, T, L, D], bool[B, T, L] -> f[B, sum(query_tokens), D].
     """
     config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = layers.split(key, 3)
     y = layers.Attention(config.heads, options, init, config.dropout, name='attention')(
-      x, mask, key=keys[0], query_tokens=query_tokens
+      x, mask, key=keys[0], query_tokens=self.query_tokens
     )
-    x = x[:, :query_tokens] + layers.dropout(y, config.dropout, keys[1])
+    if self.query_tokens:
+      x = layers.first_tokens(x, self.query_tokens)
+    x = x + layers.dropout(y, config.dropout, keys[1])
     x = layers.layer_norm(EPSILON, options, name='norm')(x)
     y = layers.Mlp(config.mlp_size, options, init, name='mlp')(x)
     x += layers.dropout(y, config.dropout, keys[2])
@@ -153,8 +157,8 @@ class BertLayers(nn.Module):
       x: f[B, L, D].
       mask: bool[B, L], True on the tokens that may be attended to.
       train: whether dropout acts.
-      query_tokens: how many of the first tokens are wanted, of each of K types
-        of rows; B = (b K), the K of one clip side by side. () is all of all.
+      query_tokens: how many of the first tokens are wanted, of each of T types
+        of rows; B = (b T), the T of one clip side by side. () is all of all.
     Returns:
       f[B, L, D]; with `query_tokens` a tuple of f[b, n, D] for each n of them.
     """
@@ -162,30 +166,29 @@ class BertLayers(nn.Module):
     if train and self.config.dropout:
       keys = layers.split(self.make_rng('dropout'), self.stop - self.start)
     names = [f'layer{i}' for i in range(self.start, self.stop)]
-    whole = names[:-1] if query_tokens else names
-    x = stack.run_layers(
-      self,
-      lambda name: BertLayer(self.config, self.options, name=name),
-      whole,
-      x,
-      mask,
-      options=self.options,
-      each={'key': None if keys is None else keys[: len(whole)]},
-    )
-    if not query_tokens:
-      return x
 
-    # The last layer makes the wanted tokens alone, type by type.
-    last = BertLayer(self.config, self.options, name=names[-1])
+    def run(names, x, mask, keys, options, query_tokens=()):
+      return stack.run_layers(
+        self,
+        lambda name: BertLayer(self.config, options, query_tokens, name=name),
+        names,
+        x,
+        mask,
+        options=options,
+        each={'key': keys},
+      )
+
+    if not query_tokens:
+      return run(names, x, mask, keys, self.options)
+    before, last = (None, None) if keys is None else (keys[:-1], keys[-1:])
+    x = run(names[:-1], x, mask, before, self.options)
+    # The last layer makes fewer tokens than it reads, which no loop can.
+    unrolled = dataclasses.replace(self.options, scan=False)
     types = len(query_tokens)
-    x = einops.rearrange(x, '(b k) l d -> b k l d', k=types)
-    mask = einops.rearrange(mask, '(b k) l -> b k l', k=types)
-    keys = layers.split(None if keys is None else keys[-1], types)
-    out = []
-    for i, n in enumerate(query_tokens):
-      run = stack.rematerialized(lambda last, *args, n=n: last(*args, query_tokens=n), self.options)
-      out.append(run(last, x[:, i], mask[:, i], keys[i]))
-    return tuple(out)
+    x = einops.rearrange(x, '(b t) l d -> b t l d', t=types)
+    mask = einops.rearrange(mask, '(b t) l -> b t l', t=types)
+    x = run(names[-1:], x, mask, last, unrolled, tuple(query_tokens))
+    return tuple(jnp.split(x, list(itertools.accumulate(query_tokens))[:-1], axis=1))
 
 
 class MlmHead(nn.Module):

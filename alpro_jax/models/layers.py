@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import einops
 import jax
@@ -160,30 +160,33 @@ class Attention(nn.Module):
     mask: jax.Array | None = None,
     *,
     key: jax.Array | None = None,
-    query_tokens: int | None = None,
+    query_tokens: Sequence[int] = (),
     length: int | None = None,
   ) -> jax.Array:
     """Attends.
 
     Args:
-      x: f[..., L, D].
+      x: f[..., L, D]; with `query_tokens` f[B, T, L, D], sequences of T types.
       mask: bool[..., L], True on the tokens that may be attended to.
       key: of dropout; None in evaluation.
-      query_tokens: how many of the first tokens attend, to all; None is all.
+      query_tokens: how many of the first tokens of each type attend, to all of
+        theirs; () is all of all.
       length: without the tokens behind that `fused.padding` has put there,
         which none attends to; None is L.
     Returns:
-      f[..., query_tokens, D], or f[..., length, D].
+      f[..., length, D]; with `query_tokens` f[B, sum(query_tokens), D], one
+      type after the other. Each matrix is used once, so that its gradient is
+      reduced over the devices once.
     """
     width, length = x.shape[-1], length or x.shape[-2]
     if width % self.heads:
       raise ValueError(f'{self.heads=} must divide {width=}.')
-    kernel, dropout = self.options.attention, None
-    if key is not None and self.dropout:
-      dropout = functools.partial(_draw_kept, key, self.dropout)
+    kernel = self.options.attention
+    dropped = key is not None and bool(self.dropout)
+    queries = first_tokens(x, query_tokens) if query_tokens else None
     if self.options.fused:
       attend = functools.partial(fused.attend, length=length)
-      x = fused.pad_tokens(x, kernel, dropout=dropout is not None)
+      x = fused.pad_tokens(x, kernel, dropout=dropped)
     else:
       attend = attention.attend
 
@@ -193,19 +196,27 @@ class Attention(nn.Module):
       )(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    whole = query_tokens in (None, length)
-    out = attend(
-      project('query', x if whole else x[..., :query_tokens, :]),
-      project('key', x),
-      project('value', x),
-      mask,
-      kernel=kernel,
-      dropout=dropout,
-    )
+    keys = split(key, len(query_tokens)) if query_tokens else [key]
+
+    def run(query, key, value, mask, i=0):
+      draw = functools.partial(_draw_kept, keys[i], self.dropout) if dropped else None
+      return attend(query, key, value, mask, kernel=kernel, dropout=draw)
+
+    query = project('query', x if queries is None else queries)
+    arrays = query, project('key', x), project('value', x), mask
+    out = attention.attend_by_type(*arrays, query_tokens, run) if query_tokens else run(*arrays)
     out = dense(
       width, ('heads', 'embed'), name='out', dtype=self.options.dtype, kernel_init=self.kernel_init
     )(einops.rearrange(out, '... l a k -> ... l (a k)'))
-    return out[..., : query_tokens or length, :]
+    return out if query_tokens else out[..., :length, :]
+
+
+def first_tokens(x: jax.Array, counts: Sequence[int]) -> jax.Array:
+  """The first counts[t] tokens of each type t, one type after the other.
+
+  f[B, T, L, D] -> f[B, sum(counts), D].
+  """
+  return jnp.concatenate([x[:, t, :n] for t, n in enumerate(counts)], axis=1)
 
 
 class Mlp(nn.Module):

@@ -63,16 +63,10 @@ def run_layers(
   def run(layer, x, shared, own):
     return layer(x, *shared, **own)
 
-  run = rematerialized(run, options)
+  policy = REMAT[options.remat]
+  if policy is not None:
+    run = nn.remat(run, policy=policy)
   for i, name in enumerate(names):
     own = {k: None if v is None else v[i] for k, v in each.items()}
     x = run(make(name), x, shared, own)
   return x
-
-
-def rematerialized(
-  run: Callable[..., jax.Array], options: ComputeOptions
-) -> Callable[..., jax.Array]:
-  """Returns run(layer, ...), of which the backward pass keeps what it may."""
-  policy = REMAT[options.remat]
-  return run if policy is None else nn.remat(run, policy=policy)
