@@ -227,7 +227,7 @@ def _check_fits(name, meta, asked):
       f'--config has task={asked.task!r}, but {name} was trained for '
       f'{task!r}, which cannot do that; pass a config of its own task.'
     )
-  identity.check_sizes(name, meta, asked)
+  identity.check_sizes(name, meta['model'], asked.model)
   if task == 'question_answering' and asked.data.answers:
     listed = read_answers(asked.data.answers)
     if [*map(canonical, listed)] != [*map(canonical, meta['answers'])]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -368,7 +367,7 @@ def test_what_is_guessed_is_said(ours, tmp_path):
   for name, digest in right['arrays'].items():
     assert meta['arrays'][name] == digest or name == 'train/step'
   assert meta['task'] == 'prompter'
-  identity.check_sizes('', meta, ml_collections.ConfigDict(right))
+  identity.check_sizes('', meta['model'], right['model'])
   assert wide == 0, guessed
   assert 'not said by the file: 1' in guessed
   assert '12 heads of attention, as all published models of 768 ch' in guessed

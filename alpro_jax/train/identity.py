@@ -1,7 +1,7 @@
 """What a model or a run depends on, by content: paths say nothing.
 
 `describe` lists it, and the list is stored with every checkpoint. Whatever
-goes on with a run, starts from a checkpoint, or uses one asks here whether the
+resumes a run, starts from a checkpoint, or uses one asks here whether the
 files that it found are the ones that were meant. The same content in another
 place is accepted, and the log says so; other content is refused.
 
@@ -40,6 +40,7 @@ SIZES = {
 }
 # Heads whose rows are labels, by the name of those.
 LABELLED = {'answers': 'answer_head', 'entities': 'entity_head'}
+CHECKPOINTS = ('prompter', 'start')  # What `of_checkpoint` describes, or None.
 
 
 def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
@@ -74,11 +75,16 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
     },
   }
   if task.entities is not None:
-    used = task.entities and config.prompter.checkpoint
+    options = config.prompter
+    used = task.entities and options.checkpoint
+    templates = {
+      'video': list(options.video_templates or prompter.VIDEO_TEMPLATES),
+      'image': list(options.image_templates or prompter.IMAGE_TEMPLATES),
+    }
     meta |= {
       'entities': list(task.entities),
-      'templates': _templates(config.prompter) if task.entities else {},
-      'prompter': _prompter(config.prompter.checkpoint, meta) if used else None,
+      'templates': templates if task.entities else {},
+      'prompter': _prompter(options.checkpoint, meta) if used else None,
     }
   return meta
 
@@ -95,18 +101,22 @@ def of_checkpoint(path) -> dict[str, Any]:
     was copied, or written again without its optimizer, has the same one.
   """
   found = checkpoints.find(path)
-  meta = found.meta
   return {
     'path': str(found.folder),
-    'step': int(meta['step']),
-    'task': meta['config']['task'],
-    'tokenizer': meta['tokenizer']['digest'],
-    'digest': digest(meta, found.params_digests()),
+    'step': int(found.meta['step']),
+    'task': found.meta['config']['task'],
+    'tokenizer': found.meta['tokenizer']['digest'],
+    'digest': digest(found.meta, found.params_digests()),
   }
 
 
+def opened(described: Mapping[str, Any]) -> checkpoints.Checkpoint:
+  """Returns the checkpoint that `of_checkpoint` described: its files are checked."""
+  return checkpoints.Checkpoint(pathlib.Path(described['path']))
+
+
 def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
-  """Returns the digest that `of_checkpoint` explains, of its stored JSON.
+  """Returns the digest that `of_checkpoint` explains.
 
   Args:
     meta: what was stored with a checkpoint.
@@ -122,88 +132,116 @@ def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
     'tokenizer': meta['tokenizer']['digest'],
     **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
   }
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_teacher(stored: Mapping[str, Any], prompter_path, entities) -> None:
+def essence(name: str, value: Any) -> Any:
+  """Returns what of a part of a description is compared: JSON."""
+  if name in CHECKPOINTS:
+    return value and value.get('digest')
+  if name in LABELLED:  # In one spelling of the same names.
+    text = json.dumps([*map(canonical, value)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+  return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+  """Says of all parts that differ how they do, by name.
+
+  Args:
+    old: as stored, {name: value}.
+    new: as found; a checkpoint without `digest` could not be read.
+  """
+
+  def shown(name, parts):
+    value = parts.get(name)
+    if name not in CHECKPOINTS:
+      return repr(parts.get(name, 'absent'))
+    if not value:
+      return 'none'
+    if 'digest' not in value:
+      return f'{value["path"]}, which is no intact checkpoint'
+    return f'{value["path"]} (step {value["step"]}, digest {value["digest"][:12]})'
+
+  def how(name):
+    if name not in LABELLED:
+      return f'was {shown(name, old)}, is {shown(name, new)}'
+    was, now = old[name], new[name]
+    if len(was) != len(now):
+      return f'were {len(was)}, are {len(now)}'
+    wrong = [i for i in range(len(was)) if canonical(was[i]) != canonical(now[i])]
+    return (
+      f'label {wrong[0]} was {was[wrong[0]]!r}, is {now[wrong[0]]!r}, and '
+      f'{len(wrong)} of {len(was)} differ'
+    )
+
+  return {
+    name: how(name)
+    for name in sorted({*old, *new})
+    if (name in old) != (name in new) or essence(name, old[name]) != essence(name, new[name])
+  }
+
+
+def check_teacher(
+  stored: Mapping[str, Any], path, entities: Sequence[str]
+) -> checkpoints.Checkpoint | None:
   """Refuses another prompter or list than a model was pre-trained with.
 
   Args:
     stored: what was stored with the pre-trained checkpoint.
-    prompter_path: checkpoint of the prompter that would be used.
+    path: checkpoint of the prompter that would be used; '' for none.
     entities: the names that would be used.
+  Returns:
+    the prompter's checkpoint.
   Raises:
     ValueError: that says what differs.
   """
-  lines = []
   if 'entities' not in stored:
     logging.warning(
       'this checkpoint does not say by content which prompter and entities '
       'it was pre-trained with; those at the given paths are used.'
     )
-    return
-  found = prompter_path and _prompter(prompter_path, stored)
-  if different := different_labels(stored['entities'], entities):
-    lines.append(f'entities: {different}')
-  if different := different_checkpoints('prompter', stored['prompter'], found):
-    lines.append(different)
-  if lines:
+    return checkpoints.find(path) if path else None
+  found = _prompter(path, stored) if path else None
+  different = differences(
+    {'entities': stored['entities'], 'prompter': stored['prompter']},
+    {'entities': entities, 'prompter': found},
+  )
+  if different:
+    lines = '; '.join(f'{name}: {how}' for name, how in different.items())
     raise ValueError(
-      f'the model was pre-trained with others. {"; ".join(lines)}. Pass '
+      f'the model was pre-trained with others. {lines}. Pass '
       'those that it was trained with, as --prompter and --entities or in '
       'its config.'
     )
+  return found and opened(found)
 
 
-def check_sizes(checkpoint, stored: Mapping, asked) -> None:
+def check_sizes(
+  name: str, stored: Mapping, asked: Mapping, sizes: Mapping[str, Sequence[str]] = SIZES
+) -> None:
   """Refuses a checkpoint of another size than a config says.
 
   Args:
-    checkpoint: to name it.
-    stored: what was stored with it.
-    asked: a config.
+    name: of the checkpoint, for the message.
+    stored: `model` of what was stored with it.
+    asked: the same of the config or the run.
+    sizes: what is compared, by the part of the model.
   Raises:
     ValueError: with every size that differs.
   """
   lines = [
-    f'model.{part}.{name} is {stored["model"][part][name]!r}, --config says '
-    f'{asked.model[part][name]!r}'
-    for part, names in SIZES.items()
-    for name in names
-    if stored['model'][part][name] != asked.model[part][name]
+    f'model.{part}.{size} is {theirs!r}, --config says {ours!r}'
+    for part, names in sizes.items()
+    for size in names
+    if (theirs := stored.get(part, {}).get(size)) != (ours := asked.get(part, {}).get(size))
   ]
   if lines:
     raise ValueError(
-      f'{checkpoint} is of another size than --config: {"; ".join(lines)}. '
-      'Pass the config that it was trained with, or none.'
+      f'{name} is another model than --config: {"; ".join(lines)}. Pass the config that it '
+      'was trained with, or set --config.model to its values: even where the shapes of the '
+      'weights fit, they would mean something else.'
     )
-
-
-def _start(path):
-  """What a run starts from; its path alone if that cannot be read."""
-  if not path:
-    return None
-  given = {'given': str(path)}
-  try:
-    return of_checkpoint(path) | given
-  except (FileNotFoundError, checkpoints.DamagedCheckpointError):
-    # A run that goes on needs it no more; one that begins says what is wrong.
-    return {'path': str(path)} | given
-
-
-def _prompter(path, meta):
-  found = of_checkpoint(path)
-  name = f'the prompter {path}'
-  stored = checkpoints.Checkpoint(pathlib.Path(found['path'])).meta
-  if not stored['model'].get('embed_size'):
-    raise ValueError(
-      f'{name} (task={found["task"]!r}) has no features to compare a crop '
-      'with a prompt; pass a run of configs/pretrain_prompter.py as '
-      '--config.prompter.checkpoint.'
-    )
-  check_tokenizer(name, stored, meta)
-  return found
 
 
 def check_tokenizer(name: str, stored: Mapping, meta: Mapping) -> None:
@@ -228,49 +266,26 @@ def check_tokenizer(name: str, stored: Mapping, meta: Mapping) -> None:
     )
 
 
-def _templates(options):
-  return {
-    'video': list(options.video_templates or prompter.VIDEO_TEMPLATES),
-    'image': list(options.image_templates or prompter.IMAGE_TEMPLATES),
-  }
+def _start(path):
+  """What a run starts from; its path alone if that cannot be read."""
+  if not path:
+    return None
+  try:
+    found = of_checkpoint(path)
+  except (FileNotFoundError, checkpoints.DamagedCheckpointError):
+    # A run that resumes needs it no more; one that begins says what is wrong.
+    found = {'path': str(path)}
+  return found | {'given': str(path)}
 
 
-def known_digest(found: Mapping[str, Any] | None) -> str | None:
-  """Returns the digest of what `of_checkpoint` says, if it is known."""
-  return found and found.get('digest')
-
-
-def different_labels(old: Sequence[str], new: Sequence[str]) -> str:
-  """Says how two lists of labels differ; '' if they mean the same."""
-  # A list may be written in another spelling of the same names.
-  was, now = [*map(canonical, old)], [*map(canonical, new)]
-  if was == now:
-    return ''
-  if len(was) != len(now):
-    return f'were {len(was)}, are {len(now)}'
-  wrong = [i for i in range(len(was)) if was[i] != now[i]]
-  return (
-    f'label {wrong[0]} was {old[wrong[0]]!r}, is {new[wrong[0]]!r}, and '
-    f'{len(wrong)} of {len(was)} differ'
-  )
-
-
-def different_checkpoints(name: str, old, new) -> str:
-  """Says how two results of `of_checkpoint` differ; '' if they are the same.
-
-  Args:
-    name: of the option that names the checkpoint.
-    old: as stored; None for no checkpoint.
-    new: as found; without `digest` where there is no intact checkpoint.
-  """
-
-  def shown(found):
-    if not found:
-      return 'none'
-    if 'digest' not in found:
-      return f'{found["path"]}, which is no intact checkpoint'
-    return f'{found["path"]} (step {found["step"]}, digest {found["digest"][:12]})'
-
-  if known_digest(old) == known_digest(new):
-    return ''
-  return f'{name}: was {shown(old)}, is {shown(new)}'
+def _prompter(path, meta):
+  found = of_checkpoint(path)
+  name, stored = f'the prompter {path}', opened(found).meta
+  if not stored['model'].get('embed_size'):
+    raise ValueError(
+      f'{name} (task={found["task"]!r}) has no features to compare a crop '
+      'with a prompt; pass a run of configs/pretrain_prompter.py as '
+      '--config.prompter.checkpoint.'
+    )
+  check_tokenizer(name, stored, meta)
+  return found

@@ -7,7 +7,6 @@ so a run may be stopped anywhere, in any way, and go on as if it had not been.
 
 import difflib
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -347,7 +346,7 @@ def _first_state(config, task, tx, mesh, abstract, store, start, fresh) -> Train
   state = create_state(task.init, tx, mesh, config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
   if start:
-    params = checkpoints.Checkpoint(pathlib.Path(start['path'])).load_params(
+    params = identity.opened(start).load_params(
       abstract.params,
       initial=state.params,
       new=config.train.new_parameters,
