@@ -91,7 +91,7 @@ def _map(items, num_workers=2, timeout_s=60.0, **more):
 def test_results_keep_their_order():
   assert _map([]) == []
   assert _map(list(range(300))) == [2 * i for i in range(300)]
-  assert _map([0.2, 1, 0.1, 2, 3], window=1) == [0.2, 2, 0.1, 4, 6]
+  assert _map([0.2, 1, 0.1, 2, 3], max_bytes=1) == [0.2, 2, 0.1, 4, 6]
 
 
 def test_messages_larger_than_a_pipe():
@@ -229,11 +229,12 @@ def test_workers_end_with_their_parent():
   code = (
     'from alpro_jax.data import workers\n'
     'pids = []\n'
-    'start = workers._Worker.__init__\n'
-    'def init(self, *args):\n'
-    '  start(self, *args)\n'
-    '  print(self.process.pid, flush=True)\n'
-    'workers._Worker.__init__ = init\n'
+    'popen = workers.subprocess.Popen\n'
+    'def start(*args, **options):\n'
+    '  process = popen(*args, **options)\n'
+    '  print(process.pid, flush=True)\n'
+    '  return process\n'
+    'workers.subprocess.Popen = start\n'
     'list(workers.run_in_order("tests.worker_targets:act", {"factor": 1},\n'
     '                          ["hang"], workers=1, timeout_s=99))\n'
   )

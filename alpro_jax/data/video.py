@@ -15,38 +15,28 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
 from alpro_jax.data import sniff, workers
 
 av.logging.set_level(av.logging.PANIC)
+warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # _MAX_PIXELS is lower.
 
 # Not playlists, which name other files and addresses, and not pictures, which
 # are for Pillow.
-_FORMATS = ','.join(
-  sorted(
-    name
-    for name in av.formats_available
-    - {
-      'hls',
-      'concat',
-      'dash',
-      'webm_dash_manifest',
-      'imf',
-      'sdp',
-      'rtsp',
-      'rtp',
-      'sap',
-      'image2',
-      'image2pipe',
-      'ico',
-    }
-    if not name.endswith('_pipe')
-  )
-)
+_NOT_OPENED = {'hls', 'concat', 'dash', 'webm_dash_manifest', 'imf', 'sdp', 'rtsp', 'rtp', 'sap'}
+_NOT_OPENED |= {'image2', 'image2pipe', 'ico'}
+_OPTIONS = {
+  'format_whitelist': ','.join(
+    sorted(name for name in av.formats_available - _NOT_OPENED if not name.endswith('_pipe'))
+  ),
+  # Not one protocol by which another file might be opened.
+  'protocol_whitelist': 'none',
+}
+_EBML = b'\x1a\x45\xdf\xa3'  # Matroska, WebM.
 # Their headers say how long they are.
 _DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
-_EBML = b'\x1a\x45\xdf\xa3'  # Matroska, WebM.
 _MAX_PIXELS = 8192 * 8192
 _PIXELS_PER_SECOND = 5e6  # HDR, if all frames are kept at their size.
 _PIXELS_PER_BYTE = 20
@@ -73,51 +63,6 @@ class PartlyReadable(UnreadableVideo):
 
 class EndsEarly(PartlyReadable):
   """A file read without an error, of which more was to be expected."""
-
-
-def target_size(width, height, *, short_side=0, pixel_aspect=None):
-  """Returns the (width, height) of square pixels to store; never larger.
-
-  Args:
-    width, height: stored pixels.
-    short_side: wanted length of the shorter side; 0 keeps the size, and so
-      does anything larger than the video.
-    pixel_aspect: width of a pixel over its height, or None.
-  """
-  w, h = Fraction(width), Fraction(height)
-  if pixel_aspect and pixel_aspect > 0:
-    if pixel_aspect > 1:
-      h /= pixel_aspect
-    else:
-      w *= pixel_aspect
-  if short_side and min(w, h) > short_side:
-    scale = short_side / min(w, h)
-    w, h = w * scale, h * scale
-  return max(1, round(w)), max(1, round(h))
-
-
-def _pick_stream(container):
-  """The default video stream, which need not be the largest, set up."""
-  streams = [
-    stream
-    for stream in container.streams.video
-    if not stream.disposition & av.stream.Disposition.attached_pic
-  ]
-  if not streams:
-    raise UnreadableVideo('no video stream')
-  for stream in streams:
-    if stream.disposition & av.stream.Disposition.default:
-      break
-  else:
-    stream = streams[0]
-  if stream.codec_context is None:
-    raise UnreadableVideo('unreadable', 'unknown codec')
-  stream.codec_context.thread_count = 1
-  if stream.width * stream.height > _MAX_PIXELS:
-    raise UnreadableVideo('too large', f'{stream.width}x{stream.height}')
-  # Later frames may be larger; the memory of those is not even asked for.
-  stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
-  return stream
 
 
 def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
@@ -157,8 +102,6 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0
       for frame in _decode(file.fileno(), fps, short_side, max_frames, max_seconds):
         count += 1
         yield frame
-  except UnreadableVideo:
-    raise
   except (av.FFmpegError, OSError, ValueError, MemoryError, ArithmeticError) as e:
     detail = getattr(e, 'strerror', None) or str(e) or type(e).__name__
     if count:
@@ -177,83 +120,44 @@ def read_frames(path, **options):
 
 
 def _decode(file, fps, short_side, max_frames, max_seconds):
-  """Yields the frames of all recordings of a file; see iterate_frames."""
-  scaler = av.video.reformatter.VideoReformatter()
+  """Yields the frames of all recordings of a file, given by its descriptor."""
+  scaler = VideoReformatter()
   clock = _Clock()
-  size = None
-  kept = 0
-  last_tick = -1
+  size, kept, last_tick = None, 0, -1
+  # Containers round times to a millisecond or so: a frame may be early.
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
-  missing, slow = '', 0
+  missing, decoding_seconds = '', 0
   for begin, end in itertools.pairwise(_recordings(file)):
-    # Not one protocol by which another file might be opened.
-    with av.open(
-      _Part(file, begin, end), options={'protocol_whitelist': 'none', 'format_whitelist': _FORMATS}
-    ) as container:
-      stream = _pick_stream(container)
+    with av.open(_Part(file, begin, end), options=_OPTIONS) as container:
+      recording = _Recording(container, end - begin)
+      stream = recording.stream
       clock.start(container, stream)
-      slow += _decoding_seconds(end - begin, container, stream)
-      workers.allow(slow)
+      decoding_seconds += recording.decoding_seconds()
+      workers.allow(decoding_seconds)
       turn = _UPRIGHT
-      ends = [0.0]
-      for frame, stamp in _frames_of(container, stream, ends):
+      for frame, stamp in recording.frames():
         time = clock.read(frame, stamp)
         if max_seconds and time >= max_seconds:
           return
         # Some files say in key frames alone how they are to be turned.
         turn = _turn_of(frame) or turn
         if fps:
-          # Containers round times to a millisecond or so: a frame may be early.
           tick = math.floor((time + early) * Fraction(fps))
           if tick <= last_tick:
             continue
           last_tick = tick
-        if frame.width * frame.height > _MAX_PIXELS:
-          raise UnreadableVideo('too large', f'{frame.width}x{frame.height}')
+        _check_pixels(frame)
         # Later frames follow the first, should the size change.
-        size = size or _turned(
-          target_size(
-            frame.width,
-            frame.height,
-            short_side=short_side,
-            pixel_aspect=stream.sample_aspect_ratio,
-          ),
-          turn,
-        )
+        if not size:
+          size = target_size(frame.width, frame.height, short_side, stream.sample_aspect_ratio)
+          size = size[::-1] if turn[0] else size
         kept += 1
         yield _pixels(scaler, frame, size, turn), float(time)
         if kept == max_frames:
           return
-      declared = _declared_seconds(container, stream)
-      if ends[0] < 0.9 * declared and declared - ends[0] > 1:
-        missing = f'its data end at {ends[0]:.1f} of {declared:.1f} s'
+      missing = recording.missing() or missing
   if kept and missing:
     raise EndsEarly(missing)
-
-
-class _Part:
-  """Bytes `begin` to `end` of a file, given by its descriptor.
-
-  FFmpeg learns no name of it, in which it might see a pattern or a protocol.
-  """
-
-  def __init__(self, file, begin, end):
-    self._file, self._begin, self._end = file, begin, end
-    self._at = begin
-
-  def read(self, size):
-    data = os.pread(self._file, min(size, max(self._end - self._at, 0)), self._at)
-    self._at += len(data)
-    return data
-
-  def seek(self, offset, whence=os.SEEK_SET):
-    self._at = (
-      offset + {os.SEEK_SET: self._begin, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
-    )
-    return self.tell()
-
-  def tell(self):
-    return self._at - self._begin
 
 
 def _recordings(file):
@@ -264,28 +168,24 @@ def _recordings(file):
   """
   end = os.fstat(file).st_size
   start = os.pread(file, 8, 0)
-  flv, mp4 = start.startswith(b'FLV'), start[4:] == b'ftyp'
-  begins, at, has_index = [], 0, False
-  while (flv or mp4 or start.startswith(_EBML)) and len(head := os.pread(file, 16, at)) == 16:
+  flv, mp4, ebml = start.startswith(b'FLV'), start[4:] == b'ftyp', start.startswith(_EBML)
+  begins, at, whole = [], 0, True
+  while (flv or mp4 or ebml) and len(head := os.pread(file, 16, at)) == 16:
     if flv:
-      new, tag = head.startswith(b'FLV'), head[0] & 31
+      begin, is_tag = head.startswith(b'FLV'), head[0] & 31 in (8, 9, 18)
       # A tag: its own header, its data, and its length once more.
-      size = 15 + int.from_bytes(head[1:4], 'big')
-      size = 13 if new else size if tag in (8, 9, 18) else 0
-    elif mp4:
-      new = head[4:8] == b'ftyp' and (not begins or has_index)
-      has_index = not new and (has_index or head[4:8] == b'moov')
-      size = int.from_bytes(head[:4], 'big')
-      if size == 1:
-        size = int.from_bytes(head[8:], 'big')
+      size = 13 if begin else is_tag * (15 + int.from_bytes(head[1:4], 'big'))
+    elif mp4:  # Which may repeat its first box before its index.
+      begin, size = whole and head[4:8] == b'ftyp', sniff.box_size(head)
+      whole = not begin and (whole or head[4:8] == b'moov')
     else:
-      new = head.startswith(_EBML)
+      begin = head.startswith(_EBML)
       # Zeros say of how many bytes the length is, which is all ones if unknown.
       width = 9 - head[4].bit_length()
       most = (1 << 7 * width) - 1
-      size = int.from_bytes(head[4 : 4 + width], 'big') & most
-      size = 0 if size == most else 4 + width + size
-    if new:
+      length = int.from_bytes(head[4 : 4 + width], 'big') & most
+      size = 0 if length == most else 4 + width + length
+    if begin:
       begins.append(at)
     if size < 8:
       break
@@ -293,71 +193,102 @@ def _recordings(file):
   return [*(begins or [0]), end]
 
 
-def _pixels(scaler, frame, size, turn):
-  """Returns a frame as uint8[H, W, 3] RGB, of a size (width, height)."""
-  width, height = _turned(size, turn)
-  to_sdr = _TO_SDR.get(frame.color_trc)
-  pixels = scaler.reformat(
-    frame,
-    width=width,
-    height=height,
-    format='rgb48le' if to_sdr else 'rgb24',
-    src_color_range=frame.color_range,
-    src_colorspace='BT2020' if to_sdr else None,
-    interpolation=av.video.reformatter.Interpolation.BICUBIC,
-    threads=1,
-  ).to_ndarray()
-  if to_sdr:
-    pixels = to_sdr(pixels)
-  swap, left_right, up_down = turn
-  if swap:
-    pixels = pixels.swapaxes(0, 1)
-  return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
+class _Part:
+  """Bytes `begin` to `end` of a file, given by its descriptor.
 
-
-def _decoding_seconds(size, container, stream):
-  """Returns how long reading all of `size` bytes may take on a slow core."""
-  seconds = (container.duration or 0) / av.time_base
-  frames = max(seconds * float(stream.average_rate or 25), stream.frames)
-  # Headers may say anything, or nothing; but a frame takes some bytes, and in
-  # most videos a byte is for some pixels.
-  pixels = min(frames, size / _LEAST_BYTES) * stream.width * stream.height
-  return max(pixels, size * _PIXELS_PER_BYTE) / _PIXELS_PER_SECOND
-
-
-def _frames_of(container, stream, ends):
-  """Yields the frames of a stream, and the seconds their file says, or None.
-
-  Args:
-    ends: [seconds], where the packets of all streams end; it grows. Sound and
-      subtitles may well go on when there are no more pictures.
+  FFmpeg learns no name of it, in which it might see a pattern or a protocol.
   """
-  begin = (container.start_time or 0) / av.time_base
-  container.flags &= ~av.container.Flags.gen_pts.value  # It makes some up.
-  # AVI has no times but those at which to decode, one packet after another.
-  # Frames come in the order in which they are shown: each takes the next one.
-  only_decoding, waiting = None, collections.deque()
-  for packet in container.demux():
-    time = packet.dts if packet.pts is None else packet.pts
-    if time is not None and packet.time_base:
-      ends[0] = max(ends[0], float((time + (packet.duration or 0)) * packet.time_base) - begin)
-    if packet.stream.index != stream.index:
-      continue
-    if only_decoding is None:
-      only_decoding = packet.pts is None
-    if only_decoding and packet.dts is not None:
-      waiting.append(packet.dts)
-    for frame in packet.decode():
-      pts = waiting.popleft() if waiting else frame.pts
-      known = pts is not None and frame.time_base
-      yield frame, pts * frame.time_base if known else None
+
+  def __init__(self, file, begin, end):
+    self._file, self._begin, self._end, self._at = file, begin, end, begin
+
+  def read(self, size):
+    data = os.pread(self._file, max(min(size, self._end - self._at), 0), self._at)
+    self._at += len(data)
+    return data
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    self._at = offset + (self._begin, self._at, self._end)[whence]
+    return self.tell()
+
+  def tell(self):
+    return self._at - self._begin
+
+
+class _Recording:
+  """A recording that is being read: its frames, and what its header says of them."""
+
+  def __init__(self, container, size):
+    """Takes the default video stream, which need not be the largest; `size` is in bytes."""
+    self._container, self._size = container, size
+    self._begin = (container.start_time or 0) / av.time_base
+    self._seconds = (container.duration or 0) / av.time_base
+    # Where the packets of all streams end. Sound and subtitles may well go on
+    # when there are no more pictures.
+    self._end = 0.0
+    flags = av.stream.Disposition
+    streams = [x for x in container.streams.video if not x.disposition & flags.attached_pic]
+    if not streams:
+      raise UnreadableVideo('no video stream')
+    self.stream = next((x for x in streams if x.disposition & flags.default), streams[0])
+    if self.stream.codec_context is None:
+      raise UnreadableVideo('unreadable', 'unknown codec')
+    self.stream.codec_context.thread_count = 1
+    _check_pixels(self.stream)
+    # Later frames may be larger; the memory of those is not even asked for.
+    self.stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
+
+  def frames(self):
+    """Yields frames and the seconds that the file says, or None."""
+    self._container.flags &= ~av.container.Flags.gen_pts.value  # It makes some up.
+    # AVI has no times but those at which to decode, one packet after another.
+    # Frames come in the order in which they are shown: each takes the next one.
+    only_decoding, waiting = None, collections.deque()
+    for packet in self._container.demux():
+      time = packet.dts if packet.pts is None else packet.pts
+      if time is not None and packet.time_base:
+        end = float((time + (packet.duration or 0)) * packet.time_base)
+        self._end = max(self._end, end - self._begin)
+      if packet.stream.index != self.stream.index:
+        continue
+      if only_decoding is None:
+        only_decoding = packet.pts is None
+      if only_decoding and packet.dts is not None:
+        waiting.append(packet.dts)
+      for frame in packet.decode():
+        pts = waiting.popleft() if waiting else frame.pts
+        known = pts is not None and frame.time_base
+        yield frame, pts * frame.time_base if known else None
+
+  def decoding_seconds(self):
+    """Returns how long reading all of it may take on a slow core."""
+    stream = self.stream
+    frames = max(self._seconds * float(stream.average_rate or 25), stream.frames)
+    # Headers may say anything, or nothing; but a frame takes some bytes, and in
+    # most videos a byte is for some pixels.
+    pixels = min(frames, self._size / _LEAST_BYTES) * stream.width * stream.height
+    return max(pixels, self._size * _PIXELS_PER_BYTE) / _PIXELS_PER_SECOND
+
+  def missing(self):
+    """Returns what is missing at the end by the header, '' if nothing or if it does not say."""
+    formats = set(self._container.format.name.split(','))
+    if not _DECLARING_FORMATS & formats:
+      return ''  # FFmpeg's own estimate, from the size of the file.
+    declared, stream = self._seconds, self.stream
+    if 0 < self._begin < declared:  # Some headers give the length, others the end.
+      declared -= self._begin
+    if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
+      declared = max(declared, float(stream.frames / stream.average_rate))
+    if self._end >= 0.9 * declared or declared - self._end <= 1:
+      return ''
+    return f'its data end at {self._end:.1f} of {declared:.1f} s'
 
 
 class _Clock:
   """Seconds from the first frame, which never run backwards."""
 
   def __init__(self):
-    self._time = None
+    self._time = self._duration = None  # Of the last frame.
 
   def start(self, container, stream):
     """A recording begins, the first one or another."""
@@ -367,48 +298,62 @@ class _Clock:
     self._gaps = container.format.flags & av.format.Flags.ts_discont.value
     self._shift = None
 
-  def _next(self):
-    """The end of the last frame."""
-    if self._time is None:
-      return Fraction(0)
-    ticks, unit = self._duration
-    return self._time + (ticks * unit if ticks and unit else self._step)
-
   def read(self, frame, stamp):
     """Returns the time of a frame for which its file says `stamp`, or None."""
-    if stamp is None:
-      time = self._next()
-    else:
+    last = self._time
+    time = following = Fraction(0) if last is None else last + (self._duration or self._step)
+    if stamp is not None:
       if self._shift is None:
-        self._shift = self._next() - stamp
+        self._shift = following - stamp
       time = stamp + self._shift
-      back = -1 if self._time is None else self._time - time
+      back = -1 if last is None else last - time
       if back >= 0 and (frame.key_frame or back > 1) or self._gaps and back < -10:
         # Another recording: it starts with a key frame.
-        time = self._next()
-        self._shift = time - stamp
+        time, self._shift = following, following - stamp
       elif back > 0:  # Wrong times, as of frames in another order.
-        time = self._time
-    self._time, self._duration = time, (frame.duration, frame.time_base)
+        time = last
+    self._time = time
+    self._duration = frame.duration and frame.time_base and frame.duration * frame.time_base
     return time
 
 
+def target_size(width, height, short_side=0, pixel_aspect=None):
+  """Returns the (width, height) of square pixels to store; never larger.
+
+  Args:
+    width, height: stored pixels.
+    short_side: wanted length of the shorter side; 0 keeps the size, and so
+      does anything larger than the video.
+    pixel_aspect: width of a pixel over its height, or None.
+  """
+  w, h = Fraction(width), Fraction(height)
+  if pixel_aspect and pixel_aspect > 1:
+    h /= pixel_aspect
+  elif pixel_aspect and pixel_aspect > 0:
+    w *= pixel_aspect
+  if short_side and min(w, h) > short_side:
+    scale = short_side / min(w, h)
+    w, h = w * scale, h * scale
+  return max(1, round(w)), max(1, round(h))
+
+
+def _check_pixels(picture):
+  if picture.width * picture.height > _MAX_PIXELS:
+    raise UnreadableVideo('too large', f'{picture.width}x{picture.height}')
+
+
+# How a frame is to be shown: whether rows become columns, whether left and
+# right are swapped then, whether top and bottom are.
 _UPRIGHT = (False, False, False)
+_QUARTERS = [None, (True, False, True), (False, True, True), (True, True, False)]
 
 
 def _turn_of(frame):
-  """Returns what a frame says of how it is to be shown; None if nothing.
-
-  Returns:
-    (whether rows become columns, whether left and right are swapped then,
-    whether top and bottom are)
-  """
+  """Returns what a frame says of how it is to be shown; None if nothing."""
   try:
     matrix = frame.side_data.get('DISPLAYMATRIX')
   except ValueError:  # PyAV does not know another of the frame's side data.
-    return {0: None, 1: (True, False, True), 2: (False, True, True), 3: (True, True, False)}[
-      round(frame.rotation / 90) % 4
-    ]
+    return _QUARTERS[round(frame.rotation / 90) % 4]
   if matrix is None:
     return None
   # A stored place (x, y) is shown at (a x + c y, b x + d y).
@@ -418,61 +363,51 @@ def _turn_of(frame):
   return False, a < 0, d < 0
 
 
-def _turned(size, turn):
-  """(width, height) as shown from as stored, and the other way round."""
-  return size[::-1] if turn[0] else size
+def _pixels(scaler, frame, size, turn):
+  """Returns a frame as uint8[H, W, 3] RGB, of a size (width, height)."""
+  swap, left_right, up_down = turn
+  width, height = size[::-1] if swap else size
+  hdr = frame.color_trc in _LIGHT
+  pixels = scaler.reformat(
+    frame,
+    width=width,
+    height=height,
+    format='rgb48le' if hdr else 'rgb24',
+    src_color_range=frame.color_range,
+    src_colorspace='BT2020' if hdr else None,
+    interpolation=Interpolation.BICUBIC,
+    threads=1,
+  ).to_ndarray()
+  if hdr:
+    pixels = _to_sdr(pixels, frame.color_trc)
+  if swap:
+    pixels = pixels.swapaxes(0, 1)
+  return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
 
 
-# BT.2100: how much light a value stands for, where 1 is reference white.
+# BT.2100: how much light a level stands for. Of PQ light on the screen, where
+# 1 is reference white; of HLG light in the scene.
 _LEVELS = np.arange(4096, dtype=np.float32) / 4095
-_PQ = np.maximum(_LEVELS ** (1 / 78.84375) - 0.8359375, 0) / (
-  18.8515625 - 18.6875 * _LEVELS ** (1 / 78.84375)
-)
-_PQ = _PQ ** (1 / 0.1593017578125) * (10000 / 203)
-# Of HLG, light in the scene; a screen of 1000 cd/m2 shows its 1.2th power.
-_HLG = np.where(
-  _LEVELS <= 0.5, _LEVELS**2 / 3, (np.exp((_LEVELS - 0.55991073) / 0.17883277) + 0.28466892) / 12
-)
+_PQ = np.maximum(_LEVELS ** (1 / 78.84375) - 0.8359375, 0)
+_PQ /= 18.8515625 - 18.6875 * _LEVELS ** (1 / 78.84375)
+_HLG = (np.exp((_LEVELS - 0.55991073) / 0.17883277) + 0.28466892) / 12
+_LIGHT = {
+  ColorTrc.SMPTE2084: _PQ ** (1 / 0.1593017578125) * (10000 / 203),
+  ColorTrc.ARIB_STD_B67: np.where(_LEVELS <= 0.5, _LEVELS**2 / 3, _HLG),
+}
 _BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 _BT2020_TO_BT709 = np.array(
   [[1.6605, -0.1246, -0.0182], [-0.5876, 1.1329, -0.1006], [-0.0728, -0.0083, 1.1187]], np.float32
 )
 
 
-def _show(light):
-  """Light in BT.2020 colours, 1 for white, -> uint8 of BT.709."""
+def _to_sdr(pixels, transfer):
+  """uint16[H, W, 3] of BT.2020 -> uint8 of BT.709."""
+  light = _LIGHT[transfer][pixels >> 4]
+  if transfer == ColorTrc.ARIB_STD_B67:  # A screen of 1000 cd/m2 shows its 1.2th power.
+    light = light * (light @ _BT2020_LUMA)[..., None] ** 0.2 * (1000 / 203)
   light = np.clip(light @ _BT2020_TO_BT709, 0, 1)
   return np.rint(255 * light ** (1 / 2.4)).astype(np.uint8)
-
-
-def _pq_to_sdr(pixels):
-  return _show(_PQ[pixels >> 4])
-
-
-def _hlg_to_sdr(pixels):
-  light = _HLG[pixels >> 4]
-  luma = (light @ _BT2020_LUMA)[..., None]
-  return _show(light * luma**0.2 * (1000 / 203))
-
-
-_TO_SDR = {
-  av.video.reformatter.ColorTrc.SMPTE2084: _pq_to_sdr,
-  av.video.reformatter.ColorTrc.ARIB_STD_B67: _hlg_to_sdr,
-}
-
-
-def _declared_seconds(container, stream):
-  """Returns how long a video is by its header; 0 if that does not say."""
-  formats = set(container.format.name.split(','))
-  if not _DECLARING_FORMATS & formats:
-    return 0  # FFmpeg's own estimate, from the size of the file.
-  seconds = (container.duration or 0) / av.time_base
-  begin = (container.start_time or 0) / av.time_base
-  if 0 < begin < seconds:  # Some headers give the length, others the end.
-    seconds -= begin
-  if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
-    seconds = max(seconds, float(stream.frames / stream.average_rate))
-  return seconds
 
 
 def read_still(path, *, short_side=0):
@@ -480,7 +415,7 @@ def read_still(path, *, short_side=0):
 
   Args:
     path: a local file.
-    short_side: as in read_frames.
+    short_side: as in iterate_frames.
   Returns:
     uint8[H, W, 3] RGB.
   Raises:
@@ -489,23 +424,18 @@ def read_still(path, *, short_side=0):
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      image = Image.open(path, formats=_PHOTOS)
-    with image:
-      if image.width * image.height > _MAX_PIXELS:
-        raise UnreadableVideo('too large', f'{image.width}x{image.height}')
+    with Image.open(path, formats=_PHOTOS) as image:
+      _check_pixels(image)
       image = ImageOps.exif_transpose(image)
       if image.mode.startswith('I;16'):  # Pillow would cut all to 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
       elif image.mode in ('I', 'F'):
         raise UnreadableVideo('unreadable', 'its pixels are numbers of 32 bit; which is white?')
       if 'transparency' in image.info or image.mode in ('RGBA', 'LA', 'PA'):
-        image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(white, image.convert('RGBA'))
       image = image.convert('RGB')
-      size = target_size(*image.size, short_side=short_side)
+      size = target_size(*image.size, short_side)
       if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
       return np.asarray(image)

@@ -1,32 +1,35 @@
 """Processes that may hang or crash, and a parent that outlives them.
 
-A decoder in C can loop for ever or take the process down. So every worker is
-a process of its own with one pipe; the parent knows which item each works on,
-kills a worker that is late, starts another, and names the item.
+A decoder in C can loop for ever or take the process down. So every worker is a
+process of its own with one pipe, and a thread of the parent gives it items one
+by one, kills it when it is late, starts another, and names the item.
 
 Late is who worked too long, not who began long ago: a machine that sleeps, a
-process that is stopped, and cores that are busy with others cost no item.
+process that is stopped, and cores that are busy with others cost no item. That
+is why this is no pool of a library.
 """
 
 import contextlib
 import ctypes
-import dataclasses
 import importlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from multiprocessing import connection
+from typing import NamedTuple
 
-_QUEUE_ITEMS = 16
-_QUEUE_BYTES = 1 << 15  # Below a pipe's buffer, so that sending never waits.
+import psutil
+
 _START_SECONDS = 120
 _USUAL_SECONDS = 120  # For an item; for more it has to ask, see `allow`.
 _LOOK_SECONDS = 0.25
-_KILLS = 4  # So often the worker of an item may be killed.
+# So often the worker of an item may die while it starts, crash, and be killed.
+_STARTS, _CRASHES, _KILLS = 3, 2, 4
+_WAITING = (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 MACHINE = 'lost by this machine'  # Reason of what is no fault of the item.
@@ -45,32 +48,27 @@ def machine_problem(path, error):
     if isinstance(error, MemoryError):
       return 'out of memory, or the file asks for more than there is'
     error = error.__cause__
-  if not os.path.isfile(path):
-    return ''
-  try:
-    with open(path, 'rb') as file:
-      while file.read(1 << 22):
-        pass
-  except OSError as e:
-    return str(e.strerror)
+  if os.path.isfile(path):
+    try:
+      with open(path, 'rb') as file:
+        while file.read(1 << 22):
+          pass
+    except OSError as e:
+      return str(e.strerror)
   return ''
 
 
 def environment():
-  """Returns the environment of a Python process that imports our code alone.
+  """Returns the environment of a Python process that imports our code alone, as dict.
 
   Python looks for modules in the current folder first, which may be a folder
   of videos: a file in it called av.py would run. So neither Python itself nor
   PYTHONPATH may name that folder; what else PYTHONPATH has is kept.
-
-  Returns:
-    dict, for subprocess; alpro_jax can be imported in it.
   """
   root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-  given = os.environ.get('PYTHONPATH', '').split(os.pathsep)
   paths = [root] + [
     path
-    for path in given
+    for path in os.environ.get('PYTHONPATH', '').split(os.pathsep)
     if os.path.isabs(path) and os.path.exists(path) and not os.path.samefile(path, os.curdir)
   ]
   return {**os.environ, 'PYTHONSAFEPATH': '1', 'PYTHONPATH': os.pathsep.join(paths)}
@@ -79,20 +77,18 @@ def environment():
 @contextlib.contextmanager
 def environment_of_children():
   """Gives it to every process that is started within, by any library."""
+  before = dict(os.environ)
   ours = environment()
-  names = 'PYTHONSAFEPATH', 'PYTHONPATH'
-  before = {name: os.environ[name] for name in names if name in os.environ}
-  os.environ.update({name: ours[name] for name in names})
+  os.environ.update(ours)
   try:
     yield
   finally:
-    for name in names:
+    for name in ours.keys() - before.keys():
       del os.environ[name]
     os.environ.update(before)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
   """An item that gave no result.
 
   Attributes:
@@ -104,11 +100,6 @@ class Lost:
   detail: str
 
 
-@dataclasses.dataclass(frozen=True)
-class _Allowance:
-  seconds: float
-
-
 def allow(seconds):
   """Lets the item at hand take so much longer than usual.
 
@@ -116,97 +107,10 @@ def allow(seconds):
   limit, it changes nothing.
   """
   if _pipe is not None:
-    _pipe.send(_Allowance(seconds))
+    _pipe.send(('allow', seconds))
 
 
-class _Worker:
-  """One process; `queue` holds the (index, message) it has not answered."""
-
-  def __init__(self, target, settings):
-    self.pipe, theirs = connection.Pipe()
-    self.process = subprocess.Popen(
-      [
-        sys.executable,
-        '-c',
-        f'import {__name__} as w; w.work()',
-        str(theirs.fileno()),
-        str(os.getpid()),
-      ],
-      env={**environment(), 'OMP_NUM_THREADS': '1'},
-      pass_fds=[theirs.fileno()],
-      stdin=subprocess.DEVNULL,
-      start_new_session=True,
-    )  # Ctrl-C is for the parent alone.
-    theirs.close()
-    self.pipe.send((target, settings))
-    self.ready = False
-    self.queue = deque()
-    self.queued_bytes = 0
-    self.begin(_START_SECONDS)
-
-  def begin(self, limit):
-    """Begins an item, which may take `limit` seconds."""
-    self.limit, self.worked = limit, 0.0
-    self._looked = time.monotonic()
-    self._cpu, _ = _cpu_and_state(self.process.pid)
-
-  def is_late(self):
-    """Adds what it worked since the last look: does that pass the limit?
-
-    A worker that computes is charged what it computed. One that waits, for a
-    disk or for ever, is charged the time; but not for longer than there is
-    between two looks: if nobody looked, the machine slept, or the parent.
-    """
-    passed = time.monotonic() - self._looked
-    if passed >= _LOOK_SECONDS:
-      before, self._looked = self._cpu, time.monotonic()
-      self._cpu, state = _cpu_and_state(self.process.pid)
-      waited = min(passed, 2 * _LOOK_SECONDS) if state in 'SD' else 0.0
-      self.worked += max(waited, self._cpu - before)
-    return self.worked > self.limit
-
-  def has_room(self, message):
-    return (
-      self.ready
-      and len(self.queue) < _QUEUE_ITEMS
-      and (not self.queue or self.queued_bytes + len(message) < _QUEUE_BYTES)
-    )
-
-  def send(self, index, message, limit):
-    if not self.queue:
-      self.begin(limit)
-    self.pipe.send_bytes(message)
-    self.queue.append((index, message))
-    self.queued_bytes += len(message)
-
-  def receive(self, limit):
-    """Returns (index, result) of the item at the head of the queue."""
-    result = self.pipe.recv()
-    if isinstance(result, _Allowance):
-      return self.queue[0][0], result
-    index, message = self.queue.popleft()
-    self.queued_bytes -= len(message)
-    self.begin(limit)
-    return index, result
-
-  def stop(self):
-    self.pipe.close()
-    self.process.kill()
-    return self.process.wait()
-
-
-def _cpu_and_state(pid):
-  """Returns a process's seconds of CPU and its state, 'S' where it waits."""
-  try:
-    with open(f'/proc/{pid}/stat', 'rb') as file:
-      fields = file.read().rpartition(b')')[2].split()
-  except FileNotFoundError:  # No Linux; or it is gone, which is seen soon.
-    return 0.0, 'S'
-  ticks = int(fields[11]) + int(fields[12])
-  return ticks / os.sysconf('SC_CLK_TCK'), fields[0].decode()
-
-
-def run_in_order(target, settings, items, *, workers, timeout_s=None, window=64, max_bytes=1 << 29):
+def run_in_order(target, settings, items, *, workers, timeout_s=None, max_bytes=1 << 29):
   """Maps items through a function in worker processes.
 
   Args:
@@ -217,170 +121,200 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None, window=64,
     workers: number of processes.
     timeout_s: longest time for one item, in seconds that its worker computes
       or waits; None is 120, and what the item asks for by `allow`.
-    window: how many items per worker may be finished before their turn.
-    max_bytes: about how many bytes of such results are held in memory.
+    max_bytes: about how many bytes of results (their `size`) may wait for
+      their turn.
   Yields:
     The result or a Lost for each item, in the order of the items.
   """
-  total = len(items)
-  if not total:
-    return
-  pool = [_Worker(target, settings) for _ in range(min(workers, total))]
+  run = _Run((target, settings), items, min(workers, len(items)), timeout_s, max_bytes)
   try:
-    yield from _run(pool, target, settings, items, timeout_s, window * len(pool), max_bytes)
+    for index in range(len(items)):
+      yield run.take(index)
   finally:
-    for worker in pool:
-      worker.stop()
+    run.close()
 
 
-def _run(pool, target, settings, items, timeout_s, window, max_bytes):
-  again = deque()  # Items of a dead worker, before all new ones.
-  crashes = Counter()
-  killed = Counter()
-  done = {}
-  done_bytes = 0
-  sent = 0
-  turn = 0
-  starts_failed = 0
-  usual = _USUAL_SECONDS if timeout_s is None else timeout_s
+class _Run:
+  """Threads that each have a worker at work on one item, and the results."""
 
-  def replace(worker):
-    """Puts a new worker in place; returns what the old one was given."""
-    code = worker.stop()
-    pool[pool.index(worker)] = _Worker(target, settings)
-    return code, list(worker.queue)
+  def __init__(self, job, items, workers, timeout_s, max_bytes):
+    self._job, self._items, self._timeout_s = job, items, timeout_s
+    self._changed = threading.Condition()
+    self._next = 0  # Item to be begun.
+    self._turn = 0  # Item whose result is wanted.
+    self._results, self._bytes, self._max_bytes = {}, 0, max_bytes
+    self._workers, self._free = workers, threading.Semaphore(workers)
+    self._one_by_one = threading.Lock()
+    self.closed = False
+    self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
+    for thread in self._threads:
+      thread.start()
 
-  def must_wait():
-    """What was killed is tried again with all memory: alone."""
-    if not killed:
-      return False
-    at_work = {index for worker in pool for index, _ in worker.queue}
-    return bool(at_work & killed.keys()) or bool(at_work and again and again[0][0] in killed)
+  def take(self, index):
+    """Returns a result when it is there, or raises what ended the run."""
+    with self._changed:
+      self._changed.wait_for(lambda: index in self._results)
+      result = self._results.pop(index)
+      self._bytes -= getattr(result, 'size', 0)
+      self._turn = index + 1
+      self._changed.notify_all()
+    if isinstance(result, BaseException):
+      raise result
+    return result
 
-  while turn < len(items):
-    for worker in sorted(pool, key=lambda w: len(w.queue)):
-      while not must_wait():
-        if again:
-          index, message = again[0]
-        elif sent < len(items) and sent < turn + window and (done_bytes < max_bytes):
-          index, message = sent, pickle.dumps(items[sent])
-        else:
-          break
-        if not worker.has_room(message):
-          break
+  def close(self):
+    with self._changed:
+      self.closed = True
+      self._changed.notify_all()
+    for thread in self._threads:
+      thread.join()
+
+  def _serve(self):
+    """Body of a thread."""
+    with contextlib.closing(_Worker(self, self._job, self._timeout_s)) as worker:
+      while True:
+        with self._changed:
+          # Without room for its result, only an item whose turn it is.
+          self._changed.wait_for(
+            lambda: self.closed or self._bytes < self._max_bytes or self._next == self._turn
+          )
+          if self.closed or self._next == len(self._items):
+            return
+          index = self._next
+          self._next += 1
         try:
-          worker.send(index, message, usual)
-        except OSError:
-          break  # It died; seen below.
-        if again:
-          again.popleft()
-        else:
-          sent += 1
+          result = self._try(worker, self._items[index])
+        except BaseException as e:
+          result = e
+        with self._changed:
+          self._results[index] = result
+          self._bytes += getattr(result, 'size', 0)
+          self._changed.notify_all()
 
-    ready = connection.wait([worker.pipe for worker in pool], timeout=_LOOK_SECONDS)
-    for worker in list(pool):
-      if worker.pipe in ready:
-        try:
-          if not worker.ready:
-            failure = worker.pipe.recv()
-            if failure:
-              raise RuntimeError(f'A worker cannot start: {failure}')
-            worker.ready = True
-            starts_failed = 0
-            worker.begin(usual)
-            continue
-          index, result = worker.receive(usual)
-          if isinstance(result, _Allowance):
-            if timeout_s is None:
-              worker.limit = usual + result.seconds
-            continue
-        except (EOFError, OSError):
-          was_ready = worker.ready
-          code, queue = replace(worker)
-          how = f'signal {-code}' if code < 0 else f'exit code {code}'
-          if not was_ready:
-            starts_failed += 1
-            if starts_failed > 2:
-              raise RuntimeError(f'Workers die while they start ({how}).') from None
-          if not queue:
-            continue
-          # Only the head was worked on, and what struck may be no fault of it.
-          index, message = queue[0]
-          if -code in _FROM_OUTSIDE:
-            killed[index] += 1
-          else:
-            crashes[index] += 1
-          if killed[index] < _KILLS and crashes[index] < 2:
-            again.extendleft(reversed(queue))
-            continue
-          again.extendleft(reversed(queue[1:]))
-          result = Lost('decoder crashed', how)
-          if crashes[index] < 2:
-            result = Lost(
-              MACHINE,
-              (
-                f'its process was killed {_KILLS} times ({how}), as is done '
-                'when memory is short; --workers=1 needs least'
-              ),
-            )
-        done[index] = result
-        done_bytes += _size(result)
-      elif (worker.queue or not worker.ready) and worker.is_late():
-        if not worker.ready:
-          raise RuntimeError(f'A worker did not start within {_START_SECONDS} s.')
-        # The answer may have come while the parent was busy writing.
-        if worker.pipe.poll():
-          continue
-        limit = f'{round(worker.limit, 1):g}'
-        _, queue = replace(worker)
-        index, _ = queue[0]
-        again.extendleft(reversed(queue[1:]))
-        done[index] = Lost('time-out', f'more than {limit} s; --timeout_s allows more')
+  def _try(self, worker, item):
+    """Returns the result of an item, or Lost."""
+    deaths = Counter()
+    while not self.closed:
+      try:
+        # What was killed is tried again with all memory: alone.
+        with self._at_work(self._workers if deaths['killed'] else 1):
+          return worker.ask(item)
+      except TimeoutError as e:
+        worker.close()
+        return Lost('time-out', f'more than {e} s; --timeout_s allows more')
+      except (EOFError, OSError, psutil.Error):
+        code = worker.close()
+      how = f'signal {-code}' if code < 0 else f'exit code {code}'
+      death = 'crashed' if -code not in _FROM_OUTSIDE else 'killed'
+      deaths[death if worker.ready else 'starting'] += 1
+      # Not lost at once: what struck may be no fault of the item.
+      if deaths['starting'] == _STARTS:
+        raise RuntimeError(f'Workers die while they start ({how}).')
+      if deaths['crashed'] == _CRASHES:
+        return Lost('decoder crashed', how)
+      if deaths['killed'] == _KILLS:
+        why = f'its process was killed {_KILLS} times ({how}), as is done when memory is short'
+        return Lost(MACHINE, f'{why}; --workers=1 needs least')
 
-    while turn in done:
-      result = done.pop(turn)
-      done_bytes -= _size(result)
-      turn += 1
-      yield result
+  @contextlib.contextmanager
+  def _at_work(self, count):
+    """Takes the right of so many workers to work."""
+    with self._one_by_one:  # Else two who want all would wait for each other.
+      for _ in range(count):
+        self._free.acquire()
+    try:
+      yield
+    finally:
+      self._free.release(count)
 
 
-def _size(result):
-  return getattr(result, 'size', 0)
+class _Worker:
+  """A process; when it has died, the next item gets another."""
+
+  def __init__(self, run, job, timeout_s):
+    self._run, self._job = run, job
+    self._usual = _USUAL_SECONDS if timeout_s is None else timeout_s
+    self._may_ask = timeout_s is None
+    self._process = None
+
+  def ask(self, item):
+    """Returns the result of an item; TimeoutError says its limit in seconds."""
+    limit = self._usual
+    if not self._process:
+      self._start()
+      limit = _START_SECONDS
+    self._pipe.send(item)
+    worked, looked, cpu = 0.0, time.monotonic(), self._cpu_seconds()
+    while True:
+      if self._pipe.poll(_LOOK_SECONDS):
+        kind, value = self._pipe.recv()
+        if kind == 'result':
+          return value
+        if kind == 'failed':
+          raise RuntimeError(f'A worker cannot start: {value}')
+        if kind == 'ready':
+          self.ready, limit, worked = True, self._usual, 0.0
+        elif self._may_ask:
+          limit = self._usual + value
+        continue
+      if self._run.closed:
+        raise EOFError
+      # One that computes is charged what it computed. One that waits, for a
+      # disk or for ever, is charged the time; but not for longer than there is
+      # between two looks: if nobody looked, the machine slept, or the parent.
+      now, before, cpu = time.monotonic(), cpu, self._cpu_seconds()
+      waited = min(now - looked, 2 * _LOOK_SECONDS) if self._usage.status() in _WAITING else 0.0
+      worked, looked = worked + max(waited, cpu - before), now
+      if worked > limit and not self.ready:
+        raise RuntimeError(f'A worker did not start within {_START_SECONDS} s.')
+      if worked > limit:
+        raise TimeoutError(f'{round(limit, 1):g}')
+
+  def _cpu_seconds(self):
+    return sum(self._usage.cpu_times()[:2])
+
+  def _start(self):
+    self.ready = False
+    self._pipe, theirs = connection.Pipe()
+    with theirs:
+      self._process = subprocess.Popen(
+        [sys.executable, '-c', f'import {__name__} as w; w.work({theirs.fileno()}, {os.getpid()})'],
+        env={**environment(), 'OMP_NUM_THREADS': '1'},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the parent alone.
+      )
+    self._usage = psutil.Process(self._process.pid)
+    self._pipe.send(self._job)
+
+  def close(self):
+    """Ends the process, if there is one; returns its exit code."""
+    process, self._process = self._process, None
+    if process:
+      self._pipe.close()
+      process.kill()
+      return process.wait()
 
 
-def work():
-  """Body of a worker process: fd of the pipe, process id of the parent."""
+def work(fd, parent):
+  """Body of a worker process: file descriptor of its pipe, process id of its parent."""
   global _pipe
-  fd, parent = int(sys.argv[1]), int(sys.argv[2])
-  try:  # Die with the parent, even in the middle of a call into C.
+  with contextlib.suppress(OSError, AttributeError):
+    # Die with the parent, even in the middle of a call into C.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-  except (OSError, AttributeError):
-    pass
   if os.getppid() != parent:
     return
-  pipe = _pipe = connection.Connection(fd)
-  try:
-    target, settings = pipe.recv()
-  except (EOFError, OSError):
-    return
+  _pipe = connection.Connection(fd)
+  target, settings = _pipe.recv()
   try:
     module, name = target.split(':')
     function = getattr(importlib.import_module(module), name)
   except Exception as e:
-    failure = f'{type(e).__name__}: {e}'
-  else:
-    failure = ''
-  try:
-    pipe.send(failure)
-  except OSError:
-    return
-  while not failure:
+    return _pipe.send(('failed', f'{type(e).__name__}: {e}'))
+  _pipe.send(('ready', None))
+  while True:
     try:
-      message = pipe.recv_bytes()
-    except (EOFError, OSError):
+      item = _pipe.recv()
+    except EOFError:
       return
-    result = function(pickle.loads(message), **settings)
-    try:
-      pipe.send(result)
-    except OSError:
-      return
+    _pipe.send(('result', function(item, **settings)))
