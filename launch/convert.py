@@ -61,7 +61,7 @@ from alpro_jax.data import tokens
 from alpro_jax.data.annotations import printable
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.prompter import abstract_params, init_model, model_config
-from alpro_jax.train import checkpoints, digests, identity, workdir
+from alpro_jax.train import checkpoints, digests, identity, run_folder
 from alpro_jax.train.state import TrainState, create_state
 from alpro_jax.weights import assemble, files, kept, original, sizes, sources
 from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain, pretrain_prompter
@@ -690,7 +690,7 @@ def _save(here, where, one, tokenizer, beside=()):
   params = jax.tree.map(jnp.asarray, one.params)
   store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)
   store.close()
-  workdir.write_json(here / 'config.json', workdir.plain(one.config))
+  run_folder.write_json(here / 'config.json', meta['config'])
 
 
 def _report(folder, one):
