@@ -10,7 +10,7 @@ from flax import linen as nn
 from alpro_jax import losses, sharding
 from alpro_jax.tasks.base import loss as loss_of
 from alpro_jax.train import dry_run
-from alpro_jax.weights import original
+from alpro_jax.weights import tables
 from configs import pretrain
 from tests import small_task
 
@@ -54,7 +54,7 @@ def test_the_same_losses_and_gradients(tmp_path):
     )
 
   sum(theirs).backward()
-  expected = original.to_original(gradients, task.model.config)
+  expected = tables.to_original(gradients, task.model.config)
   found = dict(student.named_parameters())
   assert set(found) == set(expected)
   for name, value in expected.items():
@@ -73,7 +73,7 @@ def test_the_same_parameters():
   with torch.device('meta'):
     student, _ = torch_step.build(config, task)
   found = {n: tuple(x.shape) for n, x in student.named_parameters()}
-  ours = original.to_original(
+  ours = tables.to_original(
     jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), nn.unbox(boxed)),
     task.model.config,
   )
