@@ -70,13 +70,13 @@ def vtc(
   return total, jnp.float32(rows), right
 
 
-def pulled(features: Features, pull: Features) -> tuple[jax.Array, jax.Array]:
-  """Returns a sum of 0, whose gradient by the features is `pull`; and 0."""
-  along = sum(
-    jnp.sum(feature * jax.lax.stop_gradient(towards))
-    for feature, towards in zip(features, pull, strict=True)
+def zero_with_gradient(features: Features, cotangent: Features) -> tuple[jax.Array, jax.Array]:
+  """Returns a sum of 0, whose gradient by the features is `cotangent`; and 0."""
+  product = sum(
+    jnp.sum(feature * jax.lax.stop_gradient(gradient))
+    for feature, gradient in zip(features, cotangent, strict=True)
   )
-  return along - jax.lax.stop_gradient(along), jnp.zeros(())
+  return product - jax.lax.stop_gradient(product), jnp.zeros(())
 
 
 # Written by hand: a backward pass through the loop would keep every chunk, and

@@ -203,6 +203,12 @@ def tree_sharding(boxed: Any, mesh) -> Any:
   )
 
 
+def create(init, key: jax.Array, mesh) -> Any:
+  """Allocates what `init(key)` returns, unboxed, each device its own part."""
+  where = tree_sharding(jax.eval_shape(init, key), mesh)
+  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
+
+
 def abstract(boxed: Any, mesh) -> Any:
   """Returns unboxed ShapeDtypeStructs that carry their sharding."""
   return jax.tree.map(

@@ -5,7 +5,6 @@ import time
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from alpro_jax import flops, sharding
 from alpro_jax.evaluation import candidates, retrieval
@@ -35,10 +34,7 @@ def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:
   mesh = sharding.mesh_from_config(config.mesh)
   vocab_size = dry_run.text_info(config).vocab_size
   task = dry_run.task(config, mesh)
-  boxed = jax.eval_shape(task.init, jax.random.key(0))
-  params = jax.jit(
-    lambda key: nn.unbox(task.init(key)), out_shardings=sharding.tree_sharding(boxed, mesh)
-  )(jax.random.key(0))
+  params = sharding.create(task.init, jax.random.key(0), mesh)
 
   def encode(names, tokens):
     ids = rng.integers(5, vocab_size, (len(names), tokens), np.int32)
@@ -131,4 +127,4 @@ def _candidates(rng, texts, videos, k):
   near = [
     candidates.best_columns(x @ y.T, min(k, len(y))) for x, y in ((rows, columns), (columns, rows))
   ]
-  return len(candidates.union(*near).text)
+  return len(candidates.union(*near).key)

@@ -28,7 +28,7 @@ def measure(
   program = dry_run.program(config, mesh)
   task = program.task
   train_state = state.create_state(task.init, program.optimizer, mesh, config.seed)
-  frozen = task.untrained_frozen(jax.random.key(1))
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
 
   begin = time.perf_counter()

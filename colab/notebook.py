@@ -34,7 +34,6 @@ NEEDED = {
   'tensorflow_datasets': 'tensorflow-datasets',
   'array_record': 'array_record',
   'importlib_resources': 'importlib_resources',
-  'safetensors': 'safetensors',
   'sentencepiece': 'sentencepiece',
   'tokenizers': 'tokenizers',
   'textblob': 'textblob',

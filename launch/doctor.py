@@ -359,7 +359,7 @@ def check_step(doctor, config):
     doctor.bad('step', f'{text}, of {available / GIB:.1f} GiB', less)
     return
   values = state.create_state(program.task.init, program.optimizer, mesh, config.seed)
-  frozen = program.task.untrained_frozen(jax.random.key(1))
+  frozen = sharding.create(program.task.init_frozen, jax.random.key(1), mesh)
   batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
   begin = time.monotonic()
   _, metrics = compiled(values, frozen, batch)

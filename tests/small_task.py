@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 
+from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
-from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.tasks.base import TextInfo, weighted_loss
+from alpro_jax.tasks.registry import get_task
+from alpro_jax.train.step import make_gradients, step_key
 from configs import pretrain
 
 TEXT = TextInfo(SpecialTokens(0, 1, 2, 3, 4), vocab_size=40)
@@ -38,6 +41,13 @@ def small_config(folder, task='pretrain'):
 
 def small_task(config, mesh):
   return get_task(config, TEXT, mesh)
+
+
+def loss_of(task, params, frozen, batch, key, step):
+  """Returns the loss of a whole batch in training, and its terms."""
+  targets, counts = task.make_targets(frozen, batch, key)
+  terms = task.terms(params, targets, batch, key, step, train=True)
+  return weighted_loss(task.weights, terms, counts), terms
 
 
 def small_batch(rows=16, seed=0):
@@ -77,16 +87,9 @@ def gradients_on(
   Returns:
     (metrics, gradients), or with `compiled` the text of the program.
   """
-  from flax import linen as nn
-
-  from alpro_jax import sharding
-  from alpro_jax.train.step import make_gradients, step_key
-
   task = small_task(config, mesh)
-  boxed = jax.eval_shape(task.init, jax.random.key(0))
-  place = sharding.tree_sharding(boxed, mesh)
-  params = jax.jit(lambda key: nn.unbox(task.init(key)), out_shardings=place)(jax.random.key(0))
-  frozen = task.untrained_frozen(jax.random.key(1))
+  params = sharding.create(task.init, jax.random.key(0), mesh)
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   host = host or small_batch(config.data.batch_size)
   batch = jax.tree.map(
     lambda x: jax.make_array_from_callback(

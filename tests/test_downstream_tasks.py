@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from alpro_jax import losses, sharding
-from alpro_jax.tasks.prompter import abstract_params
+from alpro_jax.tasks.shared import abstract_params
 from tests import small_task
 
 

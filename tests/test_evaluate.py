@@ -14,7 +14,8 @@ from alpro_jax.data import dataset, tokens
 from alpro_jax.data.annotations import Question
 from alpro_jax.evaluation import split, trained
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.tasks.base import TextInfo
+from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.loop import Setting
 from alpro_jax.train.state import TrainState

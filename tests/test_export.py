@@ -20,7 +20,8 @@ from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import TrainedModel, load
 from alpro_jax.serving import alpro_loader, check, folder, programs, saved_model
-from alpro_jax.tasks.base import TextInfo, get_task
+from alpro_jax.tasks.base import TextInfo
+from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from tests import launched, small_task

@@ -12,7 +12,7 @@ import pytest
 from alpro_jax import sharding
 from alpro_jax.data import tokens
 from alpro_jax.evaluation import trained
-from alpro_jax.tasks.base import get_task
+from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, digests, identity, loop
 from tests import small_task, test_loop
 

@@ -19,7 +19,8 @@ from absl import logging
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
-from alpro_jax.train import checkpoints, digests, loop, run_folder, supervision
+from alpro_jax.tasks.base import Task
+from alpro_jax.train import checkpoints, digests, loop, stopping, workdir
 from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
 from configs import common
 from tests.processes import run_two
@@ -30,12 +31,10 @@ class ToyModelConfig:
   width: int = 4
 
 
-class ToyTask:
+class ToyTask(Task):
   """Linear regression; from `bad_step` on, `bad_steps` have a loss of NaN."""
 
   model = SimpleNamespace(config=ToyModelConfig())
-  answers = ()
-  entities = ()
   weights = {'loss/toy': 1.0}
 
   def __init__(self, bad_step=99, head='head'):
@@ -45,13 +44,10 @@ class ToyTask:
     kernel = jax.random.normal(key, (4, 4))
     return {'body': {'kernel': kernel}, self.head: {'bias': jnp.zeros((4,))}}
 
-  def load_frozen(self, encode, prompter, load_meta, load_params):
-    return None
-
-  def ask(self, frozen, batch, key, *, parts=1):
+  def make_targets(self, frozen, batch, key, *, parts=1):
     return None, {'loss/toy': 1.0}
 
-  def terms(self, params, asked, batch, key, step, *, train):
+  def terms(self, params, targets, batch, key, step, *, train):
     noise = jax.random.normal(key, (4,))
     out = batch @ params['body']['kernel'] + params[self.head]['bias'] + noise
     loss = jnp.mean(jnp.square(out))
@@ -341,7 +337,7 @@ def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(toy, tmp_path, st
 
 def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   codes = []
-  monkeypatch.setattr(supervision.os, '_exit', codes.append)
+  monkeypatch.setattr(stopping.os, '_exit', codes.append)
 
   def stuck():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -358,7 +354,7 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   clocks = [
     t
     for t in threading.enumerate()
-    if isinstance(t, threading.Timer) and t.function.__module__ == supervision.__name__
+    if isinstance(t, threading.Timer) and t.function.__module__ == stopping.__name__
   ]
   for clock in clocks:
     clock.join(10)
@@ -521,7 +517,7 @@ def test_starts_from_another_run(toy, tmp_path):
 
 
 def test_two_runs_in_one_workdir_are_refused(toy, tmp_path):
-  with run_folder.claim(tmp_path):
+  with workdir.claim(tmp_path):
     with pytest.raises(ValueError, match=f'process {os.getpid()}'):
       loop.train(toy_config(), tmp_path)
   assert loop.train(toy_config(), tmp_path).finished

@@ -10,7 +10,7 @@ from flax import linen as nn
 from alpro_jax.evaluation import retrieval
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
-from alpro_jax.tasks.pretrain import Teacher
+from alpro_jax.tasks.teacher import Teacher
 from examples.shapes import entity_probes, probes
 from tests import test_retrieval as small
 

@@ -9,7 +9,7 @@ import pytest
 
 from alpro_jax.data import tokens
 from alpro_jax.models import prompter
-from alpro_jax.tasks import pretrain
+from alpro_jax.tasks import pretrain, teacher
 
 ENTITIES = ['dog', 'guitar', 'sea']
 
@@ -135,10 +135,10 @@ def test_prompts_that_the_tokenizer_cuts_or_reads_alike_are_named(tmp_path, capl
     '\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'dog', 'the', 'red'])
   )
   encode = tokens.load_tokenizer(path).encode
-  pretrain._check_prompts(encode, ['a {entity}', '{entity}'], ['dog', 'red'], 4)
+  teacher.check_prompts(encode, ['a {entity}', '{entity}'], ['dog', 'red'], 4)
   assert not caplog.records
   names = ['dog', 'red dog', 'xylophone', 'zebra', 'Dog']
-  pretrain._check_prompts(encode, ['the {entity}', '{entity}'], names, 4)
+  teacher.check_prompts(encode, ['the {entity}', '{entity}'], names, 4)
   cut, first, second = (record.getMessage() for record in caplog.records)
   assert '1 of 5 entities are cut off' in cut and "'the red dog'" in cut
   assert 'of 2 entities alike' in first and 'dog, Dog' in first
@@ -161,7 +161,9 @@ def test_shares_of_labels_leave_out_what_is_ignored():
 
   def said(*parts):
     # As micro-batches and steps are averaged.
-    found = [pretrain._health(target[part], keep[part])['pseudo/entities'] for part in parts]
+    found = [
+      pretrain.pseudo_label_terms(target[part], keep[part])['pseudo/entities'] for part in parts
+    ]
     total, count = (sum(x[i] for x in found) for i in (0, 1))
     return pretrain.Pretrain.describe(task, {'pseudo/entities': np.array(total / count)})
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from alpro_jax import losses, sharding
-from alpro_jax.tasks.base import NothingFrozen
-from alpro_jax.tasks.base import loss as loss_of
+from alpro_jax.tasks.base import Task
 from alpro_jax.train import optimizer, state
 from alpro_jax.train.step import make_gradients, make_train_step, step_key
 from configs import common
@@ -84,15 +83,15 @@ def test_local_negatives_are_the_same_on_any_devices(config):
   )
 
 
-class Brightness(NothingFrozen):
+class Brightness(Task):
   """A toy task whose loss is a mean over the rows that have an answer."""
 
   weights = {'loss/brightness': 2.0}
 
-  def ask(self, frozen, batch, key, *, parts=1):
+  def make_targets(self, frozen, batch, key, *, parts=1):
     return None, {'loss/brightness': losses.labelled(batch.answer)}
 
-  def terms(self, params, asked, batch, key, step, *, train):
+  def terms(self, params, targets, batch, key, step, *, train):
     rows = batch.video.astype(jnp.float32).mean((1, 2, 3, 4))
     off = jnp.square(params * rows - batch.video_id)
     total = jnp.sum(off * (batch.answer >= 0))
@@ -136,7 +135,7 @@ def test_every_step_has_a_key_of_its_own():
   assert jax.random.key_data(again).tobytes() in keys
 
 
-class Parts(NothingFrozen):
+class Parts(Task):
   """Loss: a weight for each part times the noise of the step.
 
   With a batch of [1] the loss is finite and its gradient is not.
@@ -144,10 +143,10 @@ class Parts(NothingFrozen):
 
   weights = {'loss/parts': 1.0}
 
-  def ask(self, frozen, batch, key, *, parts=1):
+  def make_targets(self, frozen, batch, key, *, parts=1):
     return None, {'loss/parts': 1.0}
 
-  def terms(self, params, asked, batch, key, step, *, train):
+  def terms(self, params, targets, batch, key, step, *, train):
     total = params['temperature'] * self.slope
     for name in ('attention', 'mlp', 'norm1'):
       total += 30.0 * params['video_encoder']['block0'][name]['kernel'].sum()
@@ -276,15 +275,16 @@ def test_loss_of_weight_zero_skips_its_work(config, tmp_path):
 
 
 def test_teacher_gets_no_gradient_and_is_no_parameter(config):
-  task = small_task.small_task(config, mesh_of(1))
-  frozen = task.untrained_frozen(jax.random.key(1))
+  mesh = mesh_of(1)
+  task = small_task.small_task(config, mesh)
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   from flax import linen as nn
 
   params = nn.unbox(task.init(jax.random.key(0)))
 
   def loss(frozen):
     batch = small_task.small_batch()
-    return loss_of(task, params, frozen, batch, jax.random.key(2), 0, train=True)[0]
+    return small_task.loss_of(task, params, frozen, batch, jax.random.key(2), 0)[0]
 
   gradient = jax.jit(jax.grad(loss, allow_int=True))(frozen)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -302,18 +302,18 @@ def test_the_teacher_leaves_nothing_for_the_backward_pass(config):
     teacher = dataclasses.replace(
       task, model=task.model.clone(config=dataclasses.replace(task.model.config, video=video))
     )
-    frozen = jax.eval_shape(teacher.untrained_frozen, jax.random.key(1))
+    frozen = nn.unbox(jax.eval_shape(teacher.init_frozen, jax.random.key(1)))
 
-    def pull(params, frozen):
+    def backward(params, frozen):
       return jax.vjp(
-        lambda params: loss_of(
-          task, params, frozen, small_task.small_batch(), jax.random.key(2), 0, train=True
+        lambda params: small_task.loss_of(
+          task, params, frozen, small_task.small_batch(), jax.random.key(2), 0
         )[0],
         params,
       )[1]
 
     # The leaves of a pulled-back function are what it keeps.
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(pull, params, frozen)))
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, params, frozen)))
 
   assert kept(1) == kept(3)
 
@@ -326,19 +326,18 @@ def test_photos_of_one_frame_and_clips_take_one_step(tmp_path, task):
   from flax import linen as nn
 
   params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-  frozen = jax.eval_shape(task.untrained_frozen, jax.random.key(1))
+  frozen = nn.unbox(jax.eval_shape(task.init_frozen, jax.random.key(1)))
   batch = small_task.small_batch()
   photos = batch.replace(video=batch.video[:, :1])
   clips, stills = (
     jax.eval_shape(
-      lambda params, frozen: loss_of(
+      lambda params, frozen: small_task.loss_of(
         task,
         params,
         frozen,
         batch,  # noqa: B023
         jax.random.key(2),
         0,
-        train=True,
       ),
       params,
       frozen,
@@ -355,7 +354,7 @@ def test_step_counts_donates_and_learns(config):
   layout = jax.tree.map(lambda x: x.sharding, state.abstract_state(task.init, tx, mesh))
   train_step = make_train_step(task, tx, schedule, mesh, layout, seed=0)
   now = state.create_state(task.init, tx, mesh, seed=0)
-  frozen = task.untrained_frozen(jax.random.key(1))
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   batch = jax.device_put(small_task.small_batch(), sharding.batch_sharding(mesh))
   found = []
   for _ in range(30):

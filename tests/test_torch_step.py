@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 
 from alpro_jax import losses, sharding
-from alpro_jax.tasks.base import loss as loss_of
 from alpro_jax.train import dry_run
-from alpro_jax.weights import tables
+from alpro_jax.weights import original
 from configs import pretrain
 from tests import small_task
 
@@ -33,12 +32,12 @@ def test_the_same_losses_and_gradients(tmp_path):
   # Biases and what starts at zero must count as well.
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)
-  frozen = task.untrained_frozen(jax.random.key(1))
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   batch = small_task.small_batch(8)
   batch = jax.tree.map(lambda x: x[4:6], batch)
 
   def loss(params):
-    return loss_of(task, params, frozen, batch, key, np.int32(0), train=True)
+    return small_task.loss_of(task, params, frozen, batch, key, np.int32(0))
 
   (_, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
@@ -54,7 +53,7 @@ def test_the_same_losses_and_gradients(tmp_path):
     )
 
   sum(theirs).backward()
-  expected = tables.to_original(gradients, task.model.config)
+  expected = original.to_original(gradients, task.model.config)
   found = dict(student.named_parameters())
   assert set(found) == set(expected)
   for name, value in expected.items():
@@ -73,7 +72,7 @@ def test_the_same_parameters():
   with torch.device('meta'):
     student, _ = torch_step.build(config, task)
   found = {n: tuple(x.shape) for n, x in student.named_parameters()}
-  ours = tables.to_original(
+  ours = original.to_original(
     jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), nn.unbox(boxed)),
     task.model.config,
   )

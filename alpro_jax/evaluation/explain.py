@@ -248,7 +248,7 @@ def name_regions(
 
   Args:
     trained: a model of pre-training with PEM.
-    teacher: its prompter, tasks.pretrain.Teacher.
+    teacher: its prompter, tasks.teacher.Teacher.
     entities: names.
     frames: uint8[T, H, W, 3].
     text: that the model reads beside the clip.

@@ -18,9 +18,11 @@ from absl import logging
 from alpro_jax import sharding
 from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.base import TextInfo, get_task
-from alpro_jax.tasks.prompter import abstract_params
+from alpro_jax.tasks.base import TextInfo
+from alpro_jax.tasks.registry import get_task
+from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import checkpoints, identity
+from alpro_jax.train.frozen import load_frozen
 
 
 class CheckpointInfo(NamedTuple):
@@ -183,7 +185,4 @@ def load_teacher(trained: TrainedModel):
   path = trained.config.prompter.checkpoint
   logging.info('prompter: %s', path)
   identity.check_teacher(trained.meta, path, task.entities)
-  teacher = task.load_frozen(
-    trained.tokenizer.encode, path, checkpoints.load_meta, checkpoints.load_params
-  )
-  return teacher, task.entities
+  return load_frozen(task, path, trained.tokenizer.encode), task.entities

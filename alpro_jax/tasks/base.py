@@ -1,76 +1,90 @@
-"""What a task is: the seam between the training loop and the paper."""
+"""The seam between the training loop and the paper: what a task decides.
+
+    targets, counts = task.make_targets(frozen, batch, key)      what is asked
+    terms = task.terms(params, targets, batch, key, step, ...)   what is learned
+    loss = weighted_loss(task.weights, terms, counts)
+
+A batch may be split into micro-batches between the first two lines.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from alpro_jax import losses
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
+from alpro_jax.contrastive import Features
+from alpro_jax.models.alpro import Alpro
+from alpro_jax.tasks import shared
 
 # Sum and count of each loss and of each measurement.
 Terms = dict[str, tuple[jax.Array, jax.Array | float]]
+# (texts, max_tokens) -> int32[B, L] ids, bool[B, L] mask; see data/tokens.py.
+Encode = Callable[[list[str], int], tuple[Any, Any]]
 
 
 class TextInfo(NamedTuple):
-  """What a task must know of the tokenizer.
-
-  Attributes:
-    special: ids of the special tokens.
-    vocab_size: number of ids.
-  """
+  """What a task must know of the tokenizer: special ids, and how many ids."""
 
   special: SpecialTokens
   vocab_size: int
 
 
-class Task(Protocol):
-  """A way to train. A new task is one file here and one line in `get_task`.
+class Task:
+  """A way to train: which model, losses and weights make a run.
+
+  A new task is a subclass in a file of its own and a line in registry.py. It
+  must have `model`, `weights`, `make_targets` and `terms`; the rest has defaults.
 
   Attributes:
-    model: an Alpro.
-    answers: the answers that it chooses from; () unless it answers questions.
-    entities: what regions are named by; () without PEM.
+    model: that is trained.
     weights: of the losses, by their names in `terms`.
+    mesh: the devices that the batch is sharded over.
+    answers: the answers that it chooses from.
+    entities: what regions are named by.
+    negative_blocks: of rows among which VTM draws its negatives; 1 is the batch.
+    contrasts: whether it has `embed` and `contrast`, so that VTC may find its
+      negatives in all micro-batches.
+    needs_prompter: whether `make_frozen` must be given a trained prompter.
   """
 
-  model: Any
-  answers: tuple[str, ...]
-  entities: tuple[str, ...]
+  model: Alpro
   weights: Mapping[str, float]
+  mesh: jax.sharding.Mesh
+  answers: tuple[str, ...] = ()
+  entities: tuple[str, ...] = ()
+  negative_blocks: int = 1
+  contrasts: bool = False
+  needs_prompter: bool = False
+
+  @classmethod
+  def from_config(cls, config, text: TextInfo, mesh: jax.sharding.Mesh) -> 'Task':
+    """Returns the task of a config; see configs/common.py."""
+    raise NotImplementedError
 
   def init(self, key: jax.Array) -> Any:
     """Returns fresh float32 parameters, boxed with their logical axes."""
+    return shared.init_model(self.model, key)
 
-  def load_frozen(
-    self,
-    encode: Callable[[list[str], int], tuple[Any, Any]],
-    prompter: str,
-    load_meta: Callable[[str], dict],
-    load_params: Callable[[str, Any], Any],
-  ) -> Any:
-    """Returns what the loss needs beside the parameters and does not train.
+  def make_frozen(self, model: Alpro, params: Any, encode: Encode) -> Any:
+    """Returns what `make_targets` needs of a trained prompter, its model and parameters."""
+    raise NotImplementedError
 
-    Args:
-      encode: (texts, max_tokens) -> int32[B, L], bool[B, L].
-      prompter: folder of its checkpoint; '' if none is named.
-      load_meta: checkpoint path -> what was stored with it.
-      load_params: (checkpoint path, abstract parameters) -> parameters.
-    """
+  def init_frozen(self, key: jax.Array) -> Any:
+    """Returns what `make_frozen` does, of random weights and boxed: for benchmarks."""
+    del key
 
-  def untrained_frozen(self, key: jax.Array) -> Any:
-    """Returns what `load_frozen` does, of random weights: for benchmarks."""
-
-  def ask(
+  def make_targets(
     self, frozen: Any, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
   ) -> tuple[Any, dict[str, jax.Array]]:
-    """Decides what is asked of a batch, before any parameter is looked at.
+    """Draws and labels what is asked of a batch, before any parameter is used.
 
     Args:
-      frozen: from `load_frozen`.
+      frozen: from `make_frozen`, or None.
       batch: of B rows.
       key: of the step; what is drawn does not depend on `parts`.
-      parts: micro-batches that the batch will be cut into, as
+      parts: micro-batches that the batch will be split into, as
         `sharding.split_parts` does.
     Returns:
       what `terms` needs: a tree of f[B, ...], or None; and for each name in
@@ -78,16 +92,18 @@ class Task(Protocol):
       micro-batch divides its sum of losses by the count of the whole batch,
       so that count must be known before the first of them.
     """
+    raise NotImplementedError
 
   def terms(
     self,
     params: Any,
-    asked: Any,
+    targets: Any,
     batch: VideoTextBatch,
     key: jax.Array,
     step: jax.Array,
     *,
     train: bool,
+    cotangent: Features | None = None,
   ) -> Terms:
     """Returns the losses and what else is measured, by name.
 
@@ -97,78 +113,34 @@ class Task(Protocol):
 
     Args:
       params: that are trained.
-      asked: of these rows, from `ask`.
+      targets: of these rows, from `make_targets`.
       batch: these rows.
       key: for dropout and negatives.
       step: number of the step.
       train: whether dropout acts.
+      cotangent: only if the task contrasts: VTC is known of the whole batch,
+        and all that is missing is this gradient of its sum by the features.
     """
+    raise NotImplementedError
 
-  # A task with VTC has two more methods, and `terms` takes `pull`:
-  #
-  # embed(params, asked, batch, key, *, train) -> contrastive.Features, as
-  #   `terms` finds them with the same key.
-  # contrast(params, features, batch) -> the terms of VTC.
-  # terms(..., pull=features): the gradient of the sum of VTC by the features is
-  #   known, so that `terms` leaves VTC out but for that gradient.
+  def embed(
+    self, params: Any, targets: Any, batch: VideoTextBatch, key: jax.Array, *, train: bool
+  ) -> Features:
+    """Returns the features that `terms` finds with the same arguments."""
+    raise NotImplementedError
 
-  def describe(self, metrics: dict[str, Any]) -> str:
-    """Returns a line about the averaged parts for the log, or ''."""
+  def contrast(self, params: Any, features: Features, batch: VideoTextBatch) -> Terms:
+    """Returns the terms of VTC."""
+    raise NotImplementedError
 
-
-class NothingFrozen:
-  """What a task does not have to say that trains all it needs."""
-
-  entities = ()
-
-  def load_frozen(self, encode, prompter, load_meta, load_params) -> None:
-    return None
-
-  def untrained_frozen(self, key: jax.Array) -> None:
-    return None
-
-  def describe(self, metrics: dict[str, Any]) -> str:
+  def describe(self, metrics: Mapping[str, Any]) -> str:
+    """Returns a line about the averaged terms for the log, or ''."""
+    del metrics
     return ''
 
 
-def weighted(
+def weighted_loss(
   weights: Mapping[str, float], terms: Terms, counts: Mapping[str, jax.Array]
 ) -> jax.Array:
   """Returns the float32 loss: each sum by its count, times its weight."""
   return sum(weight * losses.mean(terms[name][0], counts[name]) for name, weight in weights.items())
-
-
-def loss(
-  task: Task,
-  params: Any,
-  frozen: Any,
-  batch: VideoTextBatch,
-  key: jax.Array,
-  step: jax.Array,
-  *,
-  train: bool,
-) -> tuple[jax.Array, Terms]:
-  """Returns the loss of a whole batch, and its terms."""
-  asked, counts = task.ask(frozen, batch, key)
-  terms = task.terms(params, asked, batch, key, step, train=train)
-  return weighted(task.weights, terms, counts), terms
-
-
-def get_task(config, text: TextInfo, mesh) -> Task:
-  """Returns the task that `config.task` names.
-
-  Raises:
-    ValueError: for an unknown name.
-  """
-  # Here, not at the top: a task imports this file.
-  from alpro_jax.tasks import pretrain, prompter, question_answering, retrieval
-
-  tasks = {
-    'pretrain': pretrain.Pretrain,
-    'prompter': prompter.Prompter,
-    'question_answering': question_answering.QuestionAnswering,
-    'retrieval': retrieval.Retrieval,
-  }
-  if config.task not in tasks:
-    raise ValueError(f'{config.task=} is unknown; choose one of {sorted(tasks)}.')
-  return tasks[config.task].from_config(config, text, mesh)

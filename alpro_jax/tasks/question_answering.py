@@ -4,22 +4,19 @@ See docs/specification.md, Question answering.
 """
 
 import dataclasses
-from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from alpro_jax import losses
-from alpro_jax.batch import VideoTextBatch
 from alpro_jax.data.answers import read_answers
 from alpro_jax.models.alpro import Alpro
-from alpro_jax.tasks.base import NothingFrozen, Terms
-from alpro_jax.tasks.prompter import init_model, model_config
+from alpro_jax.tasks.base import Task
+from alpro_jax.tasks.shared import model_config
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(NothingFrozen):
+class QuestionAnswering(Task):
   """Question and clip are fused; token 0 of the pair names the answer.
 
   The list of answers has as many labels as answers (defect 24). A
@@ -27,16 +24,18 @@ class QuestionAnswering(NothingFrozen):
 
   Attributes:
     model: with an answer head, and no other one.
-    answers: most frequent first; the place is the label.
+    mesh: the devices that the batch is sharded over.
+    answers: most frequent first; the index is the label.
   """
 
   model: Alpro
+  mesh: jax.sharding.Mesh
   answers: tuple[str, ...]
-  weights = MappingProxyType({'loss/answer': 1.0})
+  weights = {'loss/answer': 1.0}
 
   @classmethod
   def from_config(cls, config, text, mesh):
-    """Returns the task of `config`; see tasks/base.py.
+    """Returns the task of `config`.
 
     Raises:
       FileNotFoundError: if config.data.answers is no file.
@@ -48,38 +47,16 @@ class QuestionAnswering(NothingFrozen):
         "config.task='question_answering'."
       )
     answers = read_answers(config.data.answers)
-    return cls(
-      model=Alpro(
-        model_config(
-          config.model, text.vocab_size, embed_size=0, match=False, mlm=False, answers=len(answers)
-        ),
-        mesh,
-      ),
-      answers=answers,
-    )
+    heads = {'embed_size': 0, 'match': False, 'mlm': False, 'answers': len(answers)}
+    values = model_config(config.model, text.vocab_size, **heads)
+    return cls(model=Alpro(values, mesh), mesh=mesh, answers=answers)
 
-  def init(self, key: jax.Array) -> Any:
-    return init_model(self.model, key)
-
-  def ask(
-    self, frozen: None, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
-  ) -> tuple[None, dict[str, jax.Array]]:
-    """See tasks/base.py."""
+  def make_targets(self, frozen, batch, key, *, parts=1):
     del frozen, key, parts
     return None, {'loss/answer': losses.labelled(batch.answer)}
 
-  def terms(
-    self,
-    params: Any,
-    asked: None,
-    batch: VideoTextBatch,
-    key: jax.Array,
-    step: jax.Array,
-    *,
-    train: bool,
-  ) -> Terms:
-    """See tasks/base.py."""
-    del asked, step
+  def terms(self, params, targets, batch, key, step, *, train):
+    del targets, step
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)

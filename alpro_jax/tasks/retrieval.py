@@ -3,8 +3,6 @@
 See docs/specification.md, Retrieval.
 """
 
-from typing import Any
-
 from alpro_jax.tasks.pretrain import Pretrain
 
 
@@ -16,14 +14,14 @@ class Retrieval(Pretrain):
   """
 
   @staticmethod
-  def heads(options, entity_names) -> dict[str, Any]:
-    """See Pretrain; no head that is not trained."""
-    del entity_names
+  def heads(options, entities):
+    """No head that is not trained; see Pretrain."""
+    del entities
     return {'match': options.vtm > 0, 'mlm': False}
 
   @classmethod
   def from_config(cls, config, text, mesh):
-    """Returns the task of `config`; see tasks/base.py.
+    """Returns the task of `config`.
 
     Raises:
       ValueError: if a loss has a weight that is not of retrieval.

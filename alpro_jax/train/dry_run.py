@@ -17,10 +17,8 @@ import numpy as np
 
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
-from alpro_jax.models.alpro import Alpro
-from alpro_jax.tasks.base import Task, TextInfo, get_task
-from alpro_jax.tasks.pretrain import Teacher
-from alpro_jax.tasks.prompter import abstract_params
+from alpro_jax.tasks.base import Task, TextInfo
+from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import optimizer, state, step
 
 ENTITIES = 1000  # If the config asks for all of its list.
@@ -96,7 +94,7 @@ def program(config, mesh) -> Program:
     train_step,
     tx,
     shapes,
-    _abstract_frozen(its_task, mesh),
+    sharding.abstract(jax.eval_shape(its_task.init_frozen, jax.random.key(0)), mesh),
     jax.tree.map(
       lambda row: jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=where),
       noise(config, rows=1),
@@ -126,22 +124,3 @@ def noise(config, rows: int | None = None) -> VideoTextBatch:
     still=np.zeros(b, bool),
     valid=np.ones(b, bool),
   )
-
-
-def _abstract_frozen(its_task, mesh):
-  """The frozen part, sharded as `load_frozen` does it."""
-  frozen = jax.eval_shape(its_task.untrained_frozen, jax.random.key(0))
-
-  def shard(leaf, where):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-  everywhere = jax.tree.map(lambda leaf: shard(leaf, sharding.replicated(mesh)), frozen)
-  if not isinstance(frozen, Teacher):
-    return everywhere
-  layout = abstract_params(Alpro(frozen.config), mesh)
-  params = jax.tree.map(
-    lambda leaf, like: shard(leaf, like.sharding),
-    frozen.params,
-    {name: layout[name] for name in frozen.params},
-  )
-  return everywhere.replace(params=params)

@@ -19,12 +19,15 @@ from jax.experimental import multihost_utils
 
 from alpro_jax import sharding
 from alpro_jax.models import timesformer
-from alpro_jax.tasks.base import Task, TextInfo, get_task
-from alpro_jax.train import checkpoints, identity, optimizer, resume, run_folder
+from alpro_jax.tasks.base import Task, TextInfo
+from alpro_jax.tasks.registry import get_task
+from alpro_jax.train import checkpoints, identity, optimizer, resume, workdir
+from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
 from alpro_jax.train.step import check_negatives, make_train_step
-from alpro_jax.train.supervision import Supervisor
+from alpro_jax.train.stopping import StopRequest
+from alpro_jax.train.watchdog import Watchdog
 
 
 class Setting(NamedTuple):
@@ -60,13 +63,8 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  with (
-    run_folder.claim(folder) as folder,
-    Supervisor(
-      stop_seconds=config.train.stop_seconds, standstill_seconds=config.train.standstill_seconds
-    ) as supervisor,
-  ):
-    return _train(config, folder, evaluations, supervisor)
+  with workdir.claim(folder) as folder, StopRequest(config.train.stop_seconds) as stop:
+    return _train(config, folder, evaluations, stop)
 
 
 def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
@@ -177,7 +175,7 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   )
 
 
-def _train(config, folder, evaluations, supervisor):
+def _train(config, folder, evaluations, stop):
   from alpro_jax.data import feed, pipeline
 
   steps = config.train.steps
@@ -197,15 +195,11 @@ def _train(config, folder, evaluations, supervisor):
   if stored and newest >= steps and not stored.get('evaluation_due'):
     return _already_finished(folder, store, newest, steps)
   setting = Setting(config, task, tokenizer, mesh)
-  run_folder.write_json(folder / 'config.json', meta['config'])
+  workdir.write_json(folder / 'config.json', workdir.plain(config))
 
   # The state, the step, and what flows into it.
-  frozen = task.load_frozen(
-    tokenizer.encode,
-    (meta['prompter'] or {}).get('path', ''),
-    checkpoints.load_meta,
-    checkpoints.load_params,
-  )
+  prompter = (meta['prompter'] or {}).get('path', '')
+  frozen = load_frozen(task, prompter, tokenizer.encode)
   state = _first_state(config, task, tx, mesh, abstract, store, meta['start'], fresh)
   step = int(state.step)
   train_step = make_train_step(
@@ -240,6 +234,7 @@ def _train(config, folder, evaluations, supervisor):
     skip_limit=config.train.skip_limit,
     spike_deviations=config.train.spike_deviations,
   )
+  watchdog = Watchdog(config.train.standstill_seconds)
   saved_at, first, results = time.monotonic(), step + 1, None
   # A stop came before the evaluation of the step that is gone on from.
   due = bool(step and evaluations and store.meta(step).get('evaluation_due'))
@@ -248,10 +243,10 @@ def _train(config, folder, evaluations, supervisor):
     """Returns the figures of this step; None if a stop came before them."""
     nonlocal due
     figures = None
-    supervisor.doing(f'evaluating step {step}')
+    watchdog.doing(f'evaluating step {step}')
     logging.info('step %d: evaluating', step)
     try:
-      with progress.paused(), supervisor.interrupts():
+      with progress.paused(), stop.interrupts():
         figures = _evaluate(evaluations, setting, state.params, step)
         progress.write(step, figures)
     except Exception:
@@ -266,7 +261,7 @@ def _train(config, folder, evaluations, supervisor):
   def save(figures, replace=False):
     # Save nothing that was computed from a loss that is not finite.
     progress.fetch()
-    supervisor.doing(f'saving step {step}')
+    watchdog.doing(f'saving step {step}')
     extra = {'evaluation': results, 'evaluation_due': due}
     store.save(state, {**meta, **extra}, figures, replace=replace)
 
@@ -278,16 +273,16 @@ def _train(config, folder, evaluations, supervisor):
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
-        supervisor.doing(f'waiting for the data of step {step + 1}')
+        watchdog.doing(f'waiting for the data of step {step + 1}')
         batch = next(batches)
-        supervisor.doing(f'at step {step + 1}, or at the end of the one before')
+        watchdog.doing(f'at step {step + 1}, or at the end of the one before')
         state, metrics = train_step(state, frozen, batch)
       step += 1
       progress.add(step, metrics)
       if step == first:
         progress.skip_compilation(batches.wait_seconds)
 
-      last, stopping = step == steps, supervisor.stop_requested(step)
+      last, stopping = step == steps, stop.requested(step)
       if last or stopping or _every(config.train.log_every_steps, step):
         progress.report(batches.wait_seconds, sum(len(s.broken) for s in sources))
       fresh = None
@@ -309,13 +304,14 @@ def _train(config, folder, evaluations, supervisor):
       )
   finally:
     # Whatever ended the loop: a save that has begun is finished.
-    supervisor.doing('finishing the last save')
+    watchdog.doing('finishing the last save')
     batches.close()
     try:
       best = store.best()
       store.close()
     finally:
       progress.close()
+      watchdog.close()
   finished = step == steps and not due
   report = {
     **progress.summary(),
@@ -326,7 +322,7 @@ def _train(config, folder, evaluations, supervisor):
     'data': pipeline.report(sources),
   }
   if finished:
-    run_folder.write_json(folder / 'report.json', report)
+    workdir.write_json(folder / 'report.json', report)
     logging.info(
       'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
       step,
@@ -375,7 +371,7 @@ def _already_finished(folder, store, step, steps):
   logging.info('already finished: step %d of %d', step, steps)
   if not (folder / 'report.json').exists():
     # The last start was killed between its last save and its report.
-    run_folder.write_json(
+    workdir.write_json(
       folder / 'report.json',
       {
         'step': step,

@@ -6,7 +6,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from alpro_jax import sharding
 
@@ -47,10 +46,8 @@ def abstract_state(init, optimizer, mesh) -> TrainState:
 
 def create_state(init, optimizer, mesh, seed: int) -> TrainState:
   """Allocates a fresh state, each device its own part, from the seed."""
-  create = make_create(init, optimizer)
-  where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init, optimizer, mesh))
-  allocate = jax.jit(lambda key: nn.unbox(create(key)), out_shardings=where)
-  return allocate(jax.random.fold_in(jax.random.key(seed), _INIT_STREAM))
+  key = jax.random.fold_in(jax.random.key(seed), _INIT_STREAM)
+  return sharding.create(make_create(init, optimizer), key, mesh)
 
 
 # Folded into the seed's key so that initial values and step 0 never share one.

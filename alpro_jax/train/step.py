@@ -11,7 +11,7 @@ import optax
 from alpro_jax import losses, sharding
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models import alpro
-from alpro_jax.tasks import base
+from alpro_jax.tasks.base import Task, weighted_loss
 from alpro_jax.train import optimizer as optimizers
 from alpro_jax.train.state import TrainState
 
@@ -47,7 +47,7 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
     whole = config.optimizer.accumulation_negatives == 'global'
     pools['VTC'] = batch if whole else micro
   if 'loss/vtm' in task.weights:
-    pools['VTM'] = micro // task.blocks
+    pools['VTM'] = micro // task.negative_blocks
   if not pools:
     return ''
   records = tuple(records)
@@ -59,7 +59,7 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
     f'(config.data.batch_size={batch}, config.optimizer.accumulation={parts}'
   )
   if 'loss/vtm' in task.weights:
-    said += f', blocks of config.loss.negatives: {task.blocks}'
+    said += f', blocks of config.loss.negatives: {task.negative_blocks}'
   if records:
     said += f', videos of the smallest source: {min(records)}'
   said += '). '
@@ -78,7 +78,7 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
   return ''
 
 
-def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
+def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
   """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
 
   With accumulation the batch is cut into micro-batches of every
@@ -105,7 +105,7 @@ def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro
       f'config.optimizer.accumulation_negatives={negatives!r} is unknown; '
       f'choose one of {NEGATIVES}.'
     )
-  if negatives == 'global' and not hasattr(task, 'contrast'):
+  if negatives == 'global' and not task.contrasts:
     raise ValueError(
       "config.optimizer.accumulation_negatives='global' needs a task that "
       "contrasts videos and texts; this one does not: use 'micro'."
@@ -116,7 +116,7 @@ def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro
 
     def loss(params):
       terms = task.terms(params, step=step, train=True, **rows)
-      return base.weighted(task.weights, terms, counts), terms
+      return weighted_loss(task.weights, terms, counts), terms
 
     gradient, terms = jax.grad(loss, has_aux=True)(params)
     return terms, gradient
@@ -124,7 +124,7 @@ def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro
   def of_micro_batches(params, counts, step, rows):
     keys = jax.vmap(lambda i: jax.random.fold_in(rows['key'], i))(jnp.arange(accumulation))
     batch = rows['batch']
-    micro = {'asked': rows['asked'], 'batch': batch}
+    micro = {'targets': rows['targets'], 'batch': batch}
     micro = {**sharding.split_parts(micro, accumulation, mesh), 'key': keys}
     whole = None
     if negatives == 'global' and 'loss/vtc' in task.weights:
@@ -136,10 +136,12 @@ def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro
         terms = task.contrast(params, features, batch)
         return terms['loss/vtc'][0], terms
 
-      (direct, pull), terms = jax.grad(contrast, argnums=(0, 1), has_aux=True)(params, features)
+      (direct, cotangent), terms = jax.grad(contrast, argnums=(0, 1), has_aux=True)(
+        params, features
+      )
       share = task.weights['loss/vtc'] / counts['loss/vtc']
       whole = terms, jax.tree.map(lambda x: share * x, direct)
-      micro['pull'] = sharding.split_parts(pull, accumulation, mesh)
+      micro['cotangent'] = sharding.split_parts(cotangent, accumulation, mesh)
 
     def of_part(part):
       return of_rows(params, counts, step, part)
@@ -156,18 +158,18 @@ def make_gradients(task, mesh, *, accumulation: int = 1, negatives: str = 'micro
     return terms, grads
 
   def gradients(params, frozen, batch, key, step):
-    asked, counts = task.ask(frozen, batch, key, parts=accumulation)
-    rows = {'asked': asked, 'batch': batch, 'key': key}
+    targets, counts = task.make_targets(frozen, batch, key, parts=accumulation)
+    rows = {'targets': targets, 'batch': batch, 'key': key}
     run = of_rows if accumulation == 1 else of_micro_batches
     terms, grads = run(params, counts, step, rows)
     metrics = {name: losses.mean(*pair) for name, pair in terms.items()}
-    return {'loss': base.weighted(task.weights, terms, counts), **metrics}, grads
+    return {'loss': weighted_loss(task.weights, terms, counts), **metrics}, grads
 
   return gradients
 
 
 def make_train_step(
-  task,
+  task: Task,
   optimizer: optax.GradientTransformation,
   schedule,
   mesh,

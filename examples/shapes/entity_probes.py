@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from alpro_jax import masking, sharding
-from alpro_jax.evaluation.retrieval import Retrieval
-from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.retrieval import Retrieval, Scorer, TextFeatures, VideoFeatures
 from examples.shapes.probes import percent
 
 # Share of the object's box, averaged over the frames, that a crop must hold.
@@ -65,7 +64,7 @@ def label_crops(
 
   Args:
     scorer: with the pre-trained model.
-    teacher: tasks.pretrain.Teacher, the frozen prompter and its bank.
+    teacher: tasks.teacher.Teacher, the frozen prompter and its bank.
     batches: the split once more; see Scorer.embed_videos.
     texts: features of retrieval.texts.
     videos: features of the split.

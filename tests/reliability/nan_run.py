@@ -15,8 +15,8 @@ if __name__ == '__main__':
   bad = int(sys.argv.pop(1))
   real = prompter.Prompter.terms
 
-  def terms(self, params, asked, batch, key, step, **options):
-    found = real(self, params, asked, batch, key, step, **options)
+  def terms(self, params, targets, batch, key, step, **options):
+    found = real(self, params, targets, batch, key, step, **options)
     total, count = found['loss/vtc']
     # The state counts from 0.
     total *= jnp.where(step == bad - 1, jnp.nan, 1.0)
