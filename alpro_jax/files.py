@@ -69,25 +69,21 @@ def folder(path) -> Iterator[pathlib.Path]:
     ValueError: if another process is writing to the same place.
     OSError: of the block; it names `path` if it named no file.
   """
-  path = pathlib.Path(os.path.realpath(path))
   check_free(path)
-  with _aside(path, wait=False) as made:
+  with scratch(path) as made:
     check_free(path)
-    made.mkdir()
     yield made
     check_free(path)
-    os.rename(made, path)
+    os.rename(made, os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def scratch(path) -> Iterator[pathlib.Path]:
   """Makes an empty folder beside `path`, which is gone when the block ends.
 
-  Raises:
-    ValueError: if another process writes to the same place.
-    OSError: of the block; it names `path` if it named no file.
+  It may have been renamed by then; it raises as `folder` does.
   """
-  with _aside(pathlib.Path(os.path.realpath(path)), wait=False) as made:
+  with _aside(pathlib.Path(os.path.realpath(path))) as made:
     made.mkdir()
     yield made
 
@@ -98,13 +94,10 @@ def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
 
   Args:
     path: of the file. A link stays, and what it leads to is replaced.
-    wait: wait for another process that is writing the same file.
+    wait: wait for another process that is writing the same file, or else
+      raise ValueError.
   Yields:
-    the path to write to, with the same last name. When the block ends it is
-    renamed to `path`; when it raises, it is removed.
-  Raises:
-    ValueError: if another process is writing the same file, unless `wait`.
-    OSError: of the block; it names `path` if it named no file.
+    the path to write to, as `folder` does.
   """
   path = pathlib.Path(os.path.realpath(path))
   with _aside(path, wait) as made:
@@ -119,7 +112,26 @@ def write_text(path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _aside(path, wait):
+def lock(path, refusal: str) -> Iterator[None]:
+  """Holds the lock of a file, which goes with the process, however that ends.
+
+  Args:
+    path: of the file, which is made and stays.
+    refusal: what another process that holds it is doing, and what helps:
+      'process 7 ' stands before it.
+  Raises:
+    ValueError: if another process holds it.
+  """
+  mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    _take(mark, refusal)
+    yield
+  finally:
+    os.close(mark)
+
+
+@contextlib.contextmanager
+def _aside(path, wait=False):
   """Yields where to write what will be renamed to `path`."""
   path.parent.mkdir(parents=True, exist_ok=True)
   work, mark = _claim(path, wait)
@@ -141,32 +153,31 @@ def _aside(path, wait):
 
 def _claim(path, wait):
   """Returns a hidden folder beside `path` and its mark's descriptor, locked."""
+  refusal = f'is writing {path} at this moment; wait for its end, or choose another --output.'
   for number in itertools.count(1):
     work = path.with_name(f'.{path.name}.unfinished-{number}')
     while _is_ours(work):
-      try:
+      # FileNotFoundError: its last owner has just removed it.
+      with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
         mark = os.open(work / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-      except FileNotFoundError:
-        continue  # Its last owner has just removed it.
-      try:
-        # The lock goes with the process, however that ends.
-        fcntl.flock(mark, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      except BlockingIOError as error:
-        owner = os.pread(mark, 20, 0).decode()
-        os.close(mark)
-        raise ValueError(
-          f'process {owner} is writing {path} at this moment; wait for its '
-          'end, or choose another --output.'
-        ) from error
-      if not _is_same(mark, work / MARK):
-        os.close(mark)
-        continue  # The same.
-      os.truncate(mark, 0)
-      # On a full disk, what is written next says so.
-      with contextlib.suppress(OSError):
-        os.pwrite(mark, str(os.getpid()).encode(), 0)
-      return work, mark
+        stack.callback(os.close, mark)
+        _take(mark, refusal, wait)
+        if os.path.samestat(os.fstat(mark), os.stat(work / MARK)):
+          stack.pop_all()
+          return work, mark
   raise AssertionError('not reached')
+
+
+def _take(mark, refusal, wait=False):
+  """Locks a descriptor and writes the number of this process to its file."""
+  try:
+    fcntl.flock(mark, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError as error:
+    raise ValueError(f'process {os.pread(mark, 20, 0).decode()} {refusal}') from error
+  os.truncate(mark, 0)
+  # On a full disk, what is written next says so.
+  with contextlib.suppress(OSError):
+    os.pwrite(mark, str(os.getpid()).encode(), 0)
 
 
 def _is_ours(work):
@@ -179,19 +190,10 @@ def _is_ours(work):
   return MARK in names or not names
 
 
-def _is_same(descriptor, path):
-  try:
-    return os.path.samestat(os.fstat(descriptor), os.stat(path))
-  except FileNotFoundError:
-    return False
-
-
 def _clear(work):
   """Removes all but the mark."""
   for entry in os.scandir(work):
-    if entry.name == MARK:
-      continue
     if entry.is_dir(follow_symlinks=False):
       shutil.rmtree(entry.path)
-    else:
+    elif entry.name != MARK:
       os.unlink(entry.path)

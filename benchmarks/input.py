@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from alpro_jax import sharding
-from alpro_jax.data import annotations, augment, dataset, feed, frames, pipeline, prepare, tokens
+from alpro_jax.data import augment, dataset, feed, frames, pipeline, prepare, sources, tokens
 from examples.shapes.files import write_video
 
 WINDOWS = 12  # Measurements of each kind; the median counts.
@@ -107,7 +107,7 @@ def make_set(folder, clips):
   path = str(folder / 'set')
   with open(os.devnull, 'w') as nowhere:
     prepare.prepare(
-      annotations.read_folder(str(captions), '', split='train'),
+      sources.read_folder(str(captions), '', split='train'),
       str(videos),
       path,
       options=prepare.Options(fps=FPS),

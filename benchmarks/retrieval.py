@@ -127,4 +127,4 @@ def _candidates(rng, texts, videos, k):
   near = [
     candidates.best_columns(x @ y.T, min(k, len(y))) for x, y in ((rows, columns), (columns, rows))
   ]
-  return len(candidates.union(*near).key)
+  return len(candidates.union(*near).text)

@@ -4,7 +4,7 @@ Written from the description of the method (paper section 3;
 docs/specification.md, Video encoder to Losses) in the way that
 tasks/pretrain.py is: clean and masked texts in one call, all kinds of pairs in
 one call. Tensors have the names and layouts of the PyTorch original, so weights
-go over by weights/original.py.
+go over by weights/tables.py.
 """
 
 import math

@@ -12,7 +12,7 @@ from torch import nn
 from alpro_jax import masking, sharding
 from alpro_jax.models.alpro import TEMPERATURE_RANGE, AlproConfig
 from alpro_jax.train import dry_run
-from alpro_jax.weights import original
+from alpro_jax.weights import tables
 from benchmarks.torch_model import Batch, Losses, Prompter, Student
 
 
@@ -96,7 +96,7 @@ def load(module, params, config: AlproConfig) -> None:
       row.original: torch.from_numpy(
         np.array(row.layout.to_original(*(np.asarray(ours[path]) for path in row.ours)))
       )
-      for row in original.rename_table(config)
+      for row in tables.rename_table(config)
       if row.original in wanted
     }
   )

@@ -34,6 +34,7 @@ NEEDED = {
   'tensorflow_datasets': 'tensorflow-datasets',
   'array_record': 'array_record',
   'importlib_resources': 'importlib_resources',
+  'safetensors': 'safetensors',
   'sentencepiece': 'sentencepiece',
   'tokenizers': 'tokenizers',
   'textblob': 'textblob',

@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from alpro_jax.train.progress import NonFiniteError
-from alpro_jax.train.stopping import STOPPED
+from alpro_jax.train.supervision import STOPPED
 from launch import command
 
 _CONFIG = config_flags.DEFINE_config_file(

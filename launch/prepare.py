@@ -84,306 +84,188 @@ import shlex
 import signal
 import sys
 import time
+import typing
 from collections import Counter
 
 from absl import app, flags
 
-from alpro_jax.data import annotations, downstream, fetch, prepare, verify, workers
+from alpro_jax.data import annotations, fetch, prepare, sources, verify, workers
 from launch import command
 
-_DEFAULTS = prepare.Options()
+FLAGS = flags.FLAGS
 _LIMITS = fetch.Limits()
+_DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_bool,
+}
 
-_SOURCE = flags.DEFINE_enum('source', None, annotations.SOURCES, 'What the files are.')
-_VIDEOS = flags.DEFINE_string('videos', '', 'Folder of videos.')
-_IMAGES = flags.DEFINE_string('images', '', 'Folder of photos (cc3m).')
-_CAPTIONS = flags.DEFINE_string(
+
+def _define(name, kind, default, text):
+  """Defines a flag of a Python type, or of a Literal."""
+  if typing.get_origin(kind) is typing.Literal:
+    flags.DEFINE_enum(name, default, typing.get_args(kind), text)
+  else:
+    _DEFINE[kind](name, default, text)
+
+
+flags.DEFINE_enum('source', None, [*sources.SOURCES], 'What the files are.')
+flags.DEFINE_string('videos', '', 'Folder of videos.')
+flags.DEFINE_string('images', '', 'Folder of photos (cc3m).')
+flags.DEFINE_string(
   'captions', '', "Captions file; for fetch a .csv, .jsonl or .json with addresses, or CC3M's .tsv."
 )
-_QUESTIONS = flags.DEFINE_string(
-  'questions', '', 'folder, msrvtt, msvd: questions file, with or without captions.'
-)
-_OUTPUT = flags.DEFINE_string(
+flags.DEFINE_string(
   'output',
   '',
   'Folder of the set, new or unfinished; for verify a new one for the records that are intact.',
 )
-_FOLLOW_LINKS = flags.DEFINE_bool(
-  'follow_links', False, 'Read videos that are links to files outside of --videos.'
-)
-_SPLIT = flags.DEFINE_string('split', 'train', 'One run makes one split.')
-_FPS = flags.DEFINE_float('fps', _DEFAULTS.fps, 'Frames to keep per second; 0 keeps all.')
-_SHORT_SIDE = flags.DEFINE_integer(
-  'short_side',
-  _DEFAULTS.short_side,
-  'Pixels of the shorter side; 0 keeps the size, and nothing is ever enlarged.',
-)
-_QUALITY = flags.DEFINE_integer('quality', _DEFAULTS.quality, 'Of the JPEG frames, 1 to 95.')
-_MAX_FRAMES = flags.DEFINE_integer(
-  'max_frames', _DEFAULTS.max_frames, 'Keep no more frames of a clip; 0 is no limit.'
-)
-_MAX_SECONDS = flags.DEFINE_float(
-  'max_seconds',
-  None,
-  'Read no further into a clip; 0 is no limit '
-  f'({_DEFAULTS.max_seconds:g}). For fetch: seconds for one try in all '
-  f'({_LIMITS.max_seconds:g}).',
-)
-_ON_PARTIAL = flags.DEFINE_enum(
-  'on_partial',
-  _DEFAULTS.on_partial,
-  ['skip', 'keep'],
-  'What to do with a video that breaks off after some frames; it is named '
-  'in the report either way.',
-)
-_PART_SIZE = flags.DEFINE_integer(
-  'part_size', _DEFAULTS.part_size, 'Clips per shard; also the most that an interruption costs.'
-)
-_WORKERS = flags.DEFINE_integer(
+flags.DEFINE_bool('follow_links', False, 'Read videos that are links to files outside of --videos.')
+flags.DEFINE_string('split', 'train', 'One run makes one split.')
+flags.DEFINE_integer(
   'workers',
   0,
   'Decoding processes; 0 is one per core; with --runner=beam, '
   'of each part that is being made, and 0 is one.',
 )
-_RUNNER = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'runner',
   'local',
   ['local', 'beam'],
   'beam: a pipeline of Apache Beam makes the shards; its own options follow -- at the end.',
 )
-_TIMEOUT_S = flags.DEFINE_float(
+flags.DEFINE_float(
   'timeout_s',
   None,
-  'Seconds of work after which a clip is given up (120, '
-  'and more for long, large and high-definition videos). For fetch: seconds '
-  f'without a byte ({_LIMITS.timeout_s:g}).',
+  'Seconds of work after which a clip is given up (120, and more for long, large and '
+  f'high-definition videos). For fetch: seconds without a byte ({_LIMITS.timeout_s:g}).',
 )
-_TXT_LEN_BELOW = flags.DEFINE_integer(
-  'txt_len_below', 0, 'webvid: keep rows with a smaller txt_len, the original used 80; 0 keeps all.'
-)
-_ALLOW_PICKLE = flags.DEFINE_bool(
-  'allow_pickle', False, 'webvid: open a pandas pickle, which can run any code.'
-)
-_SUBSET = flags.DEFINE_enum(
-  'subset',
-  '',
-  ['', *downstream.SUBSETS],
-  'msrvtt: videos of this split, as '
-  "the videodatainfo file has it; 7k is 'train' and 'validate' (all).",
-)
-_IDS = flags.DEFINE_string(
-  'ids',
-  '',
-  'msrvtt, didemo, msvd: keep only the videos of this list, a '
-  '.csv file with video_id or a .txt file with one a line.',
-)
-_EXCEPT_IDS = flags.DEFINE_string(
-  'except_ids', '', 'msrvtt, didemo, msvd: leave out the videos of this list.'
-)
-_MAPPING = flags.DEFINE_string(
-  'mapping', '', 'msvd: youtube_mapping.txt; without it the videos must be called vid<number>.'
-)
+for _name, _option in prepare.Options.flags().items():
+  _define(_name, *_option)
+for _name, (*_option, _text, _sources) in sources.options().items():
+  _define(_name, *_option, f'{", ".join(_sources)}: {_text}')
 
-_URL_COLUMN = flags.DEFINE_string(
-  'url_column', '', 'fetch: column of the addresses (contentUrl, url, or video).'
-)
-flags.DEFINE_integer('threads', _LIMITS.threads, 'fetch: downloads at a time.')
-flags.DEFINE_integer('per_host', _LIMITS.per_host, 'fetch: of one host.')
-flags.DEFINE_integer('tries', _LIMITS.tries, 'fetch: of one address.')
-flags.DEFINE_float(
-  'wait_s', _LIMITS.wait_s, 'fetch: seconds before the second try, doubled for each further one.'
-)
-flags.DEFINE_integer('max_bytes', _LIMITS.max_bytes, 'fetch: bytes of one video.')
-_RETRY_FAILED = flags.DEFINE_bool(
-  'retry_failed', False, 'fetch: try again what can hardly be had, such as HTTP 404.'
-)
-_ALLOW_LOCAL = flags.DEFINE_bool(
-  'allow_local',
-  False,
-  'fetch: also ask machines of the local network, and '
-  'this one; an address in a captions file of others may be meant to reach '
-  'them.',
-)
-
-# Flags that only some steps have; the others are for the set alone.
-_ONLY_FETCH = {
-  'url_column',
-  'threads',
-  'per_host',
-  'tries',
-  'wait_s',
-  'max_bytes',
-  'retry_failed',
-  'allow_local',
+_FETCH = {
+  'url_column': ('', 'column of the addresses (contentUrl, url, or video).'),
+  'threads': (_LIMITS.threads, 'downloads at a time.'),
+  'per_host': (_LIMITS.per_host, 'of one host.'),
+  'tries': (_LIMITS.tries, 'of one address.'),
+  'wait_s': (_LIMITS.wait_s, 'seconds before the second try, doubled for each further one.'),
+  'max_bytes': (_LIMITS.max_bytes, 'bytes of one video.'),
+  'retry_failed': (False, 'try again what can hardly be had, such as HTTP 404.'),
+  'allow_local': (
+    False,
+    'also ask machines of the local network, and this one; an address in a '
+    'captions file of others may be meant to reach them.',
+  ),
 }
-_FETCH = _ONLY_FETCH | {'captions', 'videos', 'timeout_s', 'max_seconds'}
-_VERIFY = {'output'}
-
-# Flags that only some sources have.
-_SOURCES_OF = {
-  'questions': ('folder', 'msrvtt', 'msvd'),
-  'subset': ('msrvtt',),
-  'ids': ('msrvtt', 'didemo', 'msvd'),
-  'except_ids': ('msrvtt', 'didemo', 'msvd'),
-  'mapping': ('msvd',),
-  'txt_len_below': ('webvid',),
-  'allow_pickle': ('webvid',),
-}
+for _name, (_default, _text) in _FETCH.items():
+  _define(_name, type(_default), _default, f'fetch: {_text}')
 
 
 def _check_flags(step, known):
   """Raises ValueError if a flag of another step was given."""
-  for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
+  for flag in FLAGS.get_flags_for_module(sys.argv[0]):
     if flag.present and not known(flag.name):
       raise ValueError(f'{step} has no --{flag.name}; see --help.')
 
 
-def _read_source():
-  for flag, sources in _SOURCES_OF.items():
-    if flags.FLAGS[flag].value and _SOURCE.value not in sources:
-      raise prepare.PrepareError(
-        f'--source={_SOURCE.value} has no --{flag}; it is for {", ".join(sources)}.'
-      )
-  if not (_CAPTIONS.value or _QUESTIONS.value):
-    raise prepare.PrepareError(
-      f'--source={_SOURCE.value} needs --captions'
-      + (', --questions, or both.' if _SOURCE.value in _SOURCES_OF['questions'] else '.')
-    )
-  root, flag = _VIDEOS.value, '--videos'
-  if _SOURCE.value == 'cc3m':
-    root, flag = _IMAGES.value or _VIDEOS.value, '--images'
-  if not root:
-    raise prepare.PrepareError(f'--source={_SOURCE.value} needs {flag}.')
-  if not os.path.isdir(root):
-    raise prepare.PrepareError(f'{flag}={root} is not a folder.')
-  if _SOURCE.value == 'folder':
-    return root, annotations.read_folder(
-      _CAPTIONS.value, _QUESTIONS.value, split=_SPLIT.value, root=root
-    )
-  if _SOURCE.value == 'webvid':
-    return root, annotations.read_webvid(
-      _CAPTIONS.value, max_text_length=_TXT_LEN_BELOW.value, allow_pickle=_ALLOW_PICKLE.value
-    )
-  if _SOURCE.value == 'cc3m':
-    return root, annotations.read_cc3m(_CAPTIONS.value, root)
-  lists = {'ids': _IDS.value, 'except_ids': _EXCEPT_IDS.value, 'root': root}
-  if _SOURCE.value == 'didemo':
-    return root, downstream.read_didemo(_CAPTIONS.value, **lists)
-  if _SOURCE.value == 'msvd':
-    return root, downstream.read_msvd(
-      _CAPTIONS.value, _QUESTIONS.value, mapping=_MAPPING.value, **lists
-    )
-  return root, downstream.read_msrvtt(
-    _CAPTIONS.value, _QUESTIONS.value, subset=_SUBSET.value, **lists
-  )
-
-
 def _maker(beam_flags):
   """Returns what makes the shards; None is worker processes here."""
-  if _RUNNER.value != 'beam':
+  if FLAGS.runner != 'beam':
     if beam_flags is not None:
-      raise prepare.PrepareError('Only --runner=beam takes options after --.')
+      raise ValueError('Only --runner=beam takes options after --.')
     return None
   try:
     from alpro_jax.data import beam  # noqa: PLC0415  Optional, and slow.
   except ModuleNotFoundError as e:
     if e.name.split('.')[0] != 'apache_beam':
       raise
-    raise prepare.PrepareError(
-      '--runner=beam needs Apache Beam: pip install -r requirements-beam.txt'
-    ) from e
+    raise ValueError('--runner=beam needs Apache Beam: pip install -r requirements-beam.txt') from e
   return beam.maker(beam_flags or [])
 
 
-def _print_report(report, output):
-  counts = report['counts']
-  if report.get('already_prepared'):
-    print(
-      f'{output} has this split already; '
-      + (
-        f'{report["tried_again"]} clips of it were tried again, and none could be read.'
-        if report['tried_again']
-        else 'nothing to do.'
-      )
-    )
-  lines = [
-    ('clips in the annotations', counts['clips']),
-    ('prepared', counts['prepared']),
-    ('  captions', counts['captions']),
-    ('  questions', counts['questions']),
-    ('  frames', counts['frames']),
-    ('  megabytes', round(counts['bytes'] / 1e6, 1)),
-    ('skipped rows and clips', counts['skipped']),
-  ]
-  lines += [(f'  {reason}', count) for reason, count in report['skipped_by_reason'].items()]
-  if count := report['skipped_by_reason'].get(workers.MACHINE):
-    lines.append(('  which the same command tries again', count))
-  if report['partial']:
-    lines.append(('kept though they break off', len(report['partial'])))
-  if counts['rows_of_other_splits']:
-    lines.append(('rows not asked for', counts['rows_of_other_splits']))
-  if counts.get('to_leave_out_but_not_found'):  # Older reports lack it.
-    lines.append(('of --except_ids, not found', counts['to_leave_out_but_not_found']))
-  if counts['videos_not_named']:
-    lines.append(('videos that no row names', counts['videos_not_named']))
+def _print_table(lines):
   for name, value in lines:
     print(f'{annotations.printable(name):<32}{value:>12,}')
-  print(f'report: {os.path.join(output, prepare.REPORT)}')
+
+
+def _print_report(report):
+  counts, reasons = report['counts'], report['skipped_by_reason']
+  if report.get('already_prepared'):
+    tried = f'{report["tried_again"]} clips of it were tried again, and none could be read.'
+    print(
+      f'{FLAGS.output} has this split already; '
+      + (tried if report['tried_again'] else 'nothing to do.')
+    )
+  some = [
+    ('  which the same command tries again', reasons.get(workers.MACHINE)),
+    ('kept though they break off', len(report['partial'])),
+    ('rows not asked for', counts['rows_of_other_splits']),
+    # Older reports lack it.
+    ('of --except_ids, not found', counts.get('to_leave_out_but_not_found')),
+    ('videos that no row names', counts['videos_not_named']),
+  ]
+  _print_table(
+    [
+      ('clips in the annotations', counts['clips']),
+      ('prepared', counts['prepared']),
+      *((f'  {name}', counts[name]) for name in ('captions', 'questions', 'frames')),
+      ('  megabytes', round(counts['bytes'] / 1e6, 1)),
+      ('skipped rows and clips', counts['skipped']),
+      *((f'  {reason}', count) for reason, count in reasons.items()),
+      *((name, count) for name, count in some if count),
+    ]
+  )
+  print(f'report: {os.path.join(FLAGS.output, prepare.REPORT)}')
 
 
 def _verify(words):
   """Checks a set, and repairs it if asked; returns the exit code."""
-  _check_flags('verify', _VERIFY.__contains__)
+  _check_flags('verify', {'output'}.__contains__)
   if len(words) != 1:
     raise ValueError(f'verify takes the folder of one set; it was given {words}.')
   found = verify.verify(words[0])
   for problem in found.problems:
-    record = '' if problem.number is None else (f', record {problem.number} {problem.video!r}')
+    record = '' if problem.number is None else f', record {problem.number} {problem.video!r}'
     print(annotations.printable(f'{problem.split}: {problem.file}{record}: {problem.reason}'))
+  broken = (
+    f'{len(found.problems) - found.broken_records} problems with files, '
+    f'{found.broken_records} broken records.'
+  )
   print(
     f'{found.files} files and {found.records:,} records: '
-    + (
-      f'{len(found.problems) - found.broken_records} problems with '
-      f'files, {found.broken_records} broken records.'
-      if found.problems
-      else 'all as they were written.'
-    )
+    + (broken if found.problems else 'all as they were written.')
   )
-  if _OUTPUT.value:
-    for split, report in verify.repair(words[0], _OUTPUT.value).items():
+  if FLAGS.output:
+    for split, report in verify.repair(words[0], FLAGS.output).items():
       counts = report['counts']
       print(f'{split}: {counts["prepared"]:,} of {counts["clips"]:,} records saved')
-    print(f'Written: {_OUTPUT.value}')
+    print(f'Written: {FLAGS.output}')
   return 1 if found.problems else 0
 
 
 def _fetch(words):
   """Downloads the videos of a captions file; returns the exit code."""
-  _check_flags('fetch', _FETCH.__contains__)
-  if words or not (_CAPTIONS.value and _VIDEOS.value):
-    raise ValueError(
-      f'fetch takes no words, but was given {words}.'
-      if words
-      else 'fetch needs --captions and --videos.'
-    )
-  limits = _LIMITS._replace(
-    **{
-      name: flags.FLAGS[name].value
-      for name in fetch.Limits._fields
-      if flags.FLAGS[name].value is not None
-    }
-  )
-  for name, value in limits._asdict().items():
+  known = {*_FETCH, 'captions', 'videos', 'timeout_s', 'max_seconds'}
+  _check_flags('fetch', known.__contains__)
+  if words:
+    raise ValueError(f'fetch takes no words, but was given {words}.')
+  if not (FLAGS.captions and FLAGS.videos):
+    raise ValueError('fetch needs --captions and --videos.')
+  limits = {name: FLAGS[name].value for name in fetch.Limits._fields if FLAGS[name].present}
+  for name, value in limits.items():
     if not value > 0:
       raise ValueError(f'--{name}={value} must be more than 0.')
-  videos, skipped, rows = fetch.read_videos(_CAPTIONS.value, url_column=_URL_COLUMN.value)
+  videos, skipped, rows = fetch.read_videos(FLAGS.captions, url_column=FLAGS.url_column)
   try:
     found = fetch.fetch(
       videos,
-      _VIDEOS.value,
-      limits=limits,
-      retry_failed=_RETRY_FAILED.value,
-      allow_local=_ALLOW_LOCAL.value,
+      FLAGS.videos,
+      limits=_LIMITS._replace(**limits),
+      retry_failed=FLAGS.retry_failed,
+      allow_local=FLAGS.allow_local,
     )
   except KeyboardInterrupt:
     print('\nInterrupted. Give the same command again to continue.', file=sys.stderr)
@@ -392,63 +274,59 @@ def _fetch(words):
     print(f'skipped {row.item!r}: {row.reason} ({row.detail})', file=sys.stderr)
   reasons = Counter(filter(None, found.values()))
   reasons.update(row.reason for row in skipped)
-  there = sum(not reason for reason in found.values())
-  lines = [
-    ('rows', rows),
-    ('videos', len(videos)),
-    ('there', there),
-    ('not there', sum(reasons.values())),
-  ]
-  for name, count in lines + [(f'  {reason}', reasons[reason]) for reason in sorted(reasons)]:
-    print(f'{name:<32}{count:>12,}')
-  print(f'each is named in {os.path.join(_VIDEOS.value, fetch.RESUME)}')
+  _print_table(
+    [
+      ('rows', rows),
+      ('videos', len(videos)),
+      ('there', sum(not reason for reason in found.values())),
+      ('not there', reasons.total()),
+      *((f'  {reason}', reasons[reason]) for reason in sorted(reasons)),
+    ]
+  )
+  print(f'each is named in {os.path.join(FLAGS.videos, fetch.RESUME)}')
   return 1 if reasons else 0
 
 
 def _prepare(words, beam_flags):
   """Makes the set; returns the exit code."""
-  _check_flags('a set', lambda name: name not in _ONLY_FETCH)
-  if words or not (_SOURCE.value and _OUTPUT.value):
-    raise ValueError(
-      f'unexpected {words}; see --help.'
-      if words
-      else '--source and --output are needed; see --help for examples.'
-    )
+  _check_flags('a set', lambda name: name not in _FETCH)
+  if words:
+    raise ValueError(f'unexpected {words}; see --help.')
+  if not (FLAGS.source and FLAGS.output):
+    raise ValueError('--source and --output are needed; see --help for examples.')
   start = time.monotonic()
-  options = prepare.Options(
-    fps=_FPS.value,
-    short_side=_SHORT_SIDE.value,
-    quality=_QUALITY.value,
-    max_frames=_MAX_FRAMES.value,
-    max_seconds=_MAX_SECONDS.value or _DEFAULTS.max_seconds,
-    on_partial=_ON_PARTIAL.value,
-    part_size=_PART_SIZE.value,
-  )
+  options = prepare.Options(**{name: FLAGS[name].value for name in prepare.Options.flags()})
   make = _maker(beam_flags)
-  root, source = _read_source()
+  source = sources.SOURCES[FLAGS.source]
+  root = FLAGS[source.folder].value or FLAGS.videos
+  if not root:
+    raise ValueError(f'--source={FLAGS.source} needs --{source.folder}.')
+  if not os.path.isdir(root):
+    raise ValueError(f'--{source.folder}={root} is not a folder.')
+  given = {name: FLAGS[name].value for name in ('captions', 'split', *sources.options())}
   report = prepare.prepare(
-    source,
+    sources.read(FLAGS.source, {**given, 'root': root}),
     root,
-    _OUTPUT.value,
-    split=_SPLIT.value,
+    FLAGS.output,
+    split=FLAGS.split,
     options=options,
-    num_workers=_WORKERS.value,
-    timeout_s=_TIMEOUT_S.value,
-    list_unnamed=_SOURCE.value == 'folder',
-    follow_links=_FOLLOW_LINKS.value,
+    num_workers=FLAGS.workers,
+    timeout_s=FLAGS.timeout_s,
+    list_unnamed=source.whole,
+    follow_links=FLAGS.follow_links,
     make=make,
   )
-  _print_report(report, _OUTPUT.value)
-  output = shlex.quote(_OUTPUT.value)
+  _print_report(report)
+  output = shlex.quote(FLAGS.output)
   print(
-    f'{time.monotonic() - start:.1f} s in all. Next, unless you have a '
-    f'BERT vocab.txt:\n  python launch/tokenizer.py --captions={output} '
-    f'--split={_SPLIT.value} --output=tokenizer.model'
+    f'{time.monotonic() - start:.1f} s in all. Next, unless you have a BERT vocab.txt:\n'
+    f'  python launch/tokenizer.py --captions={output} '
+    f'--split={FLAGS.split} --output=tokenizer.model'
   )
-  if report['counts'].get('questions') and _SPLIT.value.startswith('train'):
+  if report['counts'].get('questions') and FLAGS.split.startswith('train'):
     print(
       'And the list of answers:\n  python launch/answers.py '
-      f'--data={output} --split={_SPLIT.value} --output=answers.txt'
+      f'--data={output} --split={FLAGS.split} --output=answers.txt'
     )
   return 0
 

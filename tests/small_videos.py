@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from alpro_jax.data import annotations, prepare
+from alpro_jax.data import prepare, sources
 
 # How a picture may be stored, as (a, b, c, d) of the display matrix, which
 # shows the stored place (x, y) at (a x + c y, b x + d y).
@@ -207,7 +207,7 @@ def prepare_seven(folder):
   videos.mkdir()
   captions = write_folder(videos, 7)
   prepare.prepare(
-    annotations.read_folder(captions),
+    sources.read_folder(captions),
     videos,
     folder / 'set',
     num_workers=1,

@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from alpro_jax.data import annotations, fetch
+from alpro_jax.data import annotations, clips, fetch, sources
+from alpro_jax.data.names import find_file
 
 
 def _write(tmp_path, name, text):
@@ -32,7 +33,7 @@ def test_captions_of_a_video_come_together(tmp_path):
       ]
     ),
   )
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   a, b = source.clips
   assert (a.video, a.captions, a.styles) == ('a.mp4', ('one', 'four'), ('full', ''))
   assert (b.captions, b.styles) == (('two', 'three'), ('', ''))
@@ -52,7 +53,7 @@ def test_questions_with_captions_and_alone(tmp_path):
       'a.mp4,who,dog,,test\n'
     ),
   )
-  source = annotations.read_folder(captions, questions)
+  source = sources.read_folder(captions, questions)
   a, b = source.clips
   assert (a.video, a.captions, a.questions) == (
     'a.mp4',
@@ -62,9 +63,9 @@ def test_questions_with_captions_and_alone(tmp_path):
   assert (b.captions, b.styles) == ((), ())
   assert b.questions == (annotations.Question('Is it?', 'yes', 'other'),)
   assert (source.rows, source.other_splits) == (4, 1)
-  alone = annotations.read_folder(questions=questions)
+  alone = sources.read_folder(questions=questions)
   assert [clip.video for clip in alone.clips] == ['b.mp4', 'a.mp4']
-  assert len({alone.digest(), source.digest(), annotations.read_folder(captions).digest()}) == 3
+  assert len({alone.digest(), source.digest(), sources.read_folder(captions).digest()}) == 3
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_questions_with_captions_and_alone(tmp_path):
   ],
 )
 def test_kinds_follow_the_first_word(question, kind):
-  assert annotations.kind_of(question) == kind
+  assert clips.kind_of(question) == kind
 
 
 def test_bad_questions_are_named_with_their_line(tmp_path):
@@ -106,7 +107,7 @@ def test_bad_questions_are_named_with_their_line(tmp_path):
       ]
     ),
   )
-  source = annotations.read_folder(questions=path)
+  source = sources.read_folder(questions=path)
   assert [clip.video for clip in source.clips] == ['a.mp4']
   assert _reasons(source) == [
     ('b.mp4', 'empty question'),
@@ -120,9 +121,9 @@ def test_bad_questions_are_named_with_their_line(tmp_path):
   ]
   assert all(f'{path}:' in skip.detail for skip in source.skipped)
   with pytest.raises(ValueError, match='--questions=.*.txt must end in'):
-    annotations.read_folder(questions=_write(tmp_path, 'q.txt', 'x'))
+    sources.read_folder(questions=_write(tmp_path, 'q.txt', 'x'))
   with pytest.raises(ValueError, match='but not answer'):
-    annotations.read_folder(questions=_write(tmp_path, 'q.csv', 'video,question\n'))
+    sources.read_folder(questions=_write(tmp_path, 'q.csv', 'video,question\n'))
 
 
 def test_bad_rows_are_named_with_their_line(tmp_path):
@@ -149,7 +150,7 @@ def test_bad_rows_are_named_with_their_line(tmp_path):
       ]
     ),
   )
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   assert [clip.video for clip in source.clips] == ['a.mp4']
   assert _reasons(source) == [
     ('a.mp4', 'duplicate row'),
@@ -183,7 +184,7 @@ def test_csv_with_quotes_newlines_and_wrong_columns(tmp_path):
     ).encode()
     + b'e.mp4,\xff,\r\n',
   )
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   assert [clip.video for clip in source.clips] == ['a.mp4', 'd é\n.mp4']
   assert source.clips[0].captions == ('one, with "quotes"\nand a new line',)
   assert [(s.item, s.detail.removeprefix(f'{path}:')) for s in source.skipped] == [
@@ -202,7 +203,7 @@ def test_an_open_quote_hides_no_row(tmp_path):
       'e.mp4,"five" six\nf.mp4,seven\ng.mp4,"eight\n'
     ),
   )
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   assert [clip.video for clip in source.clips] == ['a.mp4', 'f.mp4']
   assert [skip.item.removeprefix(f'{path}:') for skip in source.skipped] == ['3-5', '6', '8']
   assert all('is a quote not closed' in s.detail for s in source.skipped)
@@ -211,16 +212,16 @@ def test_an_open_quote_hides_no_row(tmp_path):
 def test_a_column_named_twice_is_refused(tmp_path):
   path = _write(tmp_path, 'c.csv', 'video,caption,caption\na.mp4,x,y\n')
   with pytest.raises(ValueError, match="names its column 'caption' twice"):
-    annotations.read_folder(path)
+    sources.read_folder(path)
   # As pandas names that of its index.
   path = _write(tmp_path, 'd.csv', ',,video,caption\n0,0,a.mp4,x\n')
-  assert len(annotations.read_folder(path).clips) == 1
+  assert len(sources.read_folder(path).clips) == 1
 
 
 def test_a_first_line_without_end_is_refused(tmp_path):
   path = _write(tmp_path, 'c.csv', 'video,"caption\na.mp4,x\n')
   with pytest.raises(ValueError, match='is not CSV: its first line'):
-    annotations.read_folder(path)
+    sources.read_folder(path)
 
 
 def test_what_is_named_can_be_shown():
@@ -242,7 +243,7 @@ def test_names_stay_in_the_folder(tmp_path, name):
     'c.jsonl',
     '\n'.join(json.dumps({'video': video, 'caption': 'x'}) for video in (name, 'ok.mp4')),
   )
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   assert [clip.video for clip in source.clips] == ['ok.mp4']
   assert source.skipped[0].reason in (
     'outside the folder of videos',
@@ -253,8 +254,8 @@ def test_names_stay_in_the_folder(tmp_path, name):
 
 def test_rows_of_other_splits_are_counted(tmp_path):
   path = _write(tmp_path, 'c.csv', 'video,caption,split\na.mp4,x,train\n./b.mp4,y,val\nc.mp4,z,\n')
-  assert [c.video for c in annotations.read_folder(path).clips] == ['a.mp4', 'c.mp4']
-  source = annotations.read_folder(path, split='val')
+  assert [c.video for c in sources.read_folder(path).clips] == ['a.mp4', 'c.mp4']
+  source = sources.read_folder(path, split='val')
   assert [c.video for c in source.clips] == ['b.mp4', 'c.mp4']
   assert source.other_splits == 1
   assert source.named == {'a.mp4', 'b.mp4', 'c.mp4'}
@@ -267,7 +268,7 @@ def test_digest_follows_the_list(tmp_path):
       'c.jsonl',
       '\n'.join(json.dumps({'video': f'{c}.mp4', 'caption': c}) for c in captions),
     )
-    return annotations.read_folder(path).digest()
+    return sources.read_folder(path).digest()
 
   assert digest('a', 'b') == digest('a', 'b')
   assert len({digest('a', 'b'), digest('b', 'a'), digest('a')}) == 3
@@ -277,9 +278,9 @@ def test_webvid_csv(tmp_path):
   path = _write(
     tmp_path, 'w.csv', 'video_id,txt_len,text\n1,79,short\n2,80,long\n3,many,odd\n../4,5,bad\n'
   )
-  source = annotations.read_webvid(path)
+  source = sources.read_webvid(path)
   assert [clip.files for clip in source.clips] == [('1.mp4',), ('2.mp4',), ('3.mp4',)]
-  source = annotations.read_webvid(path, max_text_length=80)
+  source = sources.read_webvid(path, txt_len_below=80)
   assert [clip.video for clip in source.clips] == ['1.mp4']
   assert _reasons(source) == [
     ('2.mp4', 'text too long'),
@@ -292,34 +293,34 @@ def test_webvid_csv_as_published(tmp_path):
   path = _write(
     tmp_path, 'w.csv', 'videoid,contentUrl,duration,page_dir,name\n12,http://x,PT1S,000_050,A dog\n'
   )
-  (clip,) = annotations.read_webvid(path).clips
+  (clip,) = sources.read_webvid(path).clips
   assert clip.files == ('000_050/12.mp4', '12.mp4')
   with pytest.raises(ValueError, match='not txt_len'):
-    annotations.read_webvid(path, max_text_length=80)
+    sources.read_webvid(path, txt_len_below=80)
 
 
 def test_webvid_pickle_only_with_the_flag(tmp_path, monkeypatch):
   path = _write(tmp_path, 'w.pkl', b'')
   with pytest.raises(ValueError, match='pass --allow_pickle'):
-    annotations.read_webvid(path)
+    sources.read_webvid(path)
   table = types.SimpleNamespace(
     columns=['video_id', 'txt_len', 'text'],
     itertuples=lambda index: [(1, 9, 'a'), (2, 9, float('nan'))],
   )
   monkeypatch.setitem(sys.modules, 'pandas', types.SimpleNamespace(read_pickle=lambda path: table))
-  source = annotations.read_webvid(path, allow_pickle=True)
+  source = sources.read_webvid(path, allow_pickle=True)
   assert [clip.video for clip in source.clips] == ['1.mp4']
   assert _reasons(source) == [('2.mp4', 'bad row')]
   monkeypatch.setitem(sys.modules, 'pandas', None)
   with pytest.raises(ValueError, match='pandas is not installed'):
-    annotations.read_webvid(path, allow_pickle=True)
+    sources.read_webvid(path, allow_pickle=True)
 
 
 def test_real_pickle(tmp_path):
   pandas = pytest.importorskip('pandas')
   path = tmp_path / 'w.pkl'
   pandas.DataFrame({'video_id': [1, 2], 'txt_len': [5, 90], 'text': ['a', 'b']}).to_pickle(path)
-  source = annotations.read_webvid(path, allow_pickle=True, max_text_length=80)
+  source = sources.read_webvid(path, allow_pickle=True, txt_len_below=80)
   assert [clip.video for clip in source.clips] == ['1.mp4']
 
 
@@ -339,7 +340,7 @@ def test_cc3m(tmp_path):
       ]
     ),
   )
-  source = annotations.read_cc3m(path, images)
+  source = sources.read_cc3m(path, images)
   assert [(c.video, c.captions, c.still) for c in source.clips] == [
     ('a.jpg', ('one',), True),
     ('sub/b.jpg', ('two', 'three'), True),
@@ -354,25 +355,25 @@ def test_cc3m(tmp_path):
   [
     ('c.csv', 'file,caption\n', 'but not video'),
     ('c.csv', '', 'but not video, caption'),
-    ('c.txt', 'x', 'must end in .csv, .jsonl or .json'),
+    ('c.txt', 'x', 'must end in .csv, .jsonl, .json or .ndjson'),
   ],
 )
 def test_wrong_files(tmp_path, name, text, match):
   with pytest.raises(ValueError, match=match):
-    annotations.read_folder(_write(tmp_path, name, text))
+    sources.read_folder(_write(tmp_path, name, text))
 
 
 def test_wrong_files_of_the_other_sources(tmp_path):
   with pytest.raises(FileNotFoundError, match='--captions=.* is not a file'):
-    annotations.read_folder(tmp_path / 'none.csv')
+    sources.read_folder(tmp_path / 'none.csv')
   with pytest.raises(ValueError, match='expected a list'):
-    annotations.read_cc3m(_write(tmp_path, 'a.json', '{}'), tmp_path)
+    sources.read_cc3m(_write(tmp_path, 'a.json', '{}'), tmp_path)
   with pytest.raises(ValueError, match='is not JSON'):
-    annotations.read_cc3m(_write(tmp_path, 'a.json', 'x'), tmp_path)
+    sources.read_cc3m(_write(tmp_path, 'a.json', 'x'), tmp_path)
   with pytest.raises(ValueError, match='must end in .csv'):
-    annotations.read_webvid(_write(tmp_path, 'a.json', 'x'))
+    sources.read_webvid(_write(tmp_path, 'a.json', 'x'))
   with pytest.raises(ValueError, match='holds no pandas DataFrame|pandas is'):
-    annotations.read_webvid(_write(tmp_path, 'a.pkl', 'x'), allow_pickle=True)
+    sources.read_webvid(_write(tmp_path, 'a.pkl', 'x'), allow_pickle=True)
 
 
 @pytest.mark.parametrize('name', ['c.json', 'c.jsonl'])
@@ -384,7 +385,7 @@ def test_a_json_list_is_read_as_lines_are(tmp_path, name, indent):
     7,
   ]
   text = json.dumps(rows, indent=indent, ensure_ascii=False)
-  source = annotations.read_folder(_write(tmp_path, name, f'\ufeff\n{text}\n'))
+  source = sources.read_folder(_write(tmp_path, name, f'\ufeff\n{text}\n'))
   assert [(clip.video, clip.captions) for clip in source.clips] == [
     ('a.mp4', ('a\u2028dog',)),
     ('b.mp4', ('two', 'three')),
@@ -396,7 +397,7 @@ def test_a_json_list_is_read_as_lines_are(tmp_path, name, indent):
     f'q{name}',
     json.dumps([{'video': 'a.mp4', 'question': 'who', 'answer': 'dog'}], indent=indent),
   )
-  (clip,) = annotations.read_folder(questions=questions).clips
+  (clip,) = sources.read_folder(questions=questions).clips
   assert clip.questions == (annotations.Question('who', 'dog', 'who'),)
 
 
@@ -410,10 +411,10 @@ def test_a_damaged_json_list_is_refused(tmp_path):
     '{"video": "c.mp4", "caption": "z"}\n]\n',
   )
   with pytest.raises(ValueError, match='c.json is not JSON'):
-    annotations.read_folder(path)
+    sources.read_folder(path)
   # A list among lines is a bad row, also the first.
   path = _write(tmp_path, 'd.jsonl', '[1]\n{"video": "a.mp4", "caption": "x"}')
-  source = annotations.read_folder(path)
+  source = sources.read_folder(path)
   assert [clip.video for clip in source.clips] == ['a.mp4']
   assert _reasons(source) == [(f'{path}:1', 'bad row')]
 
@@ -443,12 +444,12 @@ def test_absolute_paths_inside_the_folder(tmp_path):
     ),
   )
   for given in (root, f'{root}/', link):
-    source = annotations.read_folder(path, root=given)
+    source = sources.read_folder(path, root=given)
     assert [clip.video for clip in source.clips] == ['a.mp4', 'sub/b.mp4']
     assert source.clips[0].captions == ('x0', 'x6')
     assert 'c.mp4' in source.named
   assert [reason for _, reason in _reasons(source)] == ['outside the folder of videos'] * 4
-  assert len(annotations.read_folder(path).clips) == 1
+  assert len(sources.read_folder(path).clips) == 1
 
 
 @pytest.mark.parametrize('text', ['nan', 'NaN', 'None', 'null', 'NULL', '<NA>', ' nan ', 'N/A'])
@@ -463,7 +464,7 @@ def test_text_that_stands_for_no_value_is_none(tmp_path, text):
     'q.csv',
     (f'video,question,answer,type\na.mp4,{text},dog,\na.mp4,who,{text},\na.mp4,who,dog,{text}\n'),
   )
-  source = annotations.read_folder(captions, questions)
+  source = sources.read_folder(captions, questions)
   (clip,) = source.clips
   assert (clip.captions, clip.styles) == (('none of us',), ('',))
   assert clip.questions == (annotations.Question('who', 'dog', 'who'),)
@@ -477,7 +478,7 @@ def test_text_that_stands_for_no_value_is_none(tmp_path, text):
   webvid = _write(
     tmp_path, 'w.csv', (f'videoid,page_dir,name\n1,{text},a dog\n2,p,{text}\n{text},p,x\n')
   )
-  source = annotations.read_webvid(webvid)
+  source = sources.read_webvid(webvid)
   assert [clip.files for clip in source.clips] == [('1.mp4',)]
   assert [reason for _, reason in _reasons(source)] == ['empty caption', 'bad row']
 
@@ -494,7 +495,7 @@ def test_names_in_other_forms_of_unicode_and_suffix(tmp_path):
   )
   for name in (nfd, 'a.MP4', 'b.mp4', 'b.MP4'):
     (tmp_path / name).write_bytes(b'x')
-  source = annotations.read_folder(path, root=tmp_path)
+  source = sources.read_folder(path, root=tmp_path)
   assert [(clip.video, clip.captions) for clip in source.clips] == [
     (nfc, ('x0', 'x1')),
     ('a.mp4', ('x2', 'x3')),
@@ -504,7 +505,7 @@ def test_names_in_other_forms_of_unicode_and_suffix(tmp_path):
   ]
 
   def find(*names):
-    found = annotations.find_file(str(tmp_path), names)
+    found = find_file(str(tmp_path), names)
     return found and found.removeprefix(f'{tmp_path}/')
 
   assert find(nfc) == find(nfd) == nfd
@@ -528,7 +529,7 @@ def test_cc3m_as_published(tmp_path):
       f'nan\thttp://c.example/c.png\n'
     ),
   )
-  source = annotations.read_cc3m(path, tmp_path)
+  source = sources.read_cc3m(path, tmp_path)
   dog, cat = source.clips
   assert dog.captions == ('a "dog\u2028 swims , it \'s wet',)
   assert cat.captions == ('a cat',) and cat.still
@@ -539,10 +540,10 @@ def test_cc3m_as_published(tmp_path):
   assert source.skipped[0].detail.startswith(f'{path}:3: expected a caption')
   # What img2dataset asks for: a first line with the names of the columns.
   path.write_text(f'caption\turl\na cat\t{bare}\n')
-  assert annotations.read_cc3m(path, tmp_path).clips == [cat]
+  assert sources.read_cc3m(path, tmp_path).clips == [cat]
   # The same files are fetched.
   videos, _, rows = fetch.read_videos(path)
   assert (rows, [(v.url, v.name) for v in videos]) == (1, [(bare, cat.video)])
   as_json = _write(tmp_path, 'c.json', json.dumps([{'image': bare, 'caption': 'a cat'}]))
-  assert annotations.read_cc3m(as_json, tmp_path).clips == [cat]
+  assert sources.read_cc3m(as_json, tmp_path).clips == [cat]
   assert fetch.read_videos(as_json)[0] == videos

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from alpro_jax.data import annotations, dataset, parts, prepare, workers
+from alpro_jax.data import dataset, parts, prepare, sources, workers
 from tests import patience, small_videos
 from tests.test_verify import launch_prepare
 
@@ -59,7 +59,7 @@ def _arguments(clips, output):
 
 
 def _source(clips):
-  return annotations.read_folder(clips / 'captions.jsonl', clips / 'questions.jsonl')
+  return sources.read_folder(clips / 'captions.jsonl', clips / 'questions.jsonl')
 
 
 def _prepare(clips, output, **changes):

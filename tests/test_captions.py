@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alpro_jax.data import annotations, captions, prepare
+from alpro_jax.data import captions, prepare, sources
 from tests import small_videos
 
 
@@ -25,7 +25,7 @@ def test_files(tmp_path):
 
 def test_a_tokenizer_reads_questions_and_an_entity_list_does_not(tmp_path):
   small_videos.write_video(tmp_path / 'a.mp4', frames=1)
-  source = annotations.read_folder(
+  source = sources.read_folder(
     small_videos.write_captions(tmp_path, [{'video': 'a.mp4', 'caption': 'a dog'}]),
     small_videos.write_questions(tmp_path, [('a.mp4', 'what is it', 'dog')]),
   )

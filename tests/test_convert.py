@@ -21,7 +21,7 @@ from alpro_jax.tasks.registry import get_task
 from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
-from alpro_jax.weights import files, kept, original
+from alpro_jax.weights import kept, tables, tensor_files
 from tests import original_files, patience, small_task, tiny_run
 
 # Of the recorded model, which its tensors do not tell.
@@ -51,12 +51,12 @@ def folder(tmp_path_factory):
 
 
 def write(path, state):
-  files.write_tensors(path, state)
+  tensor_files.write_tensors(path, state)
   return path
 
 
 def check_equal(path, expected):
-  found = {n: t.read() for n, t in files.open_tensors(path).items()}
+  found = {n: t.array for n, t in tensor_files.open_tensors(path).items()}
   assert list(found) == list(expected)
   for name, array in found.items():
     assert array.dtype == expected[name].dtype, name
@@ -87,7 +87,7 @@ def test_a_pretrained_file_there_and_back(folder):
   assert meta['tokenizer']['digest'] == tokens.load_tokenizer(folder / 'vocab.txt').digest
   # What tests/test_parity.py computes with.
   expected = flatten_dict(
-    original.from_original(original_files.student(), model.model.config), sep='/'
+    tables.from_original(original_files.student(), model.model.config), sep='/'
   )
   assert set(params) == set(expected)
   for path, array in params.items():
@@ -150,11 +150,13 @@ def test_backbones_make_a_start(folder):
   bert.mkdir()
   write(bert / 'model.safetensors', original_files.bert())
   (bert / 'vocab.txt').write_text((folder / 'vocab.txt').read_text())
-  (bert / 'config.json').write_text('{"num_attention_heads": 4}')
+  sizes = {'hidden_size': 64, 'num_hidden_layers': 4, 'num_attention_heads': 4}
+  (bert / 'config.json').write_text(json.dumps(sizes))
   said = convert(
     f'--vit={vit}', f'--bert={bert}', '--frames=2', '--image_size=96', f'--output={folder}/start'
   )
   assert 'video_projection: all 2' in said
+  assert 'config.json beside --bert: 4 heads of attention' in said
   assert 'positions: 16 to 36 rows' in said
   meta, model, params = stored(folder / 'start')
   assert model.model.config.video.heads == model.model.config.text.heads == 4
@@ -264,8 +266,8 @@ def ours(tmp_path_factory):
   ]
   assert [code for code, _ in session(*told)] == [0, 0, 0]
   # What another program leaves of a file: its tensors.
-  plain = {n: t.read() for n, t in files.open_tensors(out / 'p.safetensors').items()}
-  files.write_tensors(out / 'plain.safetensors', plain)
+  plain = {n: t.array for n, t in tensor_files.open_tensors(out / 'p.safetensors').items()}
+  tensor_files.write_tensors(out / 'plain.safetensors', plain)
   return folder
 
 
@@ -353,9 +355,9 @@ def test_what_is_guessed_is_said(ours, tmp_path):
     values[part] |= {'width': 768, 'mlp_size': 8}
   config = AlproConfig.from_dict(values)
   shapes = abstract_params(Alpro(config), sharding.make_mesh())
-  files.write_tensors(
+  tensor_files.write_tensors(
     ours / 'out' / 'wide.safetensors',
-    original.to_original(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes), config),
+    tables.to_original(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes), config),
   )
   options = '--task=prompter', '--fusion_layer=1'
   (code, said), (wide, guessed) = session(

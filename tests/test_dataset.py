@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alpro_jax import files
-from alpro_jax.data import annotations, dataset, prepare
+from alpro_jax.data import annotations, dataset, prepare, sources
 from alpro_jax.data import manifest as manifests
 from tests import small_videos
 
@@ -59,7 +59,7 @@ def test_metadata_needs_no_frames(path):
 
 
 def test_questions_are_kept(path, tmp_path):
-  source = annotations.read_folder(
+  source = sources.read_folder(
     questions=small_videos.write_questions(
       tmp_path, [('a.mp4', 'what is it', 'grey'), ('a.mp4', 'is it', 'yes')]
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alpro_jax.data import downstream
+from alpro_jax.data import sources
 from alpro_jax.data.annotations import Question
 
 VIDEOS = {
@@ -70,13 +70,13 @@ def info(tmp_path):
 
 
 def test_msrvtt_in_both_forms(tmp_path, info):
-  published = downstream.read_msrvtt(info, subset='7k')
+  published = sources.read_msrvtt(info, subset='7k')
   assert _captions(published) == {
     f'video{i}.mp4': (f'one of video{i}', f'two of video{i}') for i in range(3)
   }
   assert published.clips[0].files[:2] == ('video0.mp4', 'video0.avi')
   assert (published.rows, published.other_splits) == (10, 4)
-  original = downstream.read_msrvtt(
+  original = sources.read_msrvtt(
     _write(
       tmp_path,
       'train.jsonl',
@@ -96,16 +96,16 @@ def test_msrvtt_test_list_and_9k(tmp_path, info):
     'MSRVTT_JSFUSION_test.csv',
     'key,vid_key,video_id,sentence\nret0,msr3,video3,"one, and only"\n',
   )
-  assert _captions(downstream.read_msrvtt(test)) == {'video3.mp4': ('one, and only',)}
-  train = downstream.read_msrvtt(info, except_ids=test)
+  assert _captions(sources.read_msrvtt(test)) == {'video3.mp4': ('one, and only',)}
+  train = sources.read_msrvtt(info, except_ids=test)
   assert set(_captions(train)) == {f'video{i}.mp4' for i in (0, 1, 2, 4)}
   assert train.not_found == 0
   other = _write(tmp_path, 'other.txt', 'msr3\nvideo3\nvideo9\n')
-  assert downstream.read_msrvtt(info, except_ids=other).not_found == 2
+  assert sources.read_msrvtt(info, except_ids=other).not_found == 2
   ids = _write(
     tmp_path, 'MSRVTT_train.9k.csv', 'video_id\n' + ''.join(f'video{i}\n' for i in (0, 1, 2, 4, 5))
   )
-  listed = downstream.read_msrvtt(info, ids=ids)
+  listed = sources.read_msrvtt(info, ids=ids)
   assert listed.clips == train.clips
   assert _reasons(listed) == [('video5', 'not annotated')]
 
@@ -114,7 +114,7 @@ def test_msrvtt_test_list_and_9k(tmp_path, info):
   ('subset', 'videos'), [('', '01234'), ('train', '01'), ('validate', '2'), ('test', '34')]
 )
 def test_msrvtt_subsets(info, subset, videos):
-  source = downstream.read_msrvtt(info, subset=subset)
+  source = sources.read_msrvtt(info, subset=subset)
   assert list(_captions(source)) == [f'video{i}.mp4' for i in videos]
 
 
@@ -134,7 +134,7 @@ def test_a_sentence_whose_video_has_no_split_is_named(tmp_path):
   questions = _write(
     tmp_path, 'q.jsonl', [{'video_id': 'video9', 'question': 'who', 'answer': 'dog'}]
   )
-  source = downstream.read_msrvtt(path, questions, subset='7k')
+  source = sources.read_msrvtt(path, questions, subset='7k')
   assert list(_captions(source)) == ['video0.mp4']
   assert _reasons(source) == [('video1', 'bad row')]
   assert "does not name the split of 'video1'" in source.skipped[0].detail
@@ -182,17 +182,17 @@ def test_msrvtt_questions_in_both_forms_and_with_captions(tmp_path, info):
       },
     ],
   )
-  source = downstream.read_msrvtt(questions=published)
+  source = sources.read_msrvtt(questions=published)
   # The same question twice stays twice: published accuracies count both.
   assert _questions(source) == {
     'video1.mp4': (Question('what are people sitting on?', 'couch', 'what'),) * 2,
     'video0.mp4': (Question('who sits?', 'man', 'who'),),
   }
-  assert source.clips == downstream.read_msrvtt(questions=original).clips
-  both = downstream.read_msrvtt(info, published, subset='train')
+  assert source.clips == sources.read_msrvtt(questions=original).clips
+  both = sources.read_msrvtt(info, published, subset='train')
   assert [(len(clip.captions), len(clip.questions)) for clip in both.clips] == [(2, 1), (2, 2)]
   # A subset is one of questions too.
-  both = downstream.read_msrvtt(info, published, subset='test')
+  both = sources.read_msrvtt(info, published, subset='test')
   assert _questions(both) == {'video3.mp4': (), 'video4.mp4': ()}
 
 
@@ -214,7 +214,7 @@ def test_msrvtt_bad_rows(tmp_path):
       ]
     },
   )
-  source = downstream.read_msrvtt(path)
+  source = sources.read_msrvtt(path)
   assert list(_captions(source)) == ['video0.mp4']
   assert _reasons(source) == [
     ('video1', 'bad row'),
@@ -247,7 +247,7 @@ def test_bad_questions(tmp_path):
       3,
     ],
   )
-  source = downstream.read_msrvtt(questions=path)
+  source = sources.read_msrvtt(questions=path)
   assert _questions(source) == {'video0.mp4': (Question('who', 'man', 'who'),)}
   assert _reasons(source) == [
     ('video0.mp4', 'empty question'),
@@ -265,7 +265,7 @@ def test_bad_questions(tmp_path):
 
 
 def test_didemo_sentences_become_a_paragraph(tmp_path):
-  published = downstream.read_didemo(
+  published = sources.read_didemo(
     _write(
       tmp_path,
       'train_data.json',
@@ -307,7 +307,7 @@ def test_didemo_sentences_become_a_paragraph(tmp_path):
     [('b', 'a dog.'), ('b', 'a dog. it swims'), ('a', 'only')],
     [('b', ['a dog.', 'a dog.', 'it swims']), ('a', ['only'])],
   ):
-    original = downstream.read_didemo(
+    original = sources.read_didemo(
       _write(
         tmp_path, 'train.jsonl', [{'clip_name': name, 'caption': caption} for name, caption in rows]
       )
@@ -325,13 +325,13 @@ def test_didemo_files_and_lists(tmp_path):
     ],
   )
   ids = _write(tmp_path, 'test_list.txt', '7@N02_1_a.mov\n\n7@N02_3_c.mov\n')
-  source = downstream.read_didemo(path, ids=ids)
+  source = sources.read_didemo(path, ids=ids)
   (clip,) = source.clips
   assert clip.video == '7@N02_1_a.mp4'
   for name in ('.avi', '.mov', '.3gp', '.mov.mp4'):
     assert f'7@N02_1_a{name}' in clip.files
   assert _reasons(source) == [('7@N02_3_c', 'not annotated')]
-  assert '7@N02_2_b.AVI' in downstream.read_didemo(path).clips[1].files
+  assert '7@N02_2_b.AVI' in sources.read_didemo(path).clips[1].files
 
 
 def test_didemo_bad_rows(tmp_path):
@@ -347,7 +347,7 @@ def test_didemo_bad_rows(tmp_path):
       {'video': 'a', 'description': '\ud800'},
     ],
   )
-  source = downstream.read_didemo(path)
+  source = sources.read_didemo(path)
   assert _captions(source) == {'a.mp4': ('one',)}
   assert [reason for _, reason in _reasons(source)] == [
     'bad row',
@@ -373,12 +373,12 @@ def test_msvd_in_both_forms(tmp_path):
       {'answer': 'two', 'id': 1, 'video_id': 1970, 'question': 'how many?'},
     ],
   )
-  source = downstream.read_msvd(questions=published, mapping=mapping)
+  source = sources.read_msvd(questions=published, mapping=mapping)
   assert [clip.files[:2] for clip in source.clips] == [
     ('-4wsuPCjDBc_5_15.avi', '-4wsuPCjDBc_5_15.mp4'),
     ('zzit5b_-ukg_5_20.avi', 'zzit5b_-ukg_5_20.mp4'),
   ]
-  original = downstream.read_msvd(
+  original = sources.read_msvd(
     questions=_write(
       tmp_path,
       'train.jsonl',
@@ -399,18 +399,18 @@ def test_msvd_in_both_forms(tmp_path):
     )
   )
   assert original.clips == source.clips
-  unmapped = downstream.read_msvd(questions=published)
+  unmapped = sources.read_msvd(questions=published)
   assert list(_questions(unmapped)) == ['vid1.avi', 'vid1970.avi']
   captions = _write(
     tmp_path, 'captions.jsonl', [{'clip_name': 'zzit5b_-ukg_5_20', 'caption': 'a man'}]
   )
-  both = downstream.read_msvd(captions, published, mapping=mapping)
+  both = sources.read_msvd(captions, published, mapping=mapping)
   assert _captions(both) == {'zzit5b_-ukg_5_20.avi': ('a man',), '-4wsuPCjDBc_5_15.avi': ()}
 
 
 def test_msvd_numbers_that_are_not_mapped(tmp_path):
   mapping = _write(tmp_path, 'map.txt', 'a vid1\n')
-  source = downstream.read_msvd(
+  source = sources.read_msvd(
     mapping=mapping,
     questions=_write(tmp_path, 'qa.json', [{'video_id': 2, 'question': 'who', 'answer': 'man'}]),
   )
@@ -440,29 +440,29 @@ def test_msvd_numbers_that_are_not_mapped(tmp_path):
 def test_wrong_captions(tmp_path, name, content, options, match):
   path = _write(tmp_path, name, content)
   with pytest.raises(ValueError, match=match):
-    downstream.read_msrvtt(path, **options)
+    sources.read_msrvtt(path, **options)
 
 
 def test_wrong_files(tmp_path, info):
   with pytest.raises(FileNotFoundError, match='--questions=none is not a'):
-    downstream.read_msvd(questions='none')
+    sources.read_msvd(questions='none')
   broken = tmp_path / 'broken.json'
   broken.write_text('[{"video_id": 1,')
-  for read in (downstream.read_msrvtt, downstream.read_didemo):
+  for read in (sources.read_msrvtt, sources.read_didemo):
     with pytest.raises(ValueError, match='broken.json is not JSON: Expecting'):
       read(str(broken))
   with pytest.raises(ValueError, match='--subset=7k needs --captions'):
-    downstream.read_msrvtt(questions=info, subset='7k')
+    sources.read_msrvtt(questions=info, subset='7k')
   with pytest.raises(ValueError, match='expected a list of one object'):
-    downstream.read_msrvtt(questions=info)
+    sources.read_msrvtt(questions=info)
   with pytest.raises(ValueError, match='but not video_id'):
-    downstream.read_msrvtt(info, ids=_write(tmp_path, 'a.csv', 'video\nx\n'))
+    sources.read_msrvtt(info, ids=_write(tmp_path, 'a.csv', 'video\nx\n'))
   with pytest.raises(ValueError, match='--except_ids=.* lists no video'):
-    downstream.read_msrvtt(info, except_ids=_write(tmp_path, 'a.txt', '\n'))
+    sources.read_msrvtt(info, except_ids=_write(tmp_path, 'a.txt', '\n'))
   with pytest.raises(ValueError, match="map.txt:1: 'a b c', expected"):
-    downstream.read_msvd(mapping=_write(tmp_path, 'map.txt', 'a b c\n'))
+    sources.read_msvd(mapping=_write(tmp_path, 'map.txt', 'a b c\n'))
   with pytest.raises(ValueError, match="map.txt:2: vid1 is 'b' here and 'a'"):
-    downstream.read_msvd(mapping=_write(tmp_path, 'map.txt', 'a vid1\nb vid1\n'))
+    sources.read_msvd(mapping=_write(tmp_path, 'map.txt', 'a vid1\nb vid1\n'))
 
 
 # --- MSVD's captions as they are published ----------------------------------
@@ -481,7 +481,7 @@ def test_msvd_captions_as_published(tmp_path):
       '-x_9,1,10,8,clean,30,English,\n'
     ),
   )
-  source = downstream.read_msvd(table)
+  source = sources.read_msvd(table)
   assert _captions(source) == {
     '_mv89psg6_33_46.avi': ('A bird, in a sink',),
     '-x_9_1_10.avi': ('A dog runs',),
@@ -496,13 +496,13 @@ def test_msvd_captions_as_published(tmp_path):
       '-x_9_1_10 A dog runs\n-x_9_1_10\n'
     ),
   )
-  published = downstream.read_msvd(lines)
+  published = sources.read_msvd(lines)
   assert published.clips == source.clips and published.rows == 3
   assert _reasons(published) == [('-x_9_1_10.avi', 'empty caption')]
   # Questions call the same videos by numbers.
   mapping = _write(tmp_path, 'youtube_mapping.txt', '-x_9_1_10 vid1\n')
   questions = _write(tmp_path, 'q.json', [{'video_id': 1, 'question': 'who runs', 'answer': 'dog'}])
-  both = downstream.read_msvd(lines, questions, mapping=mapping)
+  both = sources.read_msvd(lines, questions, mapping=mapping)
   assert both.clips[1].questions == (Question('who runs', 'dog', 'who'),)
   assert both.clips[1].captions == ('A dog runs',)
 
@@ -519,7 +519,7 @@ def test_absolute_names_and_missing_values(tmp_path):
       {'video': '/elsewhere/c.mp4', 'description': 'three'},
     ],
   )
-  source = downstream.read_didemo(path, root=tmp_path)
+  source = sources.read_didemo(path, root=tmp_path)
   assert _captions(source) == {'a.mp4': ('one two',)}
   assert _reasons(source) == [
     ('a.mp4', 'empty caption'),
@@ -530,4 +530,4 @@ def test_absolute_names_and_missing_values(tmp_path):
 
 def test_a_column_called_language_leaves_nothing_out(tmp_path):
   path = _write(tmp_path, 'm.jsonl', [{'clip_name': 'video0', 'caption': 'x', 'language': 'de'}])
-  assert len(downstream.read_msrvtt(path).clips) == 1
+  assert len(sources.read_msrvtt(path).clips) == 1

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from alpro_jax.data import annotations, fetch, web
+from alpro_jax.data import fetch, sources, web
+from alpro_jax.data.names import file_of
 from tests.test_verify import launch_prepare
 
 BODY = b'\0\0\0\x08ftyp\0\0\x46\x58mdat' + b'not really a video' * 1000
@@ -329,12 +330,12 @@ def test_names_stay_in_the_folder(tmp_path):
     'bad row',
   ]
   assert names[4:6] == ['00_05/12.mp4', 'b.mp4']
-  assert names[6:] == [annotations.file_of('https://h/8')]
+  assert names[6:] == [file_of('https://h/8')]
   assert names[0].startswith('passwd-') and names[1].startswith('日本_語-')
   assert names[1].endswith('.webm') and names[2].startswith('video-')
   assert all('/' not in name and len(name.encode()) < 200 for name in names[:4])
   # Preparing looks for the same files.
-  clips = annotations.read_folder(
+  clips = sources.read_folder(
     write(tmp_path, [{'video': video.url, 'caption': 'x'} for video in videos[:4]])
   ).clips
   assert [clip.video for clip in clips] == names[:4]

@@ -13,9 +13,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 RANKS = (
   ('batch', 'sharding', 'files'),
   ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
-  ('tasks', 'weights'),
+  ('tasks',),
   ('train',),
-  ('evaluation',),
+  ('evaluation', 'weights'),
   ('serving', 'search'),
 )
 # In the repository, but not in the wheel.

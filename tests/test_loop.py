@@ -20,7 +20,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, pipeline, tokens
 from alpro_jax.tasks.base import Task
-from alpro_jax.train import checkpoints, digests, loop, stopping, workdir
+from alpro_jax.train import checkpoints, digests, loop, run_folder, supervision
 from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
 from configs import common
 from tests.processes import run_two
@@ -337,7 +337,7 @@ def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(toy, tmp_path, st
 
 def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   codes = []
-  monkeypatch.setattr(stopping.os, '_exit', codes.append)
+  monkeypatch.setattr(supervision.os, '_exit', codes.append)
 
   def stuck():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -354,7 +354,7 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   clocks = [
     t
     for t in threading.enumerate()
-    if isinstance(t, threading.Timer) and t.function.__module__ == stopping.__name__
+    if isinstance(t, threading.Timer) and t.function.__module__ == supervision.__name__
   ]
   for clock in clocks:
     clock.join(10)
@@ -517,7 +517,7 @@ def test_starts_from_another_run(toy, tmp_path):
 
 
 def test_two_runs_in_one_workdir_are_refused(toy, tmp_path):
-  with workdir.claim(tmp_path):
+  with run_folder.claim(tmp_path):
     with pytest.raises(ValueError, match=f'process {os.getpid()}'):
       loop.train(toy_config(), tmp_path)
   assert loop.train(toy_config(), tmp_path).finished

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alpro_jax.data import annotations, pipeline, prepare, tokens
+from alpro_jax.data import annotations, pipeline, prepare, sources, tokens
 from configs import common
 from tests import patience
 from tests.small_sets import SIZE, Letters, MemorySet, jpeg, who
@@ -488,7 +488,7 @@ def photos(tmp_path_factory):
     json.dumps([{'image': f'{number}.jpg', 'caption': f'clip {number}'} for number in range(12)])
   )
   prepare.prepare(
-    annotations.read_cc3m(root / 'captions.json', root),
+    sources.read_cc3m(root / 'captions.json', root),
     root,
     root / 'set',
     options=prepare.Options(part_size=4),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alpro_jax.data import annotations, dataset, prepare, video, workers
+from alpro_jax.data import annotations, dataset, prepare, sources, video, workers
 from alpro_jax.data import manifest as manifests
 from tests import launched, patience, small_videos
 
@@ -34,7 +34,7 @@ def clips(tmp_path_factory):
 
 
 def _prepare(folder, output, *, captions=None, num_workers=1, timeout_s=60.0, **changes):
-  source = annotations.read_folder(captions or folder / 'captions.jsonl')
+  source = sources.read_folder(captions or folder / 'captions.jsonl')
   return prepare.prepare(
     source,
     folder,
@@ -407,7 +407,7 @@ def test_damaged_files_of_a_preparation_are_named(clips, tmp_path, monkeypatch):
 def test_splits_share_a_folder(clips, tmp_path):
   output = tmp_path / 'Some Set'
   _prepare(clips, output)
-  source = annotations.read_folder(clips / 'captions.jsonl')
+  source = sources.read_folder(clips / 'captions.jsonl')
   val = annotations.Annotations(source.clips[:3], [], 3)
   prepare.prepare(
     val, clips, output, split='val', num_workers=1, options=prepare.Options(fps=2, quality=50)
@@ -513,7 +513,7 @@ def test_links_out_of_the_folder(clips, tmp_path):
   report = _prepare(tmp_path / 'link', tmp_path / 'set', captions=captions)
   assert report['skipped_by_reason'] == {'missing file': 1, 'outside the folder of videos': 4}
   assert report['counts']['prepared'] == 2
-  source = annotations.read_folder(captions)
+  source = sources.read_folder(captions)
   report = prepare.prepare(source, folder, tmp_path / 'links', num_workers=1, follow_links=True)
   assert report['counts']['prepared'] == 4
 
@@ -623,7 +623,7 @@ def test_a_time_out_is_tried_again_with_another_limit(clips, tmp_path, lose):
 
 
 def test_other_splits_stay_when_one_is_tried_again(clips, tmp_path, lose):
-  source = annotations.read_folder(clips / 'captions.jsonl')
+  source = sources.read_folder(clips / 'captions.jsonl')
 
   def both(output):
     for split in ('train', 'val'):
@@ -930,7 +930,7 @@ def test_wrong_options(name, value):
 
 
 def test_wrong_arguments(clips, tmp_path):
-  source = annotations.read_folder(clips / 'captions.jsonl')
+  source = sources.read_folder(clips / 'captions.jsonl')
   for match, changes in [
     ('--split=Train must be', {'split': 'Train'}),
     ('--timeout_s=0 must be', {'timeout_s': 0}),
@@ -1084,13 +1084,13 @@ def test_interrupt_says_how_to_continue(clips, tmp_path, number):
 def test_help_has_an_example_of_every_source():
   code, out, _ = _run('--help')
   assert code == 0
-  for source in annotations.SOURCES:
+  for source in sources.SOURCES:
     assert re.search(rf'prepare.py --source={source} ', out)
 
 
 @pytest.mark.skipif(not os.path.isdir(CLIPS), reason='set ALPRO_CLIPS to the folder of clips')
 def test_real_clips_are_in_or_named(tmp_path):
-  source = annotations.read_folder(os.path.join(CLIPS, 'captions.jsonl'))
+  source = sources.read_folder(os.path.join(CLIPS, 'captions.jsonl'))
   report = prepare.prepare(source, CLIPS, tmp_path / 'set', num_workers=2)
   records = dataset.open_dataset(tmp_path / 'set').metadata()
   named = {skip['item']: skip['reason'] for skip in report['skipped']}
@@ -1113,7 +1113,7 @@ def test_other_spellings_of_a_name_are_found(tmp_path):
       {'video': 'two.Mp4', 'caption': 'c'},
     ],
   )
-  source = annotations.read_folder(captions, root=videos)
+  source = sources.read_folder(captions, root=videos)
   report = prepare.prepare(
     source,
     videos,

@@ -63,9 +63,7 @@ def answer(model, devices, batches, questions, pairs_per_call=4):
     batch_size=2,
     pairs_per_call=pairs_per_call,
   )
-  return question_answering.answer(
-    scorer, batches, questions, ANSWERS, pairs_per_call=pairs_per_call
-  )
+  return question_answering.answer(scorer, batches, questions, ANSWERS)
 
 
 def plain_logits(model, text, video):

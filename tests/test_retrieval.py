@@ -204,11 +204,13 @@ def test_two_processes_agree_with_one(want, tmp_path):
 def test_chosen_pairs_score_as_in_the_matrix(model):
   score = scorer(model, 2, pairs_per_call=8)
   found, texts, videos = retrieval.retrieve(score, batches(4, clips()), CAPTIONS)
-  pairs = np.array([[0, 1], [3, 2], [6, 6], [0, 0], [2, 5]] * 3)
+  text, video = np.array([[0, 0], [0, 1], [3, 2], [2, 5], [6, 6]]).repeat(3, 0).T
   np.testing.assert_allclose(
-    score.matching_of(texts, videos, pairs), found.matching[pairs[:, 0], pairs[:, 1]], atol=1e-4
+    score.matching_by_video(texts, videos, text, video).margin,
+    found.matching[text, video],
+    atol=1e-4,
   )
-  assert score.matching_of(texts, videos, np.zeros((0, 2), int)).shape == (0,)
+  assert score.matching_by_video(texts, videos, text[:0], video[:0]).margin.shape == (0,)
   # The rule of LAVIS adds the bare logit of a match and the cosine.
   both, _, _ = retrieval.retrieve(
     score, batches(4, clips()), CAPTIONS, retrieval.Scoring('matching+similarity')
@@ -222,10 +224,9 @@ def test_an_equal_clip_finds_its_text_by_similarity_of_features(model):
   # Columns follow the records, not the order of arrival.
   videos = clips()
   videos[5] = videos[0]
-  found, _, features = retrieval.retrieve(
+  found, _, _ = retrieval.retrieve(
     scorer(model), batches(3, videos, np.arange(7)[::-1]), CAPTIONS, retrieval.Scoring('similarity')
   )
-  np.testing.assert_array_equal(features.record, np.arange(7))
   np.testing.assert_allclose(found.similarity[:, 5], found.similarity[:, 0], atol=1e-6)
   assert found.matching is None and found.scores is found.similarity
   assert found.metrics['t2v_r1'] == found.metrics['similarity/t2v_r1']
@@ -363,7 +364,7 @@ def made_up(seed, texts=13, videos=9):
   return (
     Matcher(margin, logit),
     retrieval.TextFeatures(np.ones((texts, 1), bool), None, text),
-    retrieval.VideoFeatures(np.arange(videos), None, video),
+    retrieval.VideoFeatures(None, video),
     list(map(str, range(texts))),
     pairs,
   )
@@ -575,7 +576,7 @@ def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
       return scoring_on_devices.Matching(margin, margin)
 
   texts = retrieval.TextFeatures(np.ones((n, 1), bool), None, text)
-  videos = retrieval.VideoFeatures(np.arange(n), None, video)
+  videos = retrieval.VideoFeatures(None, video)
   names, pairs = ['text'] * n, np.stack([np.arange(n)] * 2, 1)
   tracemalloc.start()
   try:

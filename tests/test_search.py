@@ -72,7 +72,7 @@ class NumpyEncoder:
     feature = np.array([[clip.start, 1] for clip in clips], np.float32)
     tokens = np.zeros((len(clips), 3, 4), np.float32)
     tokens[:, 0, 0] = feature[:, 0]
-    return VideoFeatures(np.arange(len(clips)), tokens, feature)
+    return VideoFeatures(tokens, feature)
 
   def texts(self, texts):
     return TextFeatures(None, None, np.array([[1, 0]], np.float32))
@@ -542,10 +542,10 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
   encoder.pixels = lambda clips: np.array([clip.start for clip in clips])
   share = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
 
-  def answer(scorer, batches, questions, answers, pairs_per_call):
+  def answer(scorer, batches, questions, answers):
     seen.extend(batches)
     assert questions == [[('what?', '', 'other')]] * 4
-    assert (answers, pairs_per_call) == (encoder.trained.answers, 3)
+    assert answers == encoder.trained.answers
     return types.SimpleNamespace(logits=np.log(share))
 
   monkeypatch.setattr(querying.question_answering, 'answer', answer)

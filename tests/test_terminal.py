@@ -13,7 +13,7 @@ import types
 import pytest
 from absl import logging
 
-from alpro_jax.data import annotations, answers, captions, dataset, entities, verify
+from alpro_jax.data import annotations, answers, captions, clips, dataset, entities, verify
 from alpro_jax.data.progress import Progress
 from alpro_jax.search import cut, indexing, store
 from launch import command
@@ -39,7 +39,7 @@ def test_printable():
 
 
 def test_what_is_left_out_of_a_set(capsys):
-  rows = annotations.Rows()
+  rows = clips.Clips()
   rows.skip(EVIL, EVIL, EVIL)
   progress = Progress(2)
   for skipped in (rows.result().skipped[0], annotations.Skipped('x', 'unreadable', EVIL)):

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from alpro_jax import losses, sharding
 from alpro_jax.train import dry_run
-from alpro_jax.weights import original
+from alpro_jax.weights import tables
 from configs import pretrain
 from tests import small_task
 
@@ -53,7 +53,7 @@ def test_the_same_losses_and_gradients(tmp_path):
     )
 
   sum(theirs).backward()
-  expected = original.to_original(gradients, task.model.config)
+  expected = tables.to_original(gradients, task.model.config)
   found = dict(student.named_parameters())
   assert set(found) == set(expected)
   for name, value in expected.items():
@@ -72,7 +72,7 @@ def test_the_same_parameters():
   with torch.device('meta'):
     student, _ = torch_step.build(config, task)
   found = {n: tuple(x.shape) for n, x in student.named_parameters()}
-  ours = original.to_original(
+  ours = tables.to_original(
     jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), nn.unbox(boxed)),
     task.model.config,
   )

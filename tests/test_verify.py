@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from alpro_jax import files
-from alpro_jax.data import annotations, dataset, prepare, verify
+from alpro_jax.data import dataset, prepare, sources, verify
 from tests import launched, small_videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def test_a_broken_index_is_made_again(path, tmp_path):
 
 @pytest.fixture
 def two_splits(path, tmp_path):
-  source = annotations.read_folder(small_videos.write_folder(tmp_path / 'videos', 2))
+  source = sources.read_folder(small_videos.write_folder(tmp_path / 'videos', 2))
   prepare.prepare(source, tmp_path / 'videos', path, split='val', num_workers=1)
   return path
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.shared import init_model
-from alpro_jax.weights import assemble, files, kept, original, sizes, sources
+from alpro_jax.weights import convert, kept, sizes, sources, tables, tensor_files
 from configs import models
 from tests import original_files
 
@@ -58,8 +58,8 @@ def shapes_of(config):
 
 @pytest.fixture(scope='module')
 def student():
-  tensors = files.in_memory(original_files.student())
-  return {n: t for n, t in tensors.items() if not original.derived(n)}
+  tensors = tensor_files.named(original_files.student())
+  return {n: t for n, t in tensors.items() if not tables.derived(n)}
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +73,13 @@ def shapes(config):
 
 
 def write(path, arrays, metadata=None):
-  files.write_tensors(path, arrays, metadata)
+  tensor_files.write_tensors(path, arrays, metadata)
   return path
+
+
+def zeros(*shape, dtype=np.float32):
+  """An array without memory."""
+  return np.broadcast_to(dtype(0), shape)
 
 
 def check_equal(ours, theirs):
@@ -97,10 +102,10 @@ def test_safetensors_come_back_as_they_were(tmp_path):
     'empty': np.zeros((0, 3)),
   }
   path = write(tmp_path / 'a.safetensors', arrays, {'who': 'me'})
-  tensors = files.open_tensors(path)
-  check_equal({n: t.read() for n, t in tensors.items()}, arrays)
-  assert tensors['view'].shape == (4, 3)
-  assert files.read_metadata(path) == {'who': 'me'}
+  tensors = tensor_files.open_tensors(path)
+  check_equal({n: t.array for n, t in tensors.items()}, arrays)
+  assert tensors['view'].array.shape == (4, 3)
+  assert tensor_files.read_metadata(path) == {'who': 'me'}
   assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
 
 
@@ -108,9 +113,9 @@ def test_safetensors_of_the_package(tmp_path):
   package = pytest.importorskip('safetensors.numpy')
   arrays = {'b': np.arange(6.0).reshape(2, 3), 'a': np.float32([1, 2])}
   package.save_file(arrays, tmp_path / 'theirs.safetensors')
-  found = files.open_tensors(tmp_path / 'theirs.safetensors')
+  found = tensor_files.open_tensors(tmp_path / 'theirs.safetensors')
   assert set(found) == {'a', 'b'}
-  np.testing.assert_array_equal(found['b'].read(), arrays['b'])
+  np.testing.assert_array_equal(found['b'].array, arrays['b'])
   ours = package.load_file(write(tmp_path / 'ours.safetensors', arrays))
   np.testing.assert_array_equal(ours['b'], arrays['b'])
 
@@ -119,15 +124,16 @@ def test_damaged_safetensors_are_refused(tmp_path):
   path = write(tmp_path / 'a.safetensors', {'x': np.arange(100.0)})
   data = path.read_bytes()
   for cut, message in (
-    (data[:-8], 'is damaged: x'),
-    (data[:40], 'was cut off'),
-    (b'\0', 'was cut off'),
-    (b'\x02\0\0\0\0\0\0\0[x', 'is not JSON'),
-    (data.replace(b'F64', b'F99'), 'x has type F99'),
+    (data[:-8], 'not fully covered'),
+    (data[:40], 'header length'),
+    (b'', 'too small'),
+    (b'\0', 'too small'),
+    (b'\x02\0\0\0\0\0\0\0[x', 'invalid JSON'),
+    (data.replace(b'F64', b'F99'), 'F99`, expected one of'),
   ):
     path.write_bytes(cut)
-    with pytest.raises(ValueError, match=message):
-      files.open_tensors(path)
+    with pytest.raises(ValueError, match=f'a.safetensors is damaged.*{message}'):
+      tensor_files.open_tensors(path)
 
 
 def entry(first, last, shape=(2,), dtype='F32'):
@@ -137,20 +143,20 @@ def entry(first, last, shape=(2,), dtype='F32'):
 @pytest.mark.parametrize(
   'header, message',
   [
-    ({'x': entry(-8, 0), 'y': entry(0, 8), 'z': entry(8, 16)}, 'x is'),
-    ({'x': entry(0, 8), 'y': entry(4, 12), 'z': entry(12, 16, (1,))}, 'y begins at byte 4'),
-    ({'x': entry(0, 8), 'y': entry(0, 8), 'z': entry(8, 16)}, 'y begins at byte 0'),
-    ({'x': entry(0, 8)}, 'the end begins at byte 16'),
-    ({'x': entry(8, 16)}, 'x begins at byte 8'),
-    ({'x': entry(0, 8), 'y': entry(8, 24, (4,))}, 'y is'),
-    ({'x': entry(0, 16, (-2, -2))}, 'x is'),
-    ({'x': entry(0, 16, (2.0, 2))}, 'x is'),
-    ({'x': entry(False, 16, (4,))}, 'x is'),
-    ({'x': entry(0, 16, (2**62, 2**62, 4))}, 'x is'),
-    ({'x': {'dtype': 'F32', 'shape': [4]}}, 'x is'),
-    ({'x': [1]}, 'x is'),
-    ({'__metadata__': [], 'x': entry(0, 16, (4,))}, 'no list of tensors'),
-    ([], 'no list of tensors'),
+    ({'x': entry(-8, 0), 'y': entry(0, 8), 'z': entry(8, 16)}, '-8'),
+    ({'x': entry(0, 8), 'y': entry(4, 12), 'z': entry(12, 16, (1,))}, 'offset for tensor `y`'),
+    ({'x': entry(0, 8), 'y': entry(0, 8), 'z': entry(8, 16)}, 'offset for tensor'),
+    ({'x': entry(0, 8)}, 'not fully covered'),
+    ({'x': entry(8, 16)}, 'offset for tensor `x`'),
+    ({'x': entry(0, 8), 'y': entry(8, 24, (4,))}, 'not fully covered'),
+    ({'x': entry(0, 16, (-2, -2))}, '-2'),
+    ({'x': entry(0, 16, (2.0, 2))}, 'floating point'),
+    ({'x': entry(False, 16, (4,))}, 'boolean'),
+    ({'x': entry(0, 16, (2**62, 2**62, 4))}, 'overflow'),
+    ({'x': {'dtype': 'F32', 'shape': [4]}}, 'missing field'),
+    ({'x': [1]}, 'invalid type'),
+    ({'__metadata__': [], 'x': entry(0, 16, (4,))}, 'expected'),
+    ([], 'expected'),
   ],
 )
 def test_places_that_cannot_be_are_refused(tmp_path, header, message):
@@ -158,43 +164,51 @@ def test_places_that_cannot_be_are_refused(tmp_path, header, message):
   path = tmp_path / 'a.safetensors'
   text = json.dumps(header).encode()
   path.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(16))
-  with pytest.raises(ValueError, match=f'is (damaged|no safe).*{message}'):
-    files.open_tensors(path)
+  with pytest.raises(ValueError, match=f'is damaged, or no safe.*{message}'):
+    tensor_files.open_tensors(path)
+
+
+def test_a_type_that_numpy_lacks_is_named(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  text = json.dumps({'x': entry(0, 16, (16,), 'F8_E4M3')}).encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(16))
+  with pytest.raises(ValueError, match='x has type F8_E4M3; expected one of'):
+    tensor_files.open_tensors(path)
 
 
 def test_npz_is_read_without_pickle(tmp_path):
   path = tmp_path / 'a.npz'
   np.savez(path, x=np.arange(6.0).reshape(2, 3), y=np.float32(2))
-  found = files.open_tensors(path)
-  assert found['x'].shape == (2, 3) and found['y'].shape == ()
-  np.testing.assert_array_equal(found['x'].read(), [[0, 1, 2], [3, 4, 5]])
+  found = tensor_files.open_tensors(path)
+  assert found['x'].array.shape == (2, 3) and found['y'].array.shape == ()
+  np.testing.assert_array_equal(found['x'].array, [[0, 1, 2], [3, 4, 5]])
   np.savez(path, x=np.array([{}], object))
-  with pytest.raises(ValueError, match='holds Python objects'):
-    files.open_tensors(path)
+  with pytest.raises(ValueError, match='a.npz is no npz file.*Object arrays'):
+    tensor_files.open_tensors(path)
   path.write_bytes(b'nothing')
   with pytest.raises(ValueError, match='no npz file'):
-    files.open_tensors(path)
+    tensor_files.open_tensors(path)
 
 
 def test_what_is_not_there_or_cannot_be_written_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match='model.safetensors.*bin not'):
-    files.open_tensors(tmp_path)
+    tensor_files.open_tensors(tmp_path)
   with pytest.raises(FileNotFoundError, match='no weights at nowhere.pt'):
-    files.open_tensors('nowhere.pt')
+    tensor_files.open_tensors('nowhere.pt')
   with pytest.raises(ValueError, match='must end in .pt'):
-    files.check_writable('a.npz')
+    tensor_files.check_writable('a.npz')
 
 
 def test_torch_is_asked_for_when_it_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'torch', None)
   (tmp_path / 'a.pt').write_bytes(b'')
   with pytest.raises(ValueError, match='pip install torch'):
-    files.open_tensors(tmp_path / 'a.pt')
+    tensor_files.open_tensors(tmp_path / 'a.pt')
 
 
 def test_a_folder_of_hugging_face_is_a_file(tmp_path):
   write(tmp_path / 'model.safetensors', {'x': np.zeros(1)})
-  assert list(files.open_tensors(tmp_path)) == ['x']
+  assert list(tensor_files.open_tensors(tmp_path)) == ['x']
 
 
 def write_parts(folder, index=None):
@@ -214,13 +228,13 @@ def write_parts(folder, index=None):
 def test_weights_in_several_files_are_one(tmp_path):
   names, arrays = write_parts(tmp_path / 'a')
   for path in (tmp_path / 'a', tmp_path / 'a' / 'model.safetensors.index.json'):
-    found = files.open_tensors(path)
+    found = tensor_files.open_tensors(path)
     assert list(found) == ['z', 'x', 'y']  # In the order of the index.
     for name, tensor in found.items():
-      np.testing.assert_array_equal(tensor.read(), arrays[name])
+      np.testing.assert_array_equal(tensor.array, arrays[name])
   (tmp_path / 'a' / names[1]).unlink()
   with pytest.raises(FileNotFoundError, match=f'no weights at .*{names[1]}'):
-    files.open_tensors(tmp_path / 'a')
+    tensor_files.open_tensors(tmp_path / 'a')
 
 
 @pytest.mark.parametrize(
@@ -240,7 +254,7 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, index, message):
     index = {name: names[file] if isinstance(file, int) else file for name, file in index.items()}
   write_parts(tmp_path / 'a', index)
   with pytest.raises(ValueError, match=message):
-    files.open_tensors(tmp_path / 'a')
+    tensor_files.open_tensors(tmp_path / 'a')
 
 
 @pytest.mark.parametrize(
@@ -268,20 +282,20 @@ def test_files_of_other_programs_are_named(tmp_path, name, start, message):
     given.append(tmp_path)
   for path in given:
     with pytest.raises(ValueError, match=message) as caught:
-      files.open_tensors(path)
+      tensor_files.open_tensors(path)
     assert 'torch' not in str(caught.value)
 
 
 def test_the_prefix_of_a_checkpoint_of_tensorflow_is_named(tmp_path):
   (tmp_path / 'bert_model.ckpt.index').touch()
   with pytest.raises(ValueError, match='bert_model.ckpt is a checkpoint of Te'):
-    files.open_tensors(tmp_path / 'bert_model.ckpt')
+    tensor_files.open_tensors(tmp_path / 'bert_model.ckpt')
 
 
 def test_a_checkpoint_of_ours_is_sent_to_its_flag(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match='goes to --checkpoint'):
-    files.open_tensors(tmp_path)
+    tensor_files.open_tensors(tmp_path)
 
 
 # Names.
@@ -290,7 +304,7 @@ def test_a_checkpoint_of_ours_is_sent_to_its_flag(tmp_path):
 @pytest.mark.parametrize('task', ['pretrain', 'prompter', 'retrieval', 'question_answering'])
 def test_the_task_is_seen_from_the_tensors(task):
   state = getattr(original_files, task)()
-  found, own, prompter = sources.alpro(files.in_memory(state))
+  found, own, prompter = sources.alpro(tensor_files.named(state))
   assert found == task
   assert len(own) + len(prompter) == len(state)
   assert bool(prompter) == (task == 'pretrain')
@@ -304,22 +318,22 @@ def test_every_tensor_of_a_file_is_used_or_explained():
     ('retrieval', {'mlm': False}),
     ('question_answering', {'embed_size': 0, 'match': False, 'mlm': False}),
   ):
-    tensors = files.in_memory(getattr(original_files, task)())
+    tensors = tensor_files.named(getattr(original_files, task)())
     _, own, prompter = sources.alpro(tensors)
     for part, heads in ((own, changes), (prompter, {})):
       if not part:
         continue
       config = config_of(part, **heads)
-      used = {n: t for n, t in part.items() if not original.why_unused(n, config)}
-      rows = original.rename_table(config)
-      assert assemble.check(used, rows, shapes_of(config)) == []
+      used = {n: t for n, t in part.items() if not tables.why_unused(n, config)}
+      rows = tables.rename_table(config)
+      assert tables.check(used, rows, shapes_of(config)) == []
 
 
 @pytest.mark.parametrize('task', ['retrieval', 'question_answering'])
 def test_lavis_names_are_understood(task):
   state = getattr(original_files, task)()
-  found, own, _ = sources.alpro(files.in_memory(original_files.lavis(state)))
-  _, expected, _ = sources.alpro(files.in_memory(state))
+  found, own, _ = sources.alpro(tensor_files.named(original_files.lavis(state)))
+  _, expected, _ = sources.alpro(tensor_files.named(state))
   assert found == task
   assert set(own) <= set(expected)
   for name in set(expected) - set(own):
@@ -331,21 +345,21 @@ def test_one_tensor_under_two_names_is_refused():
   name = 'text_encoder.bert.embeddings.LayerNorm.bias'
   state['text_encoder.embeddings.LayerNorm.bias'] = state[name]
   with pytest.raises(ValueError, match='the same one under two names'):
-    sources.alpro(files.in_memory(state))
+    sources.alpro(tensor_files.named(state))
 
 
 def test_other_weights_are_sent_where_they_belong():
   with pytest.raises(ValueError, match='no file of ALPRO.*--vit.*--bert'):
-    sources.alpro(files.in_memory(original_files.vit()))
+    sources.alpro(tensor_files.named(original_files.vit()))
 
 
 def test_a_vit_gives_time_its_spatial_weights(config, shapes):
   """From timm and from the authors' npz the same."""
-  rows = original.rename_table(config)
+  rows = tables.rename_table(config)
   read = []
   for state in (original_files.vit(), original_files.vit_npz()):
-    source = sources.vit(files.in_memory(state))
-    absent = assemble.check(
+    source = sources.vit(tensor_files.named(state))
+    absent = tables.check(
       source.tensors,
       rows,
       shapes,
@@ -362,11 +376,11 @@ def test_a_vit_gives_time_its_spatial_weights(config, shapes):
       ),
     ]
     assert len(source.unused) == 2
-    read.append(assemble.read_params(source.tensors, rows))
+    read.append(tables.read_params(source.tensors, rows))
   assert source.heads == 4
   timm, npz = read
   check_equal(npz, timm)
-  expected = flatten_dict(original.from_original(original_files.student(), config), sep='/')
+  expected = flatten_dict(tables.from_original(original_files.student(), config), sep='/')
   for path, array in timm.items():
     taken = path.replace('temporal_', '')
     np.testing.assert_array_equal(array, expected[taken], err_msg=path)
@@ -377,21 +391,21 @@ def test_a_misshaped_part_of_a_vit_is_named():
   name = 'Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel'
   state[name] = state[name][:-1]
   with pytest.raises(ValueError, match=f'{name} has shape'):
-    sources.vit(files.in_memory(state))
+    sources.vit(tensor_files.named(state))
   del state[name]
   with pytest.raises(ValueError, match=f'{name} is missing'):
-    sources.vit(files.in_memory(state))
+    sources.vit(tensor_files.named(state))
 
 
 def test_a_bert_of_google_fills_text_and_fusion(config, shapes):
-  source = sources.bert(files.in_memory(original_files.bert()))
-  rows = original.rename_table(config)
-  absent = assemble.check(source.tensors, rows, shapes, given=['text_encoder.'])
+  source = sources.bert(tensor_files.named(original_files.bert()))
+  rows = tables.rename_table(config)
+  absent = tables.check(source.tensors, rows, shapes, given=['text_encoder.'])
   assert not any(
     path.startswith(('text_', 'fusion_', 'mlm_')) and 'projection' not in path for path in absent
   )
-  expected = flatten_dict(original.from_original(original_files.student(), config), sep='/')
-  params = assemble.read_params(source.tensors, rows)
+  expected = flatten_dict(tables.from_original(original_files.student(), config), sep='/')
+  params = tables.read_params(source.tensors, rows)
   assert len(params) == 5 + 16 * config.text.depth + 5
   for path, array in params.items():
     np.testing.assert_array_equal(array, expected[path], err_msg=path)
@@ -404,10 +418,10 @@ def test_a_bert_of_google_fills_text_and_fusion(config, shapes):
 
 def test_a_bert_may_be_wrapped(config):
   """As DataParallel and Lightning name what they train."""
-  expected = sources.bert(files.in_memory(original_files.bert()))
+  expected = sources.bert(tensor_files.named(original_files.bert()))
   for prefix in ('module.', 'model.'):
     found = sources.bert(
-      files.in_memory({prefix + name: array for name, array in original_files.bert().items()})
+      tensor_files.named({prefix + name: array for name, array in original_files.bert().items()})
     )
     assert list(found.tensors) == list(expected.tensors)
     assert set(found.unused) == {prefix + name for name in expected.unused}
@@ -417,24 +431,38 @@ def test_a_decoder_must_be_tied():
   state = original_files.bert()
   words = state['bert.embeddings.word_embeddings.weight']
   state['cls.predictions.decoder.weight'] = words
-  source = sources.bert(files.in_memory(state))
+  source = sources.bert(tensor_files.named(state))
   assert 'second copy' in source.unused['cls.predictions.decoder.weight']
   state['cls.predictions.decoder.weight'] = words + 1
   with pytest.raises(ValueError, match='decoder.weight.* differ'):
-    sources.bert(files.in_memory(state))
+    sources.bert(tensor_files.named(state))
+
+
+def test_a_config_counts_if_its_sizes_are_those_of_the_tensors():
+  """Beside a file may lie the config.json of another model."""
+  tensors = tensor_files.named(original_files.vit())
+  config = {'hidden_size': 64, 'num_hidden_layers': 4, 'num_attention_heads': 2}
+  source = sources.vit(tensors, config)
+  assert source.heads == 2 and '2 heads of attention; its other sizes agree' in source.note
+  for name in ('hidden_size', 'num_hidden_layers', 'intermediate_size', 'patch_size', 'vocab_size'):
+    # Nor does it count what that model computes.
+    source = sources.vit(tensors, config | {name: 7, 'hidden_act': 'relu'})
+    assert source.heads == 0 and f'not used, its {name} is 7, that of ' in source.note
+  source = sources.vit(tensors, {'num_attention_heads': 2})
+  assert source.heads == 0 and 'does not say hidden_size' in source.note
 
 
 def test_other_arithmetic_is_refused():
   with pytest.raises(ValueError, match="hidden_act='relu'.*'gelu'"):
-    sources.bert(files.in_memory(original_files.bert()), {'hidden_act': 'relu'})
+    sources.bert(tensor_files.named(original_files.bert()), {'hidden_act': 'relu'})
   with pytest.raises(ValueError, match="attention_type='joint_space_time'"):
-    sources.vit(files.in_memory(original_files.vit()), {'attention_type': 'joint_space_time'})
+    sources.vit(tensor_files.named(original_files.vit()), {'attention_type': 'joint_space_time'})
 
 
 def test_what_is_kept_belongs_to_its_checkpoint(tmp_path):
   """By its digest, wherever it lies."""
   order = [('x', 'y', 'float16')]
-  tensors = files.in_memory({'z': np.arange(3.0)})
+  tensors = tensor_files.named({'z': np.arange(3.0)})
   digest = kept.write(tmp_path, order, tensors)
   step = tmp_path / 'checkpoints' / '0'
   # Of a version that stored no digest, and of this one.
@@ -459,36 +487,36 @@ def test_what_is_kept_belongs_to_its_checkpoint(tmp_path):
 
 
 def test_any_missing_tensor_is_named(student, config, shapes):
-  rows = original.rename_table(config)
+  rows = tables.rename_table(config)
   for row in rows:
     tensors = dict(student)
     del tensors[row.original]
     with pytest.raises(ValueError) as caught:
-      assemble.check(tensors, rows, shapes)
+      tables.check(tensors, rows, shapes)
     assert f'1 missing: {row.original}.' in str(caught.value)
 
 
 def test_any_misshaped_tensor_is_named(student, shapes):
   """Whatever the sizes are seen from, the wrong tensor is the one named."""
   for name, tensor in student.items():
-    if not tensor.shape or re.search(r'\.[1-9]\d*\.', name):
+    if not tensor.array.shape or re.search(r'\.[1-9]\d*\.', name):
       continue  # A number; the blocks behind the first one are alike.
-    shape = (tensor.shape[0] + 1, *tensor.shape[1:])
-    tensors = student | {name: tensor._replace(shape=shape)}
+    shape = (tensor.array.shape[0] + 1, *tensor.array.shape[1:])
+    tensors = student | {name: tensor._replace(array=zeros(*shape))}
     with pytest.raises(ValueError) as caught:
       config = config_of(tensors)
-      assemble.check(tensors, original.rename_table(config), shapes)
+      tables.check(tensors, tables.rename_table(config), shapes)
     assert name in str(caught.value), (name, caught.value)
 
 
 def test_extra_tensors_and_integers_are_named(student, config, shapes):
-  rows = original.rename_table(config)
-  extra = files.in_memory({'surprise': np.zeros(3)})
+  rows = tables.rename_table(config)
+  extra = tensor_files.named({'surprise': np.zeros(3)})
   with pytest.raises(ValueError, match='1 not known: surprise'):
-    assemble.check(student | extra, rows, shapes)
-  whole = student['temp']._replace(dtype=np.dtype(np.int64))
+    tables.check(student | extra, rows, shapes)
+  whole = student['temp']._replace(array=zeros(dtype=np.int64))
   with pytest.raises(ValueError, match='temp is int64, expected floating'):
-    assemble.check(student | {'temp': whole}, rows, shapes)
+    tables.check(student | {'temp': whole}, rows, shapes)
 
 
 def test_sizes_name_what_they_cannot_see(student):
@@ -498,13 +526,13 @@ def test_sizes_name_what_they_cannot_see(student):
       find(tensors)
   name = 'visual_encoder.model.pos_embed'
   with pytest.raises(ValueError, match='pos_embed.*square grid'):
-    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(1, 16, 64))})
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(array=zeros(1, 16, 64))})
   name = 'visual_encoder.model.patch_embed.proj.weight'
   with pytest.raises(ValueError, match='square patches'):
-    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(64, 3, 16, 8))})
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(array=zeros(64, 3, 16, 8))})
   with pytest.raises(ValueError, match='has shape .64,.; expected 4 axes'):
-    sizes.video_sizes(tensors | {name: tensors[name]._replace(shape=(64,))})
-  with pytest.raises(ValueError, match='no tensor is named like'):
+    sizes.video_sizes(tensors | {name: tensors[name]._replace(array=zeros(64))})
+  with pytest.raises(ValueError, match='tensor text_encoder.bert.* is missing'):
     sizes.text_sizes({'x': tensors['temp']})
   del tensors[name]
   with pytest.raises(ValueError, match=f'{name} is missing'):
@@ -513,7 +541,7 @@ def test_sizes_name_what_they_cannot_see(student):
 
 def test_half_precision_is_read_exactly(config):
   state = {n: a.astype(np.float16) for n, a in original_files.student().items()}
-  params = assemble.read_params(files.in_memory(state), original.rename_table(config))
+  params = tables.read_params(tensor_files.named(state), tables.rename_table(config))
   for path, array in params.items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, array.astype(np.float16), path)
@@ -528,14 +556,14 @@ def test_numbers_that_are_none_are_named(config, number):
     state[name] = state[name].astype(np.float64)
     state[name].flat[-1] = number
   with pytest.raises(ValueError, match=f'2 tensors hold NaN or infinity: {", ".join(names)}'):
-    assemble.read_params(files.in_memory(state), original.rename_table(config))
+    tables.read_params(tensor_files.named(state), tables.rename_table(config))
 
 
 def test_both_rules_of_resizing():
   """Rows are numbered; 2 x 2 patches become 4 x 4, 2 frames 4."""
   table = np.arange(4, dtype=np.float32)[:, None]
   params = {'video_encoder/positions': table, 'video_encoder/times': table[:2]}
-  done, lines = assemble.resize(params, positions=16, frames=4, rule='original')
+  done, lines = convert.resize(params, 16, 4, 'original')
   assert done['video_encoder/positions'][:, 0].tolist() == [
     0,
     0,
@@ -556,15 +584,13 @@ def test_both_rules_of_resizing():
   ]
   assert done['video_encoder/times'][:, 0].tolist() == [0, 0, 1, 1]
   assert len(lines) == 2 and '4 to 16 rows' in lines[0]
-  done, _ = assemble.resize(params, positions=16, frames=2)
+  done, _ = convert.resize(params, 16, 2)
   grid = done['video_encoder/positions'].reshape(4, 4)
   assert np.all(np.diff(grid, axis=0) >= 0)
   assert np.all(np.diff(grid, axis=1) >= 0)
   assert done['video_encoder/times'] is params['video_encoder/times']
-  with pytest.raises(ValueError, match='choose one of'):
-    assemble.resize(params, positions=4, frames=2, rule='3d')
   with pytest.raises(ValueError, match='square'):
-    assemble.resize(params, positions=15, frames=2)
+    convert.resize(params, 15, 2)
 
 
 @pytest.mark.skipif(not FOLDER, reason='the manifests are in ALPRO_GOLDEN')
@@ -573,8 +599,7 @@ def test_the_original_in_full_size_fits(name):
   """Names and shapes of the released models; nothing is read."""
   manifest = json.loads((pathlib.Path(FOLDER) / f'manifest_{name}.json').read_text())
   tensors = {
-    n: files.Tensor((n,), tuple(shape), np.dtype(np.float32), None)
-    for n, shape in manifest['state_dict'].items()
+    n: tensor_files.Tensor((n,), zeros(*shape)) for n, shape in manifest['state_dict'].items()
   }
   task, own, prompter = sources.alpro(tensors)
   changes = {
@@ -584,8 +609,8 @@ def test_the_original_in_full_size_fits(name):
   for part, heads in ((own, changes.get(task, {})), (prompter, {})):
     if part:
       config = config_of(part, heads=0, **heads)
-      used = {n: t for n, t in part.items() if not original.why_unused(n, config)}
-      rows = original.rename_table(config)
-      assert assemble.check(used, rows, shapes_of(config)) == []
+      used = {n: t for n, t in part.items() if not tables.why_unused(n, config)}
+      rows = tables.rename_table(config)
+      assert tables.check(used, rows, shapes_of(config)) == []
       assert dataclasses.asdict(config)['video']['heads'] == 12
       assert config.text.fusion_layer == 6

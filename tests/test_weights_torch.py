@@ -1,4 +1,4 @@
-"""Models of the transformers package and their twins here, and PyTorch files.
+"""Models of the transformers package and their twins here, and PyTorch tensor_files.
 
 Skipped where torch or transformers is not installed.
 """
@@ -16,7 +16,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.bert import BertLayers, TextEmbedding
 from alpro_jax.models.layers import ComputeOptions
 from alpro_jax.models.timesformer import VideoEncoder
-from alpro_jax.weights import assemble, files, original, sizes, sources
+from alpro_jax.weights import sizes, sources, tables, tensor_files
 from configs import models
 from tests import original_files
 
@@ -42,8 +42,8 @@ def twin(source, part):
   other = 'text' if part == 'video' else 'video'
   values[other].update(width=values[part]['width'], heads=source.heads)
   config = AlproConfig.from_dict(values)
-  rows = [row for row in original.rename_table(config) if row.original in source.tensors]
-  params = assemble.read_params(source.tensors, rows)
+  rows = [row for row in tables.rename_table(config) if row.original in source.tensors]
+  params = tables.read_params(source.tensors, rows)
   return config, unflatten_dict(params, sep='/')
 
 
@@ -66,7 +66,7 @@ def test_a_bert_of_transformers_agrees(tmp_path):
   )
   theirs = randomize(transformers.BertModel(settings), 0)
   theirs.save_pretrained(tmp_path)
-  source = sources.bert(files.open_tensors(tmp_path), settings.to_dict())
+  source = sources.bert(tensor_files.open_tensors(tmp_path), settings.to_dict())
   assert source.heads == 2
   config, params = twin(source, 'text')
   assert dataclasses.asdict(config.text)['fusion_layer'] == 1
@@ -102,7 +102,7 @@ def test_a_head_for_words_of_transformers_agrees(tmp_path):
   )
   theirs = randomize(transformers.BertForPreTraining(settings), 1)
   torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
-  source = sources.bert(files.open_tensors(tmp_path), settings.to_dict())
+  source = sources.bert(tensor_files.open_tensors(tmp_path), settings.to_dict())
   config, params = twin(source, 'text')
   hidden = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
   model = Alpro(dataclasses.replace(config, embed_size=0, match=False))
@@ -128,17 +128,17 @@ def test_a_timesformer_agrees(tmp_path, naming):
   theirs = randomize(transformers.TimesformerForVideoClassification(settings), 2)
   if naming == 'transformers':
     theirs.save_pretrained(tmp_path)
-    source = sources.vit(files.open_tensors(tmp_path), settings.to_dict())
+    source = sources.vit(tensor_files.open_tensors(tmp_path), settings.to_dict())
   else:
     state = sources.vit(
-      files.in_memory({n: t.numpy() for n, t in theirs.state_dict().items()})
+      tensor_files.named({n: t.numpy() for n, t in theirs.state_dict().items()})
     ).tensors
     state = {
-      name.removeprefix('visual_encoder.'): torch.from_numpy(t.read().copy())
+      name.removeprefix('visual_encoder.'): torch.from_numpy(t.array.copy())
       for name, t in state.items()
     }
     torch.save({'epoch': 7, 'model_state': state}, tmp_path / 'ts.pyth')
-    source = sources.vit(files.open_tensors(tmp_path / 'ts.pyth'))._replace(heads=2)
+    source = sources.vit(tensor_files.open_tensors(tmp_path / 'ts.pyth'))._replace(heads=2)
   assert not source.copied
   config, params = twin(source, 'video')
   assert config.video.frames == 3 and config.video.image_size == 32
@@ -169,13 +169,13 @@ def test_pytorch_files_are_read(tmp_path, new, wrapper):
   }
   saved = {wrapper: state, 'epoch': 3} if wrapper else state
   torch.save(saved, tmp_path / 'a.pt', _use_new_zipfile_serialization=new)
-  found = files.open_tensors(tmp_path / 'a.pt')
+  found = tensor_files.open_tensors(tmp_path / 'a.pt')
   assert list(found) == list(state)
   for name, tensor in state.items():
-    array = found[name].read()
-    assert array.shape == tuple(tensor.shape) == found[name].shape
+    array = found[name].array
+    assert array.shape == tuple(tensor.shape)
     np.testing.assert_array_equal(array.astype(np.float32), tensor.float().numpy())
-  assert found['b'].dtype == jnp.bfloat16 and found['n'].dtype == np.int64
+  assert found['b'].array.dtype == jnp.bfloat16 and found['n'].array.dtype == np.int64
 
 
 def test_what_would_run_code_is_refused(tmp_path):
@@ -185,7 +185,7 @@ def test_what_would_run_code_is_refused(tmp_path):
 
   torch.save({'model': {'w': torch.zeros(1)}, 'x': Surprise()}, tmp_path / 'a.pt')
   with pytest.raises(ValueError, match='could run code; it was not read'):
-    files.open_tensors(tmp_path / 'a.pt')
+    tensor_files.open_tensors(tmp_path / 'a.pt')
 
 
 @pytest.mark.parametrize(
@@ -194,32 +194,32 @@ def test_what_would_run_code_is_refused(tmp_path):
 def test_what_is_no_state_dict_is_refused(tmp_path, saved, message):
   torch.save(saved, tmp_path / 'a.pt')
   with pytest.raises(ValueError, match=message):
-    files.open_tensors(tmp_path / 'a.pt')
+    tensor_files.open_tensors(tmp_path / 'a.pt')
 
 
 def test_one_of_several_state_dicts_is_not_guessed(tmp_path):
   state = {'w': torch.zeros(1)}
   torch.save({'model': state, 'state_dict': state}, tmp_path / 'a.pt')
   with pytest.raises(ValueError, match='several.*model and state_dict'):
-    files.open_tensors(tmp_path / 'a.pt')
+    tensor_files.open_tensors(tmp_path / 'a.pt')
 
 
 def test_a_broken_file_is_refused(tmp_path):
   (tmp_path / 'a.pt').write_bytes(b'')
   with pytest.raises(ValueError, match='cannot be read|could run code'):
-    files.open_tensors(tmp_path / 'a.pt')
+    tensor_files.open_tensors(tmp_path / 'a.pt')
 
 
 def test_pytorch_files_are_written(tmp_path):
   state = original_files.retrieval()
   state['brain'] = np.arange(3).astype(jnp.bfloat16)
-  files.write_tensors(tmp_path / 'a.pt', state)
+  tensor_files.write_tensors(tmp_path / 'a.pt', state)
   loaded = torch.load(tmp_path / 'a.pt', weights_only=True)
   assert list(loaded) == list(state)
-  found = files.open_tensors(tmp_path / 'a.pt')
+  found = tensor_files.open_tensors(tmp_path / 'a.pt')
   for name, array in state.items():
-    assert found[name].dtype == array.dtype
-    np.testing.assert_array_equal(found[name].read(), array, err_msg=name)
+    assert found[name].array.dtype == array.dtype
+    np.testing.assert_array_equal(found[name].array, array, err_msg=name)
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
@@ -227,13 +227,13 @@ def test_pytorch_files_carry_metadata(tmp_path, wrapped):
   """Beside the tensors, so that whoever reads those finds nothing else."""
   state = {'weight': np.ones((2, 3), np.float32), 'bias': np.zeros(2)}
   path = tmp_path / 'a.pt'
-  files.write_tensors(path, state, {'who': 'me'})
-  assert files.read_metadata(path) == {'who': 'me'}
+  tensor_files.write_tensors(path, state, {'who': 'me'})
+  assert tensor_files.read_metadata(path) == {'who': 'me'}
   loaded = torch.load(path, weights_only=True)
   assert all(isinstance(value, torch.Tensor) for value in loaded.values())
   module = torch.nn.Linear(3, 2)
   assert str(module.load_state_dict(loaded, strict=True)) == ('<All keys matched successfully>')
   # Another program that keeps the dict keeps them, one that copies it not.
   torch.save({'model': loaded} if wrapped else dict(loaded), path)
-  assert files.read_metadata(path) == ({'who': 'me'} if wrapped else {})
-  assert list(files.open_tensors(path)) == list(state)
+  assert tensor_files.read_metadata(path) == ({'who': 'me'} if wrapped else {})
+  assert list(tensor_files.open_tensors(path)) == list(state)

@@ -4,7 +4,7 @@ import os
 
 from absl import logging
 
-from alpro_jax.data import annotations, checksum, dataset
+from alpro_jax.data import checksum, dataset, sources
 
 
 def read_all(paths, split='train', *, questions=False):
@@ -47,7 +47,7 @@ def _of_set(path, split, questions):
 
 def _of_rows(path, split):
   # No video is opened, so that any place will do.
-  rows = annotations.read_folder(path, split=split, root='/')
+  rows = sources.read_folder(path, split=split, root='/')
   for skipped in rows.skipped[:5]:
     logging.warning('%s: %s (%s)', skipped.item, skipped.reason, skipped.detail)
   if len(rows.skipped) > 5:

@@ -19,13 +19,13 @@ from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data import annotations, listing, sniff, web
+from alpro_jax.data import annotations, listing, names, sniff, tables, web
 from alpro_jax.data.progress import Progress
 
 RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
-_SUFFIXES = {*listing.SUFFIXES, *annotations.PHOTO_SUFFIXES}
+_SUFFIXES = {*listing.SUFFIXES, *names.PHOTO_SUFFIXES}
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # Seconds for which a host may ask not to be asked: at once and in all, and
 # for each video that it gave.
@@ -93,20 +93,8 @@ def read_videos(path, *, url_column=''):
   Returns:
     (list of Video, each address and each name once; list of Skipped; rows)
   """
-  path = annotations.check_file(path, '--captions')
-  columns = None
-  if path.lower().endswith('.csv'):
-    source = annotations.csv_rows(path)
-    _, columns, _ = next(source)
-    annotations.need_columns(
-      path, columns, [(url_column,) if url_column else (*_URL_COLUMNS, 'video')]
-    )
-  elif path.lower().endswith(('.jsonl', '.json', '.ndjson')):
-    source = annotations.jsonl_rows(path)
-  elif path.lower().endswith('.tsv'):
-    source = annotations.cc3m_rows(path)
-  else:
-    raise ValueError(f"--captions={path} must end in .csv, .jsonl, .json or CC3M's .tsv.")
+  columns = [(url_column,) if url_column else (*_URL_COLUMNS, 'video')]
+  source = tables.read(path, '--captions', {**tables.TEXTS, '.tsv': tables.cc3m_rows}, columns)
   videos, skipped, rows = {}, [], 0
   for where, row, problem in source:
     rows += 1
@@ -135,7 +123,7 @@ def _address(row, url_column):
     if (
       isinstance(value, str)
       and value.strip()
-      and (key not in _NAME_COLUMNS or annotations.is_address(value))
+      and (key not in _NAME_COLUMNS or names.is_address(value))
     ):
       return value.strip()
   return ''
@@ -145,7 +133,7 @@ def name_of(row, url):
   """Returns the file of a row below the folder of videos.
 
   That is where launch/prepare.py looks for it: <page_dir>/<id>.mp4 of WebVid;
-  else `video` or `image` if it is a name, else annotations.file_of(url).
+  else `video` or `image` if it is a name, else names.file_of(url).
 
   Raises:
     ValueError: it would not be in the folder.
@@ -153,18 +141,18 @@ def name_of(row, url):
   still = not row.get('video')
   name = row.get('image') if still else row['video']
   if isinstance(name, str) and name.strip():
-    if annotations.is_address(name):
-      name = annotations.file_of(name.strip(), still=still)
+    if names.is_address(name):
+      name = names.file_of(name.strip(), still=still)
   elif video_id := annotations.present(row.get('videoid')) or annotations.present(
     row.get('video_id')
   ):
     page = annotations.present(row.get('page_dir'))
     name = f'{page}/{video_id}.mp4' if page else f'{video_id}.mp4'
   else:
-    name = annotations.file_of(url)
-  if problem := annotations.name_problem(name):
+    name = names.file_of(url)
+  if problem := names.name_problem(name):
     raise ValueError(f'{name!r}: {problem}')
-  name = annotations.canonical(name)
+  name = names.canonical(name)
   suffix = os.path.splitext(name)[1]
   if suffix.lower() not in _SUFFIXES:
     raise ValueError(
@@ -193,7 +181,7 @@ def _download(client, url, limits, partial, path):
     web.Failed
     OSError: of the disk.
   """
-  if not annotations.is_address(url):
+  if not names.is_address(url):
     raise web.Failed('not http or https', url)
   end = time.monotonic() + min(limits.max_seconds, 1e6)
   with client.get(url, end) as answer:

@@ -6,10 +6,11 @@ from collections import Counter
 from typing import NamedTuple
 
 from alpro_jax.data import annotations, sniff
+from alpro_jax.data.names import VIDEO_SUFFIXES
 
 # A file with such a name is a video, or a broken one: the decoder says which.
 SUFFIXES = (
-  *annotations.VIDEO_SUFFIXES,
+  *VIDEO_SUFFIXES,
   '.mts',
   '.m2ts',
   '.m2t',

@@ -26,10 +26,12 @@ import re
 import shutil
 import tempfile
 import time
+import typing
 from collections import Counter
+from typing import Annotated, Any, Literal
 
 from alpro_jax import files
-from alpro_jax.data import annotations, listing
+from alpro_jax.data import annotations, listing, names
 from alpro_jax.data.manifest import (
   FORMAT,
   MANIFEST,
@@ -52,44 +54,48 @@ LOOKED_AT = 1000  # Videos of which a set remembers what they were.
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What decides the content of a set.
+  """What decides the content of a set: type, meaning and limits of each, and its default."""
 
-  Attributes:
-    fps: frames to keep per second; 0 keeps all.
-    short_side: longest allowed shorter side in pixels; 0 keeps the size.
-      Videos are never enlarged.
-    quality: of the JPEG files, 1 to 95.
-    max_frames: frames to keep of one clip; 0 is no limit.
-    max_seconds: seconds to read of one clip; 0 is no limit.
-    on_partial: 'skip' or 'keep' a video that breaks off after some frames.
-    part_size: clips per part, that is per shard.
-  """
+  fps: Annotated[float, 'Frames to keep per second; 0 keeps all.', 0, 1000] = 1.0
+  short_side: Annotated[
+    int, 'Pixels of the shorter side; 0 keeps the size, and nothing is ever enlarged.', 0, 8192
+  ] = 256
+  quality: Annotated[int, 'Of the JPEG frames, 1 to 95.', 1, 95] = 85
+  max_frames: Annotated[int, 'Keep no more frames of a clip; 0 is no limit.', 0, 10**9] = 0
+  max_seconds: Annotated[
+    float,
+    'Read no further into a clip; 0 is no limit. For fetch: seconds for one try in all (600).',
+    0,
+    10**9,
+  ] = 0.0
+  on_partial: Annotated[
+    Literal['skip', 'keep'],
+    'What to do with a video that breaks off after some frames; it is named in the report '
+    'either way.',
+  ] = 'skip'
+  part_size: Annotated[
+    int, 'Clips per shard; also the most that an interruption costs.', 1, 10**6
+  ] = 1000
 
-  fps: float = 1.0
-  short_side: int = 256
-  quality: int = 85
-  max_frames: int = 0
-  max_seconds: float = 0.0
-  on_partial: str = 'skip'
-  part_size: int = 1000
+  @classmethod
+  def flags(cls) -> dict[str, tuple[Any, Any, str]]:
+    """Returns {name: (type, default, help)}."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {
+      field.name: (kind, field.default, text)
+      for field in dataclasses.fields(cls)
+      for kind, text, *_ in [typing.get_args(hints[field.name])]
+    }
 
   def __post_init__(self):
-    for name, low, high in [
-      ('fps', 0, 1000),
-      ('short_side', 0, 8192),
-      ('quality', 1, 95),
-      ('max_frames', 0, 10**9),
-      ('max_seconds', 0, 10**9),
-      ('part_size', 1, 10**6),
-    ]:
-      value = getattr(self, name)
-      if not low <= value <= high:
-        raise PrepareError(f'--{name}={value} must be {low} to {high}.')
+    for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+      value, (kind, _, *limits) = getattr(self, name), typing.get_args(hint)
+      if limits and not limits[0] <= value <= limits[1]:
+        raise PrepareError(f'--{name}={value} must be {limits[0]} to {limits[1]}.')
+      if kind is float:  # 1 and 1.0 are one option, and their sets are to have one digest.
+        object.__setattr__(self, name, float(value))
     if self.on_partial not in ('skip', 'keep'):
       raise PrepareError(f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
-    # 1 and 1.0 are one option, and their sets are to have one digest.
-    object.__setattr__(self, 'fps', float(self.fps))
-    object.__setattr__(self, 'max_seconds', float(self.max_seconds))
 
 
 def prepare(
@@ -244,8 +250,8 @@ def _check_source(source, root):
     return
   wanted = [clip.video for clip in source.clips[:5]]
   there = []
-  for folder, _, names in os.walk(root):
-    there += [os.path.relpath(os.path.join(folder, n), root) for n in names]
+  for folder, _, found in os.walk(root):
+    there += [os.path.relpath(os.path.join(folder, name), root) for name in found]
     if len(there) > 1000:
       break
   raise PrepareError(
@@ -257,7 +263,7 @@ def _check_source(source, root):
 
 def _is_there(root, files):
   try:
-    return annotations.find_file(root, files) is not None
+    return names.find_file(root, files) is not None
   except ValueError:
     return True  # More than once, which is said of the clip.
 
@@ -269,11 +275,11 @@ def _check_output(output):
       pass
   except OSError as e:
     raise PrepareError(f'--output={output} cannot be written: {e.strerror}.') from e
-  names = [name for name in sorted(os.listdir(output)) if name != '.lock']
-  ours = MANIFEST in names or any(n.startswith('.preparing-') for n in names)
-  if names and not ours:
+  there = [name for name in sorted(os.listdir(output)) if name != '.lock']
+  ours = MANIFEST in there or any(name.startswith('.preparing-') for name in there)
+  if there and not ours:
     raise PrepareError(
-      f'--output={output} holds other files ({", ".join(names[:5])}); '
+      f'--output={output} holds other files ({", ".join(there[:5])}); '
       'give a folder that is new or empty.'
     )
 
@@ -289,7 +295,7 @@ def _looked_at(clips, root):
   for i in range(number):
     clip = clips[i * len(clips) // number]
     with contextlib.suppress(OSError, ValueError):
-      path = annotations.find_file(root, clip.files)
+      path = names.find_file(root, clip.files)
       if path is None:
         continue
       with open(path, 'rb') as stream:
@@ -352,9 +358,9 @@ def _lock(output):
 def _report(source, root, plan, parts, list_unnamed):
   skipped = [dataclasses.asdict(skip) for skip in source.skipped]
   skipped += [skip for part in parts for skip in part['skipped']]
-  known = set(map(annotations.folded, source.named))
+  known = set(map(names.folded, source.named))
   found = list_unnamed and listing.list_videos(
-    root, lambda name: annotations.folded(os.fsdecode(name)) in known
+    root, lambda name: names.folded(os.fsdecode(name)) in known
   )
   kept = Counter()
   for part in parts:

@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 
-from alpro_jax.data import annotations, video, workers
+from alpro_jax.data import names, video, workers
 
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -67,7 +67,7 @@ def _is_file(path):
 def _find(clip, root, follow_links):
   """Returns the path of the first file of a clip that is there."""
   try:
-    path = annotations.find_file(root, clip.files, _is_file)
+    path = names.find_file(root, clip.files, _is_file)
   except ValueError as e:
     raise video.UnreadableVideo('ambiguous name', str(e)) from e
   if path is None:

@@ -23,7 +23,7 @@ import time
 import urllib.parse
 import urllib.request
 
-from alpro_jax.data import annotations
+from alpro_jax.data import names
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
@@ -115,7 +115,7 @@ class Client:
         url = urllib.parse.urljoin(
           url, urllib.parse.quote(target, safe=string.punctuation, encoding='latin-1')
         )
-      if not annotations.is_address(url):
+      if not names.is_address(url):
         raise Failed('redirect refused', url)
     raise Failed('redirect refused', f'more than {_MOST_REDIRECTS}')
 

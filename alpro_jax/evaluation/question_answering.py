@@ -1,8 +1,7 @@
 """Every question of a split, answered from the list of training answers.
 
 Each video is encoded once and each distinct question once; the fusion encoder
-and the answer head read every pair of question and video once. What only fills
-the last call is thrown away and never counted (defect 14).
+and the answer head read every pair of question and video once.
 
 An answer is right if it is the true one, in the canonical form of
 data/answers.py. A question whose answer is not in the list cannot be answered:
@@ -11,20 +10,17 @@ logits the answer that was more frequent in training counts.
 """
 
 import dataclasses
-import functools
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
-from alpro_jax import metrics, sharding
+from alpro_jax import metrics
 from alpro_jax.data.answers import canonical, equal_entries
 from alpro_jax.data.progress import Progress
-from alpro_jax.evaluation.scorer import Scorer, VideoFeatures
+from alpro_jax.evaluation.scorer import Scorer, Stopwatch
 
 # Kinds that the paper's data sets have, in the order in which they are shown;
 # others follow in alphabetical order.
@@ -71,10 +67,11 @@ class AnswerResult:
   @property
   def right(self) -> np.ndarray:
     """bool[questions]."""
+    chosen = [canonical(self.answers[label]) for label in self.labels]
     return np.array(
       [
-        canonical(self.answers[label]) == canonical(asked.answer)
-        for label, asked in zip(self.labels, self.questions, strict=True)
+        given == canonical(asked.answer)
+        for given, asked in zip(chosen, self.questions, strict=True)
       ]
     )
 
@@ -92,8 +89,6 @@ def answer(
   batches: Iterable[Mapping[str, np.ndarray]],
   questions: Sequence[Sequence[tuple[str, str, str]]],
   answers: Sequence[str],
-  *,
-  pairs_per_call: int = 256,
 ) -> AnswerResult:
   """Answers all questions of a split.
 
@@ -102,7 +97,6 @@ def answer(
     batches: see Scorer.embed_videos.
     questions: of every record, in order: (text, answer, kind).
     answers: that the model chooses from, most frequent first.
-    pairs_per_call: pairs of question and video per call, over all devices.
   Raises:
     ValueError: if there is no question, or the model has another number of
       answers.
@@ -117,13 +111,6 @@ def answer(
       f'{len(answers)} answers were given, but the model chooses from '
       f'{scorer.model.config.answers}; pass the list of its training.'
     )
-  seconds, start = {}, time.monotonic()
-
-  def lap(name):
-    nonlocal start
-    now = time.monotonic()
-    seconds[name], start = now - start, now
-
   if equal := equal_entries(answers):
     logging.warning(
       '%d answers are listed in more than one spelling, such as %s; the '
@@ -131,14 +118,33 @@ def answer(
       len(equal),
       list(equal[0]),
     )
+  watch = Stopwatch()
   videos = scorer.embed_videos(batches, len(questions))
-  lap('videos')
-  logits = _logits(scorer, videos, asked, pairs_per_call)
-  lap('questions')
-  chosen = [answers[label] for label in logits.argmax(1)]
-  found, intervals = figures(asked, chosen, answers)
-  lap('metrics')
-  return AnswerResult(asked, tuple(answers), logits, found, intervals, seconds)
+  watch.lap('videos')
+  logits = _logits(scorer, videos, asked)
+  watch.lap('questions')
+  found, intervals = figures(asked, [answers[label] for label in logits.argmax(1)], answers)
+  watch.lap('metrics')
+  return AnswerResult(asked, tuple(answers), logits, found, intervals, watch.seconds)
+
+
+def _logits(scorer, videos, asked):
+  """float32[questions, answers]."""
+  index = {}
+  text = np.array([index.setdefault(question.text, len(index)) for question in asked])
+  video = np.array([question.record for question in asked])
+  texts = list(index)
+  # Questions of one text side by side, so that few texts are held at once.
+  order = np.argsort(text, kind='stable')
+  logits = np.empty((len(asked), scorer.model.config.answers), np.float32)
+  progress = Progress(len(asked), 'questions', log=logging.info)
+  for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
+    stop = start + _QUESTIONS_AT_ONCE
+    chosen = order[slice(*np.searchsorted(text[order], [start, stop]))]
+    features = scorer.embed_texts(texts[start:stop])
+    logits[chosen] = scorer.answers(features, videos, text[chosen] - start, video[chosen])
+    progress.add(len(chosen))
+  return logits
 
 
 def figures(
@@ -160,41 +166,34 @@ def figures(
     most_frequent, wordings and videos also for each kind, as accuracy_what.
     And the 95 % intervals of the accuracies, by bootstrap over videos.
   """
-  asked = [question._replace(answer=canonical(question.answer)) for question in asked]
-  chosen, answers = (list(map(canonical, x)) for x in (chosen, answers))
-  known = frozenset(answers)
+  true = np.array([canonical(question.answer) for question in asked], object)
+  given, answers = (np.array([*map(canonical, x)], object) for x in (chosen, answers))
   video = np.array([question.record for question in asked])
-  kinds = np.array([question.kind for question in asked], object)
-  right = np.array(
-    [question.answer == given for question, given in zip(asked, chosen, strict=True)]
+  kinds, wordings = (
+    np.array([getattr(question, name) for question in asked], object) for name in ('kind', 'text')
   )
-  in_list = np.array([question.answer in known for question in asked])
-  wordings = np.array([question.text for question in asked], object)
-  by_kind = _best_of(kinds, asked, known)
-  by_wording = _best_of(wordings, asked, known)
-
-  def shares(own):
-    return {
-      'accuracy': 100.0 * right[own].mean(),
-      'in_list': 100.0 * in_list[own].mean(),
-      'best_per_kind': 100.0 * by_kind[own].mean(),
-      'best_per_wording': 100.0 * by_wording[own].mean(),
-      'questions': own.sum(),
-    }
-
-  everything = np.ones(len(asked), bool)
-  first = np.array([question.answer == answers[0] for question in asked])
-  found = shares(everything) | {
-    'most_frequent': 100.0 * first.mean(),
-    'wordings': len(set(wordings)),
-    'videos': len(np.unique(video)),
+  known = frozenset(answers)
+  in_list = np.array([answer in known for answer in true])
+  hits = {
+    'accuracy': true == given,
+    'in_list': in_list,
+    'best_per_kind': _best_of(kinds, true, in_list),
+    'best_per_wording': _best_of(wordings, true, in_list),
   }
-  intervals = {'accuracy': metrics.bootstrap_interval(100.0 * right, groups=video)}
-  for kind in list_kinds(kinds):
-    own = kinds == kind
-    found |= {f'{name}_{kind}': value for name, value in shares(own).items()}
-    intervals[f'accuracy_{kind}'] = metrics.bootstrap_interval(
-      100.0 * right[own], groups=video[own]
+  found, intervals = {}, {}
+  for suffix, own in [('', np.ones(len(asked), bool))] + [
+    (f'_{kind}', kinds == kind) for kind in list_kinds(kinds)
+  ]:
+    found |= {f'{name}{suffix}': 100.0 * hit[own].mean() for name, hit in hits.items()}
+    found[f'questions{suffix}'] = own.sum()
+    if not suffix:
+      found |= {
+        'most_frequent': 100.0 * (true == answers[0]).mean(),
+        'wordings': len(set(wordings)),
+        'videos': len(np.unique(video)),
+      }
+    intervals[f'accuracy{suffix}'] = metrics.bootstrap_interval(
+      100.0 * hits['accuracy'][own], groups=video[own]
     )
   return {name: float(value) for name, value in found.items()}, intervals
 
@@ -204,25 +203,22 @@ def figure_names(kinds: Iterable[str]) -> list[str]:
   return ['accuracy', *(f'accuracy_{kind}' for kind in list_kinds(kinds))]
 
 
-def _best_of(groups, asked, known):
-  """bool[questions]: right, if each group got its best answer of the list."""
-  count = {}
-  for group, question in zip(groups, asked, strict=True):
-    if question.answer in known:
-      count.setdefault(group, Counter())[question.answer] += 1
-  best = {group: counted.most_common(1)[0][0] for group, counted in count.items()}
-  return np.array(
-    [best.get(group) == question.answer for group, question in zip(groups, asked, strict=True)]
-  )
-
-
 def list_kinds(kinds: Iterable[str]) -> list[str]:
   """Returns the distinct kinds in the order in which they are shown."""
   found = set(kinds)
   return [k for k in KINDS if k in found] + sorted(found.difference(KINDS))
 
 
-def rows(answered: AnswerResult, videos: Sequence[str]) -> list[dict]:
+def _best_of(groups, true, in_list):
+  """bool[questions]: right, if each group got its best answer of the list."""
+  count = {}
+  for group, answer in zip(groups[in_list], true[in_list], strict=True):
+    count.setdefault(group, Counter())[answer] += 1
+  best = {group: counted.most_common(1)[0][0] for group, counted in count.items()}
+  return np.array([best.get(group) for group in groups], object) == true
+
+
+def rows(result: AnswerResult, videos: Sequence[str]) -> list[dict]:
   """What was answered to every question, as JSON; videos name the records."""
   return [
     {
@@ -230,65 +226,13 @@ def rows(answered: AnswerResult, videos: Sequence[str]) -> list[dict]:
       'question': asked.text,
       'answer': asked.answer,
       'kind': asked.kind,
-      'prediction': answered.answers[label],
+      'prediction': result.answers[label],
       'right': bool(right),
       'top': [
-        {'answer': text, 'probability': round(share, 6)} for text, share in answered.top(number)
+        {'answer': text, 'probability': round(share, 6)} for text, share in result.top(number)
       ],
     }
     for number, (asked, label, right) in enumerate(
-      zip(answered.questions, answered.labels, answered.right, strict=True)
+      zip(result.questions, result.labels, result.right, strict=True)
     )
   ]
-
-
-def _logits(
-  scorer: Scorer, videos: VideoFeatures, asked: Sequence[AskedQuestion], pairs_per_call: int
-) -> np.ndarray:
-  """float32[questions, answers]."""
-  index = {}
-  text = np.array([index.setdefault(question.text, len(index)) for question in asked])
-  video = np.array([question.record for question in asked])
-  texts = list(index)
-  # Questions of one text side by side, so that few texts are held at once.
-  order = np.argsort(text, kind='stable')
-  mesh = scorer.mesh
-  size = min(max(pairs_per_call, 1), len(asked))
-  size = -(-size // mesh.size) * mesh.size
-  call, rows = _compiled(scorer.model, mesh), sharding.batch_sharding(mesh)
-
-  def place(array):
-    return jax.make_array_from_callback(array.shape, rows, lambda part: array[part])
-
-  logits = np.empty((len(asked), scorer.model.config.answers), np.float32)
-  progress = Progress(len(asked), 'questions', log=logging.info)
-  for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
-    stop = min(start + _QUESTIONS_AT_ONCE, len(texts))
-    features = scorer.embed_texts(texts[start:stop])
-    first, last = np.searchsorted(text[order], [start, stop])
-    for begin in range(first, last, size):
-      # The last call repeats its last pair until it is full.
-      padded = order[np.minimum(np.arange(begin, begin + size), last - 1)]
-      real = min(size, last - begin)
-      own = text[padded] - start
-      part = call(
-        scorer.params,
-        place(features.tokens[own]),
-        place(features.mask[own]),
-        place(videos.tokens[video[padded]]),
-      )
-      logits[padded[:real]] = jax.device_get(part)[:real]
-      progress.add(real)
-  return logits
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(model, mesh):
-  """The jitted call of a model; an evaluation during training reuses it."""
-
-  # Results leave the devices whole, so that every host can read them.
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  def call(params, text_tokens, mask, video_tokens):
-    return model.bind({'params': params}).answer(text_tokens, mask, video_tokens)
-
-  return call

@@ -22,18 +22,17 @@ candidates, K = max(k, 10), P <= k (N + M) pairs read, C = metrics.CELLS:
   tokens       b D (N L + M S)        on disk if larger than Scorer allows
   features     4 E (N + M) + 8 E max(N, M)
   near         8 K (N + M)            columns and similarities
-  pairs        32 P                   keys, their texts and videos, both logits
-  scores       8 k (N + M)
+  pairs        42 k (N + M)           while those to read are listed; then 16 P,
+                                      and 16 k (N + M): where, and scores
   one block    24 C = 384 MiB
 
 100,000 texts of 30 tokens, as many videos of 197, D = 768, E = 256, k = 128:
-35 GB of tokens; at most 0.4 + 0.2 + 0.8 + 0.2 + 0.4 = 2 GB beside. Matrices
+35 GB of tokens; at most 0.4 + 0.2 + 1.1 + 0.4 = 2.1 GB beside. Matrices
 [texts, videos] are formed up to DENSE_PAIRS only, 4 bytes a pair for each of
 similarity, margin, logit and their sum.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,8 +42,7 @@ from jax.experimental import multihost_utils
 
 from alpro_jax import metrics
 from alpro_jax.evaluation import candidates
-from alpro_jax.evaluation.candidates import Survey
-from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.scorer import Scorer, Stopwatch, TextFeatures, VideoFeatures
 
 RULES = ('matching', 'matching+similarity', 'similarity')
 # Pairs up to which matrices are formed: 1 GiB for each of them.
@@ -90,20 +88,6 @@ class Scoring:
     return self.rule != 'similarity'
 
 
-class Direction(NamedTuple):
-  """Who asks in one direction, and what was found.
-
-  Attributes:
-    queries: rows ask.
-    near: by similarity; at least rerank_k columns of every row.
-    scores: float32[rows, k], of near.item[:, :k], if only those were read.
-  """
-
-  queries: metrics.Queries
-  near: Survey
-  scores: np.ndarray | None
-
-
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
   """Scores of a split and what follows from them.
@@ -127,9 +111,11 @@ class Retrieval:
     intervals: of the figures, {name: (low, high)}, 95 % bootstrap by video.
     scoring: how it was scored.
     cost: pairs that the fusion encoder read, and their share of all pairs.
-    summed: float32[texts, videos], the scores of 'matching+similarity' if all
-      pairs were read.
-    directions: text to video and video to text; empty if made by hand.
+    scores: float32[texts, videos], the matrix that decides the final order;
+      None if it was not formed.
+    near: the order by similarity; None if made by hand.
+    reranked: float32[texts, k] and [videos, k], scores of the first of `near`;
+      None if not only those were read.
   """
 
   texts: tuple[str, ...]
@@ -144,17 +130,9 @@ class Retrieval:
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   scoring: Scoring = Scoring()
   cost: dict[str, float] = dataclasses.field(default_factory=dict)
-  summed: np.ndarray | None = None
-  directions: tuple[Direction, ...] = ()
-
-  @property
-  def scores(self) -> np.ndarray | None:
-    """The matrix that decides the final order; None if it was not formed."""
-    if any(side.scores is not None for side in self.directions):
-      return None
-    if self.summed is not None:
-      return self.summed
-    return self.similarity if self.matching is None else self.matching
+  scores: np.ndarray | None = None
+  near: candidates.Order | None = None
+  reranked: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def list_pairs(captions: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -196,13 +174,13 @@ def retrieve(
   """
   texts, pairs = list_pairs(captions)
   _check_size(len(texts), len(captions), scoring)
-  clock = _Clock()
+  watch = Stopwatch()
   text_features = scorer.embed_texts(texts)
-  clock.lap('texts')
+  watch.lap('texts')
   video_features = scorer.embed_videos(batches, len(captions))
-  clock.lap('videos')
+  watch.lap('videos')
   found = score(scorer, text_features, video_features, texts, pairs, scoring)
-  found = dataclasses.replace(found, seconds=clock.seconds | found.seconds)
+  found = dataclasses.replace(found, seconds=watch.seconds | found.seconds)
   return found, text_features, video_features
 
 
@@ -225,53 +203,78 @@ def score(
     pairs: int[pairs, 2], see list_pairs.
     scoring: how.
   """
-  clock = _Clock()
-  split = _look(scorer, texts, videos, np.asarray(pairs), scoring)
-  clock.lap('similarity')
+  watch, k = Stopwatch(), scoring.rerank_k
+  pairs, features = np.asarray(pairs), (texts.feature, videos.feature)
+  shape = len(texts.feature), len(videos.feature)
+  size = shape[0] * shape[1]
+  _check(features, pairs, scoring)
+  queries = metrics.text_queries(pairs), metrics.video_queries(pairs)
+  similarity, blocks = None, candidates.similarity_blocks(*features)
+  if size <= DENSE_PAIRS:
+    similarity = candidates.similarity_matrix(*features)
+    blocks = candidates.matrix_blocks(similarity)
+  scale = 1 / scorer.temperature() if scoring.dual_softmax and not scoring.reads else 0.0
+  near = candidates.rank_all(blocks, queries, max(k if scoring.reads else 0, TOP), scale=scale)
+  watch.lap('similarity')
+  margin = reranked = None
   if not scoring.reads:
-    order = _order_by_similarity(split, scoring)
-  elif scoring.rerank_k:
-    order = _order_of_candidates(split, scorer, scoring, clock)
+    read, scores, order = 0, similarity, near
+  elif not k:
+    margin, logit = scorer.matching(texts, videos)
+    _check_finite(margin, 'scores')
+    watch.lap('pairs')
+    read, scores = size, margin if scoring.rule == 'matching' else logit + similarity
+    del logit
+    order = candidates.rank_all(
+      candidates.matrix_blocks(scores), queries, TOP, scale=float(scoring.dual_softmax)
+    )
   else:
-    order = _order_of_all(split, scorer, scoring, clock)
-  near = [side.near for side in split.sides]
-  by_similarity = None
-  if split.texts.feature.shape[1]:
-    by_similarity = [*(side.standing for side in near), near[1].grouped]
+    near, scores = _agreed(near), None
+    chosen = candidates.union(*(top.item[:, :k] for top in near.top))
+    read_margin, logit = scorer.matching_by_video(texts, videos, chosen.text, chosen.video)
+    _check_finite(read_margin, 'scores')
+    watch.lap('pairs')
+    read, values = len(chosen.text), read_margin
+    if scoring.rule == 'matching+similarity':
+      values = logit.copy()
+      for top, index in zip(near.top, chosen.index, strict=True):
+        values[index] = logit[index] + top.score[:, :k]
+    reranked = tuple(values[index] for index in chosen.index)
+    order = candidates.rerank(
+      near, queries, reranked, TOP, chosen.penalties(values) if scoring.dual_softmax else None
+    )
+    if read == size:
+      margin = np.ascontiguousarray(read_margin.reshape(shape[::-1]).T)
   figures, intervals = {}, {}
-  for prefix, found in (
-    ('', order.standings),
-    ('similarity/', by_similarity),
-    ('dual_softmax/', order.dual),
+  for prefix, ranks in (
+    ('', order.ranks),
+    ('similarity/', near.ranks if features[0].shape[1] else None),
+    ('dual_softmax/', order.dual_softmax),
   ):
-    if found:
+    if ranks:
       parts = metrics.retrieval_figures(
-        split.sides[0].queries,
-        found[0],
-        split.sides[1].queries,
-        *found[1:],
-        videos=split.shape[1],
-        ties=scoring.ties,
+        queries[0], ranks[0], queries[1], *ranks[1:], videos=shape[1], ties=scoring.ties
       )
       for into, part in zip((figures, intervals), parts, strict=True):
         into |= {prefix + name: value for name, value in part.items()}
-  figures['texts'], figures['videos'] = map(float, split.shape)
-  clock.lap('metrics')
+  figures['texts'], figures['videos'] = map(float, shape)
+  watch.lap('metrics')
   return Retrieval(
     tuple(names),
     pairs,
-    split.similarity,
-    order.margin,
+    similarity,
+    margin,
     figures,
-    clock.seconds,
-    order.standings[0].resolve(scoring.ties),
-    order.top,
-    order.top_scores,
+    watch.seconds,
+    order.ranks[0].resolve(scoring.ties),
+    order.top[0].item[:, :TOP],
+    order.top[0].score[:, :TOP],
     intervals,
     scoring,
-    {'pairs': float(order.read), 'share': order.read / split.size},
-    order.summed,
-    order.sides,
+    {'pairs': float(read), 'share': read / size},
+    scores,
+    near,
+    reranked,
   )
 
 
@@ -284,209 +287,15 @@ def figure_names(scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True
     similarity: whether the model has contrastive features.
   """
   plain = ['t2v', 'v2t']
-  groups = _groups(metrics.video_queries(pairs), 1)
-  orders = {'': plain + ['v2t_grouped'] * groups}
-  if similarity:
-    orders['similarity/'] = orders['']
-  if scoring.dual_softmax:
-    orders['dual_softmax/'] = plain
+  every = plain + ['v2t_grouped'] * candidates.has_groups(metrics.video_queries(pairs))
+  orders = {'': every, 'similarity/': every * similarity}
+  orders['dual_softmax/'] = plain * scoring.dual_softmax
   return [
     order + name
     for order, directions in orders.items()
     for direction in directions
     for name in metrics.summarize_ranks([1.0], direction)
   ]
-
-
-class _Clock:
-  """Seconds between laps, by name."""
-
-  def __init__(self):
-    self.seconds, self._last = {}, time.monotonic()
-
-  def lap(self, name: str) -> None:
-    now = time.monotonic()
-    self.seconds[name], self._last = now - self._last, now
-
-
-class _Split(NamedTuple):
-  """A split whose similarities have been visited."""
-
-  texts: TextFeatures
-  videos: VideoFeatures
-  similarity: np.ndarray | None
-  sides: tuple[Direction, Direction]
-
-  @property
-  def shape(self):
-    return len(self.texts.feature), len(self.videos.feature)
-
-  @property
-  def size(self):
-    return self.shape[0] * self.shape[1]
-
-  def blocks(self, side):
-    """Of similarities: texts ask (0) or videos do (1)."""
-    return _similarity_blocks(self.texts, self.videos, self.similarity, side)
-
-
-def _similarity_blocks(texts, videos, similarity, side):
-  if similarity is not None:
-    return metrics.row_blocks(similarity.T if side else similarity)
-  rows, columns = texts.feature, videos.feature
-  if side:
-    rows, columns = columns, rows
-  return candidates.similarity_blocks(rows, columns)
-
-
-def _look(scorer, texts, videos, pairs, scoring) -> _Split:
-  """Checks everything, and visits the similarities once a side."""
-  shape = len(texts.feature), len(videos.feature)
-  metrics.check_pairs(pairs, *shape)
-  for name, feature in (('text', texts.feature), ('video', videos.feature)):
-    _check_finite(feature, f'{name} features')
-  width = texts.feature.shape[1]
-  if not width and (scoring.rule != 'matching' or scoring.rerank_k):
-    raise ValueError(
-      f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
-      "this model has no contrastive features; score by 'matching' and "
-      'rerank_k=0.'
-    )
-  _check_size(*shape, scoring)
-  similarity = None
-  if shape[0] * shape[1] <= DENSE_PAIRS:
-    similarity = candidates.similarity_matrix(texts.feature, videos.feature)
-  scale = 0.0
-  if scoring.dual_softmax and not scoring.reads:
-    scale = 1 / scorer.temperature()
-  keep = max(scoring.rerank_k if scoring.reads else 0, TOP)
-  sides = []
-  for side, queries in enumerate((metrics.text_queries(pairs), metrics.video_queries(pairs))):
-    near = candidates.survey(
-      _similarity_blocks(texts, videos, similarity, side),
-      queries,
-      keep,
-      scale=scale,
-      grouped=_groups(queries, side),
-    )
-    sides.append(Direction(queries, near, None))
-  return _Split(texts, videos, similarity, tuple(sides))
-
-
-def _groups(queries, side):
-  """Whether videos ask, and one of them has several captions."""
-  return side == 1 and len(queries.column) > len(queries.row)
-
-
-class _Order(NamedTuple):
-  """What a rule makes of a split; see Retrieval.
-
-  Standings are those of the texts, of the videos, and of the videos among
-  grouped captions (None without groups).
-  """
-
-  standings: Sequence[metrics.Ranks | None]
-  dual: Sequence[metrics.Ranks] | None
-  top: np.ndarray
-  top_scores: np.ndarray
-  sides: tuple[Direction, Direction]
-  read: int = 0
-  margin: np.ndarray | None = None
-  summed: np.ndarray | None = None
-
-
-def _order_by_similarity(split, scoring) -> _Order:
-  near = [side.near for side in split.sides]
-  dual = None
-  if scoring.dual_softmax:
-    dual = [
-      metrics.rank_blocks(split.blocks(i), side.queries, split.sides[1 - i].near.penalty)
-      for i, side in enumerate(split.sides)
-    ]
-  return _Order(
-    [*(side.standing for side in near), near[1].grouped],
-    dual,
-    near[0].item[:, :TOP],
-    near[0].score[:, :TOP],
-    split.sides,
-  )
-
-
-def _order_of_all(split, scorer, scoring, clock) -> _Order:
-  margin, logit = scorer.matching(split.texts, split.videos)
-  _check_finite(margin, 'scores')
-  clock.lap('pairs')
-  summed = None
-  if scoring.rule == 'matching+similarity':
-    summed = logit + split.similarity
-  del logit
-  scores = margin if summed is None else summed
-  matrices = scores, scores.T
-  best, back = (
-    candidates.survey(
-      metrics.row_blocks(matrix),
-      side.queries,
-      TOP,
-      scale=float(scoring.dual_softmax),
-      grouped=_groups(side.queries, i),
-    )
-    for i, (matrix, side) in enumerate(zip(matrices, split.sides, strict=True))
-  )
-  dual = None
-  if scoring.dual_softmax:
-    dual = [
-      metrics.rank_blocks(metrics.row_blocks(matrix), side.queries, other.penalty)
-      for matrix, side, other in zip(matrices, split.sides, (back, best), strict=True)
-    ]
-  return _Order(
-    [best.standing, back.standing, back.grouped],
-    dual,
-    best.item,
-    best.score,
-    split.sides,
-    split.size,
-    margin,
-    summed,
-  )
-
-
-def _order_of_candidates(split, scorer, scoring, clock) -> _Order:
-  k = scoring.rerank_k
-  sides = [side._replace(near=_agreed(side.near)) for side in split.sides]
-  near = [side.near.item[:, :k] for side in sides]
-  wanted = candidates.union(*near)
-  text, video = wanted.text, wanted.video
-  matching = scorer.matching_by_video(split.texts, split.videos, text, video)
-  scores = matching.margin
-  _check_finite(scores, 'scores')
-  clock.lap('pairs')
-  if scoring.rule == 'matching+similarity':
-    scores = matching.logit + candidates.similarity_of(
-      split.texts.feature, split.videos.feature, text, video
-    )
-  values = wanted.of_texts(scores, near[0]), wanted.of_videos(scores, near[1])
-  sides = tuple(side._replace(scores=value) for side, value in zip(sides, values, strict=True))
-  dual = None
-  if scoring.dual_softmax:
-    penalties = candidates.penalties(wanted, scores, split.shape[1])
-    dual = [
-      candidates.reranked(side.queries, side.near, value - other[item])
-      for side, value, item, other in zip(sides, values, near, penalties[::-1], strict=True)
-    ]
-  margin = None
-  if len(text) == split.size:
-    margin = np.ascontiguousarray(matching.margin.reshape(split.shape[::-1]).T)
-  grouped = None
-  if _groups(sides[1].queries, 1):
-    grouped = candidates.reranked_grouped(*sides[1])
-  return _Order(
-    [*(candidates.reranked(*side) for side in sides), grouped],
-    dual,
-    *candidates.reordered(sides[0].near, values[0], TOP),
-    sides,
-    len(text),
-    margin,
-  )
 
 
 def _agreed(near):
@@ -496,6 +305,20 @@ def _agreed(near):
     return near
   narrow = jax.tree.map(lambda x: x.astype(np.int32) if x.dtype == np.int64 else x, near)
   return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(narrow))
+
+
+def _check(features, pairs, scoring):
+  shape, width = tuple(map(len, features)), features[0].shape[1]
+  metrics.check_pairs(pairs, *shape)
+  for name, feature in zip(('text', 'video'), features, strict=True):
+    _check_finite(feature, f'{name} features')
+  if not width and (scoring.rule != 'matching' or scoring.rerank_k):
+    raise ValueError(
+      f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
+      "this model has no contrastive features; score by 'matching' and "
+      'rerank_k=0.'
+    )
+  _check_size(*shape, scoring)
 
 
 def _check_size(texts, videos, scoring):
@@ -555,50 +378,40 @@ def recall_against_k(
     Rows of k = 1, 2, 4, ..., and of the evaluation as it was, last; that alone
     for a model without contrastive features, to which all are equally near.
   """
-  if not retrieval.scoring.reads or not retrieval.directions:
+  scoring, near, scores = retrieval.scoring, retrieval.near, retrieval.reranked
+  if not scoring.reads or not near:
     raise ValueError(
-      f'{retrieval.scoring.rule=} read no pairs; recall against k needs '
-      "'matching' or 'matching+similarity'."
+      f"{scoring.rule=} read no pairs; recall against k needs 'matching' or 'matching+similarity'."
     )
-  sides = retrieval.directions
-  texts, videos = (int(retrieval.metrics[name]) for name in ('texts', 'videos'))
-  end = retrieval.scoring.rerank_k
-  if retrieval.scores is not None:
-    end = min(largest + 1, max(texts, videos))
-    sides = _sides_of_matrices(retrieval, end)
+  queries = metrics.text_queries(retrieval.pairs), metrics.video_queries(retrieval.pairs)
+  size = len(retrieval.texts) * int(retrieval.metrics['videos'])
+  end, rows, k = scoring.rerank_k, [], 1
   if 'similarity/t2v_r1' not in retrieval.metrics:
     end = 0
-  rows, k = [], 1
+  elif not end:
+    end = min(largest + 1, max(retrieval.scores.shape))
+    near = candidates.rank_all(candidates.matrix_blocks(retrieval.similarity), queries, end)
+    matrices = retrieval.scores, retrieval.scores.T
+    scores = [
+      np.take_along_axis(matrix, top.item, 1)
+      for matrix, top in zip(matrices, near.top, strict=True)
+    ]
+  near = near._replace(ranks=(*near.ranks[:2], None))  # Groups are not shown.
   while k < end:
-    near = [side.near.item[:, :k] for side in sides]
-    found = [candidates.reranked(side.queries, side.near, side.scores[:, :k]) for side in sides]
-    ranks = [x.resolve(retrieval.scoring.ties) for x in found]
-    figures = {
-      **metrics.summarize_ranks(ranks[0], 't2v'),
-      **metrics.summarize_ranks(ranks[1], 'v2t'),
-    }
-    rows.append((k, figures, len(candidates.union(*near).key)))
+    order = candidates.rerank(near, queries, [score[:, :k] for score in scores], 1)
+    figures = {}
+    for name, ranks in zip(('t2v', 'v2t'), order.ranks, strict=False):
+      figures |= metrics.summarize_ranks(ranks.resolve(scoring.ties), name)
+    rows.append((k, figures, len(candidates.union(*(top.item[:, :k] for top in near.top)).text)))
     k *= 2
-  rows.append((retrieval.scoring.rerank_k, retrieval.metrics, int(retrieval.cost['pairs'])))
+  rows.append((scoring.rerank_k, retrieval.metrics, int(retrieval.cost['pairs'])))
   return [
     Tradeoff(
       k,
       *(figures[name] for name in Tradeoff._fields[1:5]),
       pairs,
-      pairs / (texts * videos),
+      pairs / size,
       flops(pairs) if flops else 0.0,
     )
     for k, figures, pairs in rows
   ]
-
-
-def _sides_of_matrices(retrieval, keep):
-  """The nearest `keep` of both directions with their scores."""
-  sides = []
-  for i, side in enumerate(retrieval.directions):
-    similarity, scores = retrieval.similarity, retrieval.scores
-    if i:
-      similarity, scores = similarity.T, scores.T
-    near = candidates.survey(metrics.row_blocks(similarity), side.queries, keep)
-    sides.append(Direction(side.queries, near, np.take_along_axis(scores, near.item, 1)))
-  return sides

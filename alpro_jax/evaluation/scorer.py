@@ -1,53 +1,47 @@
 """A model at work on a split: features of everything, scores of pairs.
 
 Each video and each distinct text is encoded once (the original encodes the
-videos again for every chunk of captions, defect 57). Two scores follow:
+videos again for every chunk of captions, defect 57). The fusion encoder then
+reads pairs of them; shapes of the calls never change: an uneven end is filled
+up with repetitions, whose results are dropped, so that no pair counts twice
+(defects 14 and 39). Token features stay on the host, in the compute type of the
+model, and travel to the devices sharded along the videos:
 
-  similarity   dot product of the contrastive features; cheap, for all pairs
-  matching     logit(match) - logit(no match) of the fusion encoder
-
-The margin of the logits orders pairs as the probability of a match does, which
-the paper ranks by, but it does not saturate: a softmax in float32 is exactly 1
-from a margin of 17 on and would make ties.
-
-Token features stay on the host, in the compute type of the model. Pairs travel
-to the devices in two ways, both cut over the devices along the videos:
-
-  all pairs      b videos and a texts make a * b pairs on the devices
+  all pairs      b videos and the same a texts for each
   chosen pairs   b rows of one video and up to a of its texts; a is a quarter
                  of the texts that a video has on average, or less, so that
-                 few places of a row stay empty
+                 little of a row stays empty
 
-An uneven end is filled up with repetitions, whose scores are dropped: shapes
-never change, and no pair counts twice (defect 39).
+A pair's score is the margin of its logits. It orders pairs as the probability
+of a match does, which the paper ranks by, but it does not saturate: a softmax
+in float32 is exactly 1 from a margin of 17 on and would make ties.
 """
 
 import functools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from einops import rearrange, repeat
 
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
-from alpro_jax.evaluation import candidates
 
 
 class VideoFeatures(NamedTuple):
   """Encoded videos, in the order of their records.
 
   Attributes:
-    record: int[videos], index of each video in its split.
     tokens: f[videos, S, D].
     feature: float32[videos, E], unit length.
   """
 
-  record: np.ndarray
   tokens: np.ndarray
   feature: np.ndarray
 
@@ -78,11 +72,22 @@ class Matching(NamedTuple):
   logit: np.ndarray
 
 
+class Stopwatch:
+  """Seconds between laps, by name."""
+
+  def __init__(self):
+    self.seconds, self._last = {}, time.monotonic()
+
+  def lap(self, name: str) -> None:
+    now = time.monotonic()
+    self.seconds[name], self._last = now - self._last, now
+
+
 class _Calls(NamedTuple):
   video: Callable
   text: Callable
-  block: Callable
-  rows: Callable
+  match: Callable
+  answer: Callable
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,36 +102,27 @@ def _compiled(model, mesh) -> _Calls:
     encoding = model.bind({'params': params}).encode_text(ids, mask, train=False)
     return encoding.tokens, encoding.feature
 
-  def pairs(params, text_tokens, mask, video_tokens):
-    """f[Q, L, D], bool[Q, L], f[Q, S, D] -> Matching of float32[Q]."""
-    logits = model.bind({'params': params}).match(text_tokens, mask, video_tokens)
+  def match(model, *pairs):
+    logits = model.match(*pairs)
     return Matching(logits[:, 1] - logits[:, 0], logits[:, 1])
 
-  def block(params, text_tokens, mask, video_tokens):
-    """a texts, b videos (cut over the devices) -> Matching of [a, b]."""
-    a, b = len(text_tokens), len(video_tokens)
-    found = pairs(
-      params,
-      repeat(text_tokens, 'a l d -> (b a) l d', b=b),
-      repeat(mask, 'a l -> (b a) l', b=b),
-      repeat(video_tokens, 'b s d -> (b a) s d', a=a),
-    )
-    return Matching(*(rearrange(x, '(b a) -> a b', a=a) for x in found))
+  def of_pairs(head):
+    def call(params, text_tokens, mask, video_tokens):
+      """f[b or 1, a, L, D], bool[b or 1, a, L], f[b, S, D] -> the head's [b, a, ...]."""
+      b, a = len(video_tokens), text_tokens.shape[1]
+      text_tokens, mask = (
+        rearrange(jnp.broadcast_to(x, (b, *x.shape[1:])), 'b a ... -> (b a) ...')
+        for x in (text_tokens, mask)
+      )
+      video_tokens = repeat(video_tokens, 'b s d -> (b a) s d', a=a)
+      found = head(model.bind({'params': params}), text_tokens, mask, video_tokens)
+      return jax.tree.map(lambda x: rearrange(x, '(b a) ... -> b a ...', a=a), found)
 
-  def rows(params, text_tokens, mask, video_tokens):
-    """b videos with a texts each (both cut) -> Matching of [b, a]."""
-    a = text_tokens.shape[1]
-    found = pairs(
-      params,
-      rearrange(text_tokens, 'b a l d -> (b a) l d'),
-      rearrange(mask, 'b a l -> (b a) l'),
-      repeat(video_tokens, 'b s d -> (b a) s d', a=a),
-    )
-    return Matching(*(rearrange(x, '(b a) -> b a', a=a) for x in found))
+    return call
 
   # Results leave the devices whole, so that every host can read them.
   jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  return _Calls(*map(jit, (video, text, block, rows)))
+  return _Calls(*map(jit, (video, text, of_pairs(match), of_pairs(type(model).answer))))
 
 
 class Scorer:
@@ -167,7 +163,6 @@ class Scorer:
     self._pairs_per_call = max(pairs_per_call, mesh.size)
     self._folder, self._memory_limit = folder, memory_limit
     self._rows = sharding.batch_sharding(mesh)
-    self._everywhere = sharding.replicated(mesh)
     self._call = _compiled(model, mesh)
 
   def temperature(self) -> float:
@@ -191,12 +186,8 @@ class Scorer:
     strangers = 0
     for batch in batches:
       rows = [
-        jax.make_array_from_process_local_data(self._rows, np.asarray(x))
-        for x in (
-          batch['video'],
-          np.asarray(batch['record'], np.int32),
-          np.asarray(batch['valid'], bool),
-        )
+        jax.make_array_from_process_local_data(self._rows, np.asarray(batch[name], dtype))
+        for name, dtype in (('video', None), ('record', np.int32), ('valid', bool))
       ]
       *part, record, valid = jax.device_get(self._call.video(self.params, *rows))
       if tokens is None:
@@ -215,7 +206,7 @@ class Scorer:
         f'distinct, but the split has {total}; every record must come '
         'exactly once, padding rows marked with valid=False.'
       )
-    return VideoFeatures(np.arange(total), tokens, feature)
+    return VideoFeatures(tokens, feature)
 
   def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
     """Encodes texts; the last batch is padded with its last text."""
@@ -225,7 +216,7 @@ class Scorer:
     progress, tokens, feature = Progress(len(texts), 'texts', log=logging.info), None, None
     for rows in _chunks(len(texts), self._batch_size):
       part = jax.device_get(
-        self._call.text(self.params, self._place(ids, rows.padded), self._place(mask, rows.padded))
+        self._call.text(self.params, *(self._place(x, rows.padded) for x in (ids, mask)))
       )
       if tokens is None:
         tokens, feature = (self._store(len(texts), x) for x in part)
@@ -233,99 +224,94 @@ class Scorer:
       progress.add(rows.count)
     return TextFeatures(mask, tokens, feature)
 
-  def similarity(self, texts: TextFeatures, videos: VideoFeatures) -> np.ndarray:
-    """float32[texts, videos]: cosine of the contrastive features."""
-    return candidates.similarity_matrix(texts.feature, videos.feature)
-
   def matching(self, texts: TextFeatures, videos: VideoFeatures) -> Matching:
     """Reads all pairs: arrays [texts, videos]."""
     self._check_head()
-    a, b = len(texts.mask), len(videos.feature)
+    shape = len(texts.mask), len(videos.feature)
     side = max(int(np.sqrt(self._pairs_per_call)), 1)
     videos_per_call = max(side // self.mesh.size, 1) * self.mesh.size
     texts_per_call = max(self._pairs_per_call // videos_per_call, 1)
-    progress = Progress(a * b, 'pairs', log=logging.info)
-
-    def calls():
-      for columns in _chunks(b, videos_per_call):
-        video = self._place(videos.tokens, columns.padded)
-        for rows in _chunks(a, texts_per_call):
-          yield (
-            (rows, columns),
-            self._call.block(
-              self.params,
-              self._place(texts.tokens, rows.padded, self._everywhere),
-              self._place(texts.mask, rows.padded, self._everywhere),
-              video,
-            ),
-          )
-
-    scores = Matching(*(np.empty((a, b), np.float32) for _ in range(2)))
-    for (rows, columns), found in _one_ahead(calls()):
-      for score, block in zip(scores, found, strict=True):
-        score[rows.real, columns.real] = block[: rows.count, : columns.count]
+    calls = (
+      ((rows, columns), rows.padded[None], columns.padded)
+      for columns in _chunks(shape[1], videos_per_call)
+      for rows in _chunks(shape[0], texts_per_call)
+    )
+    scores = Matching(*(np.empty(shape, np.float32) for _ in range(2)))
+    progress = Progress(shape[0] * shape[1], 'pairs', log=logging.info)
+    for (rows, columns), found in self._read(self._call.match, texts, videos, calls):
+      for score, part in zip(scores, found, strict=True):
+        score[rows.real, columns.real] = part[: columns.count, : rows.count].T
       progress.add(rows.count * columns.count)
     return scores
-
-  def matching_of(
-    self, texts: TextFeatures, videos: VideoFeatures, pairs: np.ndarray
-  ) -> np.ndarray:
-    """float32[Q]: logit margins of chosen pairs int[Q, 2] (text, video)."""
-    text, video = np.asarray(pairs).T
-    order = np.argsort(video, kind='stable')
-    margin = np.empty(len(order), np.float32)
-    margin[order] = self.matching_by_video(texts, videos, text[order], video[order]).margin
-    return margin
 
   def matching_by_video(
     self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
   ) -> Matching:
-    """Reads chosen pairs.
-
-    Args:
-      texts: that were encoded.
-      videos: that were encoded.
-      text: int[Q].
-      video: int[Q], ascending.
-    Returns:
-      Arrays [Q].
-    """
+    """Reads chosen pairs: arrays [Q] of texts int[Q] and videos int[Q], ascending."""
     self._check_head()
     scores = Matching(*(np.empty(len(text), np.float32) for _ in range(2)))
     if not len(text):
       return scores
     width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
-    rows_per_call = self._pairs_per_call // width // self.mesh.size
-    rows_per_call *= self.mesh.size
-    progress = Progress(len(text), 'pairs', log=logging.info)
+    rows_per_call = self._pairs_per_call // width // self.mesh.size * self.mesh.size
 
     def calls():
       for rows in _chunks(len(first), rows_per_call):
-        start, length = first[rows.padded], count[rows.padded]
-        # int[b, a]: place of each pair; empty places repeat the last.
-        place = start[:, None] + np.minimum(np.arange(width), length[:, None] - 1)
-        yield (
-          (place[: rows.count], length[: rows.count]),
-          self._call.rows(
-            self.params,
-            self._place(texts.tokens, text[place]),
-            self._place(texts.mask, text[place]),
-            self._place(videos.tokens, video[start]),
-          ),
-        )
+        start, length = first[rows.padded], count[rows.padded, None]
+        # int[b, a]: index of each pair; what is empty repeats the last.
+        pair = start[:, None] + np.minimum(np.arange(width), length - 1)
+        filled = np.arange(width) < length[: rows.count]
+        yield (pair[: rows.count][filled], filled), text[pair], video[start]
 
-    for (place, length), found in _one_ahead(calls()):
-      filled = np.arange(width) < length[:, None]
+    progress = Progress(len(text), 'pairs', log=logging.info)
+    for (pair, filled), found in self._read(self._call.match, texts, videos, calls()):
       for score, part in zip(scores, found, strict=True):
-        score[place[filled]] = part[: len(place)][filled]
-      progress.add(int(length.sum()))
+        score[pair] = part[: len(filled)][filled]
+      progress.add(len(pair))
     return scores
 
-  def _place(self, source, rows, where=None):
+  def answers(
+    self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
+  ) -> np.ndarray:
+    """float32[Q, answers]: logits of questions int[Q] about videos int[Q]."""
+    size = -(-min(self._pairs_per_call, len(text)) // self.mesh.size) * self.mesh.size
+    calls = (
+      (rows, text[rows.padded, None], video[rows.padded]) for rows in _chunks(len(text), size)
+    )
+    logits = np.empty((len(text), self.model.config.answers), np.float32)
+    for rows, found in self._read(self._call.answer, texts, videos, calls):
+      logits[rows.real] = found[: rows.count, 0]
+    return logits
+
+  def _read(self, call, texts, videos, calls) -> Iterator:
+    """Reads pairs, and fetches results while the next call runs.
+
+    Args:
+      call: of self._call.
+      texts: that were encoded.
+      videos: that were encoded.
+      calls: (where, texts int[b or 1, a], videos int[b]) of every call.
+    Yields:
+      where, and the result on the host.
+    """
+    waiting = placed = None
+    for where, text, video in calls:
+      if placed is not video:
+        placed, video_tokens = video, self._place(videos.tokens, video)
+      layout = self._rows if len(text) == len(video) else sharding.replicated(self.mesh)
+      text_tokens, mask = (self._place(x, text, layout) for x in (texts.tokens, texts.mask))
+      result = call(self.params, text_tokens, mask, video_tokens)
+      if waiting:
+        yield waiting[0], jax.device_get(waiting[1])
+      waiting = where, result
+    if waiting:
+      yield waiting[0], jax.device_get(waiting[1])
+
+  def _place(self, source, rows, layout=None):
     """Puts source[rows] onto the devices; hosts read their rows only."""
     return jax.make_array_from_callback(
       rows.shape + source.shape[1:],
-      where or self._rows,
+      layout or self._rows,
       lambda index: source[rows[index[: rows.ndim]]],
     )
 
@@ -389,14 +375,3 @@ def _rows_of(video, most):
   number = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
   first = np.repeat(start, rows) + number * width
   return width, first, np.minimum(width, np.repeat(length, rows) - number * width)
-
-
-def _one_ahead(calls: Iterable) -> Iterator:
-  """Fetches results while the next call runs: (where, on devices) -> host."""
-  waiting = None
-  for where, result in calls:
-    if waiting:
-      yield waiting[0], jax.device_get(waiting[1])
-    waiting = where, result
-  if waiting:
-    yield waiting[0], jax.device_get(waiting[1])

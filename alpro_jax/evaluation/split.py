@@ -16,11 +16,11 @@ from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.question_answering import AnswerResult
-from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff, recall_against_k, retrieve
+from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import TrainedModel
 
-SCORINGS = ('auto', 'matching', 'matching+similarity', 'similarity')
+SCORINGS = ('auto', *retrieval.RULES)
 
 
 class EvaluationResult(NamedTuple):
@@ -51,10 +51,15 @@ def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationR
     ValueError: if the split has nothing to ask.
   """
   prepared = select(trained, prepared, style=style)
-  if trained.answers_questions:
-    found = ask(trained, prepared, style=style)
-  else:
+  if not trained.answers_questions:
     _, found, _, _ = search(trained, prepared, style=style)
+    return EvaluationResult(trained, prepared, style, found)
+  questions = _asked(trained, prepared, style)
+  if problem := _none_known(trained, prepared, questions):
+    logging.warning('All answers will be wrong: %s', problem)
+  found = question_answering.answer(
+    _scorer(trained), batches(trained, prepared), questions, trained.answers
+  )
   return EvaluationResult(trained, prepared, style, found)
 
 
@@ -68,19 +73,26 @@ def select(trained: TrainedModel, prepared, *, style: str = ''):
   Raises:
     ValueError: if there is none.
   """
-  questions = trained.answers_questions
-  chosen = prepared.select(
-    lambda record: record.questions_of(style) if questions else record.captions_of(style)
+  chosen = prepared.select(lambda record: _asked_of(trained, record, style))
+  if len(chosen):
+    return chosen
+  task, what, other = 'retrieval', 'caption', 'questions'
+  if trained.answers_questions:
+    task, what, other = 'question answering', 'question', 'captions'
+  records = prepared.metadata()
+  styles = (
+    [asked.kind for asked in record.questions] if trained.answers_questions else record.styles
+    for record in records
   )
-  if not len(chosen):
-    what = 'question' if questions else 'caption'
-    known = {
-      s
-      for record in prepared.metadata()
-      for s in ([asked.kind for asked in record.questions] if questions else record.styles)
-    }
-    raise ValueError(_nothing(prepared, what, style, known))
-  return chosen
+  problem = f'split {prepared.split!r} of {prepared.path} has no {what}'
+  if known := sorted(set().union(*styles)):
+    raise ValueError(
+      f'{problem} of style {style!r}, only of {known}; choose another --style, or none.'
+    )
+  problem += f's, which {task} needs'
+  if any(getattr(record, other) for record in records):
+    raise ValueError(f'{problem}; it has {other}, for a checkpoint of another task.')
+  raise ValueError(f'{problem}; prepare it with a file of {what}s.')
 
 
 def search(
@@ -93,23 +105,9 @@ def search(
     prepared: from `select`.
     style: of the captions, '' for all.
   """
-  captions = pipeline.record_captions(prepared, style)
-  scorer = _scorer(trained)
-  return scorer, *retrieve(scorer, batches(trained, prepared), captions, choose_scoring(trained))
-
-
-def ask(trained: TrainedModel, prepared, *, style: str = '') -> AnswerResult:
-  """Answers the questions of what `select` gave; `style` is their kind."""
-  questions = [record.questions_of(style) for record in prepared.metadata()]
-  asked = [question for row in questions for question in row]
-  if problem := _none_known(trained, prepared, asked):
-    logging.warning('All answers will be wrong: %s', problem)
-  return question_answering.answer(
-    _scorer(trained),
-    batches(trained, prepared),
-    questions,
-    trained.answers,
-    pairs_per_call=trained.config.eval.pairs_per_call,
+  scorer, captions = _scorer(trained), _asked(trained, prepared, style)
+  return scorer, *retrieval.retrieve(
+    scorer, batches(trained, prepared), captions, choose_scoring(trained)
   )
 
 
@@ -117,9 +115,9 @@ def recall_against_cost(evaluated: EvaluationResult) -> list[Tradeoff]:
   """What fewer pairs for the fusion encoder would have cost in recall."""
   trained, found = evaluated.trained, evaluated.found
   data = trained.config.data
-
-  def count(pairs):
-    return flops.retrieval(
+  return retrieval.recall_against_k(
+    found,
+    flops=lambda pairs: flops.retrieval(
       trained.model.config,
       texts=len(found.texts),
       videos=len(evaluated.prepared),
@@ -127,9 +125,8 @@ def recall_against_cost(evaluated: EvaluationResult) -> list[Tradeoff]:
       frames=data.frames,
       image_size=data.image_size,
       length=data.max_text_tokens,
-    )
-
-  return recall_against_k(found, flops=count)
+    ),
+  )
 
 
 def choose_scoring(trained: TrainedModel) -> Scoring:
@@ -191,8 +188,8 @@ class DuringTraining:
   def __call__(self, setting, params, step: int) -> dict[str, float]:
     """See train/loop.py."""
     del step
-    trained, figures = _in_training(setting, params), {}
-    for prefixes, prepared, style in self._splits(setting):
+    figures = {}
+    for prefixes, trained, prepared, style in self._splits(setting, params):
       found = evaluate(trained, prepared, style=style).found
       figures |= {
         f'{prefix}/{name}': float(found.metrics[name])
@@ -209,25 +206,30 @@ class DuringTraining:
         given, or cannot be scored as config.eval says.
       FileNotFoundError: if a set is not there.
     """
-    trained = _in_training(setting, None)
     return [
       f'{prefix}/{name}'
-      for prefixes, prepared, style in self._splits(setting)
-      for name in figure_names(trained, select(trained, prepared, style=style), style)
+      for prefixes, trained, prepared, style in self._splits(setting, None)
+      for name in _figure_names(trained, select(trained, prepared, style=style), style)
       for prefix in prefixes
     ]
 
-  def _splits(self, setting):
-    """Yields (prefixes of the names, set, style) of every source."""
+  def _splits(self, setting, params):
+    """Yields (prefixes of the names, model, set, style) of every source."""
+    trained = TrainedModel(
+      setting.task.model,
+      params,
+      setting.config,
+      setting.tokenizer,
+      setting.mesh,
+      tuple(setting.task.answers),
+    )
     sources = setting.config.eval.sources
     for number, source in enumerate(sources):
       where = source.path, source.split
       if where not in self._opened:
         self._opened[where] = dataset.open_dataset(*where)
-      prefixes = ['eval'] if number == 0 else []
-      if len(sources) > 1:
-        prefixes.append(f'eval/{number}')
-      yield prefixes, self._opened[where], source.style
+      prefixes = ['eval'] * (number == 0) + [f'eval/{number}'] * (len(sources) > 1)
+      yield prefixes, trained, self._opened[where], source.style
 
 
 def during_training(config) -> list[DuringTraining]:
@@ -235,79 +237,53 @@ def during_training(config) -> list[DuringTraining]:
   return [DuringTraining()] if config.eval.sources else []
 
 
-def figure_names(trained: TrainedModel, prepared, style: str = '') -> list[str]:
-  """The figures with an interval that `evaluate` will give, by name.
-
-  Args:
-    trained: the model; its parameters are not looked at.
-    prepared: from `select`.
-    style: of the captions, or kind of the questions; '' is all.
-  Raises:
-    ValueError: as choose_scoring, and if no question can be answered.
-  """
+def _figure_names(trained, prepared, style):
+  """The figures with an interval that `evaluate` will give, by name."""
+  asked = _asked(trained, prepared, style)
   if not trained.answers_questions:
-    _, pairs = retrieval.list_pairs(pipeline.record_captions(prepared, style))
     return retrieval.figure_names(
-      choose_scoring(trained), pairs, similarity=trained.model.config.embed_size > 0
+      choose_scoring(trained),
+      retrieval.list_pairs(asked)[1],
+      similarity=trained.model.config.embed_size > 0,
     )
-  asked = [question for record in prepared.metadata() for question in record.questions_of(style)]
   if problem := _none_known(trained, prepared, asked):
     raise ValueError(problem)
-  return question_answering.figure_names(question.kind for question in asked)
+  return question_answering.figure_names(question.kind for row in asked for question in row)
 
 
-def _in_training(setting, params):
-  return TrainedModel(
-    setting.task.model,
-    params,
-    setting.config,
-    setting.tokenizer,
-    setting.mesh,
-    tuple(setting.task.answers),
-  )
+def _asked_of(trained, record, style):
+  """The questions of a record, or its captions."""
+  return record.questions_of(style) if trained.answers_questions else record.captions_of(style)
+
+
+def _asked(trained, prepared, style):
+  return [_asked_of(trained, record, style) for record in prepared.metadata()]
 
 
 def _scorer(trained):
-  config = trained.config
+  options = trained.config.eval
   return Scorer(
     trained.model,
     trained.params,
     trained.mesh,
     encode=trained.tokenizer.encode,
-    max_text_tokens=config.data.max_text_tokens,
-    batch_size=config.eval.batch_size,
-    pairs_per_call=config.eval.pairs_per_call,
+    max_text_tokens=trained.config.data.max_text_tokens,
+    batch_size=options.batch_size,
+    pairs_per_call=options.pairs_per_call,
     # Checkpoints of older versions do not have it.
-    folder=config.eval.get('folder', ''),
+    folder=options.get('folder', ''),
   )
 
 
-def _none_known(trained, prepared, asked):
+def _none_known(trained, prepared, questions):
   """Says that no question can be answered rightly; '' if some can."""
   known = set(map(canonical, trained.answers))
-  true = list(dict.fromkeys(question.answer for question in asked))
-  if any(canonical(answer) in known for answer in true):
+  answers = [question.answer for row in questions for question in row]
+  if not known.isdisjoint(map(canonical, answers)):
     return ''
   return (
-    f'not one of the {len(asked)} questions of {prepared.path}, split '
+    f'not one of the {len(answers)} questions of {prepared.path}, split '
     f'{prepared.split!r}, has an answer among the {len(trained.answers)} '
-    f'that the model chooses from: they are answered by {true[:5]}, the list '
-    f'begins with {list(trained.answers[:5])}.'
+    f'that the model chooses from: they are answered by {list(dict.fromkeys(answers))[:5]}, '
+    f'the list begins with {list(trained.answers[:5])}.'
   )
-
-
-def _nothing(prepared, what, style, styles):
-  """Says why a split has nothing to ask."""
-  where = f'split {prepared.split!r} of {prepared.path}'
-  if known := sorted(set(styles)):
-    return (
-      f'{where} has no {what} of style {style!r}, only of {known}; choose another --style, or none.'
-    )
-  task, other = {
-    'caption': ('retrieval', 'questions'),
-    'question': ('question answering', 'captions'),
-  }[what]
-  text = f'{where} has no {what}s, which {task} needs'
-  if any(getattr(record, other) for record in prepared.metadata()):
-    return f'{text}; it has {other}, for a checkpoint of another task.'
-  return f'{text}; prepare it with a file of {what}s.'

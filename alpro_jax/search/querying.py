@@ -80,7 +80,7 @@ def search(
       read = len(near)
       if read:
         # Rows of videos and of scores are those of `near`.
-        videos = VideoFeatures(np.arange(read), tokens, clips.vector[near])
+        videos = VideoFeatures(tokens, clips.vector[near])
         margin = encoder.scorer.matching_by_video(
           features, videos, np.zeros(read, int), np.arange(read)
         ).margin
@@ -192,11 +192,7 @@ def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[A
       yield {'video': pixels, 'record': np.minimum(rows, total - 1), 'valid': rows < total}
 
   found = question_answering.answer(
-    encoder.scorer,
-    batches(),
-    [[(question, '', 'other')]] * total,
-    trained.answers,
-    pairs_per_call=size,
+    encoder.scorer, batches(), [[(question, '', 'other')]] * total, trained.answers
   )
   share = np.asarray(jax.nn.softmax(found.logits, axis=-1))
 

@@ -29,7 +29,6 @@ from absl import logging
 from alpro_jax.data.answers import canonical
 from alpro_jax.models import alpro, prompter
 from alpro_jax.train import checkpoints
-from alpro_jax.train.workdir import plain
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 # What decides the shapes of a model's parameters, or how they are used, and is
@@ -87,6 +86,13 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
       'prompter': _prompter(options.checkpoint, meta) if used else None,
     }
   return meta
+
+
+def plain(value: Any) -> Any:
+  """Returns a config as JSON has it: dicts, lists, numbers, text."""
+  if hasattr(value, 'items'):
+    return {key: plain(item) for key, item in value.items()}
+  return [*map(plain, value)] if isinstance(value, (tuple, list)) else value
 
 
 def of_checkpoint(path) -> dict[str, Any]:

@@ -21,13 +21,12 @@ from alpro_jax import sharding
 from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
-from alpro_jax.train import checkpoints, identity, optimizer, resume, workdir
+from alpro_jax.train import checkpoints, identity, optimizer, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState, abstract_state, create_state
 from alpro_jax.train.step import check_negatives, make_train_step
-from alpro_jax.train.stopping import StopRequest
-from alpro_jax.train.watchdog import Watchdog
+from alpro_jax.train.supervision import Supervisor
 
 
 class Setting(NamedTuple):
@@ -63,8 +62,13 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  with workdir.claim(folder) as folder, StopRequest(config.train.stop_seconds) as stop:
-    return _train(config, folder, evaluations, stop)
+  with (
+    run_folder.claim(folder) as folder,
+    Supervisor(
+      stop_seconds=config.train.stop_seconds, standstill_seconds=config.train.standstill_seconds
+    ) as supervisor,
+  ):
+    return _train(config, folder, evaluations, supervisor)
 
 
 def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
@@ -175,7 +179,7 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   )
 
 
-def _train(config, folder, evaluations, stop):
+def _train(config, folder, evaluations, supervisor):
   from alpro_jax.data import feed, pipeline
 
   steps = config.train.steps
@@ -195,7 +199,7 @@ def _train(config, folder, evaluations, stop):
   if stored and newest >= steps and not stored.get('evaluation_due'):
     return _already_finished(folder, store, newest, steps)
   setting = Setting(config, task, tokenizer, mesh)
-  workdir.write_json(folder / 'config.json', workdir.plain(config))
+  run_folder.write_json(folder / 'config.json', meta['config'])
 
   # The state, the step, and what flows into it.
   prompter = (meta['prompter'] or {}).get('path', '')
@@ -234,7 +238,6 @@ def _train(config, folder, evaluations, stop):
     skip_limit=config.train.skip_limit,
     spike_deviations=config.train.spike_deviations,
   )
-  watchdog = Watchdog(config.train.standstill_seconds)
   saved_at, first, results = time.monotonic(), step + 1, None
   # A stop came before the evaluation of the step that is gone on from.
   due = bool(step and evaluations and store.meta(step).get('evaluation_due'))
@@ -243,10 +246,10 @@ def _train(config, folder, evaluations, stop):
     """Returns the figures of this step; None if a stop came before them."""
     nonlocal due
     figures = None
-    watchdog.doing(f'evaluating step {step}')
+    supervisor.doing(f'evaluating step {step}')
     logging.info('step %d: evaluating', step)
     try:
-      with progress.paused(), stop.interrupts():
+      with progress.paused(), supervisor.interrupts():
         figures = _evaluate(evaluations, setting, state.params, step)
         progress.write(step, figures)
     except Exception:
@@ -261,7 +264,7 @@ def _train(config, folder, evaluations, stop):
   def save(figures, replace=False):
     # Save nothing that was computed from a loss that is not finite.
     progress.fetch()
-    watchdog.doing(f'saving step {step}')
+    supervisor.doing(f'saving step {step}')
     extra = {'evaluation': results, 'evaluation_due': due}
     store.save(state, {**meta, **extra}, figures, replace=replace)
 
@@ -273,16 +276,16 @@ def _train(config, folder, evaluations, stop):
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
-        watchdog.doing(f'waiting for the data of step {step + 1}')
+        supervisor.doing(f'waiting for the data of step {step + 1}')
         batch = next(batches)
-        watchdog.doing(f'at step {step + 1}, or at the end of the one before')
+        supervisor.doing(f'at step {step + 1}, or at the end of the one before')
         state, metrics = train_step(state, frozen, batch)
       step += 1
       progress.add(step, metrics)
       if step == first:
         progress.skip_compilation(batches.wait_seconds)
 
-      last, stopping = step == steps, stop.requested(step)
+      last, stopping = step == steps, supervisor.stop_requested(step)
       if last or stopping or _every(config.train.log_every_steps, step):
         progress.report(batches.wait_seconds, sum(len(s.broken) for s in sources))
       fresh = None
@@ -304,14 +307,13 @@ def _train(config, folder, evaluations, stop):
       )
   finally:
     # Whatever ended the loop: a save that has begun is finished.
-    watchdog.doing('finishing the last save')
+    supervisor.doing('finishing the last save')
     batches.close()
     try:
       best = store.best()
       store.close()
     finally:
       progress.close()
-      watchdog.close()
   finished = step == steps and not due
   report = {
     **progress.summary(),
@@ -322,7 +324,7 @@ def _train(config, folder, evaluations, stop):
     'data': pipeline.report(sources),
   }
   if finished:
-    workdir.write_json(folder / 'report.json', report)
+    run_folder.write_json(folder / 'report.json', report)
     logging.info(
       'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
       step,
@@ -371,7 +373,7 @@ def _already_finished(folder, store, step, steps):
   logging.info('already finished: step %d of %d', step, steps)
   if not (folder / 'report.json').exists():
     # The last start was killed between its last save and its report.
-    workdir.write_json(
+    run_folder.write_json(
       folder / 'report.json',
       {
         'step': step,

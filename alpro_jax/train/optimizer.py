@@ -3,7 +3,6 @@
 See docs/specification.md, Optimisation, and defects 1, 19 and 20.
 """
 
-import functools
 import math
 import operator
 import re
@@ -15,23 +14,37 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from alpro_jax.train.digests import leaf_name
+
 SCHEDULES = ('linear', 'cosine', 'constant')
 # The original never lets a falling learning rate reach zero.
 _SMALLEST_RATE = 1e-8
 # What config.optimizer.freeze may hold still, by the names of parameters.
 FROZEN = {
-  'video_attention_and_mlp': (r'video_encoder/block\d+/(temporal_attention|attention|mlp)/')
+  'video_attention_and_mlp': r'video_encoder/block\d+/(temporal_attention|attention|mlp)/.*'
 }
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def from_config(config, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+  """Returns (optimizer, schedule) for `config.optimizer` and a run's steps."""
+  options = config.to_dict()
+  of_schedule = ('learning_rate', 'schedule', 'warmup_steps', 'final_fraction')
+  schedule = make_schedule(steps=steps, **{name: options.pop(name) for name in of_schedule})
+  for name in ('accumulation', 'accumulation_negatives'):  # Of the step.
+    del options[name]
+  return make_optimizer(schedule, **options), schedule
 
 
 def make_schedule(
   *, learning_rate: float, schedule: str, steps: int, warmup_steps: int, final_fraction: float
-) -> Callable[[jax.Array], jax.Array]:
+) -> Schedule:
   """Returns the learning rate as a function of the steps done before.
 
   Steps whose update is left out count as well, so that the schedule ends with
   the run. Step k = 1..steps uses the rate * k / warmup while k < warmup, and
-  from then on falls from 1 to `final_fraction` of it: on a line, as the paper
+  from then on falls from 1 to `final_fraction` of it: linearly, as the paper
   does, or on a half cosine.
 
   Raises:
@@ -64,65 +77,8 @@ def make_schedule(
   return rate
 
 
-def decay_mask(params: Any) -> Any:
-  """True for the matrices: not biases, norms, embeddings, positions, scalars.
-
-  Matrices are the leaves that linen names `kernel`.
-  """
-  return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) == 'kernel', params)
-
-
-def frozen_mask(params: Any, *, freeze: str) -> Any:
-  """True for the parameters that a name of FROZEN holds; '' holds none.
-
-  A parameter in its box of logical axes is one leaf.
-  """
-  pattern = re.compile(FROZEN[freeze]) if freeze else None
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: bool(pattern and pattern.match('/'.join(_names(path)))),
-    params,
-    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
-  )
-
-
-def hold(gradients: Any, *, freeze: str) -> Any:
-  """Returns gradients that are 0 where the parameters stay as they are."""
-  return jax.tree.map(
-    lambda still, leaf: jnp.zeros_like(leaf) if still else leaf,
-    frozen_mask(gradients, freeze=freeze),
-    gradients,
-  )
-
-
-def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """Lets the schedule go by the steps of the run, int32[].
-
-  The optimizer counts the updates that were made, which are fewer where some
-  were skipped: Adam's correction of its moments goes by those.
-  """
-
-  def is_schedule(node):
-    return isinstance(node, optax.ScaleByScheduleState)
-
-  return jax.tree.map(
-    lambda node: node._replace(count=step) if is_schedule(node) else node,
-    opt_state,
-    is_leaf=is_schedule,
-  )
-
-
-def _leaf_name(path) -> str:
-  return _names(path)[-1]
-
-
-def _names(path) -> list[str]:
-  # Boxed parameters have the attribute `value` below their name.
-  names = [str(getattr(p, 'key', getattr(p, 'name', p))) for p in path]
-  return [n for n in names if n != 'value']
-
-
 def make_optimizer(
-  schedule: Callable[[jax.Array], jax.Array],
+  schedule: Schedule,
   *,
   b1: float,
   b2: float,
@@ -158,19 +114,60 @@ def make_optimizer(
     raise ValueError(f"config.optimizer.{eps_rule=} must be 'standard' or 'original'.")
   if freeze and freeze not in FROZEN:
     raise ValueError(f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}.")
-  if freeze:
-    adam = _without_moments(adam, freeze)
+  still = optax.stateless(lambda updates, _: hold(updates, freeze=freeze))
   parts = [
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-    adam,
+    _without_moments(adam, freeze) if freeze else adam,
     optax.add_decayed_weights(weight_decay, mask=decay_mask),
     optax.scale_by_learning_rate(schedule),
   ]
-  if freeze:
-    still = optax.masked(optax.set_to_zero(), functools.partial(frozen_mask, freeze=freeze))
-    # Before clipping, which must not count them, and after the decay.
-    parts = [still, *parts, still]
-  return optax.chain(*parts)
+  # Before clipping, which must not count what is frozen, and after the decay.
+  return optax.chain(*([still, *parts, still] if freeze else parts))
+
+
+def decay_mask(params: Any) -> Any:
+  """True for the matrices: not biases, norms, embeddings, positions, scalars.
+
+  Matrices are the leaves that linen names `kernel`.
+  """
+  return _match(r'(.*/)?kernel', params)
+
+
+def frozen_mask(params: Any, *, freeze: str) -> Any:
+  """True for the parameters that a name of FROZEN holds; '' holds none."""
+  return _match(FROZEN.get(freeze, ''), params)
+
+
+def hold(gradients: Any, *, freeze: str) -> Any:
+  """Returns gradients that are 0 where the parameters stay as they are."""
+  mask = frozen_mask(gradients, freeze=freeze)
+  return jax.tree.map(lambda still, g: jnp.zeros_like(g) if still else g, mask, gradients)
+
+
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+  """Lets the schedule go by the steps of the run, int32[].
+
+  The optimizer counts the updates that were made, which are fewer where some
+  were skipped: Adam's correction of its moments goes by those.
+  """
+
+  def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  return jax.tree.map(
+    lambda node: node._replace(count=step) if is_schedule(node) else node,
+    opt_state,
+    is_leaf=is_schedule,
+  )
+
+
+def _match(pattern, params):
+  """True for leaves of this name; a parameter in its box of logical axes is one."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: re.fullmatch(pattern, leaf_name(path)) is not None,
+    params,
+    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+  )
 
 
 def _without_moments(adam, freeze):
@@ -188,25 +185,3 @@ def _without_moments(adam, freeze):
     return updates, outer.inner_state
 
   return optax.GradientTransformation(lambda params: masked.init(params).inner_state, update)
-
-
-def from_config(config, steps: int):
-  """Returns (optimizer, schedule) for `config.optimizer` and a run's steps."""
-  schedule = make_schedule(
-    learning_rate=config.learning_rate,
-    schedule=config.schedule,
-    steps=steps,
-    warmup_steps=config.warmup_steps,
-    final_fraction=config.final_fraction,
-  )
-  optimizer = make_optimizer(
-    schedule,
-    b1=config.b1,
-    b2=config.b2,
-    eps=config.eps,
-    eps_rule=config.eps_rule,
-    weight_decay=config.weight_decay,
-    clip_norm=config.clip_norm,
-    freeze=config.freeze,
-  )
-  return optimizer, schedule

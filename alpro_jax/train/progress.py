@@ -29,28 +29,22 @@ class SpikeAlarm:
   def __init__(self, deviations: float):
     """`deviations` above the mean is a spike; 0 is never."""
     self._deviations = deviations
-    self._mean, self._variance, self._quiet = 0.0, 0.0, self._QUIET_STEPS
-    self._seen = False
+    self._mean, self._variance, self._quiet = None, 0.0, self._QUIET_STEPS
 
   def add(self, loss: float) -> str:
     """Returns what is to be said of the loss of a step, '' as a rule."""
-    if not self._seen:
-      self._mean, self._seen = loss, True
-    bound = self._mean + self._deviations * math.sqrt(self._variance)
+    mean = loss if self._mean is None else self._mean
+    bound = mean + self._deviations * math.sqrt(self._variance)
     spike = self._deviations > 0 and loss > bound and self._quiet <= 0
-    said = (
-      (
-        f'{loss:.4f}, above {bound:.4f} = mean {self._mean:.4f} + '
-        f'{self._deviations:g} standard deviations'
-      )
-      if spike
-      else ''
-    )
-    off = (bound if spike else loss) - self._mean
-    self._mean += (1 - self._DECAY) * off
+    off = (bound if spike else loss) - mean
+    self._mean = mean + (1 - self._DECAY) * off
     self._variance = self._DECAY * (self._variance + (1 - self._DECAY) * off * off)
     self._quiet = self._QUIET_STEPS if spike else self._quiet - 1
-    return said
+    if not spike:
+      return ''
+    return (
+      f'{loss:.4f}, above {bound:.4f} = mean {mean:.4f} + {self._deviations:g} standard deviations'
+    )
 
 
 class Progress:
@@ -87,20 +81,17 @@ class Progress:
       folder if jax.process_index() == 0 else None, just_logging=jax.process_index() != 0
     )
     self._steps, self._batch_size, self._describe = steps, batch_size, describe
-    self._pending = None
-    self._sums: dict[str, Any] = {}
-    self._count = 0
-    self.step = 0
-    self.averages: dict[str, Any] = {}
+    self._alarm, self._skip_limit = SpikeAlarm(spike_deviations), skip_limit
+    self._step, self._pending, self._averages = 0, None, {}
+    self._sums, self._count = {}, 0
+    self._skipped = self._skipped_in_a_row = self._spikes = 0
     self._total = {'steps': 0, 'seconds': 0.0, 'waiting': 0.0}
-    self._alarm, self._spikes = SpikeAlarm(spike_deviations), 0
-    self._skip_limit, self._in_a_row, self._skipped = skip_limit, 0, 0
     self._restart(0.0)
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that was just dispatched."""
     self.fetch()
-    self._pending = (step, metrics)
+    self._pending = step, metrics
 
   def fetch(self) -> None:
     """Waits for the newest metrics.
@@ -110,50 +101,48 @@ class Progress:
     """
     if self._pending is None:
       return
-    self.step, metrics = self._pending
-    self._pending = None
+    (self._step, metrics), self._pending = self._pending, None
     metrics = dict(jax.device_get(metrics))
-    if metrics.pop('skipped', 0.0):
-      self._skip(metrics)
-      return
-    if not all(np.isfinite(value).all() for value in metrics.values()):
+    skipped = metrics.pop('skipped', 0.0)
+    parts = ', '.join(f'{name}={value:.6g}' for name, value in _scalars(metrics).items())
+    if skipped:
+      self._skip(parts)
+    elif not all(np.isfinite(value).all() for value in metrics.values()):
       raise NonFiniteError(
-        f'step {self.step} is not finite: {_named(metrics)}. Nothing was '
+        f'step {self._step} is not finite: {parts}. Nothing was '
         'saved from it; lower config.optimizer.learning_rate or look at the '
         'data of this step, then start again.'
       )
-    for name, value in metrics.items():
-      self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
-    self._count += 1
+    else:
+      for name, value in metrics.items():
+        self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
+      self._count += 1
+      self._skipped_in_a_row = 0
+      if said := self._alarm.add(float(metrics['loss'])):
+        self._spikes += 1
+        logging.warning('loss spike at step %d: %s', self._step, said)
     self._timed += 1
-    self._in_a_row = 0
-    if said := self._alarm.add(float(metrics['loss'])):
-      self._spikes += 1
-      logging.warning('loss spike at step %d: %s', self.step, said)
 
-  def _skip(self, metrics):
+  def _skip(self, parts):
     """Counts an update that was left out."""
     self._skipped += 1
-    self._in_a_row += 1
-    self._timed += 1
-    parts = _named(metrics)
+    self._skipped_in_a_row += 1
     logging.warning(
-      'step %d is not finite and was skipped (%d so far): %s', self.step, self._skipped, parts
+      'step %d is not finite and was skipped (%d so far): %s', self._step, self._skipped, parts
     )
-    if self._in_a_row > self._skip_limit:
+    if self._skipped_in_a_row > self._skip_limit:
       raise NonFiniteError(
-        f'{self._in_a_row} steps in a row were not finite, '
+        f'{self._skipped_in_a_row} steps in a row were not finite, '
         f'config.train.skip_limit={self._skip_limit} allow no more; the last '
-        f'is step {self.step}: {parts}. Lower config.optimizer.learning_rate '
+        f'is step {self._step}: {parts}. Lower config.optimizer.learning_rate '
         'and start again.'
       )
 
   def skip_compilation(self, waiting: float) -> None:
     """Starts the clock after the first step, which compiled the program."""
     self.fetch()
-    logging.info(
-      'first step done after %.1f s, compilation included', time.monotonic() - self._start
-    )
+    seconds = time.monotonic() - self._start
+    logging.info('first step done after %.1f s, compilation included', seconds)
     self._restart(waiting)
 
   @contextlib.contextmanager
@@ -173,40 +162,48 @@ class Progress:
     self.fetch()
     if not self._count:
       return
-    self.averages = {k: v / self._count for k, v in self._sums.items()}
-    seconds = max(time.monotonic() - self._start, 1e-9)
-    waited = waiting - self._waiting
-    self._total['steps'] += self._timed
-    self._total['seconds'] += seconds
-    self._total['waiting'] += waited
-    rate = self._timed * self._batch_size / seconds
-    share = waited / seconds
-    left = (self._steps - self.step) * self._batch_size / rate if rate else 0
+    self._averages = {name: value / self._count for name, value in self._sums.items()}
+    scalars = _scalars(self._averages)
+    now = {
+      'steps': self._timed,
+      'seconds': max(time.monotonic() - self._start, 1e-9),
+      'waiting': waiting - self._waiting,
+    }
+    self._total = {name: value + now[name] for name, value in self._total.items()}
+    rates = self._rates(now)
+    rate, left = rates['clips_per_second'], (self._steps - self._step) * self._batch_size
+    losses = [
+      f'{name.removeprefix("loss/")} {value:.4f}'
+      for name, value in sorted(scalars.items())
+      if name.startswith('loss/')
+    ]
+    trouble = {
+      'skipped_steps': (self._skipped, 'steps skipped'),
+      'loss_spikes': (self._spikes, 'loss spikes'),
+      'replaced_records': (replaced, 'records replaced'),
+    }
     logging.info(
       'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%  %s left%s',
-      self.step,
+      self._step,
       self._steps,
-      self.averages['loss'],
-      self._losses(),
+      scalars['loss'],
+      ' '.join(losses),
       rate,
-      100 * share,
-      duration(left),
-      self._troubles(replaced),
+      100 * rates['waiting_share'],
+      duration(left / rate if rate else 0),
+      ''.join(f'  {count} {what}' for count, what in trouble.values() if count),
     )
-    if line := self._describe(self.averages):
+    if line := self._describe(self._averages):
       logging.info('%s', line)
-    scalars = {f'train/{k}': float(v) for k, v in self.averages.items() if np.ndim(v) == 0}
-    scalars |= {
-      'trouble/skipped_steps': self._skipped,
-      'trouble/loss_spikes': self._spikes,
-      'trouble/replaced_records': replaced,
-      'memory/host_peak_gib': peak_memory_gib(),
-    }
+    curves = {f'train/{name}': value for name, value in scalars.items()}
+    curves |= {f'trouble/{name}': count for name, (count, _) in trouble.items()}
+    curves['memory/host_peak_gib'] = peak_memory_gib()
     on_device = jax.local_devices()[0].memory_stats() or {}
     if peak := on_device.get('peak_bytes_in_use'):
-      scalars['memory/device_peak_gib'] = peak / 2**30
-    times = {'time/clips_per_second': rate, 'time/waiting_share': share}
-    self.write(self.step, scalars | (times if self._timed else {}))
+      curves['memory/device_peak_gib'] = peak / 2**30
+    if self._timed:
+      curves |= {f'time/{name}': value for name, value in rates.items()}
+    self.write(self._step, curves)
     self._sums, self._count = {}, 0
     self._restart(waiting)
 
@@ -217,12 +214,10 @@ class Progress:
 
   def summary(self) -> dict[str, Any]:
     """Returns rates of this start, and the last averages."""
-    seconds = max(self._total['seconds'], 1e-9)
     return {
-      'step': self.step,
-      'metrics': {k: float(v) for k, v in self.averages.items() if np.ndim(v) == 0},
-      'clips_per_second': self._total['steps'] * self._batch_size / seconds,
-      'waiting_share': self._total['waiting'] / seconds,
+      'step': self._step,
+      'metrics': _scalars(self._averages),
+      **self._rates(self._total),
       'seconds': self._total['seconds'],
       'steps_timed': self._total['steps'],
       'skipped_steps': self._skipped,
@@ -234,21 +229,12 @@ class Progress:
       self._writer.flush()
       self._writer.close()
 
-  def _troubles(self, replaced):
-    counts = {
-      'steps skipped': self._skipped,
-      'loss spikes': self._spikes,
-      'records replaced': replaced,
+  def _rates(self, total):
+    seconds = max(total['seconds'], 1e-9)
+    return {
+      'clips_per_second': total['steps'] * self._batch_size / seconds,
+      'waiting_share': total['waiting'] / seconds,
     }
-    return ''.join(f'  {n} {what}' for what, n in counts.items() if n)
-
-  def _losses(self):
-    prefix = 'loss/'
-    return ' '.join(
-      f'{k.removeprefix(prefix)} {float(v):.4f}'
-      for k, v in sorted(self.averages.items())
-      if k.startswith(prefix)
-    )
 
   def _restart(self, waiting):
     self._start, self._waiting, self._timed = time.monotonic(), waiting, 0
@@ -263,8 +249,8 @@ def _curves_may_fail():
     logging.warning('the curves could not be written: %s', error)
 
 
-def _named(metrics):
-  return ', '.join(f'{k}={float(v):.6g}' for k, v in metrics.items() if np.ndim(v) == 0)
+def _scalars(metrics):
+  return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
 def peak_memory_gib() -> float:
@@ -277,6 +263,4 @@ def duration(seconds: float) -> str:
   """Returns 75 as '1:15' and 3,700 as '1:01:40'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02d}:{seconds:02d}'
-  return f'{minutes}:{seconds:02d}'
+  return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

@@ -1,9 +1,8 @@
 """What a checkpoint keeps of a file, and a file of a checkpoint: the way back.
 
-A file of the original has tensors that no model here has, because nothing
-reads them. They lie beside the checkpoint, with the file's names, order and
-types; what follows from other tensors is not kept but made again. And tensors
-do not tell task, heads, options, tokenizer and labels of a model: what was
+A file of the original has tensors that no model here has, because nothing reads them. They lie
+beside the checkpoint, with the file's names, order and types; what follows from other tensors is
+made again. And tensors do not tell task, heads, options, tokenizer and labels of a model: what was
 stored with a checkpoint goes into its file as well.
 """
 
@@ -16,15 +15,15 @@ import numpy as np
 
 from alpro_jax.files import sha256
 from alpro_jax.models.alpro import AlproConfig
-from alpro_jax.weights import files, original
-from alpro_jax.weights.files import Tensor
+from alpro_jax.weights import tables, tensor_files
+from alpro_jax.weights.tensor_files import Tensor
 
 FILE = 'original.safetensors'
 # Under this name, as JSON, in the metadata of a file.
 _KEY, _FORMAT = 'alpro_jax', 1
 # Where a checkpoint's meta have the digest of FILE, in `converted`.
 KEPT = 'kept'
-_NEEDED = ('task', 'model', 'tokenizer', 'config')
+_NEEDED = {'task', 'model', 'tokenizer', 'config'}
 
 
 class Kept(NamedTuple):
@@ -44,9 +43,8 @@ def write(folder, order, tensors: Mapping[str, Tensor]) -> str:
     its sha256, by which the checkpoint that it belongs to knows it.
   """
   path = pathlib.Path(folder) / FILE
-  files.write_tensors(
-    path, {name: tensor.read() for name, tensor in tensors.items()}, {'order': json.dumps(order)}
-  )
+  arrays = {name: tensor.array for name, tensor in tensors.items()}
+  tensor_files.write_tensors(path, arrays, {'order': json.dumps(order)})
   return sha256(path)
 
 
@@ -67,25 +65,22 @@ def read(step, meta: Mapping[str, Any]) -> Kept:
     return Kept()
   if KEPT in converted and sha256(path) != converted[KEPT]:
     raise ValueError(
-      f'{path} is damaged, or of another conversion than {step}; copy it '
-      'again, or remove it to do without.'
+      f'{path} is damaged, or of another conversion than {step}; copy it again, or remove it to do '
+      'without.'
     )
-  order = json.loads(files.read_metadata(path)['order'])
-  tensors = files.open_tensors(path)
-  return Kept(tuple(map(tuple, order)), {n: t.read() for n, t in tensors.items()})
+  order = json.loads(tensor_files.read_metadata(path)['order'])
+  tensors = tensor_files.open_tensors(path)
+  return Kept(tuple(map(tuple, order)), {n: t.array for n, t in tensors.items()})
 
 
 def tell(meta: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
-  """Returns the metadata of a file, for files.write_tensors.
+  """Returns the metadata of a file, for tensor_files.write_tensors.
 
   Args:
-    meta: what was stored with the checkpoints of the `model` and the `prompter`
-      in it, or None.
+    meta: what was stored with the checkpoints of the `model` and the `prompter` in it, or None.
   """
-  # The arrays are the file's own.
   parts = {
-    part: values
-    and {name: value for name, value in values.items() if name not in ('arrays', 'step')}
+    part: values and {name: x for name, x in values.items() if name not in ('arrays', 'step')}
     for part, values in meta.items()
   }
   return {_KEY: json.dumps({'format': _FORMAT, **parts})}
@@ -101,19 +96,14 @@ def told(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {}
   try:
     found = json.loads(metadata[_KEY])
-    known = found['format'] == _FORMAT and all(
-      name in part
-      for part in (found['model'], found['prompter'])
-      if part is not None
-      for name in _NEEDED
-    )
-  except (ValueError, KeyError, TypeError):
+    parts = [found['model'], found['prompter'] or found['model']]
+    known = found['format'] == _FORMAT and all(part.keys() >= _NEEDED for part in parts)
+  except (ValueError, KeyError, TypeError, AttributeError):
     known = False
   if not known:
     raise ValueError(
-      f'what the file says of itself ({metadata[_KEY][:60]!r}...) is not of '
-      f'format {_FORMAT}, which this version reads; write it again, or use '
-      'the version that wrote it.'
+      f'what the file says of itself ({metadata[_KEY][:60]!r}...) is not of format {_FORMAT}, '
+      'which this version reads; write it again, or use the version that wrote it.'
     )
   return found
 
@@ -124,7 +114,7 @@ def complete(
   """Adds to the tensors of a model those that the original has as well.
 
   Args:
-    state: original.to_original of the model.
+    state: tables.to_original of the model.
     kept: of its conversion.
     config: of the model.
   Returns:
@@ -132,16 +122,13 @@ def complete(
   """
   state = {**kept.tensors, **state}
   for name in ('classifier.2.weight', 'classifier.2.bias'):
-    # Labels that no answer has were cut off.
-    whole = kept.tensors.get(name)
-    if whole is not None:
-      state[name] = np.concatenate([state[name], whole[len(state[name]) :]])
-  bert = f'{original.bert_prefix(config)}.embeddings'
+    if name in kept.tensors:  # Labels that no answer has were left out.
+      state[name] = np.concatenate([state[name], kept.tensors[name][len(state[name]) :]])
+  bert = f'{tables.bert_prefix(config)}.embeddings'
   state[f'{bert}.position_ids'] = np.arange(config.text.max_positions, dtype=np.int64)[None]
   predictions = 'text_encoder.cls.predictions'
   if f'{predictions}.bias' in state:
-    words = state[f'{bert}.word_embeddings.weight']
-    state[f'{predictions}.decoder.weight'] = words
+    state[f'{predictions}.decoder.weight'] = state[f'{bert}.word_embeddings.weight']
     state[f'{predictions}.decoder.bias'] = state[f'{predictions}.bias']
   return state
 
@@ -161,7 +148,7 @@ def in_order(
   arrays, absent = {}, []
   for name, theirs, dtype in kept.order:
     if theirs in state:
-      arrays[name] = state[theirs].astype(files.dtype(dtype), copy=False)
+      arrays[name] = state[theirs].astype(np.dtype(dtype), copy=False)
     else:
       absent.append(name)
   if not any(theirs.startswith('prompter.') for _, theirs, _ in kept.order):

@@ -1,7 +1,7 @@
 """The sizes of a model, from the shapes of its tensors.
 
-What shapes do not tell are heads of attention, which are known for the widths
-that are published alone, and where the fusion encoder begins (half way).
+What shapes do not tell are heads of attention, which are known for the widths that are published
+alone, and where the fusion encoder begins (half way).
 """
 
 import collections
@@ -9,46 +9,46 @@ import math
 import re
 from collections.abc import Mapping
 
-from alpro_jax.weights.files import Tensor
+from alpro_jax.weights.tensor_files import Tensor
 
-# Heads of every published ViT and BERT of a width. Below, widths are shared by
-# models of several numbers of heads.
+# Heads of every published ViT and BERT of a width. Below, widths are shared by models of several
+# numbers of heads.
 PUBLISHED_HEADS = {768: 12, 1024: 16}
 # Layers of the original's text encoder, half of which fuse.
 ORIGINAL_DEPTH = 12
-_VIDEO = 'visual_encoder.model'
 
 
 def video_sizes(tensors: Mapping[str, Tensor], heads: int = 0) -> dict:
   """Returns the sizes of a video encoder, as config.model.video names them.
 
   Args:
-    tensors: by their names in the original; without time_embed there are no
-      `frames` in the result.
+    tensors: by their names in the original; without time_embed there are no `frames` in the result.
     heads: of attention; 0 is PUBLISHED_HEADS of its width.
   Raises:
-    ValueError: naming a tensor that is missing or has an odd shape, or the
-      heads if they are not known.
+    ValueError: naming a tensor that is missing or has an odd shape, or the heads if they are not
+      known.
   """
-  block = rf'{_VIDEO}\.blocks\.\d+\.'
-  width = _most(tensors, rf'{block}norm[12]\.weight', 0)
-  patch = _shape(tensors, f'{_VIDEO}.patch_embed.proj.weight', 4)
-  rows = _shape(tensors, f'{_VIDEO}.pos_embed', 3)[1] - 1
-  grid = math.isqrt(max(rows, 0))
-  if patch[2] != patch[3]:
-    _odd(tensors, f'{_VIDEO}.patch_embed.proj.weight', 'square patches')
-  if grid * grid != rows or not rows:
-    _odd(tensors, f'{_VIDEO}.pos_embed', 'one row and those of a square grid of patches')
+  theirs = 'visual_encoder.model.'
+  width = _length(tensors, f'{theirs}blocks.*.norm1.weight', 1, 0)
+  patches = _length(tensors, f'{theirs}pos_embed', 3, 1) - 1
+  height, patch_size = (
+    _length(tensors, f'{theirs}patch_embed.proj.weight', 4, axis) for axis in (2, 3)
+  )
+  grid = math.isqrt(max(patches, 0))
+  if height != patch_size:
+    raise _odd(f'{theirs}patch_embed.proj.weight', tensors, 'square patches')
+  if grid * grid != patches or not patches:
+    raise _odd(f'{theirs}pos_embed', tensors, 'one row and those of a square grid of patches')
   sizes = {
-    'image_size': grid * patch[2],
-    'patch_size': patch[2],
+    'image_size': grid * patch_size,
+    'patch_size': patch_size,
     'width': width,
-    'depth': _depth(tensors, rf'{_VIDEO}\.blocks\.(\d+)\.'),
-    'heads': heads or _heads(width, 'video'),
-    'mlp_size': _most(tensors, rf'{block}mlp\.fc1\.weight', 0),
+    'depth': _depth(tensors, f'{theirs}blocks.*.norm1.weight'),
+    'heads': heads or _published_heads(width, 'video'),
+    'mlp_size': _length(tensors, f'{theirs}blocks.*.mlp.fc1.weight', 2, 0),
   }
-  if f'{_VIDEO}.time_embed' in tensors:
-    sizes['frames'] = _shape(tensors, f'{_VIDEO}.time_embed', 3)[1]
+  if f'{theirs}time_embed' in tensors:
+    sizes['frames'] = _length(tensors, f'{theirs}time_embed', 3, 1)
   return sizes
 
 
@@ -60,77 +60,65 @@ def text_sizes(tensors: Mapping[str, Tensor], heads: int = 0, fusion_layer: int 
     heads: of attention; 0 is PUBLISHED_HEADS of its width.
     fusion_layer: first layer of the fusion encoder; 0 is half of them.
   Raises:
-    ValueError: naming a tensor that is missing or has an odd shape, or the
-      heads if they are not known.
+    ValueError: as `video_sizes`.
   """
-  bert = r'text_encoder(?:\.bert)?'
-  layer = rf'{bert}\.encoder\.layer\.\d+\.'
-  width = _most(tensors, rf'{layer}.*LayerNorm\.weight', 0)
-  depth = _depth(tensors, rf'{bert}\.encoder\.layer\.(\d+)\.')
-  found = 'text_encoder.bert.embeddings'
-  if f'{found}.word_embeddings.weight' not in tensors:
-    found = 'text_encoder.embeddings'
+  bare = any(name.startswith('text_encoder.embeddings.') for name in tensors)
+  theirs = 'text_encoder.' if bare else 'text_encoder.bert.'
+  norm = f'{theirs}encoder.layer.*.output.LayerNorm.weight'
+  width, depth = _length(tensors, norm, 1, 0), _depth(tensors, norm)
   return {
-    'vocab_size': _shape(tensors, f'{found}.word_embeddings.weight', 2)[0],
+    'vocab_size': _length(tensors, f'{theirs}embeddings.word_embeddings.weight', 2, 0),
     'width': width,
     'depth': depth,
     'fusion_layer': fusion_layer or depth // 2,
-    'heads': heads or _heads(width, 'text'),
-    'mlp_size': _most(tensors, rf'{layer}intermediate\.dense\.weight', 0),
-    'max_positions': _shape(tensors, f'{found}.position_embeddings.weight', 2)[0],
+    'heads': heads or _published_heads(width, 'text'),
+    'mlp_size': _length(tensors, f'{theirs}encoder.layer.*.intermediate.dense.weight', 2, 0),
+    'max_positions': _length(tensors, f'{theirs}embeddings.position_embeddings.weight', 2, 0),
   }
 
 
 def head_sizes(tensors: Mapping[str, Tensor]) -> dict:
   """Returns the widths of the heads: embed_size, entities, answers; 0: none."""
-
-  def rows(name):
-    return _shape(tensors, name, 2)[0] if name in tensors else 0
-
+  names = {'embed_size': 'vision_proj', 'entities': 'mpm_head.2', 'answers': 'classifier.2'}
   return {
-    'embed_size': rows('vision_proj.weight'),
-    'entities': rows('mpm_head.2.weight'),
-    'answers': rows('classifier.2.weight'),
+    size: _length(tensors, f'{name}.weight', 2, 0) if f'{name}.weight' in tensors else 0
+    for size, name in names.items()
   }
 
 
-def _shape(tensors, name, dimensions):
-  if name not in tensors:
-    raise ValueError(f'tensor {name} is missing; expected the state dict of a whole model.')
-  if len(tensors[name].shape) != dimensions:
-    _odd(tensors, name, f'{dimensions} axes')
-  return tensors[name].shape
+def _length(tensors, name, axes, axis):
+  """The length of an axis that most of the tensors of a name have: a wrong one is named later.
 
-
-def _odd(tensors, name, expected):
-  raise ValueError(f'tensor {name} has shape {tensors[name].shape}; expected {expected}.')
-
-
-def _most(tensors, pattern, axis):
-  """The size that most of the tensors agree on: a wrong one is named later."""
-  found = collections.Counter(
-    tensor.shape[axis]
-    for name, tensor in tensors.items()
-    if re.fullmatch(pattern, name) and len(tensor.shape) > axis
-  )
+  * in the name is any number.
+  """
+  found = {n: tensor.array.shape for n, tensor in tensors.items() if _matches(n, name)}
   if not found:
     raise ValueError(
-      f'no tensor is named like {pattern}; expected the state dict of a '
-      f'whole model, got {len(tensors)} tensors: {list(tensors)[:5]}.'
+      f'tensor {name} is missing; expected the state dict of a whole model, got {len(tensors)} '
+      f'tensors: {list(tensors)[:5]}.'
     )
-  return found.most_common(1)[0][0]
+  lengths = collections.Counter(shape[axis] for shape in found.values() if len(shape) == axes)
+  if not lengths:
+    raise _odd(next(iter(found)), tensors, f'{axes} axes')
+  return lengths.most_common(1)[0][0]
 
 
-def _depth(tensors, pattern):
-  numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-  return 1 + max(numbers, default=-1)
+def _depth(tensors, name):
+  return 1 + max(int(match[1]) for n in tensors if (match := _matches(n, name)))
 
 
-def _heads(width, encoder):
+def _matches(name, pattern):
+  return re.fullmatch(re.escape(pattern).replace(r'\*', r'(\d+)'), name)
+
+
+def _odd(name, tensors, expected):
+  return ValueError(f'tensor {name} has shape {tensors[name].array.shape}; expected {expected}.')
+
+
+def _published_heads(width, encoder):
   if width not in PUBLISHED_HEADS:
     raise ValueError(
-      f'how many heads of attention the {encoder} encoder of {width} '
-      'channels has cannot be seen from its tensors, and decides what it '
-      'computes; pass --heads.'
+      f'how many heads of attention the {encoder} encoder of {width} channels has cannot be seen '
+      'from its tensors, and decides what it computes; pass --heads.'
     )
   return PUBLISHED_HEADS[width]

@@ -11,28 +11,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alpro_jax.weights.files import Tensor, derive
+from alpro_jax.weights import sizes
+from alpro_jax.weights.tensor_files import Tensor
 
-_VIDEO, _TEXT = 'visual_encoder.model.', 'text_encoder.'
-_PROMPTER = 'prompter.'
+_VIDEO, _TEXT, _PROMPTER = 'visual_encoder.model.', 'text_encoder.', 'prompter.'
 # Tasks that tensors alone may not tell from each other.
 UNSEEN = ('prompter', 'pretrain', 'retrieval')
 
 
 class Source(NamedTuple):
-  """Tensors that go into one model.
+  """Tensors that go into one encoder.
 
   Attributes:
     tensors: by their names in the original.
     unused: name in the file -> why it goes nowhere.
     copied: name in the original -> where its copy was taken from.
     heads: of attention; 0 if the file does not say.
+    note: whether config.json was used, and why not; '' if there is none.
   """
 
   tensors: dict[str, Tensor]
-  unused: dict[str, str] = {}
-  copied: dict[str, str] = {}
-  heads: int = 0
+  unused: dict[str, str]
+  copied: dict[str, str]
+  heads: int
+  note: str
 
 
 def alpro(
@@ -44,46 +46,35 @@ def alpro(
     tensors: by their names in the file.
     task: of the model, where it is known; '' sees it from the tensors.
   Returns:
-    the task, as config.task names it; the model's tensors, by their names in
-    the original; those of the prompter in the same file, or none.
+    the task, as config.task names it; the model's tensors, by their names in the original; those of
+    the prompter in the same file, or none.
   Raises:
-    ValueError: if it is no file of ALPRO's, or of another task than `task`, or
-      its task cannot be seen.
+    ValueError: if it is no file of ALPRO's, or of another task than `task`, or its task cannot be
+      seen.
   """
-  tensors = _without_prefix(tensors, 'module.')
-  prompter = {
-    name.removeprefix(_PROMPTER): tensor
-    for name, tensor in tensors.items()
-    if name.startswith(_PROMPTER)
-  }
-  own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PROMPTER)}
+  own, prompter = {}, {}
+  for name, tensor in _without_prefix(tensors, 'module.').items():
+    (prompter if name.startswith(_PROMPTER) else own)[name.removeprefix(_PROMPTER)] = tensor
   if not any(name.startswith(_VIDEO) for name in own):
     raise ValueError(
-      f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got '
-      f'{len(own)} tensors: {list(own)[:5]}. Weights of a ViT or TimeSformer '
-      'go to --vit, those of a BERT to --bert.'
+      f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got {len(own)} tensors: '
+      f'{list(own)[:5]}. Weights of a ViT or TimeSformer go to --vit, those of a BERT to --bert.'
     )
   possible = _tasks(own)
+  listed = ' or '.join(map(repr, possible))
   if not task and len(possible) > 1:
     raise ValueError(
-      f'the file may be of task {" or ".join(map(repr, possible))}: its '
-      'tensors do not tell, and of a prompter the head that says match or no '
-      'match was never trained. Pass --task.'
+      f'the file may be of task {listed}: its tensors do not tell, and of a prompter the head that '
+      'says match or no match was never trained. Pass --task.'
     )
   if task and task not in possible:
-    raise ValueError(
-      f'the tensors are those of task {" or ".join(map(repr, possible))}, not of {task!r}.'
-    )
+    raise ValueError(f'the tensors are those of task {listed}, not of {task!r}.')
   task = task or possible[0]
   if task == 'question_answering':
-    return task, _rename(own, r'text_encoder\.bert\.', _TEXT), {}
+    return task, _renamed(own, [(r'text_encoder\.bert\.', _TEXT)]), {}
   # LAVIS has a bare BERT everywhere.
-  bare = r'text_encoder\.(?=embeddings\.|encoder\.)'
-  if task == 'pretrain':
-    prompter = _rename(prompter, bare, 'text_encoder.bert.')
-  else:
-    prompter = {}
-  return task, _rename(own, bare, 'text_encoder.bert.'), prompter
+  bare = [(r'text_encoder\.(?=embeddings\.|encoder\.)', 'text_encoder.bert.')]
+  return task, _renamed(own, bare), _renamed(prompter, bare) if task == 'pretrain' else {}
 
 
 def _tasks(own):
@@ -107,49 +98,41 @@ def _tasks(own):
 def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
   """Names the tensors of a ViT or a TimeSformer with divided attention.
 
-  Time attention of an image encoder starts as a copy of attention over space,
-  as in the original (docs/specification.md, Loading a backbone); `temporal_fc`
-  and `time_embed` are missing.
+  Time attention of an image encoder starts as a copy of attention over space, as in the original
+  (docs/specification.md, Loading a backbone); `temporal_fc` and `time_embed` are missing.
 
   Args:
     tensors: of the file.
-    config: config.json beside it, of Hugging Face.
+    config: config.json beside it, of Hugging Face; not used if its sizes are of another model.
   Raises:
     ValueError: if it computes something else, or lacks a tensor.
   """
-  config = config or {}
-  _check_config(
+  tensors, heads = _without_prefix(tensors, 'module.', 'model.'), 0
+  if 'Transformer/encoder_norm/scale' in tensors:
+    tensors, heads = _of_npz(tensors)
+  elif any('.layernorm_before.' in name for name in tensors):
+    tensors = _renamed(tensors, _TRANSFORMERS)
+  found, unused, copied = {}, {}, {}
+  for name, tensor in tensors.items():
+    if re.match(r'(head|classifier|pre_logits)\.', name):
+      unused |= dict.fromkeys(tensor.names, 'classes of images or actions')
+    else:
+      found[_VIDEO + name] = tensor
+  if _VIDEO + 'time_embed' not in found:
+    for name in list(found):
+      copy = re.sub(r'\.(attn|norm1)\.', r'.temporal_\1.', name)
+      if copy not in found:
+        found[copy], copied[copy] = found[name], found[name].names[0]
+  said, note = _read_config(
     config,
     '--vit',
+    lambda: sizes.video_sizes(found, heads=1),
     hidden_act='gelu',
     layer_norm_eps=1e-6,
     attention_type='divided_space_time',
     qkv_bias=True,
   )
-  tensors = _without_prefix(tensors, 'module.', 'model.')
-  heads = int(config.get('num_attention_heads', 0))
-  if 'Transformer/encoder_norm/scale' in tensors:
-    tensors, heads = _of_npz(tensors)
-  elif any('.layernorm_before.' in name for name in tensors):
-    for pattern, replacement in _TRANSFORMERS:
-      tensors = _rename(tensors, pattern, replacement)
-  classifiers = ('head.', 'head/', 'classifier.', 'pre_logits.', 'pre_logits/')
-  unused = {
-    name: 'classes of images or actions'
-    for tensor_name in tensors
-    if tensor_name.startswith(classifiers)
-    for name in tensors[tensor_name].names
-  }
-  found = {
-    _VIDEO + name: tensor for name, tensor in tensors.items() if not name.startswith(classifiers)
-  }
-  copied = {}
-  if _VIDEO + 'time_embed' not in found:
-    for name in list(found):
-      copy = re.sub(r'\.(attn|norm1)\.', r'.temporal_\1.', name)
-      if copy != name and copy not in found:
-        found[copy], copied[copy] = found[name], found[name].names[0]
-  return Source(found, unused, copied, heads)
+  return Source(found, unused, copied, heads or said, note)
 
 
 def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
@@ -157,69 +140,100 @@ def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source
 
   Args:
     tensors: of a BertModel, BertForMaskedLM or BertForPreTraining.
-    config: its config.json.
+    config: its config.json; not used if its sizes are of another model.
   Raises:
     ValueError: if it is another kind of BERT, or is not tied.
   """
-  config = config or {}
-  _check_config(
-    config, '--bert', hidden_act='gelu', layer_norm_eps=1e-12, position_embedding_type='absolute'
-  )
   tensors = _without_prefix(tensors, 'module.', 'model.')
   if not any(name.startswith('bert.') for name in tensors):
-    tensors = {
-      name if name.startswith('cls.') else f'bert.{name}': tensor
-      for name, tensor in tensors.items()
-    }
+    tensors = _renamed(tensors, [(r'^(?!cls\.)', 'bert.')])
   # TensorFlow's names, in which Google's own weights are still published.
-  tensors = _rename(tensors, r'LayerNorm\.gamma$', 'LayerNorm.weight')
-  tensors = _rename(tensors, r'LayerNorm\.beta$', 'LayerNorm.bias')
+  tensors = _renamed(
+    tensors, [(r'LayerNorm\.gamma$', 'LayerNorm.weight'), (r'LayerNorm\.beta$', 'LayerNorm.bias')]
+  )
+  reasons = {
+    'bert.pooler.': 'ALPRO has no pooler',
+    'cls.seq_relationship.': 'ALPRO does not guess the next sentence',
+    'bert.embeddings.position_ids': 'the numbers 0, 1, 2, ...',
+  }
   found, unused = {}, {}
   for name, tensor in tensors.items():
-    if name.startswith('bert.pooler.'):
-      reason = 'ALPRO has no pooler'
-    elif name.startswith('cls.seq_relationship.'):
-      reason = 'ALPRO does not guess the next sentence'
-    elif name == 'bert.embeddings.position_ids':
-      reason = 'the numbers 0, 1, 2, ...'
+    if reason := next((why for start, why in reasons.items() if name.startswith(start)), ''):
+      unused |= dict.fromkeys(tensor.names, reason)
     else:
       found[_TEXT + name] = tensor
-      continue
-    unused.update(dict.fromkeys(tensor.names, reason))
-  predictions = f'{_TEXT}cls.predictions.'
-  for copy, kept in (
-    (f'{predictions}decoder.weight', f'{_TEXT}bert.embeddings.word_embeddings.weight'),
-    (f'{predictions}decoder.bias', f'{predictions}bias'),
-  ):
-    if copy in found:
-      tensor = found.pop(copy)
-      if kept in found:
-        check_tied(copy, tensor, kept, found[kept])
-        unused.update(dict.fromkeys(tensor.names, 'a second copy of what it is tied to'))
-      else:
-        found[kept] = tensor
-  heads = int(config.get('num_attention_heads', 0))
-  return Source(found, unused, heads=heads)
+  for copy in [name for name in found if '.predictions.decoder.' in name]:
+    tensor, kept = found.pop(copy), tied_to(copy)
+    if kept in found:
+      check_tied(copy, tensor, found)
+      unused |= dict.fromkeys(tensor.names, 'a second copy of what it is tied to')
+    else:
+      found[kept] = tensor
+  heads, note = _read_config(
+    config,
+    '--bert',
+    lambda: sizes.text_sizes(found, heads=1),
+    hidden_act='gelu',
+    layer_norm_eps=1e-12,
+    position_embedding_type='absolute',
+  )
+  return Source(found, unused, {}, heads, note)
 
 
-def check_tied(name, tensor: Tensor, other_name, other: Tensor) -> None:
-  """Raises ValueError if two tensors that must be equal differ."""
-  if tensor.shape != other.shape or not np.array_equal(tensor.read(), other.read()):
+def tied_to(decoder: str) -> str:
+  """'...cls.predictions.decoder.weight' (or .bias) -> the tensor it is a second copy of."""
+  return decoder.replace('.decoder.bias', '.bias').replace(
+    'cls.predictions.decoder', 'bert.embeddings.word_embeddings'
+  )
+
+
+def check_tied(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> None:
+  """Raises ValueError if the decoder of words is not the copy that it must be."""
+  other = tied_to(name)
+  if other not in tensors:
+    raise ValueError(f'tensor {other} is missing; {name} is tied to it.')
+  first, second = tensor.array, tensors[other].array
+  if not np.array_equal(first, second):
     raise ValueError(
-      f'tensors {name} {tensor.shape} and {other_name} {other.shape} differ; '
-      'expected one and the same, since the decoder of words is tied to '
-      'their vectors.'
+      f'tensors {name} {first.shape} and {other} {second.shape} differ; expected one and the same, '
+      'since the decoder of words is tied to their vectors.'
     )
 
 
-def _check_config(config, flag, **expected):
-  """Refuses what has the names of a model and computes something else."""
-  for name, value in expected.items():
+_SIZES_IN_CONFIG = {
+  'hidden_size': 'width',
+  'num_hidden_layers': 'depth',
+  'intermediate_size': 'mlp_size',
+  'patch_size': 'patch_size',
+  'vocab_size': 'vocab_size',
+}
+
+
+def _read_config(config, flag, find_sizes, **arithmetic):
+  """Returns heads and a line about Hugging Face's config.json, which may lie there by chance.
+
+  Raises ValueError if it is that of a model which computes something else.
+  """
+  if not config:
+    return 0, ''
+  found = find_sizes()
+  for name, ours in _SIZES_IN_CONFIG.items():
+    size = found.get(ours)  # A BERT has no patches, a ViT no vocabulary.
+    if config.get(name, size) != size:
+      return 0, (
+        f'config.json beside {flag}: of another model and not used, its {name} is {config[name]}, '
+        f'that of these weights {size}'
+      )
+  for name, value in arithmetic.items():
     if config.get(name, value) != value:
       raise ValueError(
-        f'config.json of {flag} has {name}={config[name]!r}; ALPRO has '
-        f'{value!r}, and would compute something else with these weights.'
+        f'config.json of {flag} has {name}={config[name]!r}; ALPRO has {value!r}, and would '
+        'compute something else with these weights.'
       )
+  heads = int(config.get('num_attention_heads', 0))
+  if not heads or 'hidden_size' not in config:
+    return 0, f'config.json beside {flag}: does not say hidden_size and num_attention_heads'
+  return heads, f'config.json beside {flag}: {heads} heads of attention; its other sizes agree'
 
 
 def _without_prefix(tensors, *prefixes):
@@ -229,16 +243,18 @@ def _without_prefix(tensors, *prefixes):
   return dict(tensors)
 
 
-def _rename(tensors, pattern, replacement):
+def _renamed(tensors, rules):
+  """Applies rules (pattern, replacement) one after another to every name."""
   renamed = {}
   for name, tensor in tensors.items():
-    new = re.sub(pattern, replacement, name)
-    if new in renamed:
+    for pattern, replacement in rules:
+      name = re.sub(pattern, replacement, name)
+    if name in renamed:
       raise ValueError(
-        f'tensors {renamed[new].names[0]} and {tensor.names[0]} are the same '
-        'one under two names; expected one of them.'
+        f'tensors {renamed[name].names[0]} and {tensor.names[0]} are the same one under two names; '
+        'expected one of them.'
       )
-    renamed[new] = tensor
+    renamed[name] = tensor
   return renamed
 
 
@@ -262,91 +278,53 @@ _TRANSFORMERS = (
   (r'\.temporal_dense\.', '.temporal_fc.'),
   (r'^layernorm\.', 'norm.'),
 )
+# The ViT authors' npz -> timm's names, but for query, key and value.
+_NPZ = (
+  (r'^cls$', 'cls_token'),
+  (r'^Transformer/posembed_input/pos_embedding$', 'pos_embed'),
+  (r'^embedding/', 'patch_embed.proj/'),
+  (r'^Transformer/encoder_norm/', 'norm/'),
+  (r'^Transformer/encoderblock_(\d+)/', r'blocks.\1.'),
+  (r'LayerNorm_0/', 'norm1/'),
+  (r'LayerNorm_2/', 'norm2/'),
+  (r'MlpBlock_3/Dense_0/', 'mlp.fc1/'),
+  (r'MlpBlock_3/Dense_1/', 'mlp.fc2/'),
+  (r'MultiHeadDotProductAttention_1/out/', 'attn.proj/'),
+  (r'MultiHeadDotProductAttention_1/', 'attn.'),
+  (r'/(kernel|scale)$', '.weight'),
+  (r'/bias$', '.bias'),
+)
 
 
 def _of_npz(tensors):
-  """The ViT authors' names and layouts -> timm's.
+  """Turns the names and layouts of the ViT's authors into timm's, and returns the heads too.
 
   Kernels are (in, out) there, those of attention (D, A, K) or (A, K, D).
-
-  Returns:
-    tensors and the number of heads.
   """
-  tensors, found = dict(tensors), {}
-
-  def take(name):
-    if name not in tensors:
-      raise ValueError(f"tensor {name} is missing; expected the ViT authors' published weights.")
-    return tensors.pop(name)
-
-  def as_is(theirs, ours):
-    found[ours] = take(theirs)
-
-  def linear(theirs, ours):
-    kernel = take(f'{theirs}/kernel')
-    found[f'{ours}.weight'] = kernel.derive(kernel.shape[::-1], np.transpose)
-    as_is(f'{theirs}/bias', f'{ours}.bias')
-
-  def norm(theirs, ours):
-    as_is(f'{theirs}/scale', f'{ours}.weight')
-    as_is(f'{theirs}/bias', f'{ours}.bias')
-
-  def attention(theirs, ours):
-    parts = [f'{theirs}/{part}' for part in ('query', 'key', 'value')]
-    kernels = [take(f'{part}/kernel') for part in parts]
-    biases = [take(f'{part}/bias') for part in parts]
-    out = take(f'{theirs}/out/kernel')
-    width, heads, size = _axes(kernels[0], 3)
-    for tensor, shape in (
-      *((kernel, (width, heads, size)) for kernel in kernels),
-      *((bias, (heads, size)) for bias in biases),
-      (out, (heads, size, width)),
-    ):
-      if tensor.shape != shape:
-        raise ValueError(f'tensor {tensor.names[0]} has shape {tensor.shape}, expected {shape}.')
-    rows = heads * size
-    found[f'{ours}.qkv.weight'] = derive(
-      kernels,
-      (3 * rows, width),
-      lambda *arrays: np.concatenate([array.reshape(width, rows).T for array in arrays]),
-    )
-    found[f'{ours}.qkv.bias'] = derive(
-      biases, (3 * rows,), lambda *arrays: np.concatenate([array.reshape(rows) for array in arrays])
-    )
-    found[f'{ours}.proj.weight'] = out.derive(
-      (width, rows), lambda array: array.reshape(rows, width).T
-    )
-    as_is(f'{theirs}/out/bias', f'{ours}.proj.bias')
-    return heads
-
-  as_is('cls', 'cls_token')
-  as_is('Transformer/posembed_input/pos_embedding', 'pos_embed')
-  kernel = take('embedding/kernel')
-  height, width, channels, features = _axes(kernel, 4)
-  found['patch_embed.proj.weight'] = kernel.derive(
-    (features, channels, height, width), lambda array: array.transpose(3, 2, 0, 1)
-  )
-  as_is('embedding/bias', 'patch_embed.proj.bias')
-  norm('Transformer/encoder_norm', 'norm')
-  numbers = sorted(
-    {
-      int(match[1])
-      for name in tensors
-      if (match := re.match(r'Transformer/encoderblock_(\d+)/', name))
-    }
-  )
-  heads = 0
-  for i in numbers:
-    theirs, ours = f'Transformer/encoderblock_{i}', f'blocks.{i}'
-    norm(f'{theirs}/LayerNorm_0', f'{ours}.norm1')
-    heads = attention(f'{theirs}/MultiHeadDotProductAttention_1', f'{ours}.attn')
-    norm(f'{theirs}/LayerNorm_2', f'{ours}.norm2')
-    linear(f'{theirs}/MlpBlock_3/Dense_0', f'{ours}.mlp.fc1')
-    linear(f'{theirs}/MlpBlock_3/Dense_1', f'{ours}.mlp.fc2')
-  return {**found, **tensors}, heads
-
-
-def _axes(tensor, count):
-  if len(tensor.shape) != count:
-    raise ValueError(f'tensor {tensor.names[0]} has shape {tensor.shape}, expected {count} axes.')
-  return tensor.shape
+  tensors, heads, found = _renamed(tensors, _NPZ), 0, {}
+  for name, (names, array) in tensors.items():
+    if '.attn.query.' in name:
+      parts = [tensors.get(name.replace('query', part)) for part in ('query', 'key', 'value')]
+      theirs = [names[0].replace('query', part) for part in ('query', 'key', 'value')]
+      for part, its_name in zip(parts, theirs, strict=True):
+        if part is None:
+          raise ValueError(
+            f"tensor {its_name} is missing; expected the ViT authors' published weights."
+          )
+        if part.array.shape != array.shape:
+          raise ValueError(
+            f'tensor {its_name} has shape {part.array.shape}, expected {array.shape}.'
+          )
+      heads, size = array.shape[-2:]
+      rows = [part.array.reshape(-1, heads * size).T for part in parts]
+      array = np.concatenate(rows)[..., 0] if array.ndim == 2 else np.concatenate(rows)
+      found[name.replace('query', 'qkv')] = Tensor(tuple(theirs), array)
+    elif array.ndim == 4:
+      found[name] = Tensor(names, array.transpose(3, 2, 0, 1))
+    elif re.search(r'\.attn\.(key|value)\.', name):
+      continue
+    elif name.endswith('.weight') and array.ndim > 1:
+      found[name] = Tensor(names, array.reshape(-1, array.shape[-1]).T)
+    else:
+      found[name] = Tensor(names, array)
+  return found, heads

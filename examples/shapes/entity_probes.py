@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from alpro_jax import masking, sharding
-from alpro_jax.evaluation.retrieval import Retrieval, Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.retrieval import Retrieval
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from examples.shapes.probes import percent
 
 # Share of the object's box, averaged over the frames, that a crop must hold.

@@ -19,12 +19,13 @@ split has nothing to ask about.
 import json
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from alpro_jax import metrics
 from alpro_jax.data import checksum
-from alpro_jax.evaluation.retrieval import Retrieval, Scorer, VideoFeatures
+from alpro_jax.evaluation import candidates
+from alpro_jax.evaluation.retrieval import Retrieval
+from alpro_jax.evaluation.scorer import Scorer, VideoFeatures
 
 # Two of three rows of the matching probe are wrong pairs: always saying no
 # gives this accuracy.
@@ -137,11 +138,16 @@ def order(
     'never_trained': np.array([not row['trained'] for row in rows]),
     **{kind: np.array([k == kind for k in kinds]) for kind in sorted(set(kinds))},
   }
-  similarity = scorer.similarity(features, videos)
+  similarity = candidates.similarity_matrix(features.feature, videos.feature)
   right = similarity[tuple(own.T)] > similarity[tuple(other.T)]
   figures = _prefixed('similarity', _shares(right, groups))
   if matching:
-    margin = scorer.matching_of(features, videos, np.concatenate([own, other]))
+    text, video = np.concatenate([own, other]).T
+    by_video = np.argsort(video, kind='stable')
+    margin = np.empty(len(video), np.float32)
+    margin[by_video] = scorer.matching_by_video(
+      features, videos, text[by_video], video[by_video]
+    ).margin
     right = margin[: len(own)] > margin[len(own) :]
     figures |= _prefixed('matching', _shares(right, groups))
   return figures
@@ -207,13 +213,10 @@ def ask_all(
     'right_caption/similarity', right_caption(retrieval.similarity, retrieval.pairs, truth)
   )
   if retrieval.matching is not None:
-    temperature = jax.jit(lambda params: scorer.model.bind({'params': params}).temperature())(
-      scorer.params
-    )
     figures |= _prefixed(
       'right_caption/matching', right_caption(retrieval.matching, retrieval.pairs, truth)
     )
-    figures |= _prefixed('vtm', matching_accuracy(retrieval, temperature=float(temperature)))
+    figures |= _prefixed('vtm', matching_accuracy(retrieval, temperature=scorer.temperature()))
   return figures | _prefixed(
     'order', order(scorer, videos, truth, matching=retrieval.matching is not None)
   )

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from alpro_jax.data import (
-  annotations,
   answers,
   checksum,
   dataset,
   entities,
   pipeline,
   prepare,
+  sources,
   tokens,
   verify,
 )
@@ -59,7 +59,7 @@ def original(tmp_path_factory):
     json.dumps([{'image': f'{number}.png', 'caption': f'clip {number}'} for number in range(7)])
   )
   prepare.prepare(
-    annotations.read_cc3m(root / 'captions.json', root),
+    sources.read_cc3m(root / 'captions.json', root),
     root,
     root / 'set',
     options=prepare.Options(part_size=3),

@@ -1,10 +1,18 @@
-"""A polite end: SIGTERM, as sent by schedulers before they take a machine."""
+"""Watches over the loop from outside: requests to stop, and standstills.
+
+SIGTERM, as sent by schedulers before they take a machine, and the first Ctrl-C
+let the run save and end. A run of many hosts stands still as one: each host
+waits for the others, and only the one that waits for something else is the
+cause. So every host says what it was doing, once for each standstill.
+"""
 
 import contextlib
 import faulthandler
 import os
 import signal
+import sys
 import threading
+import time
 
 import jax
 from absl import logging
@@ -18,34 +26,47 @@ class _Interrupted(BaseException):
   """Not an Exception: whatever is interrupted must not handle it."""
 
 
-class StopRequest:
-  """Notices SIGTERM and the first Ctrl-C, so that the run saves and ends.
+class Supervisor:
+  """Notices requests to stop and standstills, while its block runs.
 
-  With several processes jax carries the notice to all of them and names one
+  With several processes jax carries a request to all of them and names one
   step at which they stop together.
   """
 
-  def __init__(self, seconds: float):
-    """`seconds` after the request the process ends, saved or not; 0: never."""
-    self._seconds = seconds
-    self._asked = False
-    self._interrupts = False
-    self._limit = None
-    self._previous = {}
+  def __init__(self, *, stop_seconds: float, standstill_seconds: float):
+    """Sets the limits.
+
+    Args:
+      stop_seconds: after a request the process ends, saved or not; 0: never.
+      standstill_seconds: without a word from the loop before its stacks are
+        printed; 0: never.
+    """
+    self._stop_seconds, self._standstill_seconds = stop_seconds, standstill_seconds
+    self._asked = self._interrupts = False
+    self._limit, self._previous = None, {}
+    self._now, self._over = None, threading.Event()
 
   def __enter__(self):
     if jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._ask)
+    if self._standstill_seconds > 0:
+      threading.Thread(target=self._watch, daemon=True).start()
     return self
 
   def __exit__(self, *_):
+    self._over.set()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     if self._limit:
       self._limit.cancel()
 
-  def requested(self, step: int) -> bool:
+  def doing(self, what: str) -> None:
+    """The loop begins something."""
+    # One assignment: the thread sees both or neither.
+    self._now = what, time.monotonic()
+
+  def stop_requested(self, step: int) -> bool:
     """Whether to stop after this step; all processes answer alike."""
     if jax.process_count() > 1 and not self._asked:
       self._asked = multihost_utils.reached_preemption_sync_point(step)
@@ -81,8 +102,8 @@ class StopRequest:
       raise _Interrupted
 
   def _start_limit(self):
-    if self._seconds > 0:
-      self._limit = threading.Timer(self._seconds, self._give_up)
+    if self._stop_seconds > 0:
+      self._limit = threading.Timer(self._stop_seconds, self._give_up)
       self._limit.daemon = True
       self._limit.start()
 
@@ -91,8 +112,25 @@ class StopRequest:
       'asked to stop %g s ago (config.train.stop_seconds) and not done yet; '
       'process %d ends here. Start again: the run goes on from its last '
       'whole checkpoint. The stacks of its threads follow on stderr.',
-      self._seconds,
+      self._stop_seconds,
       jax.process_index(),
     )
     faulthandler.dump_traceback()
     os._exit(STOPPED)
+
+  def _watch(self):
+    said = None
+    while not self._over.wait(min(self._standstill_seconds / 4, 10)):
+      what, since = self._now or ('', time.monotonic())
+      waited = time.monotonic() - since
+      if waited > self._standstill_seconds and since != said:
+        said = since
+        logging.warning(
+          'standstill: process %d of %d has been %s for %.0f s. The stacks '
+          'of its threads follow on stderr.',
+          jax.process_index(),
+          jax.process_count(),
+          what,
+          waited,
+        )
+        faulthandler.dump_traceback(sys.stderr)

@@ -7,10 +7,8 @@ report.json   the end: final metrics, clips/s, share of waiting
 """
 
 import contextlib
-import fcntl
 import json
 import logging as python_logging
-import os
 import pathlib
 
 import jax
@@ -32,19 +30,8 @@ def claim(workdir):
   if jax.process_index() != 0:
     yield workdir
     return
-  # The lock goes with the process, however that ends.
-  with open(workdir / 'lock', 'a+') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      lock.seek(0)
-      raise ValueError(
-        f'another run (process {lock.read().strip()}) is at work in '
-        f'{workdir}; wait for its end or choose another --workdir.'
-      ) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+  at_work = f'is at work in {workdir}; wait for its end or choose another --workdir.'
+  with files.lock(workdir / 'lock', at_work):
     handler = python_logging.FileHandler(workdir / 'log.txt')
     handler.setFormatter(logging.PythonFormatter())
     python_logging.getLogger('absl').addHandler(handler)
@@ -57,21 +44,8 @@ def claim(workdir):
         handler.close()
 
 
-def plain(value):
-  """Returns a config as JSON has it: dicts, lists, numbers, text."""
-  if hasattr(value, 'items'):
-    return {key: plain(item) for key, item in value.items()}
-  if isinstance(value, (tuple, list)):
-    return [plain(item) for item in value]
-  return value
-
-
 def write_json(path: pathlib.Path, value) -> None:
-  """Writes a JSON file that is never seen half written."""
-  if jax.process_index() != 0:
-    return
-  files.write_text(path, json.dumps(value, indent=2, default=_number) + '\n')
-
-
-def _number(value):
-  return np.asarray(value).tolist()
+  """Writes a JSON file that is never seen half written, on one host."""
+  if jax.process_index() == 0:
+    text = json.dumps(value, indent=2, default=lambda number: np.asarray(number).tolist())
+    files.write_text(path, text + '\n')

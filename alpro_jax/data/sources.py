@@ -1,0 +1,409 @@
+"""The data sets that launch/prepare.py reads, in one table.
+
+A reader is a function (captions, root, ...) -> Annotations. Its other arguments are
+flags of the command: `questions` and `split` for those who ask for them, and its own
+options, whose annotations say type and help. So a new data set is one function and one
+line of SOURCES; docs/research.md has an example.
+"""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from alpro_jax.data import checksum, tables
+from alpro_jax.data.annotations import Annotations, present, text_problem
+from alpro_jax.data.clips import Clips
+from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
+
+Questions = Annotated[str, 'questions file, with or without captions.']
+Ids = Annotated[
+  str, 'keep only the videos of this list, a .csv file with video_id or a .txt with one a line.'
+]
+ExceptIds = Annotated[str, 'leave out the videos of this list.']
+Subset = Literal['', '7k', 'train', 'validate', 'test']
+
+
+def read_folder(captions='', questions: Questions = '', *, split='train', root='') -> Annotations:
+  """Reads captions, questions, or both, of videos named by their files.
+
+  Args:
+    captions: rows of `video` (a file, or the address that it was fetched from), `caption`
+      (in JSON also a list) and, optional, `style` and `split`.
+    questions: rows of `video`, `question`, `answer` and, optional, `type` (or
+      `answer_type`) and `split`.
+    split: rows that name another split are left out.
+    root: folder of videos. An absolute path counts when it lies in it.
+  """
+  clips = Clips(root)
+
+  def rows(path, flag, *names):
+    columns = [(name,) for name in names]
+    table = tables.read(path, flag, tables.TEXTS, columns) if path else ()
+    texts = ('video', 'style', 'split', 'type', 'answer_type')
+    for where, row, (video, *values) in clips.read(table, *columns, texts=texts):
+      video = file_of(video.strip()) if is_address(video) else video
+      if present(row.get('split')) in ('', split):
+        yield where, (video,), *values, row
+      else:
+        clips.other_splits += 1
+        clips.named.add(canonical(clips.relative(video or '')))
+
+  for where, files, caption, row in rows(captions, '--captions', 'video', 'caption'):
+    clips.add_captions(where, files, caption, present(row.get('style')))
+  for *question, row in rows(questions, '--questions', 'video', 'question', 'answer'):
+    clips.add_question(*question, present(row.get('type')) or present(row.get('answer_type')))
+  return clips.result()
+
+
+def read_webvid(
+  captions,
+  *,
+  root='',
+  txt_len_below: Annotated[
+    int, 'keep rows with a smaller txt_len, the original used 80; 0 keeps all.'
+  ] = 0,
+  allow_pickle: Annotated[bool, 'open a pandas pickle, which can run any code.'] = False,
+) -> Annotations:
+  """Reads WebVid's rows: video_id, text and, optional, txt_len and page_dir.
+
+  The names of the published csv files (videoid, name, page_dir) count too. Videos are
+  <page_dir>/<id>.mp4 or <id>.mp4. The original's pandas pickle is read as well.
+  """
+  if str(captions).lower().endswith(('.pkl', '.pickle')) and not allow_pickle:
+    raise ValueError(
+      f'--captions={captions} is a pickle, which can run any code when it is '
+      'opened; pass --allow_pickle if you trust it, or give a csv file.'
+    )
+  columns = [('video_id', 'videoid'), ('text', 'name')]
+  if txt_len_below:
+    columns.append(('txt_len',))
+  formats = {'.csv': tables.csv_rows, '.pkl': tables.pickle_rows, '.pickle': tables.pickle_rows}
+  clips = Clips(root)
+  rows = tables.read(captions, '--captions', formats, columns)
+  for where, row, (video, text, *length) in clips.read(rows, *columns):
+    video, page = present(video), present(row.get('page_dir'))
+    try:
+      length = int(*length)
+    except (TypeError, ValueError, OverflowError):
+      clips.bad(video, where, f'txt_len is {length[0]!r}, expected a whole number')
+      continue
+    if not video:
+      clips.bad(video, where, 'the id of the video is empty')
+    elif txt_len_below and length >= txt_len_below:
+      clips.skip(f'{video}.mp4', 'text too long', f'{where}: {length=}')
+    else:
+      files = (f'{page}/{video}.mp4', f'{video}.mp4') if page else (f'{video}.mp4',)
+      clips.add_captions(where, files, text)
+  return clips.result()
+
+
+def read_cc3m(captions, root='') -> Annotations:
+  """Reads captions of photos.
+
+  Args:
+    captions: a JSON list of {"image": path, "caption": text or list of texts}, or the
+      published .tsv. An address is the file that `launch/prepare.py fetch` makes of it.
+    root: folder of photos. An absolute path counts when it lies in it.
+  """
+  clips = Clips(root)
+  rows = tables.read(captions, '--captions', {'.tsv': tables.cc3m_rows, '': tables.json_rows})
+  for where, _, (image, caption) in clips.read(rows, ('image',), ('caption',), texts=('image',)):
+    image = file_of(image.strip(), still=True) if is_address(image) else image
+    clips.add_captions(where, (image,), caption, still=True)
+  return clips.result()
+
+
+def read_msrvtt(
+  captions='',
+  questions: Questions = '',
+  *,
+  root='',
+  subset: Annotated[
+    Subset,
+    "videos of this split, as the videodatainfo file has it; 7k is 'train' and 'validate' (all).",
+  ] = '',
+  ids: Ids = '',
+  except_ids: ExceptIds = '',
+) -> Annotations:
+  """Reads captions of MSRVTT, questions of MSRVTT-QA, or both.
+
+  Args:
+    captions: videodatainfo .json, {"videos": [{"video_id", "split"}], "sentences":
+      [{"video_id", "caption"}]}; or the .csv file of the 1k-A list (video_id, sentence).
+    questions: .json list of {"video_id", "question", "answer"}; video_id is a number.
+    root: folder of videos. An absolute path counts when it lies in it.
+    subset: needs videodatainfo. 7k is for those who test on the 1k-A list.
+    ids, except_ids: files that list videos to read, and videos to leave out.
+  """
+  clips = _Published('.mp4', root, ids, except_ids, numbered='video{}')
+  if subset and not captions:
+    raise ValueError(
+      f'--subset={subset} needs --captions, the videodatainfo file: its videos name their split.'
+    )
+  splits = {}  # Of the file's videos, filled by reading it.
+
+  def videodatainfo(path, columns):
+    info = tables.read_json(path)
+    if not isinstance(info, dict):
+      return tables.list_rows(path, info)
+    for _, row, _ in tables.list_rows(f'{path}: "videos"', info.get('videos', [])):
+      if isinstance(row.get('video_id'), str):
+        splits[_stem(row['video_id'])] = row.get('split')
+    if 'sentences' not in info:
+      raise ValueError(f'{path} has {sorted(info)}, but no "sentences".')
+    return tables.list_rows(path, info['sentences'], 'sentence')
+
+  formats = {**_FORMATS, '.json': videodatainfo}
+  rows = tables.read(captions, '--captions', formats) if captions else ()
+  if subset:
+    if not splits:
+      raise ValueError(
+        f'--subset={subset} needs a videodatainfo file, whose videos name '
+        f'their split; {captions} has none. --ids takes a list of videos.'
+      )
+    wanted = ('train', 'validate') if subset == '7k' else (subset,)
+    clips.subset = {video for video, split in splits.items() if split in wanted}
+    rows = (
+      (where, row, problem or f'"videos" does not name the split of {row["video_id"]!r}')
+      if isinstance(row.get('video_id'), str) and _stem(row['video_id']) not in splits
+      else (where, row, problem)
+      for where, row, problem in rows
+    )
+  return clips.add(rows, questions)
+
+
+def read_didemo(captions, *, root='', ids: Ids = '', except_ids: ExceptIds = '') -> Annotations:
+  """Reads DiDeMo, a .json list of {"video", "description"}.
+
+  The sentences of a video become one paragraph, in order. Their times are not used: as in
+  the original, a paragraph is about all of its video.
+  """
+  clips = _Published('.mp4', root, ids, except_ids)
+  rows = tables.read(captions, '--captions', _FORMATS)
+  for where, _, (files, caption) in clips.read(rows, _VIDEO, _CAPTION):
+    texts = caption if isinstance(caption, list) else [caption]
+    texts = [text for text in texts if present(text)]
+    for number, text in enumerate(texts):  # Two equal sentences are not one caption.
+      clips.add_captions(where, files, text, style=f'{where} {number}')
+    if not texts:
+      clips.add_captions(where, files, caption)
+  found = clips.result()
+  paragraphs = [
+    dataclasses.replace(clip, captions=(' '.join(clip.captions),), styles=('',))
+    for clip in found.clips
+  ]
+  return dataclasses.replace(found, clips=paragraphs)
+
+
+def read_msvd(
+  captions='',
+  questions: Questions = '',
+  *,
+  root='',
+  mapping: Annotated[
+    str, 'youtube_mapping.txt; without it the videos must be called vid<number>.'
+  ] = '',
+  ids: Ids = '',
+  except_ids: ExceptIds = '',
+) -> Annotations:
+  """Reads questions of MSVD-QA, captions of MSVD, or both.
+
+  Args:
+    captions: the published .csv (VideoID, Start, End, Language, Description), of which
+      the English rows are read, or AllVideoDescriptions.txt.
+    questions: .json list of {"video_id", "question", "answer"}; video_id is a number n.
+    mapping: youtube_mapping.txt, lines of '<name of a clip> vid<n>'.
+    root, ids, except_ids: as for read_msrvtt.
+  """
+  clips = _Published('.avi', root, ids, except_ids, numbered='vid{}', mapping=mapping)
+  formats = {**_FORMATS, '.txt': tables.msvd_rows}
+
+  def named_by_times(where, row, problem):
+    if problem or 'VideoID' not in row:
+      return where, row, problem
+    parts = [present(row.get(key)) for key in ('VideoID', 'Start', 'End')]
+    if not all(parts) or 'Description' not in row:
+      problem = 'expected VideoID, Start, End and Description'
+    caption, language = row.get('Description'), present(row.get('Language')) or 'English'
+    return where, {'video': '_'.join(parts), 'caption': caption, _LANGUAGE: language}, problem
+
+  rows = tables.read(captions, '--captions', formats) if captions else ()
+  return clips.add((named_by_times(*row) for row in rows), questions)
+
+
+class Source(NamedTuple):
+  """A data set.
+
+  Attributes:
+    read: its reader, see above.
+    folder: flag of the folder of its videos or photos.
+    whole: its files name all videos of that folder; the report lists others.
+  """
+
+  read: Callable[..., Annotations]
+  folder: str = 'videos'
+  whole: bool = False
+
+
+SOURCES = {
+  'folder': Source(read_folder, whole=True),
+  'webvid': Source(read_webvid),
+  'cc3m': Source(read_cc3m, folder='images'),
+  'msrvtt': Source(read_msrvtt),
+  'didemo': Source(read_didemo),
+  'msvd': Source(read_msvd),
+}
+
+
+def options() -> dict[str, tuple[Any, Any, str, list[str]]]:
+  """Returns {name: (type, default, help, sources)} of what only some sources have."""
+  found = {}
+  for source, (reader, *_) in SOURCES.items():
+    hints = typing.get_type_hints(reader, include_extras=True)
+    for name, parameter in inspect.signature(reader).parameters.items():
+      if typing.get_origin(hints.get(name)) is Annotated:
+        kind, text = typing.get_args(hints[name])
+        found.setdefault(name, (kind, parameter.default, text, []))[3].append(source)
+  return found
+
+
+def read(source: str, given: Mapping[str, Any]) -> Annotations:
+  """Reads the annotations of a source.
+
+  Args:
+    source: its name.
+    given: values of `captions`, `root`, `split` and all options.
+  Raises:
+    ValueError, FileNotFoundError: one is missing, is not for this source, or is wrong.
+  """
+  reader = SOURCES[source].read
+  wanted = inspect.signature(reader).parameters
+  for option, (*_, sources) in options().items():
+    if given.get(option) and option not in wanted:
+      raise ValueError(f'--source={source} has no --{option}; it is for {", ".join(sources)}.')
+  if not (given['captions'] or given.get('questions')):
+    both = ', --questions, or both' if 'questions' in wanted else ''
+    raise ValueError(f'--source={source} needs --captions{both}.')
+  return reader(**{name: given[name] for name in wanted if name in given})
+
+
+# --- MSRVTT, DiDeMo and MSVD: as published, and as the original ALPRO has them ---
+
+_FORMATS = {'.json': tables.json_rows, '.jsonl': tables.jsonl_rows, '.csv': tables.csv_rows}
+_VIDEO = ('clip_name', 'video', 'video_id')
+_CAPTION = ('caption', 'description', 'sentence')
+_LANGUAGE = ' language'  # Added to rows of MSVD; no column begins like this.
+
+
+class _Published(Clips):
+  """The clips of a data set of which lists and splits are known.
+
+  Args:
+    suffix: of the videos, as published.
+    root: folder of videos.
+    ids, except_ids: files that list videos to read, and videos to leave out.
+    numbered: name of a video that is only a number, with {} for it.
+    mapping: file that gives such names others.
+  """
+
+  def __init__(self, suffix, root, ids, except_ids, numbered='', mapping=''):
+    super().__init__(root)
+    self._suffixes = (suffix, *VIDEO_SUFFIXES)
+    self._numbered, self._mapping_path, self._ids_path = numbered, mapping, ids
+    self._mapping = _read_mapping(mapping) if mapping else {}
+    # Whether each was found.
+    self._ids = _read_ids(ids, '--ids') if ids else {}
+    self._except = _read_ids(except_ids, '--except_ids') if except_ids else {}
+    self.subset = None
+
+  def add(self, captions, questions) -> Annotations:
+    """Adds rows of captions and a file of questions; returns all clips."""
+    for where, _, (files, caption) in self.read(captions, _VIDEO, _CAPTION):
+      self.add_captions(where, files, caption)
+    rows = tables.read(questions, '--questions', _FORMATS) if questions else ()
+    for where, row, (files, *texts) in self.read(rows, _VIDEO, ('question',), ('answer',)):
+      kind = row.get('answer_type') or row.get('type') or ''
+      self.add_question(where, files, *texts, kind)
+    return self.result()
+
+  def read(self, rows, *columns):
+    """Yields rows as Clips does, of wanted videos, with their files for the video."""
+    for where, row, (video, *values) in super().read(rows, *columns):
+      video, mapped = self.relative(video), True
+      if self._numbered and (type(video) is int or str(video).isdecimal()):
+        video = self._numbered.format(video)
+        mapped = not self._mapping or video in self._mapping
+      if problem := text_problem('the name of the video', video):
+        self.bad(video, where, problem)
+        continue
+      if not mapped:
+        self.bad(video, where, f'{video} is not in {self._mapping_path}')
+        continue
+      name = self._mapping.get(video, _stem(video))
+      if (
+        name in self._except
+        or self._ids
+        and name not in self._ids
+        or self.subset is not None
+        and name not in self.subset
+        or row.get(_LANGUAGE, 'English') != 'English'
+      ):
+        self.other_splits += 1
+        self._except |= {name: True} if name in self._except else {}
+        continue
+      self._ids |= {name: True} if name in self._ids else {}
+      files = [name + suffix for suffix in self._suffixes] if name else ['']
+      if name and _stem(video) == name != video:
+        files += [video, f'{video}.mp4']  # DiDeMo's download script adds a second suffix.
+      yield where, row, [tuple(dict.fromkeys(files)), *values]
+
+  def result(self):
+    for name, found in self._ids.items():
+      if not found:
+        self.skip(name, 'not annotated', f'{self._ids_path} lists it')
+    self.not_found = list(self._except.values()).count(False)
+    return super().result()
+
+
+def _stem(name):
+  name = name.strip()
+  suffix = next((suffix for suffix in VIDEO_SUFFIXES if name.lower().endswith(suffix)), '')
+  return name[: len(name) - len(suffix)]
+
+
+def _read_ids(path, flag):
+  """Returns {name: False}: a .csv file's video_id, or the lines of a .txt."""
+  path = tables.check_file(path, flag)
+  if path.lower().endswith('.csv'):
+    names = []
+    for where, row, problem in tables.csv_rows(path, [('video_id',)]):
+      if problem:
+        raise ValueError(f'{where}: {problem}.')
+      names.append(row['video_id'])
+  else:
+    names = checksum.read_lines(path)
+  names = {_stem(name): False for name in names if name.strip()}
+  if not names:
+    raise ValueError(f'{flag}={path} lists no video.')
+  return names
+
+
+def _read_mapping(path):
+  """Returns {'vid<n>': name of the clip}."""
+  path = tables.check_file(path, '--mapping')
+  mapping = {}
+  for number, line in enumerate(checksum.read_lines(path), 1):
+    words = line.split()
+    if len(words) not in (0, 2):
+      raise ValueError(
+        f'{path}:{number}: {line.strip()!r}, expected the name of a clip, a blank, and vid<n>.'
+      )
+    if words and mapping.setdefault(words[1], words[0]) != words[0]:
+      raise ValueError(
+        f'{path}:{number}: {words[1]} is {words[0]!r} here and {mapping[words[1]]!r} before.'
+      )
+  if not mapping:
+    raise ValueError(f'--mapping={path} is empty.')
+  return mapping

@@ -1,0 +1,322 @@
+"""The names and layouts of the original's tensors, and of our parameters.
+
+One ordered table holds every tensor; both directions read it, and are strict.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import einops
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from alpro_jax.models.alpro import AlproConfig
+from alpro_jax.weights.tensor_files import Tensor, named
+
+
+class Layout(NamedTuple):
+  """How one tensor of the original becomes some of ours, and back."""
+
+  to_ours: Callable[..., tuple[np.ndarray, ...]]
+  to_original: Callable[..., np.ndarray]
+
+
+class Row(NamedTuple):
+  """A line of the table.
+
+  Attributes:
+    original: name in the original's state dict.
+    ours: paths of our parameters, in the order that `layout` gives them.
+    layout: what happens to the numbers.
+  """
+
+  original: str
+  ours: tuple[str, ...]
+  layout: Layout
+
+
+def _patch_kernel(kernel):
+  """(P * P * 3, D) -> (D, 3, P, P)."""
+  side = math.isqrt(len(kernel) // 3)
+  return einops.rearrange(kernel, '(p q c) d -> d c p q', p=side, q=side)
+
+
+AS_IS = Layout(lambda x: (x,), lambda x: x)
+# (out, in) -> (in, out).
+_TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
+_PATCHES = Layout(lambda x: (einops.rearrange(x, 'd c p q -> (p q c) d'),), _patch_kernel)
+# (1, rows, D) -> (rows, D).
+_WITHOUT_AXIS = Layout(lambda x: (x[0],), lambda x: x[None])
+# (1, 1 + N, D) -> the class token's row and the patches'.
+_CLASS_AND_PATCHES = Layout(
+  lambda x: (x[0, :1], x[0, 1:]), lambda first, rest: np.concatenate([first, rest])[None]
+)
+# Rows are the query's, then the key's, then the value's.
+_QKV_KERNEL = Layout(
+  lambda x: tuple(part.T for part in np.split(x, 3)),
+  lambda *parts: np.concatenate([part.T for part in parts]),
+)
+_QKV_BIAS = Layout(lambda x: tuple(np.split(x, 3)), lambda *parts: np.concatenate(parts))
+
+# What a name stands for: rows whose names follow it.
+TENSOR = (Row('', ('',), AS_IS),)
+TABLE = (Row('', ('',), _WITHOUT_AXIS),)
+LINEAR = (Row('.weight', ('/kernel',), _TRANSPOSED), Row('.bias', ('/bias',), AS_IS))
+NORM = (Row('.weight', ('/scale',), AS_IS), Row('.bias', ('/bias',), AS_IS))
+QKV_ATTENTION = (
+  Row('.qkv.weight', ('/query/kernel', '/key/kernel', '/value/kernel'), _QKV_KERNEL),
+  Row('.qkv.bias', ('/query/bias', '/key/bias', '/value/bias'), _QKV_BIAS),
+  Row('.proj.weight', ('/out/kernel',), _TRANSPOSED),
+  Row('.proj.bias', ('/out/bias',), AS_IS),
+)
+PATCH_EMBEDDING = (Row('.weight', ('/kernel',), _PATCHES), Row('.bias', ('/bias',), AS_IS))
+POSITIONS = (Row('', ('class_position', 'positions'), _CLASS_AND_PATCHES),)
+
+_VIDEO = (
+  (TABLE, 'cls_token', 'class_token'),
+  (POSITIONS, 'pos_embed', ''),
+  (TABLE, 'time_embed', 'times'),
+  (PATCH_EMBEDDING, 'patch_embed.proj', 'patch_embed'),
+)
+_VIDEO_BLOCK = (
+  (NORM, 'norm1', 'norm'),
+  (QKV_ATTENTION, 'attn', 'attention'),
+  (NORM, 'temporal_norm1', 'temporal_norm'),
+  (QKV_ATTENTION, 'temporal_attn', 'temporal_attention'),
+  (LINEAR, 'temporal_fc', 'temporal_fc'),
+  (NORM, 'norm2', 'mlp_norm'),
+  (LINEAR, 'mlp.fc1', 'mlp/fc1'),
+  (LINEAR, 'mlp.fc2', 'mlp/fc2'),
+)
+_BERT = (
+  (TENSOR, 'word_embeddings.weight', 'words'),
+  (TENSOR, 'position_embeddings.weight', 'positions'),
+  (TENSOR, 'token_type_embeddings.weight', 'types'),
+  (NORM, 'LayerNorm', 'norm'),
+)
+_BERT_LAYER = (
+  (LINEAR, 'attention.self.query', 'attention/query'),
+  (LINEAR, 'attention.self.key', 'attention/key'),
+  (LINEAR, 'attention.self.value', 'attention/value'),
+  (LINEAR, 'attention.output.dense', 'attention/out'),
+  (NORM, 'attention.output.LayerNorm', 'norm'),
+  (LINEAR, 'intermediate.dense', 'mlp/fc1'),
+  (LINEAR, 'output.dense', 'mlp/fc2'),
+  (NORM, 'output.LayerNorm', 'mlp_norm'),
+)
+_MLM = (
+  (TENSOR, 'bias', 'bias'),
+  (LINEAR, 'transform.dense', 'transform'),
+  (NORM, 'transform.LayerNorm', 'norm'),
+)
+
+
+def rename_table(config: AlproConfig) -> list[Row]:
+  """Returns every tensor of a model, in the original's order.
+
+  Raises:
+    ValueError: if the model is one that the original does not have.
+  """
+  if config.video.attention != 'divided':
+    raise ValueError(f'{config.video.attention=}: the original has divided attention only.')
+  video, bert = 'visual_encoder.model.', f'{bert_prefix(config)}.'
+  rows = _rows([(TENSOR, 'temp', 'temperature')] if config.embed_size else [])
+  rows += _rows(_VIDEO, video, 'video_encoder/')
+  for i in range(config.video.depth):
+    rows += _rows(_VIDEO_BLOCK, f'{video}blocks.{i}.', f'video_encoder/block{i}/')
+  rows += _rows([(NORM, 'norm', 'norm')], video, 'video_encoder/')
+  rows += _rows(_BERT, f'{bert}embeddings.', 'text_embedding/')
+  for i in range(config.text.depth):
+    encoder = 'fusion_encoder' if i >= config.text.fusion_layer else 'text_encoder'
+    rows += _rows(_BERT_LAYER, f'{bert}encoder.layer.{i}.', f'{encoder}/layer{i}/')
+  if config.mlm:
+    rows += _rows(_MLM, 'text_encoder.cls.predictions.', 'mlm_head/')
+  for wanted, theirs, ours in (
+    (config.embed_size, 'vision_proj', 'video_projection'),
+    (config.embed_size, 'text_proj', 'text_projection'),
+    (config.match, 'itm_head', 'match_head'),
+    (config.entities, 'mpm_head.0', 'entity_head/hidden'),
+    (config.entities, 'mpm_head.2', 'entity_head/out'),
+    (config.answers, 'classifier.0', 'answer_head/hidden'),
+    (config.answers, 'classifier.2', 'answer_head/out'),
+  ):
+    rows += _rows([(LINEAR, theirs, ours)] if wanted else [])
+  return rows
+
+
+def _rows(entries, theirs='', ours=''):
+  """Puts the names of a module and of its parts before those of the rows."""
+  return [
+    Row(f'{theirs}{name}{row.original}', tuple(f'{ours}{path}{p}' for p in row.ours), row.layout)
+    for part, name, path in entries
+    for row in part
+  ]
+
+
+def bert_prefix(config: AlproConfig) -> str:
+  """Question answering has a bare BERT, the others one below MLM's head."""
+  return 'text_encoder' if config.answers else 'text_encoder.bert'
+
+
+# What follows from other tensors of a file: the numbers of the places in a text, and the tied
+# decoder of words, stored a second time.
+DERIVED = {
+  '.embeddings.position_ids': 'the numbers 0, 1, 2, ...',
+  '.predictions.decoder.weight': 'a second copy of what it is tied to',
+  '.predictions.decoder.bias': 'a second copy of what it is tied to',
+}
+
+
+def derived(name: str) -> bool:
+  """Whether a tensor of the original follows from others of its file."""
+  return name.endswith(tuple(DERIVED))
+
+
+def why_unused(name: str, config: AlproConfig) -> str:
+  """Says why a tensor of the original is no parameter of ours; '' if unknown.
+
+  Args:
+    name: in the original, a prompter's prefix cut off.
+    config: of the model.
+  """
+  for ending, reason in DERIVED.items():
+    if name.endswith(ending):
+      return reason
+  if name.startswith('visual_encoder.model.head.'):
+    return 'classes of Kinetics, which nothing reads (defect 62)'
+  if name in ('video_prompt_feat', 'image_prompt_feat'):
+    return 'prompts, which pre-training encodes anew from the list of entities'
+  heads = ('vision_proj.', 'text_proj.', 'itm_head.')
+  if config.answers and (name == 'temp' or name.startswith(heads)):
+    return 'random: question answering never reads it'
+  if name.startswith('text_encoder.cls.') and not config.mlm and not config.answers:
+    return 'the head for masked words, which retrieval never reads'
+  return ''
+
+
+def check(
+  tensors: Mapping[str, Tensor],
+  rows: Sequence[Row],
+  shapes: Mapping[str, tuple[int, ...]] | None = None,
+  *,
+  given: Sequence[str] = ('',),
+  optional: Sequence[str] = (),
+) -> list[str]:
+  """Compares names, shapes and types; reads nothing.
+
+  Args:
+    tensors: by their names in the original.
+    rows: rename_table of the model.
+    shapes: of our parameters, by path; None compares names alone.
+    given: tensors whose name starts with one of these must be there.
+    optional: tensors whose name contains one of these may be missing anyway.
+  Returns:
+    the paths of our parameters that no tensor is there for.
+  Raises:
+    ValueError: naming every tensor that is missing, unknown, of another shape or not of floating
+      point.
+  """
+  missing, wrong, absent = [], [], []
+  for row in rows:
+    if (tensor := tensors.get(row.original)) is None:
+      absent += row.ours
+      if row.original.startswith(tuple(given)) and not any(p in row.original for p in optional):
+        missing.append(row.original)
+    elif shapes is not None:
+      # Zeros without memory: only their shape counts.
+      ours = [np.broadcast_to(np.float32(0), shapes[path]) for path in row.ours]
+      expected = row.layout.to_original(*ours).shape
+      if tensor.array.shape != expected:
+        wrong.append(
+          f'{_named(row.original, tensor)} has shape {tensor.array.shape}, expected {expected}'
+        )
+      elif not (jnp.issubdtype(tensor.array.dtype, jnp.floating)):
+        wrong.append(
+          f'{_named(row.original, tensor)} is {tensor.array.dtype}, expected floating point'
+        )
+  known = {row.original for row in rows}
+  unknown = [_named(name, tensor) for name, tensor in tensors.items() if name not in known]
+  lines = [
+    f'{len(names)} {what}: {"; ".join(names)}'
+    for what, names in (('missing', missing), ('not known', unknown), ('do not fit', wrong))
+    if names
+  ]
+  if lines:
+    raise ValueError(
+      f'the tensors are not those of the model. {". ".join(lines)}. Expected the {len(rows)} '
+      'tensors of these sizes, which are those that most of the tensors have.'
+    )
+  return absent
+
+
+def read_params(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, np.ndarray]:
+  """Reads the tensors, one after another, into float32 arrays by our paths.
+
+  Raises:
+    ValueError: naming the tensors that hold NaN or infinity, in float32.
+  """
+  params, broken = {}, []
+  for row in rows:
+    if tensor := tensors.get(row.original):
+      with np.errstate(over='ignore'):  # It is infinity then.
+        array = tensor.array.astype(np.float32, copy=False)
+      if not np.isfinite(array).all():
+        broken.append(_named(row.original, tensor))
+      params |= _to_ours(row, array)
+  check_finite(broken)
+  return params
+
+
+def check_finite(broken: Sequence[str]) -> None:
+  """Raises ValueError if there are names of tensors that are not finite."""
+  if broken:
+    raise ValueError(
+      f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken)}. A model with them '
+      'computes nothing; take the weights of an earlier step.'
+    )
+
+
+def from_original(state: Mapping[str, Any], config: AlproConfig) -> dict[str, Any]:
+  """Turns arrays by their names in the original into our parameters.
+
+  Args:
+    state: tensors, or gradients of them, of one model: a prompter's prefix cut off. What
+      `why_unused` explains may be there.
+    config: of the model.
+  Raises:
+    ValueError: naming tensors that are missing or not known.
+  """
+  rows = rename_table(config)
+  check({n: t for n, t in named(state).items() if not why_unused(n, config)}, rows)
+  flat = {}
+  for row in rows:
+    flat |= _to_ours(row, np.asarray(state[row.original]))
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def to_original(params: Mapping[str, Any], config: AlproConfig) -> dict[str, np.ndarray]:
+  """Turns our parameters, or gradients of them, into the original's tensors."""
+  flat, rows = traverse_util.flatten_dict(params, sep='/'), rename_table(config)
+  if different := set(flat) ^ {path for row in rows for path in row.ours}:
+    raise ValueError(
+      f'parameters {sorted(different)[:5]} are either missing or not known; expected those of '
+      'this config. Is it the right one?'
+    )
+  return {
+    row.original: np.asarray(
+      row.layout.to_original(*(np.asarray(flat[path]) for path in row.ours)), order='C'
+    )
+    for row in rows
+  }
+
+
+def _to_ours(row, array):
+  parts = zip(row.ours, row.layout.to_ours(array), strict=True)
+  return {path: np.asarray(part, order='C') for path, part in parts}
+
+
+def _named(name, tensor):
+  """A name in the original, with those in the file if they are others."""
+  return name if tensor.names == (name,) else f'{name} (in the file: {", ".join(tensor.names)})'
