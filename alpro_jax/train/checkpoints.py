@@ -56,7 +56,7 @@ class Checkpoint:
     """Returns the digest of every parameter; see `digests.of_arrays`."""
     stored = self.meta.get('arrays')
     if not stored:  # An older checkpoint.
-      return digests.of_arrays(self._load('params', {}, unused=lambda name: True)[0])
+      return digests.of_arrays(self.load('params', {}, unused=lambda name: True)[0])
     items = (name.partition('/') for name in stored)
     return {name: stored[f'{item}/{name}'] for item, _, name in items if item == 'params'}
 
@@ -86,14 +86,16 @@ class Checkpoint:
         shape or type.
       DamagedCheckpointError: if an array is not what was written.
     """
-    restored, missing = self._load(
+    wanted = by_name(abstract)
+    afresh = {name for name in wanted if name.startswith(tuple(fresh))}
+    restored, missing = self.load(
       'params',
-      by_name(abstract),
-      new=(*new, *fresh),
-      fresh=tuple(fresh),
-      unused=lambda name: name.startswith(tuple(unused)),
+      {name: leaf for name, leaf in wanted.items() if name not in afresh},
+      new=new,
+      unused=lambda name: name.startswith((*unused, *fresh)),
       resize=resize or {},
     )
+    missing |= afresh
     if missing and initial is None:
       raise ValueError(
         f'{self.folder}: {_listed(missing)} missing and no initial values were given.'
@@ -103,39 +105,33 @@ class Checkpoint:
       restored |= {name: leaf for name, leaf in by_name(initial).items() if name in missing}
     return _tree(abstract, restored)
 
-  def restore(self, abstract: TrainState) -> TrainState:
-    """Returns the stored state; see `Checkpoints.restore`."""
-    items = _items(abstract)
-    names = by_name(items['params'])
+  def load(self, item, wanted, *, new=(), unused=lambda name: False, resize=()):
+    """Reads 'params' or 'train', by name.
 
-    def of_frozen(name):
-      moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
-      return moment and moment[1] in names
-
-    params, _ = self._load('params', names)
-    train, _ = self._load('train', by_name(items['train']), unused=of_frozen)
-    train = _tree(items['train'], train)
-    return TrainState(train['step'], _tree(abstract.params, params), train['opt_state'])
-
-  def _load(self, item, wanted, *, new=(), fresh=(), unused=lambda name: False, resize=()):
-    """Returns {name: array} of an item, checked, and the wanted names that are missing."""
+    Args:
+      item: which of them.
+      wanted: {name: ShapeDtypeStruct}.
+      new: as `load_params` has it.
+      unused: name -> whether it may be left over.
+      resize: as `load_params` has it.
+    Returns:
+      {name: array} of all that is stored, and the wanted names that are missing.
+    """
     folder, reader = epath.Path(self.folder / item), ocp.StandardCheckpointHandler()
     tree = reader.metadata(folder).tree
     found = by_name(tree)
-    usable = {name: leaf for name, leaf in found.items() if not (fresh and name.startswith(fresh))}
     resized = {
       name: wanted[name]
-      for name in set(resize) & set(wanted) & set(usable)
+      for name in set(resize) & set(wanted) & set(found)
       if wanted[name].shape[0] != found[name].shape[0]
       and wanted[name].shape[1:] == tuple(found[name].shape[1:])
     }
     expected = {name: leaf for name, leaf in wanted.items() if name not in resized}
-    missing = _check_names(folder, expected, usable, new, lambda n: n in resized or unused(n))
+    missing = _check_names(folder, expected, found, new, lambda n: n in resized or unused(n))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path, leaf):
-      like = expected.get(leaf_name(path)) if leaf_name(path) in usable else None
-      where = getattr(like, 'sharding', None) or here
+      where = getattr(expected.get(leaf_name(path)), 'sharding', None) or here
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     # Those left over are read as well: orbax restores whole trees only.
@@ -250,11 +246,6 @@ class Checkpoints:
       )
     self._manager = ocp.CheckpointManager(
       self.folder,
-      item_handlers={
-        'params': ocp.StandardCheckpointHandler(),
-        'train': ocp.StandardCheckpointHandler(),
-        'meta': ocp.JsonCheckpointHandler(),
-      },
       options=ocp.CheckpointManagerOptions(
         best_fn=self._rank if best_metric else None,
         preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -335,7 +326,18 @@ class Checkpoints:
         of frozen parameters, which the optimizer once kept, are left out.
       DamagedCheckpointError: if an array is not what was given to `save`.
     """
-    return Checkpoint(self.folder / str(step)).restore(abstract)
+    items = _items(abstract)
+    names = by_name(items['params'])
+
+    def of_frozen(name):
+      moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
+      return moment and moment[1] in names
+
+    stored = Checkpoint(self.folder / str(step))
+    params, _ = stored.load('params', names)
+    train, _ = stored.load('train', by_name(items['train']), unused=of_frozen)
+    train = _tree(items['train'], train)
+    return TrainState(train['step'], _tree(abstract.params, params), train['opt_state'])
 
   def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
     """Moves a checkpoint out of the way that turned out to be damaged.
