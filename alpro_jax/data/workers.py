@@ -305,7 +305,12 @@ def work(fd, parent):
   if os.getppid() != parent:
     return
   _pipe = connection.Connection(fd)
-  target, settings = _pipe.recv()
+  with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    _serve(*_pipe.recv())  # Until the parent leaves.
+
+
+def _serve(target, settings):
+  """Gives the results of a function to the parent, for ever."""
   try:
     module, name = target.split(':')
     function = getattr(importlib.import_module(module), name)
@@ -313,8 +318,4 @@ def work(fd, parent):
     return _pipe.send(('failed', f'{type(e).__name__}: {e}'))
   _pipe.send(('ready', None))
   while True:
-    try:
-      item = _pipe.recv()
-    except EOFError:
-      return
-    _pipe.send(('result', function(item, **settings)))
+    _pipe.send(('result', function(_pipe.recv(), **settings)))
