@@ -154,18 +154,7 @@ def _name_of(row, url):
 
 
 async def _download(get, url, limits, partial, path):
-  """Tries once; returns the number of bytes.
-
-  Args:
-    get: of web.client.
-    url: address.
-    limits: Limits.
-    partial: where to write, in a folder of ours; nothing is there.
-    path: where the file belongs.
-  Raises:
-    web.Failed, and what web.failure knows
-    OSError: of the disk.
-  """
+  """Tries once to write what an address gives, first to `partial`; returns the bytes."""
   if not names.is_address(url):
     raise web.Failed('not http or https', url)
   async with asyncio.timeout(limits.max_seconds), get(url) as answer:
@@ -243,13 +232,6 @@ def _place(folder, name):
 # --- All of them ------------------------------------------------------------
 
 
-def _host(url):
-  try:
-    return urllib.parse.urlsplit(url).hostname or ''
-  except ValueError:
-    return ''
-
-
 def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False, out=None):
   """Downloads what is missing.
 
@@ -259,8 +241,8 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
     limits: Limits.
     retry_failed: also try what an earlier call found to be hopeless, such as
       HTTP 404 or a video that is too large.
-    allow_local: also ask hosts with private and loopback addresses; never
-      those of one link, of groups, or of a cloud's metadata.
+    allow_local: also ask hosts with private and loopback addresses; see
+      web.client.
     out: file for progress lines (stderr).
   Returns:
     {Video: ''} for those that are there, {Video: reason} for the others.
@@ -268,63 +250,39 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
     OSError: a file cannot be written.
     ValueError: another run writes to this folder.
   """
-  limits = limits or Limits()
   os.makedirs(folder, exist_ok=True)
   resume = os.path.join(folder, RESUME)
-  with _open_resume(resume) as log:
-    try:
-      fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(f'Another run fetches into {folder}.') from None
-    hopeless = _hopeless(log)
-    found = {} if retry_failed else {x: hopeless[x] for x in videos if x in hopeless}
+  with _open_resume(resume) as log, files.scratch(resume) as work:
+    hopeless = {} if retry_failed else _hopeless(log)
     # A file has its name only when it is whole.
-    found |= {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
+    found = {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
+    found |= {x: hopeless[x] for x in videos if x in hopeless and x not in found}
+    log.write('\n')  # After a line that a kill cut off.
     progress = Progress(len(videos), 'videos', out=out)
     progress.found(len(found), sum(map(bool, found.values())))
-
-    def note(video, failure, size):
-      row, skipped = {'url': video.url, 'name': video.name, 'bytes': size}, None
-      if failure:
-        again = failure.again != 'never'
-        row |= {'failed': failure.reason, 'detail': failure.detail, 'again': again}
-        skipped = annotations.Skipped(video.url, failure.reason, failure.detail)
-      log.write(json.dumps(row) + '\n')
-      log.flush()
-      found[video] = failure.reason if failure else ''
-      progress.add(skipped=skipped)
-
-    missing = [video for video in videos if video not in found]
-    with files.scratch(resume) as work:
-      asyncio.run(_fetch(missing, folder, work, limits, allow_local, note))
+    run = _Run(folder, work, limits or Limits(), log, progress, found)
+    asyncio.run(run.fetch([video for video in videos if video not in found], allow_local))
     progress.close()
   return found
 
 
-def _is_there(path):
-  """Says whether a file needs no download.
-
-  An error page or a compressed body under the name of a video does. What is
-  not known stays: it may be the user's own.
-  """
-  try:
-    return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
-  except OSError:
-    return False
-
-
 def _open_resume(path):
-  """Opens the resume file, and never one that a link leads to."""
+  """Opens and locks the resume file, and never one that a link leads to."""
 
   def opener(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
   try:
-    return open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
+    log = open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
   except OSError as e:
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+    if e.errno in (errno.ELOOP, errno.EISDIR):
       raise ValueError(f'{path} is a link or no file; remove it.') from e
     raise
+  try:
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise ValueError(f'Another run fetches into {os.path.dirname(path)}.') from None
+  return log
 
 
 def _hopeless(log):
@@ -340,99 +298,129 @@ def _hopeless(log):
       continue  # A line that a kill cut off.
     if row.get('failed') and not row.get('again'):
       hopeless[video] = annotations.printable(row['failed'])
-  log.write('\n')  # After such a line, if there is one.
   return hopeless
 
 
-async def _fetch(videos, folder, work, limits, allow_local, note):
-  """Downloads videos; calls note(Video, web.Failed or None, bytes) for each."""
-  hosts = defaultdict(deque)
-  for video in videos:
-    hosts[_host(video.url)].append(video)
-  slots, numbers = asyncio.Semaphore(limits.threads), itertools.count()
+def _is_there(path):
+  """Says whether a file needs no download.
+
+  An error page or a compressed body under the name of a video does. What is
+  not known stays: it may be the user's own.
+  """
   try:
-    async with (
-      web.client(limits.timeout_s, allow_local=allow_local) as get,
-      asyncio.TaskGroup() as tasks,
-    ):
+    return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
+  except OSError:
+    return False
 
-      async def download(video):
-        partial = work / str(next(numbers))
-        return await _try(get, video, limits, partial, folder)
 
-      for waiting in hosts.values():
-        host = _Host(waiting, limits, slots, download, note)
-        for _ in range(min(limits.per_host, len(waiting))):
-          tasks.create_task(host.serve())
-  except BaseExceptionGroup as e:  # Such as a full disk: it stops all.
-    raise e.exceptions[0] from None
+def _host(url):
+  try:
+    return urllib.parse.urlsplit(url).hostname or ''
+  except ValueError:
+    return ''
 
 
 class _Host:
   """What is to be asked of a host, and how it wants to be asked."""
 
-  def __init__(self, videos, limits, slots, download, note):
-    self._videos, self._limits, self._slots = videos, limits, slots
-    self._download, self._note = download, note
-    self._paused_until = 0.0
-    self._may_pause = _LONGEST_WAIT  # Seconds, in all.
-    self._given_up = None  # The failure for which it is not asked any more.
+  def __init__(self):
+    self.videos = deque()
+    self.paused_until = 0.0
+    self.may_pause = _LONGEST_WAIT  # Seconds, in all.
+    self.given_up = None  # The failure for which it is not asked any more.
 
-  async def serve(self):
-    """Downloads one video after the other; so many of these run as may at a time."""
-    while self._videos:
-      video = self._videos.popleft()
-      size = wait = 0
+  def pause(self, failure, seconds):
+    """It wants to be left alone: none of its videos is asked for."""
+    now = time.monotonic()
+    # What it says to those under way already is one wish, not several.
+    self.may_pause -= max(0.0, now + seconds - max(now, self.paused_until))
+    self.paused_until = max(now + seconds, self.paused_until)
+    if seconds > _LONGEST_WAIT or self.may_pause < 0:
+      self.given_up = failure
+
+
+class _Run:
+  """Downloads that run beside each other."""
+
+  def __init__(self, folder, work, limits, log, progress, found):
+    self._folder, self._work, self._limits = folder, work, limits
+    self._log, self._progress, self._found = log, progress, found
+    self._slots, self._numbers = asyncio.Semaphore(limits.threads), itertools.count()
+
+  async def fetch(self, videos, allow_local):
+    hosts = defaultdict(_Host)
+    for video in videos:
+      hosts[_host(video.url)].videos.append(video)
+    try:
+      async with (
+        web.client(self._limits.timeout_s, allow_local) as get,
+        asyncio.TaskGroup() as group,
+      ):
+        for host in hosts.values():
+          for _ in range(min(self._limits.per_host, len(host.videos))):
+            group.create_task(self._serve(host, get))
+    except BaseExceptionGroup as e:  # Such as a full disk: it stops all.
+      raise e.exceptions[0] from None
+
+  async def _serve(self, host, get):
+    """Downloads one video of a host after the other."""
+    while host.videos:
+      video = host.videos.popleft()
+      wait = 0.0
       for number in range(self._limits.tries):
         await asyncio.sleep(wait)
-        async with self._turn():
-          if failure := self._given_up:
-            break
-          failure, size = await self._download(video)
-        if not failure:
-          self._may_pause += _WAIT_PER_VIDEO
+        async with self._turn(host):
+          failure, size = host.given_up, 0
+          if not failure:
+            failure, size = await self._try(video, get)
+        if not failure or failure is host.given_up:
           break
         wait = max(self._limits.wait_s * 2**number, failure.wait)
         if failure.wait:
-          self._pause(failure, wait)
+          host.pause(failure, wait)
         if failure.again != 'now' or wait > _LONGEST_WAIT:
           break
+      if not failure:
+        host.may_pause += _WAIT_PER_VIDEO
       self._note(video, failure, size)
 
   @contextlib.asynccontextmanager
-  async def _turn(self):
-    """Waits for one of the downloads at a time, and for the end of pauses."""
+  async def _turn(self, host):
+    """Waits for the end of a host's pauses, and until there are few enough downloads."""
     while True:
       async with self._slots:
-        pause = self._paused_until - time.monotonic()
-        if pause <= 0 or self._given_up:
+        pause = host.paused_until - time.monotonic()
+        if pause <= 0 or host.given_up:
           yield
           return
       await asyncio.sleep(pause)
 
-  def _pause(self, failure, seconds):
-    """The host wants to be left alone: none of its videos is asked for."""
-    now = time.monotonic()
-    # What it says to those under way already is one wish, not several.
-    self._may_pause -= max(0.0, now + seconds - max(now, self._paused_until))
-    self._paused_until = max(now + seconds, self._paused_until)
-    if seconds > _LONGEST_WAIT or self._may_pause < 0:
-      self._given_up = failure
+  async def _try(self, video, get):
+    """Returns (why a video is not there, or None; its bytes)."""
+    partial = self._work / str(next(self._numbers))
+    try:
+      path = _place(self._folder, video.name)
+      return None, await _download(get, video.url, self._limits, partial, path)
+    except web.Failed as e:
+      return e, 0
+    except Exception as e:
+      failure = web.failure(e)
+      if not failure and isinstance(e, OSError):
+        if e.errno not in _OF_A_NAME:
+          raise
+        failure = web.Failed('cannot be written', e, 'later')
+      # One odd row must not stop all others.
+      return failure or web.Failed('failed', f'{type(e).__name__}: {e}', 'later'), 0
+    finally:
+      partial.unlink(missing_ok=True)
 
-
-async def _try(get, video, limits, partial, folder):
-  """Returns (why a video is not there, or None; its bytes)."""
-  try:
-    return None, await _download(get, video.url, limits, partial, _place(folder, video.name))
-  except web.Failed as e:
-    return e, 0
-  except Exception as e:
-    if failure := web.failure(e):
-      return failure, 0
-    if not isinstance(e, OSError):  # One odd row must not stop all others.
-      return web.Failed('failed', f'{type(e).__name__}: {e}', 'later'), 0
-    if e.errno not in _OF_A_NAME:
-      raise
-    return web.Failed('cannot be written', e, 'later'), 0
-  finally:
-    partial.unlink(missing_ok=True)
+  def _note(self, video, failure, size):
+    row, skipped = {'url': video.url, 'name': video.name, 'bytes': size}, None
+    if failure:
+      again = failure.again != 'never'
+      row |= {'failed': failure.reason, 'detail': failure.detail, 'again': again}
+      skipped = annotations.Skipped(video.url, failure.reason, failure.detail)
+    self._log.write(json.dumps(row) + '\n')
+    self._log.flush()
+    self._found[video] = failure.reason if failure else ''
+    self._progress.add(skipped=skipped)

@@ -79,7 +79,7 @@ def may_ask(address, allow_local):
 
 
 @contextlib.asynccontextmanager
-async def client(timeout_s, *, allow_local=False):
+async def client(timeout_s, allow_local):
   """Opens http and https addresses, and no body of an answer.
 
   Args:
