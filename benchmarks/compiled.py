@@ -2,7 +2,8 @@
 
 import jax
 
-from benchmarks import collectives, dry_run, kernels
+from alpro_jax.train import dry_run
+from benchmarks import collectives, kernels
 from benchmarks.chips import Chip
 from benchmarks.step import step_flops
 

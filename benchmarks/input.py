@@ -20,6 +20,8 @@ from absl import logging
 
 from alpro_jax import sharding
 from alpro_jax.data import augment, dataset, feed, frames, pipeline, prepare, sources, tokens
+from alpro_jax.data.mixture import Source
+from alpro_jax.data.order import Order
 from examples.shapes.files import write_video
 
 WINDOWS = 12  # Measurements of each kind; the median counts.
@@ -43,8 +45,8 @@ def measure(config, *, data, clips, needed):
       logging.info('Making up %d clips.', clips)
       data = make_set(pathlib.Path(data), clips)
     prepared = dataset.open_dataset(data, 'train')
-    source = pipeline.Source(prepared, 0)
-    tokenizer = _tokenizer(config.data.tokenizer, source.texts)
+    source = Source(prepared, 0)
+    tokenizer = _tokenizer(config.data.tokenizer, source)
     serialized = prepared.fetch(range(min(len(prepared), CLIPS)))
     figures = {
       'clips': len(prepared),
@@ -139,11 +141,12 @@ def make_clip(rng):
   return np.stack([picture[3 * i : 3 * i + HEIGHT, 6 * i : 6 * i + WIDTH] for i in range(FRAMES)])
 
 
-def _tokenizer(path, texts):
+def _tokenizer(path, source):
   if pathlib.Path(path).is_file():
     return tokens.load_tokenizer(path)
   with tempfile.TemporaryDirectory() as folder:
-    return tokens.train_sentencepiece(texts[:1000], f'{folder}/tokenizer.model', 256)
+    texts = [source.read_text(i) for i in range(min(source.num_texts, 1000))]
+    return tokens.train_sentencepiece(texts, f'{folder}/tokenizer.model', 256)
 
 
 # --- Clocks -----------------------------------------------------------------
@@ -191,13 +194,7 @@ def _parts(options, source, tokenizer, serialized):
     return tf.ensure_shape(tf.gather(stored, index), [options.frames])
 
   def decode_jpeg(record):
-    return augment.decode_windows(
-      choose(record),
-      tf.constant([0.5, 0.5]),
-      image_size=options.image_size,
-      resize=options.resize,
-      resize_mode=options.resize_mode,
-    )
+    return augment.decode_windows(choose(record), tf.constant([0.5, 0.5]), options)
 
   def whole(augmented):
     changed = options.copy_and_resolve_references()
@@ -240,16 +237,13 @@ def _stage(serialized, call):
 
 
 def _read(options, source, tokenizer):
-  order = pipeline.Order([source], 0, CLIPS)
+  order = Order([source], 0, CLIPS)
   steps = iter(range(10**9))
 
   def read():
-    records = order.plan(next(steps), slice(0, CLIPS)).records
-    source.dataset.fetch(records)
-    tokenizer.encode(
-      [source.texts[source.first[i]] for i in range(CLIPS) if i < len(source.texts)],
-      options.max_text_tokens,
-    )
+    plan = order.plan(next(steps), slice(0, CLIPS))
+    source.dataset.fetch(plan.records)
+    tokenizer.encode([source.read_text(i) for i in plan.texts], options.max_text_tokens)
 
   return 1e3 * _median(read)[0]
 

@@ -158,6 +158,7 @@ def _in_a_process(folder, step, config):
 def start(folder: str, step: int, config) -> dict:
   """Returns what the first batch at a step costs this process."""
   from alpro_jax.data import dataset, pipeline, tokens
+  from alpro_jax.data.mixture import Source
 
   with tempfile.TemporaryDirectory() as place:
     tokenizer = tokens.train_sentencepiece([' '.join(_WORDS)], f'{place}/tokenizer.model', 100)
@@ -172,7 +173,7 @@ def start(folder: str, step: int, config) -> dict:
   # Without the shards' digests: a real set of this size is above the limit.
   prepared = dataset.open_dataset(folder, verify=False)
   lap('open_s')
-  source = pipeline.Source(prepared, 0)
+  source = Source(prepared, 0)
   lap('source_s')
   batches = pipeline.train_batches(
     config,

@@ -158,7 +158,7 @@ def check_inputs(doctor, config):
   """Opens data sets, tokenizer and lists as a run would."""
   # TensorFlow must leave the devices alone.
   command.start()
-  from alpro_jax.data import answers, dataset, entities, pipeline, tokens
+  from alpro_jax.data import answers, dataset, entities, mixture, tokens
 
   tokenizer, opened = None, []
 
@@ -168,10 +168,10 @@ def check_inputs(doctor, config):
     return f'{config.data.tokenizer}, {tokenizer.vocab_size} pieces'
 
   def open_sources():
-    opened.extend(pipeline.open_sources(config.data))
+    opened.extend(mixture.open_sources(config.data))
     return '; '.join(
       f'{source.name}: {source.num_records:,} records, '
-      f'{len(source.texts):,} {source.text}' + (f' of style {source.style}' if source.style else '')
+      f'{source.num_texts:,} {source.text}' + (f' of style {source.style}' if source.style else '')
       for source in opened
     )
 
@@ -224,7 +224,7 @@ def check_inputs(doctor, config):
 
 def _check_words(doctor, tokenizer, sources, length):
   """Says if texts are cut off or not known to the tokenizer."""
-  texts = [text for source in sources for text in source.texts[:2000]]
+  texts = [one.read_text(i) for one in sources for i in range(min(one.num_texts, 2000))]
   ids, mask = tokenizer.encode(texts, 10 * length)
   unknown = float((ids == tokenizer.special.unk).sum() / max(mask.sum(), 1))
   longer = float((mask.sum(1) > length).mean())
@@ -282,7 +282,7 @@ def check_workdir(doctor, config):
   if config is not None:
     import jax
 
-    from benchmarks import dry_run
+    from alpro_jax.train import dry_run
 
     task = dry_run.task(config, _one_device())
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -311,7 +311,7 @@ def check_run(doctor, config):
   def begin():
     plan = loop.plan(config, split.during_training(config))
     counts = [source.num_records for source in plan.sources]
-    if said := step.check_negatives(config, plan.setting.task, counts):
+    if said := step.check_negatives(config, plan.task, counts):
       doctor.warn('negatives', said)
     stored = None
     folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
@@ -330,8 +330,7 @@ def check_step(doctor, config):
   import jax
 
   from alpro_jax import sharding
-  from alpro_jax.train import state
-  from benchmarks import dry_run
+  from alpro_jax.train import dry_run, state
 
   if config is None:
     from configs import pretrain

@@ -1,7 +1,10 @@
 """Prepared sets in memory for tests: frames of one colour that say who."""
 
+import json
+
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from alpro_jax.data import dataset
 
@@ -33,18 +36,22 @@ class MemorySet(dataset.PreparedDataset):
   ):
     captions = captions or [(f'clip {i}',) for i in range(records)]
     styles = styles or [('',) * len(texts) for texts in captions]
-    infos = [
-      dataset.RecordInfo(
-        f'{i}.mp4',
-        tuple(captions[i]),
-        tuple(styles[i]),
-        i in stills,
-        1 if i in stills else frames,
-        tuple(questions[i]) if questions else (),
-      )
-      for i in range(records)
-    ]
-    super().__init__(f'sets/{name}', 'train', {'digest': name, 'shards': []}, infos)
+    lines = []
+    for i in range(records):
+      asked = questions[i] if questions else ()
+      row = {
+        'video': f'{i}.mp4',
+        'captions': captions[i],
+        'styles': styles[i],
+        'still': i in stills,
+        'frames': 1 if i in stills else frames,
+        'questions': [question.text for question in asked],
+        'answers': [question.answer for question in asked],
+        'kinds': [question.kind for question in asked],
+      }
+      lines.append(json.dumps(row) + '\n')
+    index = dataset.Index(''.join(lines).encode())
+    super().__init__(f'sets/{name}', 'train', {'digest': name}, index)
     self.fetched = []
     self.damaged = set()
     self.rotten = set()
@@ -58,7 +65,8 @@ class MemorySet(dataset.PreparedDataset):
     return [self._serialize(int(index)) for index in indices]
 
   def _serialize(self, index):
-    info, number = self.metadata()[index], self._stored[index]
+    infos = self.metadata()
+    info, number = infos[index], infos.numbers[index]
     stored = [
       b'no jpeg' if number in self.rotten else jpeg(number, frame, self.size)
       for frame in range(info.frames)
@@ -76,6 +84,12 @@ class MemorySet(dataset.PreparedDataset):
         'still': info.still,
       }
     )
+
+
+def parse(serialized):
+  """Reads a record as TFDS does; its frames stay JPEG."""
+  skip = {'frames': tfds.decode.SkipDecoding()}
+  return dataset.features().deserialize_example(serialized, decoders=skip)
 
 
 def jpeg(record, frame, size):

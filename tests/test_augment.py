@@ -1,6 +1,7 @@
 """Pixels: windows, scaling, each operation, and the original's results."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -33,17 +34,19 @@ def ramp(height, width):
 def apply(clip, *names, level, mirrored=None):
   drawn = [augment.OPERATIONS.index(name) for name in names]
   return augment.apply_operations(
-    tf.constant(clip), tf.constant(drawn), tf.constant(mirrored or [0] * len(drawn)), level=level
+    tf.constant(clip), tf.constant(drawn), tf.constant(mirrored or [0] * len(drawn)), level
   ).numpy()
 
 
 def decode(frames, place=(0.5, 0.5), **options):
-  options = {'resize_mode': 'squash', **options}
-  return (
-    augment.decode_clip(tf.constant([jpeg(x) for x in frames]), tf.constant(place), **options)
-    .numpy()
-    .astype(int)
-  )
+  options = types.SimpleNamespace(**{'resize_mode': 'squash', **options})
+  jpegs = tf.constant([jpeg(x) for x in frames])
+  return augment.decode_clip(jpegs, tf.constant(place), options).numpy().astype(int)
+
+
+def draw(clip, seed, **options):
+  options = types.SimpleNamespace(**{'exclude': (), **options})
+  return augment.rand_augment(tf.constant(clip), tf.constant(seed, tf.int64), options).numpy()
 
 
 def check_same(clip, expected):
@@ -171,9 +174,7 @@ def test_all_frames_get_the_same_draw():
   clip = tf.constant(np.stack([frame] * 4))
   different = 0
   for seed in range(12):
-    out = augment.rand_augment(
-      clip, tf.constant([seed, 0], tf.int64), operations=2, level=7
-    ).numpy()
+    out = draw(clip, [seed, 0], operations=2, level=7)
     assert (out == out[:1]).all()
     different += (out[0] != frame).any()
   assert different >= 9
@@ -195,21 +196,15 @@ def test_excluded_operations_are_never_drawn():
   frame = ramp(32, 32)
   others = [x for x in augment.OPERATIONS if x != 'horizontal_flip']
   for seed in range(5):
-    out = augment.rand_augment(
-      tf.constant(frame[None]),
-      tf.constant([seed, 1], tf.int64),
-      operations=1,
-      level=5,
-      exclude=others,
-    ).numpy()[0]
+    (out,) = draw(frame[None], [seed, 1], operations=1, level=5, exclude=others)
     np.testing.assert_array_equal(out, frame[:, ::-1])
 
 
 def test_refuses_bad_options():
-  clip, seed = tf.zeros((1, 8, 8, 3), tf.uint8), tf.constant([0, 0], tf.int64)
+  clip, seed = np.zeros((1, 8, 8, 3), np.uint8), [0, 0]
   with pytest.raises(ValueError, match='are no operations'):
-    augment.rand_augment(clip, seed, operations=1, level=5, exclude=('solarize',))
+    draw(clip, seed, operations=1, level=5, exclude=('solarize',))
   with pytest.raises(ValueError, match='operations=11 must be between 1'):
-    augment.rand_augment(clip, seed, operations=11, level=5)
+    draw(clip, seed, operations=11, level=5)
   with pytest.raises(ValueError, match='set data.randaugment.level'):
-    augment.rand_augment(clip, seed, operations=1, level=11)
+    draw(clip, seed, operations=1, level=11)

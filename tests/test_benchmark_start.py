@@ -1,12 +1,12 @@
 """A start late in a run of a large set costs what an early one does."""
 
-import numpy as np
 import tensorflow as tf
 
-from alpro_jax.data import dataset, pipeline
+from alpro_jax.data import dataset, order, pipeline
+from alpro_jax.data.mixture import Source
 from benchmarks import start
 from tests import test_pipeline
-from tests.small_sets import MemorySet
+from tests.small_sets import Letters, MemorySet, parse
 
 
 def test_the_made_up_set_is_one(tmp_path):
@@ -15,7 +15,7 @@ def test_the_made_up_set_is_one(tmp_path):
   assert len(prepared) == len({x.video for x in prepared.metadata()}) == 2100
   records = prepared.fetch([0, 999, 1000, 2099])
   assert len(set(records)) == 1
-  assert prepared.parse(tf.constant(records[0]))['frames'].shape == (1,)
+  assert parse(tf.constant(records[0]))['frames'].shape == (1,)
   config = test_pipeline.options(batch_size=4)
   figures = start.start(str(tmp_path), 100_000, config)
   assert figures['total_s'] > figures['first_batch_s'] > 0
@@ -24,14 +24,14 @@ def test_the_made_up_set_is_one(tmp_path):
 
 def test_a_late_step_does_no_more_work(monkeypatch):
   """Counted, not timed: what is read, and how many numbers are drawn."""
-  real, drawn = pipeline.hash64, []
+  real, drawn = order.hash64, []
 
   def hash64(*parts):
     mixed = real(*parts)
     drawn.append(mixed.size)
     return mixed
 
-  monkeypatch.setattr(pipeline, 'hash64', hash64)
+  monkeypatch.setattr(order, 'hash64', hash64)
   work = {}
   for step in (10, 100_000):
     data = MemorySet(100)
@@ -39,13 +39,15 @@ def test_a_late_step_does_no_more_work(monkeypatch):
     monkeypatch.setattr(
       data, 'metadata', lambda data=data, asked=asked: asked.append(1) or data._records
     )
-    batches = test_pipeline.train([pipeline.Source(data, 0)], start=step)
+    rows = order.Order([Source(data, 0)], 1, 6)
     asked.clear()
     drawn.clear()
-    batches._read(np.int64(step))
+    plan = rows.plan(step, slice(0, 6))
+    data.fetch(plan.records)
+    pipeline._texts(plan, Letters(), 12)
     work[step] = len(data.fetched), len(asked), sum(drawn)
-  blocks = 100_000 // pipeline.BLOCK
+  blocks = 100_000 // order.BLOCK
   # Six records, and the infos of six: once for the text, once by MemorySet.
   assert work[10][:2] == work[100_000][:2] == (6, 12)
   # But a number for each step before, in whole blocks: milliseconds in all.
-  assert work[100_000][2] - work[10][2] <= (blocks + 1) * pipeline.BLOCK
+  assert work[100_000][2] - work[10][2] <= (blocks + 1) * order.BLOCK

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from alpro_jax import sharding
-from benchmarks import collectives, dry_run
+from alpro_jax.train import dry_run
+from benchmarks import collectives
 from tests import small_task
 
 PROGRAM = """

@@ -430,7 +430,9 @@ def test_pixels_are_those_of_evaluation(mode, size, resize, shape):
     for x in rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)
   ]
   right = augment.decode_clip(
-    tf.stack(stored), tf.constant([0.5, 0.5]), image_size=size, resize=resize, resize_mode=mode
+    tf.stack(stored),
+    tf.constant([0.5, 0.5]),
+    types.SimpleNamespace(image_size=size, resize=resize, resize_mode=mode),
   ).numpy()
   clip = np.stack([tf.io.decode_jpeg(x, channels=3, dct_method='INTEGER_ACCURATE') for x in stored])
   found = alpro_loader.crop_and_scale(clip, image_size=size, resize=resize, resize_mode=mode)

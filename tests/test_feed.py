@@ -29,7 +29,7 @@ def rows(number, count=8):
 
 
 def feeders():
-  return [x for x in threading.enumerate() if x.name == 'feed']
+  return [x for x in threading.enumerate() if x.name.startswith('feed')]
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def mesh():
 
 
 def test_places_rows_on_all_devices_in_order(mesh):
-  with feed.prefetch(map(rows, range(3)), mesh) as batches:
+  with feed.Feed(map(rows, range(3)), mesh) as batches:
     got = list(batches)
     assert len(got) == 3
     with pytest.raises(StopIteration):
@@ -54,20 +54,20 @@ def test_places_rows_on_all_devices_in_order(mesh):
 
 def test_works_under_the_transfer_guard(mesh):
   with jax.transfer_guard('disallow'):
-    with feed.prefetch(map(rows, range(1)), mesh) as batches:
+    with feed.Feed(map(rows, range(1)), mesh) as batches:
       next(batches)
 
 
 def test_refuses_fields_unlike_the_batch(mesh):
   extra = {**rows(0), 'record': np.arange(8)}
   del extra['still']
-  with feed.prefetch([extra], mesh) as batches:
+  with feed.Feed([extra], mesh) as batches:
     with pytest.raises(ValueError, match=r"missing=\['still'\], extra=\['rec"):
       next(batches)
 
 
 def test_refuses_a_batch_that_cannot_be_cut(mesh):
-  with feed.prefetch([rows(0, 6)], mesh) as batches:
+  with feed.Feed([rows(0, 6)], mesh) as batches:
     with pytest.raises(ValueError, match='partitioned 8 times'):
       next(batches)
 
@@ -78,11 +78,11 @@ def test_measures_waiting(mesh):
       time.sleep(0.1)
       yield rows(number)
 
-  with feed.prefetch(slow(), mesh) as batches:
+  with feed.Feed(slow(), mesh) as batches:
     for _ in batches:
       pass
     assert 0.15 < batches.wait_seconds
-  with feed.prefetch(map(rows, range(2)), mesh) as batches:
+  with feed.Feed(map(rows, range(2)), mesh) as batches:
     time.sleep(0.3)
     next(batches), next(batches)
     assert batches.wait_seconds < 0.1
@@ -90,12 +90,12 @@ def test_measures_waiting(mesh):
 
 def test_next_batches_reach_the_devices_during_a_step(mesh):
   """While the caller does nothing but wait, as it does for a step."""
-  with feed.prefetch(map(rows, range(9)), mesh, depth=2) as batches:
+  with feed.Feed(map(rows, range(9)), mesh, depth=2) as batches:
     next(batches)
     deadline = time.perf_counter() + 10
-    while not batches._ready.full() and time.perf_counter() < deadline:
+    while not all(x.done() for x in batches._ready) and time.perf_counter() < deadline:
       time.sleep(0.01)
-    ahead = [batch for batch, _ in batches._ready.queue]
+    ahead = [x.result() for x in batches._ready]
     assert [int(batch.video[0, 0, 0, 0, 0]) for batch in ahead] == [1, 2]
     jax.block_until_ready(ahead)
     assert all(len(batch.video.addressable_shards) == 8 for batch in ahead)
@@ -103,7 +103,7 @@ def test_next_batches_reach_the_devices_during_a_step(mesh):
 
 def test_devices_along_tensor_share_rows():
   mesh = sharding.make_mesh(2, 2, tensor=2)
-  with feed.prefetch(map(rows, range(1)), mesh) as batches:
+  with feed.Feed(map(rows, range(1)), mesh) as batches:
     batch = next(batches)
   assert batch.video.addressable_shards[0].data.shape[0] == 2
   np.testing.assert_array_equal(batch.video, rows(0)['video'])
@@ -114,7 +114,7 @@ def test_errors_come_at_their_batch_and_stay(mesh):
     yield rows(0)
     raise OSError('the disk is gone')
 
-  with feed.prefetch(broken(), mesh) as batches:
+  with feed.Feed(broken(), mesh) as batches:
     next(batches)
     for _ in range(2):
       with pytest.raises(OSError, match='the disk is gone'):
@@ -135,7 +135,7 @@ def test_close_ends_the_thread_and_what_is_behind(mesh):
       self.closed = True
 
   source = Endless()
-  batches = feed.prefetch(source, mesh)
+  batches = feed.Feed(source, mesh)
   next(batches)
   batches.close()
   batches.close()
@@ -149,7 +149,7 @@ def test_a_forgotten_feed_ends_its_thread(mesh):
     while True:
       yield rows(0)
 
-  batches = feed.prefetch(endless(), mesh)
+  batches = feed.Feed(endless(), mesh)
   next(batches)
   assert feeders()
   del batches
@@ -167,7 +167,7 @@ def endless():
   while True:
     yield rows(0)
 
-batches = feed.prefetch(endless(), sharding.make_mesh())
+batches = feed.Feed(endless(), sharding.make_mesh())
 next(batches)
 print('done')
 """

@@ -122,7 +122,7 @@ def test_a_broken_index_is_made_again(path, tmp_path):
   problems = verify.verify(path).problems
   assert [p.file for p in problems] == ['index-train.jsonl']
   verify.repair(path, tmp_path / 'saved')
-  assert dataset.open_dataset(tmp_path / 'saved').metadata() == want
+  assert list(dataset.open_dataset(tmp_path / 'saved').metadata()) == want
 
 
 @pytest.fixture

@@ -118,12 +118,11 @@ def encodable(text: str) -> bool:
   return True
 
 
-def check_text(name: str, value) -> None:
-  """Raises ValueError unless a value is text that can be written as UTF-8."""
+def text_problem(name: str, value) -> str:
+  """Returns why a value is no text, or ''."""
   if not isinstance(value, str):
-    raise ValueError(f'{name} is {type(value).__name__}, expected text')
-  if not encodable(value):
-    raise ValueError(f'{name} is not UTF-8')
+    return f'{name} is {type(value).__name__}, expected text'
+  return '' if encodable(value) else f'{name} is not UTF-8'
 
 
 def present(value) -> str:

@@ -8,6 +8,8 @@ faster than the same operations of TensorFlow one by one. Decoding stays out:
 frames have many sizes, and each would be compiled anew.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -32,7 +34,7 @@ FILL = 128  # Grey, where a warp uncovers the outside.
 SHRINK_PLAINLY = 1.5
 
 
-def decode_clip(frames, place, *, image_size, resize, resize_mode):
+def decode_clip(frames, position, options):
   """Decodes the window of each frame that is wanted and scales it.
 
   As if the frame was scaled to `resize` and then cut to `image_size`, but cut
@@ -43,59 +45,54 @@ def decode_clip(frames, place, *, image_size, resize, resize_mode):
 
   Args:
     frames: string[n] of JPEG, n known to the tracer.
-    place: float32[2], where the window lies, down and across: 0 is the top
-      or left edge, 1 the other, 0.5 the centre.
-    image_size: side of the result in pixels.
-    resize: side that the window is measured by; at least image_size.
-    resize_mode: one of RESIZE_MODES.
+    position: float32[2] of the window, down and across: 0 is the top or left
+      edge, 1 the other, 0.5 the centre.
+    options: image_size, resize and resize_mode, as in config.data.
 
   Returns:
     uint8[n, image_size, image_size, 3].
   """
-  windows = decode_windows(
-    frames, place, image_size=image_size, resize=resize, resize_mode=resize_mode
-  )
-  return _scale(windows, image_size)
+  return _scale(decode_windows(frames, position, options), options.image_size)
 
 
-def decode_windows(frames, place, *, image_size, resize, resize_mode):
+def decode_windows(frames, position, options):
   """Decodes what decode_clip scales: uint8[n, h, w, 3]; see there."""
+  image_size, resize, resize_mode = options.image_size, options.resize, options.resize_mode
   if resize_mode not in RESIZE_MODES:
     raise ValueError(f'{resize_mode=} is unknown; set data.resize_mode to one of {RESIZE_MODES}.')
   if not 0 < image_size <= resize:
     raise ValueError(f'{image_size=} must be between 1 and {resize=}; set data.resize.')
-  count = frames.shape[0]
   # The default, fast DCT makes every frame about one level too dark.
   exact = {'channels': 3, 'dct_method': 'INTEGER_ACCURATE'}
+  jpegs = [frames[i] for i in range(frames.shape[0])]
   if resize == image_size and resize_mode == 'squash':
-    return tf.stack([tf.io.decode_jpeg(frames[i], **exact) for i in range(count)])
-  frame_size = tf.image.extract_jpeg_shape(frames[0])[:2]
-  side = frame_size
+    return tf.stack([tf.io.decode_jpeg(jpeg, **exact) for jpeg in jpegs])
+  side = frame_size = tf.image.extract_jpeg_shape(jpegs[0])[:2]
   if resize_mode == 'short_side':
     side = tf.fill([2], tf.reduce_min(frame_size))
   share = image_size / resize
   side = tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * share), tf.int32), 1)
   room = frame_size - side
-  # 0..room inclusive, each as likely as the next for a uniform place.
-  start = tf.cast(tf.floor(place * tf.cast(room + 1, tf.float32)), tf.int32)
+  # 0..room inclusive, each as likely as the next for a uniform position.
+  start = tf.cast(tf.floor(position * tf.cast(room + 1, tf.float32)), tf.int32)
   window = tf.concat([tf.minimum(start, room), side], 0)
-  return tf.stack([tf.image.decode_and_crop_jpeg(frames[i], window, **exact) for i in range(count)])
+  return tf.stack([tf.image.decode_and_crop_jpeg(jpeg, window, **exact) for jpeg in jpegs])
 
 
-def rand_augment(clip, seed, *, operations, level, exclude=()):
+def rand_augment(clip, seed, options):
   """Applies different randomly drawn operations, each in a random direction.
 
   Args:
     clip: uint8[n, H, W, 3]; H and W known to the tracer.
     seed: int64[2].
-    operations: how many to draw.
-    level: 0..10, how strong.
-    exclude: names in OPERATIONS that are never drawn, for instance
-      'horizontal_flip' where captions say left and right.
+    options: as config.data.randaugment: how many operations, their level 0..10,
+      and the names in OPERATIONS to exclude, for instance 'horizontal_flip'
+      where captions say left and right.
 
   Returns:
     uint8[n, H, W, 3].
   """
+  operations, exclude = options.operations, options.exclude
   unknown = sorted(set(exclude) - set(OPERATIONS))
   if unknown:
     raise ValueError(
@@ -110,10 +107,10 @@ def rand_augment(clip, seed, *, operations, level, exclude=()):
   noise = tf.random.stateless_uniform([len(allowed) + operations], seed)
   drawn = tf.math.top_k(noise[: len(allowed)], operations).indices
   mirrored = tf.cast(noise[len(allowed) :] < 0.5, tf.int32)
-  return apply_operations(clip, tf.gather(tf.constant(allowed), drawn), mirrored, level=level)
+  return apply_operations(clip, tf.gather(tf.constant(allowed), drawn), mirrored, options.level)
 
 
-def apply_operations(clip, drawn, mirrored, *, level):
+def apply_operations(clip, drawn, mirrored, level):
   """Applies given operations, in order, to all frames of a clip.
 
   Changes of colour come first, then all changes of place as a single warp:
@@ -128,7 +125,7 @@ def apply_operations(clip, drawn, mirrored, *, level):
 
   Args:
     clip: uint8[n, H, W, 3]; H and W known to the tracer.
-    drawn: int32[k], places in OPERATIONS; k known to the tracer.
+    drawn: int32[k], indices in OPERATIONS; k known to the tracer.
     mirrored: int32[k], 0 or 1.
     level: 0..10.
 
@@ -192,51 +189,40 @@ def change_sharpness(clip, factor):
 
 def _change_colour(clip, operation, factor):
   changes = change_brightness, change_contrast, change_sharpness
-  branches = [lambda: clip]
-  branches += [lambda f=f: f(clip, factor) for f in changes]
+  branches = [lambda: clip, *(functools.partial(change, clip, factor) for change in changes)]
   # The last branch serves every operation that leaves colours alone.
   return tf.switch_case(operation, branches, default=lambda: clip)
 
 
 def _warps(height, width, level):
-  """float64[operations, 2, 3, 3]: output to input place, by direction."""
-  shear = 0.03 * level
-  angle = np.deg2rad(3.0 * level)
+  """float64[operations, 2, 3, 3]: output to input pixel, by direction."""
+  shear, angle = 0.03 * level, np.deg2rad(3.0 * level)
   across, down = level * width / 224, level * height / 224
+  x, y = width / 2, height / 2
   table = np.tile(np.eye(3), (len(OPERATIONS), 2, 1, 1))
   for side, sign in enumerate((1, -1)):
-
-    def place(name, row, column, value, side=side):
-      table[OPERATIONS.index(name), side, row, column] = value
-
-    place('shear_x', 0, 1, -sign * shear)
-    place('shear_y', 1, 0, -sign * shear)
-    place('translate_x', 0, 2, sign * across)
-    place('translate_y', 1, 2, sign * down)
-    place('horizontal_flip', 0, 0, -1)
-    place('horizontal_flip', 0, 2, width - 1)
+    warps = {name: table[i, side] for i, name in enumerate(OPERATIONS)}
+    warps['shear_x'][0, 1] = -sign * shear
+    warps['shear_y'][1, 0] = -sign * shear
+    warps['translate_x'][0, 2] = sign * across
+    warps['translate_y'][1, 2] = sign * down
+    warps['horizontal_flip'][0] = [-1, 0, width - 1]
     cos, sin = np.cos(angle), sign * np.sin(angle)
-    x, y = width / 2, height / 2
-    table[OPERATIONS.index('rotate'), side] = [
-      [cos, -sin, x - cos * x + sin * y],
-      [sin, cos, y - sin * x - cos * y],
-      [0, 0, 1],
-    ]
+    warps['rotate'][0] = [cos, -sin, x - cos * x + sin * y]
+    warps['rotate'][1] = [sin, cos, y - sin * x - cos * y]
   return table
 
 
 def _scale(clip, image_size):
   side = tf.shape(clip)[1:3]
   size = (image_size, image_size)
-  clip = tf.cond(
-    tf.reduce_all(side == image_size),
-    lambda: clip,
-    lambda: tf.cond(
-      tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size),
-      lambda: _rounded(tf.image.resize(clip, size, antialias=True)),
-      lambda: _rounded(tf.image.resize(clip, size)),
-    ),
-  )
+
+  def resize():
+    much = tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size)
+    ways = [functools.partial(tf.image.resize, clip, size, antialias=x) for x in (True, False)]
+    return _rounded(tf.cond(much, *ways))
+
+  clip = tf.cond(tf.reduce_all(side == image_size), lambda: clip, resize)
   return tf.ensure_shape(clip, (clip.shape[0], *size, 3))
 
 

@@ -1,252 +1,128 @@
 """Opens a prepared set: counts and digests checked, records by number."""
 
 import copy
-import functools
 import hashlib
 import json
 import os
 import resource
 import threading
-import weakref
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from alpro_jax.data import annotations
 from alpro_jax.data.manifest import read_manifest
 
 # Digests are checked at every opening below this size; it takes seconds.
 VERIFY_BELOW_BYTES = 4 << 30
+RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # Waits between attempts to read a record.
+# What array_record and the system raise; never a MemoryError, which is ours.
+_READ_ERRORS = (RuntimeError, ValueError, LookupError, OSError)
 _OTHER_FILES = 200  # Sockets, libraries, checkpoints.
 _READERS = 64  # Threads that read one batch.
-_LINES = 64  # Of an index, parsed at once.
-_NEW_LINE = '\n'  # Within a text it is escaped.
+_LINES = 64  # Of an index, parsed at once: four times as fast as one by one.
 
 
 def features():
   """Returns the TFDS features of a record: one clip and all its texts."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
+  jpeg = tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+  texts = ('captions', 'styles', 'questions', 'answers', 'kinds')
   return tfds.features.FeaturesDict(
     {
       'video': tfds.features.Text(),
-      'frames': tfds.features.Sequence(
-        tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
-      ),
+      'frames': tfds.features.Sequence(jpeg),
       'seconds': tfds.features.Sequence(tfds.features.Scalar(np.float32)),
-      'captions': tfds.features.Sequence(tfds.features.Text()),
-      'styles': tfds.features.Sequence(tfds.features.Text()),
-      'questions': tfds.features.Sequence(tfds.features.Text()),
-      'answers': tfds.features.Sequence(tfds.features.Text()),
-      'kinds': tfds.features.Sequence(tfds.features.Text()),
+      **{name: tfds.features.Sequence(tfds.features.Text()) for name in texts},
       'still': tfds.features.Scalar(np.bool_),
     }
   )
 
 
 class RecordInfo(NamedTuple):
-  """What is known of a record without reading it.
+  """What is known of a record without reading it."""
 
-  Attributes:
-    video: name relative to the folder it came from.
-    captions, styles: one style per caption, '' where there is none.
-    still: True for a photo.
-    frames: how many are stored.
-    questions: with their answers and kinds.
-  """
-
-  video: str
+  video: str  # Relative to the folder it came from.
   captions: tuple[str, ...]
-  styles: tuple[str, ...]
-  still: bool
-  frames: int
+  styles: tuple[str, ...]  # One for each caption, '' where there is none.
+  still: bool  # It is a photo.
+  frames: int  # How many are stored.
   questions: tuple[annotations.Question, ...] = ()
 
   def captions_of(self, style: str) -> list[str]:
     """Returns the captions in a style; '' is any."""
-    if not style:
-      return list(self.captions)
-    return [
-      caption for caption, its in zip(self.captions, self.styles, strict=True) if style == its
-    ]
+    pairs = zip(self.captions, self.styles, strict=True)
+    return [caption for caption, own in pairs if style in ('', own)]
 
   def questions_of(self, kind: str) -> list[annotations.Question]:
     """Returns the questions of a kind; '' is any."""
-    return [asked for asked in self.questions if kind in ('', asked.kind)]
+    return [question for question in self.questions if kind in ('', question.kind)]
 
 
-class Infos(Sequence):
-  """RecordInfo of every record, made when it is asked for.
+class Index(Sequence):
+  """RecordInfo of every record, parsed from its line of JSON when asked for.
 
-  All of them at once would be several objects for each of millions of
-  records: gigabytes, and half a minute to make.
-  """
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
-    if not -len(self) <= index < len(self):
-      raise IndexError(f'record {index} of {len(self)}')
-    return self._at(index % len(self))
-
-  def __eq__(self, other):
-    return isinstance(other, Sequence) and list(self) == list(other)
-
-  __hash__ = None
-
-
-class IndexInfos(Infos):
-  """Those of an index file.
-
-  Attributes:
-    data: bytes of the file; a line for each record.
+  All at once would be gigabytes of objects for millions of records, and half a
+  minute to make.
   """
 
   def __init__(self, data):
-    self.data = data
-    self._ends = _line_ends(data)
+    self._data = data
+    self._starts = _line_starts(data)
+    self.numbers = np.arange(len(self._starts) - 1)  # On disk, of each record.
 
   def __len__(self):
-    return len(self._ends)
+    return len(self.numbers)
+
+  def __getitem__(self, index):
+    infos = self._parse(np.atleast_1d(self.numbers[index]))
+    return infos if isinstance(index, slice) else infos[0]
 
   def __iter__(self):
-    # Many lines at once: four times as fast as one by one.
     for start in range(0, len(self), _LINES):
-      yield from self._parse(start, min(start + _LINES, len(self)))
+      yield from self[start : start + _LINES]
 
-  def _at(self, index):
-    (info,) = self._parse(index, index + 1)
-    return info
+  def take(self, chosen):
+    """Returns the Index of some of the records, int64[n]."""
+    part = copy.copy(self)
+    part.numbers = self.numbers[chosen]
+    return part
 
-  def _parse(self, start, stop):
-    """Yields the RecordInfo of some lines."""
-    first = self._ends[start - 1] if start else 0
-    lines = self.data[first : self._ends[stop - 1] - 1].decode()
-    for row in json.loads(f'[{lines.replace(_NEW_LINE, ",")}]'):
-      yield RecordInfo(
-        row['video'],
-        tuple(row['captions']),
-        tuple(row['styles']),
-        row['still'],
-        row['frames'],
-        _questions(row),
-      )
+  def _parse(self, numbers):
+    starts, ends = self._starts[numbers], self._starts[numbers + 1] - 1
+    lines = map(self._data.__getitem__, map(slice, starts.tolist(), ends.tolist()))
+    return [_record_info(row) for row in json.loads(b'[%b]' % b','.join(lines))]
 
 
-class ChosenInfos(Infos):
-  """Some of another sequence's: those of `numbers`, int64[n]."""
+def _record_info(row):
+  questions = ()
+  if row.get('questions'):  # Format 1 has no such key.
+    questions = map(annotations.Question, row['questions'], row['answers'], row['kinds'])
+  texts = tuple(row['captions']), tuple(row['styles'])
+  return RecordInfo(row['video'], *texts, row['still'], row['frames'], tuple(questions))
 
-  def __init__(self, infos, numbers):
-    self._infos = infos
-    self._numbers = numbers
 
-  def __len__(self):
-    return len(self._numbers)
-
-  def _at(self, index):
-    return self._infos[int(self._numbers[index])]
+def _line_starts(data, block=1 << 24):
+  """int64[n + 1]: where each line of bytes starts, and where the last ends."""
+  codes = np.frombuffer(data, np.uint8)
+  ends = (
+    np.flatnonzero(codes[start : start + block] == ord('\n')) + start + 1
+    for start in range(0, len(codes), block)
+  )
+  return np.concatenate([np.zeros(1, np.int64), *ends])
 
 
 class UnreadableRecord(ValueError):
-  """`index` is the number of the record."""
+  """A record is damaged on disk; `index` is its number."""
 
   def __init__(self, message, index):
     super().__init__(message)
     self.index = index
-
-
-class _Shard:
-  """One file of records: what was opened is what is checked and read.
-
-  The file itself is held, not its name: what is put in its place later, as a
-  new preparation or rsync does, is not seen.
-  """
-
-  def __init__(self, path, entry):
-    self._entry = entry
-    self._path = path
-    self._file = os.path.join(path, entry['file'])
-    _check_size(path, entry)
-    self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
-    self._close = weakref.finalize(self, os.close, self._descriptor)
-    self._status = os.fstat(self._descriptor)
-    _check_size(path, entry, self._status.st_size)
-    self._lock = threading.Lock()
-    self._reader = None
-
-  def check_digest(self):
-    with open(self._descriptor, 'rb', closefd=False) as file:
-      _check_digest(self._path, self._entry, hashlib.file_digest(file, 'sha256').hexdigest())
-
-  def check_unchanged(self):
-    """Raises ValueError if others have written into the file itself."""
-    try:
-      now = os.stat(self._file)
-    except (FileNotFoundError, NotADirectoryError):
-      return
-    if os.path.samestat(now, self._status) and (
-      (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
-    ):
-      raise ValueError(
-        f'{self._file} was written to while it was open, so its records may '
-        'no longer be those of the index; start again, and prepare or copy '
-        'sets that are in use under another name.'
-      )
-
-  def read(self, positions):
-    """Returns list of bytes."""
-    with self._lock:
-      if self._reader is None:
-        from array_record.python import array_record_module  # noqa: PLC0415
-
-        self._reader = array_record_module.ArrayRecordReader(
-          f'/dev/fd/{self._descriptor}',
-          options='readahead_buffer_size:0',
-          file_reader_buffer_size=1 << 15,
-        )
-        self._close()  # The reader has the file open, too.
-    return self._reader.read(positions)
-
-
-class _Shards:
-  """The files of a split, opened once for all views of it."""
-
-  def __init__(self, path, entries):
-    _allow_open_files(path, len(entries))
-    self._shards = [_Shard(path, entry) for entry in entries]
-    self._ends = np.cumsum([entry['examples'] for entry in entries])
-
-  def check_digests(self):
-    with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
-      for _ in pool.map(_Shard.check_digest, self._shards):
-        pass
-
-  def check_unchanged(self, numbers):
-    for which in np.unique(self._which(numbers)):
-      self._shards[which].check_unchanged()
-
-  def read(self, numbers):
-    """int64[n] -> list of bytes; several files are read at once."""
-    found = [b''] * len(numbers)
-    which = self._which(numbers)
-
-    def read_one(shard):
-      places = np.flatnonzero(which == shard)
-      start = self._ends[shard - 1] if shard else 0
-      records = self._shards[shard].read((numbers[places] - start).tolist())
-      for place, record in zip(places, records, strict=True):
-        found[place] = record
-
-    shards = np.unique(which)
-    with futures.ThreadPoolExecutor(min(len(shards), _READERS)) as pool:
-      for _ in pool.map(read_one, shards):
-        pass
-    return found
-
-  def _which(self, numbers):
-    return np.searchsorted(self._ends, numbers, side='right')
 
 
 class PreparedDataset:
@@ -254,16 +130,18 @@ class PreparedDataset:
 
   Attributes:
     path, split: where it is.
+    name: the last name of the folder, and the split.
     digest: hex sha256 over all of its content.
   """
 
-  def __init__(self, path, split, entry, records, shards=None):
+  def __init__(self, path, split, entry, records, shards=()):
     self.path = path
     self.split = split
+    self.name = f'{os.path.basename(path)}/{split}'
     self.digest = entry['digest']
     self._records = records
     self._shards = shards
-    self._stored = np.arange(len(records))  # Number on disk of each record.
+    self._ends = np.cumsum([shard.entry['examples'] for shard in shards])
 
   def __len__(self):
     return len(self._records)
@@ -272,16 +150,15 @@ class PreparedDataset:
     """Returns a sequence of RecordInfo, one per record, in order."""
     return self._records
 
-  def select(self, keep):
-    """Returns the same split with some of its records, numbered anew.
+  def captions(self, style=''):
+    """Returns the captions of every record in a style ('' is any): lists of str."""
+    return [record.captions_of(style) for record in self._records]
 
-    Args:
-      keep: RecordInfo -> bool.
-    """
-    kept = np.fromiter((i for i, record in enumerate(self._records) if keep(record)), np.int64)
+  def select(self, keep):
+    """Returns the records for which keep(RecordInfo) holds, numbered anew."""
+    chosen = np.fromiter((i for i, record in enumerate(self._records) if keep(record)), np.int64)
     view = copy.copy(self)
-    view._records = ChosenInfos(self._records, kept)
-    view._stored = self._stored[kept]
+    view._records = self._records.take(chosen)
     return view
 
   def fetch(self, indices):
@@ -289,59 +166,68 @@ class PreparedDataset:
 
     Raises:
       UnreadableRecord: a record is damaged on disk.
+      OSError: the disk or the network fails, again and again.
       ValueError: a file was written to since it was opened.
     """
     indices = [int(index) for index in indices]
     for index in indices:
       if not 0 <= index < len(self):
         raise IndexError(f'{index=} is not in 0..{len(self) - 1}.')
-    if not indices:
-      return []
-    numbers = self._stored[indices]
-    self._shards.check_unchanged(numbers)  # If not, no record is to blame.
-    try:
-      return self._shards.read(numbers)
-    except MemoryError:
-      raise
-    except Exception:
-      return [self._fetch_one(index) for index in indices]
+    numbers = self._records.numbers[indices]
+    which = np.searchsorted(self._ends, numbers, side='right')
+    found = {}
 
-  def _fetch_one(self, index):
-    try:
-      return self._shards.read(self._stored[[index]])[0]
-    except MemoryError:
-      raise
-    except Exception as e:
-      raise UnreadableRecord(
-        f'Record {index} ({self._records[index].video!r}) of {self.path} is damaged: {e}', index
-      ) from e
+    def read(shard):
+      rows = np.flatnonzero(which == shard)
+      first = self._ends[shard - 1] if shard else 0
+      positions = (numbers[rows] - first).tolist()
+      self._shards[shard].check_unchanged()
+      try:
+        records = self._shards[shard].read(positions)
+      except _READ_ERRORS:
+        records = [
+          self._read_alone(self._shards[shard], position, indices[row])
+          for position, row in zip(positions, rows, strict=True)
+        ]
+      found.update(zip(rows.tolist(), records, strict=True))
 
-  @functools.cached_property
-  def _features(self):
-    return features()
+    with futures.ThreadPoolExecutor(_READERS) as pool:  # As many as it needs.
+      for _ in pool.map(read, np.unique(which)):
+        pass
+    return [found[row] for row in range(len(indices))]
 
-  def parse(self, serialized):
-    """Parses one record inside tf.data.
+  def _read_alone(self, shard, position, index):
+    """Reads a record again and again, unless its file is damaged.
 
-    Args:
-      serialized: tf string[].
-    Returns:
-      dict: video string[], frames string[F] (JPEG), seconds float32[F],
-      captions string[K], styles string[K], questions, answers and kinds
-      string[Q], still bool[].
+    A failure is damage only if the file is not what was written; otherwise the
+    disk or the network is at fault, and no record must be replaced for that.
     """
-    import tensorflow_datasets as tfds  # noqa: PLC0415
-
-    return self._features.deserialize_example(
-      serialized, decoders={'frames': tfds.decode.SkipDecoding()}
-    )
+    for seconds in (*RETRY_SECONDS, None):
+      try:
+        return shard.read([position])[0]
+      except _READ_ERRORS as error:
+        problem = error
+      try:
+        if shard.is_damaged():
+          video = self._records[index].video
+          message = f'Record {index} ({video!r}) of {self.path} is damaged: {problem}'
+          raise UnreadableRecord(message, index) from problem
+      except OSError as error:
+        problem = error
+      if seconds is not None:
+        logging.warning('reading %s fails; again in %d s: %s', shard.file, seconds, problem)
+        time.sleep(seconds)
+    raise OSError(
+      f'reading {shard.file} failed {len(RETRY_SECONDS) + 1} times in {sum(RETRY_SECONDS)} s: '
+      f'{problem}. The disk or the network fails, not a record; look after it and start again.'
+    ) from problem
 
 
 def open_dataset(path, split='train', *, verify=None):
   """Opens one split of a prepared set.
 
   Names, sizes and counts are always checked, and the digest of the index. A
-  damaged record is found when it is read: each has a sum of its own. Every
+  damaged record is found when it is read: each has a checksum of its own. Every
   file is opened here, so that what was checked is what is read, whatever is
   put in its place later.
 
@@ -361,71 +247,104 @@ def open_dataset(path, split='train', *, verify=None):
   if split not in manifest['splits']:
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
   entry = manifest['splits'][split]
-  if verify is None:
-    verify = entry['bytes'] < VERIFY_BELOW_BYTES
-  shards = _Shards(path, entry['shards'])
-  _check_size(path, entry['index'])
-  if verify:
-    shards.check_digests()
-  records = IndexInfos(_read_index(path, entry['index']))
-  counts = {
-    'manifest': entry['examples'],
-    'index': len(records),
-    'shards': sum(shard['examples'] for shard in entry['shards']),
-  }
+  _allow_open_files(path, len(entry['shards']))
+  shards = [_Shard(path, shard) for shard in entry['shards']]
+  if verify or verify is None and entry['bytes'] < VERIFY_BELOW_BYTES:
+    with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
+      for _ in pool.map(_Shard.check_digest, shards):
+        pass
+  records = Index(_read_index(path, entry['index']))
   if read_manifest(path) != manifest:  # It is written last.
     raise ValueError(f'{path} was replaced while it was opened; start again.')
+  in_shards = sum(shard['examples'] for shard in entry['shards'])
+  counts = {'manifest': entry['examples'], 'index': len(records), 'shards': in_shards}
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; prepare it again.')
   return PreparedDataset(path, split, entry, records, shards)
 
 
-def _check_size(path, entry, got=None):
-  file = os.path.join(path, entry['file'])
-  if not os.path.isfile(file):
-    raise FileNotFoundError(f'{file} is missing; the manifest lists it.')
-  got = os.path.getsize(file) if got is None else got
-  if got != entry['bytes']:
-    raise ValueError(
-      f'{file} has {got} bytes, expected {entry["bytes"]}; copy or prepare it again.'
-    )
+class _Shard:
+  """One file of records: what was opened is what is checked and read.
+
+  The file itself is held, not its name: what is put in its place later, as a
+  new preparation or rsync does, is not seen.
+  """
+
+  def __init__(self, folder, entry):
+    self.entry = entry
+    self._opened = _open(folder, entry)
+    self.file = self._opened.name
+    self._status = os.fstat(self._opened.fileno())
+    self._lock = threading.Lock()
+    self._reader = None
+
+  def check_digest(self):
+    _check_digest(self.file, self.entry, hashlib.file_digest(self._opened, 'sha256'))
+
+  def check_unchanged(self):
+    """Raises ValueError if others have written into the file itself."""
+    try:
+      now = os.stat(self.file)
+    except OSError:
+      return
+    if os.path.samestat(now, self._status) and (
+      (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
+    ):
+      raise ValueError(
+        f'{self.file} was written to while it was open, so its records may '
+        'no longer be those of the index; start again, and prepare or copy '
+        'sets that are in use under another name.'
+      )
+
+  def read(self, positions):
+    """Returns list of bytes."""
+    with self._lock:
+      if self._reader is None:
+        from array_record.python import array_record_module  # noqa: PLC0415
+
+        self._reader = array_record_module.ArrayRecordReader(
+          f'/dev/fd/{self._opened.fileno()}',
+          options='readahead_buffer_size:0',
+          file_reader_buffer_size=1 << 15,
+        )
+        self._opened.close()  # The reader has the file open, too.
+    return self._reader.read(positions)
+
+  def is_damaged(self):
+    """Reads the whole file: is it another than the manifest says?"""
+    with open(self.file, 'rb') as file:
+      if not os.path.samestat(os.fstat(file.fileno()), self._status):
+        return True  # What is held has no name to be looked at by.
+      return hashlib.file_digest(file, 'sha256').hexdigest() != self.entry['sha256']
 
 
-def _check_digest(path, entry, got):
-  file = os.path.join(path, entry['file'])
-  if got != entry['sha256']:
-    raise ValueError(
-      f'{file} is damaged: its sha256 is {got[:12]}..., expected '
-      f'{entry["sha256"][:12]}...; copy or prepare it again.'
-    )
+def _open(folder, entry):
+  """Opens a file that the manifest lists, if it has its size."""
+  path = os.path.join(folder, entry['file'])
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'{path} is missing; the manifest lists it.')
+  file = open(path, 'rb', buffering=0)
+  got, expected = os.fstat(file.fileno()).st_size, entry['bytes']
+  if got != expected:
+    raise ValueError(f'{path} has {got} bytes, expected {expected}; copy or prepare it again.')
+  return file
 
 
-def _read_index(path, entry):
+def _read_index(folder, entry):
   """Returns the bytes of an index; what was read is what is checked."""
-  with open(os.path.join(path, entry['file']), 'rb') as file:
-    data = file.read()
-  _check_digest(path, entry, hashlib.sha256(data).hexdigest())
+  with _open(folder, entry) as file:
+    data = file.readall()
+  _check_digest(file.name, entry, hashlib.sha256(data))
   return data
 
 
-def _line_ends(data, block=1 << 24):
-  """Returns int64[n], the place behind each line of data."""
-  codes = np.frombuffer(data, np.uint8)
-  return np.concatenate(
-    [
-      np.empty(0, np.int64),
-      *(
-        np.flatnonzero(codes[start : start + block] == ord('\n')) + start + 1
-        for start in range(0, len(codes), block)
-      ),
-    ]
-  )
-
-
-def _questions(row):
-  if not row.get('questions'):  # Format 1 has no such key.
-    return ()
-  return tuple(map(annotations.Question, row['questions'], row['answers'], row['kinds']))
+def _check_digest(path, entry, sha256):
+  got, expected = sha256.hexdigest(), entry['sha256']
+  if got != expected:
+    raise ValueError(
+      f'{path} is damaged: its sha256 is {got[:12]}..., expected '
+      f'{expected[:12]}...; copy or prepare it again.'
+    )
 
 
 def _allow_open_files(path, shards):

@@ -1,11 +1,12 @@
 """From the arrays of this host to global batches on the devices, ahead."""
 
+import collections
 import dataclasses
-import queue
-import threading
+import functools
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -24,8 +25,7 @@ def host_rows(batch_size):
       f'{batch_size=} must be a multiple of the {count} processes; set data.batch_size.'
     )
   size = batch_size // count
-  start = jax.process_index() * size
-  return slice(start, start + size)
+  return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
 def to_batch(rows, mesh):
@@ -36,55 +36,75 @@ def to_batch(rows, mesh):
     mesh: from sharding.make_mesh.
 
   Returns:
-    VideoTextBatch of global arrays, cut over all devices.
+    VideoTextBatch of global arrays, sharded over all devices.
   """
   missing = sorted(set(FIELDS) - set(rows))
   extra = sorted(set(rows) - set(FIELDS))
   if missing or extra:
     raise ValueError(f'A batch needs the fields {list(FIELDS)}; {missing=}, {extra=}.')
-  placement = sharding.batch_sharding(mesh)
-  return VideoTextBatch(
+  layout = sharding.batch_sharding(mesh)
+  batch = VideoTextBatch(
     **{
-      name: jax.make_array_from_process_local_data(placement, np.asarray(rows[name]))
+      name: jax.make_array_from_process_local_data(layout, np.asarray(rows[name]))
       for name in FIELDS
     }
   )
+  _check_rows(len(rows['valid']), mesh)
+  return batch
+
+
+def _check_rows(count, mesh):
+  """Raises ValueError if the devices of this process want other rows."""
+  total = count * jax.process_count()
+  held = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,))
+  # Devices along `tensor` share their rows.
+  wanted = sorted({rows.start or 0 for (rows,) in held.values()})
+  expected = host_rows(total)
+  size = total // sharding.batch_shards(mesh)
+  if wanted != list(range(expected.start, expected.stop, size)):
+    raise ValueError(
+      f'Process {jax.process_index()} reads rows {expected.start} to '
+      f'{expected.stop}, but its devices hold the rows from {wanted}; give '
+      'jax.make_mesh the devices in the order of their processes.'
+    )
 
 
 class Feed(Iterator):
-  """Global batches, made ahead by a thread; from prefetch.
+  """Global batches, made ahead by a thread; what goes wrong there next() raises.
 
   Attributes:
     wait_seconds: how long next() has waited, in all.
   """
 
-  def __init__(self, batches, mesh, depth):
+  def __init__(self, batches, mesh, *, depth=2):
+    """Starts.
+
+    Args:
+      batches: iterable of dicts with the rows of this host.
+      mesh: from sharding.make_mesh.
+      depth: batches that may lie ready on the devices.
+    """
     self.wait_seconds = 0.0
-    self._mesh = mesh
     self._batches = batches
-    self._ready = queue.Queue(depth)
-    self._stop = threading.Event()
-    self._error = None
     # The thread must not hold the Feed, or it would live as long as the
     # process when nobody closes it.
-    self._thread = threading.Thread(
-      target=_work, args=(batches, mesh, self._ready, self._stop), name='feed', daemon=True
-    )
+    self._make = functools.partial(_make_next, iter(batches), mesh)
+    self._pool = futures.ThreadPoolExecutor(1, 'feed')
+    self._ready = collections.deque(self._pool.submit(self._make) for _ in range(depth))
     # Runs on close, when the Feed is forgotten, and at exit: a thread inside
     # TensorFlow while Python shuts down can abort the process.
-    self._finish = weakref.finalize(self, _finish, self._thread, self._ready, self._stop)
-    self._thread.start()
+    self._finish = weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
 
   def __next__(self):
-    if self._error is not None:
-      raise self._error
-    if self._stop.is_set():
+    if not self._finish.alive:
       raise RuntimeError('The feed is closed.')
     start = time.perf_counter()
-    batch, self._error = self._ready.get()
-    self.wait_seconds += time.perf_counter() - start
-    if self._error is not None:
-      raise self._error
+    try:
+      batch = self._ready[0].result()
+    finally:
+      self.wait_seconds += time.perf_counter() - start
+    self._ready.popleft()
+    self._ready.append(self._pool.submit(self._make))
     return batch
 
   def close(self):
@@ -96,68 +116,9 @@ class Feed(Iterator):
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(self, *_):
     self.close()
 
 
-def prefetch(batches, mesh, *, depth=2):
-  """Starts to make global batches ahead of their use.
-
-  Args:
-    batches: iterable of dicts with the rows of this host.
-    mesh: from sharding.make_mesh.
-    depth: batches that may lie ready on the devices.
-
-  Returns:
-    Feed. What goes wrong in its thread is raised by next().
-  """
-  return Feed(batches, mesh, depth)
-
-
-def _work(batches, mesh, ready, stop):
-  checked = False
-  try:
-    for rows in batches:
-      if stop.is_set():
-        return
-      batch = to_batch(rows, mesh)
-      if not checked:
-        _check_rows(len(rows['valid']), mesh)
-        checked = True
-      _put((batch, None), ready, stop)
-    _put((None, StopIteration()), ready, stop)
-  except BaseException as error:  # noqa: BLE001  Raised by next().
-    _put((None, error), ready, stop)
-
-
-def _check_rows(count, mesh):
-  """Raises ValueError if the devices of this process want other rows."""
-  total = count * jax.process_count()
-  places = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,))
-  # Devices along `tensor` share their rows.
-  wanted = sorted({rows.start or 0 for (rows,) in places.values()})
-  expected = host_rows(total)
-  size = total // sharding.batch_shards(mesh)
-  if wanted != list(range(expected.start, expected.stop, size)):
-    raise ValueError(
-      f'Process {jax.process_index()} reads rows {expected.start} to '
-      f'{expected.stop}, but its devices hold the rows from {wanted}; give '
-      'jax.make_mesh the devices in the order of their processes.'
-    )
-
-
-def _put(item, ready, stop):
-  while not stop.is_set():
-    try:
-      ready.put(item, timeout=0.1)
-      return
-    except queue.Full:
-      pass
-
-
-def _finish(thread, ready, stop):
-  stop.set()
-  while not ready.empty():
-    ready.get_nowait()
-  # It may be in the middle of a batch.
-  thread.join(timeout=30)
+def _make_next(batches, mesh):
+  return to_batch(next(batches), mesh)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import pathlib
-from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -16,18 +15,29 @@ from alpro_jax.data import checksum
 PIECES = SpecialTokens('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 
-class Tokenizer(Protocol):
-  """What the pipeline and the models need of a tokenizer.
+class Tokenizer:
+  """Turns texts into rows of ids; made by load_tokenizer.
 
   Attributes:
+    kind: 'wordpiece' or 'sentencepiece'.
     vocab_size: ids are 0..vocab_size-1.
     special: ids of the five special tokens.
     digest: sha256 of the file; another digest means other ids.
   """
 
-  vocab_size: int
-  special: SpecialTokens
-  digest: str
+  def __init__(self, path, kind, pieces, split, join):
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    if missing := [piece for piece in PIECES if piece not in ids]:
+      raise ValueError(
+        f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
+        'launch/tokenizer.py makes one that has them.'
+      )
+    self.kind = kind
+    self.vocab_size = len(pieces)
+    self.special = SpecialTokens(*(ids[piece] for piece in PIECES))
+    self.digest = hashlib.sha256(checksum.read_bytes(path)).hexdigest()
+    self._split = split  # list of str -> list of list of ids, none special.
+    self._join = join  # list of ids, none special -> str.
 
   def encode(self, texts, max_tokens):
     """Turns texts into rows of the same length.
@@ -45,65 +55,24 @@ class Tokenizer(Protocol):
     Returns:
       int32[B, L] ids and bool[B, L], True on every token but padding.
     """
+    if max_tokens < 3:
+      raise ValueError(
+        f'{max_tokens=} leaves no room for a word between [CLS] and [SEP]; '
+        'set data.max_text_tokens.'
+      )
+    ids = np.full((len(texts), max_tokens), self.special.pad, np.int32)
+    mask = np.zeros((len(texts), max_tokens), bool)
+    ids[:, 0] = self.special.cls
+    for i, row in enumerate(self._split(list(texts))):
+      row = row[: max_tokens - 2]
+      ids[i, 1 : len(row) + 1] = row
+      ids[i, len(row) + 1] = self.special.sep
+      mask[i, : len(row) + 2] = True
+    return ids, mask
 
   def decode(self, ids):
     """Returns the text of one row of ids, without special tokens."""
-
-
-class WordPieceTokenizer:
-  """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
-
-  def __init__(self, path):
-    pieces = checksum.read_lines(path)
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    if len(vocab) != len(pieces):
-      twice = next(p for i, p in enumerate(pieces) if vocab[p] != i)
-      raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
-    self.special = _special(path, vocab.get)
-    self.vocab_size = len(pieces)
-    self.digest = hashlib.sha256(checksum.read_bytes(path)).hexdigest()
-    self._pieces = pieces
-    # A vocabulary without capitals is meant for lower-cased text.
-    lower = not any(p != p.lower() for p in pieces if not p.startswith('['))
-    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=PIECES.unk))
-    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
-    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    self._model = model
-
-  def encode(self, texts, max_tokens):
-    rows = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
-    return _rows([row.ids for row in rows], max_tokens, self.special)
-
-  def decode(self, ids):
-    pieces = [self._pieces[i] for i in ids if i not in self.special]
-    return ' '.join(pieces).replace(' ##', '')
-
-
-class SentencePieceTokenizer:
-  """A SentencePiece model that has the five special pieces."""
-
-  def __init__(self, path):
-    data = checksum.read_bytes(path)
-    try:
-      self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as e:
-      raise ValueError(
-        f'{path} is no SentencePiece model; make one with launch/tokenizer.py.'
-      ) from e
-    self.vocab_size = self._model.get_piece_size()
-
-    def find(piece):
-      place = self._model.piece_to_id(piece)
-      return place if self._model.id_to_piece(place) == piece else None
-
-    self.special = _special(path, find)
-    self.digest = hashlib.sha256(data).hexdigest()
-
-  def encode(self, texts, max_tokens):
-    return _rows(self._model.encode(list(texts)), max_tokens, self.special)
-
-  def decode(self, ids):
-    return self._model.decode([int(i) for i in ids if i not in self.special])
+    return self._join([int(i) for i in ids if i not in self.special])
 
 
 def load_tokenizer(path):
@@ -114,14 +83,44 @@ def load_tokenizer(path):
       f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '
       'BERT vocab.txt or a model made by launch/tokenizer.py.'
     )
-  if path.suffix == '.txt':
-    return WordPieceTokenizer(path)
-  if path.suffix == '.model':
-    return SentencePieceTokenizer(path)
-  raise ValueError(
-    f'{path.name!r} ends in {path.suffix!r}; a tokenizer is a BERT '
-    'vocab.txt or a SentencePiece .model file.'
-  )
+  kinds = {'.txt': _load_wordpiece, '.model': _load_sentencepiece}
+  if path.suffix not in kinds:
+    raise ValueError(
+      f'{path.name!r} ends in {path.suffix!r}; a tokenizer is a BERT '
+      'vocab.txt or a SentencePiece .model file.'
+    )
+  return kinds[path.suffix](path)
+
+
+def _load_wordpiece(path):
+  """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
+  pieces = checksum.read_lines(path)
+  vocab = {piece: i for i, piece in enumerate(pieces)}
+  if len(vocab) != len(pieces):
+    twice = next(piece for i, piece in enumerate(pieces) if vocab[piece] != i)
+    raise ValueError(f'{path} lists {twice!r} twice; ids must be unique.')
+  # A vocabulary without capitals is meant for lower-cased text.
+  lower = not any(piece != piece.lower() for piece in pieces if not piece.startswith('['))
+  model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=PIECES.unk))
+  model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
+  model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+
+  def split(texts):
+    return [row.ids for row in model.encode_batch_fast(texts, add_special_tokens=False)]
+
+  def join(ids):
+    return ' '.join(pieces[i] for i in ids).replace(' ##', '')
+
+  return Tokenizer(path, 'wordpiece', pieces, split, join)
+
+
+def _load_sentencepiece(path):
+  try:
+    model = sentencepiece.SentencePieceProcessor(model_proto=checksum.read_bytes(path))
+  except RuntimeError as e:
+    raise ValueError(f'{path} is no SentencePiece model; make one with launch/tokenizer.py.') from e
+  pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+  return Tokenizer(path, 'sentencepiece', pieces, model.encode, model.decode)
 
 
 def count_cut(tokenizer, texts, max_tokens):
@@ -133,12 +132,11 @@ def count_cut(tokenizer, texts, max_tokens):
 def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):
   """Trains a lower-casing byte-pair model; the same captions, the same file.
 
-  The vocabulary comes out smaller when the captions have no more pieces.
-
   Args:
     captions: list of str.
     path: file to write, ending in .model.
-    vocab_size: largest number of pieces, the special ones included.
+    vocab_size: largest number of pieces, the special ones included; there are
+      fewer if the captions have no more.
     max_captions: of more captions, an even spread of this many is used.
 
   Returns:
@@ -191,32 +189,4 @@ def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(model.getvalue())
   checksum.write(path)
-  return SentencePieceTokenizer(path)
-
-
-def _special(path, find):
-  ids = SpecialTokens(*(find(piece) for piece in PIECES))
-  missing = [p for p, i in zip(PIECES, ids, strict=True) if i is None]
-  if missing:
-    raise ValueError(
-      f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
-      'launch/tokenizer.py makes one that has them.'
-    )
-  return ids
-
-
-def _rows(encoded, max_tokens, special):
-  """Adds [CLS] and [SEP], cuts what is too long before [SEP], pads."""
-  if max_tokens < 3:
-    raise ValueError(
-      f'{max_tokens=} leaves no room for a word between [CLS] and [SEP]; set data.max_text_tokens.'
-    )
-  ids = np.full((len(encoded), max_tokens), special.pad, np.int32)
-  mask = np.zeros((len(encoded), max_tokens), bool)
-  ids[:, 0] = special.cls
-  for i, row in enumerate(encoded):
-    row = row[: max_tokens - 2]
-    ids[i, 1 : len(row) + 1] = row
-    ids[i, len(row) + 1] = special.sep
-    mask[i, : len(row) + 2] = True
-  return ids, mask
+  return load_tokenizer(path)

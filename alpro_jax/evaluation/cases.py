@@ -10,7 +10,7 @@ from alpro_jax.data import pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import pictures
 from alpro_jax.evaluation.page import Search, ShownClip
-from alpro_jax.evaluation.question_answering import AnswerResult, AskedQuestion
+from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.split import EvaluationResult
 
@@ -29,14 +29,16 @@ class AnswerCase(NamedTuple):
   """A question about a clip, and the answers given to it.
 
   Attributes:
-    asked: the question.
+    question, answer, kind: as they were asked.
     known: whether the true answer is in the list.
     frames: uint8[T, H, W, 3].
     video: its name.
     top: (answer, probability), most probable first.
   """
 
-  asked: AskedQuestion
+  question: str
+  answer: str
+  kind: str
   known: bool
   frames: np.ndarray
   video: str
@@ -45,7 +47,12 @@ class AnswerCase(NamedTuple):
   @property
   def true(self) -> list[str]:
     """Those of the top that are the true answer, however it is spelled."""
-    return [text for text, _ in self.top if canonical(text) == canonical(self.asked.answer)]
+    return [text for text, _ in self.top if canonical(text) == canonical(self.answer)]
+
+  @property
+  def right(self) -> bool:
+    """Whether the most probable answer is the true one."""
+    return self.top[0][0] in self.true
 
 
 def choose_searches(
@@ -62,14 +69,14 @@ def choose_searches(
     families: of every video, so that the best are of different ones; () if
       unknown.
   """
-  own = {}  # Text -> its videos, (rank, video).
-  pairs = np.unique(retrieval.pairs, axis=0).tolist()
+  pairs = np.unique(retrieval.pairs, axis=0)
+  own = {}  # Text -> (rank, video) of its videos.
   for (text, video), rank in zip(pairs, retrieval.ranks, strict=True):
-    own.setdefault(text, []).append((int(rank), video))
-  found = [RankedText(text, min(of)[1], min(of)[0]) for text, of in own.items()]
-  ahead = {text: _ahead(retrieval, text, {video for _, video in own[text]}) for text in own}
-  first = sorted((f for f in found if f.rank == 1), key=lambda f: -ahead[f.text])
-  missed = sorted((f for f in found if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
+    own.setdefault(int(text), []).append((int(rank), int(video)))
+  found = {text: RankedText(text, min(of)[1], min(of)[0]) for text, of in own.items()}
+  ahead = {text: _ahead(retrieval, text, {v for _, v in own[text]}) for text in own}
+  first = sorted((f for f in found.values() if f.rank == 1), key=lambda f: -ahead[f.text])
+  missed = sorted((f for f in found.values() if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
   if len(families):
     first = take_turns(first, [families[f.video] for f in first])
   return first[:count], missed[:count]
@@ -77,26 +84,26 @@ def choose_searches(
 
 def _ahead(retrieval, text, own):
   """Score of the best own video less that of the best other one."""
-  top = list(zip(retrieval.top[text], retrieval.top_scores[text], strict=True))
+  top, scores = retrieval.top[text], retrieval.top_scores[text]
+  mine = [s for v, s in zip(top, scores, strict=True) if v in own]
+  others = [s for v, s in zip(top, scores, strict=True) if v not in own]
   # What is not among the top is at most as good as the last of them.
-  mine, other = (
-    next((score for video, score in top if (video in own) == wanted), top[-1][1])
-    for wanted in (True, False)
-  )
-  return mine - other
+  return (mine or [scores[-1]])[0] - (others or [scores[-1]])[0]
 
 
-def choose_answers(result: AnswerResult, count: int) -> tuple[list[int], list[int]]:
+def choose_answers(answered: AnswerResult, count: int) -> tuple[list[int], list[int]]:
   """Questions answered right and wrong, the surest ones, kinds in turn."""
   # Largest probability of each question.
-  logits, questions = result.logits, result.questions
+  logits = answered.logits
   share = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
   chosen = []
-  for among in (result.right, ~result.right):
+  for among in (answered.right, ~answered.right):
     order = sorted(np.flatnonzero(among).tolist(), key=lambda i: -share[i])
     # One question shows one text: the same words again say nothing new.
-    order = take_turns(order, [questions[i].text for i in order])
-    chosen.append(take_turns(order, [questions[i].kind for i in order])[:count])
+    texts = [answered.questions[i].text for i in order]
+    order = take_turns(order, texts)
+    kinds = [answered.questions[i].kind for i in order]
+    chosen.append(take_turns(order, kinds)[:count])
   return chosen[0], chosen[1]
 
 
@@ -107,9 +114,10 @@ def take_turns(items: Sequence, groups: Sequence[Hashable]) -> list:
   """
   seen, turns = {}, []
   for group in groups:
-    seen[group] = seen.get(group, -1) + 1
-    turns.append(seen[group])
-  return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
+    turns.append(seen.get(group, 0))
+    seen[group] = turns[-1] + 1
+  order = sorted(range(len(items)), key=lambda i: turns[i])
+  return [items[i] for i in order]
 
 
 def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
@@ -128,27 +136,28 @@ def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
 
 def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
   """The best searches and the worst, `count` of each at most."""
-  found, own = evaluated.found, {}  # Text -> its videos.
+  trained, prepared, _, found = evaluated
+  records, own = prepared.metadata(), {}  # Text -> its videos.
   for text, video in found.pairs.tolist():
     own.setdefault(text, set()).add(video)
 
   def ranked(case):
     """(rank, video, score) of the first ones; its own may be far behind."""
-    top, scores = (x[case.text, :_TOP].tolist() for x in (found.top, found.top_scores))
-    rows = list(zip(range(1, _TOP + 1), top, scores, strict=False))
+    top = found.top[case.text, :_TOP].tolist()
+    scores = found.top_scores[case.text, :_TOP].tolist()
+    rows = [(rank, *row) for rank, row in enumerate(zip(top, scores, strict=True), 1)]
     return rows if case.video in top else [*rows, (case.rank, case.video, None)]
 
   plans = [[(case, ranked(case)) for case in group] for group in choose_searches(found, count)]
   frames = _thumbnails(
-    evaluated, [video for plan in plans for _, rows in plan for _, video, _ in rows]
+    trained, prepared, [video for plan in plans for _, rows in plan for _, video, _ in rows]
   )
-  records, scoring = evaluated.prepared.metadata(), found.scoring
 
   def clip(text, rank, video, score):
     label = str(rank)
     # Behind the candidates the order is that of similarity.
-    read = rank <= (scoring.rerank_k or rank)
-    if score is not None and scoring.rule == 'matching' and read:
+    read = rank <= (found.scoring.rerank_k or rank)
+    if score is not None and found.scoring.rule == 'matching' and read:
       label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
     elif score is not None:
       label += f' · {score:.3f}'
@@ -165,14 +174,18 @@ def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
 
 def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCase]]:
   """The surest right answers and the surest wrong ones, `count` of each."""
-  found, records = evaluated.found, evaluated.prepared.metadata()
-  known = set(map(canonical, found.answers))
+  trained, prepared, _, found = evaluated
   chosen = choose_answers(found, count)
-  frames = _thumbnails(evaluated, [found.questions[i].record for i in sum(chosen, [])])
+  frames = _thumbnails(
+    trained, prepared, [found.questions[i].record for group in chosen for i in group]
+  )
+  records, known = prepared.metadata(), set(map(canonical, found.answers))
   return [
     [
       AnswerCase(
-        asked,
+        asked.text,
+        asked.answer,
+        asked.kind,
         canonical(asked.answer) in known,
         frames[asked.record],
         records[asked.record].video,
@@ -185,9 +198,8 @@ def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCas
   ]
 
 
-def _thumbnails(evaluated, records):
-  """{record: uint8[t, h, w, 3]}."""
-  clips = read_clips(evaluated.trained.config.data, evaluated.prepared, records)
+def _thumbnails(trained, prepared, records):
+  clips = read_clips(trained.config.data, prepared, records)
   return {
     record: pictures.thumbnails(clip, side=84) for record, clip in zip(records, clips, strict=True)
   }

@@ -41,13 +41,7 @@ class Encoder:
     data = self.trained.config.data
     return np.stack(
       [
-        augment.decode_clip(
-          tf.constant(clip.frames),
-          tf.constant([0.5, 0.5]),
-          image_size=data.image_size,
-          resize=data.resize,
-          resize_mode=data.resize_mode,
-        ).numpy()
+        augment.decode_clip(tf.constant(clip.frames), tf.constant([0.5, 0.5]), data).numpy()
         for clip in clips
       ]
     )

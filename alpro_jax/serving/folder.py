@@ -165,7 +165,7 @@ def _write_parts(trained, made, params, folder, tokenizer):
   shutil.copy(tokenizer, folder)
   shutil.copy(_LOADER, folder)
   needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
-  if isinstance(trained.tokenizer, tokens.SentencePieceTokenizer):
+  if trained.tokenizer.kind == 'sentencepiece':
     needs.append('sentencepiece')
   (folder / 'requirements.txt').write_text('\n'.join([*needs, '']))
   np.savez(folder / _PARAMETERS, **params)
@@ -229,7 +229,7 @@ def _describe(trained, made, params, tokenizer):
     },
     'text': {
       'file': tokenizer,
-      'kind': ('wordpiece' if isinstance(text, tokens.WordPieceTokenizer) else 'sentencepiece'),
+      'kind': text.kind,
       'vocab_size': text.vocab_size,
       'max_tokens': data.max_text_tokens,
       'special': text.special._asdict(),

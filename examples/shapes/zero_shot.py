@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from alpro_jax.data import dataset, pipeline
+from alpro_jax.data import dataset
 from alpro_jax.evaluation import cases, facts, page, split
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.trained import TrainedModel, load_teacher
@@ -89,7 +89,7 @@ def searches(result: Result, count: int = 4) -> tuple[list[page.Search], list[pa
   retrieval = result.retrieval
   families = [row['family'] for row in result.truth or ()]
   chosen = cases.choose_searches(retrieval, count, families)
-  captions = pipeline.record_captions(result.prepared)
+  captions = result.prepared.captions()
   plans = []
   for case in (case for group in chosen for case in group):
     notes = [(case.video, 'its own clip')]

@@ -25,6 +25,7 @@ from alpro_jax.data import (
   tokens,
   verify,
 )
+from alpro_jax.data.mixture import open_sources, report_sources
 from configs import common
 from tests.small_sets import SIZE, Letters
 
@@ -188,14 +189,14 @@ def test_training_names_and_counts_a_damaged_record(path):
       'sources': (common.source(str(path)),),
     }
   )
-  (source,) = sources = pipeline.open_sources(config)
+  (source,) = sources = open_sources(config)
   batches = pipeline.train_batches(
     config, sources, Letters(), seed=0, start_step=0, batch_size=7, rows=slice(0, 7)
   )
   batch = next(batches)
   batches.close()
   assert list(source.broken) == [1] and '1.png' in source.broken[1]
-  assert list(pipeline.report(sources)[0]['replaced']) == ['1.png']
+  assert list(report_sources(sources)[0]['replaced']) == ['1.png']
   assert len(np.unique(batch['video_id'])) == 6
 
 

@@ -20,6 +20,7 @@ from alpro_jax.data import dataset, prepare
 from alpro_jax.data import parts as set_parts
 from tests import small_videos
 from tests.reliability import mutations
+from tests.small_sets import parse
 from tests.test_verify import launch_prepare
 
 # Container and codec; several demuxers and decoders meet damage here.
@@ -145,7 +146,7 @@ def check_media(tmp_path, whole, seed, count, still):
   settings = {**report['options'], 'root': files}
   del settings['part_size']
   for info, data in zip(prepared.metadata(), prepared.fetch(range(len(records))), strict=True):
-    record = prepared.parse(tf.constant(data))
+    record = parse(tf.constant(data))
     assert record['video'].numpy().decode() == info.video
     assert record['captions'].numpy().tolist() == [f'it is {info.video}'.encode()]
     assert len(record['seconds']) == info.frames > 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from alpro_jax.data import dataset, pipeline
+from alpro_jax.data.mixture import open_sources
 from configs import common
 from tests import small_videos
 from tests.small_sets import SIZE, Letters
@@ -51,13 +52,7 @@ def rows_of(hosts):
 def train(path, rows):
   config = options(path)
   batches = pipeline.train_batches(
-    config,
-    pipeline.open_sources(config),
-    Letters(),
-    seed=3,
-    start_step=0,
-    batch_size=BATCH,
-    rows=rows,
+    config, open_sources(config), Letters(), seed=3, start_step=0, batch_size=BATCH, rows=rows
   )
   got = [next(batches) for _ in range(STEPS)]
   batches.close()
@@ -66,9 +61,7 @@ def train(path, rows):
 
 def evaluate(path, rows):
   return list(
-    pipeline.eval_batches(
-      options(path), dataset.open_dataset(path), Letters(), batch_size=BATCH, rows=rows
-    )
+    pipeline.eval_batches(options(path), dataset.open_dataset(path), batch_size=BATCH, rows=rows)
   )
 
 
@@ -82,7 +75,8 @@ def test_hosts_take_equal_steps_and_make_one_batch(path, run, steps, hosts):
     for name, value in batch.items():
       np.testing.assert_array_equal(value, np.concatenate([piece[name] for piece in pieces]), name)
   # Every clip as often as any other, whatever its shard.
-  videos = np.concatenate([batch['video_id'] for batch in whole])
+  name = 'video_id' if run is train else 'record'
+  videos = np.concatenate([batch[name] for batch in whole])
   valid = np.concatenate([batch['valid'] for batch in whole])
   _, counts = np.unique(videos[valid], return_counts=True)
   assert counts.tolist() == [4 if run is train else 1] * 7
