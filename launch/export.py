@@ -58,34 +58,32 @@ def main(_):
 
   from alpro_jax import sharding
   from alpro_jax.evaluation import trained
-  from alpro_jax.serving import folder
+  from alpro_jax.serving import export
   from alpro_jax.train import checkpoints
 
   start = time.monotonic()
   checkpoint = checkpoints.find(_CHECKPOINT.value)
-  meta = checkpoint.meta
-  config = ml_collections.ConfigDict(meta['config'])
-  tokenizer, _ = trained.find_tokenizer(checkpoint.folder, meta, _TOKENIZER.value)
-  output = _OUTPUT.value
+  output = pathlib.Path(_OUTPUT.value)
   if _PARAMS_ONLY.value:
-    size = folder.write_params(checkpoint, output, tokenizer=tokenizer)
+    export.write_params(checkpoint, output, tokenizer=_TOKENIZER.value)
   else:
     if _SAVEDMODEL.value:
       import tensorflow as tf
 
       tf.config.set_visible_devices([], 'GPU')
+    config = ml_collections.ConfigDict(checkpoint.meta['config'])
     _change(config.data)
+    tokenizer, _ = trained.find_tokenizer(checkpoint.folder, checkpoint.meta, _TOKENIZER.value)
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    model = trained.load(checkpoint, config=config, tokenizer=tokenizer, mesh=mesh)
-    folder.write(
-      model,
+    export.write(
+      trained.load(checkpoint, config=config, tokenizer=tokenizer, mesh=mesh),
       output,
       tokenizer=tokenizer,
       platforms=tuple(_PLATFORMS.value),
       with_saved_model=_SAVEDMODEL.value,
       tolerance=_TOLERANCE.value,
     )
-    size = sum(p.stat().st_size for p in pathlib.Path(output).rglob('*') if p.is_file())
+  size = sum(path.stat().st_size for path in output.rglob('*') if path.is_file())
   print(f'Written: {output}, {size / 2**20:.1f} MiB, {time.monotonic() - start:.1f} s')
 
 

@@ -19,7 +19,7 @@ from flax import linen as nn
 from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import TrainedModel, load
-from alpro_jax.serving import alpro_loader, check, folder, programs, saved_model
+from alpro_jax.serving import alpro_loader, check, export, programs, saved_model
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
@@ -83,7 +83,7 @@ def exported(pretrained, tmp_path_factory):
   """The folder of an export."""
   trained, _, file = pretrained
   path = tmp_path_factory.mktemp('exported') / 'model'
-  folder.write(trained, path, tokenizer=file, say=lambda line: None)
+  export.write(trained, path, tokenizer=file, say=lambda line: None)
   return path
 
 
@@ -309,7 +309,7 @@ def test_a_parameter_that_is_no_number_is_named(pretrained, tmp_path):
   params = jax.tree.map(np.array, trained.params)
   params['match_head']['bias'][1] = np.nan
   with pytest.raises(ValueError, match='1 parameters hold NaN.*match_head/bia'):
-    folder.write(trained._replace(params=params), tmp_path / 'model', tokenizer=file)
+    export.write(trained._replace(params=params), tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
 
 
@@ -335,12 +335,12 @@ def test_on_a_full_disk_the_file_is_named(pretrained, made, tmp_path, monkeypatc
   trained, _, file = pretrained
   monkeypatch.setattr(programs, 'make', lambda *_: made)
   with full_disk(size), pytest.raises(OSError, match=f'File too large: .*{tmp_path}/.*model'):
-    folder.write(trained, tmp_path / 'model', tokenizer=file)
+    export.write(trained, tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
 
 
 def test_tensorflow_names_the_file_on_a_full_disk(made, pretrained, tmp_path):
-  params = folder._used(made, pretrained[0])
+  params = export._used(made, pretrained[0])
   with (
     full_disk(1000),
     pytest.raises(OSError, match=f'not be written.*{tmp_path}/.*File too large'),
@@ -357,7 +357,7 @@ def test_other_numbers_are_refused(pretrained, made, tmp_path, monkeypatch, wron
     check, 'differences', lambda *_: {'match/margin': wrong, 'encode_video/tokens': 0.0}
   )
   with pytest.raises(ValueError, match='match/margin differ'):
-    folder.write(trained, tmp_path / 'model', tokenizer=file)
+    export.write(trained, tmp_path / 'model', tokenizer=file)
   assert not list(tmp_path.iterdir())
 
 
@@ -388,14 +388,14 @@ def test_random_frames_cannot_be_exported(pretrained, tmp_path):
   config = trained.config.copy_and_resolve_references()
   config.data.eval_sampling = 'rand'
   with pytest.raises(ValueError, match='--uniform'):
-    folder.write(trained._replace(config=config), tmp_path / 'model', tokenizer=file)
+    export.write(trained._replace(config=config), tmp_path / 'model', tokenizer=file)
 
 
 @pytest.mark.slow
 def test_answers_and_saved_model(tmp_path):
   """A model without contrast; check.differences has compared the rest."""
   trained, _, file = make(tmp_path, 'question_answering')
-  manifest = folder.write(trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
+  manifest = export.write(trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
   assert list(manifest['programs']) == ['encode_video', 'encode_text', 'answer']
   assert {'answer/logits', 'saved_model/answer/logits'} <= set(manifest['check']['difference'])
   model = alpro_loader.load(tmp_path / 'model')
@@ -620,7 +620,7 @@ def test_nothing_of_the_users_is_deleted(run, tmp_path, capsys):
 def test_command_changes_what_is_shown(run, monkeypatch, tmp_path):
   given = {}
   monkeypatch.setattr(
-    folder,
+    export,
     'write',
     lambda trained, output, **options: (
       given.update(options, data=trained.config.data, origin=trained.origin)

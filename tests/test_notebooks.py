@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError
 
 from alpro_jax import sharding
 from alpro_jax.data import tokens
-from alpro_jax.serving.folder import write_params
+from alpro_jax.serving.export import write_params
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity

@@ -1,11 +1,10 @@
 """Programs as a TensorFlow SavedModel, for TensorFlow Serving and the like.
 
-Each program is a signature of its name and stays StableHLO inside, so what
-loads it needs a TensorFlow with XLA; parameters are variables, stored once.
+Each program is a signature of its name and stays StableHLO inside, so what loads it needs a
+TensorFlow with XLA; parameters are variables, stored once.
 
-The operation that holds a program is called here and not by jax2tf, which
-writes for a TensorFlow of the same month: what jax 0.12 wrote TensorFlow 2.21,
-the newest there was, could not read.
+The operation that holds a program is called here and not by jax2tf, which writes for a TensorFlow
+of the same month: what jax 0.12 wrote TensorFlow 2.21, the newest there was, could not read.
 """
 
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from jaxlib.mlir.dialects import stablehlo
 
 from alpro_jax.serving.programs import Program
 
-# Old enough for a TensorFlow of 2025, new enough for all that a model here
-# uses; what does not fit is an error when writing.
+# Old enough for a TensorFlow of 2025, new enough for all that a model here uses; what does not fit
+# is an error when writing.
 STABLEHLO = '1.9.0'
 
 
-def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
+def write(programs: Mapping[str, Program], params: Mapping[str, np.ndarray], folder) -> None:
   """Writes programs with their parameters.
 
   Args:
@@ -30,45 +29,39 @@ def write(programs: Mapping[str, Program], params: Mapping, folder) -> None:
     params: {name: array}.
     folder: to make.
   Raises:
-    ValueError: if the calling convention of this jax is newer than what this
-      TensorFlow knows.
+    ValueError: if the calling convention of this jax is newer than what this TensorFlow knows.
     OSError: if TensorFlow cannot write a file, which it names.
   """
   import tensorflow as tf
 
   module = tf.Module()
-  used = sorted({n for p in programs.values() for n in p.parameters})
+  index = {name: i for i, name in enumerate(params)}
   # A list: what looks like a dict here comes back as another type.
-  module.parameters = [tf.Variable(np.asarray(params[n]), trainable=False, name=n) for n in used]
-  place = {name: i for i, name in enumerate(used)}
+  module.parameters = [tf.Variable(x, trainable=False, name=name) for name, x in params.items()]
 
   def signature(program):
     call = _call(program.exported)
+    specs = program.input_specs.items()
 
     def run(*inputs):
-      own = {n: module.parameters[place[n]] for n in program.parameters}
-      return call(own, *inputs)
+      return call({n: module.parameters[index[n]] for n in program.parameters}, *inputs)
 
     return tf.function(
       run,
       autograph=False,
-      input_signature=[
-        tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, name)
-        for name, spec in program.input_specs.items()
-      ],
+      input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype, name) for name, x in specs],
     )
 
   for name, program in programs.items():
     setattr(module, name, signature(program))
   try:
-    tf.saved_model.save(
-      module, str(folder), signatures={name: getattr(module, name) for name in programs}
-    )
+    signatures = {name: getattr(module, name) for name in programs}
+    tf.saved_model.save(module, str(folder), signatures=signatures)
   except tf.errors.OpError as error:
     raise OSError(f'the SavedModel could not be written: {error.message}') from error
 
 
-def _call(exported: jax.export.Exported):
+def _call(exported):
   """The exported function as one of TensorFlow's tensors."""
   import tensorflow as tf
   from tensorflow.compiler.tf2xla.python import xla
@@ -77,11 +70,10 @@ def _call(exported: jax.export.Exported):
   newest = xla.call_module_maximum_supported_version()
   if version > newest:
     raise ValueError(
-      f'jax {jax.__version__} writes calling convention {version}; '
-      f'TensorFlow {tf.__version__} reads up to {newest}: install a newer '
-      'TensorFlow or leave --savedmodel out.'
+      f'jax {jax.__version__} writes calling convention {version}; TensorFlow {tf.__version__} '
+      f'reads up to {newest}: install a newer TensorFlow or leave --savedmodel out.'
     )
-  stored = older(exported.mlir_module_serialized)
+  stored = _older(exported.mlir_module_serialized)
   shapes = [[d if isinstance(d, int) else None for d in x.shape] for x in exported.out_avals]
 
   def call(*args):
@@ -99,18 +91,17 @@ def _call(exported: jax.export.Exported):
   return call
 
 
-def older(module: bytes) -> bytes:
+def _older(module):
   """StableHLO bytecode, for readers of version STABLEHLO and newer.
 
-  Composites (erf is one) become calls of their bodies: TensorFlow 2.21 finds
-  the shapes of operations for a given batch size, but not of those bodies.
+  Composites (erf is one) become calls of their bodies: TensorFlow 2.21 finds the shapes of
+  operations for a given batch size, but not of those bodies.
   """
   with ir.Context() as context:
     stablehlo.register_stablehlo_passes()
     parsed = stablehlo.deserialize_portable_artifact(context, module)
-    passmanager.PassManager.parse(
-      'builtin.module(func.func(stablehlo-legalize-composite-to-call))'
-    ).run(parsed.operation)
+    calls = 'builtin.module(func.func(stablehlo-legalize-composite-to-call))'
+    passmanager.PassManager.parse(calls).run(parsed.operation)
     return stablehlo.serialize_portable_artifact(parsed, STABLEHLO)
 
 

@@ -8,8 +8,8 @@
   requirements.txt       the packages that it needs
   saved_model/           on request: the same for TensorFlow
 
-Every program is run from that folder, by that loader, and compared with the
-live model before the folder gets its name.
+Every program is run from that folder, by that loader, and compared with the live model before the
+folder gets its name.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import numpy as np
 
 from alpro_jax import files
 from alpro_jax.data import tokens
-from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
 from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import TEMPERATURE_RANGE
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
@@ -62,30 +62,23 @@ def write(
   Returns:
     the manifest.
   Raises:
-    ValueError: if a parameter is not finite, or a program gives other numbers
-      than the live model; nothing is left then.
+    ValueError: if a parameter is not finite, the tokenizer is another, or a program gives other
+      numbers than the live model; nothing is left then.
     FileExistsError: if the folder is there and not empty.
   """
-  sampling = trained.config.data.eval_sampling
-  if sampling not in _EVEN:
-    raise ValueError(
-      f'the run is evaluated with data.eval_sampling={sampling!r}, but an '
-      f'export can only choose frames by one of {_EVEN}; pass --uniform to '
-      'choose them so.'
-    )
-  _check_finite(trained.params)
-  with files.folder(output) as here:
+  _check(trained, tokenizer)
+  with files.folder(output) as draft:
     made = programs.make(trained, platforms)
     params = _used(made, trained)
-    manifest = _write_parts(trained, made, params, here, tokenizer)
+    manifest = _write_parts(trained, made, params, draft, tokenizer)
     for name, program in made.items():
       count = sum(params[n].size for n in program.parameters)
       size = manifest['files'][manifest['programs'][name]['file']]['bytes']
       say(f'{name}: {size:,} bytes, {count:,} parameters')
     expected = check.live(trained)
-    found = check.differences(trained, _import_loader(here).load(here).call, expected)
+    found = check.differences(trained, _import_loader(draft).load(draft).call, expected)
     if with_saved_model:
-      folder = here / 'saved_model'
+      folder = draft / 'saved_model'
       saved_model.write(made, params, folder)
       there = check.differences(trained, saved_model.load(made, folder), expected)
       found |= {f'saved_model/{name}': x for name, x in there.items()}
@@ -95,9 +88,9 @@ def write(
       say(f'{name}: differs from the live model by {difference:.1e} at most')
     if wrong := [n for n, x in found.items() if not x <= tolerance]:
       raise ValueError(
-        f'{", ".join(wrong)} differ from the live model by more than the '
-        f'{tolerance:.1e} that is allowed; nothing was written. If this '
-        'machine multiplies float32 coarsely, pass --tolerance.'
+        f'{", ".join(wrong)} differ from the live model by more than the {tolerance:.1e} that is '
+        'allowed; nothing was written. If this machine multiplies float32 coarsely, pass '
+        '--tolerance.'
       )
     manifest['check'] = {
       'platform': jax.default_backend(),
@@ -105,11 +98,11 @@ def write(
       'batch_sizes': list(check.BATCH_SIZES),
       'difference': found,
     }
-    _write_json(here, manifest)
+    _write_manifest(draft, manifest)
   return manifest
 
 
-def write_params(checkpoint, output, *, tokenizer) -> int:
+def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
   """Copies parameters, meta and tokenizer, without the optimizer.
 
   The folder is a checkpoint that trained.load takes, its tokenizer beside it.
@@ -117,51 +110,56 @@ def write_params(checkpoint, output, *, tokenizer) -> int:
   Args:
     checkpoint: what checkpoints.find takes.
     output: folder to make.
-    tokenizer: its file.
-  Returns:
-    bytes in the folder.
+    tokenizer: its file, if it has moved.
   """
   found = checkpoints.find(checkpoint)
-  meta = found.meta
-  _check_tokenizer(tokenizer, meta['tokenizer']['digest'])
-  with files.folder(output) as here:
-    for name in ('params', 'meta'):
-      _copy(found.folder / name, here / name)
+  tokenizer, _ = find_tokenizer(found.folder, found.meta, tokenizer)
+  with files.folder(output) as draft:
+    try:
+      for name in ('params', 'meta'):
+        shutil.copytree(found.folder / name, draft / name)
+    except shutil.Error as error:  # It lists all files of a full disk.
+      _, _, reason = error.args[0][0]
+      raise OSError(reason) from error
     # Beside the parameters it is looked for by the name that it had.
-    name = pathlib.Path(meta['config']['data']['tokenizer']).name
-    shutil.copy(tokenizer, here / name)
-    digests.write(here)
-    _check_copy(found.folder, here)
-  return sum(p.stat().st_size for p in pathlib.Path(output).rglob('*') if p.is_file())
+    shutil.copy(tokenizer, draft / pathlib.Path(found.meta['config']['data']['tokenizer']).name)
+    digests.write(draft)
+    before, after = (json.loads((x / digests.FILE).read_text()) for x in (found.folder, draft))
+    for name, digest in before.items():
+      if name.startswith(('params/', 'meta/')) and after.get(name) != digest:
+        raise OSError(f'{name} of {found.folder} was not copied as it is; try again.')
 
 
-def _copy(source, target):
-  try:
-    shutil.copytree(source, target)
-  except shutil.Error as error:  # It lists all files of a full disk.
-    _, _, reason = error.args[0][0]
-    raise OSError(reason) from error
+def _check(trained, tokenizer):
+  sampling = trained.config.data.eval_sampling
+  if sampling not in _EVEN:
+    raise ValueError(
+      f'the run is evaluated with data.eval_sampling={sampling!r}, but an export can only choose '
+      f'frames by one of {_EVEN}; pass --uniform to choose them so.'
+    )
+  params = programs.flatten(trained.params)
+  if broken := [name for name, x in params.items() if not np.isfinite(x).all()]:
+    raise ValueError(
+      f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. A model with them '
+      'computes nothing; export an earlier step.'
+    )
+  digest = tokens.load_tokenizer(tokenizer).digest
+  if digest != trained.tokenizer.digest:
+    raise ValueError(
+      f'{tokenizer} has digest {digest}, but the model was trained with '
+      f'{trained.tokenizer.digest}; pass the file of that run as --tokenizer.'
+    )
 
 
 def _used(made, trained):
   """{name: numpy array} of the parameters that programs take."""
   params = programs.flatten(trained.params)
-  names = {n for program in made.values() for n in program.parameters}
+  names = {name for program in made.values() for name in program.parameters}
   return {name: np.asarray(params[name]) for name in sorted(names)}
-
-
-def _check_finite(params):
-  broken = [name for name, x in programs.flatten(params).items() if not np.isfinite(x).all()]
-  if broken:
-    raise ValueError(
-      f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. '
-      'A model with them computes nothing; export an earlier step.'
-    )
 
 
 def _write_parts(trained, made, params, folder, tokenizer):
   """Writes everything but the SavedModel; returns the manifest."""
-  _check_tokenizer(tokenizer, trained.tokenizer.digest)
   shutil.copy(tokenizer, folder)
   shutil.copy(_LOADER, folder)
   needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
@@ -173,19 +171,17 @@ def _write_parts(trained, made, params, folder, tokenizer):
   for name, program in made.items():
     (folder / _file(name)).write_bytes(program.exported.serialize())
   manifest = _describe(trained, made, params, pathlib.Path(tokenizer).name)
-  parts = [*map(_file, made), _PARAMETERS, manifest['text']['file']]
   manifest['files'] = {
     part: {'bytes': (folder / part).stat().st_size, 'sha256': files.sha256(folder / part)}
-    for part in parts
+    for part in (*map(_file, made), _PARAMETERS, manifest['text']['file'])
   }
-  _write_json(folder, manifest)
+  _write_manifest(folder, manifest)
   return manifest
 
 
 def _describe(trained, made, params, tokenizer):
   """Returns the manifest but for its files."""
-  data, text = trained.config.data, trained.tokenizer
-  origin = trained.origin
+  data, text, origin = trained.config.data, trained.tokenizer, trained.origin
   temperature = trained.params.get('temperature')
   if temperature is not None:
     temperature = float(np.clip(temperature, *TEMPERATURE_RANGE))
@@ -254,32 +250,14 @@ def _file(program):
   return f'programs/{program}.jax_export'
 
 
+def _write_manifest(folder, manifest):
+  text = json.dumps(manifest, indent=1, ensure_ascii=False)
+  (folder / alpro_loader.MANIFEST).write_text(text + '\n', encoding='utf-8')
+
+
 def _import_loader(folder):
   """The loader as those who get the folder import it."""
   spec = importlib.util.spec_from_file_location(_LOADER.stem, folder / _LOADER.name)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
-
-
-def _check_tokenizer(path, expected):
-  digest = tokens.load_tokenizer(path).digest
-  if digest != expected:
-    raise ValueError(
-      f'{path} has digest {digest}, but the model was trained with '
-      f'{expected}; pass the file of that run as --tokenizer.'
-    )
-
-
-def _check_copy(source, copy):
-  """Compares what was copied with the digests of the source."""
-  before, after = (json.loads((folder / 'digests.json').read_text()) for folder in (source, copy))
-  for name, digest in before.items():
-    if name.split('/')[0] in ('params', 'meta') and after.get(name) != digest:
-      raise OSError(f'{name} of {source} was not copied as it is; try again.')
-
-
-def _write_json(folder, manifest):
-  (folder / alpro_loader.MANIFEST).write_text(
-    json.dumps(manifest, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'
-  )
