@@ -2,8 +2,7 @@
 
 import jax
 
-from alpro_jax.train import dry_run
-from benchmarks import collectives, kernels
+from benchmarks import collectives, dry_run, kernels
 from benchmarks.chips import Chip
 from benchmarks.step import step_flops
 

@@ -9,7 +9,7 @@ import numpy as np
 from alpro_jax import flops, sharding
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation.scorer import Scorer
-from alpro_jax.train import dry_run
+from benchmarks import dry_run
 
 
 def measure(config, *, texts: int, videos: int, k: int, sample: int) -> dict:

@@ -7,9 +7,9 @@ import jax
 
 from alpro_jax import flops, sharding
 from alpro_jax.models.alpro import Alpro
-from alpro_jax.train import dry_run, state
+from alpro_jax.train import state
 from alpro_jax.train.progress import peak_memory_gib
-from benchmarks import kernels, profile
+from benchmarks import dry_run, kernels, profile
 
 
 def measure(

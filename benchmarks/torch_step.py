@@ -11,8 +11,8 @@ from torch import nn
 
 from alpro_jax import masking, sharding
 from alpro_jax.models.alpro import TEMPERATURE_RANGE, AlproConfig
-from alpro_jax.train import dry_run
 from alpro_jax.weights import tables
+from benchmarks import dry_run
 from benchmarks.torch_model import Batch, Losses, Prompter, Student
 
 

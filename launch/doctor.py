@@ -282,7 +282,7 @@ def check_workdir(doctor, config):
   if config is not None:
     import jax
 
-    from alpro_jax.train import dry_run
+    from benchmarks import dry_run
 
     task = dry_run.task(config, _one_device())
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -311,7 +311,7 @@ def check_run(doctor, config):
   def begin():
     plan = loop.plan(config, split.during_training(config))
     counts = [source.num_records for source in plan.sources]
-    if said := step.check_negatives(config, plan.task, counts):
+    if said := step.check_negatives(config, plan.setting.task, counts):
       doctor.warn('negatives', said)
     stored = None
     folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
@@ -330,7 +330,8 @@ def check_step(doctor, config):
   import jax
 
   from alpro_jax import sharding
-  from alpro_jax.train import dry_run, state
+  from alpro_jax.train import state
+  from benchmarks import dry_run
 
   if config is None:
     from configs import pretrain

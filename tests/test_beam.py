@@ -92,7 +92,7 @@ def _content(output):
   return report, {
     path.name: json.loads(path.read_text()) if path.suffix == '.json' else path.read_bytes()
     for path in sorted(output.iterdir())
-    if path.name != 'report.json'
+    if path.name not in ('report.json', '.lock')
   }
 
 

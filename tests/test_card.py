@@ -164,12 +164,11 @@ def test_cases_of_a_search_mark_the_right_one():
 
 
 def test_card_of_answers(tmp_path):
-  content = card.make(answers(), warning='careful')
+  content = card.make(answers())
   path = card.write(content, tmp_path)
   text = alone(path.read_text())
   for part in (
     'Question answering on set, train',
-    'careful',
     '33.3 %',
     'which is not in the list of answers',
     'True answer: <b>',

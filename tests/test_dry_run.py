@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from alpro_jax import sharding
-from alpro_jax.train import dry_run
+from benchmarks import dry_run
 from tests import small_task
 
 

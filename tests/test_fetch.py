@@ -1,5 +1,6 @@
 """Downloads: what is wanted arrives whole, what does not is named."""
 
+import asyncio
 import gzip
 import http.server
 import json
@@ -8,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections import Counter
 
 import pytest
@@ -254,15 +256,13 @@ def test_a_second_call_does_what_is_missing(server, tmp_path):
 
 
 def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
-  active, most, lock = [], [], threading.Lock()
+  active, most = [], []
 
-  def download(client, address, limits, partial, path):
-    with lock:
-      active.append(path)
-      most.append(len(active))
-    time.sleep(0.05)
-    with lock:
-      active.remove(path)
+  async def download(client, address, limits, partial, path):
+    active.append(path)
+    most.append(len(active))
+    await asyncio.sleep(0.05)
+    active.remove(path)
     return 1
 
   monkeypatch.setattr(fetch, '_download', download)
@@ -286,10 +286,10 @@ def test_a_full_disk_stops_all(server, tmp_path, monkeypatch):
 def test_an_error_that_nobody_thought_of_is_named(server, tmp_path, monkeypatch, capsys):
   download = fetch._download
 
-  def odd(client, address, *args):
+  async def odd(client, address, *args):
     if address.endswith('1'):
       raise LookupError('odd')
-    return download(client, address, *args)
+    return await download(client, address, *args)
 
   monkeypatch.setattr(fetch, '_download', odd)
   assert get(server, tmp_path, ['ok/0', 'ok/1', 'ok/2'], threads=1) == {
@@ -420,7 +420,7 @@ def test_pages_that_were_kept_are_fetched_again(server, tmp_path):
 )
 def test_local_addresses_are_refused(tmp_path, monkeypatch, host):
   asked = []
-  monkeypatch.setattr(socket, 'create_connection', lambda *args, **_: asked.append(args))
+  monkeypatch.setattr(BaseSelectorEventLoop, 'sock_connect', lambda *args: asked.append(args))
   video = fetch.Video(f'http://{host}:8080/a', 'a.mp4')
   assert fetch.fetch([video], tmp_path) == {video: 'local address refused'}
   assert not asked
@@ -458,7 +458,7 @@ def outside(server, monkeypatch):
 
   Its name has a public address when it is looked up first, then a local one.
   """
-  look_up, connect = socket.getaddrinfo, socket.create_connection
+  look_up, connect = socket.getaddrinfo, BaseSelectorEventLoop.sock_connect
   server.looked_up = []
 
   def getaddrinfo(host, *args, **options):
@@ -467,13 +467,13 @@ def outside(server, monkeypatch):
       server.looked_up.append(host)
     return look_up(host, *args, **options)
 
-  def create_connection(address, *args, **options):
+  async def sock_connect(loop, sock, address):
     if address[0] == '8.8.8.8':
       address = '127.0.0.1', address[1]
-    return connect(address, *args, **options)
+    return await connect(loop, sock, address)
 
   monkeypatch.setattr(socket, 'getaddrinfo', getaddrinfo)
-  monkeypatch.setattr(socket, 'create_connection', create_connection)
+  monkeypatch.setattr(BaseSelectorEventLoop, 'sock_connect', sock_connect)
   monkeypatch.setenv('no_proxy', '127.0.0.1,video.test')
   return server
 
@@ -650,7 +650,7 @@ def test_bad_rows_stop_no_others(server, tmp_path, capsys):
 def test_a_server_does_not_write_to_the_terminal(server, tmp_path, capsys):
   get(server, tmp_path, ['gone/a', 'bytes'], tries=1)
   shown = capsys.readouterr().err
-  assert r'gone \x1b[2J\x9b2J\x07' in shown and r'\x1b[2J' in shown
+  assert r'gone \x1b[2J\udc9b2J\x07' in shown and r'\x1b[2J' in shown
   assert not set(shown) & set('\x1b\x9b\x07')
   log = (tmp_path / 'videos' / fetch.RESUME).read_text()
   assert not set(log) & set('\x1b\x9b\x07')

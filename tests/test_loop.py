@@ -18,7 +18,7 @@ from absl import logging
 
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
-from alpro_jax.data import feed, pipeline, tokens
+from alpro_jax.data import feed, mixture, pipeline, tokens
 from alpro_jax.tasks.base import Task
 from alpro_jax.train import checkpoints, digests, loop, run_folder, supervision
 from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
@@ -89,20 +89,20 @@ def toy(monkeypatch):
   monkeypatch.setattr(loop, 'get_task', lambda *_: parts.task)
   monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
   monkeypatch.setattr(
-    pipeline,
+    mixture,
     'open_sources',
     lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1)],
   )
   monkeypatch.setattr(
-    pipeline, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
+    mixture, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
   )
-  monkeypatch.setattr(pipeline, 'report', lambda sources: [])
+  monkeypatch.setattr(mixture, 'report_sources', lambda sources: [])
   monkeypatch.setattr(
     pipeline,
     'train_batches',
     lambda config, s, t, *, start_step, batch_size, **_: (start_step, batch_size),
   )
-  monkeypatch.setattr(feed, 'prefetch', lambda where, mesh: ToyBatches(mesh, *where, parts.at))
+  monkeypatch.setattr(feed, 'Feed', lambda where, mesh: ToyBatches(mesh, *where, parts.at))
   before = logging.get_verbosity()
   logging.set_verbosity(logging.INFO)
   yield parts

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alpro_jax import files
 from alpro_jax.data import annotations, dataset, prepare, sources, video, workers
+from alpro_jax.data import finish as finishing
 from alpro_jax.data import manifest as manifests
 from tests import launched, patience, small_videos
 
@@ -306,14 +308,15 @@ def test_killed_again_and_again(clips, tmp_path):
 @pytest.mark.parametrize('where', ['_write_dataset_info', 'write_atomic'])
 def test_killed_while_finishing(clips, tmp_path, monkeypatch, where):
   _prepare(clips, tmp_path / 'whole', part_size=5)
-  real = getattr(manifests, where)
+  module = manifests if where == 'write_atomic' else finishing
+  real = getattr(module, where)
 
   def die(*args):
     if where == 'write_atomic' and 'report' not in str(args[0]):
       return real(*args)
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(manifests, where, die)
+  monkeypatch.setattr(module, where, die)
   with pytest.raises(KeyboardInterrupt):
     _prepare(clips, tmp_path / 'set', part_size=5)
   monkeypatch.undo()
@@ -983,7 +986,10 @@ def test_output_of_others_is_left_alone(clips, tmp_path):
 def test_one_run_at_a_time(clips, tmp_path):
   output = tmp_path / 'set'
   output.mkdir()
-  with prepare._lock(output), pytest.raises(prepare.PrepareError, match='Another run is preparing'):
+  with (
+    files.lock(output / '.lock', 'is preparing it.'),
+    pytest.raises(ValueError, match=r'process \d+ is preparing .*; wait for it'),
+  ):
     _prepare(clips, output)
 
 

@@ -8,8 +8,8 @@ import pytest
 from flax import linen as nn
 
 from alpro_jax import losses, sharding
-from alpro_jax.train import dry_run
 from alpro_jax.weights import tables
+from benchmarks import dry_run
 from configs import pretrain
 from tests import small_task
 

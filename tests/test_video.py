@@ -215,7 +215,7 @@ def test_kinds_of_photos(tmp_path, suffix):
 
 def test_frames_may_not_grow_too_large(tmp_path, monkeypatch):
   path = small_videos.write_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(video, '_MAX_PIXELS', 48 * 32 - 1)
+  monkeypatch.setattr(video.containers, '_MAX_PIXELS', 48 * 32 - 1)
   with pytest.raises(video.UnreadableVideo, match='too large: 48x32'):
     video.read_frames(path)
 

@@ -376,14 +376,16 @@ def test_sound_without_its_pictures_is_no_video(tmp_path):
 
 def test_times_never_run_backwards():
   """Of a file whose times are wrong, and of one that has few."""
-  stream = types.SimpleNamespace(average_rate=Fraction(10))
-  file = types.SimpleNamespace(format=types.SimpleNamespace(flags=0))
+  recording = types.SimpleNamespace(
+    stream=types.SimpleNamespace(average_rate=Fraction(10)),
+    container=types.SimpleNamespace(format=types.SimpleNamespace(flags=0)),
+  )
   key = types.SimpleNamespace(key_frame=True, duration=0, time_base=None)
   other = types.SimpleNamespace(key_frame=False, duration=0, time_base=None)
 
   def read(frames):
-    clock = video._Clock()
-    clock.start(file, stream)
+    clock = video.containers.Clock()
+    clock.start(recording)
     return [float(clock.read(frame, stamp and Fraction(stamp, 10))) for frame, stamp in frames]
 
   np.testing.assert_allclose(

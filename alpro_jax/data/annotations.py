@@ -118,11 +118,12 @@ def encodable(text: str) -> bool:
   return True
 
 
-def text_problem(name: str, value) -> str:
-  """Returns why a value is no text, or ''."""
+def check_text(name: str, value) -> None:
+  """Raises ValueError unless a value is text that can be written as UTF-8."""
   if not isinstance(value, str):
-    return f'{name} is {type(value).__name__}, expected text'
-  return '' if encodable(value) else f'{name} is not UTF-8'
+    raise ValueError(f'{name} is {type(value).__name__}, expected text')
+  if not encodable(value):
+    raise ValueError(f'{name} is not UTF-8')
 
 
 def present(value) -> str:

@@ -1,8 +1,8 @@
 """The answers that question answering chooses from, most frequent first.
 
-Two answers are the same if their canonical forms are. A list keeps the
-spelling it was written in, which is what a model is shown to say; wherever
-answers are counted, labelled or judged, their canonical forms are compared.
+Two answers are the same if their canonical forms are. A list keeps the spelling it was
+written in, which is what a model is shown to say; wherever answers are counted, labelled
+or judged, their canonical forms are compared.
 """
 
 import collections
@@ -54,19 +54,15 @@ def count_answers(answers: Iterable[str], limit: int = 0) -> list[tuple[str, int
 
 def write_answers(answers: Iterable[str], path) -> None:
   """Writes one answer a line."""
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  with open(path, 'w', encoding='utf-8') as file:
-    file.writelines(f'{answer}\n' for answer in answers)
-  checksum.write(path)
+  checksum.write_text(path, ''.join(f'{answer}\n' for answer in answers))
 
 
 def read_answers(path) -> tuple[str, ...]:
-  """Reads a list of answers as they are spelled; the place is the label.
+  """Reads a list of answers as they are spelled; the index is the label.
 
   Args:
-    path: a text file, one answer a line; or the original's ans2label, a JSON
-      object of answer -> label (.json).
+    path: a text file, one answer a line; or the original's ans2label, a JSON object of
+      answer -> label (.json).
   Raises:
     FileNotFoundError: if it is not there.
     ValueError: if it is damaged or empty, or lists an answer twice.
@@ -78,11 +74,12 @@ def read_answers(path) -> tuple[str, ...]:
       'launch/answers.py --data=SET --split=train --output=answers.txt`.'
     )
   if os.fspath(path).endswith('.json'):
-    answers = _of_labels(path, checksum.read_text(path))
+    lines = _of_labels(path, checksum.read_text(path))
   else:
-    answers = [' '.join(line.split()) for line in checksum.read_lines(path)]
-  blank = [i + 1 for i, answer in enumerate(answers) if not answer]
-  twice = [a for a, n in collections.Counter(answers).items() if a and n > 1]
+    lines = checksum.read_lines(path)
+  answers = [' '.join(line.split()) for line in lines]
+  blank = [number for number, answer in enumerate(answers, 1) if not answer]
+  twice = [answer for answer, n in collections.Counter(answers).items() if answer and n > 1]
   if not answers or blank or twice:
     raise ValueError(
       f'{path} has {len(answers)} answers, lines {blank[:5]} are blank and '
@@ -92,25 +89,25 @@ def read_answers(path) -> tuple[str, ...]:
 
 
 def _of_labels(path, text):
+  """Returns the keys of a JSON object {answer: label} in the order of their labels."""
   try:
     labels = json.loads(text)
     ordered = sorted(labels, key=labels.get)
-    fits = [labels[answer] for answer in ordered] == list(range(len(ordered)))
+    if [labels[answer] for answer in ordered] == list(range(len(ordered))):
+      return ordered
   except (ValueError, AttributeError, TypeError):
-    fits = False
-  if not fits:
-    raise ValueError(
-      f'{path} is not a JSON object of answer -> label with the labels 0, 1, 2, ..., each once.'
-    )
-  return [' '.join(answer.split()) for answer in ordered]
+    pass
+  raise ValueError(
+    f'{path} is not a JSON object of answer -> label with the labels 0, 1, 2, ..., each once.'
+  )
 
 
 def label_answers(answers: Iterable[str], known: Sequence[str]) -> np.ndarray:
-  """int32[n]: the place of each answer among the known ones, -1 for none.
+  """Returns int32[n], the index of each answer among the known ones, -1 for none.
 
   Raises:
-    ValueError: if two of the known ones are the same answer, which would leave
-      it to chance what is learned.
+    ValueError: if two of the known ones are the same answer, which would leave it to
+      chance what is learned.
   """
   if twice := equal_entries(known):
     raise ValueError(
@@ -119,5 +116,5 @@ def label_answers(answers: Iterable[str], known: Sequence[str]) -> np.ndarray:
       'Unicode make no difference. Make the list again with launch/'
       'answers.py, or keep one spelling of each.'
     )
-  place = {canonical(answer): label for label, answer in enumerate(known)}
-  return np.array([place.get(canonical(answer), -1) for answer in answers], np.int32)
+  labels = {canonical(answer): label for label, answer in enumerate(known)}
+  return np.array([labels.get(canonical(answer), -1) for answer in answers], np.int32)

@@ -27,9 +27,10 @@ import apache_beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability import fn_api_runner
 
-from alpro_jax.data import annotations, workers
+from alpro_jax.data import workers
+from alpro_jax.data.annotations import Clip, Question, Skipped
 from alpro_jax.data.manifest import PrepareError
-from alpro_jax.data.parts import Part, make_here, read_part
+from alpro_jax.data.parts import Part, is_done, make_here, read_part
 from alpro_jax.data.progress import Progress
 
 _WATCH_SECONDS = 2.0
@@ -38,40 +39,33 @@ _WATCH_SECONDS = 2.0
 class MakePart(apache_beam.DoFn):
   """Makes one part in a Beam worker.
 
-  The decoder runs in processes of its own here too, so that a clip over which
-  it hangs or dies costs that clip and not the Beam worker.
+  The decoder runs in processes of its own here too, so that a clip over which it hangs or
+  dies costs that clip and not the Beam worker.
   """
 
   def __init__(self, settings, num_workers, timeout_s):
     self._settings = settings
-    self._num_workers = num_workers
-    self._timeout_s = timeout_s
+    self._limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
 
   def process(self, stem):
-    if _done(stem):
+    if is_done(stem) or glob.glob(f'{glob.escape(stem)}.try-*.json'):
       return  # An earlier attempt was whole, but the runner lost its answer.
     try:
       with open(f'{stem}.clips', encoding='utf-8') as file:
-        clips = [_clip(fields) for fields in json.load(file)]
+        clips = [*map(_clip, json.load(file))]
     except FileNotFoundError as e:
       raise FileNotFoundError(
         f'This worker does not see {stem}.clips; videos and output must be '
         'in folders that all workers share.'
       ) from e
-    make_here(
-      [Part(f'{stem}.try-{uuid.uuid4().hex}', clips)],
-      self._settings,
-      Progress(len(clips), log=lambda text: None),
-      num_workers=self._num_workers,
-      timeout_s=self._timeout_s,
-    )
+    attempt = Part(f'{stem}.try-{uuid.uuid4().hex}', clips)
+    silent = Progress(len(clips), log=lambda text: None)
+    make_here([attempt], self._settings, silent, **self._limits)
 
 
-def maker(flags):
-  """Returns a function for prepare.prepare(make=...).
+def maker(flags: list[str]):
+  """Returns a function for prepare.prepare(make=...), for Beam's own options.
 
-  Args:
-    flags: list of str, Beam's own options.
   Raises:
     PrepareError: an option is unknown.
   """
@@ -97,13 +91,9 @@ def _make(options, runner, parts, settings, progress, *, num_workers, timeout_s)
     with open(f'{part.stem}.clips', 'w', encoding='utf-8') as file:
       json.dump([dataclasses.asdict(clip) for clip in part.clips], file)
   if waiting:
+    stems = [part.stem for part in waiting]
     with workers.environment_of_children(), _named_meanwhile(waiting, progress):
-      _run(
-        options,
-        runner,
-        [part.stem for part in waiting],
-        MakePart(settings, num_workers or 1, timeout_s),
-      )
+      _run(options, runner, stems, MakePart(settings, num_workers or 1, timeout_s))
   if missing := _name_attempts(waiting, progress):
     raise RuntimeError(
       f'The pipeline ended without {len(missing)} of {len(parts)} parts, '
@@ -127,49 +117,32 @@ def _run(options, runner, stems, make_part):
 
 def _clip(fields):
   """Returns the Clip of what dataclasses.asdict and JSON made of it."""
-  return annotations.Clip(
-    **{
-      **fields,
-      **{name: tuple(fields[name]) for name in ('files', 'captions', 'styles')},
-      'questions': tuple(annotations.Question(*asked) for asked in fields['questions']),
-    }
-  )
-
-
-def _done(stem):
-  """Is there a whole attempt, or has one got its name?"""
-  return os.path.exists(f'{stem}.json') or bool(glob.glob(f'{glob.escape(stem)}.try-*.json'))
+  fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+  return Clip(**{**fields, 'questions': tuple(Question(*asked) for asked in fields['questions'])})
 
 
 def _name_attempts(parts, progress):
-  """Gives whole attempts the names of their parts.
-
-  Returns:
-    list of the parts that have none.
-  """
+  """Gives whole attempts the names of their parts; returns the parts that have none."""
   if not parts:
     return []
-  attempts = {}
-  folder = os.path.dirname(parts[0].stem)
-  for name in sorted(os.listdir(folder), reverse=True):
-    if name.endswith('.json') and '.try-' in name:
-      name = os.path.join(folder, name.removesuffix('.json'))
-      attempts[name.split('.try-')[0]] = name  # The first of several.
-  waiting = []
+  waiting, attempts = [], {}
+  folder = glob.escape(os.path.dirname(parts[0].stem))
+  for path in sorted(glob.glob(f'{folder}/*.try-*.json'), reverse=True):
+    attempt = path.removesuffix('.json')
+    attempts[attempt.rpartition('.try-')[0]] = attempt  # The first of several.
   for part in parts:
-    if not os.path.exists(f'{part.stem}.json'):
-      attempt = attempts.get(part.stem)
-      if attempt is None:
-        waiting.append(part)
-        continue
-      with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
-        os.replace(f'{attempt}.array_record', f'{part.stem}.array_record')
-      os.replace(f'{attempt}.json', f'{part.stem}.json')
-      made = read_part(part.stem)
-      for skipped in made['skipped']:
-        progress.add(skipped=annotations.Skipped(**skipped))
-      for _ in made['index']:
-        progress.add()
+    if is_done(part.stem):
+      continue
+    if not (attempt := attempts.get(part.stem)):
+      waiting.append(part)
+      continue
+    with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
+      os.replace(f'{attempt}.array_record', f'{part.stem}.array_record')
+    os.replace(f'{attempt}.json', f'{part.stem}.json')
+    made = read_part(part.stem)
+    for skipped in made['skipped']:
+      progress.add(skipped=Skipped(**skipped))
+    progress.add(len(made['index']))
   return waiting
 
 
@@ -178,12 +151,11 @@ def _named_meanwhile(parts, progress):
   """Names attempts as they come, so that progress can be seen."""
   stop = threading.Event()
 
-  def watch():
-    waiting = parts
+  def watch(waiting):
     while waiting and not stop.wait(_WATCH_SECONDS):
       waiting = _name_attempts(waiting, progress)
 
-  thread = threading.Thread(target=watch, daemon=True)
+  thread = threading.Thread(target=watch, args=(parts,), daemon=True)
   thread.start()
   try:
     yield

@@ -1,19 +1,27 @@
-"""A digest beside a small file: a flipped bit makes another word of a word.
+"""A digest beside a small file: a flipped bit can turn one word into another.
 
-answers.txt.sha256 is what `sha256sum answers.txt` prints. Files that come from
-elsewhere, such as a vocab.txt, have none and are read as they are.
+answers.txt.sha256 is what `sha256sum answers.txt` prints. Files that come from elsewhere,
+such as a vocab.txt, have none and are read as they are.
 """
 
 import hashlib
-import os
 import pathlib
+
+from alpro_jax import files
+
+
+def write_text(path, text: str) -> None:
+  """Writes a UTF-8 file, into a folder that may be new, and its digest beside it."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text, encoding='utf-8')
+  write(path)
 
 
 def write(path) -> None:
   """Writes the digest of a file beside it."""
   path = pathlib.Path(path)
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  _beside(path).write_text(f'{digest}  {path.name}\n')
+  _beside(path).write_text(f'{files.sha256(path)}  {path.name}\n')
 
 
 def read_bytes(path) -> bytes:
@@ -22,8 +30,7 @@ def read_bytes(path) -> bytes:
   Raises:
     ValueError: it is not what its digest says.
   """
-  data = pathlib.Path(path).read_bytes()
-  beside = _beside(path)
+  data, beside = pathlib.Path(path).read_bytes(), _beside(path)
   if beside.is_file():
     expected = beside.read_text(errors='replace').split(' ')[0]
     got = hashlib.sha256(data).hexdigest()
@@ -47,8 +54,8 @@ def read_text(path) -> str:
 def read_lines(path) -> list[str]:
   r"""Returns the lines of a text file without their ends; see read_text.
 
-  Only \n and \r\n end a line. str.splitlines also cuts at U+0085, U+2028 and
-  others, which are pieces of some vocabularies: all ids behind one would shift.
+  Only \n and \r\n end a line. str.splitlines also cuts at U+0085, U+2028 and others,
+  which are pieces of some vocabularies: all ids behind one would shift.
   """
   lines = read_text(path).split('\n')
   if not lines[-1]:
@@ -57,4 +64,4 @@ def read_lines(path) -> list[str]:
 
 
 def _beside(path):
-  return pathlib.Path(f'{os.fspath(path)}.sha256')
+  return pathlib.Path(f'{path}.sha256')

@@ -5,17 +5,18 @@ Nothing here opens a video. A bad row is reported with its file and line, never 
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from alpro_jax.data import tables
 from alpro_jax.data.annotations import (
   MISSING,
   Annotations,
   Clip,
   Question,
   Skipped,
+  check_text,
   encodable,
   present,
-  text_problem,
 )
 from alpro_jax.data.names import canonical, folded, name_problem
 
@@ -31,47 +32,61 @@ class Clips:
 
   Args:
     root: folder of videos, which absolute paths may lie in; '' is none.
+    locate: (row, name of its video) -> where the video may lie below that folder; the
+      first path that exists counts, and the first names the clip. None is a video that is
+      not asked for. Raises ValueError for a row that is not as it should be.
   """
 
-  def __init__(self, root=''):
+  def __init__(self, root='', locate: Callable = lambda row, video: (video,)):
     # As it is given, and as others may write it if links lead there.
     self._roots = [
       os.path.join(path(root), '') for path in (os.path.abspath, os.path.realpath) if root
     ]
+    self._locate = locate
     self._clips = {}  # Name -> keyword arguments of Clip; captions as {(text, style): True}.
     self._spelled = {}
     self._skipped = []
     self.named = set()
     self.rows = self.other_splits = self.not_found = 0
 
-  def read(self, rows: Iterable[tuple], *columns: Sequence[str], texts: Sequence[str] = ()):
-    """Yields (where, row, values) of rows that have all columns, and names the others.
+  def read(
+    self, path, flag: str, *columns: Sequence[str], formats=tables.TEXTS, texts: Sequence[str] = ()
+  ) -> Iterator[tuple]:
+    """Yields (where, row, files, *values of the other columns) of rows that can be used.
+
+    Counts rows that are not asked for, and names those that are not as they should be.
 
     Args:
-      rows: (where, row, problem), see tables.py.
-      columns: the names that each may have, the first that a row has counts. The first
-        column is the video.
+      path: of the file; '' is none.
+      flag: that named it.
+      columns: that every row has, each as the names that it may have, of which the first
+        counts. The first column is the video.
+      formats: see tables.read.
       texts: names of columns that hold text or nothing.
     """
-    for where, row, problem in rows:
+    for where, row, problem in tables.read(path, flag, formats, columns) if path else ():
       self.rows += 1
       keys = [next((name for name in names if name in row), None) for names in columns]
-      if not problem and None in keys:
-        missing = ' or '.join(map(repr, columns[keys.index(None)]))
-        problem = f'no {missing}, only {sorted(row)}'
-      for name in texts:
-        problem = problem or (row.get(name) is not None and text_problem(name, row[name]))
-      if problem:
-        self.bad(self.relative(row[keys[0]] if keys[0] else ''), where, problem)
+      video = self.relative(row[keys[0]] if keys[0] else '')
+      try:
+        if problem:
+          raise ValueError(problem)
+        if None in keys:
+          missing = ' or '.join(map(repr, columns[keys.index(None)]))
+          raise ValueError(f'no {missing}, only {sorted(row)}')
+        for name in texts:
+          check_text(name, '' if row.get(name) is None else row[name])
+        files = self._locate(row, video)
+      except ValueError as error:
+        self.skip(where if video in ('', None) else video, 'bad row', f'{where}: {error}')
+        continue
+      if files is None:
+        self.other_splits += 1
       else:
-        yield where, row, [row[key] for key in keys]
+        yield where, row, files, *(row[key] for key in keys[1:])
 
   def skip(self, item, reason: str, detail: str = '') -> None:
     self._skipped.append(Skipped(item, reason, detail))
-
-  def bad(self, item, where: str, problem: str) -> None:
-    """Names a row that is not as it should be; item may be '' or None."""
-    self.skip(where if item in ('', None) else item, 'bad row', f'{where}: {problem}')
 
   def add_captions(
     self, where: str, files: Sequence[str], captions, style: str = '', still: bool = False
@@ -80,14 +95,14 @@ class Clips:
 
     Args:
       where: 'file:line', for the report.
-      files: candidate paths relative to the folder of videos; the first names the clip.
+      files: candidate paths, see `locate`.
       captions: one or a list of them, of any type: what is no text is reported.
       style: of all these captions.
       still: whether the clip is a photo.
     """
     captions = captions if isinstance(captions, list) else [captions]
-    clip = self._clip(where, files, still)
-    if clip is None or self._reported(clip, where, [('caption', text) for text in captions]):
+    clip = self._clip(where, files, [('caption', text) for text in captions], still)
+    if clip is None:
       return
     if not captions:
       self.skip(clip['video'], 'empty caption', where)
@@ -104,15 +119,12 @@ class Clips:
     The same question may come twice: the sizes of the published test sets, and so their
     accuracies, count both. Without a kind, the question's first word says it.
     """
-    clip = self._clip(where, files, still=False)
-    texts = [('question', question), ('answer', answer), ('type', kind)]
-    if clip is None or self._reported(clip, where, texts):
+    clip = self._clip(where, files, [('question', question), ('answer', answer), ('type', kind)])
+    if clip is None:
       return
     question, answer = question.strip(), answer.strip()
-    if not (
-      self._missing(clip, where, 'question', question)
-      or self._missing(clip, where, 'answer', answer)
-    ):
+    missing = self._missing(clip, where, 'question', question)
+    if not missing and not self._missing(clip, where, 'answer', answer):
       clip['questions'].append(Question(question, answer, present(kind) or kind_of(question)))
 
   def relative(self, name):
@@ -145,31 +157,30 @@ class Clips:
       clips, self._skipped, self.rows, self.other_splits, frozenset(self.named), self.not_found
     )
 
-  def _clip(self, where, files, still):
-    """Returns what is known of a clip, or None if its name is no good."""
+  def _clip(self, where, files, texts, still=False):
+    """Returns what is known of a clip, or None if its name or a text is no good."""
     files = [self.relative(name) for name in files]
-    video = files[0]
-    if not name_problem(video) and canonical(video) in self._clips:
-      return self._clips[canonical(video)]
-    for name in files:
-      if problem := name_problem(name):
-        return self.skip(video, problem, where)
-    files = tuple(map(canonical, files))
-    self.named.update(files)
-    # a.mp4 and a.MP4 are one clip, unless there are two such files.
-    first = self._spelled.setdefault(folded(files[0]), files[0])
-    if first != files[0] and self._roots:
-      paths = (os.path.join(self._roots[0], name) for name in (first, files[0]))
-      files = files if all(map(os.path.isfile, paths)) else self._clips[first]['files']
-    new = {'video': files[0], 'files': files, 'captions': {}, 'questions': [], 'still': still}
-    return self._clips.setdefault(files[0], new)
-
-  def _reported(self, clip, where, texts):
-    """Reports the first of some named values that is no text."""
-    problem = next(filter(None, (text_problem(*named) for named in texts)), '')
-    if problem:
-      self.bad(clip['video'], where, problem)
-    return problem
+    video = canonical(files[0]) if not name_problem(files[0]) else None
+    if video not in self._clips:
+      for name in files:
+        if problem := name_problem(name):
+          return self.skip(files[0], problem, where)
+      files = tuple(map(canonical, files))
+      self.named.update(files)
+      # a.mp4 and a.MP4 are one clip, unless there are two such files.
+      first = self._spelled.setdefault(folded(video), video)
+      if first != video and self._roots:
+        paths = (os.path.join(self._roots[0], name) for name in (first, video))
+        files = files if all(map(os.path.isfile, paths)) else self._clips[first]['files']
+      video = files[0]
+      new = {'video': video, 'files': files, 'captions': {}, 'questions': [], 'still': still}
+      self._clips.setdefault(video, new)
+    try:
+      for name, text in texts:
+        check_text(name, text)
+    except ValueError as error:
+      return self.skip(video, 'bad row', f'{where}: {error}')
+    return self._clips[video]
 
   def _missing(self, clip, where, name, text):
     """Reports a text that stands for no value."""

@@ -2,39 +2,40 @@
 
 import collections
 import itertools
-import pathlib
+import os
 import re
+from collections.abc import Iterable
 
 from absl import logging
 
 from alpro_jax.data import checksum
 
 # Words only: no numbers, addresses or placeholders such as <person>.
-WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
-NUMBER = re.compile(r'\d[\d.,]*(e[-+]?\d+)?')
-LOG_EVERY = 200_000
+_WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)+|[a-z]{2,}")
+_NUMBER = re.compile(r'\d[\d.,]*(e[-+]?\d+)?')
+_LOG_EVERY = 200_000
 # A verb that the tagger takes for a noun stands behind a subject nearly always.
-VERB_SHARE = 0.8
+_VERB_SHARE = 0.8
 # Behind "the", these seldom stand for a thing.
 _NO_THINGS = frozenset('few first last little many next other own same such'.split())
 
 
-def count_entities(captions, limit, *, stop_words=()):
+def count_entities(
+  captions: Iterable[str], limit: int, *, stop_words: Iterable[str] = ()
+) -> list[tuple[str, int]]:
   """Counts nouns by the lexicon that TextBlob brings along.
 
-  A noun counts once per mention. A plural joins its singular where that
-  occurs as well, so "dogs" joins "dog" but "dress" does not become "dres".
-  The lexicon has one part of speech for each word. So what closes a phrase
-  such as "a small key" counts, whatever it says of "key"; and what can be a
-  verb and stands behind a subject at VERB_SHARE of its mentions, as "moves"
-  does, is left out. Read the list all the same: "the left" is there too, and a
-  verb that is often a noun, such as "light", is counted with the noun.
+  A noun counts once per mention. A plural joins its singular where that occurs as well, so
+  "dogs" joins "dog" but "dress" does not become "dres". The lexicon has one part of speech
+  for each word. So what closes a phrase such as "a small key" counts, whatever it says of
+  "key"; and what can be a verb and stands behind a subject at 80 % of its mentions, as
+  "moves" does, is left out. Read the list all the same: "the left" is there too, and a verb
+  that is often a noun, such as "light", is counted with the noun.
 
   Args:
-    captions: iterable of str.
+    captions: all of them.
     limit: keep this many.
     stop_words: nouns to leave out, in the form that is counted.
-
   Returns:
     list of (noun, count), most frequent first, equal counts by alphabet.
   """
@@ -43,95 +44,86 @@ def count_entities(captions, limit, *, stop_words=()):
 
   if limit < 1:
     raise ValueError(f'{limit=} must be at least 1.')
-  singular, plural = collections.Counter(), collections.Counter()
-  doubtful = collections.Counter()
+  singular, plural, doubtful = (collections.Counter() for _ in range(3))
   for number, caption in enumerate(captions, 1):
     # Lower case, or the tagger takes capitals for names.
     for word, many, doubt in _nouns(tag(caption.lower())):
-      if len(word) > 1 and WORD.fullmatch(word):
+      if _WORD.fullmatch(word):
         (plural if many else singular)[word] += 1
         doubtful[word] += doubt
-    if number % LOG_EVERY == 0:
+    if number % _LOG_EVERY == 0:
       logging.info('Tagged %d captions.', number)
   for word, doubts in doubtful.items():
-    if doubts >= VERB_SHARE * (singular[word] + plural[word]) and doubts:
-      stems = word, word.removesuffix('s'), word.removesuffix('es')
+    if doubts and doubts >= _VERB_SHARE * (singular[word] + plural[word]):
+      stems = (word, word.removesuffix('s'), word.removesuffix('es'))
       forms = {form for stem in stems for form in (stem, stem.removesuffix('e'), stem + stem[-1:])}
       if any(lexicon.get(f'{form}ing') == 'VBG' for form in forms):
         del singular[word], plural[word]
   for word, count in plural.items():
     single = inflect.singularize(word)
     singular[single if single in singular else word] += count
-  stop_words = {word.lower() for word in stop_words}
-  counted = [x for x in singular.items() if x[0] not in stop_words]
-  return sorted(counted, key=lambda x: (-x[1], x[0]))[:limit]
+  for word in stop_words:
+    del singular[word.lower()]
+  return sorted(singular.items(), key=lambda item: (-item[1], item[0]))[:limit]
 
 
 def _nouns(tagged):
-  """Yields (noun, is it a plural, may it be a verb) of [(word, tag)]."""
-  kinds = [kind for _, kind in tagged]
-  for i, (word, kind) in enumerate(tagged):
-    earlier = [x for x in kinds[:i] if x != 'RB'] or ['']
-    if kind.startswith('NN'):
+  """Yields (noun, is it a plural, may it be a verb) of [(word, part of speech)]."""
+  tags = [tag for _, tag in tagged]
+  for i, (word, tag) in enumerate(tagged):
+    earlier = [x for x in tags[:i] if x != 'RB'] or ['']
+    if tag.startswith('NN'):
       # "a ball moves", "it moves", "dogs run", "turns and moves".
-      subject = ('NN', 'PRP', 'W') if kind == 'NNS' else ('NNS', 'PRP')
+      subject = ('NN', 'PRP', 'W') if tag == 'NNS' else ('NNS', 'PRP')
       joined = earlier[-1] == 'CC' and earlier[-2:-1] == ['VBZ']
       doubt = joined or (earlier[-1].startswith(subject) and earlier[-1] != 'PRP$')
-      kinds[i] = 'VBZ' if doubt else kind  # For what stands behind it.
-      yield word, kind == 'NNS', doubt
-    elif _ends_phrase(tagged, kinds, i):
-      kinds[i] = 'NNS' if kind == 'VBZ' else 'NN'
-      yield word, kind == 'VBZ', False
+      tags[i] = 'VBZ' if doubt else tag  # For what stands behind it.
+      yield word, tag == 'NNS', doubt
+    elif _ends_phrase(tagged, tags, i):
+      tags[i] = 'NNS' if tag == 'VBZ' else 'NN'
+      yield word, tag == 'VBZ', False
 
 
-def _ends_phrase(tagged, kinds, i):
+def _ends_phrase(tagged, tags, i):
   """Must this be a noun, as in "a small key", "a stick", "the leaves fall"?"""
   start = i - 1
-  while start >= 0 and kinds[start] == 'JJ' and kinds[i] != 'VBZ':
+  while start >= 0 and tags[start] == 'JJ' and tags[i] != 'VBZ':
     start -= 1
   first = tagged[start][0] if start >= 0 else ''
-  if not first or kinds[start] not in ('DT', 'PRP$', 'CD') or (tagged[i][0] in _NO_THINGS):
+  if not first or tags[start] not in ('DT', 'PRP$', 'CD') or tagged[i][0] in _NO_THINGS:
     return False
-  if kinds[i] != 'JJ':
-    return kinds[i] in ('VB', 'VBP') or (kinds[i] == 'VBZ' and first not in ('this', 'that'))
-  then = kinds[i + 1] if i + 1 < len(kinds) else '.'
+  if tags[i] != 'JJ':
+    return tags[i] in ('VB', 'VBP') or (tags[i] == 'VBZ' and first not in ('this', 'that'))
+  then = tags[i + 1] if i + 1 < len(tags) else '.'
   if then == 'NNS':  # "a key moves", but "the red balls".
     return first in ('a', 'an')
   return then in ('.', 'IN', 'TO', 'RB', 'MD', 'VBZ', 'VBD')
 
 
-def write_entities(counted, path):
+def write_entities(counted: Iterable[tuple[str, int]], path) -> None:
   """Writes a noun, a tab and its count on each line."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(f'{noun}\t{count}\n' for noun, count in counted))
-  checksum.write(path)
+  checksum.write_text(path, ''.join(f'{noun}\t{count}\n' for noun, count in counted))
 
 
-def read_entities(path, limit):
-  """Reads the first `limit` entities of a file.
+def read_entities(path, limit: int) -> list[str]:
+  """Reads the first `limit` entities of a file, all different, with single blanks.
 
   Args:
-    path: one entity a line, most frequent first. It is all of the line, of
-      one word or several, up to a tab: a count may stand there. In files
-      without tabs, numbers at the end of every line are counts, too.
+    path: one entity a line, most frequent first. It is all of the line, of one word or
+      several, up to a tab: a count may stand there. In files without tabs, numbers at the
+      end of every line are counts, too.
     limit: number of entities, Z; 0 takes every line.
-
-  Returns:
-    list of str, all different, with single blanks.
-
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it has too few lines, a blank one, an entity twice, or it is
-      not clear what of a line is the entity.
+    ValueError: it has too few lines, a blank one, an entity twice, or it is not clear what
+      of a line is the entity.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise FileNotFoundError(
-      f'No entities at {str(path)!r}; set prompter.entities to a file made by launch/entities.py.'
+      f'No entities at {os.fspath(path)!r}; set prompter.entities to a file made by '
+      'launch/entities.py.'
     )
   lines = checksum.read_lines(path)
-  limit = limit or len(lines)
   if not lines:
     raise ValueError(f'{path} is empty; make it with launch/entities.py.')
   if len(lines) < limit:
@@ -139,14 +131,13 @@ def read_entities(path, limit):
       f'{path} has {len(lines)} lines, {limit} entities are wanted; make a '
       'longer file or lower prompter.num_entities.'
     )
-  names = _without_counts(path, lines[:limit])
-  places = {}
+  names = _without_counts(path, lines[: limit or None])
+  first = {}
   for number, name in enumerate(names, 1):
     if not name:
       raise ValueError(f'{path}:{number} is blank; each line is an entity.')
-    if name in places:
-      raise ValueError(f'{path}:{number} repeats {name!r} of line {places[name]}.')
-    places[name] = number
+    if first.setdefault(name, number) != number:
+      raise ValueError(f'{path}:{number} repeats {name!r} of line {first[name]}.')
   logging.info(
     '%s: %d entities, %d of them of several words: %s, ...',
     path,
@@ -160,13 +151,15 @@ def read_entities(path, limit):
 def _without_counts(path, lines):
   """Returns the entities of lines that may end in counts."""
   words = [line.split('\t')[0].split() for line in lines]
-  if all(len(x) > 1 and NUMBER.fullmatch(x[0]) for x in words):
+  if all(len(line) > 1 and _NUMBER.fullmatch(line[0]) for line in words):
     raise ValueError(
       f'{path}: every line begins with a number, such as {lines[0]!r}; '
       'expected the entity first, and its count behind a tab.'
     )
   if not any('\t' in line for line in lines):
-    numbers = [len(list(itertools.takewhile(NUMBER.fullmatch, reversed(x[1:])))) for x in words]
+    numbers = [
+      sum(1 for _ in itertools.takewhile(_NUMBER.fullmatch, reversed(line[1:]))) for line in words
+    ]
     fewest, most = min(numbers), max(numbers)
     if not fewest and most and all(words):
       raise ValueError(
@@ -174,5 +167,5 @@ def _without_counts(path, lines):
         f'{numbers.index(0) + 1} does not: is it a count, or part of the '
         'entity? Write a tab before every count, or behind such an entity.'
       )
-    words = [x[: len(x) - fewest] for x in words]
-  return [' '.join(x) for x in words]
+    words = [line[: len(line) - fewest] for line in words]
+  return [' '.join(line) for line in words]

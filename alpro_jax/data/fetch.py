@@ -6,16 +6,17 @@ became of each is one line of fetched.jsonl, so that a second call does only
 what is missing.
 """
 
+import asyncio
+import contextlib
 import email.utils
 import errno
 import fcntl
-import heapq
+import itertools
 import json
 import os
-import threading
 import time
 import urllib.parse
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from typing import NamedTuple
 
 from alpro_jax import files
@@ -31,21 +32,11 @@ _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 # for each video that it gave.
 _LONGEST_WAIT = 600.0
 _WAIT_PER_VIDEO = 10.0
-_BLOCK = 1 << 16
-# Of one name; any other error of the disk ends the whole run.
+# Errors of one name; any other of the disk ends the whole run.
 _OF_A_NAME = {
-  errno.ENAMETOOLONG,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.EEXIST,
-  errno.ENOTEMPTY,
-  errno.ELOOP,
-  errno.EINVAL,
-  errno.EILSEQ,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EXDEV,
-  errno.ENOENT,
+  getattr(errno, name)
+  for name in 'ENAMETOOLONG ENOTDIR EISDIR EEXIST ENOTEMPTY ELOOP EINVAL EILSEQ EACCES EPERM EXDEV '
+  'ENOENT'.split()
 }
 
 
@@ -104,32 +95,27 @@ def read_videos(path, *, url_column=''):
     try:
       if problem or not url:
         raise ValueError(problem or 'no address')
-      video = Video(url, name_of(row, url))
+      video = Video(url, _name_of(row, url))
     except ValueError as e:
       skipped.append(annotations.Skipped(url or where, 'bad row', f'{where}: {e}'))
       continue
-    other = videos.setdefault(video.name, video)
-    if other.url != url:
-      skipped.append(
-        annotations.Skipped(url, 'same name', f'{where}: {video.name} is of {other.url}')
-      )
+    first = videos.setdefault(video.name, video)
+    if first.url != url:
+      detail = f'{where}: {video.name} is of {first.url}'
+      skipped.append(annotations.Skipped(url, 'same name', detail))
   return list(videos.values()), skipped, rows
 
 
 def _address(row, url_column):
-  keys = (url_column,) if url_column else (*_URL_COLUMNS, *_NAME_COLUMNS)
-  for key in keys:
+  for key in (url_column,) if url_column else (*_URL_COLUMNS, *_NAME_COLUMNS):
     value = row.get(key)
-    if (
-      isinstance(value, str)
-      and value.strip()
-      and (key not in _NAME_COLUMNS or names.is_address(value))
-    ):
-      return value.strip()
+    value = value.strip() if isinstance(value, str) else ''
+    if value and (key not in _NAME_COLUMNS or names.is_address(value)):
+      return value
   return ''
 
 
-def name_of(row, url):
+def _name_of(row, url):
   """Returns the file of a row below the folder of videos.
 
   That is where launch/prepare.py looks for it: <page_dir>/<id>.mp4 of WebVid;
@@ -140,12 +126,11 @@ def name_of(row, url):
   """
   still = not row.get('video')
   name = row.get('image') if still else row['video']
+  video_id = annotations.present(row.get('videoid')) or annotations.present(row.get('video_id'))
   if isinstance(name, str) and name.strip():
     if names.is_address(name):
       name = names.file_of(name.strip(), still=still)
-  elif video_id := annotations.present(row.get('videoid')) or annotations.present(
-    row.get('video_id')
-  ):
+  elif video_id:
     page = annotations.present(row.get('page_dir'))
     name = f'{page}/{video_id}.mp4' if page else f'{video_id}.mp4'
   else:
@@ -168,95 +153,56 @@ def name_of(row, url):
 # --- One download -----------------------------------------------------------
 
 
-def _download(client, url, limits, partial, path):
-  """Tries once; returns the number of bytes.
-
-  Args:
-    client: web.Client.
-    url: address.
-    limits: Limits.
-    partial: where to write, in a folder of ours; nothing is there.
-    path: where the file belongs.
-  Raises:
-    web.Failed
-    OSError: of the disk.
-  """
+async def _download(get, url, limits, partial, path):
+  """Tries once to write what an address gives, first to `partial`; returns the bytes."""
   if not names.is_address(url):
     raise web.Failed('not http or https', url)
-  end = time.monotonic() + min(limits.max_seconds, 1e6)
-  with client.get(url, end) as answer:
+  async with asyncio.timeout(limits.max_seconds), get(url) as answer:
     headers = answer.headers
     if answer.status == 206:  # Of a range that was not asked for.
       raise web.Failed('truncated', headers.get('Content-Range', ''), 'now')
     if answer.status != 200:
       again = 'now' if answer.status in _AGAIN else 'never'
-      raise web.Failed(
-        f'HTTP {answer.status}', answer.reason, again, _retry_after(headers.get('Retry-After'))
-      )
-    size = headers.get('Content-Length', '')
-    size = int(size) if size.isdecimal() else None
+      wait = _retry_after(headers.get('Retry-After'))
+      raise web.Failed(f'HTTP {answer.status}', answer.reason, again, wait)
+    size = answer.content_length
     if size is not None and size > limits.max_bytes:
       raise web.Failed('too large', f'{size} bytes')
+    done = 0
     with open(partial, 'xb') as file:
-      done = _copy(client, answer, limits, file, end)
+      block = await _head(answer)
+      while block:
+        done += len(block)
+        if done > limits.max_bytes:
+          raise web.Failed('too large', f'more than {limits.max_bytes} bytes')
+        file.write(block)
+        block = await answer.content.readany()
       file.flush()
-      os.fsync(file.fileno())
-    if size is not None and done != size:
-      raise web.Failed('truncated', f'{done} of {size} bytes', 'now')
-    if size is None and sniff.is_cut(partial):  # The server did not say.
-      raise web.Failed('truncated', f'{done} bytes of an MP4', 'now')
+      await asyncio.to_thread(os.fsync, file.fileno())
+  if size is None and sniff.is_cut(partial):  # The server did not say.
+    raise web.Failed('truncated', f'{done} bytes of an MP4', 'now')
   os.replace(partial, path)
   return done
 
 
-def _copy(client, answer, limits, file, end):
-  head, done, block = b'', 0, True
-  while block:
-    with client.waiting(end):
-      block = answer.read1(_BLOCK)
-    if time.monotonic() >= end:
-      raise web.Failed('too slow', f'{done} bytes', 'now')
-    done += len(block)
-    if done > limits.max_bytes:
-      raise web.Failed('too large', f'more than {limits.max_bytes} bytes')
-    if not done:
-      raise web.Failed('empty', again='now')
-    if len(head) < sniff.HEAD:
-      head += block
-      if len(head) >= sniff.HEAD or not block:
-        _check_kind(head[: sniff.HEAD], answer.headers)
-    file.write(block)
-  return done
-
-
-def _check_kind(head, headers):
-  """Raises web.Failed if a body that begins so is neither video nor picture."""
-  kind = sniff.what(head)
-  said = headers.get('Content-Type', '')
-  encoding = headers.get('Content-Encoding', 'identity').strip().lower()
-  if kind in ('video', 'picture') or (
-    # A rare kind of video, if the server stands by it.
-    not kind and encoding == 'identity' and said.lower().startswith(('video/', 'image/'))
-  ):
-    return
-  raise web.Failed(
-    'not a video',
-    f'{kind or "unknown bytes"}, Content-Type: {said or "-"}'
-    + (f', Content-Encoding: {encoding}' if encoding != 'identity' else ''),
-    'later',
-  )
-
-
-def _is_there(path):
-  """Says whether a file needs no download.
-
-  An error page or a compressed body under the name of a video does. What is
-  not known stays: it may be the user's own.
-  """
-  try:
-    return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
-  except OSError:
-    return False
+async def _head(answer):
+  """Returns how a body begins if it is that of a video or picture, or raises web.Failed."""
+  head = b''
+  while len(head) < sniff.HEAD and (block := await answer.content.readany()):
+    head += block
+  if not head:
+    raise web.Failed('empty', again='now')
+  kind = sniff.what(head[: sniff.HEAD])
+  said = answer.headers.get('Content-Type', '')
+  encoding = answer.headers.get('Content-Encoding', 'identity').strip().lower()
+  # A rare kind of video, if the server stands by it.
+  rare = not kind and encoding == 'identity' and said.lower().startswith(('video/', 'image/'))
+  if kind not in ('video', 'picture') and not rare:
+    detail = f'{kind or "unknown bytes"}, Content-Type: {said or "-"}'
+    if encoding != 'identity':
+      detail += f', Content-Encoding: {encoding}'
+    raise web.Failed('not a video', detail, 'later')
+  return head
 
 
 def _retry_after(value):
@@ -271,90 +217,19 @@ def _retry_after(value):
     return 0.0
 
 
+def _place(folder, name):
+  """Returns the path of a file; no link may lead it out of the folder."""
+  path = os.path.join(folder, name)
+  root, real = os.path.realpath(folder), os.path.realpath(path)
+  if os.path.commonpath([root, real]) != root:
+    raise web.Failed('outside the folder of videos', real, 'later')
+  if os.path.isdir(path):
+    raise web.Failed('cannot be written', f'{path} is a folder', 'later')
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  return path
+
+
 # --- All of them ------------------------------------------------------------
-
-
-class _Queue:
-  """Gives out videos: so many per host, and none before its time."""
-
-  def __init__(self, videos, limits):
-    self._limits = limits
-    self._changed = threading.Condition()
-    self._waiting = defaultdict(deque)
-    self._delayed = []  # Heap of (when, number, host, video, tries).
-    self._active = Counter()
-    self._pause = defaultdict(float)  # Hosts that asked for it, until when.
-    self._may_pause = defaultdict(lambda: _LONGEST_WAIT)  # Hosts, how long.
-    self._given_up = {}  # Hosts that asked for more, and their last failure.
-    self._number = 0
-    self._closed = False
-    for video in videos:
-      self._waiting[_host(video.url)].append((video, 1))
-
-  def take(self):
-    """Returns (Video, number of the try, None or web.Failed); None at the end.
-
-    With a web.Failed its host is not to be asked any more.
-    """
-    with self._changed:
-      while not self._closed:
-        now = time.monotonic()
-        while self._delayed and self._delayed[0][0] <= now:
-          _, _, host, video, tries = heapq.heappop(self._delayed)
-          self._waiting[host].appendleft((video, tries))
-        due = [when for when, *_ in self._delayed[:1]]
-        for host, videos in self._waiting.items():
-          failure = self._given_up.get(host)
-          if not videos or (not failure and self._active[host] >= self._limits.per_host):
-            continue
-          if not failure and self._pause[host] > now:
-            due.append(self._pause[host])
-            continue
-          self._active[host] += 1
-          return *videos.popleft(), failure
-        if not (self._delayed or any(self._waiting.values()) or any(self._active.values())):
-          return None
-        self._changed.wait(max(0.0, min(due) - now) if due else None)
-      return None
-
-  def done(self, video, fetched):
-    """A try is over."""
-    with self._changed:
-      host = _host(video.url)
-      self._active[host] -= 1
-      self._may_pause[host] += _WAIT_PER_VIDEO * fetched
-      self._changed.notify_all()
-
-  def again(self, video, tries, wait_s):
-    with self._changed:
-      self._number += 1
-      heapq.heappush(
-        self._delayed, (time.monotonic() + wait_s, self._number, _host(video.url), video, tries)
-      )
-
-  def pause(self, video, failure, wait_s):
-    """A host wants to be left alone: none of its videos is asked for."""
-    host = _host(video.url)
-    with self._changed:
-      now = time.monotonic()
-      # What it says to those under way already is one wish, not several.
-      longer = max(0.0, now + wait_s - max(now, self._pause[host]))
-      self._pause[host] = max(now + wait_s, self._pause[host])
-      self._may_pause[host] -= longer
-      if wait_s > _LONGEST_WAIT or self._may_pause[host] < 0:
-        self._given_up[host] = failure
-
-  def close(self):
-    with self._changed:
-      self._closed = True
-      self._changed.notify_all()
-
-
-def _host(url):
-  try:
-    return urllib.parse.urlsplit(url).hostname or ''
-  except ValueError:
-    return ''
 
 
 def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False, out=None):
@@ -366,8 +241,8 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
     limits: Limits.
     retry_failed: also try what an earlier call found to be hopeless, such as
       HTTP 404 or a video that is too large.
-    allow_local: also ask hosts with private and loopback addresses; never
-      those of one link, of groups, or of a cloud's metadata.
+    allow_local: also ask hosts with private and loopback addresses; see
+      web.client.
     out: file for progress lines (stderr).
   Returns:
     {Video: ''} for those that are there, {Video: reason} for the others.
@@ -375,50 +250,39 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
     OSError: a file cannot be written.
     ValueError: another run writes to this folder.
   """
-  limits = limits or Limits()
   os.makedirs(folder, exist_ok=True)
   resume = os.path.join(folder, RESUME)
-  with _open_resume(resume) as log:
-    try:
-      fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(f'Another run fetches into {folder}.') from None
+  with _open_resume(resume) as log, files.scratch(resume) as work:
     hopeless = {} if retry_failed else _hopeless(log)
-    found = {}
-    for video in videos:
-      if _is_there(os.path.join(folder, video.name)):
-        found[video] = ''  # It has this name only when it is whole.
-      elif video in hopeless:
-        found[video] = hopeless[video]
+    # A file has its name only when it is whole.
+    found = {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
+    found |= {x: hopeless[x] for x in videos if x in hopeless and x not in found}
+    log.write('\n')  # After a line that a kill cut off.
     progress = Progress(len(videos), 'videos', out=out)
     progress.found(len(found), sum(map(bool, found.values())))
-    with files.scratch(resume) as work:
-      _fetch_missing(
-        [video for video in videos if video not in found],
-        folder,
-        work,
-        web.Client(limits.timeout_s, allow_local=allow_local),
-        limits,
-        log,
-        progress,
-        found,
-      )
+    run = _Run(folder, work, limits or Limits(), log, progress, found)
+    asyncio.run(run.fetch([video for video in videos if video not in found], allow_local))
     progress.close()
   return found
 
 
 def _open_resume(path):
-  """Opens the resume file, and never one that a link leads to."""
+  """Opens and locks the resume file, and never one that a link leads to."""
 
   def opener(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
   try:
-    return open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
+    log = open(path, 'a+', encoding='utf-8', errors='replace', opener=opener)
   except OSError as e:
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+    if e.errno in (errno.ELOOP, errno.EISDIR):
       raise ValueError(f'{path} is a link or no file; remove it.') from e
     raise
+  try:
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise ValueError(f'Another run fetches into {os.path.dirname(path)}.') from None
+  return log
 
 
 def _hopeless(log):
@@ -434,88 +298,129 @@ def _hopeless(log):
       continue  # A line that a kill cut off.
     if row.get('failed') and not row.get('again'):
       hopeless[video] = annotations.printable(row['failed'])
-  log.write('\n')  # After such a line, if there is one.
   return hopeless
 
 
-def _fetch_missing(videos, folder, work, client, limits, log, progress, found):
-  queue = _Queue(videos, limits)
-  lock = threading.Lock()
-  errors = []
+def _is_there(path):
+  """Says whether a file needs no download.
 
-  def note(video, failure=None, size=0):
-    row = {'url': video.url, 'name': video.name}
-    if failure:
-      row |= {'failed': failure.reason, 'detail': failure.detail, 'again': failure.again != 'never'}
-      skipped = annotations.Skipped(video.url, failure.reason, failure.detail)
-    else:
-      row |= {'bytes': size}
-      skipped = None
-    with lock:
-      log.write(json.dumps(row) + '\n')
-      log.flush()
-      found[video] = failure.reason if failure else ''
-      progress.add(skipped=skipped)
-
-  def one(video, tries, given_up, partial):
-    """Tries once; returns whether the video is there now."""
-    try:
-      if given_up:
-        raise given_up
-      note(video, size=_download(client, video.url, limits, partial, _place(folder, video.name)))
-      return True
-    except web.Failed as e:
-      wait = max(limits.wait_s * 2 ** (tries - 1), e.wait)
-      if e.wait and not given_up:
-        queue.pause(video, e, wait)
-      if e.again == 'now' and not given_up and (tries < limits.tries and wait <= _LONGEST_WAIT):
-        # A host that pauses holds the video back itself.
-        queue.again(video, tries + 1, 0.0 if e.wait else wait)
-      else:
-        note(video, e)
-    except OSError as e:
-      if e.errno not in _OF_A_NAME:
-        raise
-      note(video, web.Failed('cannot be written', e, 'later'))
-    except Exception as e:  # One odd row must not stop all others.
-      note(video, web.Failed('failed', f'{type(e).__name__}: {e}', 'later'))
-    finally:
-      partial.unlink(missing_ok=True)
+  An error page or a compressed body under the name of a video does. What is
+  not known stays: it may be the user's own.
+  """
+  try:
+    return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
+  except OSError:
     return False
 
-  def run(number):
-    while job := queue.take():
-      fetched = False
-      try:
-        fetched = one(*job, work / str(number))
-      except BaseException as e:  # Such as a full disk: it stops all.
-        errors.append(e)
-        queue.close()
-      finally:
-        queue.done(job[0], fetched)
 
-  threads = [
-    threading.Thread(target=run, args=(number,), daemon=True)
-    for number in range(min(limits.threads, len(videos)))
-  ]
-  for thread in threads:
-    thread.start()
+def _host(url):
   try:
-    for thread in threads:
-      thread.join()
-  finally:
-    queue.close()
-  if errors:
-    raise errors[0]
+    return urllib.parse.urlsplit(url).hostname or ''
+  except ValueError:
+    return ''
 
 
-def _place(folder, name):
-  """Returns the path of a file; no link may lead it out of the folder."""
-  path = os.path.join(folder, name)
-  root, real = os.path.realpath(folder), os.path.realpath(path)
-  if os.path.commonpath([root, real]) != root:
-    raise web.Failed('outside the folder of videos', real, 'later')
-  if os.path.isdir(path):
-    raise web.Failed('cannot be written', f'{path} is a folder', 'later')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  return path
+class _Host:
+  """What is to be asked of a host, and how it wants to be asked."""
+
+  def __init__(self):
+    self.videos = deque()
+    self.paused_until = 0.0
+    self.may_pause = _LONGEST_WAIT  # Seconds, in all.
+    self.given_up = None  # The failure for which it is not asked any more.
+
+  def pause(self, failure, seconds):
+    """It wants to be left alone: none of its videos is asked for."""
+    now = time.monotonic()
+    # What it says to those under way already is one wish, not several.
+    self.may_pause -= max(0.0, now + seconds - max(now, self.paused_until))
+    self.paused_until = max(now + seconds, self.paused_until)
+    if seconds > _LONGEST_WAIT or self.may_pause < 0:
+      self.given_up = failure
+
+
+class _Run:
+  """Downloads that run beside each other."""
+
+  def __init__(self, folder, work, limits, log, progress, found):
+    self._folder, self._work, self._limits = folder, work, limits
+    self._log, self._progress, self._found = log, progress, found
+    self._slots, self._numbers = asyncio.Semaphore(limits.threads), itertools.count()
+
+  async def fetch(self, videos, allow_local):
+    hosts = defaultdict(_Host)
+    for video in videos:
+      hosts[_host(video.url)].videos.append(video)
+    try:
+      async with (
+        web.client(self._limits.timeout_s, allow_local) as get,
+        asyncio.TaskGroup() as group,
+      ):
+        for host in hosts.values():
+          for _ in range(min(self._limits.per_host, len(host.videos))):
+            group.create_task(self._serve(host, get))
+    except BaseExceptionGroup as e:  # Such as a full disk: it stops all.
+      raise e.exceptions[0] from None
+
+  async def _serve(self, host, get):
+    """Downloads one video of a host after the other."""
+    while host.videos:
+      video = host.videos.popleft()
+      wait = 0.0
+      for number in range(self._limits.tries):
+        await asyncio.sleep(wait)
+        async with self._turn(host):
+          failure, size = host.given_up, 0
+          if not failure:
+            failure, size = await self._try(video, get)
+        if not failure or failure is host.given_up:
+          break
+        wait = max(self._limits.wait_s * 2**number, failure.wait)
+        if failure.wait:
+          host.pause(failure, wait)
+        if failure.again != 'now' or wait > _LONGEST_WAIT:
+          break
+      if not failure:
+        host.may_pause += _WAIT_PER_VIDEO
+      self._note(video, failure, size)
+
+  @contextlib.asynccontextmanager
+  async def _turn(self, host):
+    """Waits for the end of a host's pauses, and until there are few enough downloads."""
+    while True:
+      async with self._slots:
+        pause = host.paused_until - time.monotonic()
+        if pause <= 0 or host.given_up:
+          yield
+          return
+      await asyncio.sleep(pause)
+
+  async def _try(self, video, get):
+    """Returns (why a video is not there, or None; its bytes)."""
+    partial = self._work / str(next(self._numbers))
+    try:
+      path = _place(self._folder, video.name)
+      return None, await _download(get, video.url, self._limits, partial, path)
+    except web.Failed as e:
+      return e, 0
+    except Exception as e:
+      failure = web.failure(e)
+      if not failure and isinstance(e, OSError):
+        if e.errno not in _OF_A_NAME:
+          raise
+        failure = web.Failed('cannot be written', e, 'later')
+      # One odd row must not stop all others.
+      return failure or web.Failed('failed', f'{type(e).__name__}: {e}', 'later'), 0
+    finally:
+      partial.unlink(missing_ok=True)
+
+  def _note(self, video, failure, size):
+    row, skipped = {'url': video.url, 'name': video.name, 'bytes': size}, None
+    if failure:
+      again = failure.again != 'never'
+      row |= {'failed': failure.reason, 'detail': failure.detail, 'again': again}
+      skipped = annotations.Skipped(video.url, failure.reason, failure.detail)
+    self._log.write(json.dumps(row) + '\n')
+    self._log.flush()
+    self._found[video] = failure.reason if failure else ''
+    self._progress.add(skipped=skipped)

@@ -9,64 +9,15 @@ from alpro_jax.data import annotations, sniff
 from alpro_jax.data.names import VIDEO_SUFFIXES
 
 # A file with such a name is a video, or a broken one: the decoder says which.
-SUFFIXES = (
-  *VIDEO_SUFFIXES,
-  '.mts',
-  '.m2ts',
-  '.m2t',
-  '.vob',
-  '.f4v',
-  '.asf',
-  '.m2v',
-  '.m1v',
-  '.mpe',
-  '.mpv',
-  '.mp4v',
-  '.3g2',
-  '.qt',
-  '.divx',
-  '.ogm',
-  '.rm',
-  '.rmvb',
-  '.mxf',
-  '.dv',
-  '.y4m',
-  '.h264',
-  '.hevc',
-  '.ivf',
-  '.wtv',
-  '.nut',
+SUFFIXES = VIDEO_SUFFIXES + tuple(
+  '.mts .m2ts .m2t .vob .f4v .asf .m2v .m1v .mpe .mpv .mp4v .3g2 .qt .divx .ogm .rm .rmvb .mxf '
+  '.dv .y4m .h264 .hevc .ivf .wtv .nut'.split()
 )
 _VIDEO = tuple(map(os.fsencode, SUFFIXES))
-# But TypeScript has these as well.
-_SHARED = b'.ts', b'.mts'
+_SHARED = b'.ts', b'.mts'  # But TypeScript has these as well.
 # Of the same formats, but without pictures, or with one.
-_SOUND = (
-  b'.m4a',
-  b'.m4b',
-  b'.m4p',
-  b'.m4r',
-  b'.mka',
-  b'.mks',
-  b'.weba',
-  b'.wma',
-  b'.oga',
-  b'.ogg',
-  b'.opus',
-  b'.spx',
-  b'.ra',
-  b'.cr3',
-)
-_UNFINISHED = (
-  b'.part',
-  b'.partial',
-  b'.crdownload',
-  b'.download',
-  b'.tmp',
-  b'.temp',
-  b'.ytdl',
-  b'.aria2',
-)
+_SOUND = b'.m4a .m4b .m4p .m4r .mka .mks .weba .wma .oga .ogg .opus .spx .ra .cr3'.split()
+_UNFINISHED = b'.part .partial .crdownload .download .tmp .temp .ytdl .aria2'.split()
 
 
 class Listing(NamedTuple):
@@ -94,14 +45,13 @@ def list_videos(root, leave_out=None) -> Listing:
     leave_out: bytes -> bool, says of a name that it is not to be looked at.
   """
   root = os.fsencode(os.path.abspath(root))
-  videos, passed_over, problems, others = [], [], [], Counter()
+  found = Listing([], [], [], Counter())
 
   def failed(error):
-    problems.append((os.path.relpath(error.filename, root), error.strerror))
+    found.problems.append((os.path.relpath(error.filename, root), error.strerror))
 
   for folder, _, names in os.walk(root, onerror=failed):
-    for name in names:
-      path = os.path.join(folder, name)
+    for path in (os.path.join(folder, name) for name in names):
       name = os.path.relpath(path, root)
       if leave_out and leave_out(name):
         continue
@@ -112,32 +62,26 @@ def list_videos(root, leave_out=None) -> Listing:
         else:  # Opening a pipe would wait for ever.
           reason = _why_not(name, suffix, sniff.what_file(path))
       except OSError as error:
-        problems.append((name, error.strerror))
+        found.problems.append((name, error.strerror))
         continue
       if reason is None:
-        others[annotations.printable(os.fsdecode(suffix))] += 1
+        found.others[annotations.printable(os.fsdecode(suffix))] += 1
       elif reason:
-        passed_over.append((name, reason))
+        found.passed_over.append((name, reason))
       else:
-        videos.append(name)
-  return Listing(sorted(videos), sorted(passed_over), sorted(problems), others)
+        found.videos.append(name)
+  for listed in found[:3]:
+    listed.sort()
+  return found
 
 
 def _why_not(name, suffix, kind):
-  """Returns '' of a video, why it is none, or None if nothing speaks for it.
-
-  Args:
-    name, suffix: bytes.
-    kind: from sniff.
-  """
+  """Returns '' of a video, why it is none, or None if nothing speaks for it."""
   if suffix in _VIDEO:
-    none = kind == 'AppleDouble file' or (
-      suffix in _SHARED and kind not in ('video', '', 'empty file')
-    )
-    return f'{kind}, no video' if none else ''
+    shared = suffix in _SHARED and kind not in ('video', '', 'empty file')
+    return f'{kind}, no video' if shared or kind == 'AppleDouble file' else ''
   if kind != 'video' or suffix in _SOUND:
     return None
   if suffix in _UNFINISHED:
     return 'unfinished, by its name'
-  hidden = os.path.basename(name).startswith(b'.')
-  return 'hidden, and no name of a video' if hidden else ''
+  return 'hidden, and no name of a video' if os.path.basename(name).startswith(b'.') else ''

@@ -8,89 +8,79 @@ import contextlib
 import dataclasses
 import json
 import os
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from alpro_jax import files
 from alpro_jax.data import annotations, workers
 from alpro_jax.data.manifest import load, write_atomic
 from alpro_jax.data.progress import Progress
-from alpro_jax.data.record import make_record
+from alpro_jax.data.record import Record, make_record
 
 
 class Part(NamedTuple):
-  """A shard to be made.
-
-  Attributes:
-    stem: path of its two files, without .array_record and .json.
-    clips: in their order.
-  """
+  """A shard to be made: the path of its two files without their suffixes, and its clips."""
 
   stem: str
   clips: list[annotations.Clip]
 
 
-def cut(clips, work, size):
-  """Returns list of Part."""
+def cut(clips, work, size: int) -> list[Part]:
   return [
     Part(os.path.join(work, f'part-{start // size:05}'), clips[start : start + size])
     for start in range(0, len(clips), size)
   ]
 
 
-def make_parts(source, parts, settings, make, out):
-  """Makes the parts that are not there.
-
-  Returns:
-    (what write_part returned for each part, in order, but for the rows of the
-    index, which are read when they are wanted; clips made now)
-  """
-  progress = Progress(len(source.clips), out=out)
-  for skipped in source.skipped:
-    progress.name(skipped)
-  missing = []
-  for part in parts:
-    if os.path.exists(f'{part.stem}.json'):
-      progress.found(len(part.clips), len(read_part(part.stem)['skipped']))
-    else:
-      missing.append(part)
-  made = make(missing, settings, progress) if missing else 0
-  progress.close()
-  return [{**read_part(part.stem), 'index': _Rows(part.stem)} for part in parts], made
-
-
-def make_here(parts, settings, progress, *, num_workers, timeout_s):
-  """Makes parts with worker processes on this machine.
+def make_here(parts, settings, progress: Progress, *, num_workers: int, timeout_s) -> int:
+  """Makes parts with worker processes on this machine; returns how many clips were read.
 
   Args:
     parts: list of Part.
     settings: keyword arguments of make_record.
-    progress: Progress.
+    progress: counts clips.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds; None is as usual.
-  Returns:
-    int, how many clips were read.
   """
   clips = [clip for part in parts for clip in part.clips]
-  results = make_records(clips, settings, num_workers, timeout_s)
-  with contextlib.closing(results):
+  with contextlib.closing(make_records(clips, settings, num_workers, timeout_s)) as records:
     for part in parts:
-      write_part(part.stem, map(index_row, part.clips), results, progress)
+      write_part(part.stem, map(index_row, part.clips), records, progress)
   return len(clips)
 
 
-def read_part(stem):
-  """Returns what write_part did."""
-  return load(f'{stem}.json', 'remove it, and the same command makes it anew')
+def make_records(clips, settings, num_workers, timeout_s) -> Iterator[Record]:
+  return workers.run_in_order(
+    f'{make_record.__module__}:{make_record.__name__}',
+    settings,
+    clips,
+    workers=num_workers or os.cpu_count() or 1,
+    timeout_s=timeout_s,
+  )
 
 
-def write_part(stem, rows, results, progress):
+def index_row(clip) -> dict[str, Any]:
+  """Returns what the index says of a clip, but for the number of its frames."""
+  return {
+    'video': clip.video,
+    'captions': clip.captions,
+    'styles': clip.styles,
+    'questions': [question.text for question in clip.questions],
+    'answers': [question.answer for question in clip.questions],
+    'kinds': [question.kind for question in clip.questions],
+    'still': clip.still,
+  }
+
+
+def write_part(stem: str, rows: Iterable[dict], records: Iterator[Record], progress: Progress):
   """Writes the records of a part, and what is known of them.
 
   Args:
     stem: of its two files; the .json is there only when both are whole.
     rows: of the index, one per record.
-    results: iterator of Record, in the same order.
-    progress: Progress.
+    records: in the same order; no more are taken than there are rows.
+    progress: counts clips.
   Returns:
     dict, as in the .json file.
   """
@@ -101,7 +91,7 @@ def write_part(stem, rows, results, progress):
   # JPEG does not compress further.
   writer = array_record_module.ArrayRecordWriter(path, 'group_size:1,uncompressed')
   for row in rows:
-    record = next(results)
+    record = next(records)
     if record.reason:
       skip = annotations.Skipped(row['video'], record.reason, record.detail)
       skipped.append(dataclasses.asdict(skip))
@@ -121,46 +111,50 @@ def write_part(stem, rows, results, progress):
     ) from e
   with open(path, 'rb') as file:
     os.fsync(file.fileno())
-  part = {
-    'examples': len(index),
-    'bytes': os.path.getsize(path),
-    'sha256': files.sha256(path),
-    'skipped': skipped,
-    'partial': partial,
-    'index': index,
-  }
-  write_atomic(f'{stem}.json', [json.dumps(part, ensure_ascii=False)])
-  return part
+  size = {'examples': len(index), 'bytes': os.path.getsize(path), 'sha256': files.sha256(path)}
+  return save_part(stem, {**size, 'skipped': skipped, 'partial': partial, 'index': index})
 
 
-def make_records(clips, settings, num_workers, timeout_s):
-  return workers.run_in_order(
-    f'{make_record.__module__}:{make_record.__name__}',
-    settings,
-    clips,
-    workers=num_workers or os.cpu_count() or 1,
-    timeout_s=timeout_s,
-  )
+def save_part(stem: str, done: dict[str, Any]) -> dict[str, Any]:
+  """Says of a part that it is done."""
+  write_atomic(f'{stem}.json', [json.dumps(done, ensure_ascii=False)])
+  return done
 
 
-class _Rows:
-  """The rows of a part's index; those of all parts might not fit in memory."""
-
-  def __init__(self, stem):
-    self._stem = stem
-
-  def __iter__(self):
-    return iter(read_part(self._stem)['index'])
+def is_done(stem: str) -> bool:
+  return os.path.exists(f'{stem}.json')
 
 
-def index_row(clip):
-  """What the index says of a clip; how many frames it has is found later."""
-  return {
-    'video': clip.video,
-    'captions': clip.captions,
-    'styles': clip.styles,
-    'questions': [question.text for question in clip.questions],
-    'answers': [question.answer for question in clip.questions],
-    'kinds': [question.kind for question in clip.questions],
-    'still': clip.still,
-  }
+def read_part(stem: str) -> dict[str, Any]:
+  """Returns what write_part did."""
+  return load(f'{stem}.json', 'remove it, and the same command makes it anew')
+
+
+def count(stems: Iterable[str]) -> tuple[Counter, list[dict], list[dict]]:
+  """Returns (counts, skipped, partial) of all parts."""
+  counts, skipped, partial = Counter(prepared=0, captions=0, questions=0, frames=0, bytes=0), [], []
+  for part in map(read_part, stems):
+    skipped += part['skipped']
+    partial += part['partial']
+    counts['bytes'] += part['bytes'] if part['examples'] else 0
+    for row in part['index']:
+      texts = {name: len(row[name]) for name in ('captions', 'questions')}
+      counts.update(prepared=1, frames=row.get('frames', 0), **texts)
+  return counts, skipped, partial
+
+
+def read_records(path, examples: int) -> Iterator[tuple[bytes | None, str]]:
+  """Yields (record or None, what is wrong with it) for each record of a shard."""
+  from array_record.python import array_record_data_source  # noqa: PLC0415
+
+  # Not as a context: leaving it raises for a file that is damaged.
+  source = array_record_data_source.ArrayRecordDataSource([f'{path}[0:{examples}]'])
+  for i in range(examples):
+    try:
+      record = source[i]
+    except MemoryError:
+      raise  # The record is not to blame.
+    except Exception as error:
+      yield None, f'{type(error).__name__}: {error}'.splitlines()[0]
+    else:
+      yield record, ''

@@ -18,7 +18,6 @@ that failed, is tried again when the same command is given for a finished set.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import glob
 import os
@@ -31,25 +30,23 @@ from collections import Counter
 from typing import Annotated, Any, Literal
 
 from alpro_jax import files
-from alpro_jax.data import annotations, listing, names
+from alpro_jax.data import annotations, listing, names, parts, retry
+from alpro_jax.data.annotations import Annotations
+from alpro_jax.data.finish import finish
 from alpro_jax.data.manifest import (
   FORMAT,
   MANIFEST,
   REPORT,
   PrepareError,
   damaged,
-  dump,
-  finish,
   load,
   read_manifest,
   read_reports,
-  write_atomic,
+  write_json,
 )
-from alpro_jax.data.parts import cut, make_here, make_parts, read_part
 from alpro_jax.data.record import make_record as make_record
-from alpro_jax.data.retry import Finished, reopen, to_try_again, try_again
 
-LOOKED_AT = 1000  # Videos of which a set remembers what they were.
+_LOOKED_AT = 1000  # Videos of which a set remembers what they were.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,41 +96,139 @@ class Options:
 
 
 def prepare(
-  source,
+  source: Annotations,
   root,
   output,
   *,
-  split='train',
-  options=None,
-  num_workers=0,
-  timeout_s=None,
-  list_unnamed=False,
-  follow_links=False,
+  split: str = 'train',
+  options: Options | None = None,
+  num_workers: int = 0,
+  timeout_s: float | None = None,
+  list_unnamed: bool = False,
+  follow_links: bool = False,
   make=None,
   out=None,
-):
+) -> dict[str, Any]:
   """Prepares one split, or continues with it.
 
   Args:
-    source: Annotations.
+    source: the clips.
     root: folder that the names in `source` are relative to.
     output: folder of the set; other splits may be there already.
     split: name of the split.
-    options: Options.
+    options: what decides the content of the set.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds; see workers.run_in_order.
-    list_unnamed: name the videos below root that no row names, and what is
-      passed over since it is no video.
+    list_unnamed: name the videos below root that no row names, and what is passed over
+      since it is no video.
     follow_links: read videos that are links to files outside of root.
-    make: what makes the parts that are missing; called as make_here is.
+    make: what makes the parts that are missing; called as parts.make_here is.
     out: file for progress lines (stderr).
   Returns:
-    dict, the report of this split.
+    the report of this split.
   Raises:
     PrepareError: with one sentence that says what to do.
+    ValueError: another process is preparing the same set.
   """
-  options = options or Options()
+  values = dataclasses.asdict(options or Options())
   root, output = os.path.abspath(root), os.path.abspath(output)
+  work = os.path.join(output, f'.preparing-{split}')
+  limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
+  _check_arguments(split, **limits)
+  _check_source(source, root)
+  _check_output(output)
+  plan = {
+    'format': FORMAT,
+    'split': split,
+    'options': values,
+    'clips': len(source.clips),
+    'source_digest': source.digest(),
+    'videos': _looked_at(source.clips, root),
+  }
+  pieces = parts.cut(source.clips, work, values['part_size'])
+  settings = {'root': root, 'follow_links': follow_links, **values}
+  del settings['part_size']
+
+  def complete(manifest, tried=0):
+    """Makes the parts that are not there, and of all of them the split."""
+    path = os.path.join(work, 'plan.json')
+    its_plan = plan
+    if os.path.exists(path):
+      old = load(path, f'remove {work}')
+      _check_plan(old, plan, f'{output} has an unfinished split {split!r}')
+      # Some may be gone that were there.
+      its_plan = plan | {'videos': old.get('videos', {}) | plan['videos']}
+    else:
+      os.makedirs(work, exist_ok=True)
+      write_json(path, plan)
+    start = time.monotonic()
+    make_parts = functools.partial(make or parts.make_here, **limits)
+    made = _make_missing(source, pieces, settings, make_parts, out)
+    stems = [part.stem for part in pieces]
+    report = _report(source, root, plan, stems, list_unnamed)
+    report['seconds'] = round(time.monotonic() - start, 3)
+    report['clips_made_in_this_run'] = made + tried
+    finish(output, work, split, its_plan, stems, report, manifest)
+    if not report['counts']['prepared']:
+      _forget_lost(stems, timeout_s)
+      reasons = ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
+      raise PrepareError(
+        f'No clip of {len(source.clips)} could be prepared: {reasons}; every one is named in '
+        f'{os.path.join(output, REPORT)}. Remove {output} to start again.'
+      )
+    return report
+
+  with files.lock(os.path.join(output, '.lock'), f'is preparing {output}; wait for it.'):
+    manifest = read_manifest(output, missing_ok=True)
+    if manifest['format'] != FORMAT:
+      raise PrepareError(
+        f'{output} has format {manifest["format"]}, which can be read but '
+        f'not added to; this is format {FORMAT}. Give another --output.'
+      )
+    finished = split in manifest['splits']
+    if finished:
+      entry = manifest['splits'][split]
+      _check_plan(entry['plan'], plan, f'{output} has a finished split {split!r}')
+      _check_files(output, entry)
+      shutil.rmtree(work, ignore_errors=True)
+      report = read_reports(output)[split]
+    else:
+      report = complete(manifest)
+    tried, gained = 0, False
+    if finished or report['clips_made_in_this_run'] < len(source.clips):
+      # What an earlier run lost.
+      old = retry.Finished(output, read_manifest(output), split, report, pieces)
+      tried, gained = retry.try_again(old, settings, limits, out)
+      if gained:
+        report = complete(retry.reopen(old, work, plan), tried)
+      else:
+        shutil.rmtree(work, ignore_errors=True)
+  return {**report, 'already_prepared': finished and not gained, 'tried_again': tried}
+
+
+def _make_missing(source, pieces, settings, make, out):
+  """Makes the parts that are not there; returns how many clips were read."""
+  progress = parts.Progress(len(source.clips), out=out)
+  for skipped in source.skipped:
+    progress.name(skipped)
+  missing = [part for part in pieces if not parts.is_done(part.stem)]
+  for part in pieces:
+    if part not in missing:
+      progress.found(len(part.clips), len(parts.read_part(part.stem)['skipped']))
+  made = make(missing, settings, progress) if missing else 0
+  progress.close()
+  return made
+
+
+def _forget_lost(stems, timeout_s):
+  """Removes the parts of lost clips, so that the same command tries again."""
+  for stem in stems:
+    if retry.to_try_again(parts.read_part(stem)['skipped'], timeout_s):
+      for path in glob.glob(f'{glob.escape(stem)}.*'):
+        os.remove(path)
+
+
+def _check_arguments(split, num_workers, timeout_s):
   if not re.fullmatch(r'[a-z][a-z0-9_]*', split):
     raise PrepareError(
       f'--split={split} must be lower-case letters, digits and _, as in train or val_2.'
@@ -142,93 +237,6 @@ def prepare(
     raise PrepareError(f'--timeout_s={timeout_s} must be more than 0.')
   if num_workers < 0:
     raise PrepareError(f'--workers={num_workers} must not be negative.')
-  _check_source(source, root)
-  work = os.path.join(output, f'.preparing-{split}')
-  _check_output(output)
-  plan = {
-    'format': FORMAT,
-    'split': split,
-    'options': dataclasses.asdict(options),
-    'clips': len(source.clips),
-    'source_digest': source.digest(),
-    'videos': _looked_at(source.clips, root),
-  }
-  with _lock(output):
-    manifest = read_manifest(output, missing_ok=True)
-    if manifest['format'] != FORMAT:
-      raise PrepareError(
-        f'{output} has format {manifest["format"]}, which can be read but '
-        f'not added to; this is format {FORMAT}. Give another --output.'
-      )
-    settings = {'root': root, 'follow_links': follow_links, **dataclasses.asdict(options)}
-    parts = cut(source.clips, work, settings.pop('part_size'))
-    limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
-    finished = split in manifest['splits']
-    if finished:
-      _check_plan(
-        manifest['splits'][split]['plan'], plan, f'{output} has a finished split {split!r}'
-      )
-      _check_files(output, manifest['splits'][split])
-      shutil.rmtree(work, ignore_errors=True)
-      report = read_reports(output)[split]
-    else:
-      report = _make_split(
-        source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out
-      )
-      if report['clips_made_in_this_run'] == len(source.clips):
-        return report
-      manifest = read_manifest(output)
-    # What an earlier run lost.
-    old = Finished(output, manifest, split, report, parts)
-    tried, gained = try_again(old, settings, limits, out)
-    if gained:
-      manifest = reopen(old, work, plan)
-      report = _make_split(
-        source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out, tried
-      )
-    else:
-      shutil.rmtree(work, ignore_errors=True)
-  return {**report, 'already_prepared': finished and not gained, 'tried_again': tried}
-
-
-def _make_split(
-  source, root, work, plan, parts, settings, limits, manifest, list_unnamed, make, out, tried=0
-):
-  """Makes the parts that are not there, and of all of them the split.
-
-  Returns:
-    its report.
-  """
-  output, split = os.path.dirname(work), plan['split']
-  plan_path = os.path.join(work, 'plan.json')
-  if os.path.exists(plan_path):
-    old = load(plan_path, f'remove {work}')
-    _check_plan(old, plan, f'{output} has an unfinished split {split!r}')
-    # Some may be gone that were there.
-    plan = plan | {'videos': old.get('videos', {}) | plan['videos']}
-  else:
-    os.makedirs(work, exist_ok=True)
-    write_atomic(plan_path, dump(plan))
-  start = time.monotonic()
-  done, made = make_parts(
-    source, parts, settings, functools.partial(make or make_here, **limits), out
-  )
-  report = _report(source, root, plan, done, list_unnamed)
-  report['seconds'] = round(time.monotonic() - start, 3)
-  report['clips_made_in_this_run'] = made + tried
-  finish(output, work, split, plan, done, report, manifest)
-  if not report['counts']['prepared']:
-    for part in parts:  # So that the same command tries again.
-      if to_try_again(read_part(part.stem)['skipped'], limits['timeout_s']):
-        for path in glob.glob(f'{glob.escape(part.stem)}.*'):
-          os.remove(path)
-    raise PrepareError(
-      f'No clip of {len(source.clips)} could be prepared: '
-      + ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
-      + f'; every one is named in {os.path.join(output, REPORT)}. '
-      f'Remove {output} to start again.'
-    )
-  return report
 
 
 def _check_source(source, root):
@@ -237,16 +245,20 @@ def _check_source(source, root):
     raise PrepareError(f'{root} is not a folder.')
   if not source.clips:
     first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})' for s in source.skipped[:5])
+    others = f' for this split ({source.other_splits} are of others or not asked for)'
     raise PrepareError(
       f'The annotations have {source.rows} rows and no usable one'
-      + (
-        f' for this split ({source.other_splits} are of others or not asked for)'
-        if source.other_splits
-        else ''
-      )
+      + (others if source.other_splits else '')
       + (f': {first}.' if first else '.')
     )
-  if any(_is_there(root, clip.files) for clip in source.clips):
+
+  def is_there(clip):
+    try:
+      return names.find_file(root, clip.files) is not None
+    except ValueError:
+      return True  # More than once, which is said of the clip.
+
+  if any(map(is_there, source.clips)):
     return
   wanted = [clip.video for clip in source.clips[:5]]
   there = []
@@ -259,13 +271,6 @@ def _check_source(source, root):
     f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
     'names must be relative to the folder and have their suffix.'
   )
-
-
-def _is_there(root, files):
-  try:
-    return names.find_file(root, files) is not None
-  except ValueError:
-    return True  # More than once, which is said of the clip.
 
 
 def _check_output(output):
@@ -287,20 +292,17 @@ def _check_output(output):
 def _looked_at(clips, root):
   """Returns {video: size and digest of its ends} of some that are there.
 
-  The same command with other videos of the same names must not go on: those of
-  a small set are all looked at, of a large one LOOKED_AT, evenly spread.
+  The same command with other videos of the same names must not go on: those of a small
+  set are all looked at, of a large one 1,000, evenly spread.
   """
-  number = min(len(clips), LOOKED_AT)
+  number = min(len(clips), _LOOKED_AT)
   found = {}
-  for i in range(number):
-    clip = clips[i * len(clips) // number]
+  for clip in (clips[i * len(clips) // number] for i in range(number)):
     with contextlib.suppress(OSError, ValueError):
-      path = names.find_file(root, clip.files)
-      if path is None:
-        continue
-      with open(path, 'rb') as stream:
-        size = os.fstat(stream.fileno()).st_size
-        found[clip.video] = f'{size} {files.ends_digest(stream).hex()[:16]}'
+      if path := names.find_file(root, clip.files):
+        with open(path, 'rb') as stream:
+          size = os.fstat(stream.fileno()).st_size
+          found[clip.video] = f'{size} {files.ends_digest(stream).hex()[:16]}'
   return found
 
 
@@ -324,53 +326,33 @@ def _check_plan(old, new, where):
     changed.append(f'the list of clips changed (it had {old["clips"]}, now {new["clips"]})')
   if old['format'] != new['format']:
     changed.append(f'format {old["format"]}, now {new["format"]}')
-  if not changed:
-    return
-  raise PrepareError(
-    f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or another --output.'
-  )
+  if changed:
+    raise PrepareError(
+      f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or another --output.'
+    )
 
 
 def _check_files(output, entry):
   """Says so when a split that was finished is no longer whole."""
   for file in (entry['index'], *entry['shards']):
     path = os.path.join(output, file['file'])
-    size = os.path.getsize(path) if os.path.isfile(path) else None
-    if size != file['bytes']:
-      raise PrepareError(
-        damaged(
-          path,
-          'is missing' if size is None else (f'is damaged: {size} bytes, expected {file["bytes"]}'),
-        )
-      )
+    if not os.path.isfile(path):
+      raise damaged(path, 'is missing')
+    if (size := os.path.getsize(path)) != file['bytes']:
+      raise damaged(path, f'is damaged: {size} bytes, expected {file["bytes"]}')
 
 
-@contextlib.contextmanager
-def _lock(output):
-  with open(os.path.join(output, '.lock'), 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise PrepareError(f'Another run is preparing {output}; wait for it.') from None
-    yield
+def _report(source, root, plan, stems, list_unnamed):
+  counts, skipped, partial = parts.count(stems)
+  skipped = [dataclasses.asdict(skip) for skip in source.skipped] + skipped
+  found = listing.Listing([], [], [], Counter())
+  if list_unnamed:
+    known = set(map(names.folded, source.named))
+    found = listing.list_videos(root, lambda name: names.folded(os.fsdecode(name)) in known)
 
+  def show(name):
+    return annotations.printable(os.fsdecode(name))
 
-def _report(source, root, plan, parts, list_unnamed):
-  skipped = [dataclasses.asdict(skip) for skip in source.skipped]
-  skipped += [skip for part in parts for skip in part['skipped']]
-  known = set(map(names.folded, source.named))
-  found = list_unnamed and listing.list_videos(
-    root, lambda name: names.folded(os.fsdecode(name)) in known
-  )
-  kept = Counter()
-  for part in parts:
-    for row in part['index']:
-      kept.update(
-        prepared=1,
-        captions=len(row['captions']),
-        questions=len(row['questions']),
-        frames=row['frames'],
-      )
   return {
     'split': plan['split'],
     'options': plan['options'],
@@ -379,23 +361,16 @@ def _report(source, root, plan, parts, list_unnamed):
       'rows_of_other_splits': source.other_splits,
       'to_leave_out_but_not_found': source.not_found,
       'clips': plan['clips'],
-      **{name: kept[name] for name in ('prepared', 'captions', 'questions', 'frames')},
-      'bytes': sum(part['bytes'] for part in parts if part['examples']),
+      **counts,
       'skipped': len(skipped),
-      'videos_not_named': len(found.videos) if found else 0,
+      'videos_not_named': len(found.videos),
     },
     'skipped_by_reason': dict(sorted(Counter(skip['reason'] for skip in skipped).items())),
     'skipped': skipped,
-    'partial': [item for part in parts for item in part['partial']],
-    'not_named': [*map(_show, found.videos)] if found else [],
+    'partial': partial,
+    'not_named': [*map(show, found.videos)],
     'passed_over': [
-      {'item': _show(name), 'reason': reason} for name, reason in found.passed_over + found.problems
-    ]
-    if found
-    else [],
-    'other_files': dict(sorted(found.others.items())) if found else {},
+      {'item': show(name), 'reason': reason} for name, reason in found.passed_over + found.problems
+    ],
+    'other_files': dict(sorted(found.others.items())),
   }
-
-
-def _show(name):
-  return annotations.printable(os.fsdecode(name))

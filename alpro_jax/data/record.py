@@ -11,36 +11,6 @@ _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-def _varint(number):
-  out = bytearray()
-  while number > 127:
-    out.append(number & 127 | 128)
-    number >>= 7
-  out.append(number)
-  return bytes(out)
-
-
-def _field(number, payload):
-  return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _bytes_list(values):
-  return _field(1, b''.join(_field(1, value) for value in values))
-
-
-def _example(features):
-  """Returns a tf.train.Example in its wire format, keys in sorted order.
-
-  Written out here because workers must not pay for importing TensorFlow, and
-  because protobuf promises no order of map keys, so no digests.
-  """
-  entries = b''.join(
-    _field(1, _field(1, key.encode()) + _field(2, feature))
-    for key, feature in sorted(features.items())
-  )
-  return _field(1, entries)
-
-
 @dataclasses.dataclass(frozen=True)
 class Record:
   """What a worker makes of a clip: a serialised example, or why not."""
@@ -51,41 +21,14 @@ class Record:
   detail: str = ''
 
   @property
-  def size(self):
+  def size(self) -> int:
     return len(self.example)
-
-
-def _is_file(path):
-  try:
-    return stat.S_ISREG(os.stat(path).st_mode)
-  except OSError as e:
-    if e.errno not in _NOT_THERE:
-      raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
-    return False
-
-
-def _find(clip, root, follow_links):
-  """Returns the path of the first file of a clip that is there."""
-  try:
-    path = names.find_file(root, clip.files, _is_file)
-  except ValueError as e:
-    raise video.UnreadableVideo('ambiguous name', str(e)) from e
-  if path is None:
-    raise video.UnreadableVideo('missing file')
-  real, root = os.path.realpath(path), os.path.realpath(root)
-  if not follow_links and os.path.commonpath([root, real]) != root:
-    raise video.UnreadableVideo(
-      'outside the folder of videos', f'a link to {real}; --follow_links allows it'
-    )
-  return path
 
 
 def make_record(
   clip, *, root, fps, short_side, quality, max_frames, max_seconds, on_partial, follow_links=False
-):
-  """Decodes one clip; never raises."""
-  import numpy as np  # noqa: PLC0415
-
+) -> Record:
+  """Decodes one clip; never raises. For the options see prepare.Options."""
   path, detail, jpegs, seconds, size = '', '', [], [], 0
   try:
     path = _find(clip, root, follow_links)
@@ -107,11 +50,8 @@ def make_record(
           )
     except video.PartlyReadable as e:
       # A header that promises more may also be wrong: named, not left out.
-      if (
-        on_partial == 'skip'
-        and not isinstance(e, video.EndsEarly)
-        or workers.machine_problem(path, e)
-      ):
+      skip = on_partial == 'skip' and not isinstance(e, video.EndsEarly)
+      if skip or workers.machine_problem(path, e):
         raise
       detail = e.detail
   except Exception as e:
@@ -120,17 +60,75 @@ def make_record(
     if isinstance(e, video.UnreadableVideo):
       return Record(reason=e.reason, detail=e.detail)
     return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
-  example = _example(
-    {
-      'video': _bytes_list([clip.video.encode()]),
-      'frames': _bytes_list(jpegs),
-      'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
-      'captions': _bytes_list([text.encode() for text in clip.captions]),
-      'styles': _bytes_list([text.encode() for text in clip.styles]),
-      'questions': _bytes_list([q.text.encode() for q in clip.questions]),
-      'answers': _bytes_list([q.answer.encode() for q in clip.questions]),
-      'kinds': _bytes_list([q.kind.encode() for q in clip.questions]),
-      'still': _field(3, _field(1, _varint(int(clip.still)))),
-    }
+  return Record(_example(clip, jpegs, seconds), len(jpegs), '', detail)
+
+
+def _find(clip, root, follow_links):
+  """Returns the path of the first file of a clip that is there."""
+  try:
+    path = names.find_file(root, clip.files, _is_file)
+  except ValueError as e:
+    raise video.UnreadableVideo('ambiguous name', str(e)) from e
+  if path is None:
+    raise video.UnreadableVideo('missing file')
+  real, root = os.path.realpath(path), os.path.realpath(root)
+  if not follow_links and os.path.commonpath([root, real]) != root:
+    raise video.UnreadableVideo(
+      'outside the folder of videos', f'a link to {real}; --follow_links allows it'
+    )
+  return path
+
+
+def _is_file(path):
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError as e:
+    if e.errno not in _NOT_THERE:
+      raise video.UnreadableVideo(workers.MACHINE, e.strerror) from e
+    return False
+
+
+def _example(clip, jpegs, seconds):
+  """Returns a tf.train.Example in its wire format, keys in sorted order.
+
+  Written out here because workers must not pay for importing TensorFlow, and because
+  protobuf promises no order of map keys, so no digests.
+  """
+  import numpy as np  # noqa: PLC0415
+
+  def texts(values):
+    return _bytes_list(value.encode() for value in values)
+
+  features = {
+    'video': texts([clip.video]),
+    'frames': _bytes_list(jpegs),
+    'seconds': _field(2, _field(1, np.asarray(seconds, '<f4').tobytes())),
+    'captions': texts(clip.captions),
+    'styles': texts(clip.styles),
+    'questions': texts(question.text for question in clip.questions),
+    'answers': texts(question.answer for question in clip.questions),
+    'kinds': texts(question.kind for question in clip.questions),
+    'still': _field(3, _field(1, _varint(int(clip.still)))),
+  }
+  entries = (
+    _field(1, _field(1, key.encode()) + _field(2, feature))
+    for key, feature in sorted(features.items())
   )
-  return Record(example, len(jpegs), '', detail)
+  return _field(1, b''.join(entries))
+
+
+def _bytes_list(values):
+  return _field(1, b''.join(_field(1, value) for value in values))
+
+
+def _field(number, payload):
+  return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _varint(number):
+  out = bytearray()
+  while number > 127:
+    out.append(number & 127 | 128)
+    number >>= 7
+  out.append(number)
+  return bytes(out)

@@ -1,9 +1,9 @@
 """The data sets that launch/prepare.py reads, in one table.
 
-A reader is a function (captions, root, ...) -> Annotations. Its other arguments are
-flags of the command: `questions` and `split` for those who ask for them, and its own
-options, whose annotations say type and help. So a new data set is one function and one
-line of SOURCES; docs/research.md has an example.
+A reader is a function (captions, root, ...) -> Annotations. Its other arguments are flags
+of the command: `questions` and `split` for those who ask for them, and its own options,
+whose annotations say type and help. So a new data set is one function and one line of
+SOURCES; docs/research.md has an example.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from alpro_jax.data import checksum, tables
-from alpro_jax.data.annotations import Annotations, present, text_problem
+from alpro_jax.data.annotations import Annotations, check_text, present
 from alpro_jax.data.clips import Clips
 from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
 
@@ -36,24 +36,22 @@ def read_folder(captions='', questions: Questions = '', *, split='train', root='
     split: rows that name another split are left out.
     root: folder of videos. An absolute path counts when it lies in it.
   """
-  clips = Clips(root)
 
-  def rows(path, flag, *names):
-    columns = [(name,) for name in names]
-    table = tables.read(path, flag, tables.TEXTS, columns) if path else ()
-    texts = ('video', 'style', 'split', 'type', 'answer_type')
-    for where, row, (video, *values) in clips.read(table, *columns, texts=texts):
-      video = file_of(video.strip()) if is_address(video) else video
-      if present(row.get('split')) in ('', split):
-        yield where, (video,), *values, row
-      else:
-        clips.other_splits += 1
-        clips.named.add(canonical(clips.relative(video or '')))
+  def locate(row, video):
+    video = file_of(video.strip()) if is_address(video) else video
+    if present(row.get('split')) in ('', split):
+      return (video,)
+    clips.named.add(canonical(video or ''))
 
-  for where, files, caption, row in rows(captions, '--captions', 'video', 'caption'):
-    clips.add_captions(where, files, caption, present(row.get('style')))
-  for *question, row in rows(questions, '--questions', 'video', 'question', 'answer'):
-    clips.add_question(*question, present(row.get('type')) or present(row.get('answer_type')))
+  clips = Clips(root, locate)
+  texts = ('video', 'style', 'split', 'type', 'answer_type')
+  columns = [('video',), ('caption',)]
+  for where, row, *caption in clips.read(captions, '--captions', *columns, texts=texts):
+    clips.add_captions(where, *caption, present(row.get('style')))
+  columns = [('video',), ('question',), ('answer',)]
+  for where, row, *asked in clips.read(questions, '--questions', *columns, texts=texts):
+    kind = present(row.get('type')) or present(row.get('answer_type'))
+    clips.add_question(where, *asked, kind)
   return clips.result()
 
 
@@ -76,25 +74,26 @@ def read_webvid(
       f'--captions={captions} is a pickle, which can run any code when it is '
       'opened; pass --allow_pickle if you trust it, or give a csv file.'
     )
-  columns = [('video_id', 'videoid'), ('text', 'name')]
-  if txt_len_below:
-    columns.append(('txt_len',))
-  formats = {'.csv': tables.csv_rows, '.pkl': tables.pickle_rows, '.pickle': tables.pickle_rows}
-  clips = Clips(root)
-  rows = tables.read(captions, '--captions', formats, columns)
-  for where, row, (video, text, *length) in clips.read(rows, *columns):
+
+  def locate(row, video):
     video, page = present(video), present(row.get('page_dir'))
-    try:
-      length = int(*length)
-    except (TypeError, ValueError, OverflowError):
-      clips.bad(video, where, f'txt_len is {length[0]!r}, expected a whole number')
-      continue
     if not video:
-      clips.bad(video, where, 'the id of the video is empty')
-    elif txt_len_below and length >= txt_len_below:
-      clips.skip(f'{video}.mp4', 'text too long', f'{where}: {length=}')
+      raise ValueError('the id of the video is empty')
+    if txt_len_below:
+      try:
+        row['txt_len'] = int(row['txt_len'])
+      except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'txt_len is {row["txt_len"]!r}, expected a whole number') from None
+    return (f'{page}/{video}.mp4', f'{video}.mp4') if page else (f'{video}.mp4',)
+
+  clips = Clips(root, locate)
+  formats = {'.csv': tables.csv_rows, '.pkl': tables.pickle_rows, '.pickle': tables.pickle_rows}
+  columns = [('video_id', 'videoid'), ('text', 'name')] + [('txt_len',)] * bool(txt_len_below)
+  rows = clips.read(captions, '--captions', *columns, formats=formats)
+  for where, _, files, text, *length in rows:
+    if length and length[0] >= txt_len_below:
+      clips.skip(files[-1], 'text too long', f'{where}: length={length[0]}')
     else:
-      files = (f'{page}/{video}.mp4', f'{video}.mp4') if page else (f'{video}.mp4',)
       clips.add_captions(where, files, text)
   return clips.result()
 
@@ -107,11 +106,16 @@ def read_cc3m(captions, root='') -> Annotations:
       published .tsv. An address is the file that `launch/prepare.py fetch` makes of it.
     root: folder of photos. An absolute path counts when it lies in it.
   """
-  clips = Clips(root)
-  rows = tables.read(captions, '--captions', {'.tsv': tables.cc3m_rows, '': tables.json_rows})
-  for where, _, (image, caption) in clips.read(rows, ('image',), ('caption',), texts=('image',)):
-    image = file_of(image.strip(), still=True) if is_address(image) else image
-    clips.add_captions(where, (image,), caption, still=True)
+
+  def locate(row, image):
+    return (file_of(image.strip(), still=True) if is_address(image) else image,)
+
+  clips = Clips(root, locate)
+  formats = {'.tsv': tables.cc3m_rows, '': tables.json_rows}
+  columns = [('image',), ('caption',)]
+  rows = clips.read(captions, '--captions', *columns, formats=formats, texts=('image',))
+  for where, _, files, caption in rows:
+    clips.add_captions(where, files, caption, still=True)
   return clips.result()
 
 
@@ -137,41 +141,41 @@ def read_msrvtt(
     subset: needs videodatainfo. 7k is for those who test on the 1k-A list.
     ids, except_ids: files that list videos to read, and videos to leave out.
   """
-  clips = _Published('.mp4', root, ids, except_ids, numbered='video{}')
   if subset and not captions:
     raise ValueError(
       f'--subset={subset} needs --captions, the videodatainfo file: its videos name their split.'
     )
-  splits = {}  # Of the file's videos, filled by reading it.
+  clips = _Published('.mp4', root, ids, except_ids, numbered='video{}')
+  wanted = ('train', 'validate') if subset == '7k' else (subset,)
 
   def videodatainfo(path, columns):
     info = tables.read_json(path)
     if not isinstance(info, dict):
-      return tables.list_rows(path, info)
-    for _, row, _ in tables.list_rows(f'{path}: "videos"', info.get('videos', [])):
-      if isinstance(row.get('video_id'), str):
-        splits[_stem(row['video_id'])] = row.get('split')
+      yield from tables.list_rows(path, info)
+      return
+    splits = {
+      _stem(row['video_id']): row.get('split')
+      for _, row, _ in tables.list_rows(f'{path}: "videos"', info.get('videos', []))
+      if isinstance(row.get('video_id'), str)
+    }
     if 'sentences' not in info:
       raise ValueError(f'{path} has {sorted(info)}, but no "sentences".')
-    return tables.list_rows(path, info['sentences'], 'sentence')
+    if subset and splits:
+      clips.subset = {video for video, split in splits.items() if split in wanted}
+    for where, row, problem in tables.list_rows(path, info['sentences'], 'sentence'):
+      video = row.get('video_id')
+      if clips.subset is not None and isinstance(video, str) and _stem(video) not in splits:
+        problem = problem or f'"videos" does not name the split of {video!r}'
+      yield where, row, problem
 
-  formats = {**_FORMATS, '.json': videodatainfo}
-  rows = tables.read(captions, '--captions', formats) if captions else ()
-  if subset:
-    if not splits:
-      raise ValueError(
-        f'--subset={subset} needs a videodatainfo file, whose videos name '
-        f'their split; {captions} has none. --ids takes a list of videos.'
-      )
-    wanted = ('train', 'validate') if subset == '7k' else (subset,)
-    clips.subset = {video for video, split in splits.items() if split in wanted}
-    rows = (
-      (where, row, problem or f'"videos" does not name the split of {row["video_id"]!r}')
-      if isinstance(row.get('video_id'), str) and _stem(row['video_id']) not in splits
-      else (where, row, problem)
-      for where, row, problem in rows
+  clips.add_captions_of(captions, {'.json': videodatainfo})
+  if subset and clips.subset is None:
+    raise ValueError(
+      f'--subset={subset} needs a videodatainfo file, whose videos name '
+      f'their split; {captions} has none. --ids takes a list of videos.'
     )
-  return clips.add(rows, questions)
+  clips.add_questions_of(questions)
+  return clips.result()
 
 
 def read_didemo(captions, *, root='', ids: Ids = '', except_ids: ExceptIds = '') -> Annotations:
@@ -181,14 +185,7 @@ def read_didemo(captions, *, root='', ids: Ids = '', except_ids: ExceptIds = '')
   the original, a paragraph is about all of its video.
   """
   clips = _Published('.mp4', root, ids, except_ids)
-  rows = tables.read(captions, '--captions', _FORMATS)
-  for where, _, (files, caption) in clips.read(rows, _VIDEO, _CAPTION):
-    texts = caption if isinstance(caption, list) else [caption]
-    texts = [text for text in texts if present(text)]
-    for number, text in enumerate(texts):  # Two equal sentences are not one caption.
-      clips.add_captions(where, files, text, style=f'{where} {number}')
-    if not texts:
-      clips.add_captions(where, files, caption)
+  clips.add_captions_of(captions, sentences=True)
   found = clips.result()
   paragraphs = [
     dataclasses.replace(clip, captions=(' '.join(clip.captions),), styles=('',))
@@ -218,19 +215,9 @@ def read_msvd(
     root, ids, except_ids: as for read_msrvtt.
   """
   clips = _Published('.avi', root, ids, except_ids, numbered='vid{}', mapping=mapping)
-  formats = {**_FORMATS, '.txt': tables.msvd_rows}
-
-  def named_by_times(where, row, problem):
-    if problem or 'VideoID' not in row:
-      return where, row, problem
-    parts = [present(row.get(key)) for key in ('VideoID', 'Start', 'End')]
-    if not all(parts) or 'Description' not in row:
-      problem = 'expected VideoID, Start, End and Description'
-    caption, language = row.get('Description'), present(row.get('Language')) or 'English'
-    return where, {'video': '_'.join(parts), 'caption': caption, _LANGUAGE: language}, problem
-
-  rows = tables.read(captions, '--captions', formats) if captions else ()
-  return clips.add((named_by_times(*row) for row in rows), questions)
+  clips.add_captions_of(captions, {'.csv': _msvd_table, '.txt': tables.msvd_rows})
+  clips.add_questions_of(questions)
+  return clips.result()
 
 
 class Source(NamedTuple):
@@ -293,7 +280,6 @@ def read(source: str, given: Mapping[str, Any]) -> Annotations:
 
 _FORMATS = {'.json': tables.json_rows, '.jsonl': tables.jsonl_rows, '.csv': tables.csv_rows}
 _VIDEO = ('clip_name', 'video', 'video_id')
-_CAPTION = ('caption', 'description', 'sentence')
 _LANGUAGE = ' language'  # Added to rows of MSVD; no column begins like this.
 
 
@@ -309,7 +295,7 @@ class _Published(Clips):
   """
 
   def __init__(self, suffix, root, ids, except_ids, numbered='', mapping=''):
-    super().__init__(root)
+    super().__init__(root, self._files)
     self._suffixes = (suffix, *VIDEO_SUFFIXES)
     self._numbered, self._mapping_path, self._ids_path = numbered, mapping, ids
     self._mapping = _read_mapping(mapping) if mapping else {}
@@ -318,46 +304,43 @@ class _Published(Clips):
     self._except = _read_ids(except_ids, '--except_ids') if except_ids else {}
     self.subset = None
 
-  def add(self, captions, questions) -> Annotations:
-    """Adds rows of captions and a file of questions; returns all clips."""
-    for where, _, (files, caption) in self.read(captions, _VIDEO, _CAPTION):
-      self.add_captions(where, files, caption)
-    rows = tables.read(questions, '--questions', _FORMATS) if questions else ()
-    for where, row, (files, *texts) in self.read(rows, _VIDEO, ('question',), ('answer',)):
-      kind = row.get('answer_type') or row.get('type') or ''
-      self.add_question(where, files, *texts, kind)
-    return self.result()
+  def add_captions_of(self, path, formats=(), sentences=False):
+    """Adds a file's captions; sentences have styles of their own: equal ones stay two."""
+    columns = [_VIDEO, ('caption', 'description', 'sentence')]
+    formats = _FORMATS | dict(formats)
+    for where, _, files, caption in self.read(path, '--captions', *columns, formats=formats):
+      texts = caption if sentences and isinstance(caption, list) else [caption]
+      texts = [text for text in texts if not sentences or present(text)] or [caption]
+      for number, text in enumerate(texts):
+        self.add_captions(where, files, text, f'{where} {number}' if sentences else '')
 
-  def read(self, rows, *columns):
-    """Yields rows as Clips does, of wanted videos, with their files for the video."""
-    for where, row, (video, *values) in super().read(rows, *columns):
-      video, mapped = self.relative(video), True
-      if self._numbered and (type(video) is int or str(video).isdecimal()):
-        video = self._numbered.format(video)
-        mapped = not self._mapping or video in self._mapping
-      if problem := text_problem('the name of the video', video):
-        self.bad(video, where, problem)
-        continue
-      if not mapped:
-        self.bad(video, where, f'{video} is not in {self._mapping_path}')
-        continue
-      name = self._mapping.get(video, _stem(video))
-      if (
-        name in self._except
-        or self._ids
-        and name not in self._ids
-        or self.subset is not None
-        and name not in self.subset
-        or row.get(_LANGUAGE, 'English') != 'English'
-      ):
-        self.other_splits += 1
-        self._except |= {name: True} if name in self._except else {}
-        continue
-      self._ids |= {name: True} if name in self._ids else {}
-      files = [name + suffix for suffix in self._suffixes] if name else ['']
-      if name and _stem(video) == name != video:
-        files += [video, f'{video}.mp4']  # DiDeMo's download script adds a second suffix.
-      yield where, row, [tuple(dict.fromkeys(files)), *values]
+  def add_questions_of(self, path):
+    columns = [_VIDEO, ('question',), ('answer',)]
+    for where, row, *asked in self.read(path, '--questions', *columns, formats=_FORMATS):
+      self.add_question(where, *asked, row.get('answer_type') or row.get('type') or '')
+
+  def _files(self, row, video):
+    if self._numbered and (type(video) is int or str(video).isdecimal()):
+      video = self._numbered.format(video)
+      if self._mapping and video not in self._mapping:
+        raise ValueError(f'{video} is not in {self._mapping_path}')
+    check_text('the name of the video', video)
+    name = self._mapping.get(video, _stem(video))
+    if name in self._except:
+      self._except[name] = True
+      return None
+    if self._ids and name not in self._ids or row.get(_LANGUAGE, 'English') != 'English':
+      return None
+    if self.subset is not None and name not in self.subset:
+      return None
+    if name in self._ids:
+      self._ids[name] = True
+    if not name:
+      return ('',)
+    files = [name + suffix for suffix in self._suffixes]
+    if _stem(video) == name != video:
+      files += [video, f'{video}.mp4']  # DiDeMo's download script adds a second suffix.
+    return tuple(dict.fromkeys(files))
 
   def result(self):
     for name, found in self._ids.items():
@@ -365,6 +348,18 @@ class _Published(Clips):
         self.skip(name, 'not annotated', f'{self._ids_path} lists it')
     self.not_found = list(self._except.values()).count(False)
     return super().result()
+
+
+def _msvd_table(path, columns):
+  """Reads MSVD's .csv: a video's name has its times."""
+  for where, row, problem in tables.csv_rows(path):
+    if not problem and 'VideoID' in row:
+      parts = [present(row.get(key)) for key in ('VideoID', 'Start', 'End')]
+      if not all(parts) or 'Description' not in row:
+        problem = 'expected VideoID, Start, End and Description'
+      language = present(row.get('Language')) or 'English'
+      row = {'video': '_'.join(parts), 'caption': row.get('Description'), _LANGUAGE: language}
+    yield where, row, problem
 
 
 def _stem(name):
@@ -375,8 +370,7 @@ def _stem(name):
 
 def _read_ids(path, flag):
   """Returns {name: False}: a .csv file's video_id, or the lines of a .txt."""
-  path = tables.check_file(path, flag)
-  if path.lower().endswith('.csv'):
+  if tables.check_file(path, flag).lower().endswith('.csv'):
     names = []
     for where, row, problem in tables.csv_rows(path, [('video_id',)]):
       if problem:
@@ -392,9 +386,8 @@ def _read_ids(path, flag):
 
 def _read_mapping(path):
   """Returns {'vid<n>': name of the clip}."""
-  path = tables.check_file(path, '--mapping')
   mapping = {}
-  for number, line in enumerate(checksum.read_lines(path), 1):
+  for number, line in enumerate(checksum.read_lines(tables.check_file(path, '--mapping')), 1):
     words = line.split()
     if len(words) not in (0, 2):
       raise ValueError(

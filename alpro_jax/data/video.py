@@ -4,9 +4,7 @@ One thread per call: preparation runs one process per core, and a decoder's
 own threads cost 40 % more CPU in all.
 """
 
-import collections
 import io
-import itertools
 import math
 import os
 import struct
@@ -18,40 +16,13 @@ import numpy as np
 from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
-from alpro_jax.data import sniff, workers
+from alpro_jax.data import containers, sniff, workers
+from alpro_jax.data.containers import UnreadableVideo
 
-av.logging.set_level(av.logging.PANIC)
-warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # _MAX_PIXELS is lower.
+warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # Ours is lower.
 
-# Not playlists, which name other files and addresses, and not pictures, which
-# are for Pillow.
-_NOT_OPENED = {'hls', 'concat', 'dash', 'webm_dash_manifest', 'imf', 'sdp', 'rtsp', 'rtp', 'sap'}
-_NOT_OPENED |= {'image2', 'image2pipe', 'ico'}
-_OPTIONS = {
-  'format_whitelist': ','.join(
-    sorted(name for name in av.formats_available - _NOT_OPENED if not name.endswith('_pipe'))
-  ),
-  # Not one protocol by which another file might be opened.
-  'protocol_whitelist': 'none',
-}
-_EBML = b'\x1a\x45\xdf\xa3'  # Matroska, WebM.
-# Their headers say how long they are.
-_DECLARING_FORMATS = {'matroska', 'flv', 'avi', 'asf', 'mov'}
-_MAX_PIXELS = 8192 * 8192
-_PIXELS_PER_SECOND = 5e6  # HDR, if all frames are kept at their size.
-_PIXELS_PER_BYTE = 20
-_LEAST_BYTES = 16  # Of a frame.
 # Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
 _PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'AVIF', 'PPM', 'TGA', 'ICO')
-
-
-class UnreadableVideo(Exception):
-  """A file that gives no frames; `reason` is a short fixed phrase."""
-
-  def __init__(self, reason, detail=''):
-    super().__init__(f'{reason}: {detail}' if detail else reason)
-    self.reason = reason
-    self.detail = detail
 
 
 class PartlyReadable(UnreadableVideo):
@@ -121,200 +92,40 @@ def read_frames(path, **options):
 
 def _decode(file, fps, short_side, max_frames, max_seconds):
   """Yields the frames of all recordings of a file, given by its descriptor."""
-  scaler = VideoReformatter()
-  clock = _Clock()
-  size, kept, last_tick = None, 0, -1
+  scaler, clock = VideoReformatter(), containers.Clock()
+  size, kept, last_tick, decoding_seconds, missing = None, 0, -1, 0, ''
   # Containers round times to a millisecond or so: a frame may be early.
   early = min(Fraction(1, 500), 1 / (4 * Fraction(fps))) if fps else 0
-  missing, decoding_seconds = '', 0
-  for begin, end in itertools.pairwise(_recordings(file)):
-    with av.open(_Part(file, begin, end), options=_OPTIONS) as container:
-      recording = _Recording(container, end - begin)
-      stream = recording.stream
-      clock.start(container, stream)
-      decoding_seconds += recording.decoding_seconds()
-      workers.allow(decoding_seconds)
-      turn = _UPRIGHT
-      for frame, stamp in recording.frames():
-        time = clock.read(frame, stamp)
-        if max_seconds and time >= max_seconds:
-          return
-        # Some files say in key frames alone how they are to be turned.
-        turn = _turn_of(frame) or turn
-        if fps:
-          tick = math.floor((time + early) * Fraction(fps))
-          if tick <= last_tick:
-            continue
-          last_tick = tick
-        _check_pixels(frame)
-        # Later frames follow the first, should the size change.
-        if not size:
-          size = target_size(frame.width, frame.height, short_side, stream.sample_aspect_ratio)
-          size = size[::-1] if turn[0] else size
-        kept += 1
-        yield _pixels(scaler, frame, size, turn), float(time)
-        if kept == max_frames:
-          return
-      missing = recording.missing() or missing
+  for recording in containers.recordings(file):
+    clock.start(recording)
+    decoding_seconds += recording.decoding_seconds()
+    workers.allow(decoding_seconds)
+    turn = _UPRIGHT
+    for frame, stamp in recording.frames():
+      time = clock.read(frame, stamp)
+      if max_seconds and time >= max_seconds:
+        return
+      # Some files say in key frames alone how they are to be turned.
+      turn = _turn_of(frame) or turn
+      if fps:
+        tick = math.floor((time + early) * Fraction(fps))
+        if tick <= last_tick:
+          continue
+        last_tick = tick
+      containers.check_pixels(frame)
+      # Later frames follow the first, should the size change.
+      if not size:
+        size = target_size(
+          frame.width, frame.height, short_side, recording.stream.sample_aspect_ratio
+        )
+        size = size[::-1] if turn[0] else size
+      kept += 1
+      yield _pixels(scaler, frame, size, turn), float(time)
+      if kept == max_frames:
+        return
+    missing = recording.missing() or missing
   if kept and missing:
     raise EndsEarly(missing)
-
-
-def _recordings(file):
-  """Returns where the recordings in a file begin, and where the last one ends.
-
-  FLV, MP4 and Matroska may have been joined by writing one behind the other:
-  FFmpeg reads the first alone, or parts of the others.
-  """
-  end = os.fstat(file).st_size
-  start = os.pread(file, 8, 0)
-  flv, mp4, ebml = start.startswith(b'FLV'), start[4:] == b'ftyp', start.startswith(_EBML)
-  begins, at, whole = [], 0, True
-  while (flv or mp4 or ebml) and len(head := os.pread(file, 16, at)) == 16:
-    if flv:
-      begin, is_tag = head.startswith(b'FLV'), head[0] & 31 in (8, 9, 18)
-      # A tag: its own header, its data, and its length once more.
-      size = 13 if begin else is_tag * (15 + int.from_bytes(head[1:4], 'big'))
-    elif mp4:  # Which may repeat its first box before its index.
-      begin, size = whole and head[4:8] == b'ftyp', sniff.box_size(head)
-      whole = not begin and (whole or head[4:8] == b'moov')
-    else:
-      begin = head.startswith(_EBML)
-      # Zeros say of how many bytes the length is, which is all ones if unknown.
-      width = 9 - head[4].bit_length()
-      most = (1 << 7 * width) - 1
-      length = int.from_bytes(head[4 : 4 + width], 'big') & most
-      size = 0 if length == most else 4 + width + length
-    if begin:
-      begins.append(at)
-    if size < 8:
-      break
-    at += size
-  return [*(begins or [0]), end]
-
-
-class _Part:
-  """Bytes `begin` to `end` of a file, given by its descriptor.
-
-  FFmpeg learns no name of it, in which it might see a pattern or a protocol.
-  """
-
-  def __init__(self, file, begin, end):
-    self._file, self._begin, self._end, self._at = file, begin, end, begin
-
-  def read(self, size):
-    data = os.pread(self._file, max(min(size, self._end - self._at), 0), self._at)
-    self._at += len(data)
-    return data
-
-  def seek(self, offset, whence=os.SEEK_SET):
-    self._at = offset + (self._begin, self._at, self._end)[whence]
-    return self.tell()
-
-  def tell(self):
-    return self._at - self._begin
-
-
-class _Recording:
-  """A recording that is being read: its frames, and what its header says of them."""
-
-  def __init__(self, container, size):
-    """Takes the default video stream, which need not be the largest; `size` is in bytes."""
-    self._container, self._size = container, size
-    self._begin = (container.start_time or 0) / av.time_base
-    self._seconds = (container.duration or 0) / av.time_base
-    # Where the packets of all streams end. Sound and subtitles may well go on
-    # when there are no more pictures.
-    self._end = 0.0
-    flags = av.stream.Disposition
-    streams = [x for x in container.streams.video if not x.disposition & flags.attached_pic]
-    if not streams:
-      raise UnreadableVideo('no video stream')
-    self.stream = next((x for x in streams if x.disposition & flags.default), streams[0])
-    if self.stream.codec_context is None:
-      raise UnreadableVideo('unreadable', 'unknown codec')
-    self.stream.codec_context.thread_count = 1
-    _check_pixels(self.stream)
-    # Later frames may be larger; the memory of those is not even asked for.
-    self.stream.codec_context.options = {'max_pixels': str(_MAX_PIXELS)}
-
-  def frames(self):
-    """Yields frames and the seconds that the file says, or None."""
-    self._container.flags &= ~av.container.Flags.gen_pts.value  # It makes some up.
-    # AVI has no times but those at which to decode, one packet after another.
-    # Frames come in the order in which they are shown: each takes the next one.
-    only_decoding, waiting = None, collections.deque()
-    for packet in self._container.demux():
-      time = packet.dts if packet.pts is None else packet.pts
-      if time is not None and packet.time_base:
-        end = float((time + (packet.duration or 0)) * packet.time_base)
-        self._end = max(self._end, end - self._begin)
-      if packet.stream.index != self.stream.index:
-        continue
-      if only_decoding is None:
-        only_decoding = packet.pts is None
-      if only_decoding and packet.dts is not None:
-        waiting.append(packet.dts)
-      for frame in packet.decode():
-        pts = waiting.popleft() if waiting else frame.pts
-        known = pts is not None and frame.time_base
-        yield frame, pts * frame.time_base if known else None
-
-  def decoding_seconds(self):
-    """Returns how long reading all of it may take on a slow core."""
-    stream = self.stream
-    frames = max(self._seconds * float(stream.average_rate or 25), stream.frames)
-    # Headers may say anything, or nothing; but a frame takes some bytes, and in
-    # most videos a byte is for some pixels.
-    pixels = min(frames, self._size / _LEAST_BYTES) * stream.width * stream.height
-    return max(pixels, self._size * _PIXELS_PER_BYTE) / _PIXELS_PER_SECOND
-
-  def missing(self):
-    """Returns what is missing at the end by the header, '' if nothing or if it does not say."""
-    formats = set(self._container.format.name.split(','))
-    if not _DECLARING_FORMATS & formats:
-      return ''  # FFmpeg's own estimate, from the size of the file.
-    declared, stream = self._seconds, self.stream
-    if 0 < self._begin < declared:  # Some headers give the length, others the end.
-      declared -= self._begin
-    if 'avi' in formats and stream.average_rate:  # Here too it takes the size.
-      declared = max(declared, float(stream.frames / stream.average_rate))
-    if self._end >= 0.9 * declared or declared - self._end <= 1:
-      return ''
-    return f'its data end at {self._end:.1f} of {declared:.1f} s'
-
-
-class _Clock:
-  """Seconds from the first frame, which never run backwards."""
-
-  def __init__(self):
-    self._time = self._duration = None  # Of the last frame.
-
-  def start(self, container, stream):
-    """A recording begins, the first one or another."""
-    self._step = 1 / (stream.average_rate or Fraction(25))
-    # FFmpeg's own program, too, takes ten seconds in these for a gap between
-    # two recordings.
-    self._gaps = container.format.flags & av.format.Flags.ts_discont.value
-    self._shift = None
-
-  def read(self, frame, stamp):
-    """Returns the time of a frame for which its file says `stamp`, or None."""
-    last = self._time
-    time = following = Fraction(0) if last is None else last + (self._duration or self._step)
-    if stamp is not None:
-      if self._shift is None:
-        self._shift = following - stamp
-      time = stamp + self._shift
-      back = -1 if last is None else last - time
-      if back >= 0 and (frame.key_frame or back > 1) or self._gaps and back < -10:
-        # Another recording: it starts with a key frame.
-        time, self._shift = following, following - stamp
-      elif back > 0:  # Wrong times, as of frames in another order.
-        time = last
-    self._time = time
-    self._duration = frame.duration and frame.time_base and frame.duration * frame.time_base
-    return time
 
 
 def target_size(width, height, short_side=0, pixel_aspect=None):
@@ -335,11 +146,6 @@ def target_size(width, height, short_side=0, pixel_aspect=None):
     scale = short_side / min(w, h)
     w, h = w * scale, h * scale
   return max(1, round(w)), max(1, round(h))
-
-
-def _check_pixels(picture):
-  if picture.width * picture.height > _MAX_PIXELS:
-    raise UnreadableVideo('too large', f'{picture.width}x{picture.height}')
 
 
 # How a frame is to be shown: whether rows become columns, whether left and
@@ -425,7 +231,7 @@ def read_still(path, *, short_side=0):
     raise UnreadableVideo('missing file')
   try:
     with Image.open(path, formats=_PHOTOS) as image:
-      _check_pixels(image)
+      containers.check_pixels(image)
       image = ImageOps.exif_transpose(image)
       if image.mode.startswith('I;16'):  # Pillow would cut all to 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

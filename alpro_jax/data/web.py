@@ -5,41 +5,40 @@ networks, of this machine and of its cloud are refused. Each host is looked up
 once for each request, also after a redirect, and the connection goes to an
 address that was checked. A proxy of the environment connects for itself; what
 can be looked up here is checked all the same.
-
-That, and a time limit that holds while headers come, need the socket itself,
-so this is http.client and no larger library.
 """
 
-import base64
+import asyncio
 import contextlib
+import contextvars
 import functools
-import http.client
 import ipaddress
 import socket
 import ssl
 import string
-import threading
-import time
 import urllib.parse
 import urllib.request
 
-from alpro_jax.data import names
+import aiohttp
+import yarl
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
 # Where clouds tell a machine its secrets, beside 169.254.169.254, which is
 # refused as a link-local one.
-_METADATA = {
-  ipaddress.ip_address(address)
-  for address in (
-    'fd00:ec2::254',
-    'fd20:ce::254',
-    '100.100.100.200',
-    '168.63.129.16',
-    '192.0.0.192',
-  )
-}
+_METADATA = ['fd00:ec2::254', 'fd20:ce::254', '100.100.100.200', '168.63.129.16', '192.0.0.192']
+_METADATA = set(map(ipaddress.ip_address, _METADATA))
 _NAT64 = ipaddress.ip_network('64:ff9b::/96')  # Holds an IPv4 address.
+# The first that an error is one of counts: its reason, and whether to try again.
+_ERRORS = [
+  (aiohttp.InvalidURL, 'bad address', 'never'),
+  (aiohttp.ClientPayloadError, 'truncated', 'now'),
+  (aiohttp.ServerTimeoutError, 'time-out', 'now'),
+  (TimeoutError, 'too slow', 'now'),
+  (aiohttp.ClientConnectorCertificateError, 'no connection', 'later'),
+  ((aiohttp.ClientError, socket.gaierror), 'no connection', 'now'),
+]
+# Of the host that is being asked; None if a proxy is.
+_addresses = contextvars.ContextVar('addresses', default=None)
 
 
 class Failed(Exception):
@@ -53,10 +52,16 @@ class Failed(Exception):
 
   def __init__(self, reason, detail='', again='never', wait=0.0):
     super().__init__(reason)
-    self.reason = reason
-    self.detail = str(detail)[:500]
-    self.again = again
-    self.wait = wait
+    self.reason, self.detail = reason, str(detail)[:500]
+    self.again, self.wait = again, wait
+
+
+def failure(error):
+  """Returns the Failed of an error of the network, None of any other."""
+  for kind, reason, again in _ERRORS:
+    if isinstance(error, kind):
+      return Failed(reason, f'{type(error).__name__}: {error}', again)
+  return None
 
 
 def may_ask(address, allow_local):
@@ -64,162 +69,101 @@ def may_ask(address, allow_local):
   ip = ipaddress.ip_address(address.partition('%')[0])
   if ip in _NAT64:
     ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-  if ip.is_link_local or ip.is_multicast or ip.is_unspecified or (ip in _METADATA):
+  if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA:
     return False
   if ip.version == 6 and (ip.ipv4_mapped or ip.sixtofour or ip.teredo):
     return False  # Each leads to another address, of version 4.
-  return (
-    allow_local
-    or ip.is_global
-    and not (  # Not all of these are local.
-      ip.version == 6 and (ip.is_reserved or ip.is_site_local)
-    )
-  )
+  # Not all reserved ones are local.
+  reserved = ip.version == 6 and (ip.is_reserved or ip.is_site_local)
+  return allow_local or ip.is_global and not reserved
 
 
-class Client:
-  """Opens http and https addresses.
+@contextlib.asynccontextmanager
+async def client(timeout_s, allow_local):
+  """Opens http and https addresses, and no body of an answer.
 
   Args:
     timeout_s: seconds without a byte.
     allow_local: also ask hosts with private and loopback addresses; never
       link-local or multicast ones, or a cloud's metadata.
+  Yields:
+    get(url), the context of an aiohttp.ClientResponse. It follows redirects,
+    and raises Failed or what `failure` knows.
   """
+  connector = aiohttp.TCPConnector(
+    ssl=ssl.create_default_context(),
+    resolver=_Resolver(),
+    use_dns_cache=False,
+    limit=0,
+    force_close=True,
+  )
+  async with aiohttp.ClientSession(
+    connector=connector,
+    headers={'User-Agent': 'alpro_jax', 'Accept-Encoding': 'identity'},
+    timeout=aiohttp.ClientTimeout(sock_connect=timeout_s, sock_read=timeout_s),
+    cookie_jar=aiohttp.DummyCookieJar(),
+    auto_decompress=False,
+    max_line_size=1 << 16,
+    max_field_size=1 << 16,
+  ) as session:
+    yield functools.partial(_get, session, allow_local)
 
-  def __init__(self, timeout_s, *, allow_local=False):
-    self._timeout_s = timeout_s
-    self._allow_local = allow_local
-    self._tls = ssl.create_default_context()
-    self._tls.set_alpn_protocols(['http/1.1'])
 
-  @contextlib.contextmanager
-  def get(self, url, end):
-    """Asks for a file and follows redirects.
-
-    Args:
-      url: http or https.
-      end: of time.monotonic(), when the connection is cut.
-    Yields:
-      http.client.HTTPResponse, to be read under `waiting`.
-    Raises:
-      Failed
-    """
-    for _ in range(_MOST_REDIRECTS + 1):
-      with self._ask(url, end) as answer:
-        target = answer.headers.get('Location')
-        if answer.status not in _REDIRECTS or target is None:
-          yield answer
-          return
-      with self.waiting(end):
-        # http.client reads headers as Latin-1; these give their bytes back.
-        url = urllib.parse.urljoin(
-          url, urllib.parse.quote(target, safe=string.punctuation, encoding='latin-1')
-        )
-      if not names.is_address(url):
-        raise Failed('redirect refused', url)
-    raise Failed('redirect refused', f'more than {_MOST_REDIRECTS}')
-
-  @contextlib.contextmanager
-  def waiting(self, end):
-    """Gives what fails while the other side is waited for as Failed."""
+@contextlib.asynccontextmanager
+async def _get(session, allow_local, url):
+  for _ in range(_MOST_REDIRECTS + 1):
     try:
-      yield
-    except http.client.InvalidURL as e:
-      raise Failed('bad address', e) from e
-    except (OSError, http.client.HTTPException) as e:
-      if time.monotonic() >= end:
-        raise Failed('too slow', again='now') from e
-      if isinstance(e, TimeoutError):
-        raise Failed('time-out', f'{self._timeout_s:g} s', 'now') from e
-      if isinstance(e, http.client.IncompleteRead):
-        raise Failed('truncated', e, 'now') from e
-      again = 'later' if isinstance(e, ssl.SSLCertVerificationError) else 'now'
-      raise Failed('no connection', f'{type(e).__name__}: {e}', again) from e
+      url = yarl.URL(url)
+      proxy = await _check(url, allow_local)
     except ValueError as e:
       raise Failed('bad address', e) from e
-
-  @contextlib.contextmanager
-  def _ask(self, url, end):
-    """Yields the answer to one request."""
-    with contextlib.ExitStack() as stack:
-      with self.waiting(end):
-        connection, target, headers = self._connect(url, end)
-        stack.callback(connection.close)
-        timer = threading.Timer(max(0.0, end - time.monotonic()), _cut, [connection.sock])
-        timer.daemon = True
-        timer.start()
-        stack.callback(timer.cancel)
-        connection.request('GET', target, headers={'User-Agent': 'alpro_jax', **headers})
-        answer = stack.enter_context(connection.getresponse())
-      yield answer
-
-  def _connect(self, url, end):
-    """Returns an open connection, what to ask it for, and further headers."""
-    parts = urllib.parse.urlsplit(url)
-    if not parts.hostname:
-      raise Failed('bad address', url)
-    secure = parts.scheme == 'https'
-    port = parts.port or (443 if secure else 80)
-    there = parts.hostname, port
-    target = (parts.path or '/') + (f'?{parts.query}' if parts.query else '')
-    target = urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
-    kind = http.client.HTTPConnection
-    if secure:
-      kind = functools.partial(http.client.HTTPSConnection, context=self._tls)
-    proxy = None
-    if not urllib.request.proxy_bypass(parts.hostname):
-      proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy:
-      connection = kind(*there)
-      connection.sock = self._socket(*there, end)
-      if secure:
-        connection.sock.settimeout(self._patience(end))
-        connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=parts.hostname)
-      return connection, target, {}
-    with contextlib.suppress(socket.gaierror):  # The proxy may know it.
-      self._addresses(*there)
-    via = urllib.parse.urlsplit(proxy if '://' in proxy else f'http://{proxy}')
-    if via.scheme != 'http':
-      raise Failed('no connection', 'its proxy is not http://', 'later')
-    headers = {}
-    if via.username:
-      word = urllib.parse.unquote(f'{via.username}:{via.password or ""}')
-      headers['Proxy-Authorization'] = f'Basic {base64.b64encode(word.encode()).decode()}'
-    connection = kind(via.hostname, via.port or 80, timeout=self._patience(end))
-    if secure:
-      connection.set_tunnel(*there, headers=headers)
-      headers = {}
-    else:
-      target = f'http://{parts.netloc.rpartition("@")[2]}{target}'
-    connection.connect()
-    return connection, target, headers
-
-  def _socket(self, host, port, end):
-    for address in self._addresses(host, port):
-      try:
-        return socket.create_connection((address, port), self._patience(end))
-      except OSError as e:
-        error = e
-    raise error
-
-  def _addresses(self, host, port):
-    """Returns the IP addresses of a host that may be asked."""
-    found = [address[0] for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    allowed = [x for x in found if may_ask(x, self._allow_local)]
-    if not allowed:
-      raise Failed('local address refused', f'{host} is {found[0]}', 'later')
-    return allowed
-
-  def _patience(self, end):
-    """Returns the seconds to wait for the next answer."""
-    left = end - time.monotonic()
-    if left <= 0:
-      raise TimeoutError
-    return min(left, self._timeout_s)
+    async with session.get(url, proxy=proxy, allow_redirects=False) as answer:
+      target = answer.headers.get('Location')
+      if answer.status not in _REDIRECTS or target is None:
+        yield answer
+        return
+    # Bytes that are not ASCII stay what they are.
+    target = target.encode('utf-8', 'surrogateescape')
+    url = urllib.parse.urljoin(str(url), urllib.parse.quote(target, safe=string.punctuation))
+    if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
+      raise Failed('redirect refused', url)
+  raise Failed('redirect refused', f'more than {_MOST_REDIRECTS}')
 
 
-def _cut(sock):
-  """Ends a connection under whoever is reading from it."""
-  with contextlib.suppress(OSError):
-    # An SSLSocket's own shutdown is not for two threads at once.
-    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+async def _check(url, allow_local):
+  """Refuses a host without an address that may be asked; returns its proxy, or None."""
+  if not url.raw_host:
+    raise Failed('bad address', url)
+  proxy = None
+  if not urllib.request.proxy_bypass(url.raw_host):
+    proxy = urllib.request.getproxies().get(url.scheme)
+  loop, found = asyncio.get_running_loop(), []
+  try:
+    found = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+  except socket.gaierror:
+    if not proxy:  # Which may know it.
+      raise
+  allowed = [entry for entry in found if may_ask(entry[4][0], allow_local)]
+  if found and not allowed:
+    raise Failed('local address refused', f'{url.host} is {found[0][4][0]}', 'later')
+  _addresses.set(None if proxy else allowed)
+  return proxy and (proxy if '://' in proxy else f'http://{proxy}')
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+  """Knows the addresses that were checked, and looks up none but proxies."""
+
+  async def resolve(self, host, port=0, family=socket.AF_UNSPEC):
+    if _addresses.get() is None:
+      return await super().resolve(host, port, family)
+    return [
+      {
+        'hostname': host,
+        'host': address[0],
+        'port': port,
+        'family': family,
+        'proto': proto,
+        'flags': socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+      }
+      for family, _, proto, _, address in _addresses.get()
+    ]

@@ -27,7 +27,7 @@ import psutil
 _START_SECONDS = 120
 _USUAL_SECONDS = 120  # For an item; for more it has to ask, see `allow`.
 _LOOK_SECONDS = 0.25
-# So often the worker of an item may die while it starts, crash, and be killed.
+# How often the worker of an item may die while it starts, crash, and be killed.
 _STARTS, _CRASHES, _KILLS = 3, 2, 4
 _WAITING = (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -77,8 +77,7 @@ def environment():
 @contextlib.contextmanager
 def environment_of_children():
   """Gives it to every process that is started within, by any library."""
-  before = dict(os.environ)
-  ours = environment()
+  before, ours = dict(os.environ), environment()
   os.environ.update(ours)
   try:
     yield
@@ -126,70 +125,62 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None, max_bytes=
   Yields:
     The result or a Lost for each item, in the order of the items.
   """
-  run = _Run((target, settings), items, min(workers, len(items)), timeout_s, max_bytes)
+  workers = min(workers, len(items))
+  run = _Run((target, settings), items, workers, timeout_s, max_bytes)
+  threads = [threading.Thread(target=run.serve, daemon=True) for _ in range(workers)]
+  for thread in threads:
+    thread.start()
   try:
     for index in range(len(items)):
       yield run.take(index)
   finally:
-    run.close()
+    with run.changed:
+      run.closed = True
+      run.changed.notify_all()
+    for thread in threads:
+      thread.join()
 
 
 class _Run:
-  """Threads that each have a worker at work on one item, and the results."""
+  """What the threads share: items to come, and results that wait for their turn."""
 
   def __init__(self, job, items, workers, timeout_s, max_bytes):
-    self._job, self._items, self._timeout_s = job, items, timeout_s
-    self._changed = threading.Condition()
-    self._next = 0  # Item to be begun.
-    self._turn = 0  # Item whose result is wanted.
-    self._results, self._bytes, self._max_bytes = {}, 0, max_bytes
-    self._workers, self._free = workers, threading.Semaphore(workers)
-    self._one_by_one = threading.Lock()
-    self.closed = False
-    self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
-    for thread in self._threads:
-      thread.start()
+    self.job, self.timeout_s, self.closed = job, timeout_s, False
+    self.changed = threading.Condition()
+    self._items, self._workers, self._max_bytes = enumerate(items), workers, max_bytes
+    self._results, self._bytes = {}, 0
+    self._free, self._one_by_one = threading.Semaphore(workers), threading.Lock()
 
   def take(self, index):
     """Returns a result when it is there, or raises what ended the run."""
-    with self._changed:
-      self._changed.wait_for(lambda: index in self._results)
+    with self.changed:
+      self.changed.wait_for(lambda: index in self._results)
       result = self._results.pop(index)
       self._bytes -= getattr(result, 'size', 0)
-      self._turn = index + 1
-      self._changed.notify_all()
+      self.changed.notify_all()
     if isinstance(result, BaseException):
       raise result
     return result
 
-  def close(self):
-    with self._changed:
-      self.closed = True
-      self._changed.notify_all()
-    for thread in self._threads:
-      thread.join()
-
-  def _serve(self):
+  def serve(self):
     """Body of a thread."""
-    with contextlib.closing(_Worker(self, self._job, self._timeout_s)) as worker:
-      while True:
-        with self._changed:
-          # Without room for its result, only an item whose turn it is.
-          self._changed.wait_for(
-            lambda: self.closed or self._bytes < self._max_bytes or self._next == self._turn
-          )
-          if self.closed or self._next == len(self._items):
-            return
-          index = self._next
-          self._next += 1
-        try:
-          result = self._try(worker, self._items[index])
-        except BaseException as e:
-          result = e
-        with self._changed:
-          self._results[index] = result
-          self._bytes += getattr(result, 'size', 0)
-          self._changed.notify_all()
+    worker = _Worker(self)
+    for index, item in iter(self._next, None):
+      try:
+        result = self._try(worker, item)
+      except BaseException as e:
+        result = e
+      with self.changed:
+        self._results[index] = result
+        self._bytes += getattr(result, 'size', 0)
+        self.changed.notify_all()
+    worker.close()
+
+  def _next(self):
+    """Returns (index, item) when there is room for a result; None at the end."""
+    with self.changed:
+      self.changed.wait_for(lambda: self.closed or self._bytes < self._max_bytes)
+      return None if self.closed else next(self._items, None)
 
   def _try(self, worker, item):
     """Returns the result of an item, or Lost."""
@@ -204,6 +195,8 @@ class _Run:
         return Lost('time-out', f'more than {e} s; --timeout_s allows more')
       except (EOFError, OSError, psutil.Error):
         code = worker.close()
+        if code is None:  # There are no more processes or files to be had.
+          raise
       how = f'signal {-code}' if code < 0 else f'exit code {code}'
       death = 'crashed' if -code not in _FROM_OUTSIDE else 'killed'
       deaths[death if worker.ready else 'starting'] += 1
@@ -218,7 +211,7 @@ class _Run:
 
   @contextlib.contextmanager
   def _at_work(self, count):
-    """Takes the right of so many workers to work."""
+    """Holds the right of so many workers to work."""
     with self._one_by_one:  # Else two who want all would wait for each other.
       for _ in range(count):
         self._free.acquire()
@@ -231,15 +224,13 @@ class _Run:
 class _Worker:
   """A process; when it has died, the next item gets another."""
 
-  def __init__(self, run, job, timeout_s):
-    self._run, self._job = run, job
-    self._usual = _USUAL_SECONDS if timeout_s is None else timeout_s
-    self._may_ask = timeout_s is None
-    self._process = None
+  def __init__(self, run):
+    self._run, self._process = run, None
 
   def ask(self, item):
     """Returns the result of an item; TimeoutError says its limit in seconds."""
-    limit = self._usual
+    own = self._run.timeout_s
+    usual = limit = _USUAL_SECONDS if own is None else own
     if not self._process:
       self._start()
       limit = _START_SECONDS
@@ -253,9 +244,9 @@ class _Worker:
         if kind == 'failed':
           raise RuntimeError(f'A worker cannot start: {value}')
         if kind == 'ready':
-          self.ready, limit, worked = True, self._usual, 0.0
-        elif self._may_ask:
-          limit = self._usual + value
+          self.ready, limit, worked = True, usual, 0.0
+        elif own is None:
+          limit = usual + value
         continue
       if self._run.closed:
         raise EOFError
@@ -265,9 +256,9 @@ class _Worker:
       now, before, cpu = time.monotonic(), cpu, self._cpu_seconds()
       waited = min(now - looked, 2 * _LOOK_SECONDS) if self._usage.status() in _WAITING else 0.0
       worked, looked = worked + max(waited, cpu - before), now
-      if worked > limit and not self.ready:
-        raise RuntimeError(f'A worker did not start within {_START_SECONDS} s.')
       if worked > limit:
+        if not self.ready:
+          raise RuntimeError(f'A worker did not start within {limit} s.')
         raise TimeoutError(f'{round(limit, 1):g}')
 
   def _cpu_seconds(self):
@@ -285,7 +276,7 @@ class _Worker:
         start_new_session=True,  # Ctrl-C is for the parent alone.
       )
     self._usage = psutil.Process(self._process.pid)
-    self._pipe.send(self._job)
+    self._pipe.send(self._run.job)
 
   def close(self):
     """Ends the process, if there is one; returns its exit code."""
@@ -305,7 +296,12 @@ def work(fd, parent):
   if os.getppid() != parent:
     return
   _pipe = connection.Connection(fd)
-  target, settings = _pipe.recv()
+  with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    _serve(*_pipe.recv())  # Until the parent leaves.
+
+
+def _serve(target, settings):
+  """Gives the results of a function to the parent, for ever."""
   try:
     module, name = target.split(':')
     function = getattr(importlib.import_module(module), name)
@@ -313,8 +309,4 @@ def work(fd, parent):
     return _pipe.send(('failed', f'{type(e).__name__}: {e}'))
   _pipe.send(('ready', None))
   while True:
-    try:
-      item = _pipe.recv()
-    except EOFError:
-      return
-    _pipe.send(('result', function(item, **settings)))
+    _pipe.send(('result', function(_pipe.recv(), **settings)))

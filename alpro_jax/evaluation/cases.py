@@ -10,7 +10,7 @@ from alpro_jax.data import pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import pictures
 from alpro_jax.evaluation.page import Search, ShownClip
-from alpro_jax.evaluation.question_answering import AnswerResult
+from alpro_jax.evaluation.question_answering import AnswerResult, AskedQuestion
 from alpro_jax.evaluation.retrieval import Retrieval
 from alpro_jax.evaluation.split import EvaluationResult
 
@@ -29,16 +29,14 @@ class AnswerCase(NamedTuple):
   """A question about a clip, and the answers given to it.
 
   Attributes:
-    question, answer, kind: as they were asked.
+    asked: the question.
     known: whether the true answer is in the list.
     frames: uint8[T, H, W, 3].
     video: its name.
     top: (answer, probability), most probable first.
   """
 
-  question: str
-  answer: str
-  kind: str
+  asked: AskedQuestion
   known: bool
   frames: np.ndarray
   video: str
@@ -47,12 +45,7 @@ class AnswerCase(NamedTuple):
   @property
   def true(self) -> list[str]:
     """Those of the top that are the true answer, however it is spelled."""
-    return [text for text, _ in self.top if canonical(text) == canonical(self.answer)]
-
-  @property
-  def right(self) -> bool:
-    """Whether the most probable answer is the true one."""
-    return self.top[0][0] in self.true
+    return [text for text, _ in self.top if canonical(text) == canonical(self.asked.answer)]
 
 
 def choose_searches(
@@ -69,14 +62,14 @@ def choose_searches(
     families: of every video, so that the best are of different ones; () if
       unknown.
   """
-  pairs = np.unique(retrieval.pairs, axis=0)
-  own = {}  # Text -> (rank, video) of its videos.
+  own = {}  # Text -> its videos, (rank, video).
+  pairs = np.unique(retrieval.pairs, axis=0).tolist()
   for (text, video), rank in zip(pairs, retrieval.ranks, strict=True):
-    own.setdefault(int(text), []).append((int(rank), int(video)))
-  found = {text: RankedText(text, min(of)[1], min(of)[0]) for text, of in own.items()}
-  ahead = {text: _ahead(retrieval, text, {v for _, v in own[text]}) for text in own}
-  first = sorted((f for f in found.values() if f.rank == 1), key=lambda f: -ahead[f.text])
-  missed = sorted((f for f in found.values() if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
+    own.setdefault(text, []).append((int(rank), video))
+  found = [RankedText(text, min(of)[1], min(of)[0]) for text, of in own.items()]
+  ahead = {text: _ahead(retrieval, text, {video for _, video in own[text]}) for text in own}
+  first = sorted((f for f in found if f.rank == 1), key=lambda f: -ahead[f.text])
+  missed = sorted((f for f in found if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
   if len(families):
     first = take_turns(first, [families[f.video] for f in first])
   return first[:count], missed[:count]
@@ -84,26 +77,26 @@ def choose_searches(
 
 def _ahead(retrieval, text, own):
   """Score of the best own video less that of the best other one."""
-  top, scores = retrieval.top[text], retrieval.top_scores[text]
-  mine = [s for v, s in zip(top, scores, strict=True) if v in own]
-  others = [s for v, s in zip(top, scores, strict=True) if v not in own]
+  top = list(zip(retrieval.top[text], retrieval.top_scores[text], strict=True))
   # What is not among the top is at most as good as the last of them.
-  return (mine or [scores[-1]])[0] - (others or [scores[-1]])[0]
+  mine, other = (
+    next((score for video, score in top if (video in own) == wanted), top[-1][1])
+    for wanted in (True, False)
+  )
+  return mine - other
 
 
-def choose_answers(answered: AnswerResult, count: int) -> tuple[list[int], list[int]]:
+def choose_answers(result: AnswerResult, count: int) -> tuple[list[int], list[int]]:
   """Questions answered right and wrong, the surest ones, kinds in turn."""
   # Largest probability of each question.
-  logits = answered.logits
+  logits, questions = result.logits, result.questions
   share = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
   chosen = []
-  for among in (answered.right, ~answered.right):
+  for among in (result.right, ~result.right):
     order = sorted(np.flatnonzero(among).tolist(), key=lambda i: -share[i])
     # One question shows one text: the same words again say nothing new.
-    texts = [answered.questions[i].text for i in order]
-    order = take_turns(order, texts)
-    kinds = [answered.questions[i].kind for i in order]
-    chosen.append(take_turns(order, kinds)[:count])
+    order = take_turns(order, [questions[i].text for i in order])
+    chosen.append(take_turns(order, [questions[i].kind for i in order])[:count])
   return chosen[0], chosen[1]
 
 
@@ -114,10 +107,9 @@ def take_turns(items: Sequence, groups: Sequence[Hashable]) -> list:
   """
   seen, turns = {}, []
   for group in groups:
-    turns.append(seen.get(group, 0))
-    seen[group] = turns[-1] + 1
-  order = sorted(range(len(items)), key=lambda i: turns[i])
-  return [items[i] for i in order]
+    seen[group] = seen.get(group, -1) + 1
+    turns.append(seen[group])
+  return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
 
 
 def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
@@ -136,28 +128,27 @@ def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
 
 def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
   """The best searches and the worst, `count` of each at most."""
-  trained, prepared, _, found = evaluated
-  records, own = prepared.metadata(), {}  # Text -> its videos.
+  found, own = evaluated.found, {}  # Text -> its videos.
   for text, video in found.pairs.tolist():
     own.setdefault(text, set()).add(video)
 
   def ranked(case):
     """(rank, video, score) of the first ones; its own may be far behind."""
-    top = found.top[case.text, :_TOP].tolist()
-    scores = found.top_scores[case.text, :_TOP].tolist()
-    rows = [(rank, *row) for rank, row in enumerate(zip(top, scores, strict=True), 1)]
+    top, scores = (x[case.text, :_TOP].tolist() for x in (found.top, found.top_scores))
+    rows = list(zip(range(1, _TOP + 1), top, scores, strict=False))
     return rows if case.video in top else [*rows, (case.rank, case.video, None)]
 
   plans = [[(case, ranked(case)) for case in group] for group in choose_searches(found, count)]
   frames = _thumbnails(
-    trained, prepared, [video for plan in plans for _, rows in plan for _, video, _ in rows]
+    evaluated, [video for plan in plans for _, rows in plan for _, video, _ in rows]
   )
+  records, scoring = evaluated.prepared.metadata(), found.scoring
 
   def clip(text, rank, video, score):
     label = str(rank)
     # Behind the candidates the order is that of similarity.
-    read = rank <= (found.scoring.rerank_k or rank)
-    if score is not None and found.scoring.rule == 'matching' and read:
+    read = rank <= (scoring.rerank_k or rank)
+    if score is not None and scoring.rule == 'matching' and read:
       label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
     elif score is not None:
       label += f' · {score:.3f}'
@@ -174,18 +165,14 @@ def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
 
 def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCase]]:
   """The surest right answers and the surest wrong ones, `count` of each."""
-  trained, prepared, _, found = evaluated
+  found, records = evaluated.found, evaluated.prepared.metadata()
+  known = set(map(canonical, found.answers))
   chosen = choose_answers(found, count)
-  frames = _thumbnails(
-    trained, prepared, [found.questions[i].record for group in chosen for i in group]
-  )
-  records, known = prepared.metadata(), set(map(canonical, found.answers))
+  frames = _thumbnails(evaluated, [found.questions[i].record for i in sum(chosen, [])])
   return [
     [
       AnswerCase(
-        asked.text,
-        asked.answer,
-        asked.kind,
+        asked,
         canonical(asked.answer) in known,
         frames[asked.record],
         records[asked.record].video,
@@ -198,8 +185,9 @@ def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCas
   ]
 
 
-def _thumbnails(trained, prepared, records):
-  clips = read_clips(trained.config.data, prepared, records)
+def _thumbnails(evaluated, records):
+  """{record: uint8[t, h, w, 3]}."""
+  clips = read_clips(evaluated.trained.config.data, evaluated.prepared, records)
   return {
     record: pictures.thumbnails(clip, side=84) for record, clip in zip(records, clips, strict=True)
   }

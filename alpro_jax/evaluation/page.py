@@ -24,24 +24,6 @@ class Table(NamedTuple):
   rows: Sequence[Sequence]
 
 
-class Row(NamedTuple):
-  """A metric as a bar from 0 to 100 % and the cells beside it.
-
-  Attributes:
-    label: before the bar.
-    percent: length of the bar.
-    cells: text behind it.
-    interval: drawn as a line across the end of the bar.
-    chance: drawn as a tick.
-  """
-
-  label: str
-  percent: float
-  cells: Sequence[str]
-  interval: tuple[float, float] | None = None
-  chance: float | None = None
-
-
 class ShownClip(NamedTuple):
   """A clip: uint8[T, H, W, 3], lines about it, whether it is the right one."""
 
@@ -84,7 +66,12 @@ def environment(*folders: pathlib.Path) -> jinja2.Environment:
     finalize=_keep_together,
   )
   made.filters.update(
-    cell=_cell, figure=format_figure, film_strip=pictures.encode_strip, fmt=format, within=_within
+    cell=_cell,
+    figure=format_figure,
+    film_strip=pictures.encode_strip,
+    fmt=format,
+    short=_short,
+    within=_within,
   )
   return made
 
@@ -105,6 +92,12 @@ def _cell(value):
   if value is None or isinstance(value, str):
     return value or ''
   return f'{value:,}' if isinstance(value, int) else f'{value:.1f}'
+
+
+def _short(value):
+  if isinstance(value, int) and not isinstance(value, bool):
+    return f'{value:,}' if value >= 10000 else str(value)
+  return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def _within(percent):

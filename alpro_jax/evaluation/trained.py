@@ -184,5 +184,5 @@ def load_teacher(trained: TrainedModel):
   task = get_task(trained.config, text, trained.mesh)
   path = trained.config.prompter.checkpoint
   logging.info('prompter: %s', path)
-  identity.check_teacher(trained.meta, path, task.entities)
-  return load_frozen(task, path, trained.tokenizer.encode), task.entities
+  prompter = identity.check_teacher(trained.meta, path, task.entities)
+  return load_frozen(task, prompter, trained.tokenizer.encode), task.entities

@@ -194,11 +194,6 @@ def find(path) -> Checkpoint:
   raise DamagedCheckpointError(damage)
 
 
-def load_params(path, abstract: Any) -> Any:
-  """Returns the parameters of a checkpoint; `path` as in `find`."""
-  return find(path).load_params(abstract)
-
-
 def load_meta(path) -> dict[str, Any]:
   """Returns what was stored with a checkpoint; `path` as in `find`."""
   return find(path).meta

@@ -5,29 +5,28 @@ from typing import Any
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Encode, Task
 from alpro_jax.tasks.shared import abstract_params
-from alpro_jax.train import checkpoints
+from alpro_jax.train.checkpoints import Checkpoint
 
 
-def load_frozen(task: Task, prompter: str, encode: Encode) -> Any:
+def load_frozen(task: Task, prompter: Checkpoint | None, encode: Encode) -> Any:
   """Returns what the task makes of a trained prompter; None if it needs none.
 
   Args:
     task: of the run.
-    prompter: folder of its checkpoint; '' if none is named.
+    prompter: its checkpoint, None if none is named.
     encode: of the tokenizer that the prompter was trained with.
   Raises:
-    FileNotFoundError: if a prompter is needed and none is named or there.
+    FileNotFoundError: if a prompter is needed and none is named.
   """
   if not task.needs_prompter:
     return None
-  if not prompter:
+  if prompter is None:
     raise FileNotFoundError(
       'pre-training with PEM needs a trained prompter. Make one with '
       '`python launch/main.py --config=configs/pretrain_prompter.py '
       '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
       'train without PEM: --config.loss.pem=0.'
     )
-  checkpoint = checkpoints.find(prompter)
-  model = Alpro(AlproConfig.from_dict(checkpoint.meta['model']), task.mesh)
-  params = checkpoint.load_params(abstract_params(model, task.mesh))
+  model = Alpro(AlproConfig.from_dict(prompter.meta['model']), task.mesh)
+  params = prompter.load_params(abstract_params(model, task.mesh))
   return task.make_frozen(model, params, encode)

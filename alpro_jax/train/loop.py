@@ -21,11 +21,11 @@ from alpro_jax import sharding
 from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
-from alpro_jax.train import checkpoints, identity, optimizer, resume, run_folder
+from alpro_jax.train import checkpoints, identity, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.progress import Progress
-from alpro_jax.train.state import TrainState, abstract_state, create_state
-from alpro_jax.train.step import check_negatives, make_train_step
+from alpro_jax.train.state import TrainState, create_state
+from alpro_jax.train.step import Update, check_negatives, make_update
 from alpro_jax.train.supervision import Supervisor
 
 
@@ -50,6 +50,22 @@ class Outcome(NamedTuple):
   finished: bool
 
 
+class Plan(NamedTuple):
+  """What a run is made of, opened and checked.
+
+  Attributes:
+    setting: of its evaluations.
+    sources: the sets that batches come from.
+    update: see train/step.py.
+    meta: what the run depends on; see identity.describe.
+  """
+
+  setting: Setting
+  sources: list
+  update: Update
+  meta: dict[str, Any]
+
+
 def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
   """Trains what a config says in a workdir, from where it was left.
 
@@ -62,75 +78,28 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  with (
-    run_folder.claim(folder) as folder,
-    Supervisor(
-      stop_seconds=config.train.stop_seconds, standstill_seconds=config.train.standstill_seconds
-    ) as supervisor,
-  ):
-    return _train(config, folder, evaluations, supervisor)
-
-
-def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
-  """Checks, before a step is taken, that a run can be evaluated as it asks.
-
-  Args:
-    setting: what the evaluations will be given.
-    evaluations: of the run.
-  Returns:
-    the names of the figures, of those evaluations that can say them.
-  Raises:
-    ValueError: if config.train.best_metric is none of the names, or a held-out
-      set has nothing to ask.
-    FileNotFoundError: if a held-out set is not there.
-  """
-  best = setting.config.train.best_metric.removeprefix('-')
-  names, known = [], True
-  for evaluation in evaluations:
-    if hasattr(evaluation, 'names'):
-      names += evaluation.names(setting)
-    else:
-      known = False
-  if best and not evaluations:
-    logging.warning(
-      'config.train.best_metric=%s is never measured, since there is nothing '
-      'to evaluate on (config.eval.sources): only the newest checkpoints are '
-      'kept.',
-      best,
+  options = config.train
+  supervisor = Supervisor(
+    stop_seconds=options.stop_seconds, standstill_seconds=options.standstill_seconds
+  )
+  with run_folder.claim(folder) as folder, supervisor:
+    planned = plan(config, evaluations)
+    resume.check_same_everywhere(planned.meta)
+    store = checkpoints.Checkpoints(
+      folder, keep_newest=options.keep_newest, best_metric=options.best_metric
     )
-  elif best and known and best not in names:
-    near = difflib.get_close_matches(best, names, n=6, cutoff=0)
-    raise ValueError(
-      f'config.train.best_metric names {best!r}, which the evaluation of '
-      f'config.eval.sources does not give. The closest of its {len(names)} '
-      f"names are {near}. Choose one, with a '-' in front if small is good, "
-      "or '' to keep the newest checkpoints alone."
-    )
-  return names
-
-
-class Plan(NamedTuple):
-  """What a run is made of, opened and checked.
-
-  Attributes:
-    mesh: of devices.
-    tokenizer: see data/tokens.py.
-    sources: the sets that batches come from.
-    task: see tasks/base.py.
-    optimizer: its transformation.
-    schedule: the learning rate by the number of steps.
-    abstract: shapes, types and places of the state.
-    meta: what the run depends on; see identity.describe.
-  """
-
-  mesh: jax.sharding.Mesh
-  tokenizer: Any
-  sources: list
-  task: Task
-  optimizer: Any
-  schedule: Callable
-  abstract: TrainState
-  meta: dict[str, Any]
+    newest = store.newest()
+    stored = None if newest is None else store.meta(newest)
+    meta, fresh = resume.check_beginning(planned.meta, stored)
+    planned = planned._replace(meta=meta)
+    if stored and newest >= options.steps and not stored.get('evaluation_due'):
+      return _already_finished(folder, store, stored)
+    run_folder.write_json(folder / 'config.json', meta['config'])
+    prompter = meta['prompter'] and identity.opened(meta['prompter'])
+    frozen = load_frozen(planned.setting.task, prompter, planned.setting.tokenizer.encode)
+    state = _first_state(planned, store, fresh)
+    due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
+    return _Run(folder, planned, store, supervisor, evaluations, state, due).train(frozen)
 
 
 def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
@@ -149,11 +118,10 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   from alpro_jax.data import tokens
   from alpro_jax.data.mixture import measure_texts, open_sources
 
-  _check_positive(config)
+  for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
+    if config.train[name] < 1:
+      raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')
   mesh = sharding.mesh_from_config(config.mesh)
-  sharding.check_batch_size(
-    config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
-  )
   logging.info(
     '%d devices (%s) in %d processes, mesh %s, global batch %d',
     mesh.size,
@@ -163,193 +131,223 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
     config.data.batch_size,
   )
   tokenizer = tokens.load_tokenizer(config.data.tokenizer)
+  task = get_task(config, TextInfo(tokenizer.special, tokenizer.vocab_size), mesh)
+  update = make_update(config, task, mesh)
   sources = open_sources(config.data)
   measure_texts(sources, tokenizer, config.data.max_text_tokens)
-
-  text = TextInfo(tokenizer.special, tokenizer.vocab_size)
-  task = get_task(config, text, mesh)
-  if 'loss/vtc' in task.weights or 'loss/vtm' in task.weights:
-    counts = [source.num_records for source in sources]
-    if said := check_negatives(config, task, counts):
-      logging.warning('%s', said)
-  tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
-  check_evaluations(Setting(config, task, tokenizer, mesh), evaluations)
-  meta = identity.describe(config, task, tokenizer, sources)
-  return Plan(
-    mesh, tokenizer, sources, task, tx, schedule, abstract_state(task.init, tx, mesh), meta
-  )
-
-
-def _train(config, folder, evaluations, supervisor):
-  from alpro_jax.data import feed, pipeline
-  from alpro_jax.data.mixture import report_sources
-
-  steps = config.train.steps
-  mesh, tokenizer, sources, task, tx, schedule, abstract, meta = plan(config, evaluations)
-  logging.info(
-    '\n%s', parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
-  )
-  resume.check_same_everywhere(meta)
-
-  # What this workdir holds already.
-  store = checkpoints.Checkpoints(
-    folder, keep_newest=config.train.keep_newest, best_metric=config.train.best_metric
-  )
-  newest = store.newest()
-  stored = None if newest is None else store.meta(newest)
-  meta, fresh = resume.check_beginning(meta, stored)
-  if stored and newest >= steps and not stored.get('evaluation_due'):
-    return _already_finished(folder, store, newest, steps)
+  records = [source.num_records for source in sources]
+  if said := check_negatives(config, task, records):
+    logging.warning('%s', said)
   setting = Setting(config, task, tokenizer, mesh)
-  run_folder.write_json(folder / 'config.json', meta['config'])
+  check_evaluations(setting, evaluations)
+  return Plan(setting, sources, update, identity.describe(config, task, tokenizer, sources))
 
-  # The state, the step, and what flows into it.
-  prompter = (meta['prompter'] or {}).get('path', '')
-  frozen = load_frozen(task, prompter, tokenizer.encode)
-  state = _first_state(config, task, tx, mesh, abstract, store, meta['start'], fresh)
-  step = int(state.step)
-  train_step = make_train_step(
-    task,
-    tx,
-    schedule,
-    mesh,
-    jax.tree.map(lambda leaf: leaf.sharding, abstract),
-    seed=config.seed,
-    accumulation=config.optimizer.accumulation,
-    negatives=config.optimizer.accumulation_negatives,
-    non_finite=config.train.non_finite,
-    freeze=config.optimizer.freeze,
-  )
-  batches = feed.Feed(
-    pipeline.train_batches(
+
+def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
+  """Checks, before a step is taken, that a run can be evaluated as it asks.
+
+  Args:
+    setting: what the evaluations will be given.
+    evaluations: of the run.
+  Returns:
+    the names of the figures, of those evaluations that can say them.
+  Raises:
+    ValueError: if config.train.best_metric is none of the names, or a held-out
+      set has nothing to ask.
+    FileNotFoundError: if a held-out set is not there.
+  """
+  best = setting.config.train.best_metric.removeprefix('-')
+  known = [evaluation for evaluation in evaluations if hasattr(evaluation, 'names')]
+  names = [name for evaluation in known for name in evaluation.names(setting)]
+  if best and not evaluations:
+    logging.warning(
+      'config.train.best_metric=%s is never measured, since there is nothing '
+      'to evaluate on (config.eval.sources): only the newest checkpoints are '
+      'kept.',
+      best,
+    )
+  elif best and len(known) == len(evaluations) and best not in names:
+    near = difflib.get_close_matches(best, names, n=6, cutoff=0)
+    raise ValueError(
+      f'config.train.best_metric names {best!r}, which the evaluation of '
+      f'config.eval.sources does not give. The closest of its {len(names)} '
+      f"names are {near}. Choose one, with a '-' in front if small is good, "
+      "or '' to keep the newest checkpoints alone."
+    )
+  return names
+
+
+class _Run:
+  """A run from its first step of this start to its last."""
+
+  def __init__(self, folder, planned, store, supervisor, evaluations, state, due):
+    """`due` is an evaluation of the first state, before which a stop came."""
+    self.folder, self.store, self.supervisor = folder, store, supervisor
+    self.setting, self.sources, self.update, self.meta = planned
+    self.evaluations, self.state, self.due = evaluations, state, due
+    self.step, self.figures = int(state.step), None
+    self.options = options = self.setting.config.train
+    self.progress = Progress(
+      folder / 'tensorboard',
+      steps=options.steps,
+      describe=self.setting.task.describe,
+      batch_size=self.setting.config.data.batch_size,
+      skip_limit=options.skip_limit,
+      spike_deviations=options.spike_deviations,
+    )
+
+  def train(self, frozen) -> Outcome:
+    """Takes all steps that are left, or those until a stop is asked for."""
+    from alpro_jax.data.mixture import report_sources
+
+    batches = self._batches()
+    try:
+      if self.due and (figures := self._evaluate()) is not None:
+        self._save(figures, replace=True)
+      if not self.due:
+        self._take_steps(frozen, batches)
+      if self.step < self.options.steps or self.due:
+        logging.warning(
+          'stopped on request at step %d of %d%s',
+          self.step,
+          self.options.steps,
+          ', before it was evaluated: that comes first next time' if self.due else '',
+        )
+    finally:
+      # Whatever ended the loop: a save that has begun is finished.
+      self.supervisor.doing('finishing the last save')
+      batches.close()
+      try:
+        best = self.store.best()
+        self.store.close()
+      finally:
+        self.progress.close()
+    finished = self.step == self.options.steps and not self.due
+    if finished:
+      report = self.progress.summary() | {
+        'step': self.step,
+        'finished': True,
+        'evaluation': self.figures,
+        'best_step': best,
+        'data': report_sources(self.sources),
+      }
+      run_folder.write_json(self.folder / 'report.json', report)
+      logging.info(
+        'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
+        self.step,
+        report['clips_per_second'],
+        100 * report['waiting_share'],
+      )
+    return Outcome(self.step, finished)
+
+  def _batches(self):
+    from alpro_jax.data import feed, pipeline
+
+    config, _, tokenizer, mesh = self.setting
+    rows = pipeline.train_batches(
       config.data,
-      sources,
+      self.sources,
       tokenizer,
       seed=config.seed,
-      start_step=step,
+      start_step=self.step,
       batch_size=config.data.batch_size,
       rows=feed.host_rows(config.data.batch_size),
-    ),
-    mesh,
-  )
-  progress = Progress(
-    folder / 'tensorboard',
-    steps=steps,
-    describe=task.describe,
-    batch_size=config.data.batch_size,
-    skip_limit=config.train.skip_limit,
-    spike_deviations=config.train.spike_deviations,
-  )
-  saved_at, first, results = time.monotonic(), step + 1, None
-  # A stop came before the evaluation of the step that is gone on from.
-  due = bool(step and evaluations and store.meta(step).get('evaluation_due'))
+    )
+    return feed.Feed(rows, mesh)
 
-  def evaluate():
+  def _take_steps(self, frozen, batches):
+    options, saved_at, first = self.options, time.monotonic(), self.step + 1
+    while self.step < options.steps:
+      # No implicit uploads in the loop: a Python number that slips into the
+      # step would stall every device for it.
+      with jax.transfer_guard_host_to_device('disallow'):
+        self.supervisor.doing(f'waiting for the data of step {self.step + 1}')
+        batch = next(batches)
+        self.supervisor.doing(f'at step {self.step + 1}, or at the end of the one before')
+        self.state, metrics = self.update.step(self.state, frozen, batch)
+      self.step += 1
+      self.progress.add(self.step, metrics)
+      if self.step == first:
+        self.progress.skip_compilation(batches.wait_seconds)
+
+      stopping = self.supervisor.stop_requested(self.step)
+      ending = stopping or self.step == options.steps
+      if ending or self._every(options.log_every_steps):
+        self.progress.report(batches.wait_seconds, sum(len(s.broken) for s in self.sources))
+      figures = None
+      if self.evaluations and (self.step == options.steps or self._every(options.eval_every_steps)):
+        self.due = True
+        figures = None if stopping else self._evaluate()
+      if ending or figures or self.due or self._is_time_to_save(saved_at):
+        self._save(figures)
+        saved_at = time.monotonic()
+      if stopping or self.due:
+        return
+
+  def _evaluate(self):
     """Returns the figures of this step; None if a stop came before them."""
-    nonlocal due
-    figures = None
-    supervisor.doing(f'evaluating step {step}')
-    logging.info('step %d: evaluating', step)
+    figures = {}
+    self.supervisor.doing(f'evaluating step {self.step}')
+    logging.info('step %d: evaluating', self.step)
     try:
-      with progress.paused(), supervisor.interrupts():
-        figures = _evaluate(evaluations, setting, state.params, step)
-        progress.write(step, figures)
+      with self.progress.paused(), self.supervisor.interrupts():
+        for evaluation in self.evaluations:
+          figures |= evaluation(self.setting, self.state.params, self.step)
+        said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
+        logging.info('step %d: %s', self.step, said)
+        self.progress.write(self.step, figures)
+        self.due, self.figures = False, figures
     except Exception:
       # What was learned since the last save is not lost with the evaluation.
       # Several processes need not all have failed, and save only together.
       if jax.process_count() == 1:
-        due = True
-        save(None)
+        self.due = True
+        self._save(None)
       raise
-    return figures
+    return None if self.due else figures
 
-  def save(figures, replace=False):
+  def _save(self, figures, replace=False):
     # Save nothing that was computed from a loss that is not finite.
-    progress.fetch()
-    supervisor.doing(f'saving step {step}')
-    extra = {'evaluation': results, 'evaluation_due': due}
-    store.save(state, {**meta, **extra}, figures, replace=replace)
+    self.progress.fetch()
+    self.supervisor.doing(f'saving step {self.step}')
+    meta = {**self.meta, 'evaluation': self.figures, 'evaluation_due': self.due}
+    self.store.save(self.state, meta, figures, replace=replace)
 
-  try:
-    if due and (fresh := evaluate()) is not None:
-      due, results = False, fresh
-      save(fresh, replace=True)
-    while step < steps and not due:
-      # No implicit uploads in the loop: a Python number that slips into the
-      # step would stall every device for it.
-      with jax.transfer_guard_host_to_device('disallow'):
-        supervisor.doing(f'waiting for the data of step {step + 1}')
-        batch = next(batches)
-        supervisor.doing(f'at step {step + 1}, or at the end of the one before')
-        state, metrics = train_step(state, frozen, batch)
-      step += 1
-      progress.add(step, metrics)
-      if step == first:
-        progress.skip_compilation(batches.wait_seconds)
+  def _is_time_to_save(self, saved_at):
+    """Whether a checkpoint is due; all processes answer alike."""
+    if self._every(self.options.checkpoint_every_steps):
+      return True
+    seconds = self.options.checkpoint_every_seconds
+    late = 0 < seconds <= time.monotonic() - saved_at
+    if jax.process_count() == 1:
+      return late
+    # Clocks differ: ask process 0, but not at every step.
+    if not seconds or not self._every(self.options.log_every_steps):
+      return False
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
 
-      last, stopping = step == steps, supervisor.stop_requested(step)
-      if last or stopping or _every(config.train.log_every_steps, step):
-        progress.report(batches.wait_seconds, sum(len(s.broken) for s in sources))
-      fresh = None
-      if evaluations and (last or _every(config.train.eval_every_steps, step)):
-        fresh = None if stopping else evaluate()
-        due = fresh is None
-        results = results if due else fresh
-      if last or stopping or fresh or due or _is_time(config.train, step, saved_at):
-        save(fresh)
-        saved_at = time.monotonic()
-      if stopping:
-        break
-    if step < steps or due:
-      logging.warning(
-        'stopped on request at step %d of %d%s',
-        step,
-        steps,
-        ', before it was evaluated: that comes first next time' if due else '',
-      )
-  finally:
-    # Whatever ended the loop: a save that has begun is finished.
-    supervisor.doing('finishing the last save')
-    batches.close()
-    try:
-      best = store.best()
-      store.close()
-    finally:
-      progress.close()
-  finished = step == steps and not due
-  report = {
-    **progress.summary(),
-    'step': step,
-    'finished': finished,
-    'evaluation': results,
-    'best_step': best,
-    'data': report_sources(sources),
-  }
-  if finished:
-    run_folder.write_json(folder / 'report.json', report)
-    logging.info(
-      'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
-      step,
-      report['clips_per_second'],
-      100 * report['waiting_share'],
-    )
-  return Outcome(step, finished)
+  def _every(self, interval):
+    return interval > 0 and self.step % interval == 0
 
 
-def _first_state(config, task, tx, mesh, abstract, store, start, fresh) -> TrainState:
+def _first_state(planned, store, fresh) -> TrainState:
   """Decides where the run starts, and says so."""
+  (config, task, _, mesh), _, update, meta = planned
+  overview = parameter_overview.get_parameter_overview(update.state.params, include_stats=False)
+  logging.info('\n%s', overview)
   # 1. This run has a checkpoint: go on from the newest intact one.
   while (step := store.newest()) is not None:
     logging.info('restore: going on with this run from step %d', step)
     try:
-      return store.restore(step, abstract)
+      return store.restore(step, update.state)
     except checkpoints.DamagedCheckpointError as error:
       store.set_aside(step, error)
-  state = create_state(task.init, tx, mesh, config.seed)
+  state = create_state(task.init, update.optimizer, mesh, config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
-  if start:
-    params = identity.opened(start).load_params(
-      abstract.params,
+  if meta['start']:
+    start = identity.opened(meta['start'])
+    params = start.load_params(
+      update.state.params,
       initial=state.params,
       new=config.train.new_parameters,
       fresh=fresh,
@@ -359,7 +357,7 @@ def _first_state(config, task, tx, mesh, abstract, store, start, fresh) -> Train
         for name in ('positions', 'times')
       },
     )
-    logging.info('restore: parameters from %s, optimizer from scratch', start['path'])
+    logging.info('restore: parameters from %s, optimizer from scratch', start.folder)
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
   logging.info(
@@ -371,50 +369,17 @@ def _first_state(config, task, tx, mesh, abstract, store, start, fresh) -> Train
   return state
 
 
-def _already_finished(folder, store, step, steps):
-  logging.info('already finished: step %d of %d', step, steps)
+def _already_finished(folder, store, stored) -> Outcome:
+  step = stored['step']
+  logging.info('already finished: step %d of %d', step, stored['config']['train']['steps'])
   if not (folder / 'report.json').exists():
     # The last start was killed between its last save and its report.
-    run_folder.write_json(
-      folder / 'report.json',
-      {
-        'step': step,
-        'finished': True,
-        'best_step': store.best(),
-        'evaluation': store.meta(step)['evaluation'],
-      },
-    )
+    report = {
+      'step': step,
+      'finished': True,
+      'best_step': store.best(),
+      'evaluation': stored['evaluation'],
+    }
+    run_folder.write_json(folder / 'report.json', report)
   store.close()
   return Outcome(step, finished=True)
-
-
-def _evaluate(evaluations, setting, params, step):
-  results = {}
-  for evaluation in evaluations:
-    results |= evaluation(setting, params, step)
-  logging.info('step %d: %s', step, '  '.join(f'{k} {v:.4g}' for k, v in sorted(results.items())))
-  return results
-
-
-def _every(interval, step):
-  return interval > 0 and step % interval == 0
-
-
-def _is_time(train, step, saved_at):
-  """Whether a checkpoint is due; all processes answer alike."""
-  if _every(train.checkpoint_every_steps, step):
-    return True
-  seconds = train.checkpoint_every_seconds
-  late = 0 < seconds <= time.monotonic() - saved_at
-  if jax.process_count() == 1:
-    return late
-  # Clocks differ: ask process 0, but not at every step.
-  if not seconds or not _every(train.log_every_steps, step):
-    return False
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
-
-
-def _check_positive(config):
-  for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
-    if config.train[name] < 1:
-      raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')

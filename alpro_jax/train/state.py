@@ -5,9 +5,12 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import optax
 
 from alpro_jax import sharding
+
+# Folded into the seed's key for the initial values, as the number of a step is
+# for that step. It decides the numbers of every run from scratch.
+_INITIAL_VALUES = 6_679
 
 
 @flax.struct.dataclass
@@ -18,7 +21,7 @@ class TrainState:
     step: int32[], updates done.
     params: float32 tree, the trained parameters alone; a frozen teacher
       travels beside the state.
-    opt_state: moments of the optimizer, shaped and cut as `params`.
+    opt_state: moments of the optimizer, shaped and sharded as `params`.
   """
 
   step: jax.Array
@@ -26,29 +29,22 @@ class TrainState:
   opt_state: Any
 
 
-def make_create(init, optimizer: optax.GradientTransformation):
-  """Returns `key -> TrainState`, boxes of logical axes still on."""
-
-  def create(key):
-    params = init(key)
-    return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
-    )
-
-  return create
-
-
 def abstract_state(init, optimizer, mesh) -> TrainState:
   """Returns the state as ShapeDtypeStructs that carry their sharding."""
-  boxed = jax.eval_shape(make_create(init, optimizer), jax.random.key(0))
-  return sharding.abstract(boxed, mesh)
+  return sharding.abstract(jax.eval_shape(_create(init, optimizer), jax.random.key(0)), mesh)
 
 
 def create_state(init, optimizer, mesh, seed: int) -> TrainState:
   """Allocates a fresh state, each device its own part, from the seed."""
-  key = jax.random.fold_in(jax.random.key(seed), _INIT_STREAM)
-  return sharding.create(make_create(init, optimizer), key, mesh)
+  key = jax.random.fold_in(jax.random.key(seed), _INITIAL_VALUES)
+  return sharding.create(_create(init, optimizer), key, mesh)
 
 
-# Folded into the seed's key so that initial values and step 0 never share one.
-_INIT_STREAM = 0x1A17
+def _create(init, optimizer):
+  """Returns `key -> TrainState`, boxes of logical axes still on."""
+
+  def create(key):
+    params = init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+  return create

@@ -1,8 +1,8 @@
 """One update: a pure function of (state, frozen, batch), compiled once."""
 
 import functools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models import alpro
 from alpro_jax.tasks.base import Task, weighted_loss
 from alpro_jax.train import optimizer as optimizers
-from alpro_jax.train.state import TrainState
+from alpro_jax.train.state import TrainState, abstract_state
 
 NEGATIVES = ('micro', 'global')
 NON_FINITE = ('stop', 'skip')
@@ -27,14 +27,55 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def check_negatives(config, task, records: Iterable[int] = ()) -> str:
+class Update(NamedTuple):
+  """The update of a run, ready to be compiled.
+
+  Attributes:
+    task: that is learned.
+    step: jitted (state, frozen, batch) -> (state, metrics); see `make_train_step`.
+    optimizer: that updates the state.
+    state: TrainState of ShapeDtypeStruct with sharding.
+  """
+
+  task: Task
+  step: Callable
+  optimizer: optax.GradientTransformation
+  state: TrainState
+
+
+def make_update(config, task: Task, mesh) -> Update:
+  """Makes the update of a config; nothing is computed or allocated.
+
+  Raises:
+    ValueError: if the batch cannot be sharded over the mesh, or for unknown options.
+  """
+  options = config.optimizer
+  sharding.check_batch_size(config.data.batch_size, mesh, accumulation=options.accumulation)
+  optimizer, schedule = optimizers.from_config(options, config.train.steps)
+  state = abstract_state(task.init, optimizer, mesh)
+  step = make_train_step(
+    task,
+    optimizer,
+    schedule,
+    mesh,
+    jax.tree.map(lambda leaf: leaf.sharding, state),
+    seed=config.seed,
+    accumulation=options.accumulation,
+    negatives=options.accumulation_negatives,
+    non_finite=config.train.non_finite,
+    freeze=options.freeze,
+  )
+  return Update(task, step, optimizer, state)
+
+
+def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
   """Refuses a run whose VTC or VTM has nothing to tell a pair from.
 
   Both losses then fall to 0 at once, which looks like success.
 
   Args:
     config: see configs/common.py.
-    task: see tasks/base.py.
+    task: of the run.
     records: how many videos each source has; a batch comes from one.
   Returns:
     a warning if there are fewer than FEW_PAIRS pairs to tell apart, or ''.
@@ -42,27 +83,21 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
     ValueError: if there is one pair alone.
   """
   batch, parts = config.data.batch_size, config.optimizer.accumulation
-  micro, pools = batch // parts, {}
+  micro, smallest = batch // parts, min(records, default=batch)
+  pools, facts = {}, [f'config.data.batch_size={batch}', f'config.optimizer.accumulation={parts}']
   if 'loss/vtc' in task.weights:
     whole = config.optimizer.accumulation_negatives == 'global'
-    pools['VTC'] = batch if whole else micro
+    pools['VTC'] = min(batch if whole else micro, smallest)
   if 'loss/vtm' in task.weights:
-    pools['VTM'] = micro // task.negative_blocks
-  if not pools:
+    pools['VTM'] = min(micro // task.negative_blocks, smallest)
+    facts.append(f'blocks of config.loss.negatives: {task.negative_blocks}')
+  few = min(pools.values(), default=FEW_PAIRS)
+  if few >= FEW_PAIRS:
     return ''
-  records = tuple(records)
-  pools = {loss: min(pairs, *records, pairs) for loss, pairs in pools.items()}
-  few = min(pools.values())
+  if smallest < batch:
+    facts.append(f'videos of the smallest source: {smallest}')
   said = ', '.join(f'{loss} among {pairs}' for loss, pairs in pools.items())
-  said = (
-    f'A pair finds its negatives for {said} pairs '
-    f'(config.data.batch_size={batch}, config.optimizer.accumulation={parts}'
-  )
-  if 'loss/vtm' in task.weights:
-    said += f', blocks of config.loss.negatives: {task.negative_blocks}'
-  if records:
-    said += f', videos of the smallest source: {min(records)}'
-  said += '). '
+  said = f'A pair finds its negatives for {said} pairs ({", ".join(facts)}). '
   advice = (
     'Give a batch more pairs, or less accumulation or fewer blocks; '
     'config.model.remat=blocks saves memory and takes no negatives away, '
@@ -73,9 +108,7 @@ def check_negatives(config, task, records: Iterable[int] = ()) -> str:
     raise ValueError(
       f'{said}One pair alone has none: the loss is 0 from the start and teaches nothing. {advice}'
     )
-  if few < FEW_PAIRS:
-    return f'{said}Fewer than {FEW_PAIRS} teach little. {advice}'
-  return ''
+  return f'{said}Fewer than {FEW_PAIRS} teach little. {advice}'
 
 
 def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):

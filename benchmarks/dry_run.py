@@ -19,7 +19,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
-from alpro_jax.train import optimizer, state, step
+from alpro_jax.train import step
 
 ENTITIES = 1000  # If the config asks for all of its list.
 ANSWERS = 1500  # As many as the original's question answering has.
@@ -29,10 +29,7 @@ class Program(NamedTuple):
   """The training step of a config, with the shapes and shardings it takes.
 
   Attributes:
-    task: see tasks/base.py.
-    step: jitted (state, frozen, batch) -> (state, metrics).
-    optimizer: that updates the state.
-    state: TrainState of ShapeDtypeStruct with sharding.
+    task, step, optimizer, state: see alpro_jax/train/step.py, Update.
     frozen: what does not train, as ShapeDtypeStruct with sharding, or None.
     batch: VideoTextBatch of ShapeDtypeStruct with sharding.
   """
@@ -71,35 +68,14 @@ def program(config, mesh) -> Program:
   Raises:
     ValueError: if the batch cannot be sharded over the mesh.
   """
-  accumulation = config.optimizer.accumulation
-  sharding.check_batch_size(config.data.batch_size, mesh, accumulation=accumulation)
-  its_task = task(config, mesh)
-  tx, schedule = optimizer.from_config(config.optimizer, config.train.steps)
-  shapes = state.abstract_state(its_task.init, tx, mesh)
-  train_step = step.make_train_step(
-    its_task,
-    tx,
-    schedule,
-    mesh,
-    jax.tree.map(lambda leaf: leaf.sharding, shapes),
-    seed=config.seed,
-    accumulation=accumulation,
-    negatives=config.optimizer.accumulation_negatives,
-    freeze=config.optimizer.freeze,
+  update = step.make_update(config, task(config, mesh), mesh)
+  frozen = jax.eval_shape(update.task.init_frozen, jax.random.key(0))
+  where, rows = sharding.batch_sharding(mesh), config.data.batch_size
+  batch = jax.tree.map(
+    lambda row: jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=where),
+    noise(config, rows=1),
   )
-  where = sharding.batch_sharding(mesh)
-  rows = config.data.batch_size
-  return Program(
-    its_task,
-    train_step,
-    tx,
-    shapes,
-    sharding.abstract(jax.eval_shape(its_task.init_frozen, jax.random.key(0)), mesh),
-    jax.tree.map(
-      lambda row: jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=where),
-      noise(config, rows=1),
-    ),
-  )
+  return Program(*update, sharding.abstract(frozen, mesh), batch)
 
 
 def noise(config, rows: int | None = None) -> VideoTextBatch:
