@@ -202,7 +202,7 @@ def test_spellings_of_an_answer_are_one_in_the_card():
   text = card.render(content)
   assert '<tr class="true"><td>two red</td>' in text
   assert 'Answer: <em class="true">Two  Red</em>' in text
-  assert content.facts['scoring']['listed_twice'] == [('up', 'UP')]
+  assert content.content['scoring']['listed_twice'] == [('up', 'UP')]
   assert '<td>up, UP</td>' in text
 
 
@@ -218,13 +218,14 @@ def test_a_card_counts_the_texts_that_are_cut(tmp_path):
   assert 'at most 10 tokens: 1 of 7 texts are longer and lose' in alone(path.read_text())
   asked = answers()
   asked.trained.config.data.max_text_tokens = 7
-  assert card.make(asked).facts['text'] == {'max_tokens': 7, 'cut': 1, 'of': 3}
+  assert card.make(asked).content['text'] == {'max_tokens': 7, 'cut': 1, 'of': 3}
 
 
 def test_figures_must_be_finite(tmp_path):
-  content = dataclasses.replace(card.make(answers()), metrics={'accuracy': float('nan')})
+  evaluated = answers()
+  evaluated.found.metrics['accuracy'] = float('nan')
   with pytest.raises(ValueError, match='not finite'):
-    card.write(content, tmp_path)
+    card.write(card.make(evaluated), tmp_path)
   assert not list(tmp_path.iterdir())
 
 
@@ -266,7 +267,7 @@ def first_line(evaluated):
   """The paragraph below the title, and what card.json says there."""
   content = card.make(evaluated)
   line = alone(card.render(content)).split('set, train')[2]
-  stored = json.loads(card.to_json(content))
+  stored = json.loads(json.dumps(content.content))
   assert line.startswith(stored['summary'])
   return stored
 

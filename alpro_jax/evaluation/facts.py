@@ -1,9 +1,11 @@
-"""How an evaluation was made: the facts, which templates/card.html words."""
+"""What card.json says: figures with their intervals, and how they were obtained."""
 
 import datetime
 import hashlib
+import math
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +14,8 @@ import alpro_jax
 from alpro_jax.data import tokens
 from alpro_jax.data.answers import equal_entries
 from alpro_jax.evaluation.question_answering import AnswerResult
-from alpro_jax.evaluation.retrieval import Retrieval
+from alpro_jax.evaluation.retrieval import Retrieval, Tradeoff
 from alpro_jax.evaluation.split import EvaluationResult
-from alpro_jax.evaluation.trained import TrainedModel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What git must know of for the commit alone to say how something was made.
@@ -28,40 +29,31 @@ RULES = {
 }
 
 
-def collect(evaluated: EvaluationResult) -> dict[str, Any]:
-  """How figures were obtained, as JSON."""
+def collect(evaluated: EvaluationResult, recall: Sequence[Tradeoff] = ()) -> dict[str, Any]:
+  """Returns all that card.json says.
+
+  A metric is {'value': v} or {'value': v, 'low': l, 'high': h}.
+
+  Args:
+    evaluated: see split.evaluate.
+    recall: see split.recall_against_cost.
+  Raises:
+    ValueError: if a metric is not a finite number.
+  """
   trained, prepared, style, found = evaluated
-  data, records = trained.config.data, prepared.metadata()
+  data, origin, records = trained.config.data, trained.origin, prepared.metadata()
   stored = [record.frames for record in records]
-  items = {'videos': len(records)}
-  if isinstance(found, AnswerResult):
-    task = 'question answering'
-    texts = [asked.text for asked in found.questions]
-    items['questions'] = len(texts)
-    scoring = {
-      'rule': 'most probable of the training answers',
-      'answers': len(found.answers),
-      'answers_digest': hashlib.sha256('\n'.join(found.answers).encode()).hexdigest(),
-      'right': 'the true answer, whatever its case, white space and form '
-      'of Unicode; one that is not among the training answers '
-      'counts as wrong',
-      'listed_twice': equal_entries(found.answers),
-      'ties': 'of equal logits the answer that is more frequent in training',
-    }
-  else:
-    task, texts = 'text-video retrieval', found.texts
-    items |= {'texts': len(texts), 'pairs': len(found.pairs)}
-    scoring = {
-      'pairs': pairs_scored(found),
-      'rule': found.scoring.rule,
-      'instead_of_matching': found.scoring.instead,
-      'k': found.scoring.rerank_k or 'all pairs',
-      'ties': found.scoring.ties,
-      'dual_softmax': found.scoring.dual_softmax,
-      'cost': {k: float(v) for k, v in found.cost.items()},
-    }
+  answers = isinstance(found, AnswerResult)
+  texts = [asked.text for asked in found.questions] if answers else found.texts
+  items = {'videos': len(records)} | (
+    {'questions': len(texts)} if answers else {'texts': len(texts), 'pairs': len(found.pairs)}
+  )
+  what = 'Question answering' if answers else 'Text-video retrieval'
+  name = f'{pathlib.Path(prepared.path).name}, {prepared.split}'
   return {
-    'task': task,
+    'title': f'{what} on {name}' + (f', {style}' if style else ''),
+    'summary': _summary(found, items, origin),
+    'task': what[0].lower() + what[1:],
     'trained_for': trained.config.task,
     'data': {
       'path': prepared.path,
@@ -86,21 +78,81 @@ def collect(evaluated: EvaluationResult) -> dict[str, Any]:
       'cut': tokens.count_cut(trained.tokenizer, texts, data.max_text_tokens),
       'of': len(texts),
     },
-    'scoring': scoring,
+    'scoring': _answer_scoring(found) if answers else _search_scoring(found),
     'intervals': '95 %, bootstrap over videos',
-    'checkpoint': trained.origin._asdict() if trained.origin else None,
+    'checkpoint': origin._asdict() if origin else None,
     'code': code_version(),
     'devices': f'{trained.mesh.size} x {trained.mesh.devices.flat[0].device_kind}',
     'compute': trained.model.config.dtype,
     'seconds': {k: round(v, 2) for k, v in found.seconds.items()},
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'metrics': _metrics(found),
+    **({'recall_against_cost': [row._asdict() for row in recall]} if recall else {}),
+    'run': _run_options(trained),
   }
 
 
-def run_options(trained: TrainedModel) -> dict[str, Any]:
+def _summary(found, items, origin):
+  """Who was asked what, and how it was scored."""
+  who = 'A model in training'
+  if origin:
+    # runs/a/checkpoints/300 is called a.
+    path = [
+      part
+      for part in pathlib.Path(origin.path).parts
+      if part != 'checkpoints' and not part.isdigit()
+    ]
+    who = f'{path[-1] if path else origin.path} at step {origin.step:,}'
+  if isinstance(found, AnswerResult):
+    return (
+      f'{who}, asked {items["questions"]:,} questions about {items["videos"]:,} videos, '
+      f'{found.metrics["in_list"]:.1f} % of them with an answer that it can give.'
+    )
+  return (
+    f'{who}, searching for {items["texts"]:,} texts among {items["videos"]:,} videos, '
+    f'and the other way round. {pairs_scored(found)}'
+  )
+
+
+def _answer_scoring(found):
+  return {
+    'rule': 'most probable of the training answers',
+    'answers': len(found.answers),
+    'answers_digest': hashlib.sha256('\n'.join(found.answers).encode()).hexdigest(),
+    'right': 'the true answer, whatever its case, white space and form of Unicode; '
+    'one that is not among the training answers counts as wrong',
+    'listed_twice': equal_entries(found.answers),
+    'ties': 'of equal logits the answer that is more frequent in training',
+  }
+
+
+def _search_scoring(found):
+  return {
+    'pairs': pairs_scored(found),
+    'rule': found.scoring.rule,
+    'instead_of_matching': found.scoring.instead,
+    'k': found.scoring.rerank_k or 'all pairs',
+    'ties': found.scoring.ties,
+    'dual_softmax': found.scoring.dual_softmax,
+    'cost': {k: float(v) for k, v in found.cost.items()},
+  }
+
+
+def _metrics(found):
+  if bad := {k: v for k, v in found.metrics.items() if not math.isfinite(v)}:
+    raise ValueError(f'figures {bad} are not finite; leave out what was not measured.')
+  figures = {}
+  for name in sorted(found.metrics):
+    # The ends of intervals stand beside what they belong to.
+    if not name.endswith(('_low', '_high')):
+      ends = zip(('low', 'high'), found.intervals.get(name, ()), strict=False)
+      figures[name] = {'value': float(found.metrics[name])} | {k: float(v) for k, v in ends}
+  return figures
+
+
+def _run_options(trained):
   """Options of the training in short: {dotted name: value}."""
-  config, model = trained.config, trained.model.config
-  video, text = model.video, model.text
+  config, video, text = trained.config, trained.model.config.video, trained.model.config.text
   losses = {'question_answering': (), 'prompter': ('vtc',)}
   shown = {
     'loss': losses.get(config.task, ('vtc', 'vtm', 'mlm', 'pem')),
@@ -113,8 +165,8 @@ def run_options(trained: TrainedModel) -> dict[str, Any]:
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     'model.video': f'{video.image_size} px, {video.frames} frames, patch {video.patch_size}, '
     f'{video.attention} attention, {video.depth} layers of {video.width}',
-    'model.text': f'{text.depth} layers of {text.width}, the '
-    f'fusion encoder from layer {text.fusion_layer}',
+    'model.text': f'{text.depth} layers of {text.width}, the fusion encoder from layer '
+    f'{text.fusion_layer}',
     'data.sources': ', '.join(
       f'{source["path"]}/{source["split"]}' + (f' ({source["style"]})' if source['style'] else '')
       for source in config.data.sources

@@ -142,8 +142,8 @@ def _logits(scorer, videos, asked):
     stop = start + _QUESTIONS_AT_ONCE
     chosen = order[slice(*np.searchsorted(text[order], [start, stop]))]
     features = scorer.embed_texts(texts[start:stop])
-    logits[chosen] = scorer.answers(features, videos, text[chosen] - start, video[chosen])
-    progress.add(len(chosen))
+    own = text[chosen] - start
+    logits[chosen] = scorer.answers(features, videos, own, video[chosen], progress)
   return logits
 
 

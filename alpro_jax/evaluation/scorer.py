@@ -2,7 +2,7 @@
 
 Each video and each distinct text is encoded once (the original encodes the
 videos again for every chunk of captions, defect 57). The fusion encoder then
-reads pairs of them; shapes of the calls never change: an uneven end is filled
+reads pairs of them. Shapes of the calls never change: an uneven end is filled
 up with repetitions, whose results are dropped, so that no pair counts twice
 (defects 14 and 39). Token features stay on the host, in the compute type of the
 model, and travel to the devices sharded along the videos:
@@ -12,16 +12,17 @@ model, and travel to the devices sharded along the videos:
                  of the texts that a video has on average, or less, so that
                  little of a row stays empty
 
-A pair's score is the margin of its logits. It orders pairs as the probability
-of a match does, which the paper ranks by, but it does not saturate: a softmax
-in float32 is exactly 1 from a margin of 17 on and would make ties.
+The margin of the logits orders pairs as the probability of a match does, which
+the paper ranks by, but it does not saturate: a softmax in float32 is exactly 1
+from a margin of 17 on and would make ties.
 """
 
 import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,44 +33,29 @@ from einops import rearrange, repeat
 
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
+from alpro_jax.models.alpro import Alpro
 
 
 class VideoFeatures(NamedTuple):
-  """Encoded videos, in the order of their records.
+  """Encoded videos, in the order of their records."""
 
-  Attributes:
-    tokens: f[videos, S, D].
-    feature: float32[videos, E], unit length.
-  """
-
-  tokens: np.ndarray
-  feature: np.ndarray
+  tokens: np.ndarray  # f[videos, S, D].
+  feature: np.ndarray  # float32[videos, E], unit length.
 
 
 class TextFeatures(NamedTuple):
-  """Encoded texts.
+  """Encoded texts."""
 
-  Attributes:
-    mask: bool[texts, L].
-    tokens: f[texts, L, D].
-    feature: float32[texts, E], unit length.
-  """
-
-  mask: np.ndarray
-  tokens: np.ndarray
-  feature: np.ndarray
+  mask: np.ndarray  # bool[texts, L].
+  tokens: np.ndarray  # f[texts, L, D].
+  feature: np.ndarray  # float32[texts, E], unit length.
 
 
 class Matching(NamedTuple):
-  """What the fusion encoder says of pairs.
+  """What the fusion encoder says of pairs, float32[...]."""
 
-  Attributes:
-    margin: float32[...], logit(match) - logit(no match).
-    logit: float32[...], logit(match).
-  """
-
-  margin: np.ndarray
-  logit: np.ndarray
+  margin: np.ndarray  # logit(match) - logit(no match).
+  logit: np.ndarray  # logit(match).
 
 
 class Stopwatch:
@@ -83,46 +69,43 @@ class Stopwatch:
     self.seconds[name], self._last = now - self._last, now
 
 
-class _Calls(NamedTuple):
-  video: Callable
-  text: Callable
-  match: Callable
-  answer: Callable
-
-
 @functools.lru_cache(maxsize=8)
-def _compiled(model, mesh) -> _Calls:
+def _compiled(model, mesh):
   """The jitted calls of a model; an evaluation during training reuses them."""
+  # Results leave the devices whole, so that every host can read them.
+  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
 
+  @jit
   def video(params, video, record, valid):
     encoding = model.bind({'params': params}).encode_video(video, train=False)
-    return encoding.tokens, encoding.feature, record, valid
+    return (encoding.tokens, encoding.feature), record, valid
 
+  @jit
   def text(params, ids, mask):
     encoding = model.bind({'params': params}).encode_text(ids, mask, train=False)
     return encoding.tokens, encoding.feature
 
-  def match(model, *pairs):
-    logits = model.match(*pairs)
-    return Matching(logits[:, 1] - logits[:, 0], logits[:, 1])
+  def read(head, params, text_tokens, mask, video_tokens):
+    """f[b or 1, a, L, D], bool[b or 1, a, L], f[b, S, D] -> the head's f[b, a, C]."""
+    b, a = len(video_tokens), text_tokens.shape[1]
+    text_tokens, mask = (
+      rearrange(jnp.broadcast_to(x, (b, *x.shape[1:])), 'b a ... -> (b a) ...')
+      for x in (text_tokens, mask)
+    )
+    video_tokens = repeat(video_tokens, 'b s d -> (b a) s d', a=a)
+    logits = head(model.bind({'params': params}), text_tokens, mask, video_tokens)
+    return rearrange(logits, '(b a) c -> b a c', a=a)
 
-  def of_pairs(head):
-    def call(params, text_tokens, mask, video_tokens):
-      """f[b or 1, a, L, D], bool[b or 1, a, L], f[b, S, D] -> the head's [b, a, ...]."""
-      b, a = len(video_tokens), text_tokens.shape[1]
-      text_tokens, mask = (
-        rearrange(jnp.broadcast_to(x, (b, *x.shape[1:])), 'b a ... -> (b a) ...')
-        for x in (text_tokens, mask)
-      )
-      video_tokens = repeat(video_tokens, 'b s d -> (b a) s d', a=a)
-      found = head(model.bind({'params': params}), text_tokens, mask, video_tokens)
-      return jax.tree.map(lambda x: rearrange(x, '(b a) ... -> b a ...', a=a), found)
+  @jit
+  def match(*inputs):
+    logits = read(Alpro.match, *inputs)
+    return Matching(logits[..., 1] - logits[..., 0], logits[..., 1])
 
-    return call
+  @jit
+  def answer(*inputs):
+    return (read(Alpro.answer, *inputs),)
 
-  # Results leave the devices whole, so that every host can read them.
-  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  return _Calls(*map(jit, (video, text, of_pairs(match), of_pairs(type(model).answer))))
+  return types.SimpleNamespace(video=video, text=text, match=match, answer=answer)
 
 
 class Scorer:
@@ -150,8 +133,8 @@ class Scorer:
       encode: tokenizer.encode, (texts, max_tokens) -> int32[B, L], bool[B, L].
       max_text_tokens: L.
       batch_size: texts per call of the text encoder.
-      pairs_per_call: pairs per call of the fusion encoder, over all devices;
-        rounded to whole blocks of videos and texts.
+      pairs_per_call: of the fusion encoder, over all devices; rounded to whole
+        blocks of videos and texts.
       folder: where tokens of more than memory_limit bytes are kept, in a file
         that goes with the process; '' keeps everything in memory. Without room
         for them, encoding raises OSError before it starts to fill the file.
@@ -167,9 +150,8 @@ class Scorer:
 
   def temperature(self) -> float:
     """Of the contrastive similarity."""
-    return float(
-      jax.jit(lambda params: self.model.bind({'params': params}).temperature())(self.params)
-    )
+    model = self.model
+    return float(jax.jit(lambda p: model.bind({'params': p}).temperature())(self.params))
 
   def embed_videos(self, batches: Iterable[Mapping[str, np.ndarray]], total: int) -> VideoFeatures:
     """Encodes the videos of a split, each once.
@@ -181,24 +163,17 @@ class Scorer:
     Raises:
       ValueError: if the batches do not hold every record exactly once.
     """
-    progress, seen = Progress(total, 'videos', log=logging.info), np.zeros(total, int)
-    tokens = feature = None
-    strangers = 0
-    for batch in batches:
-      rows = [
-        jax.make_array_from_process_local_data(self._rows, np.asarray(batch[name], dtype))
-        for name, dtype in (('video', None), ('record', np.int32), ('valid', bool))
-      ]
-      *part, record, valid = jax.device_get(self._call.video(self.params, *rows))
-      if tokens is None:
-        tokens, feature = (self._store(total, x) for x in part)
-      known = valid & (record >= 0) & (record < total)
-      strangers += int(valid.sum()) - int(known.sum())
-      record = record[known]
-      tokens[record], feature[record] = (x[known] for x in part)
-      np.add.at(seen, record, 1)
-      progress.add(len(record))
-    if tokens is None:
+
+    def encoded():
+      for batch in batches:
+        rows = [
+          jax.make_array_from_process_local_data(self._rows, np.asarray(batch[name], dtype))
+          for name, dtype in (('video', None), ('record', np.int32), ('valid', bool))
+        ]
+        yield jax.device_get(self._call.video(self.params, *rows))
+
+    stored, seen, strangers = self._collect(encoded(), total, 'videos')
+    if not stored:
       raise ValueError(f'saw no batch of a split of {total} records.')
     if strangers or (seen != 1).any():
       raise ValueError(
@@ -206,106 +181,126 @@ class Scorer:
         f'distinct, but the split has {total}; every record must come '
         'exactly once, padding rows marked with valid=False.'
       )
-    return VideoFeatures(tokens, feature)
+    return VideoFeatures(*stored)
 
   def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
     """Encodes texts; the last batch is padded with its last text."""
     if not texts:
       raise ValueError('there is no text to encode; the split has no captions.')
     ids, mask = self._encode(list(texts), self._max_text_tokens)
-    progress, tokens, feature = Progress(len(texts), 'texts', log=logging.info), None, None
-    for rows in _chunks(len(texts), self._batch_size):
-      part = jax.device_get(
-        self._call.text(self.params, *(self._place(x, rows.padded) for x in (ids, mask)))
-      )
-      if tokens is None:
-        tokens, feature = (self._store(len(texts), x) for x in part)
-      tokens[rows.real], feature[rows.real] = (x[: rows.count] for x in part)
-      progress.add(rows.count)
-    return TextFeatures(mask, tokens, feature)
+
+    def encoded():
+      for row, valid in _chunks(len(texts), self._batch_size):
+        part = self._call.text(self.params, self._place(ids, row), self._place(mask, row))
+        yield jax.device_get(part), row, valid
+
+    return TextFeatures(mask, *self._collect(encoded(), len(texts), 'texts')[0])
+
+  def _collect(self, encoded, total, unit):
+    """Stores arrays [B, ...] whose rows are int[B], where bool[B].
+
+    Returns:
+      arrays [total, ...]; int[total], how often each row came; how many rows
+      there were beside these.
+    """
+    progress, seen = Progress(total, unit, log=logging.info), np.zeros(total, int)
+    stored, strangers = [], 0
+    for parts, row, valid in encoded:
+      stored = stored or [self._store(total, part) for part in parts]
+      known = valid & (row >= 0) & (row < total)
+      for array, part in zip(stored, parts, strict=True):
+        array[row[known]] = part[known]
+      np.add.at(seen, row[known], 1)
+      strangers += int((valid & ~known).sum())
+      progress.add(int(known.sum()))
+    return stored, seen, strangers
 
   def matching(self, texts: TextFeatures, videos: VideoFeatures) -> Matching:
     """Reads all pairs: arrays [texts, videos]."""
     self._check_head()
     shape = len(texts.mask), len(videos.feature)
     side = max(int(np.sqrt(self._pairs_per_call)), 1)
-    videos_per_call = max(side // self.mesh.size, 1) * self.mesh.size
-    texts_per_call = max(self._pairs_per_call // videos_per_call, 1)
+    b = max(side // self.mesh.size, 1) * self.mesh.size
+    a = max(self._pairs_per_call // b, 1)
     calls = (
-      ((rows, columns), rows.padded[None], columns.padded)
-      for columns in _chunks(shape[1], videos_per_call)
-      for rows in _chunks(shape[0], texts_per_call)
+      (text[None], video, (text, video[:, None]), valid & real[:, None])
+      for video, real in _chunks(shape[1], b)
+      for text, valid in _chunks(shape[0], a)
     )
     scores = Matching(*(np.empty(shape, np.float32) for _ in range(2)))
     progress = Progress(shape[0] * shape[1], 'pairs', log=logging.info)
-    for (rows, columns), found in self._read(self._call.match, texts, videos, calls):
-      for score, part in zip(scores, found, strict=True):
-        score[rows.real, columns.real] = part[: columns.count, : rows.count].T
-      progress.add(rows.count * columns.count)
-    return scores
+    return self._read(self._call.match, texts, videos, calls, scores, progress)
 
   def matching_by_video(
     self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
   ) -> Matching:
     """Reads chosen pairs: arrays [Q] of texts int[Q] and videos int[Q], ascending."""
     self._check_head()
-    scores = Matching(*(np.empty(len(text), np.float32) for _ in range(2)))
-    if not len(text):
-      return scores
-    width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
-    rows_per_call = self._pairs_per_call // width // self.mesh.size * self.mesh.size
 
     def calls():
-      for rows in _chunks(len(first), rows_per_call):
-        start, length = first[rows.padded], count[rows.padded, None]
+      width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
+      rows_per_call = self._pairs_per_call // width // self.mesh.size * self.mesh.size
+      for row, valid in _chunks(len(first), rows_per_call):
+        start, length = first[row], count[row, None]
         # int[b, a]: index of each pair; what is empty repeats the last.
         pair = start[:, None] + np.minimum(np.arange(width), length - 1)
-        filled = np.arange(width) < length[: rows.count]
-        yield (pair[: rows.count][filled], filled), text[pair], video[start]
+        filled = np.arange(width) < length
+        yield text[pair], video[start], (pair,), filled & valid[:, None]
 
+    scores = Matching(*(np.empty(len(text), np.float32) for _ in range(2)))
     progress = Progress(len(text), 'pairs', log=logging.info)
-    for (pair, filled), found in self._read(self._call.match, texts, videos, calls()):
-      for score, part in zip(scores, found, strict=True):
-        score[pair] = part[: len(filled)][filled]
-      progress.add(len(pair))
-    return scores
+    chosen = calls() if len(text) else ()
+    return self._read(self._call.match, texts, videos, chosen, scores, progress)
 
   def answers(
-    self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
+    self,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    text: np.ndarray,
+    video: np.ndarray,
+    progress: Progress,
   ) -> np.ndarray:
     """float32[Q, answers]: logits of questions int[Q] about videos int[Q]."""
     size = -(-min(self._pairs_per_call, len(text)) // self.mesh.size) * self.mesh.size
     calls = (
-      (rows, text[rows.padded, None], video[rows.padded]) for rows in _chunks(len(text), size)
+      (text[pair, None], video[pair], (pair[:, None],), valid[:, None])
+      for pair, valid in _chunks(len(text), size)
     )
     logits = np.empty((len(text), self.model.config.answers), np.float32)
-    for rows, found in self._read(self._call.answer, texts, videos, calls):
-      logits[rows.real] = found[: rows.count, 0]
-    return logits
+    return self._read(self._call.answer, texts, videos, calls, (logits,), progress)[0]
 
-  def _read(self, call, texts, videos, calls) -> Iterator:
+  def _read(self, call, texts, videos, calls, scores, progress):
     """Reads pairs, and fetches results while the next call runs.
 
     Args:
       call: of self._call.
       texts: that were encoded.
       videos: that were encoded.
-      calls: (where, texts int[b or 1, a], videos int[b]) of every call.
-    Yields:
-      where, and the result on the host.
+      calls: of every call the texts int[b or 1, a] and videos int[b]; the index
+        of a pair in the scores, of int[b, a]; and which pairs count, bool[b, a].
+      scores: arrays to fill.
+      progress: to add to.
     """
-    waiting = placed = None
-    for where, text, video in calls:
+    placed = waiting = None
+
+    def fetch(index, valid, result):
+      index = tuple(np.broadcast_to(x, valid.shape)[valid] for x in index)
+      for score, part in zip(scores, jax.device_get(result), strict=True):
+        score[index] = part[valid]
+      progress.add(int(valid.sum()))
+
+    for text, video, index, valid in calls:
       if placed is not video:
         placed, video_tokens = video, self._place(videos.tokens, video)
       layout = self._rows if len(text) == len(video) else sharding.replicated(self.mesh)
       text_tokens, mask = (self._place(x, text, layout) for x in (texts.tokens, texts.mask))
       result = call(self.params, text_tokens, mask, video_tokens)
       if waiting:
-        yield waiting[0], jax.device_get(waiting[1])
-      waiting = where, result
+        fetch(*waiting)
+      waiting = index, valid, result
     if waiting:
-      yield waiting[0], jax.device_get(waiting[1])
+      fetch(*waiting)
+    return scores
 
   def _place(self, source, rows, layout=None):
     """Puts source[rows] onto the devices; hosts read their rows only."""
@@ -340,18 +335,11 @@ class Scorer:
       raise ValueError("this model has no head for match or no match; score by 'similarity'.")
 
 
-class _Chunk(NamedTuple):
-  real: slice  # Rows of this chunk.
-  padded: np.ndarray  # Their indices, the last repeated up to a full chunk.
-  count: int  # Rows that are not padding.
-
-
-def _chunks(total, size):
+def _chunks(total, size) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields int[size] of 0..total, the last repeated to fill a chunk, and bool[size], if real."""
   for start in range(0, total, size):
-    stop = min(start + size, total)
-    yield _Chunk(
-      slice(start, stop), np.minimum(np.arange(start, start + size), total - 1), stop - start
-    )
+    index = np.arange(start, start + size)
+    yield np.minimum(index, total - 1), index < total
 
 
 def _rows_of(video, most):
