@@ -19,7 +19,6 @@ that failed, is tried again when the same command is given for a finished set.
 import contextlib
 import dataclasses
 import functools
-import glob
 import os
 import re
 import shutil
@@ -43,6 +42,7 @@ from alpro_jax.data.manifest import (
   read_manifest,
   read_reports,
   write_json,
+  write_whole,
 )
 from alpro_jax.data.record import make_record as make_record
 
@@ -130,6 +130,7 @@ def prepare(
     PrepareError: with one sentence that says what to do.
     ValueError: another process is preparing the same set.
   """
+  start = time.monotonic()
   values = dataclasses.asdict(options or Options())
   root, output = os.path.abspath(root), os.path.abspath(output)
   work = os.path.join(output, f'.preparing-{split}')
@@ -148,36 +149,6 @@ def prepare(
   pieces = parts.cut(source.clips, work, values['part_size'])
   settings = {'root': root, 'follow_links': follow_links, **values}
   del settings['part_size']
-
-  def complete(manifest, tried=0):
-    """Makes the parts that are not there, and of all of them the split."""
-    path = os.path.join(work, 'plan.json')
-    its_plan = plan
-    if os.path.exists(path):
-      old = load(path, f'remove {work}')
-      _check_plan(old, plan, f'{output} has an unfinished split {split!r}')
-      # Some may be gone that were there.
-      its_plan = plan | {'videos': old.get('videos', {}) | plan['videos']}
-    else:
-      os.makedirs(work, exist_ok=True)
-      write_json(path, plan)
-    start = time.monotonic()
-    make_parts = functools.partial(make or parts.make_here, **limits)
-    made = _make_missing(source, pieces, settings, make_parts, out)
-    stems = [part.stem for part in pieces]
-    report = _report(source, root, plan, stems, list_unnamed)
-    report['seconds'] = round(time.monotonic() - start, 3)
-    report['clips_made_in_this_run'] = made + tried
-    finish(output, work, split, its_plan, stems, report, manifest)
-    if not report['counts']['prepared']:
-      _forget_lost(stems, timeout_s)
-      reasons = ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
-      raise PrepareError(
-        f'No clip of {len(source.clips)} could be prepared: {reasons}; every one is named in '
-        f'{os.path.join(output, REPORT)}. Remove {output} to start again.'
-      )
-    return report
-
   with files.lock(os.path.join(output, '.lock'), f'is preparing {output}; wait for it.'):
     manifest = read_manifest(output, missing_ok=True)
     if manifest['format'] != FORMAT:
@@ -185,25 +156,60 @@ def prepare(
         f'{output} has format {manifest["format"]}, which can be read but '
         f'not added to; this is format {FORMAT}. Give another --output.'
       )
-    finished = split in manifest['splits']
-    if finished:
-      entry = manifest['splits'][split]
+    entry = manifest['splits'].pop(split, None)
+    made = tried = 0
+    gained = False
+    if entry:
       _check_plan(entry['plan'], plan, f'{output} has a finished split {split!r}')
       _check_files(output, entry)
       shutil.rmtree(work, ignore_errors=True)
       report = read_reports(output)[split]
-    else:
-      report = complete(manifest)
-    tried, gained = 0, False
-    if finished or report['clips_made_in_this_run'] < len(source.clips):
-      # What an earlier run lost.
-      old = retry.Finished(output, read_manifest(output), split, report, pieces)
-      tried, gained = retry.try_again(old, settings, limits, out)
-      if gained:
-        report = complete(retry.reopen(old, work, plan), tried)
-      else:
+      if lost := retry.to_try_again(report['skipped'], timeout_s):
+        os.mkdir(work)
+        retry.reopen(output, entry, report, pieces, lost)
+        write_json(os.path.join(work, 'plan.json'), plan)
+        tried, gained = retry.try_again(pieces, settings, limits, out)
+      if not gained:
         shutil.rmtree(work, ignore_errors=True)
-  return {**report, 'already_prepared': finished and not gained, 'tried_again': tried}
+        return {**report, 'already_prepared': True, 'tried_again': tried}
+      # Killed from here on, the same command continues with the parts.
+      if manifest['splits']:
+        write_whole(os.path.join(output, MANIFEST), manifest)
+      else:
+        os.remove(os.path.join(output, MANIFEST))
+    else:
+      plan = _begin(work, plan, f'{output} has an unfinished split {split!r}')
+      make_parts = functools.partial(make or parts.make_here, **limits)
+      made = _make_missing(source, pieces, settings, make_parts, out)
+      if made < len(source.clips):  # What an earlier run lost.
+        tried, gained = retry.try_again(pieces, settings, limits, out)
+    stems = [part.stem for part in pieces]
+    report = _report(source, root, plan, stems, list_unnamed)
+    report |= {
+      'seconds': round(time.monotonic() - start, 3),
+      'clips_made_in_this_run': made + tried,
+    }
+    finish(output, work, split, plan, stems, report, manifest)
+  if not report['counts']['prepared']:
+    reasons = ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
+    raise PrepareError(
+      f'No clip of {len(source.clips)} could be prepared: {reasons}; every one is named in '
+      f'{os.path.join(output, REPORT)}. Remove {output} to start again.'
+    )
+  return {**report, 'already_prepared': False, 'tried_again': tried}
+
+
+def _begin(work, plan, where):
+  """Writes the plan of a split, or checks that of an earlier run; returns it."""
+  path = os.path.join(work, 'plan.json')
+  if not os.path.exists(path):
+    os.makedirs(work, exist_ok=True)
+    write_json(path, plan)
+    return plan
+  old = load(path, f'remove {work}')
+  _check_plan(old, plan, where)
+  # Some videos may be gone that were there.
+  return plan | {'videos': old.get('videos', {}) | plan['videos']}
 
 
 def _make_missing(source, pieces, settings, make, out):
@@ -218,14 +224,6 @@ def _make_missing(source, pieces, settings, make, out):
   made = make(missing, settings, progress) if missing else 0
   progress.close()
   return made
-
-
-def _forget_lost(stems, timeout_s):
-  """Removes the parts of lost clips, so that the same command tries again."""
-  for stem in stems:
-    if retry.to_try_again(parts.read_part(stem)['skipped'], timeout_s):
-      for path in glob.glob(f'{glob.escape(stem)}.*'):
-        os.remove(path)
 
 
 def _check_arguments(split, num_workers, timeout_s):

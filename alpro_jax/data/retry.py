@@ -1,96 +1,21 @@
-"""Clips of a finished split that the machine lost are tried again.
+"""Clips that the machine lost are tried again.
 
 Lost for lack of memory or a disk that failed, not through a fault of the video.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from alpro_jax import files
 from alpro_jax.data import parts, workers
 from alpro_jax.data.annotations import printable
-from alpro_jax.data.manifest import MANIFEST, damaged, read_manifest, write_json, write_whole
+from alpro_jax.data.manifest import PrepareError, damaged
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import Record
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-  """A split that is finished, and the parts that it was made of."""
-
-  output: str
-  manifest: dict[str, Any]
-  split: str
-  report: dict[str, Any]
-  parts: list[parts.Part]
-
-  @property
-  def index(self) -> dict[str, Any]:
-    return self.manifest['splits'][self.split]['index']
-
-  def __iter__(self) -> Iterator[tuple[parts.Part, str, dict[str, Any]]]:
-    """Yields (part, path of its shard or '', what write_part returned)."""
-    skipped = {skip['item']: skip for skip in self.report['skipped']}
-    partial = {item['item']: item for item in self.report['partial']}
-    shards = iter(self.manifest['splits'][self.split]['shards'])
-    with open(os.path.join(self.output, self.index['file']), encoding='utf-8') as lines:
-      rows = map(json.loads, lines)
-      row = next(rows, None)
-      for part in self.parts:
-        kept, lost = [], []
-        for clip in part.clips:
-          if row and row['video'] == clip.video:
-            kept.append(row)
-            row = next(rows, None)
-          else:
-            lost.append(skipped[printable(clip.video)])
-        shard = next(shards) if kept else {'examples': 0, 'bytes': 0, 'sha256': ''}
-        done = {
-          **{key: shard[key] for key in ('examples', 'bytes', 'sha256')},
-          'skipped': lost,
-          'partial': [partial[row['video']] for row in kept if row['video'] in partial],
-          'index': kept,
-        }
-        yield part, os.path.join(self.output, shard['file']) if kept else '', done
-
-
-def try_again(old: Finished, settings, limits, out) -> tuple[int, bool]:
-  """Makes parts of a finished split anew, with clips that were lost.
-
-  Args:
-    old: the split.
-    settings: keyword arguments of make_record.
-    limits: of parts.make_here.
-    out: file for progress lines.
-  Returns:
-    (clips that were tried, whether any could be read)
-  """
-  lost = to_try_again(old.report['skipped'], limits['timeout_s'])
-  again = [clip for part in old.parts for clip in part.clips if printable(clip.video) in lost]
-  if not again:
-    return 0, False
-  index = os.path.join(old.output, old.index['file'])
-  if files.sha256(index) != old.index['sha256']:
-    raise damaged(index, 'is damaged (sha256)')
-  videos = {clip.video for clip in again}
-  stems = {part.stem for part in old.parts if videos & {clip.video for clip in part.clips}}
-  progress = Progress(sum(len(part.clips) for part in old.parts if part.stem in stems), out=out)
-  gained = False
-  # Few, so here and with one pool, whatever makes the others.
-  with contextlib.closing(parts.make_records(again, settings, **limits)) as results:
-    for part, shard, done in old:
-      if part.stem in stems:
-        os.makedirs(os.path.dirname(part.stem), exist_ok=True)
-        records = _merge(part, shard, done, videos, results)
-        new = parts.write_part(part.stem, map(parts.index_row, part.clips), records, progress)
-        gained = gained or new['examples'] > done['examples']
-  progress.close()
-  return len(again), gained
 
 
 def to_try_again(skipped, timeout_s) -> set[str]:
@@ -108,46 +33,101 @@ def to_try_again(skipped, timeout_s) -> set[str]:
   }
 
 
-def reopen(old: Finished, work, plan) -> dict[str, Any]:
-  """Makes a finished split one whose parts are made and wait for their names.
+def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], lost) -> None:
+  """Makes the parts of a finished split anew from its shards; the split stays as it is.
 
-  Killed before the manifest is written it leaves the set as it was, killed after that one
-  that the same command continues.
-
-  Returns:
-    the manifest without the split.
+  Args:
+    output: folder of the set.
+    entry: of the split, in the manifest.
+    report: of the split.
+    pieces: its parts.
+    lost: videos that will be tried again; the shards of their parts are checked.
+  Raises:
+    PrepareError: a file is not as it was written.
   """
-  for part, shard, done in old:
-    if not parts.is_done(part.stem):
-      if shard:
-        _link(shard, f'{part.stem}.array_record')
+  index = os.path.join(output, entry['index']['file'])
+  if files.sha256(index) != entry['index']['sha256']:
+    raise damaged(index, 'is damaged (sha256)')
+  skipped = {skip['item']: skip for skip in report['skipped']}
+  partial = {item['item']: item for item in report['partial']}
+  shards = iter(entry['shards'])
+  with open(index, encoding='utf-8') as lines:
+    rows = map(json.loads, lines)
+    row = next(rows, None)
+    for part in pieces:
+      done = {'examples': 0, 'bytes': 0, 'sha256': '', 'skipped': [], 'partial': [], 'index': []}
+      for clip in part.clips:
+        if row and row['video'] == clip.video:
+          done['index'].append(row)
+          done['partial'] += [partial[clip.video]] if clip.video in partial else []
+          row = next(rows, None)
+        else:
+          done['skipped'].append(skipped[printable(clip.video)])
+      if done['index']:
+        shard = next(shards)
+        path = os.path.join(output, shard['file'])
+        if any(skip['item'] in lost for skip in done['skipped']) and (
+          files.sha256(path) != shard['sha256']
+        ):
+          raise damaged(path, 'is damaged (sha256)')
+        done |= {key: shard[key] for key in ('examples', 'bytes', 'sha256')}
+        _link(path, f'{part.stem}.array_record')
       parts.save_part(part.stem, done)
-  write_json(os.path.join(work, 'plan.json'), plan)
-  path = os.path.join(old.output, MANIFEST)
-  splits = {name: entry for name, entry in old.manifest['splits'].items() if name != old.split}
-  if splits:
-    write_whole(path, {**old.manifest, 'splits': splits})
-  else:
-    os.remove(path)
-  return read_manifest(old.output, missing_ok=True)
 
 
-def _merge(part, shard, done, again, results):
-  """Yields the Record of every clip: a new one if its video is in `again`."""
-  if shard and files.sha256(shard) != done['sha256']:
-    raise damaged(shard, 'is damaged (sha256)')
-  known = {row['video']: row['frames'] for row in done['index']}
+def try_again(pieces: Sequence[parts.Part], settings, limits, out) -> tuple[int, bool]:
+  """Makes those parts anew of which clips were lost; decodes these clips alone.
+
+  Args:
+    pieces: parts that are all made.
+    settings: keyword arguments of make_record.
+    limits: of parts.make_here.
+    out: file for progress lines.
+  Returns:
+    (clips that were tried, whether any could be read)
+  """
+  again = {}
+  for part in pieces:
+    lost = to_try_again(parts.read_part(part.stem)['skipped'], limits['timeout_s'])
+    if clips := [clip for clip in part.clips if printable(clip.video) in lost]:
+      again[part.stem] = clips
+  if not again:
+    return 0, False
+  lost = sum(again.values(), [])
+  chosen = [part for part in pieces if part.stem in again]
+  progress = Progress(sum(len(part.clips) for part in chosen), out=out)
+  gained = False
+  # Few, so here and with one pool, whatever makes the others.
+  with contextlib.closing(parts.make_records(lost, settings, **limits)) as results:
+    for stem, clips in chosen:
+      old, new = parts.read_part(stem), f'{stem}.again'
+      records = _merge(stem, clips, old, {clip.video for clip in again[stem]}, results)
+      made = parts.write_part(new, map(parts.index_row, clips), records, progress)
+      gained = gained or made['examples'] > old['examples']
+      os.remove(f'{stem}.json')  # Killed from here on, all of the part is made anew.
+      os.replace(f'{new}.array_record', f'{stem}.array_record')
+      os.replace(f'{new}.json', f'{stem}.json')
+  progress.close()
+  return len(lost), gained
+
+
+def _merge(stem, clips, done, again, results):
+  """Yields the Record of every clip of a part: a new one if its video is in `again`."""
+  frames = {row['video']: row['frames'] for row in done['index']}
   skipped = {skip['item']: skip for skip in done['skipped']}
   partial = {item['item']: item['detail'] for item in done['partial']}
-  records = parts.read_records(shard, done['examples']) if shard else iter(())
-  for clip in part.clips:
+  records = parts.read_records(f'{stem}.array_record', done['examples'])
+  for clip in clips:
     if clip.video in again:
       yield next(results)
-    elif clip.video in known:
+    elif clip.video in frames:
       data, problem = next(records)
       if data is None:
-        raise damaged(shard, f'is damaged ({problem})')
-      yield Record(data, known[clip.video], detail=partial.get(clip.video, ''))
+        raise PrepareError(
+          f'{stem}.array_record is damaged ({problem}); remove {stem}.json, and the same '
+          'command makes it anew.'
+        )
+      yield Record(data, frames[clip.video], detail=partial.get(clip.video, ''))
     else:
       skip = skipped[printable(clip.video)]
       yield Record(reason=skip['reason'], detail=skip['detail'])
