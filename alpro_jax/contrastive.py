@@ -58,7 +58,7 @@ def vtc(
                0 1 0   and    pairs (0, 2) and (2, 0) are left out.
                1 0 1
     chunk: columns met at a time; 0 is all.
-    mesh: of the devices that the rows are cut over.
+    mesh: of the devices that the rows are sharded over.
   Returns:
     Sum over the B pairs of the two directions' mean; B; and the shares of
     videos that find their text and of texts that find their video.
@@ -66,7 +66,7 @@ def vtc(
   rows = features.video.shape[0]
   if ids is None:
     ids = jnp.arange(rows)[:, None]
-  total, right = _vtc(_chunk_size(rows, chunk), mesh, features, temperature, ids)
+  total, right = _vtc(chunk, mesh, features, temperature, ids)
   return total, jnp.float32(rows), right
 
 
@@ -80,82 +80,77 @@ def zero_with_gradient(features: Features, cotangent: Features) -> tuple[jax.Arr
 
 
 # Written by hand: a backward pass through the loop would keep every chunk, and
-# would send the gradients of all columns. With the two logarithms of each row
-# a device finds the gradient of its own rows from what it has already.
+# would send the gradients of all columns. With the logarithms of both
+# directions' denominators a device finds the gradient of its own rows from what
+# it has already.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _vtc(chunk, mesh, features, temperature, ids):
   return _vtc_forward(chunk, mesh, features, temperature, ids)[0]
 
 
 def _vtc_forward(chunk, mesh, features, temperature, ids):
-  everyone = Features(*(_gather(x, mesh) for x in features))
-  every_id = _gather(ids, mesh)
-  found = [
-    _find(_cut(rows, mesh), columns, ids, every_id, temperature, chunk)
-    for rows, columns in ((features.video, everyone.text), (features.text, everyone.video))
-  ]
-  logs = [log for log, _, _ in found]
-  total = sum(jnp.sum(log - own) for log, own, _ in found) / 2
-  right = tuple(jnp.mean(right) for _, _, right in found)
-  return (total, right), (features, everyone, temperature, ids, every_id, logs)
+  columns = Features(*(_gather(x, mesh) for x in features))
+  column_ids = _gather(ids, mesh)
+  logs, losses, right = [], [], []
+  for rows, others in ((features.video, columns.text), (features.text, columns.video)):
+    log, own, best = _softmax_parts(_shard(rows, mesh), others, ids, column_ids, temperature, chunk)
+    logs.append(log)
+    losses.append(jnp.sum(log - own))
+    right.append(jnp.mean((best == jnp.arange(len(rows))).astype(jnp.float32)))
+  kept = features, columns, temperature, ids, column_ids, logs
+  return (sum(losses) / 2, tuple(right)), kept
 
 
-def _find(rows, columns, row_ids, column_ids, temperature, chunk):
-  """log sum exp of each row, its own score, whether that is the highest."""
-  count = rows.shape[0]
-  own_place = jnp.arange(count)
+def _softmax_parts(rows, columns, row_ids, column_ids, temperature, chunk):
+  """Of each row: log of the sum of exp(scores), its own score, the best column."""
 
-  def visit(carry, part):
+  def visit(carry, columns, column_ids, index):
     top, total, own, best = carry
-    columns, column_ids, places = part
-    scores, is_own, _ = _scores(rows, columns, row_ids, column_ids, places, temperature)
-    peak = jnp.max(scores, axis=1)
-    best = jnp.where(peak > top, places[jnp.argmax(scores, axis=1)], best)
-    peak = jnp.maximum(peak, top)
+    scores, is_own, _ = _scores(rows, columns, row_ids, column_ids, index, temperature)
+    peak, best = _better(top, best, scores, index)
     total *= jnp.exp(top - peak)
     total += jnp.sum(jnp.exp(scores - peak[:, None]), axis=1)
     own += jnp.sum(jnp.where(is_own, scores, 0), axis=1)
-    return (peak, total, own, best), None
+    return peak, total, own, best
 
   zero = jnp.zeros_like(rows[:, 0])
-  start = (zero + _LOWEST, zero, zero, jnp.zeros_like(own_place))
-  (top, total, own, best), _ = jax.lax.scan(visit, start, _chunks(chunk, columns, column_ids))
-  return top + jnp.log(total), own, (best == own_place).astype(jnp.float32)
+  start = (zero + _LOWEST, zero, zero, jnp.zeros_like(jnp.arange(len(rows))))
+  top, total, own, best = _scan(visit, start, chunk, columns, column_ids)
+  return top + jnp.log(total), own, best
 
 
 def _vtc_backward(chunk, mesh, kept, cotangents):
-  features, everyone, temperature, ids, every_id, logs = kept
-  every_log = [_gather(log, mesh) for log in logs]
+  features, columns, temperature, ids, column_ids, logs = kept
+  column_logs = [_gather(log, mesh) for log in logs]
   scale = cotangents[0] / (2 * temperature)
-  gradients, of_temperature = [], 0.0
-  for rows, columns, log, column_log in (
-    (features.video, everyone.text, logs[0], every_log[1]),
-    (features.text, everyone.video, logs[1], every_log[0]),
+  gradients, temperature_gradient = [], 0.0
+  for rows, others, row_log, column_log in (
+    (features.video, columns.text, logs[0], column_logs[1]),
+    (features.text, columns.video, logs[1], column_logs[0]),
   ):
-    gradient, sums = _pull(
-      _cut(rows, mesh), columns, ids, every_id, log, column_log, temperature, chunk
+    gradient, sums = _row_gradients(
+      _shard(rows, mesh), others, ids, column_ids, row_log, column_log, temperature, chunk
     )
     gradients.append(scale * gradient)
     # Each direction sees all pairs: half of it from each.
-    of_temperature -= scale * jnp.sum(sums) / 2
-  return Features(*gradients), of_temperature, None
+    temperature_gradient -= scale * jnp.sum(sums) / 2
+  return Features(*gradients), temperature_gradient, None
 
 
-def _pull(rows, columns, row_ids, column_ids, row_log, column_log, temperature, chunk):
+def _row_gradients(rows, columns, row_ids, column_ids, row_log, column_log, temperature, chunk):
   """Gradient of both directions by the rows, times 2, and by log(scale)."""
 
-  def visit(carry, part):
+  def visit(carry, columns, column_ids, column_log, index):
     gradient, sums = carry
-    columns, column_ids, column_log, places = part
-    scores, is_own, out = _scores(rows, columns, row_ids, column_ids, places, temperature)
+    scores, is_own, out = _scores(rows, columns, row_ids, column_ids, index, temperature)
     slope = jnp.exp(scores - row_log[:, None])
     slope += jnp.exp(scores - column_log[None, :])
     slope = jnp.where(is_own, slope - 2, jnp.where(out, 0, slope))
     gradient += jnp.einsum('rc,ce->re', slope, columns, precision=jax.lax.Precision.HIGHEST)
-    return (gradient, sums + jnp.sum(slope * scores, axis=1)), None
+    return gradient, sums + jnp.sum(slope * scores, axis=1)
 
   start = (jnp.zeros_like(rows), jnp.zeros_like(rows[:, 0]))
-  return jax.lax.scan(visit, start, _chunks(chunk, columns, column_ids, column_log))[0]
+  return _scan(visit, start, chunk, columns, column_ids, column_log)
 
 
 _vtc.defvjp(_vtc_forward, _vtc_backward)
@@ -195,89 +190,77 @@ def hard_negatives(
     uniform_share: u in 0..1.
     blocks: of rows that draw among themselves; must divide B.
     chunk: columns met at a time; 0 is all.
-    mesh: of the devices that the rows are cut over.
+    mesh: of the devices that the rows are sharded over.
   Returns:
     int32[B], the column (0 where not valid), and bool[B].
   """
   rows, columns, temperature = jax.lax.stop_gradient((rows, columns, temperature))
   count = rows.shape[0]
-  chunk = _chunk_size(count, chunk)
   block = jnp.arange(count) // (count // blocks)
   noise_key, share_key = jax.random.split(key)
   uniform = jax.random.uniform(share_key, (count,)) < uniform_share
-  rows, ids = _cut(rows, mesh), _cut(ids, mesh)
+  rows, ids = _shard(rows, mesh), _shard(ids, mesh)
 
-  def visit(carry, part):
-    top, best = carry
-    columns, column_ids, column_block, places = part
+  def visit(carry, columns, column_ids, column_block, index):
     scores = similarity(rows, columns, temperature)
     scores = jnp.where(uniform[:, None], 0, scores)
     noise = jax.vmap(
-      lambda place: jax.random.gumbel(jax.random.fold_in(noise_key, place), (count,))
-    )(places)
+      lambda column: jax.random.gumbel(jax.random.fold_in(noise_key, column), (count,))
+    )(index)
     forbidden = _same(ids, column_ids)
     forbidden |= block[:, None] != column_block[None, :]
-    scores = jnp.where(forbidden, -jnp.inf, scores + noise.T)
-    peak = jnp.max(scores, axis=1)
-    best = jnp.where(peak > top, places[jnp.argmax(scores, axis=1)], best)
-    return (jnp.maximum(peak, top), best), None
+    return _better(*carry, jnp.where(forbidden, -jnp.inf, scores + noise.T), index)
 
   start = (jnp.full_like(rows[:, 0], -jnp.inf), jnp.zeros(count, jnp.int32))
-  everything = (_gather(x, mesh) for x in (columns, ids, block))
-  (top, best), _ = jax.lax.scan(visit, start, _chunks(chunk, *everything))
+  top, best = _scan(visit, start, chunk, *(_gather(x, mesh) for x in (columns, ids, block)))
   return best, top > -jnp.inf
 
 
 def has_negative(
   ids: jax.Array, *, blocks: int = 1, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> jax.Array:
-  """Tells which rows have a column that `hard_negatives` may draw.
-
-  Args:
-    ids: int32[B, I], as there.
-    blocks: as there.
-    chunk: as there.
-    mesh: as there.
-  Returns:
-    bool[B].
-  """
+  """bool[B]: which rows have a column that `hard_negatives` may draw; arguments as there."""
   count = ids.shape[0]
   block = jnp.arange(count) // (count // blocks)
-  rows = _cut(ids, mesh)
+  rows = _shard(ids, mesh)
 
-  def visit(found, part):
-    column_ids, column_block, _ = part
+  def visit(found, column_ids, column_block, index):
+    del index
     allowed = ~_same(rows, column_ids)
     allowed &= block[:, None] == column_block[None, :]
-    return found | jnp.any(allowed, axis=1), None
+    return found | jnp.any(allowed, axis=1)
 
-  everything = (_gather(x, mesh) for x in (ids, block))
   start = jnp.zeros_like(rows[:, 0], bool)
-  chunks = _chunks(_chunk_size(count, chunk), *everything)
-  return jax.lax.scan(visit, start, chunks)[0]
+  return _scan(visit, start, chunk, *(_gather(x, mesh) for x in (ids, block)))
 
 
-def _chunk_size(rows, chunk):
-  if chunk and rows % chunk:
+def _scan(visit, start, chunk, *columns):
+  """Carries `start` through visit(carry, *columns, index), f[chunk, ...] at a time."""
+  count = columns[0].shape[0]
+  if chunk and count % chunk:
     raise ValueError(
-      f'config.loss.vtc_chunk={chunk} must divide the {rows} rows of a '
+      f'config.loss.vtc_chunk={chunk} must divide the {count} rows of a '
       'batch (of a micro-batch, with accumulation); 0 takes all at once.'
     )
-  return chunk or rows
+  chunk = chunk or count
+  index = jnp.arange(count, dtype=jnp.int32)
+  parts = tuple(x.reshape(count // chunk, chunk, *x.shape[1:]) for x in (*columns, index))
+  return jax.lax.scan(lambda carry, part: (visit(carry, *part), None), start, parts)[0]
 
 
-def _chunks(chunk, *arrays):
-  """f[B, ...] each -> f[B / chunk, chunk, ...], and the rows' places."""
-  places = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
-  return tuple(x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]) for x in (*arrays, places))
-
-
-def _scores(rows, columns, row_ids, column_ids, places, temperature):
+def _scores(rows, columns, row_ids, column_ids, index, temperature):
   """Scores with the lowest where left out; which are own; which left out."""
   scores = similarity(rows, columns, temperature)
-  own = jnp.arange(rows.shape[0])[:, None] == places[None, :]
+  own = jnp.arange(rows.shape[0])[:, None] == index[None, :]
   out = _same(row_ids, column_ids) & ~own
   return jnp.where(out, _LOWEST, scores), own, out
+
+
+def _better(top, best, scores, index):
+  """The highest score of each row so far, and its column."""
+  peak = jnp.max(scores, axis=1)
+  best = jnp.where(peak > top, index[jnp.argmax(scores, axis=1)], best)
+  return jnp.maximum(peak, top), best
 
 
 def _same(row_ids, column_ids):
@@ -287,7 +270,7 @@ def _same(row_ids, column_ids):
   )
 
 
-def _cut(rows, mesh):
+def _shard(rows, mesh):
   return rows if mesh is None else sharding.constrain_batch(rows, mesh)
 
 

@@ -24,13 +24,13 @@ def vtm(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.A
     Weighted sum and the sum of weights.
   """
   weights = weights.astype(jnp.float32)
-  losses = _cross_entropy(logits, labels)
-  return jnp.sum(losses * weights), jnp.sum(weights)
+  return jnp.sum(_cross_entropy(logits, labels) * weights), jnp.sum(weights)
 
 
 def mlm(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Masked language modelling: float32[B, L, V], int32[B, L], -1: no label."""
-  return _labelled_cross_entropy(logits, labels)
+  losses = _cross_entropy(logits, jnp.maximum(labels, 0))
+  return jnp.sum(losses * (labels >= 0)), labelled(labels)
 
 
 def answering(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -38,7 +38,7 @@ def answering(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arra
 
   The original fails on such an answer (defect 52).
   """
-  return _labelled_cross_entropy(logits, labels)
+  return mlm(logits, labels)
 
 
 def pem(logits: jax.Array, q: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -60,11 +60,6 @@ def pem(logits: jax.Array, q: jax.Array, keep: jax.Array) -> tuple[jax.Array, ja
 def labelled(labels: jax.Array) -> jax.Array:
   """float32[], how many of int32[...] are labels, not -1."""
   return jnp.sum((labels >= 0).astype(jnp.float32))
-
-
-def _labelled_cross_entropy(logits, labels):
-  losses = _cross_entropy(logits, jnp.maximum(labels, 0))
-  return jnp.sum(losses * (labels >= 0)), labelled(labels)
 
 
 def _cross_entropy(logits, labels):

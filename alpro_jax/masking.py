@@ -87,32 +87,28 @@ def sample_regions(
   if rule not in REGION_RULES:
     raise ValueError(f'{rule=} is not known; choose one of {REGION_RULES}.')
   rows, columns = (grid, grid) if isinstance(grid, int) else grid
-  tries = REGION_TRIES if rule == 'original' else 1
+  nominal = rule == 'nominal'
   area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
-  shape = (batch, tries)
+  shape = (batch, 1 if nominal else REGION_TRIES)
   size = jax.random.uniform(area_key, shape, minval=area[0], maxval=area[1])
   size = size * rows * columns
   ratio = jax.random.uniform(aspect_key, shape, minval=aspect[0], maxval=aspect[1])
-  top = jax.random.uniform(top_key, shape)
-  left = jax.random.uniform(left_key, shape)
-  to_patches = jnp.floor if rule == 'original' else jnp.round
+  to_patches = jnp.round if nominal else jnp.floor
   height = jnp.maximum(to_patches(jnp.sqrt(size * ratio)), 1)
   width = jnp.maximum(to_patches(jnp.sqrt(size / ratio)), 1)
-  if rule == 'original':
-    top, left = jnp.floor(top * rows), jnp.floor(left * columns)
-    fits = (top + height <= rows) & (left + width <= columns)
-    # The first that fits. If none does, the first try is shifted back below.
-    first = jnp.argmax(fits, axis=1)[:, None]
-    top, left, height, width = (
-      jnp.take_along_axis(x, first, axis=1) for x in (top, left, height, width)
-    )
+  if nominal:
     height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
-    top = jnp.minimum(top, rows - height)
-    left = jnp.minimum(left, columns - width)
-  else:
-    height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
-    top = jnp.floor(top * (rows - height + 1))
-    left = jnp.floor(left * (columns - width + 1))
+  places = (rows - height + 1, columns - width + 1) if nominal else (rows, columns)
+  top = jnp.floor(jax.random.uniform(top_key, shape) * places[0])
+  left = jnp.floor(jax.random.uniform(left_key, shape) * places[1])
+  # The first that fits. If none does, the first try is shifted back below.
+  fits = (top + height <= rows) & (left + width <= columns)
+  first = jnp.argmax(fits, axis=1)[:, None]
+  top, left, height, width = (
+    jnp.take_along_axis(x, first, axis=1) for x in (top, left, height, width)
+  )
+  height, width = jnp.minimum(height, rows), jnp.minimum(width, columns)
+  top, left = jnp.minimum(top, rows - height), jnp.minimum(left, columns - width)
   row, column = jnp.arange(rows)[None], jnp.arange(columns)[None]
   in_rows = (row >= top) & (row < top + height)
   in_columns = (column >= left) & (column < left + width)
