@@ -232,7 +232,7 @@ def _place(folder, name):
 # --- All of them ------------------------------------------------------------
 
 
-def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False, out=None):
+def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False):
   """Downloads what is missing.
 
   Args:
@@ -243,7 +243,6 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
       HTTP 404 or a video that is too large.
     allow_local: also ask hosts with private and loopback addresses; see
       web.client.
-    out: file for progress lines (stderr).
   Returns:
     {Video: ''} for those that are there, {Video: reason} for the others.
   Raises:
@@ -258,7 +257,7 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False,
     found = {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
     found |= {x: hopeless[x] for x in videos if x in hopeless and x not in found}
     log.write('\n')  # After a line that a kill cut off.
-    progress = Progress(len(videos), 'videos', out=out)
+    progress = Progress(len(videos), 'videos')
     progress.found(len(found), sum(map(bool, found.values())))
     run = _Run(folder, work, limits or Limits(), log, progress, found)
     asyncio.run(run.fetch([video for video in videos if video not in found], allow_local))

@@ -1,19 +1,12 @@
 """Turns clips into a TensorFlow Datasets data set on disk.
 
-The list of clips is cut into parts of `part_size`. A part becomes one shard:
+The list of clips is cut into parts of `part_size`, see parts.py; a part becomes one shard.
+A run that was killed finds the parts that are done and makes the others. What a part holds
+depends on the list and the options alone, so the set is the same to the last byte however
+often it was interrupted and whatever the number of workers.
 
-  out/.preparing-train/plan.json                options, digest of the list
-  out/.preparing-train/part-00000.array_record  its records
-  out/.preparing-train/part-00000.json          written last: the part is done
-
-A run that was killed finds the parts that are done and makes the others. What
-a part holds depends on the list and the options alone, so the set is the same
-to the last byte however often it was interrupted and whatever the number of
-workers. When all parts are there they get their TFDS names, and manifest.json
-is written last of all: a folder without it is not a set.
-
-A clip that was lost through no fault of its own, for lack of memory or a disk
-that failed, is tried again when the same command is given for a finished set.
+A clip that was lost through no fault of its own, for lack of memory or a disk that failed,
+is tried again when the same command is given for a finished set.
 """
 
 import contextlib
@@ -77,19 +70,18 @@ class Options:
   @classmethod
   def flags(cls) -> dict[str, tuple[Any, Any, str]]:
     """Returns {name: (type, default, help)}."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True).items()
     return {
-      field.name: (kind, field.default, text)
-      for field in dataclasses.fields(cls)
-      for kind, text, *_ in [typing.get_args(hints[field.name])]
+      name: (hint.__origin__, getattr(cls, name), hint.__metadata__[0]) for name, hint in hints
     }
 
   def __post_init__(self):
     for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-      value, (kind, _, *limits) = getattr(self, name), typing.get_args(hint)
+      value, (_, *limits) = getattr(self, name), hint.__metadata__
       if limits and not limits[0] <= value <= limits[1]:
         raise PrepareError(f'--{name}={value} must be {limits[0]} to {limits[1]}.')
-      if kind is float:  # 1 and 1.0 are one option, and their sets are to have one digest.
+      if hint.__origin__ is float:
+        # 1 and 1.0 are one option, and their sets are to have one digest.
         object.__setattr__(self, name, float(value))
     if self.on_partial not in ('skip', 'keep'):
       raise PrepareError(f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")
@@ -107,7 +99,6 @@ def prepare(
   list_unnamed: bool = False,
   follow_links: bool = False,
   make=None,
-  out=None,
 ) -> dict[str, Any]:
   """Prepares one split, or continues with it.
 
@@ -123,7 +114,6 @@ def prepare(
       since it is no video.
     follow_links: read videos that are links to files outside of root.
     make: what makes the parts that are missing; called as parts.make_here is.
-    out: file for progress lines (stderr).
   Returns:
     the report of this split.
   Raises:
@@ -168,7 +158,7 @@ def prepare(
         os.mkdir(work)
         retry.reopen(output, entry, report, pieces, lost)
         write_json(os.path.join(work, 'plan.json'), plan)
-        tried, gained = retry.try_again(pieces, settings, limits, out)
+        tried, gained = retry.try_again(pieces, settings, limits)
       if not gained:
         shutil.rmtree(work, ignore_errors=True)
         return {**report, 'already_prepared': True, 'tried_again': tried}
@@ -180,9 +170,9 @@ def prepare(
     else:
       plan = _begin(work, plan, f'{output} has an unfinished split {split!r}')
       make_parts = functools.partial(make or parts.make_here, **limits)
-      made = _make_missing(source, pieces, settings, make_parts, out)
+      made = _make_missing(source, pieces, settings, make_parts)
       if made < len(source.clips):  # What an earlier run lost.
-        tried, gained = retry.try_again(pieces, settings, limits, out)
+        tried, gained = retry.try_again(pieces, settings, limits)
     stems = [part.stem for part in pieces]
     report = _report(source, root, plan, stems, list_unnamed)
     report |= {
@@ -212,9 +202,9 @@ def _begin(work, plan, where):
   return plan | {'videos': old.get('videos', {}) | plan['videos']}
 
 
-def _make_missing(source, pieces, settings, make, out):
+def _make_missing(source, pieces, settings, make):
   """Makes the parts that are not there; returns how many clips were read."""
-  progress = parts.Progress(len(source.clips), out=out)
+  progress = parts.Progress(len(source.clips))
   for skipped in source.skipped:
     progress.name(skipped)
   missing = [part for part in pieces if not parts.is_done(part.stem)]

@@ -13,8 +13,8 @@ class Progress:
   Args:
     total: how much there is to do.
     unit: what is counted.
-    out: file for the lines (stderr); on a terminal each is written over the last.
-    log: takes each line instead, as logging.info does.
+    log: takes each line, as logging.info does; without it they go to stderr, where on a
+      terminal each is written over the last.
     every_s: seconds from line to line; on a terminal 0.2.
     describe: seconds spent -> more to say in the line.
   """
@@ -24,13 +24,12 @@ class Progress:
     total: int,
     unit: str = 'clips',
     *,
-    out=None,
     log: Callable[[str], None] | None = None,
     every_s: float = 10.0,
     describe: Callable[[float], str] = lambda spent: '',
   ):
     self._total, self._unit, self._describe = total, unit, describe
-    self._out, self._log = out or sys.stderr, log
+    self._out, self._log = sys.stderr, log
     self._live = not log and self._out.isatty()
     self._every = 0.2 if self._live else every_s
     self._start = self._last = time.monotonic()

@@ -75,14 +75,13 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
       parts.save_part(part.stem, done)
 
 
-def try_again(pieces: Sequence[parts.Part], settings, limits, out) -> tuple[int, bool]:
+def try_again(pieces: Sequence[parts.Part], settings, limits) -> tuple[int, bool]:
   """Makes those parts anew of which clips were lost; decodes these clips alone.
 
   Args:
     pieces: parts that are all made.
     settings: keyword arguments of make_record.
     limits: of parts.make_here.
-    out: file for progress lines.
   Returns:
     (clips that were tried, whether any could be read)
   """
@@ -95,7 +94,7 @@ def try_again(pieces: Sequence[parts.Part], settings, limits, out) -> tuple[int,
     return 0, False
   lost = sum(again.values(), [])
   chosen = [part for part in pieces if part.stem in again]
-  progress = Progress(sum(len(part.clips) for part in chosen), out=out)
+  progress = Progress(sum(len(part.clips) for part in chosen))
   gained = False
   # Few, so here and with one pool, whatever makes the others.
   with contextlib.closing(parts.make_records(lost, settings, **limits)) as results:

@@ -48,19 +48,18 @@ class Verified(NamedTuple):
     return sum(problem.number is not None for problem in self.problems)
 
 
-def verify(path, *, out=None) -> Verified:
+def verify(path) -> Verified:
   """Compares counts and digests of all files with the manifest.
 
   Args:
     path: folder made by launch/prepare.py.
-    out: file for progress lines (stderr).
   Raises:
     FileNotFoundError: if there is no finished set.
     ValueError: if its manifest is damaged.
   """
   manifest = read_manifest(path)
   listed = list(list_files(manifest))
-  progress = Progress(len(listed), 'files', out=out)
+  progress = Progress(len(listed), 'files')
   problems = []
   for split, entry, file in listed:
     if reason := _problem(path, file):
@@ -82,7 +81,7 @@ def verify(path, *, out=None) -> Verified:
   return Verified(len(listed) + 2, records, problems)  # Manifest and report.
 
 
-def repair(path, output, *, out=None) -> dict[str, dict]:
+def repair(path, output) -> dict[str, dict]:
   """Writes a set of all records that can be read, whole or not at all.
 
   Shards that are intact are copied as they are. Where the index is broken, it is made
@@ -91,7 +90,6 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   Args:
     path: folder of the broken set.
     output: folder to make.
-    out: file for progress lines (stderr).
   Returns:
     report by split, as launch/prepare.py writes it.
   Raises:
@@ -101,7 +99,7 @@ def repair(path, output, *, out=None) -> dict[str, dict]:
   if os.path.exists(output) and os.listdir(output):
     raise ValueError(f'{output} is not empty; give a new folder.')
   splits = read_manifest(path)['splits']
-  progress = Progress(sum(entry['examples'] for entry in splits.values()), 'records', out=out)
+  progress = Progress(sum(entry['examples'] for entry in splits.values()), 'records')
   with files.folder(output) as made:
     reports = {
       split: _save_split(path, split, entry, str(made), progress) for split, entry in splits.items()
