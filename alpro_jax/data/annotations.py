@@ -80,12 +80,8 @@ class Annotations:
     """Returns the sha256 of all clips, in order, as hex."""
     sha = hashlib.sha256()
     for clip in self.clips:
-      sha.update(
-        json.dumps(
-          [clip.video, clip.files, clip.captions, clip.styles, clip.still, clip.questions]
-        ).encode()
-      )
-      sha.update(b'\n')
+      fields = [getattr(clip, name) for name in clip.__slots__]
+      sha.update(json.dumps(fields).encode() + b'\n')
     return sha.hexdigest()
 
 

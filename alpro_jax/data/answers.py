@@ -111,10 +111,9 @@ def label_answers(answers: Iterable[str], known: Sequence[str]) -> np.ndarray:
   """
   if twice := equal_entries(known):
     raise ValueError(
-      f'config.data.answers lists {len(twice)} answers in more than one '
-      f'spelling, such as {list(twice[0])}; case, white space and forms of '
-      'Unicode make no difference. Make the list again with launch/'
-      'answers.py, or keep one spelling of each.'
+      f'config.data.answers lists {len(twice)} answers in more than one spelling, such as '
+      f'{list(twice[0])}; case, white space and forms of Unicode make no difference. Make the '
+      'list again with launch/answers.py, or keep one spelling of each.'
     )
   labels = {canonical(answer): label for label, answer in enumerate(known)}
   return np.array([labels.get(canonical(answer), -1) for answer in answers], np.int32)

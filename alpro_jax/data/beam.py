@@ -96,9 +96,8 @@ def _make(options, runner, parts, settings, progress, *, num_workers, timeout_s)
       _run(options, runner, stems, MakePart(settings, num_workers or 1, timeout_s))
   if missing := _name_attempts(waiting, progress):
     raise RuntimeError(
-      f'The pipeline ended without {len(missing)} of {len(parts)} parts, '
-      f'such as {missing[0].stem}; the output must be in a folder that all '
-      'workers share.'
+      f'The pipeline ended without {len(missing)} of {len(parts)} parts, such as '
+      f'{missing[0].stem}; the output must be in a folder that all workers share.'
     )
   return sum(len(part.clips) for part in waiting)
 

@@ -36,9 +36,8 @@ def read_bytes(path) -> bytes:
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
       raise ValueError(
-        f'{path} is damaged: its sha256 is {got[:12]}..., and {beside} says '
-        f'{expected[:12]}...; make or copy it again. If you changed it '
-        f'yourself, remove {beside.name}.'
+        f'{path} is damaged: its sha256 is {got[:12]}..., and {beside} says {expected[:12]}...; '
+        f'make or copy it again. If you changed it yourself, remove {beside.name}.'
       )
   return data
 

@@ -25,8 +25,7 @@ class Listing(NamedTuple):
 
   Attributes:
     videos: by their first bytes, or by their name where those say nothing.
-    passed_over: (name, reason) of what has a video's name or first bytes and
-      is none.
+    passed_over: (name, reason) of what has a video's name or first bytes and is none.
     problems: (name, reason) of what cannot be looked at.
     others: how many files of other kinds there are, by suffix, such as '.srt'.
   """

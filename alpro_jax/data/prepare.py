@@ -300,9 +300,8 @@ def _check_plan(old, new, where):
   replaced = [video for video, now in new['videos'].items() if known.get(video, now) != now]
   if replaced:
     raise PrepareError(
-      f'{where} made of other videos: {", ".join(replaced[:5])}'
-      f'{" ..." if replaced[5:] else ""} ({len(replaced)} of '
-      f'{len(new["videos"])} looked at) had another content. Use the same '
+      f'{where} made of other videos: {", ".join(replaced[:5])}{" ..." if replaced[5:] else ""} '
+      f'({len(replaced)} of {len(new["videos"])} looked at) had another content. Use the same '
       'again, or another --output.'
     )
   changed = [

@@ -6,6 +6,7 @@ does not cost a night; what makes the whole file useless is a ValueError.
 """
 
 import csv
+import itertools
 import json
 import os
 from collections import Counter
@@ -88,25 +89,16 @@ def csv_rows(path, columns=()) -> Rows:
 def jsonl_rows(path, columns=()) -> Rows:
   """Reads one JSON object a line, or a JSON list of them.
 
-  A file that begins with [ is a list, unless its first line is JSON of its own and more
-  follow.
+  A file that begins with [ is a list, unless its first line is JSON of its own and more follow.
   """
-  with open(path, 'rb') as file:
-    start = file.readline().removeprefix(_BOM).strip()
-    while not start and (line := file.readline()):
-      start = line.strip()
-    is_list = start.startswith(b'[') and not (_is_json(start) and file.read().strip())
-  if is_list:
-    yield from json_rows(path)
-    return
-  for where, line, problem in _lines(path):
-    if not problem:
-      try:
-        yield where, *_object(json.loads(line))
-        continue
-      except (ValueError, RecursionError) as e:
-        problem = f'not JSON: {e}'
-    yield where, {}, problem
+  _, first, _ = next(_lines(path), ('', '', ''))
+  if first.lstrip().startswith('['):
+    try:
+      return json_rows(path)
+    except ValueError:
+      if _parsed('', first, '')[2].startswith('not JSON'):
+        raise
+  return itertools.starmap(_parsed, _lines(path))
 
 
 def json_rows(path, columns=()) -> Rows:
@@ -190,12 +182,12 @@ def _lines(path):
         yield f'{path}:{number}', text, problem
 
 
-def _is_json(line):
+def _parsed(where, line, problem):
+  """Returns the row of a line of JSON."""
   try:
-    json.loads(line)
-  except (ValueError, RecursionError):
-    return False
-  return True
+    return where, *(({}, problem) if problem else _object(json.loads(line)))
+  except (ValueError, RecursionError) as e:
+    return where, {}, f'not JSON: {e}'
 
 
 def _object(value):
