@@ -1,9 +1,13 @@
 """The worked examples of docs/research.md, run as they stand on the page."""
 
+import json
 import pathlib
 import re
+import signal
 
+from alpro_jax.data import dataset, sources
 from alpro_jax.tasks import registry
+from tests import launched, small_videos
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/research.md'
 
@@ -22,3 +26,24 @@ def test_a_loss_and_a_task_of_ones_own(monkeypatch):
   monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   names = run_section('A task', run_section('A loss', {'__name__': 'triplet'}))
   assert int(names['now'].step) == 10
+
+
+def test_a_data_set_of_ones_own(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sources, 'SOURCES', dict(sources.SOURCES))
+  monkeypatch.setattr(signal, 'signal', lambda *args: None)
+  run_section('A data set', {'__name__': 'kitchen'})
+  for name in ('a.mp4', 'b.webm'):
+    small_videos.write_video(tmp_path / 'c.mp4').rename(tmp_path / name)
+  path = tmp_path / 'kitchen.csv'
+  path.write_text(
+    'clip,sentence,language\na,a pot,en\nb,ein Topf,de\nc,eine Pfanne,de\nb,,de\nb,ein\n'
+  )
+  base = [f'--videos={tmp_path}', f'--captions={path}', f'--output={tmp_path / "set"}']
+  assert launched.run('prepare', '--source=folder', *base, '--language=de') == 2
+  assert '--source=folder has no --language; it is for kitchen.' in capsys.readouterr().err
+  assert launched.run('prepare', '--source=kitchen', *base, '--language=de', '--workers=1') == 0
+  (record,) = dataset.open_dataset(tmp_path / 'set').metadata()
+  assert (record.video, record.captions) == ('b.mp4', ('ein Topf',))
+  report = json.loads((tmp_path / 'set/report.json').read_text())['splits']['train']
+  assert report['counts']['rows_of_other_splits'] == 1
+  assert report['skipped_by_reason'] == {'bad row': 1, 'empty caption': 1, 'missing file': 1}
