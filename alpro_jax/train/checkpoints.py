@@ -2,10 +2,9 @@
 
 One folder for each step, with three items: `params`, so that another run can
 start from them alone; `train`, the step and the optimizer's moments; `meta`,
-JSON about the model, tokenizer, data and versions. `digests.json` beside them
-is written before the folder gets its final name, so a folder with a number for
-a name is complete, and later damage to any of its files is found. The meta
-hold a digest of every array as well, which is compared with what came back.
+JSON that train/identity.py describes, and the digests of the arrays. The
+digests of the files are written before the folder gets its final name, so a
+folder with a number for a name is complete.
 """
 
 import contextlib
@@ -26,8 +25,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from alpro_jax.train import digests
-from alpro_jax.train.digests import by_name, leaf_name
+from alpro_jax.train import digests, trees
 from alpro_jax.train.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -56,7 +54,7 @@ class Checkpoint:
     """Returns the digest of every parameter; see `digests.of_arrays`."""
     stored = self.meta.get('arrays')
     if not stored:  # An older checkpoint.
-      return digests.of_arrays(self.load('params', {}, unused=lambda name: True)[0])
+      return digests.of_arrays(self._load('params', {}, unused=lambda name: True)[0])
     items = (name.partition('/') for name in stored)
     return {name: stored[f'{item}/{name}'] for item, _, name in items if item == 'params'}
 
@@ -86,58 +84,73 @@ class Checkpoint:
         shape or type.
       DamagedCheckpointError: if an array is not what was written.
     """
-    wanted = by_name(abstract)
+    wanted = trees.by_name(abstract)
     afresh = {name for name in wanted if name.startswith(tuple(fresh))}
-    restored, missing = self.load(
+    restored, missing = self._load(
       'params',
       {name: leaf for name, leaf in wanted.items() if name not in afresh},
       new=new,
       unused=lambda name: name.startswith((*unused, *fresh)),
       resize=resize or {},
     )
-    missing |= afresh
-    if missing and initial is None:
-      raise ValueError(
-        f'{self.folder}: {_listed(missing)} missing and no initial values were given.'
-      )
-    if missing:
-      logging.info('new parameters, initialised: %s', _listed(missing))
-      restored |= {name: leaf for name, leaf in by_name(initial).items() if name in missing}
-    return _tree(abstract, restored)
+    if missing := missing | afresh:
+      if initial is None:
+        raise ValueError(
+          f'{self.folder}: {trees.listed(missing)} missing and no initial values were given.'
+        )
+      logging.info('new parameters, initialised: %s', trees.listed(missing))
+      restored |= {name: leaf for name, leaf in trees.by_name(initial).items() if name in missing}
+    return trees.like(abstract, restored)
 
-  def load(self, item, wanted, *, new=(), unused=lambda name: False, resize=()):
-    """Reads 'params' or 'train', by name.
+  def restore(self, abstract: TrainState) -> TrainState:
+    """Returns the stored state, laid out as `abstract`; raises as `load_params`.
 
-    Args:
-      item: which of them.
-      wanted: {name: ShapeDtypeStruct}.
-      new: as `load_params` has it.
-      unused: name -> whether it may be left over.
-      resize: as `load_params` has it.
-    Returns:
-      {name: array} of all that is stored, and the wanted names that are missing.
+    Moments of frozen parameters, which the optimizer once kept, are left out.
     """
+    items = _items(abstract)
+    names = trees.by_name(items['params'])
+
+    def of_frozen(name):
+      moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
+      return moment and moment[1] in names
+
+    params, _ = self._load('params', names)
+    train, _ = self._load('train', trees.by_name(items['train']), unused=of_frozen)
+    train = trees.like(items['train'], train)
+    return TrainState(train['step'], trees.like(abstract.params, params), train['opt_state'])
+
+  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resize=()):
+    """Returns {name: array} of an item, checked, and the wanted names that are missing."""
     folder, reader = epath.Path(self.folder / item), ocp.StandardCheckpointHandler()
     tree = reader.metadata(folder).tree
-    found = by_name(tree)
+    found = trees.by_name(tree)
     resized = {
       name: wanted[name]
       for name in set(resize) & set(wanted) & set(found)
       if wanted[name].shape[0] != found[name].shape[0]
       and wanted[name].shape[1:] == tuple(found[name].shape[1:])
     }
-    expected = {name: leaf for name, leaf in wanted.items() if name not in resized}
-    missing = _check_names(folder, expected, found, new, lambda n: n in resized or unused(n))
+    as_stored = {name: leaf for name, leaf in wanted.items() if name not in resized}
+    missing = trees.check_fits(
+      folder, found, as_stored, new=new, unused=lambda n: n in resized or unused(n)
+    )
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path, leaf):
-      where = getattr(expected.get(leaf_name(path)), 'sharding', None) or here
+      where = getattr(as_stored.get(trees.leaf_name(path)), 'sharding', None) or here
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     # Those left over are read as well: orbax restores whole trees only.
     targets = jax.tree_util.tree_map_with_path(target, tree)
-    restored = by_name(reader.restore(folder, args=ocp.args.StandardRestore(targets)))
-    self._check_arrays({item: restored})
+    restored = trees.by_name(reader.restore(folder, args=ocp.args.StandardRestore(targets)))
+    if expected := self.meta.get('arrays'):  # Older checkpoints have none.
+      got = digests.of_arrays({item: restored})
+      if wrong := [name for name in got if got[name] != expected.get(name)]:
+        raise DamagedCheckpointError(
+          f'checkpoint {self.folder} is damaged: {trees.listed(wrong[:5])} ({len(wrong)} of '
+          f'{len(expected)} arrays) came back other than they were saved, though the '
+          'files are whole.'
+        )
     for name, leaf in resized.items():
       rows = leaf.shape[0]
       logging.info('resized: %s from %d to %d rows', name, found[name].shape[0], rows)
@@ -148,20 +161,8 @@ class Checkpoint:
         lambda index, table=table: table[index],
       )
     if wanted and (left := set(found) - set(wanted)):
-      logging.info('%s of the checkpoint not used: %s', item, _listed(left))
+      logging.info('%s of the checkpoint not used: %s', item, trees.listed(left))
     return restored, missing
-
-  def _check_arrays(self, items):
-    """Compares arrays with the digests that were taken when they were saved."""
-    expected = self.meta.get('arrays')  # Older checkpoints have none.
-    wrong = expected and [
-      name for name, digest in digests.of_arrays(items).items() if digest != expected.get(name)
-    ]
-    if wrong:
-      raise DamagedCheckpointError(
-        f'checkpoint {self.folder} is damaged: {_listed(wrong[:5])} ({len(wrong)} of '
-        f'{len(expected)} arrays) came back other than they were saved, though the files are whole.'
-      )
 
 
 def find(path) -> Checkpoint:
@@ -186,8 +187,7 @@ def find(path) -> Checkpoint:
       'launch/main.py or the folder of one of its steps.'
     )
   for step in reversed(steps):
-    damage = digests.damage(step)
-    if not damage:
+    if not (damage := digests.damage(step)):
       return Checkpoint(step)
     if step != steps[0]:
       logging.warning('%s The one before is used.', damage)
@@ -201,9 +201,8 @@ def load_meta(path) -> dict[str, Any]:
 
 def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns the folders of the steps below FOLDER, the oldest first."""
-  if not folder.is_dir():
-    return []
-  return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+  steps = folder.iterdir() if folder.is_dir() else ()
+  return sorted((p for p in steps if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 class Checkpoints:
@@ -228,11 +227,11 @@ class Checkpoints:
     if keep_newest < 1:
       raise ValueError(f'config.train.{keep_newest=} must be at least 1.')
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
-    if jax.process_index() == 0:
-      self._set_aside({step: digests.damage(step) for step in step_folders(self.folder)})
-    _meet('damaged checkpoints are out of the way')
-    self._best_metric = best_metric.removeprefix('-')
+    self._best_metric, self._saving = best_metric.removeprefix('-'), None
     self._sign = -1.0 if best_metric.startswith('-') else 1.0
+    if jax.process_index() == 0:
+      self._move_damaged({step: digests.damage(step) for step in step_folders(self.folder)})
+    _meet('damaged checkpoints are out of the way')
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(keep_newest)]
     if best_metric:
@@ -248,7 +247,6 @@ class Checkpoints:
         async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
       ),
     )
-    self._saving = None
 
   def newest(self) -> int | None:
     """Returns the step of the newest checkpoint."""
@@ -286,16 +284,10 @@ class Checkpoints:
     self._saving = step
     items = _items(state)
     meta = {**meta, 'step': step, 'arrays': digests.of_arrays(items)}
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    args = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
     with self._saving_may_fail():
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-          meta=ocp.args.JsonSave(meta),
-        ),
-        metrics=metrics,
-        force=True,
-      )
+      self._manager.save(step, args=args, metrics=metrics, force=True)
     if self._best_metric and metrics is not None and self._best_metric not in metrics:
       raise ValueError(
         f'config.train.best_metric names {self._best_metric!r}, which no evaluation gave; '
@@ -310,29 +302,8 @@ class Checkpoints:
     return Checkpoint(self.folder / str(step)).meta
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:
-    """Returns the stored state of a step.
-
-    Args:
-      step: as given by `newest`.
-      abstract: ShapeDtypeStructs that carry the wanted sharding; the number of
-        devices may differ from that of the run that saved.
-    Raises:
-      ValueError: if names, shapes or types differ from what is stored. Moments
-        of frozen parameters, which the optimizer once kept, are left out.
-      DamagedCheckpointError: if an array is not what was given to `save`.
-    """
-    items = _items(abstract)
-    names = by_name(items['params'])
-
-    def of_frozen(name):
-      moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
-      return moment and moment[1] in names
-
-    stored = Checkpoint(self.folder / str(step))
-    params, _ = stored.load('params', names)
-    train, _ = stored.load('train', by_name(items['train']), unused=of_frozen)
-    train = _tree(items['train'], train)
-    return TrainState(train['step'], _tree(abstract.params, params), train['opt_state'])
+    """Returns the state of a step; see `Checkpoint.restore`."""
+    return Checkpoint(self.folder / str(step)).restore(abstract)
 
   def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
     """Moves a checkpoint out of the way that turned out to be damaged.
@@ -340,20 +311,13 @@ class Checkpoints:
     Raises:
       DamagedCheckpointError: if there is no other to resume from.
     """
-    damages = {
-      self.folder / str(other): str(error) if other == step else ''
-      for other in self._manager.all_steps()
-    }
-    self._set_aside(damages)
+    damages = {s: str(error) if s == step else '' for s in self._manager.all_steps()}
+    self._move_damaged({self.folder / str(s): damage for s, damage in damages.items()})
     _meet('a damaged checkpoint is out of the way')
     self._manager.reload()
 
   def close(self) -> None:
-    """Waits until everything is on disk.
-
-    Raises:
-      SaveError: if it cannot be written.
-    """
+    """Waits until everything is on disk, or raises SaveError."""
     with self._saving_may_fail():
       self._manager.close()
 
@@ -367,8 +331,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Orbax and TensorStore have many.
-      # A save that was broken off keeps its suffix.
-      whole = step_folders(self.folder)
+      whole = step_folders(self.folder)  # A save that was broken off keeps its suffix.
       left = 'There is no other to go on from.'
       if whole:
         left = f'Step {whole[-1].name} is whole, and is where it goes on.'
@@ -391,22 +354,16 @@ class Checkpoints:
     """Largest of the best; earlier starts may have evaluated on other sets."""
     return self._sign * float(metrics.get(self._best_metric, -self._sign * math.inf))
 
-  def _set_aside(self, damages):
-    """Renames damaged checkpoints to `damaged/STEP`, so that none is loaded.
-
-    Args:
-      damages: {folder of every step: what is wrong with it, or ''}.
-    """
+  def _move_damaged(self, damages):
+    """Renames folders to `damaged/STEP`; `damages` says of every step's what is wrong, or ''."""
     damaged = {step: what for step, what in damages.items() if what}
     if damaged and len(damaged) == len(damages):
       raise DamagedCheckpointError(
         f'{[*damaged.values()][-1]} No other checkpoint is intact; to start over, '
         f'delete {self.folder}.'
       )
-    if jax.process_index() != 0:
-      return
-    place = self.folder.parent / 'damaged'
-    for step, what in damaged.items():
+    for step, what in damaged.items() if jax.process_index() == 0 else ():
+      place = self.folder.parent / 'damaged'
       place.mkdir(exist_ok=True)
       names = (step.name, *(f'{step.name}.{number}' for number in range(1, 1000)))
       aside = next(place / name for name in names if not (place / name).exists())
@@ -422,38 +379,3 @@ def _items(state):
 def _meet(what):
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
-
-
-def _tree(like, leaves):
-  return jax.tree_util.tree_map_with_path(lambda path, _: leaves[leaf_name(path)], like)
-
-
-def _listed(names):
-  return ', '.join(sorted(names))
-
-
-def _check_names(where, wanted, found, new, unused):
-  """Compares leaves by name, shape and type; returns the allowed missing ones.
-
-  Orbax names no path for a wrong shape and casts a wrong type silently.
-  """
-  missing = set(wanted) - set(found)
-  lines = []
-  if refused := [name for name in missing if not name.startswith(tuple(new))]:
-    lines.append(
-      f'missing from it: {_listed(refused)} (allow them with config.train.new_parameters)'
-    )
-  if extra := [name for name in set(found) - set(wanted) if not unused(name)]:
-    lines.append(
-      f'unknown to the model: {_listed(extra)} (allow them with config.train.unused_parameters)'
-    )
-  for name in sorted(set(wanted) & set(found)):
-    got, expected = (
-      f'{np.dtype(leaf.dtype)}[{", ".join(map(str, leaf.shape))}]'
-      for leaf in (found[name], wanted[name])
-    )
-    if got != expected:
-      lines.append(f'{name} is {got}, expected {expected}')
-  if lines:
-    raise ValueError(f'{where} does not fit the model. ' + '; '.join(lines) + '.')
-  return missing

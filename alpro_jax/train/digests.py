@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import files
+from alpro_jax.train import trees
 
 FILE = 'digests.json'
 # Orbax rewrites its own record of times after the digests are taken.
@@ -68,24 +69,11 @@ def of_arrays(tree: Any) -> dict[str, str]:
   # One after the other: several small programs that add up over devices, all on
   # their way at once, can wait for each other without end where fake devices
   # share a few threads, and XLA then aborts the process.
-  sums = {name: jax.block_until_ready(_sums(leaf)) for name, leaf in by_name(tree).items()}
+  sums = {name: jax.block_until_ready(_sums(leaf)) for name, leaf in trees.by_name(tree).items()}
   return {
     name: ''.join(f'{int(word):08x}' for word in words)
     for name, words in jax.device_get(sums).items()
   }
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by name, e.g. 'params/dense/bias'."""
-  return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def leaf_name(path) -> str:
-  """Returns the words of a leaf's path, separated by slashes.
-
-  A namedtuple comes back from a file as a dict: the words alone are the same.
-  """
-  return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
 @jax.jit

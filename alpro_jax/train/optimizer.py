@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from alpro_jax.train.digests import leaf_name
+from alpro_jax.train.trees import leaf_name
 
 SCHEDULES = ('linear', 'cosine', 'constant')
 # The original never lets a falling learning rate reach zero.
