@@ -116,13 +116,10 @@ def _address(row, url_column):
 
 
 def _name_of(row, url):
-  """Returns the file of a row below the folder of videos.
+  """Returns the file of a row, which is where launch/prepare.py looks for it.
 
-  That is where launch/prepare.py looks for it: <page_dir>/<id>.mp4 of WebVid;
-  else `video` or `image` if it is a name, else names.file_of(url).
-
-  Raises:
-    ValueError: it would not be in the folder.
+  <page_dir>/<id>.mp4 of WebVid; else `video` or `image` if it is a name, else
+  names.file_of(url). Raises ValueError if it would not be in the folder.
   """
   still = not row.get('video')
   name = row.get('image') if still else row['video']
@@ -140,9 +137,8 @@ def _name_of(row, url):
   name = names.canonical(name)
   suffix = os.path.splitext(name)[1]
   if suffix.lower() not in _SUFFIXES:
-    raise ValueError(
-      f'{name!r} ends in {suffix!r}, expected a suffix of videos or pictures, such as .mp4 or .jpg'
-    )
+    expected = 'expected a suffix of videos or pictures, such as .mp4 or .jpg'
+    raise ValueError(f'{name!r} ends in {suffix!r}, {expected}')
   if name.startswith(f'.{RESUME}') or annotations.printable(name) != name:
     raise ValueError(f'{name!r} may not be a name here')
   if any(len(part.encode()) > 255 for part in name.split('/')):
@@ -252,11 +248,10 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False)
   os.makedirs(folder, exist_ok=True)
   resume = os.path.join(folder, RESUME)
   with _open_resume(resume) as log, files.scratch(resume) as work:
-    hopeless = {} if retry_failed else _hopeless(log)
+    hopeless = _hopeless(log)
+    found = {} if retry_failed else {x: hopeless[x] for x in videos if x in hopeless}
     # A file has its name only when it is whole.
-    found = {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
-    found |= {x: hopeless[x] for x in videos if x in hopeless and x not in found}
-    log.write('\n')  # After a line that a kill cut off.
+    found |= {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
     progress = Progress(len(videos), 'videos')
     progress.found(len(found), sum(map(bool, found.values())))
     run = _Run(folder, work, limits or Limits(), log, progress, found)
@@ -287,26 +282,22 @@ def _open_resume(path):
 def _hopeless(log):
   """Returns {Video: reason} of what need not be tried again."""
   log.seek(0)
-  hopeless = {}
+  last = {}
   for line in log:
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # One that a kill cut off.
       row = json.loads(line)
-      video = Video(row['url'], row['name'])
-      hopeless.pop(video, None)
-    except (ValueError, KeyError, TypeError):
-      continue  # A line that a kill cut off.
-    if row.get('failed') and not row.get('again'):
-      hopeless[video] = annotations.printable(row['failed'])
-  return hopeless
+      last[Video(row['url'], row['name'])] = row
+  log.write('\n')  # After such a line, if it is the last one.
+  return {
+    video: annotations.printable(row['failed'])
+    for video, row in last.items()
+    if row.get('failed') and not row.get('again')
+  }
 
 
 def _is_there(path):
-  """Says whether a file needs no download.
-
-  An error page or a compressed body under the name of a video does. What is
-  not known stays: it may be the user's own.
-  """
-  try:
+  """Says whether a file needs no download; an error page or a compressed body does."""
+  try:  # What is not known stays: it may be the user's own.
     return os.path.isfile(path) and sniff.what_file(path) in ('video', 'picture', '')
   except OSError:
     return False

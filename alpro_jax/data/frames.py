@@ -25,7 +25,6 @@ def choose_frames(strategy, num_available, num_frames, seed):
     num_available: int scalar, frames in the clip, at least 1.
     num_frames: Python int, T.
     seed: int64[2], not used by uniform.
-
   Returns:
     int64[T], never decreasing, in 0..num_available-1.
   """
@@ -42,8 +41,8 @@ def choose_frames(strategy, num_available, num_frames, seed):
     return spread
   if strategy == 'nlvl_rand':
     uniform = tf.random.stateless_uniform([num_frames], seed)
-    place = (tf.range(num_frames, dtype=tf.float32) + uniform) / num_frames
-    index = tf.cast(place * tf.cast(num_available, tf.float32), tf.int64)
+    share = (tf.range(num_frames, dtype=tf.float32) + uniform) / num_frames
+    index = tf.cast(share * tf.cast(num_available, tf.float32), tf.int64)
     index = tf.minimum(index, num_available - 1)
   else:
     half = num_available // 2
@@ -57,10 +56,10 @@ def choose_frames(strategy, num_available, num_frames, seed):
 
 
 def _sorted_sample(size, count, seed):
-  """Draws `count` of `size` places, each as often as any other or once more."""
+  """Draws `count` of `size` indices, each as often as any other or once more."""
   size = tf.cast(size, tf.int64)
   noise = tf.random.stateless_uniform(tf.stack([size]), seed)
   more = tf.math.top_k(noise, count % size, sorted=False).indices
   often = tf.repeat(tf.range(size), count // size)
-  places = tf.sort(tf.concat([often, tf.cast(more, tf.int64)], 0))
-  return tf.ensure_shape(places, [count])
+  index = tf.sort(tf.concat([often, tf.cast(more, tf.int64)], 0))
+  return tf.ensure_shape(index, [count])

@@ -39,19 +39,15 @@ class EndsEarly(PartlyReadable):
 def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0):
   """Decodes a video, upright and at an even rate.
 
-  The clock starts at the first frame and only goes on: where the times of a
-  file jump back, as where two recordings were joined, the next frame follows
-  the last one. With fps, the first frame at or after each multiple of 1 / fps
-  is kept; a video with a lower rate keeps all of its frames once.
-
-  HDR (PQ, HLG) becomes BT.709: its reference white, 203 cd/m2, is white, and
-  what is brighter is white as well. A file that holds a picture has one frame.
+  Times start at the first frame and never run back: where recordings were
+  joined, the next frame follows the last one. With fps, the first frame at or
+  after each multiple of 1 / fps is kept; a video with a lower rate keeps all of
+  its frames once. Of HDR (PQ, HLG) 203 cd/m2 and what is brighter become white.
 
   Args:
-    path: a local file; its name says nothing of what it holds.
+    path: a local file, of a video or a picture, whatever its name says.
     fps: frames per second to keep; 0 keeps all.
-    short_side: length of the shorter side, in pixels; 0, or more than the
-      video has, keeps the size.
+    short_side: pixels of the shorter side, if it is longer; 0 keeps the size.
     max_frames: stop after so many; 0 is no limit.
     max_seconds: stop before the first frame at this time; 0 is no limit.
   Yields:
@@ -115,9 +111,8 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
       containers.check_pixels(frame)
       # Later frames follow the first, should the size change.
       if not size:
-        size = target_size(
-          frame.width, frame.height, short_side, recording.stream.sample_aspect_ratio
-        )
+        aspect = recording.stream.sample_aspect_ratio
+        size = target_size(frame.width, frame.height, short_side, aspect)
         size = size[::-1] if turn[0] else size
       kept += 1
       yield _pixels(scaler, frame, size, turn), float(time)
@@ -129,12 +124,10 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
 
 
 def target_size(width, height, short_side=0, pixel_aspect=None):
-  """Returns the (width, height) of square pixels to store; never larger.
+  """Returns the (width, height) to store in square pixels; never larger.
 
   Args:
-    width, height: stored pixels.
-    short_side: wanted length of the shorter side; 0 keeps the size, and so
-      does anything larger than the video.
+    width, height, short_side: as in iterate_frames, in pixels.
     pixel_aspect: width of a pixel over its height, or None.
   """
   w, h = Fraction(width), Fraction(height)
@@ -217,15 +210,11 @@ def _to_sdr(pixels, transfer):
 
 
 def read_still(path, *, short_side=0):
-  """Reads a photo, upright.
+  """Returns a photo, upright, as uint8[H, W, 3] RGB; raises UnreadableVideo.
 
   Args:
     path: a local file.
     short_side: as in iterate_frames.
-  Returns:
-    uint8[H, W, 3] RGB.
-  Raises:
-    UnreadableVideo: the photo cannot be read.
   """
   if not os.path.isfile(path):
     raise UnreadableVideo('missing file')

@@ -38,12 +38,7 @@ _pipe = None  # In a worker, to its parent.
 
 
 def machine_problem(path, error):
-  """Returns why this machine, not a file, is to blame for an error, or ''.
-
-  Args:
-    path: of the file that was read.
-    error: the exception that ended it.
-  """
+  """Returns why this machine is to blame for an error in reading a file; '' if it is not."""
   while error is not None:
     if isinstance(error, MemoryError):
       return 'out of memory, or the file asks for more than there is'
@@ -59,11 +54,10 @@ def machine_problem(path, error):
 
 
 def environment():
-  """Returns the environment of a Python process that imports our code alone, as dict.
+  """Returns the environment of a Python process that imports nothing of the current folder.
 
-  Python looks for modules in the current folder first, which may be a folder
-  of videos: a file in it called av.py would run. So neither Python itself nor
-  PYTHONPATH may name that folder; what else PYTHONPATH has is kept.
+  That may be a folder of videos: a file in it called av.py would run. What else
+  PYTHONPATH has is kept.
   """
   root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
   paths = [root] + [
@@ -100,11 +94,7 @@ class Lost(NamedTuple):
 
 
 def allow(seconds):
-  """Lets the item at hand take so much longer than usual.
-
-  Called by what runs in a worker. Elsewhere, and where the user has set a
-  limit, it changes nothing.
-  """
+  """Lets the item that this worker is at take longer, unless the user has set a limit."""
   if _pipe is not None:
     _pipe.send(('allow', seconds))
 
