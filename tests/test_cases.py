@@ -3,7 +3,7 @@
 import numpy as np
 
 from alpro_jax import metrics
-from alpro_jax.evaluation import cases, retrieval
+from alpro_jax.evaluation import candidates, cases, retrieval
 from alpro_jax.evaluation.question_answering import AnswerResult, AskedQuestion
 from configs import common
 from tests import small_sets
@@ -22,9 +22,10 @@ def searched(scores, pairs=None):
     None,
     {},
     {},
-    metrics.rank_matrix(scores, pairs)['t2v'][1].resolve(),
-    top,
-    np.take_along_axis(scores, top, 1),
+    candidates.Order(
+      (candidates.TopK(top, np.take_along_axis(scores, top, 1)), None),
+      (metrics.rank_matrix(scores, pairs)['t2v'][1], None, None),
+    ),
   )
 
 

@@ -171,7 +171,7 @@ def figures_of(make, batches_of):
       found[f'{name} {len(captions)}'] = {
         **result.metrics,
         **result.cost,
-        'top': result.top[0].tolist(),
+        'top': result.order.top[0].item[0].tolist(),
         **{f'{k} interval': list(v) for k, v in result.intervals.items()},
       }
   return found
@@ -412,28 +412,28 @@ def test_ranks_agree_with_a_brute_force(seed, rule, dense, few_draws, monkeypatc
   }[rule]
   ks = (0, 1, 3, 9, 11, 13, 50) if dense else (1, 3, 9, 11, 13, 50)
   for k in (0, 5) if rule == 'similarity' else ks:
+    found = retrieval.score(matcher, texts, videos, names, pairs, retrieval.Scoring(rule, k))
+    reads = k if found.scoring.reads else 0
     for ties in metrics.TIES:
-      found = retrieval.score(
-        matcher, texts, videos, names, pairs, retrieval.Scoring(rule, k, ties)
-      )
-      reads = k if found.scoring.reads else 0
-      t2v, v2t, grouped = brute_force(similarity, scores, pairs, reads or 50, ties)
-      np.testing.assert_array_equal(found.ranks, t2v)
-      wanted = {
-        **metrics.summarize_ranks(t2v, 't2v'),
-        **metrics.summarize_ranks(v2t, 'v2t'),
-        **metrics.summarize_ranks(grouped, 'v2t_grouped'),
-      }
-      assert {name: found.metrics[name] for name in wanted} == wanted
-      near = metrics.retrieval_metrics(similarity, pairs, ties)
-      assert {f'similarity/{name}': value for name, value in near.items()} == {
-        name: value for name, value in found.metrics.items() if name.startswith('similarity/')
-      }
-      assert (found.similarity is not None) == dense
+      wanted = brute_force(similarity, scores, pairs, reads or 50, ties)
+      for ranks, want in zip(found.order.ranks, wanted, strict=True):
+        np.testing.assert_array_equal(ranks.resolve(ties), want)
+      if ties != 'pessimistic':
+        continue
+      np.testing.assert_array_equal(found.ranks, wanted[0])
+      figures = {}
+      for name, want in zip(('t2v', 'v2t', 'v2t_grouped'), wanted, strict=True):
+        figures |= metrics.summarize_ranks(want, name)
+      assert {name: found.metrics[name] for name in figures} == figures
       assert found.intervals.keys() == {
-        prefix + name for prefix in ('', 'similarity/') for name in wanted
+        prefix + name for prefix in ('', 'similarity/') for name in figures
       }
-      assert sorted(found.intervals) == sorted(retrieval.figure_names(found.scoring, pairs))
+    near = metrics.retrieval_metrics(similarity, pairs)
+    assert {f'similarity/{name}': value for name, value in near.items()} == {
+      name: value for name, value in found.metrics.items() if name.startswith('similarity/')
+    }
+    assert (found.similarity is not None) == dense
+    assert sorted(found.intervals) == sorted(retrieval.figure_names(found.scoring, pairs))
 
 
 def test_candidates_give_the_figures_of_the_original():
@@ -469,8 +469,9 @@ def test_all_candidates_are_as_all_pairs():
     assert every.metrics == near.metrics and every.cost == near.cost
     assert every.intervals == near.intervals
     assert every.metrics['dual_softmax/t2v_r1'] >= 0
-    for name in ('matching', 'ranks', 'top_scores'):
+    for name in ('matching', 'ranks'):
       np.testing.assert_array_equal(getattr(every, name), getattr(near, name))
+    np.testing.assert_array_equal(every.order.top[0].score, near.order.top[0].score)
     assert near.scores is None and every.scores is not None
 
 
@@ -489,8 +490,9 @@ def test_candidates_are_read_once_and_come_first():
   margin = matcher.table.margin
   for t in range(13):
     first = sorted(by_text[t, :2], key=lambda v, t=t: -margin[t, v])
-    assert found.top[t].tolist() == [*first, *by_text[t, 2:]]
-    assert found.top_scores[t].tolist() == [*margin[t, first], *similarity[t, by_text[t, 2:]]]
+    best = found.order.top[0]
+    assert best.item[t].tolist() == [*first, *by_text[t, 2:]]
+    assert best.score[t].tolist() == [*margin[t, first], *similarity[t, by_text[t, 2:]]]
 
 
 @pytest.mark.parametrize('dense', [True, False])
@@ -599,7 +601,7 @@ def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
     + 24 * metrics.CELLS
   )
   assert peak < formula
-  assert found.similarity is None and found.top.shape == (n, 10)
+  assert found.similarity is None and found.order.top[0].item.shape == (n, 10)
   assert found.cost['share'] < 2 * k / n
 
 
@@ -611,8 +613,6 @@ def test_refuses_what_cannot_be_scored(monkeypatch):
 
   with pytest.raises(ValueError, match="rule='vtm' is none of"):
     retrieval.Scoring('vtm')
-  with pytest.raises(ValueError, match="ties='lucky' is none of"):
-    retrieval.Scoring(ties='lucky')
   with pytest.raises(ValueError, match='number of candidates'):
     retrieval.Scoring(rerank_k=-1)
   with pytest.raises(ValueError, match='at least one row'):

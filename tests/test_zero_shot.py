@@ -20,6 +20,9 @@ class Prepared:
   def metadata(self):
     return [RecordInfo('', (text,), ('',), False, 4) for text in self._captions]
 
+  def captions(self):
+    return [[text] for text in self._captions]
+
 
 def _result(scores, families=None):
   found = searched(scores)

@@ -77,7 +77,7 @@ def choose_searches(
 
 def _ahead(retrieval, text, own):
   """Score of the best own video less that of the best other one."""
-  top = list(zip(retrieval.top[text], retrieval.top_scores[text], strict=True))
+  top = list(zip(*(x[text] for x in retrieval.order.top[0]), strict=True))
   # What is not among the top is at most as good as the last of them.
   mine, other = (
     next((score for video, score in top if (video in own) == wanted), top[-1][1])
@@ -134,7 +134,7 @@ def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
 
   def ranked(case):
     """(rank, video, score) of the first ones; its own may be far behind."""
-    top, scores = (x[case.text, :_TOP].tolist() for x in (found.top, found.top_scores))
+    top, scores = (x[case.text, :_TOP].tolist() for x in found.order.top[0])
     rows = list(zip(range(1, _TOP + 1), top, scores, strict=False))
     return rows if case.video in top else [*rows, (case.rank, case.video, None)]
 

@@ -132,7 +132,7 @@ def _search_scoring(found):
     'rule': found.scoring.rule,
     'instead_of_matching': found.scoring.instead,
     'k': found.scoring.rerank_k or 'all pairs',
-    'ties': found.scoring.ties,
+    'ties': 'pessimistic',
     'dual_softmax': found.scoring.dual_softmax,
     'cost': {k: float(v) for k, v in found.cost.items()},
   }

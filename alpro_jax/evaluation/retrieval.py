@@ -15,21 +15,7 @@ The rules of scoring:
                        not divided by the temperature
   similarity           the cosine alone; the fusion encoder is not asked
 
-Memory of a host, in bytes, for N texts of L tokens, M videos of S tokens,
-width D, features of size E, tokens of b bytes (2 for a bfloat16 model), k
-candidates, K = max(k, 10), P <= k (N + M) pairs read, C = metrics.CELLS:
-
-  tokens       b D (N L + M S)        on disk if larger than Scorer allows
-  features     4 E (N + M) + 8 E max(N, M)
-  near         8 K (N + M)            columns and similarities
-  pairs        42 k (N + M)           while those to read are listed; then 16 P,
-                                      and 16 k (N + M): where, and scores
-  one block    24 C = 384 MiB
-
-100,000 texts of 30 tokens, as many videos of 197, D = 768, E = 256, k = 128:
-35 GB of tokens; at most 0.4 + 0.2 + 1.1 + 0.4 = 2.1 GB beside. Matrices
-[texts, videos] are formed up to DENSE_PAIRS only, 4 bytes a pair for each of
-similarity, margin, logit and their sum.
+Ties count against the model. What it takes of memory: docs/evaluation.md.
 """
 
 import dataclasses
@@ -47,8 +33,7 @@ from alpro_jax.evaluation.scorer import Scorer, Stopwatch, TextFeatures, VideoFe
 RULES = ('matching', 'matching+similarity', 'similarity')
 # Pairs up to which matrices are formed: 1 GiB for each of them.
 DENSE_PAIRS = 2**28
-# Best videos of a text that are kept.
-TOP = 10
+TOP = 10  # Best videos of a text that are kept.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +45,19 @@ class Scoring:
     rerank_k: the fusion encoder reads the k videos nearest to every text and
       the k texts nearest to every video; 0 is all pairs. No matter to
       'similarity'.
-    ties: one of metrics.TIES.
-    dual_softmax: give the figures of dual softmax beside, as dual_softmax/...
-      It uses the whole test set for every query (metrics.py), so that these
-      figures do not compare with others.
+    dual_softmax: give the figures of dual softmax beside. It uses the whole
+      test set for every query (metrics.py): they do not compare with others.
     instead: why the similarity took the place of matching, '' if it did not.
   """
 
   rule: str = 'matching'
   rerank_k: int = 0
-  ties: str = 'pessimistic'
   dual_softmax: bool = False
   instead: str = ''
 
   def __post_init__(self):
-    for name, choices in (('rule', RULES), ('ties', metrics.TIES)):
-      if getattr(self, name) not in choices:
-        raise ValueError(f'scoring {name}={getattr(self, name)!r} is none of {choices}.')
+    if self.rule not in RULES:
+      raise ValueError(f'scoring rule={self.rule!r} is none of {RULES}.')
     if self.rerank_k < 0:
       raise ValueError(
         f'scoring {self.rerank_k=} must be a number of candidates, or 0 for all pairs.'
@@ -103,11 +84,7 @@ class Retrieval:
       similarity/t2v_r1, ...; of dual softmax as dual_softmax/t2v_r1, ...;
       texts, videos.
     seconds: time of each part.
-    ranks: float64[distinct pairs], text to video, in the order of
-      np.unique(pairs, axis=0).
-    top: int32[texts, min(10, videos)], the best videos, best first.
-    top_scores: float32, their scores; the similarity of a video that stands
-      behind the candidates.
+    order: the final one. Its top holds at least min(10, videos) of a text.
     intervals: of the figures, {name: (low, high)}, 95 % bootstrap by video.
     scoring: how it was scored.
     cost: pairs that the fusion encoder read, and their share of all pairs.
@@ -124,9 +101,7 @@ class Retrieval:
   matching: np.ndarray | None
   metrics: dict[str, float]
   seconds: dict[str, float]
-  ranks: np.ndarray | None = None
-  top: np.ndarray | None = None
-  top_scores: np.ndarray | None = None
+  order: candidates.Order | None = None
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   scoring: Scoring = Scoring()
   cost: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -134,22 +109,23 @@ class Retrieval:
   near: candidates.Order | None = None
   reranked: tuple[np.ndarray, np.ndarray] | None = None
 
+  @property
+  def ranks(self) -> np.ndarray:
+    """float64[distinct pairs], text to video, as np.unique(pairs, axis=0)."""
+    return self.order.ranks[0].resolve()
+
 
 def list_pairs(captions: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], np.ndarray]:
   """Lists distinct captions and which video they belong to.
 
-    [['a disc', 'a red disc'], ['a disc']]
-      -> ('a disc', 'a red disc'),  [[0, 0], [1, 0], [0, 1]]
-
-  Args:
-    captions: of every video, in the order of the records.
+  [['a disc', 'a red disc'], ['a disc']]
+    -> ('a disc', 'a red disc'),  [[0, 0], [1, 0], [0, 1]]
   """
-  index, pairs = {}, []
+  index, pairs = {}, {}
   for video, texts in enumerate(captions):
     for text in texts:
-      pairs.append((index.setdefault(text, len(index)), video))
-  pairs = list(dict.fromkeys(pairs))
-  return tuple(index), np.array(pairs, np.int32).reshape(len(pairs), 2)
+      pairs[index.setdefault(text, len(index)), video] = None
+  return tuple(index), np.array(list(pairs), np.int32).reshape(len(pairs), 2)
 
 
 def retrieve(
@@ -163,8 +139,7 @@ def retrieve(
   Args:
     scorer: with the model.
     batches: see Scorer.embed_videos.
-    captions: of every record of the split; a video without any is only a
-      competitor.
+    captions: of every record; a video without any is only a competitor.
     scoring: how.
   Returns:
     The scores, and the features for the probes.
@@ -192,17 +167,7 @@ def score(
   pairs: np.ndarray,
   scoring: Scoring = Scoring(),
 ) -> Retrieval:
-  """Scores encoded texts against encoded videos; see `retrieve`.
-
-  Args:
-    scorer: reads pairs; only `matching`, `matching_by_video` and `temperature`
-      are asked.
-    texts: encoded.
-    videos: encoded.
-    names: the texts.
-    pairs: int[pairs, 2], see list_pairs.
-    scoring: how.
-  """
+  """Scores encoded texts, of these names, against encoded videos; see `retrieve`."""
   watch, k = Stopwatch(), scoring.rerank_k
   pairs, features = np.asarray(pairs), (texts.feature, videos.feature)
   shape = len(texts.feature), len(videos.feature)
@@ -214,7 +179,7 @@ def score(
     similarity = candidates.similarity_matrix(*features)
     blocks = candidates.matrix_blocks(similarity)
   scale = 1 / scorer.temperature() if scoring.dual_softmax and not scoring.reads else 0.0
-  near = candidates.rank_all(blocks, queries, max(k if scoring.reads else 0, TOP), scale=scale)
+  near = candidates.rank_all(blocks, queries, max(k * scoring.reads, TOP), scale=scale)
   watch.lap('similarity')
   margin = reranked = None
   if not scoring.reads:
@@ -225,26 +190,23 @@ def score(
     watch.lap('pairs')
     read, scores = size, margin if scoring.rule == 'matching' else logit + similarity
     del logit
-    order = candidates.rank_all(
-      candidates.matrix_blocks(scores), queries, TOP, scale=float(scoring.dual_softmax)
-    )
+    blocks = candidates.matrix_blocks(scores)
+    order = candidates.rank_all(blocks, queries, TOP, scale=float(scoring.dual_softmax))
   else:
     near, scores = _agreed(near), None
     chosen = candidates.union(*(top.item[:, :k] for top in near.top))
-    read_margin, logit = scorer.matching_by_video(texts, videos, chosen.text, chosen.video)
-    _check_finite(read_margin, 'scores')
+    values, logit = scorer.matching_by_video(texts, videos, chosen.text, chosen.video)
+    _check_finite(values, 'scores')
     watch.lap('pairs')
-    read, values = len(chosen.text), read_margin
+    read = len(chosen.text)
+    if read == size:
+      margin = np.ascontiguousarray(values.reshape(shape[::-1]).T)
     if scoring.rule == 'matching+similarity':
-      values = logit.copy()
       for top, index in zip(near.top, chosen.index, strict=True):
         values[index] = logit[index] + top.score[:, :k]
     reranked = tuple(values[index] for index in chosen.index)
-    order = candidates.rerank(
-      near, queries, reranked, TOP, chosen.penalties(values) if scoring.dual_softmax else None
-    )
-    if read == size:
-      margin = np.ascontiguousarray(read_margin.reshape(shape[::-1]).T)
+    penalties = chosen.penalties(values) if scoring.dual_softmax else None
+    order = candidates.rerank(near, queries, reranked, TOP, penalties)
   figures, intervals = {}, {}
   for prefix, ranks in (
     ('', order.ranks),
@@ -252,9 +214,8 @@ def score(
     ('dual_softmax/', order.dual_softmax),
   ):
     if ranks:
-      parts = metrics.retrieval_figures(
-        queries[0], ranks[0], queries[1], *ranks[1:], videos=shape[1], ties=scoring.ties
-      )
+      (t2v, *v2t), videos = ranks, shape[1]
+      parts = metrics.retrieval_figures(queries[0], t2v, queries[1], *v2t, videos=videos)
       for into, part in zip((figures, intervals), parts, strict=True):
         into |= {prefix + name: value for name, value in part.items()}
   figures['texts'], figures['videos'] = map(float, shape)
@@ -266,9 +227,7 @@ def score(
     margin,
     figures,
     watch.seconds,
-    order.ranks[0].resolve(scoring.ties),
-    order.top[0].item[:, :TOP],
-    order.top[0].score[:, :TOP],
+    order,
     intervals,
     scoring,
     {'pairs': float(read), 'share': read / size},
@@ -308,15 +267,14 @@ def _agreed(near):
 
 
 def _check(features, pairs, scoring):
-  shape, width = tuple(map(len, features)), features[0].shape[1]
+  shape = tuple(map(len, features))
   metrics.check_pairs(pairs, *shape)
   for name, feature in zip(('text', 'video'), features, strict=True):
     _check_finite(feature, f'{name} features')
-  if not width and (scoring.rule != 'matching' or scoring.rerank_k):
+  if not features[0].shape[1] and (scoring.rule != 'matching' or scoring.rerank_k):
     raise ValueError(
-      f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but '
-      "this model has no contrastive features; score by 'matching' and "
-      'rerank_k=0.'
+      f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but this model has '
+      "no contrastive features; score by 'matching' and rerank_k=0."
     )
   _check_size(*shape, scoring)
 
@@ -325,18 +283,14 @@ def _check_size(texts, videos, scoring):
   size = texts * videos
   if scoring.reads and not scoring.rerank_k and size > DENSE_PAIRS:
     raise ValueError(
-      f'all {size} pairs of {texts} texts and {videos} videos do not fit '
-      f'into matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to '
-      '128.'
+      f'all {size} pairs of {texts} texts and {videos} videos do not fit into '
+      f'matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to 128.'
     )
 
 
 def _check_finite(array, name):
-  wrong = sum(
-    int((~np.isfinite(array[first:last])).sum())
-    for first, last in metrics.row_spans(len(array), array[:1].size)
-  )
-  if wrong:
+  spans = metrics.row_spans(len(array), array[:1].size)
+  if wrong := sum(int((~np.isfinite(array[first:last])).sum()) for first, last in spans):
     raise ValueError(
       f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
       'rank. Check the parameters.'
@@ -344,35 +298,26 @@ def _check_finite(array, name):
 
 
 class Tradeoff(NamedTuple):
-  """What k costs and brings.
+  """What k costs and brings."""
 
-  Attributes:
-    k: candidates per text and per video; 0 is all pairs.
-    t2v_r1: percent; t2v_r5, t2v_r10 and v2t_r1, too.
-    pairs: that the fusion encoder reads.
-    share: of all pairs.
-    flops: of the whole evaluation; 0 if not asked.
-  """
-
-  k: int
-  t2v_r1: float
+  k: int  # Candidates per text and per video; 0 is all pairs.
+  t2v_r1: float  # Percent, as those that follow.
   t2v_r5: float
   t2v_r10: float
   v2t_r1: float
-  pairs: int
-  share: float
-  flops: float
+  pairs: int  # That the fusion encoder reads.
+  share: float  # Of all pairs.
+  flops: float  # Of the whole evaluation; 0 if not asked.
 
 
 def recall_against_k(
-  retrieval: Retrieval, *, flops: Callable[[int], float] | None = None, largest: int = 1024
+  retrieval: Retrieval, *, flops: Callable[[int], float] = lambda pairs: 0.0, largest: int = 1024
 ) -> list[Tradeoff]:
   """Recall that smaller rerank_k would have had, without reading any more.
 
   Args:
     retrieval: by a rule that reads pairs: all of them, or candidates.
-    flops: operations of an evaluation that reads so many pairs, e.g.
-      lambda pairs: flops.retrieval(config, pairs=pairs, ...).
+    flops: operations of an evaluation that reads so many pairs.
     largest: k that is tried where all pairs were read; memory grows with it.
   Returns:
     Rows of k = 1, 2, 4, ..., and of the evaluation as it was, last; that alone
@@ -384,34 +329,27 @@ def recall_against_k(
       f"{scoring.rule=} read no pairs; recall against k needs 'matching' or 'matching+similarity'."
     )
   queries = metrics.text_queries(retrieval.pairs), metrics.video_queries(retrieval.pairs)
-  size = len(retrieval.texts) * int(retrieval.metrics['videos'])
-  end, rows, k = scoring.rerank_k, [], 1
+  end = scoring.rerank_k
   if 'similarity/t2v_r1' not in retrieval.metrics:
     end = 0
   elif not end:
     end = min(largest + 1, max(retrieval.scores.shape))
     near = candidates.rank_all(candidates.matrix_blocks(retrieval.similarity), queries, end)
-    matrices = retrieval.scores, retrieval.scores.T
-    scores = [
-      np.take_along_axis(matrix, top.item, 1)
-      for matrix, top in zip(matrices, near.top, strict=True)
-    ]
+    matrices = zip((retrieval.scores, retrieval.scores.T), near.top, strict=True)
+    scores = [np.take_along_axis(matrix, top.item, 1) for matrix, top in matrices]
   near = near._replace(ranks=(*near.ranks[:2], None))  # Groups are not shown.
+  rows, k = [], 1
   while k < end:
-    order = candidates.rerank(near, queries, [score[:, :k] for score in scores], 1)
-    figures = {}
-    for name, ranks in zip(('t2v', 'v2t'), order.ranks, strict=False):
-      figures |= metrics.summarize_ranks(ranks.resolve(scoring.ties), name)
+    t2v, v2t, _ = candidates.rerank(near, queries, [score[:, :k] for score in scores], 1).ranks
+    figures = metrics.summarize_ranks(t2v.resolve(), 't2v')
+    figures |= metrics.summarize_ranks(v2t.resolve(), 'v2t')
     rows.append((k, figures, len(candidates.union(*(top.item[:, :k] for top in near.top)).text)))
     k *= 2
   rows.append((scoring.rerank_k, retrieval.metrics, int(retrieval.cost['pairs'])))
+  size = len(retrieval.texts) * int(retrieval.metrics['videos'])
   return [
     Tradeoff(
-      k,
-      *(figures[name] for name in Tradeoff._fields[1:5]),
-      pairs,
-      pairs / size,
-      flops(pairs) if flops else 0.0,
+      k, *(figures[name] for name in Tradeoff._fields[1:5]), pairs, pairs / size, flops(pairs)
     )
     for k, figures, pairs in rows
   ]

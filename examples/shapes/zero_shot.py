@@ -93,7 +93,7 @@ def searches(result: Result, count: int = 4) -> tuple[list[page.Search], list[pa
   plans = []
   for case in (case for group in chosen for case in group):
     notes = [(case.video, 'its own clip')]
-    first = int(retrieval.top[case.text, 0])
+    first = int(retrieval.order.top[0].item[case.text, 0])
     if first != case.video:
       notes.append((first, f'came first: “{(captions[first] or [""])[0]}”'))
     plans.append((case, notes))
