@@ -146,8 +146,7 @@ def essence(name: str, value: Any) -> Any:
   if name in CHECKPOINTS:
     return value and value.get('digest')
   if name in LABELLED:  # In one spelling of the same names.
-    text = json.dumps([*map(canonical, value)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([*map(canonical, value)]).encode()).hexdigest()[:12]
   return value
 
 
@@ -160,9 +159,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
   """
 
   def shown(name, parts):
-    value = parts.get(name)
+    value = parts.get(name, 'absent')
     if name not in CHECKPOINTS:
-      return repr(parts.get(name, 'absent'))
+      return repr(value)
     if not value:
       return 'none'
     if 'digest' not in value:
@@ -172,14 +171,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
   def how(name):
     if name not in LABELLED:
       return f'was {shown(name, old)}, is {shown(name, new)}'
-    was, now = old[name], new[name]
-    if len(was) != len(now):
-      return f'were {len(was)}, are {len(now)}'
-    wrong = [i for i in range(len(was)) if canonical(was[i]) != canonical(now[i])]
-    return (
-      f'label {wrong[0]} was {was[wrong[0]]!r}, is {now[wrong[0]]!r}, and '
-      f'{len(wrong)} of {len(was)} differ'
-    )
+    if len(old[name]) != len(new[name]):
+      return f'were {len(old[name])}, are {len(new[name])}'
+    pairs = enumerate(zip(old[name], new[name], strict=True))
+    wrong = [(i, *pair) for i, pair in pairs if len({*map(canonical, pair)}) == 2]
+    index, was, now = wrong[0]
+    return f'label {index} was {was!r}, is {now!r}, and {len(wrong)} of {len(old[name])} differ'
 
   return {
     name: how(name)
@@ -226,15 +223,13 @@ def check_teacher(
 def check_sizes(
   name: str, stored: Mapping, asked: Mapping, sizes: Mapping[str, Sequence[str]] = SIZES
 ) -> None:
-  """Refuses a checkpoint of another size than a config says.
+  """Raises ValueError for a checkpoint of another size than a config says.
 
   Args:
     name: of the checkpoint, for the message.
     stored: `model` of what was stored with it.
     asked: the same of the config or the run.
     sizes: what is compared, by the part of the model.
-  Raises:
-    ValueError: with every size that differs.
   """
   lines = [
     f'model.{part}.{size} is {theirs!r}, --config says {ours!r}'
@@ -251,15 +246,7 @@ def check_sizes(
 
 
 def check_tokenizer(name: str, stored: Mapping, meta: Mapping) -> None:
-  """Refuses a checkpoint of another tokenizer than a run has.
-
-  Args:
-    name: of the checkpoint, for the message.
-    stored: what was stored with it.
-    meta: of the run.
-  Raises:
-    ValueError: that names both.
-  """
+  """Raises ValueError for a checkpoint, `stored`, of another tokenizer than a run has."""
   theirs, ours = stored['tokenizer'], meta['tokenizer']
   if theirs['digest'] != ours['digest']:
     raise ValueError(

@@ -1,9 +1,8 @@
 """May a run begin with what it found, and may it go on with it?
 
 A run that resumes must train as if it had never stopped, on every host: all
-that train/identity.py lists is compared with what was stored. A run that
-begins from another one's weights must read the same words and mean the same
-labels.
+that train/identity.py lists is compared. One that begins from another one's
+weights must read the same words and mean the same labels.
 """
 
 import json
@@ -41,12 +40,14 @@ FREE = (
   'mesh.',
   'data.threads',
   'data.verify',
-  # What lies there is compared by content.
+  # Compared by content in any case.
   'data.tokenizer',
   'data.answers',
 )
 # Options whose meaning is stored as content, under this name.
 _BY_CONTENT = {
+  'data.tokenizer': 'tokenizer',
+  'data.answers': 'answers',
   'prompter.entities': 'entities',
   'prompter.num_entities': 'entities',
   'prompter.video_templates': 'templates',
@@ -54,14 +55,6 @@ _BY_CONTENT = {
   'prompter.checkpoint': 'prompter',
   'train.init_from': 'start',
 }
-# Options that name a place, beside those of `data.sources`.
-_PLACES = (
-  'data.tokenizer',
-  'data.answers',
-  'prompter.entities',
-  'prompter.checkpoint',
-  'train.init_from',
-)
 _STEPS = 'config.train.steps'
 # Options of parts that are called otherwise.
 _OPTIONS = {'prompter': 'config.prompter.checkpoint', 'start': 'config.train.init_from'}
@@ -78,35 +71,55 @@ def check_beginning(
     meta: what would be stored now.
     stored: with the newest checkpoint of the run; None if it has none yet.
   Returns:
-    what to store, and the heads that begin afresh: see `check_same_run` and
-    `check_start`.
+    what to store: of a run that resumes, with its start as it was stored, since
+    the weights are those of the run by now; and the heads to begin afresh,
+    because their rows stand for other labels than in the start.
   Raises:
-    ValueError: with what differs, and what would help.
+    ValueError: with everything that differs, and what would help.
     FileNotFoundError: if there is nothing to start from.
   """
   if stored is not None:
-    return check_same_run(stored, meta), ()
-  start = meta['start']
-  if not start:
+    _check_same_run(stored, meta)
+    return {**meta, 'start': stored['start']} if 'start' in stored else meta, ()
+  if not meta['start']:
     return meta, ()
-  if 'digest' not in start:
-    checkpoints.find(start['path'])  # Says what is wrong with it.
+  if 'digest' not in meta['start']:
+    checkpoints.find(meta['start']['path'])  # Says what is wrong with it.
   # The step that was described: a run that is at work there may save others.
-  return meta, check_start(identity.opened(start).meta, meta)
+  return meta, _check_start(identity.opened(meta['start']).meta, meta)
 
 
-def check_same_run(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-  """Refuses to resume a run on anything else than it began with.
+def check_same_everywhere(meta: Mapping[str, Any]) -> None:
+  """Refuses hosts that would train on different things.
 
   Args:
-    stored: what was stored with the checkpoint.
-    meta: what would be stored now.
-  Returns:
-    `meta` with the start of the run as it was stored: the weights are those of
-    the run by now, so what they came from need not be there any more.
+    meta: what this process would store.
   Raises:
-    ValueError: with everything that differs, and what would help.
+    ValueError: on every process, with the names that differ from process 0's.
   """
+  if jax.process_count() == 1:
+    return
+  essences = {name: identity.essence(name, part) for name, part in _compared(meta, meta).items()}
+  mine = np.frombuffer(json.dumps(essences, sort_keys=True).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(mine)))
+  rows = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() - len(mine))))
+  everyone = [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+  lines = [
+    f'process {number} has {name}={theirs.get(name, "absent")!r}, process 0 '
+    f'{everyone[0].get(name, "absent")!r}'
+    for number, theirs in enumerate(everyone)
+    for name in sorted({*theirs, *everyone[0]})
+    if theirs.get(name) != everyone[0].get(name)
+  ]
+  if lines:
+    raise ValueError(
+      f'the processes would not train the same: {"; ".join(lines[:10])}. '
+      'Start all with the same options, and give all the same data.'
+    )
+
+
+def _check_same_run(stored, meta):
+  """Compares what would be stored now with what was, and says what is harmless."""
   old = _compared(stored, stored)
   new = _compared({**meta, 'start': _start_to_compare(stored, meta)}, stored)
   later = {
@@ -137,14 +150,16 @@ def check_same_run(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[s
     raise ValueError(
       'this workdir holds a run with other options; use them again, or '
       'another --workdir (with --config.train.init_from to start from this '
-      'run). They differ in ' + '; '.join(lines) + '.'
+      f'run). They differ in {"; ".join(lines)}.'
     )
   was, now = _flat(stored['config']), _flat(meta['config'])
-  for name in now:
-    place = name in _PLACES or name.startswith('data.sources.') and name.endswith('.path')
-    if place and was.get(name) and now[name] and was[name] != now[name]:
+  for name, place in now.items():
+    names_place = name in _BY_CONTENT or (
+      name.startswith('data.sources.') and name.endswith('.path')
+    )
+    if names_place and isinstance(place, str) and place and was.get(name) not in ('', None, place):
       logging.info(
-        'config.%s moved from %s to %s; what lies there is the same.', name, was[name], now[name]
+        'config.%s moved from %s to %s; what lies there is the same.', name, was[name], place
       )
   if stored['versions'] != meta['versions']:
     logging.warning(
@@ -153,21 +168,24 @@ def check_same_run(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[s
       stored['versions'],
       meta['versions'],
     )
-  return {**meta, 'start': stored['start']} if 'start' in stored else dict(meta)
 
 
-def check_start(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str, ...]:
-  """Refuses to start from weights that mean something else here.
+def _start_to_compare(stored, meta):
+  """Returns `start` as found, or as stored where that is no reason to refuse."""
+  old, new, given = stored.get('start'), meta['start'], meta['config']['train']['init_from']
+  if old and not given:
+    logging.warning('this run started from %s; nothing is loaded from there now.', old['path'])
+    return old
+  if old and new and 'digest' not in new and given == old['given']:
+    logging.warning(
+      '%s, which this run started from, cannot be read any more; the run goes on without it.', given
+    )
+    return old
+  return new
 
-  Args:
-    stored: what was stored with the checkpoint.
-    meta: of the run that starts from it.
-  Returns:
-    the heads to begin afresh, because their rows stand for other labels.
-  Raises:
-    ValueError: if the tokenizer or the number of heads is another one, or a
-      head has other labels and is not in config.train.new_parameters.
-  """
+
+def _check_start(stored, meta) -> tuple[str, ...]:
+  """Refuses weights that mean something else here; returns the heads to begin afresh."""
   train = meta['config']['train']
   name = f'--{_OPTIONS["start"]}={train["init_from"]}'
   identity.check_tokenizer(name, stored, meta)
@@ -198,45 +216,10 @@ def check_start(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[str
   return tuple(fresh)
 
 
-def check_same_everywhere(meta: Mapping[str, Any]) -> None:
-  """Refuses hosts that would train on different things.
-
-  Args:
-    meta: what this process would store.
-  Raises:
-    ValueError: on every process, with the names that differ from process 0's.
-  """
-  if jax.process_count() == 1:
-    return
-  essences = {name: identity.essence(name, part) for name, part in _compared(meta, meta).items()}
-  mine = np.frombuffer(json.dumps(essences, sort_keys=True).encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(len(mine)))
-  padded = np.pad(mine, (0, sizes.max() - len(mine)))
-  everyone = [
-    json.loads(row[:size].tobytes())
-    for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)
-  ]
-  lines = [
-    f'process {number} has {name}={theirs.get(name, "absent")!r}, process 0 '
-    f'{everyone[0].get(name, "absent")!r}'
-    for number, theirs in enumerate(everyone)
-    for name in sorted(set(theirs) | set(everyone[0]))
-    if theirs.get(name) != everyone[0].get(name)
-  ]
-  if lines:
-    raise ValueError(
-      'the processes would not train the same: '
-      + '; '.join(lines[:10])
-      + '. Start all with the same options, and give all the same data.'
-    )
-
-
 def _compared(meta, stored):
   """Returns {dotted name: value} of what must not change during a run.
 
-  Args:
-    meta: to be flattened.
-    stored: what this has by content is not compared by its path.
+  What `stored` has by content is not compared by its path.
   """
   parts = ('config', 'model', 'tokenizer', 'data', 'templates')
   flat = _flat({name: meta[name] for name in parts if name in meta and name in stored})
@@ -244,14 +227,13 @@ def _compared(meta, stored):
   # The sizes of the model are there twice, as options and as built. The digests
   # of sources may come in another order of folders.
   free = (*(f'config.{name}' for name in (*FREE, *known)), *FREE)
+  whole = [name for name in (*identity.LABELLED, *identity.CHECKPOINTS) if name in stored]
   return {
     name: value
     for name, value in flat.items()
     if not name.startswith(free)
     and not (name.startswith('config.data.sources') and name.endswith('.path'))
-  } | {
-    name: meta.get(name) for name in (*identity.LABELLED, *identity.CHECKPOINTS) if name in stored
-  }
+  } | {name: meta.get(name) for name in whole}
 
 
 def _flat(value):
@@ -262,22 +244,3 @@ def _flat(value):
 
   leaves = jax.tree_util.tree_leaves_with_path(identity.plain(value), is_leaf)
   return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
-
-
-def _start_to_compare(stored, meta):
-  """Returns `start` as found, or as stored where that is no reason to refuse."""
-  old, new = stored.get('start'), meta['start']
-  given = meta['config']['train']['init_from']
-  if old and not given:
-    logging.warning(
-      'this run started from %s (step %s); nothing is loaded from there now.',
-      old['path'],
-      old.get('step'),
-    )
-    return old
-  if old and new and 'digest' not in new and given == old['given']:
-    logging.warning(
-      '%s, which this run started from, cannot be read any more; the run goes on without it.', given
-    )
-    return old
-  return new
