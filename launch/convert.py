@@ -45,7 +45,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alpro_jax.data.annotations import printable
-from alpro_jax.weights import convert, sources
+from alpro_jax.weights import convert, kept, sources, tables
 from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain, pretrain_prompter
 from launch import command
 
@@ -80,7 +80,7 @@ _FRAMES = flags.DEFINE_integer('frames', 0, 'Resize times to clips of this many 
 _RESIZE_RULE = flags.DEFINE_enum(
   'resize_rule',
   '2d',
-  convert.RESIZE_RULES,
+  tables.RESIZE_RULES,
   'Resize positions as a grid, or in one row as the original does.',
 )
 _TASK = flags.DEFINE_enum(
@@ -118,17 +118,18 @@ def main(argv):
     )
     python_logging.getLogger('asyncio').setLevel('CRITICAL')
     _check_flags()
-    fields = {field.name for field in dataclasses.fields(convert.Options)} - {'paper_config'}
+    if _CHECKPOINT.value:
+      written = kept.to_original(_CHECKPOINT.value, _OUTPUT.value, _PROMPTER.value)
+      _report_file(*written)
+      return
+    names = {field.name for field in dataclasses.fields(convert.Options)} - {'paper_config'}
     options = convert.Options(
       paper_config=lambda task: _CONFIGS[task].get_config(),
-      **{name: flags.FLAGS[name].value for name in fields},
+      **{name: flags.FLAGS[name].value for name in names},
     )
-    if _CHECKPOINT.value:
-      _report_file(convert.to_original(options))
-    else:
-      way = convert.from_original if _ORIGINAL.value else convert.from_backbones
-      for one in way(options):
-        _report_checkpoint(one)
+    way = convert.from_original if _ORIGINAL.value else convert.from_backbones
+    for one in way(options):
+      _report_checkpoint(one)
 
 
 def _check_flags():
@@ -164,14 +165,14 @@ def _report_checkpoint(one):
   print(f'Written: {one.folder}')
 
 
-def _report_file(written):
-  size = sum(array.nbytes for array in written.arrays.values())
-  print(f'{len(written.arrays)} tensors, {size / 2**20:.1f} MiB')
-  if written.absent:
-    _print_list('in the file that was converted, and not in this one', written.absent)
-    if any(name.startswith('prompter.') for name in written.absent):
+def _report_file(arrays, absent, was_converted):
+  size = sum(array.nbytes for array in arrays.values())
+  print(f'{len(arrays)} tensors, {size / 2**20:.1f} MiB')
+  if absent:
+    _print_list('in the file that was converted, and not in this one', absent)
+    if any(name.startswith('prompter.') for name in absent):
       print('  (pass --prompter to add the prompter)')
-  if not written.was_converted:
+  if not was_converted:
     print(
       f'{_CHECKPOINT.value} keeps nothing of a file that it was converted from, so tensors that '
       'the original has and never reads are not there; it loads without them (strict=False).'

@@ -116,7 +116,7 @@ def test_a_pretrained_file_there_and_back(folder):
     f'--output={folder}/alpro',
     fails=True,
   )
-  assert 'holds checkpoints already' in error
+  assert 'exists already; choose another' in error
 
 
 def test_question_answering_there_and_back(folder):
@@ -430,7 +430,7 @@ def test_what_was_killed_can_be_repeated(ours, tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['.both.unfinished-1', 'both.partial', 'both_prompter']
   (code, said), (again, refused) = session(command, command)
   assert code == 0, said
-  assert again == 2 and 'holds checkpoints already' in refused
+  assert again == 2 and 'exists already; choose another' in refused
   for name, right in (('both', 'pretrain'), ('both_prompter', 'prompter')):
     check_same_model(tmp_path / name, ours / right)
     assert (tmp_path / name / kept.FILE).is_file()

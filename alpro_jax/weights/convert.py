@@ -22,29 +22,17 @@ from alpro_jax.data import answers as answer_lists
 from alpro_jax.data import entities as entity_lists
 from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.models.timesformer import fit_table
 from alpro_jax.tasks.shared import abstract_params, init_model, model_config
 from alpro_jax.train import checkpoints, digests, identity, run_folder
 from alpro_jax.train.state import TrainState, create_state
-from alpro_jax.weights import kept, sizes, sources, tables
-from alpro_jax.weights.tensor_files import (
-  check_writable,
-  find,
-  open_tensors,
-  read_metadata,
-  write_tensors,
-)
-
-RESIZE_RULES = ('2d', 'original')
+from alpro_jax.weights import kept, sizes, sources, tables, tensor_files
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
   """The flags of launch/convert.py, which explains them; '' and 0 are not given.
 
-  Attributes:
-    paper_config: task -> options to store beside the sizes where neither `config` nor the file
-      says any.
+  `paper_config` gives the options of a task where neither `config` nor the file says any.
   """
 
   output: str
@@ -53,8 +41,6 @@ class Options:
   original: str = ''
   vit: str = ''
   bert: str = ''
-  checkpoint: str = ''
-  prompter: str = ''
   tokenizer: str = ''
   answers: str = ''
   image_size: int = 0
@@ -90,57 +76,66 @@ class Converted(NamedTuple):
   entities = None  # A file of others does not name them.
 
 
-# The original's file, or LAVIS's.
-
-
 def from_original(options: Options) -> list[Converted]:
-  """Writes a checkpoint of the original's file, and one of the prompter in it."""
+  """Writes a checkpoint of the original's file or LAVIS's, and one of the prompter in it."""
   folder = pathlib.Path(options.output)
-  _check_free(folder)
-  tensors = open_tensors(options.original)
-  told = kept.told(read_metadata(options.original)) or {'model': {}, 'prompter': {}}
-  if told['model'] and options.task:
-    raise ValueError(
-      f'{options.original} says that its task is {told["model"]["task"]!r}; leave --task out.'
-    )
-  task, own, prompter = sources.alpro(tensors, options.task or told['model'].get('task', ''))
-  parts = [(folder, task, own, told['model'])]
+  files.check_free(folder)
+  tensors = tensor_files.open_tensors(options.original)
+  told = kept.told(tensor_files.read_metadata(options.original))
+  said = told['model']['task'] if told else ''
+  if said and options.task:
+    raise ValueError(f'{options.original} says that its task is {said!r}; leave --task out.')
+  task, own, prompter = sources.alpro(tensors, options.task or said)
+  parts = [(folder, task, own, told.get('model', {}))]
   if prompter:
     beside = folder.with_name(folder.name + '_prompter')
-    parts.append((beside, 'prompter', prompter, told['prompter'] or {}))
+    parts.append((beside, 'prompter', prompter, told.get('prompter') or {}))
   tokenizer = _load_tokenizer(options)
   # Everything is read and checked before anything is written.
   converted = [_of_original(options, tokenizer, *part) for part in parts]
   if prompter:
-    converted[0].config.prompter.checkpoint = str(converted[1].folder)
-  places = {tensor.names[0]: name for name, tensor in own.items()} | {
+    converted[0].config.prompter.checkpoint = str(beside)
+  names = {tensor.names[0]: name for name, tensor in own.items()} | {
     tensor.names[0]: f'prompter.{name}' for name, tensor in prompter.items()
   }
-  order = [(name, places[name], str(tensor.array.dtype)) for name, tensor in tensors.items()]
-  # Of the prompter alone there was no file: its names have no prefix.
-  orders = [order, [(name, name, str(tensor.array.dtype)) for name, tensor in prompter.items()]]
+  orders = [
+    [(name, names[name], str(tensor.array.dtype)) for name, tensor in tensors.items()],
+    # Of the prompter alone there was no file: its names have no prefix.
+    [(name, name, str(tensor.array.dtype)) for name, tensor in prompter.items()],
+  ]
   with contextlib.ExitStack() as stack:
     # The last one gets its name first: the model is there after all that it needs.
-    for one, (_, _, part, _), names in zip(converted, parts, orders, strict=False):
-      if one.folder is not folder and _is_there(one, tokenizer):
-        continue
-      draft = stack.enter_context(files.folder(one.folder))
-      unread = {
-        name: tensor
-        for name, tensor in part.items()
-        if (tables.why_unused(name, one.model.config) and not tables.derived(name))
-        or ('cut' in one.notes and name.startswith('classifier.2.'))
-      }
-      _save(draft, one, tokenizer, options, {kept.KEPT: kept.write(draft, names, unread)})
+    for one, (_, _, part, _), order in zip(converted, parts, orders, strict=False):
+      if one.folder == folder or not _is_there(one, tokenizer):
+        draft = stack.enter_context(files.folder(one.folder))
+        unread = {
+          name: tensor
+          for name, tensor in part.items()
+          if (tables.why_unused(name, one.model.config) and not tables.derived(name))
+          or ('cut' in one.notes and name.startswith('classifier.2.'))
+        }
+        _save(draft, one, tokenizer, options, {kept.KEPT: kept.write(draft, order, unread)})
   return converted
 
 
 def _of_original(options, tokenizer, folder, task, tensors, told):
   """Reads one model of the original's file."""
-  notes = {}
+  notes, labels = {}, sizes.head_sizes(tensors)['answers']
   answers = _answers(options, task, told)
-  if answers:
-    tensors = _cut_answers(options, tensors, len(answers), notes)
+  if len(answers) > labels:
+    raise ValueError(
+      f'there are {len(answers)} answers, but classifier.2.weight of {options.original} chooses '
+      f'from {labels}; pass the list it was trained with as --answers.'
+    )
+  if len(answers) < labels:  # Defect 24.
+    notes['cut'] = [
+      f'classifier.2: the last {labels - len(answers)} of {labels} labels, which no answer has'
+    ]
+    tensors = tensors | {
+      name: tensor._replace(array=tensor.array[: len(answers)])
+      for name, tensor in tensors.items()
+      if name.startswith('classifier.2.')
+    }
   config = _config(options, task, told)
   if told:
     _check_told(options, told, tokenizer)
@@ -148,7 +143,12 @@ def _of_original(options, tokenizer, folder, task, tensors, told):
   else:
     values = _seen(options, task, tensors, answers, config, notes)
     _check_vocabulary(options, tokenizer, values['text'])
-  _check_derived(tensors)
+  for name, tensor in tensors.items():  # What will be made again on the way back.
+    if name.endswith('.position_ids'):
+      if not np.array_equal(tensor.array.ravel(), np.arange(tensor.array.size)):
+        raise ValueError(f'tensor {name} is not 0, 1, 2, ...')
+    elif tables.derived(name):
+      sources.check_tied(name, tensor, tensors)
   model, params, _ = _read(options, tensors, values, config, notes)
   return Converted(folder, model, unflatten_dict(params, sep='/'), config, answers, notes, told)
 
@@ -166,7 +166,7 @@ def _answers(options, task, told):
       f'{options.original} answers questions and does not say which answers its labels stand for; '
       'pass the ans2label.json that it was trained with as --answers.'
     )
-  given = tuple(answer_lists.read_answers(options.answers)) if options.answers else ()
+  given = answer_lists.read_answers(options.answers) if options.answers else ()
   said = tuple(told['answers']) if told else given
   if given and given != said:
     raise ValueError(
@@ -174,25 +174,6 @@ def _answers(options, task, told):
       'its labels stand for; leave --answers out.'
     )
   return said
-
-
-def _cut_answers(options, tensors, count, notes):
-  """Leaves out the labels that no answer has (defect 24)."""
-  labels = sizes.head_sizes(tensors)['answers']
-  if count > labels:
-    raise ValueError(
-      f'there are {count} answers, but classifier.2.weight of {options.original} chooses from '
-      f'{labels}; pass the list it was trained with as --answers.'
-    )
-  if count < labels:
-    notes['cut'] = [
-      f'classifier.2: the last {labels - count} of {labels} labels, which no answer has'
-    ]
-    tensors = dict(tensors)
-    for name in ('classifier.2.weight', 'classifier.2.bias'):
-      if name in tensors:
-        tensors[name] = tensors[name]._replace(array=tensors[name].array[:count])
-  return tensors
 
 
 def _check_told(options, told, tokenizer):
@@ -246,24 +227,11 @@ def _seen(options, task, tensors, answers, config, notes):
   return dataclasses.asdict(model_config(config.model, text['vocab_size'], **own_heads))
 
 
-def _check_derived(tensors):
-  """Checks what will be made again on the way back."""
-  for name, tensor in tensors.items():
-    if name.endswith('.position_ids'):
-      if not np.array_equal(tensor.array.ravel(), np.arange(tensor.array.size)):
-        raise ValueError(f'tensor {name} is not 0, 1, 2, ...')
-    elif tables.derived(name):
-      sources.check_tied(name, tensor, tensors)
-
-
-# Backbones.
-
-
 def from_backbones(options: Options) -> list[Converted]:
   """Writes a checkpoint to train from; what no backbone gives comes from the seed."""
   folder = pathlib.Path(options.output)
-  _check_free(folder)
-  tensors, given, notes, video, text = {}, [], {}, {}, {}
+  files.check_free(folder)
+  tensors, given, optional, notes, video, text = {}, [], [], {}, {}, {}
   config = _config(options, 'prompter', {})
   config.seed = options.seed
   if options.vit:
@@ -271,16 +239,13 @@ def from_backbones(options: Options) -> list[Converted]:
     video = sizes.video_sizes(source.tensors, heads)
     given.append('visual_encoder.')
     tensors |= source.tensors
-    if source.copied:
+    if source.copied:  # An image encoder, which has nothing of time.
+      optional = ['.temporal_fc.', '.time_embed']
       notes['copied'] = [f'{name} from {theirs}' for name, theirs in source.copied.items()]
-  # An image encoder has nothing of time but the copies.
-  optional = ['.temporal_fc.', '.time_embed'] if notes.get('copied') else []
   if options.bert:
     source, heads = _backbone(options, 'bert', sources.bert, notes)
     text = sizes.text_sizes(source.tensors, heads, options.fusion_layer)
-    given.append('text_encoder.bert.')
-    if any(name.startswith('text_encoder.cls.') for name in source.tensors):
-      given.append('text_encoder.cls.')
+    given += {f'text_encoder.{name.split(".")[1]}.' for name in source.tensors}
     tensors |= source.tensors
   tokenizer = _load_tokenizer(options)
   _set_sizes(config, video, text)
@@ -300,8 +265,18 @@ def from_backbones(options: Options) -> list[Converted]:
 
 def _backbone(options, flag, name_tensors, notes):
   """Opens a backbone; returns its Source and heads of attention, 0 if nothing says them."""
-  path = getattr(options, flag)
-  source = name_tensors(open_tensors(path), _config_beside(path))
+  path, described = tensor_files.find(getattr(options, flag)), {}
+  beside = path.with_name('config.json')
+  if beside.is_file():
+    try:
+      described = dict(json.loads(beside.read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+      raise ValueError(f'{beside} is no config of Hugging Face: {error}.') from error
+  source = name_tensors(tensor_files.open_tensors(path), described)
+  if options.heads and source.heads and options.heads != source.heads:
+    raise ValueError(
+      f'--heads={options.heads}, but what --{flag} names says {source.heads}; leave --heads out.'
+    )
   if source.note:
     notes.setdefault('config.json', []).append(source.note)
   if not (options.heads or source.heads):
@@ -309,23 +284,8 @@ def _backbone(options, flag, name_tensors, notes):
       f'heads of attention of --{flag}: as all published models of that width have (or pass '
       '--heads)'
     )
-  if options.heads and source.heads and options.heads != source.heads:
-    raise ValueError(
-      f'--heads={options.heads}, but what --{flag} names says {source.heads}; leave --heads out.'
-    )
   notes.setdefault('not used', []).extend(f'{n}: {why}' for n, why in source.unused.items())
   return source, source.heads or options.heads
-
-
-def _config_beside(path):
-  """Returns Hugging Face's config.json of a file of weights, if it is there."""
-  beside = find(path).with_name('config.json')
-  if not beside.is_file():
-    return {}
-  try:
-    return dict(json.loads(beside.read_text(encoding='utf-8')))
-  except (ValueError, TypeError) as error:
-    raise ValueError(f'{beside} is no config of Hugging Face: {error}.') from error
 
 
 def _grouped(absent, params):
@@ -341,67 +301,6 @@ def _grouped(absent, params):
   return lines
 
 
-# Back.
-
-
-class Written(NamedTuple):
-  """A file of the original's.
-
-  Attributes:
-    arrays: by name in the file.
-    absent: names of the file that was converted and that there is no array for.
-    was_converted: whether the checkpoint came from a file of the original's.
-  """
-
-  arrays: dict[str, np.ndarray]
-  absent: list[str]
-  was_converted: bool
-
-
-def to_original(options: Options) -> Written:
-  """Writes a checkpoint, with a prompter if given, as the original's file."""
-  check_writable(options.output)
-  state, meta, remembered = _read_back(options.checkpoint)
-  told = {'model': meta, 'prompter': None}
-  if options.prompter:
-    if not meta['model'].get('entities'):
-      raise ValueError(
-        f'{options.checkpoint} has no head for entities, so it was not trained with a prompter; '
-        'leave --prompter out.'
-      )
-    teacher, told['prompter'], _ = _read_back(options.prompter)
-    _check_prompter(options, meta, told['prompter'])
-    state |= {f'prompter.{name}': array for name, array in teacher.items()}
-  arrays, absent = kept.in_order(state, remembered)
-  tables.check_finite([name for name, array in arrays.items() if not np.isfinite(array).all()])
-  write_tensors(options.output, arrays, kept.tell(told))
-  return Written(arrays, absent, bool(remembered.order))
-
-
-def _check_prompter(options, meta, prompter):
-  if prompter['config']['task'] != 'prompter':
-    raise ValueError(
-      f'--prompter={options.prompter} is of task {prompter["config"]["task"]!r}, and no prompter; '
-      'pass the run of configs/pretrain_prompter.py that --checkpoint was trained with. Its config '
-      f'says {meta["config"]["prompter"]["checkpoint"]!r}.'
-    )
-  if 'entities' in meta:
-    identity.check_teacher(meta, options.prompter, meta['entities'])
-
-
-def _read_back(checkpoint):
-  """Returns arrays by the original's names, the stored JSON, what was kept."""
-  found = checkpoints.find(checkpoint)
-  config = AlproConfig.from_dict(found.meta['model'])
-  params = found.load_params(abstract_params(Alpro(config), sharding.make_mesh()))
-  remembered = kept.read(found.folder, found.meta)
-  state = kept.complete(tables.to_original(params, config), remembered, config)
-  return state, found.meta, remembered
-
-
-# Options and sizes.
-
-
 def _config(options, task, told):
   """Returns the options that are stored beside the sizes of the model."""
   if options.config is not None:
@@ -413,6 +312,11 @@ def _config(options, task, told):
         f'--config has task={config.task!r}, but the weights are for {task!r}; pass a config of '
         'that task, or none.'
       )
+    if told:  # It may be of another size.
+      for part in ('video', 'text'):
+        known = config.model[part]
+        known.update({n: x for n, x in told['model'][part].items() if n in known})
+      config.model.embed_size = told['model']['embed_size'] or config.model.embed_size
   elif told:
     config = ml_collections.ConfigDict(told['config'])
   else:
@@ -421,16 +325,10 @@ def _config(options, task, told):
     with config.ignore_type():
       config.data.sources = config.eval.sources = ()
   config.model.video.attention = 'divided'
-  config.train.init_from = ''
-  config.train.steps = 0
+  config.train.update(init_from='', steps=0)
   config.data.tokenizer = _tokenizer_file(options)
   if not told or options.answers:
     config.data.answers = options.answers
-  if told and options.config is not None:  # It may be of another size.
-    for part in ('video', 'text'):
-      known = config.model[part]
-      known.update({n: x for n, x in told['model'][part].items() if n in known})
-    config.model.embed_size = told['model']['embed_size'] or config.model.embed_size
   return config
 
 
@@ -441,10 +339,10 @@ def _set_sizes(config, video, text):
   for part, own, other in (('video', video, text), ('text', text, video)):
     if not own:
       config.model[part].update({name: other[name] for name in ('width', 'heads', 'mlp_size')})
-  _show(config)
+  _set_pixels(config)
 
 
-def _show(config):
+def _set_pixels(config):
   """Makes the options about pixels follow the model."""
   data, video = config.data, config.model.video
   data.resize = round(data.resize * video.image_size / data.image_size)
@@ -452,14 +350,9 @@ def _show(config):
 
 
 def _read(options, tensors, values, config, notes, given=('',), optional=()):
-  """Checks and reads a model, and fits it to --image_size and --frames.
+  """Checks and reads a model, and fits it, and the options, to --image_size and --frames.
 
-  Args:
-    values: of its AlproConfig, as the tensors are.
-    config: its options, which follow.
-    given, optional: see tables.check.
-  Returns:
-    the Alpro; {path: array}; the paths that no tensor is there for.
+  Returns the Alpro, {path: array}, and the paths that no tensor is there for.
   """
   stored = AlproConfig.from_dict(values)
   unused = {name: why for name in tensors if (why := tables.why_unused(name, stored))}
@@ -476,64 +369,33 @@ def _read(options, tensors, values, config, notes, given=('',), optional=()):
       f'--image_size={options.image_size} must be a multiple of {video.patch_size}, the side of a '
       'patch.'
     )
-  video.image_size = options.image_size or video.image_size
-  video.frames = options.frames or video.frames
   if options.image_size or options.frames:
-    _show(config)
+    video.image_size = options.image_size or video.image_size
+    video.frames = options.frames or video.frames
+    _set_pixels(config)
   patches = (video.image_size // video.patch_size) ** 2
-  params, lines = resize(params, patches, video.frames, options.resize_rule)
+  params, lines = tables.resize(params, patches, video.frames, options.resize_rule)
   if lines:
     notes['resized'] = lines
-  shown = {'image_size': video.image_size, 'frames': video.frames}
-  return (Alpro(AlproConfig.from_dict(values | {'video': values['video'] | shown})), params, absent)
-
-
-def resize(
-  params: Mapping[str, np.ndarray], positions: int, frames: int, rule: str = '2d'
-) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Makes a video encoder fit another image size or clip length.
-
-  Args:
-    params: by path; tables that are not there stay away.
-    positions: patches of an image.
-    frames: of a clip.
-    rule: '2d' resizes positions as the grid they are; 'original' repeats or skips them in the order
-      of reading, as the original does on loading (defect 15).
-  Returns:
-    the parameters, and a line about every table that changed.
-  """
-  resized, lines = dict(params), []
-  for name, rows in (('positions', positions), ('times', frames)):
-    path = f'video_encoder/{name}'
-    if path in params and len(params[path]) != rows:
-      kind = 'times' if rule == 'original' else name
-      resized[path] = np.asarray(fit_table(kind, params[path], rows))
-      lines.append(f'{path}: {len(params[path])} to {rows} rows')
-  return resized, lines
-
-
-# Tokenizer and checkpoint.
+  shown = {name: video[name] for name in ('image_size', 'frames')}
+  values = values | {'video': values['video'] | shown}
+  return Alpro(AlproConfig.from_dict(values)), params, absent
 
 
 def _tokenizer_file(options):
   if options.bert and not options.tokenizer:
-    beside = find(options.bert).with_name('vocab.txt')
-    if beside.is_file():
-      return str(beside)
+    beside = tensor_files.find(options.bert).with_name('vocab.txt')
+    return str(beside) if beside.is_file() else ''
   return options.tokenizer
 
 
 def _load_tokenizer(options):
   path = _tokenizer_file(options)
-  if not path:
-    raise ValueError(
-      '--tokenizer is needed: the vocab.txt of the BERT that the weights come from (the '
-      "original's is bert-base-uncased), since word vectors mean nothing without it."
-    )
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(
-      f'--tokenizer={path} is not there; expected the vocab.txt that the weights were trained '
-      'with, or a SentencePiece .model file.'
+      f'--tokenizer={path} is not there. --tokenizer is needed: the vocab.txt of the BERT that the '
+      "weights come from (the original's is bert-base-uncased) or their SentencePiece model, since "
+      'word vectors mean nothing without it.'
     )
   return tokens.load_tokenizer(path)
 
@@ -546,14 +408,6 @@ def _check_vocabulary(options, tokenizer, text):
     )
 
 
-def _check_free(folder):
-  if (folder / checkpoints.FOLDER).exists():
-    raise FileExistsError(
-      f'{folder} holds checkpoints already; choose another --output, or delete it.'
-    )
-  files.check_free(folder)
-
-
 def _is_there(one, tokenizer):
   """Whether the same checkpoint was made by a command that was broken off."""
   if (one.folder / kept.FILE).is_file():
@@ -561,7 +415,7 @@ def _is_there(one, tokenizer):
       made = identity.digest(_meta(one, tokenizer), digests.of_arrays(one.params))
       if identity.of_checkpoint(one.folder)['digest'] == made:
         return True
-  _check_free(one.folder)
+  files.check_free(one.folder)
   return False
 
 
@@ -575,19 +429,13 @@ def _meta(one, tokenizer):
 
 
 def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
-  """Writes a checkpoint of step 0, like one of a training.
+  """Writes a checkpoint of step 0, like one of a training, to a folder `draft`.
 
-  Args:
-    draft: folder to write to.
-    one: Converted.
-    tokenizer: its tokenizer.
-    options: where it comes from.
-    beside: {name: digest} of what lies beside it.
+  `beside` has the digests of what lies beside it.
   """
   if names := one.told.get('entities'):
     entity_lists.write_entities(((name, '') for name in names), draft / 'entities.txt')
-    one.config.prompter.entities = str(one.folder / 'entities.txt')
-    one.config.prompter.num_entities = 0
+    one.config.prompter.update(entities=str(one.folder / 'entities.txt'), num_entities=0)
   origin = {n: x for n in ('original', 'vit', 'bert') if (x := getattr(options, n))}
   meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes, **beside}}
   store = checkpoints.Checkpoints(draft)

@@ -1,9 +1,9 @@
-"""What a checkpoint keeps of a file, and a file of a checkpoint: the way back.
+"""The way back: a checkpoint as a file of the original's, the same that it was made of.
 
-A file of the original has tensors that no model here has, because nothing reads them. They lie
-beside the checkpoint, with the file's names, order and types; what follows from other tensors is
-made again. And tensors do not tell task, heads, options, tokenizer and labels of a model: what was
-stored with a checkpoint goes into its file as well.
+Such a file has tensors that no model here has, because nothing reads them. They lie beside the
+checkpoint, with the file's names, order and types; what follows from other tensors is made again.
+And tensors do not tell task, heads, options, tokenizer and labels of a model: what was stored with
+a checkpoint goes into its file as well.
 """
 
 import json
@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alpro_jax import sharding
 from alpro_jax.files import sha256
-from alpro_jax.models.alpro import AlproConfig
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.shared import abstract_params
+from alpro_jax.train import checkpoints, identity
 from alpro_jax.weights import tables, tensor_files
 from alpro_jax.weights.tensor_files import Tensor
 
@@ -37,11 +40,7 @@ class Kept(NamedTuple):
 
 
 def write(folder, order, tensors: Mapping[str, Tensor]) -> str:
-  """Writes FILE to a folder; see Kept.
-
-  Returns:
-    its sha256, by which the checkpoint that it belongs to knows it.
-  """
+  """Writes FILE to a folder, see Kept; returns its sha256, by which the checkpoint knows it."""
   path = pathlib.Path(folder) / FILE
   arrays = {name: tensor.array for name, tensor in tensors.items()}
   tensor_files.write_tensors(path, arrays, {'order': json.dumps(order)})
@@ -73,22 +72,11 @@ def read(step, meta: Mapping[str, Any]) -> Kept:
   return Kept(tuple(map(tuple, order)), {n: t.array for n, t in tensors.items()})
 
 
-def tell(meta: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
-  """Returns the metadata of a file, for tensor_files.write_tensors.
-
-  Args:
-    meta: what was stored with the checkpoints of the `model` and the `prompter` in it, or None.
-  """
-  parts = {
-    part: values and {name: x for name, x in values.items() if name not in ('arrays', 'step')}
-    for part, values in meta.items()
-  }
-  return {_KEY: json.dumps({'format': _FORMAT, **parts})}
-
-
 def told(metadata: Mapping[str, str]) -> dict[str, Any]:
-  """Returns what `tell` was given; {} of a file that is not one of ours.
+  """What a file of ours says of itself, {} of another.
 
+  Returns:
+    what was stored with the checkpoints of the `model` and the `prompter` in it, or None.
   Raises:
     ValueError: if a newer version wrote it, or it is damaged.
   """
@@ -108,19 +96,49 @@ def told(metadata: Mapping[str, str]) -> dict[str, Any]:
   return found
 
 
-def complete(
-  state: Mapping[str, np.ndarray], kept: Kept, config: AlproConfig
-) -> dict[str, np.ndarray]:
-  """Adds to the tensors of a model those that the original has as well.
+def to_original(checkpoint, output, prompter=None) -> tuple[dict[str, np.ndarray], list[str], bool]:
+  """Writes a checkpoint, with its prompter if given, as the original's file.
 
-  Args:
-    state: tables.to_original of the model.
-    kept: of its conversion.
-    config: of the model.
   Returns:
-    arrays by their names in the original.
+    the arrays, by name in the file; names of the file that was converted and that there is no array
+    for; whether the checkpoint came from such a file.
   """
-  state = {**kept.tensors, **state}
+  tensor_files.check_writable(output)
+  state, meta, kept = _read_back(checkpoint)
+  teacher_meta = None
+  if prompter:
+    if not meta['model'].get('entities'):
+      raise ValueError(
+        f'{checkpoint} has no head for entities, so it was not trained with a prompter; leave '
+        '--prompter out.'
+      )
+    teacher, teacher_meta, _ = _read_back(prompter)
+    if (task := teacher_meta['config']['task']) != 'prompter':
+      raise ValueError(
+        f'--prompter={prompter} is of task {task!r}, and no prompter; pass the run of '
+        'configs/pretrain_prompter.py that --checkpoint was trained with. Its config says '
+        f'{meta["config"]["prompter"]["checkpoint"]!r}.'
+      )
+    if 'entities' in meta:
+      identity.check_teacher(meta, prompter, meta['entities'])
+    state |= {f'prompter.{name}': array for name, array in teacher.items()}
+  arrays, absent = in_order(state, kept)
+  tables.check_finite([name for name, array in arrays.items() if not np.isfinite(array).all()])
+  told = {
+    part: values and {name: x for name, x in values.items() if name not in ('arrays', 'step')}
+    for part, values in (('model', meta), ('prompter', teacher_meta))
+  }
+  tensor_files.write_tensors(output, arrays, {_KEY: json.dumps({'format': _FORMAT, **told})})
+  return arrays, absent, bool(kept.order)
+
+
+def _read_back(checkpoint):
+  """Returns arrays by the original's names, the stored JSON, what was kept."""
+  found = checkpoints.find(checkpoint)
+  config = AlproConfig.from_dict(found.meta['model'])
+  params = found.load_params(abstract_params(Alpro(config), sharding.make_mesh()))
+  kept = read(found.folder, found.meta)
+  state = {**kept.tensors, **tables.to_original(params, config)}
   for name in ('classifier.2.weight', 'classifier.2.bias'):
     if name in kept.tensors:  # Labels that no answer has were left out.
       state[name] = np.concatenate([state[name], kept.tensors[name][len(state[name]) :]])
@@ -130,12 +148,10 @@ def complete(
   if f'{predictions}.bias' in state:
     state[f'{predictions}.decoder.weight'] = state[f'{bert}.word_embeddings.weight']
     state[f'{predictions}.decoder.bias'] = state[f'{predictions}.bias']
-  return state
+  return state, found.meta, kept
 
 
-def in_order(
-  state: Mapping[str, np.ndarray], kept: Kept
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def in_order(state: Mapping[str, np.ndarray], kept: Kept):
   """Gives tensors the names, order and types of the file they came from.
 
   A prompter that was not in that file comes last.

@@ -40,17 +40,13 @@ class Source(NamedTuple):
 def alpro(
   tensors: Mapping[str, Tensor], task: str = ''
 ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
-  """Sorts a file of the original, or of LAVIS.
+  """Sorts a file of the original, or of LAVIS; its task is seen from the tensors if none is given.
 
-  Args:
-    tensors: by their names in the file.
-    task: of the model, where it is known; '' sees it from the tensors.
   Returns:
     the task, as config.task names it; the model's tensors, by their names in the original; those of
     the prompter in the same file, or none.
   Raises:
-    ValueError: if it is no file of ALPRO's, or of another task than `task`, or its task cannot be
-      seen.
+    ValueError: if it is no file of ALPRO's, or of another task, or its task cannot be seen.
   """
   own, prompter = {}, {}
   for name, tensor in _without_prefix(tensors, 'module.').items():
@@ -100,10 +96,8 @@ def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
 
   Time attention of an image encoder starts as a copy of attention over space, as in the original
   (docs/specification.md, Loading a backbone); `temporal_fc` and `time_embed` are missing.
+  `config` is the config.json of Hugging Face beside the file, which may be of another model.
 
-  Args:
-    tensors: of the file.
-    config: config.json beside it, of Hugging Face; not used if its sizes are of another model.
   Raises:
     ValueError: if it computes something else, or lacks a tensor.
   """
@@ -136,11 +130,10 @@ def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
 
 
 def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
-  """Names the tensors of a BERT of Hugging Face, with or without its heads.
+  """Names the tensors of Hugging Face's BertModel, BertForMaskedLM or BertForPreTraining.
 
-  Args:
-    tensors: of a BertModel, BertForMaskedLM or BertForPreTraining.
-    config: its config.json; not used if its sizes are of another model.
+  `config` is the config.json beside the file, which may be of another model.
+
   Raises:
     ValueError: if it is another kind of BERT, or is not tied.
   """

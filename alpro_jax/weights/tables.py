@@ -13,7 +13,10 @@ import numpy as np
 from flax import traverse_util
 
 from alpro_jax.models.alpro import AlproConfig
+from alpro_jax.models.timesformer import fit_table
 from alpro_jax.weights.tensor_files import Tensor, named
+
+RESIZE_RULES = ('2d', 'original')
 
 
 class Layout(NamedTuple):
@@ -114,11 +117,7 @@ _MLM = (
 
 
 def rename_table(config: AlproConfig) -> list[Row]:
-  """Returns every tensor of a model, in the original's order.
-
-  Raises:
-    ValueError: if the model is one that the original does not have.
-  """
+  """Returns every tensor of a model, in the original's order, which has divided attention only."""
   if config.video.attention != 'divided':
     raise ValueError(f'{config.video.attention=}: the original has divided attention only.')
   video, bert = 'visual_encoder.model.', f'{bert_prefix(config)}.'
@@ -175,12 +174,7 @@ def derived(name: str) -> bool:
 
 
 def why_unused(name: str, config: AlproConfig) -> str:
-  """Says why a tensor of the original is no parameter of ours; '' if unknown.
-
-  Args:
-    name: in the original, a prompter's prefix cut off.
-    config: of the model.
-  """
+  """Says why a tensor of the original is no parameter of ours; '' if unknown."""
   for ending, reason in DERIVED.items():
     if name.endswith(ending):
       return reason
@@ -204,19 +198,16 @@ def check(
   given: Sequence[str] = ('',),
   optional: Sequence[str] = (),
 ) -> list[str]:
-  """Compares names, shapes and types; reads nothing.
+  """Compares tensors, by their names in the original, with a rename_table; reads none.
 
   Args:
-    tensors: by their names in the original.
-    rows: rename_table of the model.
     shapes: of our parameters, by path; None compares names alone.
     given: tensors whose name starts with one of these must be there.
     optional: tensors whose name contains one of these may be missing anyway.
   Returns:
     the paths of our parameters that no tensor is there for.
   Raises:
-    ValueError: naming every tensor that is missing, unknown, of another shape or not of floating
-      point.
+    ValueError: naming every tensor that is missing, unknown, of another shape or no float.
   """
   missing, wrong, absent = [], [], []
   for row in rows:
@@ -228,13 +219,11 @@ def check(
       # Zeros without memory: only their shape counts.
       ours = [np.broadcast_to(np.float32(0), shapes[path]) for path in row.ours]
       expected = row.layout.to_original(*ours).shape
-      if tensor.array.shape != expected:
+      found = tensor.array
+      if found.shape != expected or not jnp.issubdtype(found.dtype, jnp.floating):
         wrong.append(
-          f'{_named(row.original, tensor)} has shape {tensor.array.shape}, expected {expected}'
-        )
-      elif not (jnp.issubdtype(tensor.array.dtype, jnp.floating)):
-        wrong.append(
-          f'{_named(row.original, tensor)} is {tensor.array.dtype}, expected floating point'
+          f'{_named(row.original, tensor)} is {found.dtype} of shape {found.shape}, expected '
+          f'floating point of shape {expected}'
         )
   known = {row.original for row in rows}
   unknown = [_named(name, tensor) for name, tensor in tensors.items() if name not in known]
@@ -252,11 +241,7 @@ def check(
 
 
 def read_params(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, np.ndarray]:
-  """Reads the tensors, one after another, into float32 arrays by our paths.
-
-  Raises:
-    ValueError: naming the tensors that hold NaN or infinity, in float32.
-  """
+  """Reads tensors into float32 arrays by our paths; ValueError names what is NaN or infinite."""
   params, broken = {}, []
   for row in rows:
     if tensor := tensors.get(row.original):
@@ -267,6 +252,27 @@ def read_params(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str,
       params |= _to_ours(row, array)
   check_finite(broken)
   return params
+
+
+def resize(
+  params: Mapping[str, np.ndarray], positions: int, frames: int, rule: str = '2d'
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Makes parameters, by path, fit an image of other `positions` or a clip of other `frames`.
+
+  The rule '2d' resizes positions as the grid they are; 'original' repeats or skips them in the
+  order of reading, as the original does on loading (defect 15).
+
+  Returns:
+    the parameters, and a line about every table that changed.
+  """
+  resized, lines = dict(params), []
+  for name, rows in (('positions', positions), ('times', frames)):
+    path = f'video_encoder/{name}'
+    if path in params and len(params[path]) != rows:
+      kind = 'times' if rule == 'original' else name
+      resized[path] = np.asarray(fit_table(kind, params[path], rows))
+      lines.append(f'{path}: {len(params[path])} to {rows} rows')
+  return resized, lines
 
 
 def check_finite(broken: Sequence[str]) -> None:
@@ -281,12 +287,8 @@ def check_finite(broken: Sequence[str]) -> None:
 def from_original(state: Mapping[str, Any], config: AlproConfig) -> dict[str, Any]:
   """Turns arrays by their names in the original into our parameters.
 
-  Args:
-    state: tensors, or gradients of them, of one model: a prompter's prefix cut off. What
-      `why_unused` explains may be there.
-    config: of the model.
-  Raises:
-    ValueError: naming tensors that are missing or not known.
+  They are tensors, or gradients of them, of one model, a prompter's prefix cut off. What
+  `why_unused` explains may be there; ValueError names what is missing or not known.
   """
   rows = rename_table(config)
   check({n: t for n, t in named(state).items() if not why_unused(n, config)}, rows)

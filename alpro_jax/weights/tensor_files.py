@@ -21,18 +21,16 @@ import safetensors
 from alpro_jax import files
 
 _DTYPES = {
-  'F64': np.float64,
-  'F32': np.float32,
-  'F16': np.float16,
-  'BF16': jnp.bfloat16,
-  'I64': np.int64,
-  'I32': np.int32,
-  'I16': np.int16,
-  'I8': np.int8,
-  'U8': np.uint8,
-  'BOOL': np.bool_,
+  code: np.dtype(name)
+  for code, name in [
+    ('BF16', jnp.bfloat16),
+    ('BOOL', 'bool'),
+    ('U8', 'uint8'),
+    *((f'F{bits}', f'float{bits}') for bits in (16, 32, 64)),
+    *((f'I{bits}', f'int{bits}') for bits in (8, 16, 32, 64)),
+  ]
 }
-_CODES = {np.dtype(kind): code for code, kind in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 # What Hugging Face calls the weights in a folder, the safer ones first; an index names the files
 # that large weights are split into.
 _INDEX = '.index.json'
@@ -47,27 +45,19 @@ _WRAPPERS = ('model', 'model_state', 'model_state_dict', 'state_dict')
 # A state dict of PyTorch's carries what safetensors call metadata as an attribute of this name.
 _ATTRIBUTE = 'alpro_jax'
 _INSTALL = 'pip install torch --index-url https://download.pytorch.org/whl/cpu'
-_TRANSFORMERS = (
+_REWRITE = (
   'take the model.safetensors that is published beside it, or write one with '
   "`pip install 'transformers<5'` and AutoModel.from_pretrained(FOLDER, "
   'from_{}=True).save_pretrained(NEW)'
 )
+_TF, _FLAX = _REWRITE.format('tf'), _REWRITE.format('flax')
+_OTHERS = '*.onnx *.tflite *.gguf *.ot'
 # Weights of other programs: their names, first bytes, what they are, what to do.
 _FOREIGN = (
-  ('*.h5 *.hdf5 *.keras', b'\x89HDF', 'weights of Keras or TensorFlow', _TRANSFORMERS.format('tf')),
-  (
-    '*.index *.meta *.data-?????-of-????? *.pb',
-    None,
-    'a checkpoint of TensorFlow',
-    _TRANSFORMERS.format('tf'),
-  ),
-  ('*.msgpack', None, 'weights of Flax', _TRANSFORMERS.format('flax')),
-  (
-    '*.onnx *.tflite *.gguf *.ot',
-    None,
-    'a model for another program',
-    'take the weights that it was made from',
-  ),
+  ('*.h5 *.hdf5 *.keras', b'\x89HDF', 'weights of Keras or TensorFlow', _TF),
+  ('*.index *.meta *.data-?????-of-????? *.pb', None, 'a checkpoint of TensorFlow', _TF),
+  ('*.msgpack', None, 'weights of Flax', _FLAX),
+  (_OTHERS, None, 'a model for another program', 'take the weights that it was made from'),
   ('', b'version https://git-lfs', 'a pointer of Git LFS and no file', 'run `git lfs pull` there'),
 )
 
@@ -130,15 +120,13 @@ def _foreign(path):
 
 
 def open_tensors(path) -> dict[str, Tensor]:
-  """Opens a file, in its order of names.
+  """Opens the file that `find` returns, in its order of names; an index opens all that it names.
 
-  Args:
-    path: as in `find`; an index opens the files that it names. A file that ends neither in
-      .safetensors nor in .npz is taken for PyTorch's, and needs torch.
+  A file that ends neither in .safetensors nor in .npz is taken for PyTorch's, and needs torch.
+
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: if it is damaged, of another program, or could only be read by running what is in
-      it.
+    ValueError: if it is damaged, of another program, or could only be read by running it.
   """
   path = find(path)
   if path.name.endswith(_INDEX):
@@ -229,9 +217,8 @@ def _open_safetensors(path):
     code, shape = described.get_dtype(), described.get_shape()
     if code not in _DTYPES:
       raise ValueError(f'{path}: {name} has type {code}; expected one of {sorted(_DTYPES)}.')
-    kind = np.dtype(_DTYPES[code])
-    start, end = end, end + math.prod(shape) * kind.itemsize
-    arrays[name] = np.asarray(numbers[start:end].view(kind).reshape(shape))
+    start, end = end, end + math.prod(shape) * _DTYPES[code].itemsize
+    arrays[name] = np.asarray(numbers[start:end].view(_DTYPES[code]).reshape(shape))
   return named(arrays)
 
 
@@ -240,13 +227,8 @@ def _write_safetensors(path, arrays, metadata):
   # why the system refused to write it.
   header, start = {'__metadata__': metadata}, 0
   for name, array in arrays.items():
-    end = start + array.nbytes
-    header[name] = {
-      'dtype': _CODES[array.dtype],
-      'shape': array.shape,
-      'data_offsets': [start, end],
-    }
-    start = end
+    offsets = [start, start := start + array.nbytes]
+    header[name] = {'dtype': _CODES[array.dtype], 'shape': array.shape, 'data_offsets': offsets}
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
   with open(path, 'wb') as stream:
