@@ -35,15 +35,12 @@ def equal_entries(answers: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def count_answers(answers: Iterable[str], limit: int = 0) -> list[tuple[str, int]]:
-  """Counts answers, most frequent first.
+  """Returns [(canonical answer, count)], most frequent first, then by alphabet.
 
-  Args:
-    answers: of all training questions.
-    limit: keep the most frequent ones; 0 keeps all.
-  Returns:
-    [(canonical answer, count)]; equally frequent ones in alphabetical order.
+  A `limit` above 0 keeps that many.
+
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is no answer.
   """
   counted = collections.Counter(map(canonical, answers))
   if not counted:

@@ -1,13 +1,12 @@
 """Preparation as an Apache Beam pipeline: the parts are made elsewhere.
 
-One element of the pipeline is one part, that is one shard, made by the same
-functions as on one machine: so order and bytes are the same by construction.
-An element is only the path of the part; its clips lie in a file beside it,
-since a runner may send all elements within the job, where a few MB have room.
+One element of the pipeline is one part, made by the same functions as on one machine: so
+order and bytes are the same. An element is only the path of the part; its clips lie in a
+file beside it, since a job has room for a few MB.
 
-Runners try a part again when a worker is lost, and may try it twice at once.
-So each attempt writes files of its own, and the process that started the
-pipeline gives one attempt of each part its name:
+Runners try a part again when a worker is lost, and may try it twice at once. So each
+attempt writes files of its own, and the process that started the pipeline gives one
+attempt of each part its name:
 
   part-00000.clips                       what to make
   part-00000.try-<random>.array_record

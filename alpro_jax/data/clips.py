@@ -78,7 +78,7 @@ class Clips:
           check_text(name, '' if row.get(name) is None else row[name])
         files = self._locate(row, video)
       except ValueError as error:
-        self.skip(where if video in ('', None) else video, 'bad row', f'{where}: {error}')
+        self.skip(video if present(video) else where, 'bad row', f'{where}: {error}')
         continue
       if files is None:
         self.other_splits += 1

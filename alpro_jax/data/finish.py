@@ -24,15 +24,13 @@ from alpro_jax.data.parts import read_part
 
 
 def finish(output, work, split: str, plan, stems: Sequence[str], report, manifest) -> None:
-  """Names the shards and writes index, TFDS files, report and manifest, in this order.
+  """Names the shards and writes report, index, TFDS files and manifest, in this order.
 
   Args:
     output: folder of the set.
     work: folder in it with the parts; removed when all is done.
-    split: its name.
-    plan: how it was made.
+    split, plan, report: its name, how it was made, and what became of its clips.
     stems: of the parts, in order.
-    report: of the split.
     manifest: of the splits that are there, from read_manifest.
   """
   name = re.sub(r'[^a-z0-9_]', '_', os.path.basename(output).lower())

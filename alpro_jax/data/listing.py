@@ -37,11 +37,9 @@ class Listing(NamedTuple):
 
 
 def list_videos(root, leave_out=None) -> Listing:
-  """Looks at every file below a folder; links to folders are not followed.
+  """Looks at every file below a folder, but for names (bytes) of which `leave_out` is true.
 
-  Args:
-    root: the folder.
-    leave_out: bytes -> bool, says of a name that it is not to be looked at.
+  Links to folders are not followed.
   """
   root = os.fsencode(os.path.abspath(root))
   found = Listing([], [], [], Counter())

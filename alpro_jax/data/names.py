@@ -41,17 +41,11 @@ def folded(name: str) -> str:
 
 
 def find_file(root, names, is_file=os.path.isfile):
-  """Finds the first of some files, in whatever spelling it is there.
+  """Returns the path of the first file that is there, in whatever spelling, or None.
 
-  macOS takes accents apart (NFD) where others write one character (NFC), and
-  cameras write suffixes in capitals.
+  macOS takes accents apart (NFD) where others write one character (NFC), and cameras write
+  suffixes in capitals. `is_file` is asked of each path.
 
-  Args:
-    root: folder.
-    names: relative to it.
-    is_file: asked of each path that it may have.
-  Returns:
-    path of the file; None if there is none.
   Raises:
     ValueError: two files are meant by one name.
   """

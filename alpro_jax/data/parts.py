@@ -36,12 +36,8 @@ def cut(clips, work, size: int) -> list[Part]:
 def make_here(parts, settings, progress: Progress, *, num_workers: int, timeout_s) -> int:
   """Makes parts with worker processes on this machine; returns how many clips were read.
 
-  Args:
-    parts: list of Part.
-    settings: keyword arguments of make_record.
-    progress: counts clips.
-    num_workers: processes; 0 is one per core.
-    timeout_s: longest time for one clip, in seconds; None is as usual.
+  `settings` are keyword arguments of make_record; 0 workers is one per core, and a timeout
+  of None, in seconds per clip, is as usual.
   """
   clips = [clip for part in parts for clip in part.clips]
   with contextlib.closing(make_records(clips, settings, num_workers, timeout_s)) as records:
@@ -74,15 +70,9 @@ def index_row(clip) -> dict[str, Any]:
 
 
 def write_part(stem: str, rows: Iterable[dict], records: Iterator[Record], progress: Progress):
-  """Writes the records of a part, and what is known of them.
+  """Writes the two files of a part; returns what the .json file holds.
 
-  Args:
-    stem: of its two files; the .json is there only when both are whole.
-    rows: of the index, one per record.
-    records: in the same order; no more are taken than there are rows.
-    progress: counts clips.
-  Returns:
-    dict, as in the .json file.
+  Of `records` as many are taken as there are `rows` of the index, in the same order.
   """
   from array_record.python import array_record_module  # noqa: PLC0415
 

@@ -100,22 +100,19 @@ def prepare(
   follow_links: bool = False,
   make=None,
 ) -> dict[str, Any]:
-  """Prepares one split, or continues with it.
+  """Prepares one split, or continues with it; returns its report.
 
   Args:
     source: the clips.
-    root: folder that the names in `source` are relative to.
+    root: folder that their names are relative to.
     output: folder of the set; other splits may be there already.
-    split: name of the split.
-    options: what decides the content of the set.
+    split, options: its name, and what decides its content.
     num_workers: processes; 0 is one per core.
     timeout_s: longest time for one clip, in seconds; see workers.run_in_order.
     list_unnamed: name the videos below root that no row names, and what is passed over
       since it is no video.
     follow_links: read videos that are links to files outside of root.
     make: what makes the parts that are missing; called as parts.make_here is.
-  Returns:
-    the report of this split.
   Raises:
     PrepareError: with one sentence that says what to do.
     ValueError: another process is preparing the same set.
@@ -278,10 +275,9 @@ def _check_output(output):
 
 
 def _looked_at(clips, root):
-  """Returns {video: size and digest of its ends} of some that are there.
+  """Returns {video: size and digest of its ends} of up to 1,000 that are there, evenly spread.
 
-  The same command with other videos of the same names must not go on: those of a small
-  set are all looked at, of a large one 1,000, evenly spread.
+  The same command with other videos of the same names must not go on.
   """
   number = min(len(clips), _LOOKED_AT)
   found = {}

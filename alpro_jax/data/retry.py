@@ -34,12 +34,11 @@ def to_try_again(skipped, timeout_s) -> set[str]:
 
 
 def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], lost) -> None:
-  """Makes the parts of a finished split anew from its shards; the split stays as it is.
+  """Makes the parts of a finished split from its shards; the split stays as it is.
 
   Args:
     output: folder of the set.
-    entry: of the split, in the manifest.
-    report: of the split.
+    entry, report: of the split, in the manifest and the report.
     pieces: its parts.
     lost: videos that will be tried again; the shards of their parts are checked.
   Raises:
@@ -76,12 +75,10 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
 
 
 def try_again(pieces: Sequence[parts.Part], settings, limits) -> tuple[int, bool]:
-  """Makes those parts anew of which clips were lost; decodes these clips alone.
+  """Makes those parts anew of which clips were lost, and decodes these clips alone.
 
-  Args:
-    pieces: parts that are all made.
-    settings: keyword arguments of make_record.
-    limits: of parts.make_here.
+  Settings and limits are those of parts.make_here.
+
   Returns:
     (clips that were tried, whether any could be read)
   """

@@ -6,14 +6,13 @@ whose annotations say type and help. So a new data set is one function and one l
 SOURCES; docs/research.md has an example.
 """
 
-import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from alpro_jax.data import checksum, tables
-from alpro_jax.data.annotations import Annotations, check_text, present
+from alpro_jax.data.annotations import Annotations, check_text, encodable, present
 from alpro_jax.data.clips import Clips
 from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
 
@@ -146,30 +145,21 @@ def read_msrvtt(
       f'--subset={subset} needs --captions, the videodatainfo file: its videos name their split.'
     )
   clips = _Published('.mp4', root, ids, except_ids, numbered='video{}')
-  wanted = ('train', 'validate') if subset == '7k' else (subset,)
+  clips.wanted_splits = ('train', 'validate') if subset == '7k' else (subset,)
 
   def videodatainfo(path, columns):
     info = tables.read_json(path)
     if not isinstance(info, dict):
-      yield from tables.list_rows(path, info)
-      return
-    splits = {
-      _stem(row['video_id']): row.get('split')
-      for _, row, _ in tables.list_rows(f'{path}: "videos"', info.get('videos', []))
-      if isinstance(row.get('video_id'), str)
-    }
+      return tables.list_rows(path, info)
+    for _, row, _ in tables.list_rows(f'{path}: "videos"', info.get('videos', [])):
+      if subset and isinstance(row.get('video_id'), str):
+        clips.splits[_stem(row['video_id'])] = row.get('split')
     if 'sentences' not in info:
       raise ValueError(f'{path} has {sorted(info)}, but no "sentences".')
-    if subset and splits:
-      clips.subset = {video for video, split in splits.items() if split in wanted}
-    for where, row, problem in tables.list_rows(path, info['sentences'], 'sentence'):
-      video = row.get('video_id')
-      if clips.subset is not None and isinstance(video, str) and _stem(video) not in splits:
-        problem = problem or f'"videos" does not name the split of {video!r}'
-      yield where, row, problem
+    return tables.list_rows(path, info['sentences'], 'sentence')
 
   clips.add_captions_of(captions, {'.json': videodatainfo})
-  if subset and clips.subset is None:
+  if subset and not clips.splits:
     raise ValueError(
       f'--subset={subset} needs a videodatainfo file, whose videos name '
       f'their split; {captions} has none. --ids takes a list of videos.'
@@ -185,13 +175,8 @@ def read_didemo(captions, *, root='', ids: Ids = '', except_ids: ExceptIds = '')
   the original, a paragraph is about all of its video.
   """
   clips = _Published('.mp4', root, ids, except_ids)
-  clips.add_captions_of(captions, sentences=True)
-  found = clips.result()
-  paragraphs = [
-    dataclasses.replace(clip, captions=(' '.join(clip.captions),), styles=('',))
-    for clip in found.clips
-  ]
-  return dataclasses.replace(found, clips=paragraphs)
+  clips.add_captions_of(captions, join=True)
+  return clips.result()
 
 
 def read_msvd(
@@ -302,17 +287,21 @@ class _Published(Clips):
     # Whether each was found.
     self._ids = _read_ids(ids, '--ids') if ids else {}
     self._except = _read_ids(except_ids, '--except_ids') if except_ids else {}
-    self.subset = None
+    self.splits, self.wanted_splits = {}, ()
 
-  def add_captions_of(self, path, formats=(), sentences=False):
-    """Adds a file's captions; sentences have styles of their own: equal ones stay two."""
+  def add_captions_of(self, path, formats=(), join=False):
+    """Adds a file's captions; join makes one paragraph of each video's."""
     columns = [_VIDEO, ('caption', 'description', 'sentence')]
-    formats = _FORMATS | dict(formats)
+    formats, paragraphs = _FORMATS | dict(formats), {}
     for where, _, files, caption in self.read(path, '--captions', *columns, formats=formats):
-      texts = caption if sentences and isinstance(caption, list) else [caption]
-      texts = [text for text in texts if not sentences or present(text)] or [caption]
-      for number, text in enumerate(texts):
-        self.add_captions(where, files, text, f'{where} {number}' if sentences else '')
+      texts = caption if isinstance(caption, list) else [caption]
+      sound = join and all(isinstance(text, str) and encodable(text) for text in texts)
+      if sound and (texts := [*filter(None, map(present, texts))]):
+        paragraphs.setdefault(files[0], (where, files, []))[2].extend(texts)
+      else:
+        self.add_captions(where, files, caption)
+    for where, files, texts in paragraphs.values():
+      self.add_captions(where, files, ' '.join(texts))
 
   def add_questions_of(self, path):
     columns = [_VIDEO, ('question',), ('answer',)]
@@ -326,12 +315,15 @@ class _Published(Clips):
         raise ValueError(f'{video} is not in {self._mapping_path}')
     check_text('the name of the video', video)
     name = self._mapping.get(video, _stem(video))
+    # Questions may be of more videos than the file of the captions.
+    if self.splits and name not in self.splits and 'question' not in row:
+      raise ValueError(f'"videos" does not name the split of {name!r}')
     if name in self._except:
       self._except[name] = True
       return None
     if self._ids and name not in self._ids or row.get(_LANGUAGE, 'English') != 'English':
       return None
-    if self.subset is not None and name not in self.subset:
+    if self.splits and self.splits.get(name) not in self.wanted_splits:
       return None
     if name in self._ids:
       self._ids[name] = True

@@ -23,8 +23,7 @@ def read(path, flag: str, formats: Mapping[str, Callable], columns=()) -> Rows:
   """Returns the rows of a file.
 
   Args:
-    path: of the file.
-    flag: that named it.
+    path, flag: the file, and what named it.
     formats: {suffix: reader(path, columns)}; '' is for all other suffixes.
     columns: which a table must have, each as a tuple of the names that it may have.
   Raises:

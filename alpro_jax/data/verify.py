@@ -19,14 +19,9 @@ from alpro_jax.data.record import Record
 
 
 class Problem(NamedTuple):
-  """A broken file or record.
+  """A broken file, or the record of that number in its split (None for a whole file).
 
-  Attributes:
-    split: of the set, or ALL.
-    file: in the folder of the set.
-    reason: what is wrong with the file, or with the record in it.
-    number: of the record in its split; None for a whole file.
-    video: its name, '' where it is not known.
+  The split may be ALL; the video is '' where it is not known.
   """
 
   split: str
@@ -49,10 +44,8 @@ class Verified(NamedTuple):
 
 
 def verify(path) -> Verified:
-  """Compares counts and digests of all files with the manifest.
+  """Compares counts and digests of all files of a set with its manifest.
 
-  Args:
-    path: folder made by launch/prepare.py.
   Raises:
     FileNotFoundError: if there is no finished set.
     ValueError: if its manifest is damaged.
@@ -82,16 +75,11 @@ def verify(path) -> Verified:
 
 
 def repair(path, output) -> dict[str, dict]:
-  """Writes a set of all records that can be read, whole or not at all.
+  """Writes a set of all records that can be read; returns {split: its report}.
 
   Shards that are intact are copied as they are. Where the index is broken, it is made
   again from the records, which hold their texts.
 
-  Args:
-    path: folder of the broken set.
-    output: folder to make.
-  Returns:
-    report by split, as launch/prepare.py writes it.
   Raises:
     ValueError: if the output is there already, or another process makes it.
   """

@@ -413,7 +413,7 @@ def here(tmp_path, monkeypatch):
       )
     return sum(len(part.clips) for part in parts)
 
-  monkeypatch.setattr(prepare, 'make_here', make)
+  monkeypatch.setattr(set_parts, 'make_here', make)
   folder = tmp_path / 'videos'
   folder.mkdir()
   data = small_videos.write_video(tmp_path / 'a.mp4', frames=2, size=(16, 16)).read_bytes()
