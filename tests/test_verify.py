@@ -117,7 +117,7 @@ def test_nothing_left_to_save_is_said(path, tmp_path):
 
 
 def test_a_broken_index_is_made_again(path, tmp_path):
-  want = dataset.open_dataset(path).metadata()
+  want = list(dataset.open_dataset(path).metadata())
   flip(path / 'index-train.jsonl', b'clip 3')
   problems = verify.verify(path).problems
   assert [p.file for p in problems] == ['index-train.jsonl']

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from alpro_jax import files
+
 FORMAT = 2
 _READABLE = (1, 2)  # Sets of format 1 have no questions.
 MANIFEST = 'manifest.json'
@@ -97,13 +99,30 @@ def load(path, then: str):
     raise PrepareError(f'{path} is damaged: {e}; {then}.') from e
 
 
-def damaged(path, what: str) -> PrepareError:
-  """Returns the error of a set's file that is not as it was written."""
-  output = os.path.dirname(path)
-  return PrepareError(
-    f'{path} {what}. Remove {output} to prepare it again, or save what '
-    f'is intact: python launch/prepare.py verify {output} --output=NEW.'
-  )
+def problem(output, entry: dict[str, Any], *, content: bool = True) -> str:
+  """Returns what is wrong with a file that a manifest lists, '' if nothing is.
+
+  Without `content` its size is compared alone.
+  """
+  path = os.path.join(output, entry['file'])
+  if not os.path.isfile(path):
+    return 'missing'
+  if (size := os.path.getsize(path)) != entry['bytes']:
+    return f'{size} bytes, expected {entry["bytes"]}'
+  intact = not content or files.sha256(path) == entry['sha256']
+  return '' if intact else 'other content than was written (sha256)'
+
+
+def check_file(output, entry: dict[str, Any], *, content: bool = True) -> str:
+  """Returns the path of such a file; raises PrepareError if something is wrong with it."""
+  path = os.path.join(output, entry['file'])
+  if wrong := problem(output, entry, content=content):
+    raise PrepareError(
+      f'{path} is {wrong if wrong == "missing" else f"damaged: {wrong}"}. Remove {output} to '
+      'prepare it again, or save what is intact: python launch/prepare.py verify '
+      f'{output} --output=NEW.'
+    )
+  return path
 
 
 def _check_whole(path, value, then, *, old):

@@ -12,6 +12,8 @@ is tried again when the same command is given for a finished set.
 import contextlib
 import dataclasses
 import functools
+import glob
+import itertools
 import os
 import re
 import shutil
@@ -30,7 +32,7 @@ from alpro_jax.data.manifest import (
   MANIFEST,
   REPORT,
   PrepareError,
-  damaged,
+  check_file,
   load,
   read_manifest,
   read_reports,
@@ -148,7 +150,8 @@ def prepare(
     gained = False
     if entry:
       _check_plan(entry['plan'], plan, f'{output} has a finished split {split!r}')
-      _check_files(output, entry)
+      for file in (entry['index'], *entry['shards']):
+        check_file(output, file, content=False)
       shutil.rmtree(work, ignore_errors=True)
       report = read_reports(output)[split]
       if lost := retry.to_try_again(report['skipped'], timeout_s):
@@ -246,11 +249,7 @@ def _check_source(source, root):
   if any(map(is_there, source.clips)):
     return
   wanted = [clip.video for clip in source.clips[:5]]
-  there = []
-  for folder, _, found in os.walk(root):
-    there += [os.path.relpath(os.path.join(folder, name), root) for name in found]
-    if len(there) > 1000:
-      break
+  there = itertools.islice(glob.iglob('**', root_dir=root, recursive=True), 1000)
   raise PrepareError(
     f'None of the {len(source.clips)} annotated files is in {root}: the '
     f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
@@ -313,16 +312,6 @@ def _check_plan(old, new, where):
     raise PrepareError(
       f'{where} made otherwise: {"; ".join(changed)}. Use the same again, or another --output.'
     )
-
-
-def _check_files(output, entry):
-  """Says so when a split that was finished is no longer whole."""
-  for file in (entry['index'], *entry['shards']):
-    path = os.path.join(output, file['file'])
-    if not os.path.isfile(path):
-      raise damaged(path, 'is missing')
-    if (size := os.path.getsize(path)) != file['bytes']:
-      raise damaged(path, f'is damaged: {size} bytes, expected {file["bytes"]}')
 
 
 def _report(source, root, plan, stems, list_unnamed):

@@ -10,10 +10,9 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from alpro_jax import files
 from alpro_jax.data import parts, workers
 from alpro_jax.data.annotations import printable
-from alpro_jax.data.manifest import PrepareError, damaged
+from alpro_jax.data.manifest import PrepareError, check_file
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import Record
 
@@ -44,9 +43,7 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
   Raises:
     PrepareError: a file is not as it was written.
   """
-  index = os.path.join(output, entry['index']['file'])
-  if files.sha256(index) != entry['index']['sha256']:
-    raise damaged(index, 'is damaged (sha256)')
+  index = check_file(output, entry['index'])
   skipped = {skip['item']: skip for skip in report['skipped']}
   partial = {item['item']: item for item in report['partial']}
   shards = iter(entry['shards'])
@@ -64,11 +61,8 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
           done['skipped'].append(skipped[printable(clip.video)])
       if done['index']:
         shard = next(shards)
-        path = os.path.join(output, shard['file'])
-        if any(skip['item'] in lost for skip in done['skipped']) and (
-          files.sha256(path) != shard['sha256']
-        ):
-          raise damaged(path, 'is damaged (sha256)')
+        again = any(skip['item'] in lost for skip in done['skipped'])
+        path = check_file(output, shard, content=again)
         done |= {key: shard[key] for key in ('examples', 'bytes', 'sha256')}
         _link(path, f'{part.stem}.array_record')
       parts.save_part(part.stem, done)

@@ -13,7 +13,15 @@ from typing import NamedTuple
 from alpro_jax import files
 from alpro_jax.data import parts
 from alpro_jax.data.finish import finish
-from alpro_jax.data.manifest import ALL, MANIFEST, REPORT, list_files, read_manifest, read_reports
+from alpro_jax.data.manifest import (
+  ALL,
+  MANIFEST,
+  REPORT,
+  list_files,
+  problem,
+  read_manifest,
+  read_reports,
+)
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import Record
 
@@ -40,7 +48,7 @@ class Verified(NamedTuple):
 
   @property
   def broken_records(self) -> int:
-    return sum(problem.number is not None for problem in self.problems)
+    return sum(its.number is not None for its in self.problems)
 
 
 def verify(path) -> Verified:
@@ -55,7 +63,7 @@ def verify(path) -> Verified:
   progress = Progress(len(listed), 'files')
   problems = []
   for split, entry, file in listed:
-    if reason := _problem(path, file):
+    if reason := problem(path, file):
       problems.append(Problem(split, file['file'], reason))
       if entry and file is not entry['index']:
         problems += _broken_records(path, split, entry, file, reason)
@@ -123,7 +131,7 @@ def _save_split(path, split, entry, output, progress):
 
 def _save_shard(path, shard, stem, rows, progress):
   """Copies a shard, or its records that can be read, into a part."""
-  reason = _problem(path, shard)
+  reason = problem(path, shard)
   if not reason and rows is not None:
     copy = f'{stem}.array_record'
     shutil.copyfile(os.path.join(path, shard['file']), copy)
@@ -142,16 +150,6 @@ def _save_shard(path, shard, stem, rows, progress):
       Record(data or b'', infos[-1].get('frames', 0), 'damaged' if wrong else '', wrong)
     )
   parts.write_part(stem, infos, iter(records), progress)
-
-
-def _problem(path, entry):
-  """Returns what is wrong with a file of the manifest, '' if nothing is."""
-  file = os.path.join(path, entry['file'])
-  if not os.path.isfile(file):
-    return 'missing'
-  if (size := os.path.getsize(file)) != entry['bytes']:
-    return f'{size} bytes, expected {entry["bytes"]}'
-  return '' if files.sha256(file) == entry['sha256'] else 'other content than was written (sha256)'
 
 
 def _broken_records(path, split, entry, shard, reason):
@@ -176,7 +174,7 @@ def _read_records(path, shard, reason):
 
 def _index_rows(path, entry):
   """Returns the rows of the index, None if they are not what was written."""
-  if _problem(path, entry['index']):
+  if problem(path, entry['index']):
     return None
   with open(os.path.join(path, entry['index']['file']), encoding='utf-8') as lines:
     return [json.loads(line) for line in lines]
