@@ -90,12 +90,11 @@ def explain(checkpoint, video, text):
 
 def _cut(video, frames):
   """One clip of the video, from --start on."""
-  from alpro_jax.search import querying
-  from alpro_jax.search.cut import Cutting
+  from alpro_jax.search.cut import Cutting, decode
 
   start, length = _START.value, _SECONDS.value
   cutting = Cutting(frames=frames, span=length, stride=length, fps=_FPS.value, begin=start)
-  (cut,) = querying.decode([(video, (start,))], cutting)
+  (cut,) = decode([(video, (start,))], cutting)
   if not cut.clips:
     reason = f'{cut.reason} {cut.detail}'.strip() or (f'it ends before --start={start}')
     raise ValueError(f'{video} gives no clip: {reason}.')

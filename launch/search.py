@@ -22,6 +22,7 @@ ask     answers a question about a video, for each span and over all.
 embed   writes video, start, stop and vector of every clip to .npz or .parquet.
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -226,11 +227,12 @@ def query(*texts):
 def ask(video, *questions):
   """Answers questions about a video."""
   from alpro_jax.search import gallery, querying
+  from alpro_jax.search.cut import decode
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
   encoder = _load(None)
-  (cut,) = querying.decode([(video, None)], _cutting(encoder, None), _TIMEOUT_S.value)
+  (cut,) = decode([(video, None)], _cutting(encoder, None), timeout_s=_TIMEOUT_S.value)
   if not cut.clips:
     raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
   if cut.reason:
@@ -299,7 +301,7 @@ def _cutting(encoder, store):
   }
   given = {name: value for name, value in given.items() if value is not None}
   if store:
-    return Cutting(**store.about['cutting'] | given)
+    return dataclasses.replace(store.cutting, **given)
   if 'span' in given:
     given.setdefault('stride', given['span'])
   return Cutting(frames=encoder.trained.config.data.frames, **given)

@@ -83,6 +83,14 @@ class NumpyEncoder:
     return Matching(margin, margin)
 
 
+@pytest.fixture
+def encoder(monkeypatch):
+  encoder = NumpyEncoder()
+  # Its checkpoint is nowhere.
+  monkeypatch.setattr(indexing.checkpoints.Checkpoint, 'meta', encoder.trained.meta)
+  return encoder
+
+
 def numbered(seconds, rate=1):
   """Frames that are their own number, at even times."""
   return [(i, i / rate) for i in range(int(seconds * rate))]
@@ -250,11 +258,8 @@ def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
   def write_text(path, text):
     raise OSError(errno.ENOSPC, 'full', 'report.json')
 
-  monkeypatch.setattr(
-    indexing,
-    '_decode',
-    lambda *_: [(File(b'b', 1, 1), cut.CutVideo((Segment(0.0, 1.0, (), large.strip),)))],
-  )
+  cut_video = cut.CutVideo((Segment(0.0, 1.0, (), large.strip),))
+  monkeypatch.setattr(indexing, 'decode', lambda *_, **__: [cut_video])
   monkeypatch.setattr(indexing.files, 'write_text', write_text)
   with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
     indexing.index(
@@ -273,8 +278,8 @@ def test_what_the_system_refuses_comes_with_advice():
   assert "KeyError: 'config'. No input" in command.describe(KeyError('config'))
 
 
-def test_a_model_is_known_by_its_content(store, caplog):
-  trained = NumpyEncoder().trained
+def test_a_model_is_known_by_its_content(store, encoder, caplog):
+  trained = encoder.trained
   made = indexing.made_with(trained)
   assert made.items() >= {'path': 'runs/a', 'digest': 'd' * 64}.items()
   assert len(made['content']) == 64
@@ -309,11 +314,10 @@ def test_an_index_is_not_mixed(store):
     indexing.check_same(store, ABOUT)
 
 
-def test_only_what_is_missing_is_done(tmp_path, capfd):
+def test_only_what_is_missing_is_done(tmp_path, encoder, capfd):
   root = tmp_path / 'my videos'
   small_videos.write_folder(root, 4)
   (root / 'broken.avi').write_text('no video')
-  encoder = NumpyEncoder()
   about = indexing.describe(encoder, root, Cutting(frames=2, span=0.5, stride=0.5), True)
   assert about['tokens'] == [2, 4]
   store = Store.create(tmp_path / 'index', about | {'tokens': [3, 4]})
@@ -445,7 +449,7 @@ def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
 def test_one_run_at_a_time(tmp_path):
   with (
     indexing.locked(tmp_path),
-    pytest.raises(ValueError, match='another run'),
+    pytest.raises(ValueError, match='is writing'),
     indexing.locked(tmp_path),
   ):
     pass

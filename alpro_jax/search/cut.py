@@ -11,6 +11,7 @@ stride 10, seconds:
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -23,23 +24,14 @@ _QUALITY = 90  # Of the frames for the model; thumbnails have less.
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-  """How videos are cut.
+  """How videos are cut."""
 
-  Attributes:
-    frames: T, of every clip.
-    span: of a clip, in seconds; the last one of a video has up to 1.5 times.
-    stride: from start to start, in seconds, at most `span`.
-    fps: frames per second among which T are chosen; 0 is all.
-    short_side: of the frames, in pixels; smaller videos keep their size.
-    begin: second where the first clip starts.
-  """
-
-  frames: int
-  span: float = 10.0
-  stride: float = 10.0
-  fps: float = 8.0
-  short_side: int = 256
-  begin: float = 0.0
+  frames: int  # T, of every clip.
+  span: float = 10.0  # Seconds of a clip; the last one of a video has up to 1.5 times.
+  stride: float = 10.0  # Seconds from start to start, at most `span`.
+  fps: float = 8.0  # Frames per second among which T are chosen; 0 is all.
+  short_side: int = 256  # Pixels of the frames; smaller videos keep their size.
+  begin: float = 0.0  # Second where the first clip starts.
 
   def __post_init__(self):
     if not 0 < self.stride <= self.span < math.inf:
@@ -55,18 +47,12 @@ class Cutting:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """A span of a video.
+  """A span of a video."""
 
-  Attributes:
-    start, stop: in seconds from the first frame.
-    frames: T files of JPEG.
-    strip: a JPEG of up to four frames side by side, to look at.
-  """
-
-  start: float
+  start: float  # Seconds from the first frame.
   stop: float
-  frames: tuple[bytes, ...]
-  strip: bytes
+  frames: tuple[bytes, ...]  # T files of JPEG.
+  strip: bytes  # A JPEG of up to four frames side by side, to look at.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +72,27 @@ class CutVideo:
     return sum(sum(map(len, clip.frames)) for clip in self.clips)
 
 
+def decode(
+  items, cutting: Cutting, *, num_workers: int = 0, timeout_s: float | None = None
+) -> Iterator[CutVideo]:
+  """Cuts videos in worker processes, which may hang or crash.
+
+  Args:
+    items: see cut_video.
+    cutting: how.
+    num_workers: processes; 0 is one per core.
+    timeout_s: longest time for one video; see workers.run_in_order.
+  """
+  for result in workers.run_in_order(
+    'alpro_jax.search.cut:cut_video',
+    {'cutting': cutting},
+    items,
+    workers=num_workers or os.cpu_count() or 1,
+    timeout_s=timeout_s,
+  ):
+    yield CutVideo((), *result) if isinstance(result, workers.Lost) else result
+
+
 def cut_video(item, *, cutting: Cutting) -> CutVideo:
   """Decodes and cuts one video; never raises.
 
@@ -96,31 +103,30 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
   path, starts = item
   # Nothing behind the last wanted clip, which may be longer than the others.
   last = max(starts) + 2 * cutting.span if starts else 0.0
-  clips, broken = [], []
+  clips, broken = [], None
 
   def frames():
+    nonlocal broken
     try:
       yield from video.iterate_frames(
         path, fps=cutting.fps, short_side=cutting.short_side, max_seconds=last
       )
     except video.PartlyReadable as error:
-      broken.append(error)
+      broken = error
 
   try:
     for start, stop, pixels in spans(frames(), cutting):
       if starts is None or start in starts:
         clips.append(_make(start, stop, pixels, cutting.frames))
   except Exception as error:  # Whatever a broken file makes a decoder raise.
-    if problem := workers.machine_problem(path, error):
-      return CutVideo((), workers.MACHINE, problem)
-    if isinstance(error, video.UnreadableVideo):
-      return CutVideo((), error.reason, error.detail)
-    return CutVideo((), 'unreadable', f'{type(error).__name__}: {error}')
-  if broken:
-    if problem := workers.machine_problem(path, broken[0]):
-      return CutVideo((), workers.MACHINE, problem)
-    return CutVideo(tuple(clips), broken[0].reason, broken[0].detail)
-  return CutVideo(tuple(clips))
+    clips, broken = [], error
+  if broken is None:
+    return CutVideo(tuple(clips))
+  if problem := workers.machine_problem(path, broken):
+    return CutVideo((), workers.MACHINE, problem)
+  if isinstance(broken, video.UnreadableVideo):
+    return CutVideo(tuple(clips), broken.reason, broken.detail)
+  return CutVideo((), 'unreadable', f'{type(broken).__name__}: {broken}')
 
 
 def spans(

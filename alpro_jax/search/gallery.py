@@ -35,7 +35,7 @@ def render(store: Store, found: list[Found]) -> str:
 
 
 def _card(store, hit: Hit):
-  path = os.path.join(bytes.fromhex(store.about['root_bytes']), hit.name)
+  path = os.path.join(store.root, hit.name)
   return {
     'hit': hit,
     'name': show_name(hit.name),

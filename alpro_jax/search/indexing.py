@@ -7,11 +7,10 @@ an interrupted run loses at most what is in flight.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from absl import logging
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, workers
 from alpro_jax.data.progress import Progress
-from alpro_jax.search.cut import Cutting, CutVideo, Segment
+from alpro_jax.search.cut import Cutting, CutVideo, decode
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import File, Row, Store, look_at, show_name
 from alpro_jax.train import checkpoints, identity
@@ -29,23 +28,15 @@ REPORT = 'report.json'
 
 
 class Folder(NamedTuple):
-  """What lies below a folder; names are relative to it.
+  """What lies below a folder; names are relative to it."""
 
-  Attributes:
-    files: its videos.
-    problems: (name, reason) of what could not be looked at.
-    passed_over: (name, reason) of what only looks like a video.
-  """
-
-  files: list[File]
-  problems: list[tuple[bytes, str]]
-  passed_over: list[tuple[bytes, str]] = []
+  files: list[File]  # Its videos.
+  problems: list[tuple[bytes, str]]  # (name, reason) of what could not be looked at.
+  passed_over: list[tuple[bytes, str]] = []  # And of what only looks like a video.
 
   def may_hold(self, name: bytes) -> bool:
     """Whether a video could be there, in what could not be looked at."""
-    return any(
-      name == path or path == b'.' or name.startswith(path + b'/') for path, _ in self.problems
-    )
+    return any(path in (name, b'.') or name.startswith(path + b'/') for path, _ in self.problems)
 
 
 def list_videos(root) -> Folder:
@@ -71,7 +62,7 @@ def made_with(trained) -> dict[str, Any]:
 
 def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dict[str, Any]:
   """What an index says about itself."""
-  trained = encoder.trained
+  trained, root = encoder.trained, os.fsencode(os.path.abspath(root))
   config, data = trained.model.config, trained.config.data
   if trained.answers_questions or not config.embed_size:
     raise ValueError(
@@ -81,8 +72,8 @@ def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dic
     )
   patches = (data.image_size // config.video.patch_size) ** 2
   return {
-    'root': show_name(os.fsencode(os.path.abspath(root))),
-    'root_bytes': os.fsencode(os.path.abspath(root)).hex(),
+    'root': show_name(root),
+    'root_bytes': root.hex(),
     'checkpoint': made_with(trained),
     'cutting': dataclasses.asdict(cutting),
     'shown': {name: data[name] for name in ('image_size', 'resize', 'resize_mode')},
@@ -99,20 +90,14 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   """
   old = store.about
   check_checkpoint(store, about['checkpoint'])
-  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(bytes.fromhex(old['root_bytes'])):
+  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(store.root):
     raise ValueError(
       f'{store.folder} is an index of {old["root"]}, not of {about["root"]}; give another --index.'
     )
-  changed = [
-    f'--{name} was {old["cutting"][name]}, now {value}'
-    for name, value in about['cutting'].items()
-    if old['cutting'][name] != value
-  ]
-  changed += [
-    f'{name} was {old[name]}, now {about[name]}'
-    for name in ('shown', 'tokens')
-    if old[name] != about[name]
-  ]
+  was = {f'--{name}': value for name, value in old['cutting'].items()} | old
+  now = {f'--{name}': value for name, value in about['cutting'].items()} | about
+  names = [name for name in now if name.startswith('--')] + ['shown', 'tokens']
+  changed = [f'{name} was {was[name]}, now {now[name]}' for name in names if was[name] != now[name]]
   if changed:
     raise ValueError(
       f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave the '
@@ -144,11 +129,9 @@ def locked(folder):
   """One run at a time may write an index."""
   path = pathlib.Path(folder) / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w') as file:
+  with contextlib.ExitStack() as held:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(f'another run is writing {folder}; wait for it.') from None
+      held.enter_context(files.lock(path, f'is writing {folder}; wait for it.'))
     except OSError as error:
       raise OSError(
         f'{path} cannot be locked ({error.strerror}), and two runs at once '
@@ -195,8 +178,8 @@ def index(
   store.drop(gone)
   failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
   same = [file for file in folder.files if file.name in known and known[file.name].is_now(file)]
-  new_ends = [file for file in same if known[file.name].ends is None]
-  store.add_ends(new_ends)
+  without_ends = [file for file in same if known[file.name].ends is None]
+  store.add_ends(without_ends)
   done = {file.name for file in same} - failed
   todo = [file for file in folder.files if file.name not in done]
   clips, seconds = 0, 0.0
@@ -206,34 +189,38 @@ def index(
     every_s=5.0,
     describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
   )
-  report = {
-    'videos': len(folder.files),
-    'already_there': len(done),
-    'taken_as_unchanged': len(new_ends),
-    'dropped': [show_name(name) for name in gone],
-    'passed_over': [
-      {'file': show_name(name), 'reason': reason} for name, reason in folder.passed_over
-    ],
-  }
 
-  def complete():
-    report.update(done_in_this_run=progress.done, left=len(todo) - progress.done)
-    report['indexed'], report['clips'] = store.counts()
-    report['problems'] = [
-      {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': clips}
-      for name, reason, detail, clips in store.problems()
-    ] + [
-      {'video': show_name(name), 'reason': 'cannot be looked at', 'detail': detail, 'clips': 0}
-      for name, detail in folder.problems
+  def write_report():
+    indexed, stored = store.counts()
+    problems = [
+      *store.problems(),
+      *((name, 'cannot be looked at', why, 0) for name, why in folder.problems),
     ]
+    report = {
+      'videos': len(folder.files),
+      'already_there': len(done),
+      'taken_as_unchanged': len(without_ends),
+      'dropped': [show_name(name) for name in gone],
+      'passed_over': [
+        {'file': show_name(name), 'reason': reason} for name, reason in folder.passed_over
+      ],
+      'done_in_this_run': progress.done,
+      'left': len(todo) - progress.done,
+      'indexed': indexed,
+      'clips': stored,
+      'problems': [
+        {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': kept}
+        for name, reason, detail, kept in problems
+      ],
+    }
     files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+    return report
 
+  root = os.fsencode(os.path.abspath(root))
+  items = [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo]
+  cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
-    for file, result, rows in _encode(
-      encoder,
-      _decode(todo, root, store, num_workers, timeout_s),
-      keep_tokens=store.about['tokens'] is not None,
-    ):
+    for file, result, rows in _encode(encoder, zip(todo, cut, strict=True), store.about['tokens']):
       store.put(file, rows, result.reason, result.detail)
       clips += len(result.clips)
       seconds += max((clip.stop for clip in result.clips), default=0.0)
@@ -244,57 +231,35 @@ def index(
     progress.close()
     # What ended the run is what is said, even if the report fails as well.
     with contextlib.suppress(OSError, ValueError):
-      complete()
+      write_report()
     raise
   progress.close()
-  complete()
-  return report
-
-
-def _decode(todo, root, store, num_workers, timeout_s):
-  root = os.fsencode(os.path.abspath(root))
-  results = workers.run_in_order(
-    'alpro_jax.search.cut:cut_video',
-    {'cutting': Cutting(**store.about['cutting'])},
-    [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo],
-    workers=num_workers or os.cpu_count() or 1,
-    timeout_s=timeout_s,
-  )
-  for file, result in zip(todo, results, strict=True):
-    if isinstance(result, workers.Lost):
-      result = CutVideo((), result.reason, result.detail)
-    yield file, result
+  return write_report()
 
 
 def _encode(
-  encoder: Encoder, videos: Iterator[tuple[File, CutVideo]], *, keep_tokens: bool
+  encoder: Encoder, videos: Iterable[tuple[File, CutVideo]], keep_tokens
 ) -> Iterator[tuple[File, CutVideo, list[Row]]]:
   """Encodes clips in full batches, over the ends of videos."""
-  open_videos = []  # (file, result, rows so far), in order.
-  waiting: list[tuple[list[Row], Segment]] = []
+  unfinished = []  # (file, result, rows so far), in order.
+  waiting = []  # (rows, clip): where the row of a clip goes.
 
-  def run(part):
+  def encode_first(count):
+    part = waiting[:count]
+    del waiting[:count]
     features = encoder.videos([clip for _, clip in part])
     for (rows, clip), vector, tokens in zip(part, features.feature, features.tokens, strict=True):
-      rows.append(
-        Row(
-          clip.start,
-          clip.stop,
-          vector,
-          tokens.astype(np.float16) if keep_tokens else None,
-          clip.strip,
-        )
-      )
+      kept = tokens.astype(np.float16) if keep_tokens else None
+      rows.append(Row(clip.start, clip.stop, vector, kept, clip.strip))
 
   for file, result in videos:
     rows = []
-    open_videos.append((file, result, rows))
+    unfinished.append((file, result, rows))
     waiting += [(rows, clip) for clip in result.clips]
     while len(waiting) >= encoder.batch_size:
-      run(waiting[: encoder.batch_size])
-      del waiting[: encoder.batch_size]
-    while open_videos and len(open_videos[0][2]) == len(open_videos[0][1].clips):
-      yield open_videos.pop(0)
+      encode_first(encoder.batch_size)
+    while unfinished and len(unfinished[0][2]) == len(unfinished[0][1].clips):
+      yield unfinished.pop(0)
   if waiting:
-    run(waiting)
-  yield from open_videos
+    encode_first(len(waiting))
+  yield from unfinished

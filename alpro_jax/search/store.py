@@ -23,6 +23,7 @@ import numpy as np
 
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
+from alpro_jax.search.cut import Cutting
 
 FORMAT = 1
 FILE = 'index.sqlite'
@@ -41,35 +42,25 @@ CREATE INDEX clips_of_video ON clips (video);
 """
 
 # What SQLite says, by the beginning of its name for it, and what would help.
+_REPEAT = 'repeat the command, which goes on from what is stored'
+_MOVE = 'change that or copy the folder to another place'
 _SAID = {
-  'SQLITE_FULL': 'the disk is full; free space there and repeat the command, '
-  'which goes on from what is stored',
-  'SQLITE_IOERR': 'the disk failed or is full; look after it and repeat the '
-  'command, which goes on from what is stored',
+  'SQLITE_FULL': f'the disk is full; free space there and {_REPEAT}',
+  'SQLITE_IOERR': f'the disk failed or is full; look after it and {_REPEAT}',
   'SQLITE_BUSY': 'another program holds it; wait for that and repeat the command',
-  'SQLITE_READONLY': 'it, or its folder, may not be written to; change that '
-  'or copy the folder to another place',
-  'SQLITE_CANTOPEN': 'it, or its folder, may not be read or written to; '
-  'change that or copy the folder to another place',
+  'SQLITE_READONLY': f'it, or its folder, may not be written to; {_MOVE}',
+  'SQLITE_CANTOPEN': f'it, or its folder, may not be read or written to; {_MOVE}',
   'SQLITE_PERM': 'it may not be read; change that',
 }
 
 
 class File(NamedTuple):
-  """A video file as it was seen.
+  """A video file as it was seen."""
 
-  Attributes:
-    name: below the folder.
-    size: in bytes.
-    mtime_ns: when it was changed, in nanoseconds.
-    ends: sha256 of its first and last 64 KiB; None in an index that was made
-      without.
-  """
-
-  name: bytes
+  name: bytes  # Below the folder.
   size: int
   mtime_ns: int
-  ends: bytes | None = None
+  ends: bytes | None = None  # See files.ends_digest; older indexes have none.
 
   def is_now(self, other: 'File') -> bool:
     """Whether a video that was seen again is still the same."""
@@ -84,30 +75,23 @@ def look_at(root: bytes, name: bytes) -> File:
 
 
 class Row(NamedTuple):
-  """A clip to store: seconds, float32[E], float16[S, D] or None, JPEG."""
+  """A clip to store."""
 
-  start: float
+  start: float  # In seconds.
   stop: float
-  vector: np.ndarray
-  tokens: np.ndarray | None
-  strip: bytes
+  vector: np.ndarray  # float32[E]
+  tokens: np.ndarray | None  # float16[S, D]
+  strip: bytes  # JPEG
 
 
 class Clips(NamedTuple):
-  """All clips of an index.
+  """All clips of an index."""
 
-  Attributes:
-    id: int64[n].
-    name: of the video of each, n bytes objects.
-    start, stop: float64[n], seconds.
-    vector: float32[n, E], unit length.
-  """
-
-  id: np.ndarray
-  name: list[bytes]
-  start: np.ndarray
+  id: np.ndarray  # int64[n]
+  name: list[bytes]  # Of the video of each.
+  start: np.ndarray  # float64[n], seconds.
   stop: np.ndarray
-  vector: np.ndarray
+  vector: np.ndarray  # float32[n, E], unit length.
 
 
 def show_name(name: bytes) -> str:
@@ -159,23 +143,20 @@ class Store:
       ValueError: if it is none of ours.
     """
     path = pathlib.Path(folder) / FILE
-    if not path.is_file():
+    if not cls.exists(folder):
       raise FileNotFoundError(
         f'--index={folder} holds no {FILE}; make one with `search.py index '
         'DIR --checkpoint=... --index=...`.'
       )
-    with _in_words(path):
-      connection = sqlite3.connect(path, timeout=60)
-    try:
+    with contextlib.ExitStack() as opened, _in_words(path):
+      connection = opened.enter_context(contextlib.closing(sqlite3.connect(path, timeout=60)))
       store = cls(folder, connection)
       if store.about.get('format') != FORMAT:
         raise ValueError(
           f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
           'index into another --index.'
         )
-    except BaseException:
-      connection.close()
-      raise
+      opened.pop_all()
     return store
 
   @staticmethod
@@ -184,6 +165,15 @@ class Store:
 
   def close(self) -> None:
     self._connection.close()
+
+  @property
+  def root(self) -> bytes:
+    """The folder of videos, as the file system has it."""
+    return bytes.fromhex(self.about['root_bytes'])
+
+  @property
+  def cutting(self) -> Cutting:
+    return Cutting(**self.about['cutting'])
 
   def _ask(self, command, *values):
     """Returns all rows."""
@@ -217,9 +207,8 @@ class Store:
   def files(self) -> dict[bytes, File]:
     """All videos, those without clips as well."""
     ends = 'ends' if self._has_ends else 'NULL'
-    return {
-      row[0]: File(*row) for row in self._ask(f'SELECT name, size, mtime_ns, {ends} FROM videos')
-    }
+    found = self._ask(f'SELECT name, size, mtime_ns, {ends} FROM videos')
+    return {row[0]: File(*row) for row in found}
 
   def problems(self) -> list[tuple[bytes, str, str, int]]:
     """(name, reason, detail, clips that are there) of what is not whole."""
@@ -245,18 +234,14 @@ class Store:
           'INSERT INTO clips VALUES (NULL, ?, ?, ?, ?)',
           (video, row.start, row.stop, row.vector.astype('<f4').tobytes()),
         ).lastrowid
-        tokens = row.tokens
-        connection.execute(
-          'INSERT INTO kept VALUES (?, ?, ?)',
-          (clip, row.strip, None if tokens is None else tokens.astype('<f2').tobytes()),
-        )
+        tokens = None if row.tokens is None else row.tokens.astype('<f2').tobytes()
+        connection.execute('INSERT INTO kept VALUES (?, ?, ?)', (clip, row.strip, tokens))
 
   def add_ends(self, seen: Iterable[File]) -> None:
     """Adds the digests of videos that are there without."""
+    ends = [(file.ends, file.name) for file in seen]
     with self._change() as connection:
-      connection.executemany(
-        'UPDATE videos SET ends = ? WHERE name = ?', [(file.ends, file.name) for file in seen]
-      )
+      connection.executemany('UPDATE videos SET ends = ? WHERE name = ?', ends)
 
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
@@ -279,14 +264,13 @@ class Store:
       'SELECT clips.id, name, start, stop, vector FROM clips JOIN videos '
       'ON video = videos.id ORDER BY name, start'
     )
-    size = self.about['vector']
-    vector = np.frombuffer(b''.join(row[4] for row in rows), '<f4')
+    ids, names, starts, stops, vectors = zip(*rows, strict=True) if rows else [()] * 5
     return Clips(
-      np.array([row[0] for row in rows], np.int64),
-      [row[1] for row in rows],
-      np.array([row[2] for row in rows], float),
-      np.array([row[3] for row in rows], float),
-      vector.reshape(len(rows), size),
+      np.array(ids, np.int64),
+      list(names),
+      np.array(starts, float),
+      np.array(stops, float),
+      np.frombuffer(b''.join(vectors), '<f4').reshape(len(rows), self.about['vector']),
     )
 
   def tokens(self, ids: Sequence[int]) -> np.ndarray:

@@ -20,28 +20,22 @@ def write(path, clips: Clips, about) -> None:
     ValueError: for another ending, or without pyarrow.
   """
   path = pathlib.Path(path)
-  names = [show_name(name) for name in clips.name]
-  note = json.dumps({name: about[name] for name in ('root', 'checkpoint', 'cutting', 'shown')})
-  write_file = {'.npz': _npz, '.parquet': _parquet}.get(path.suffix.lower())
-  if write_file is None:
+  write_columns = {'.npz': _npz, '.parquet': _parquet}.get(path.suffix.lower())
+  if write_columns is None:
     raise ValueError(f'--output={path} must end in .npz or .parquet.')
+  names = [show_name(name) for name in clips.name]
+  columns = {'video': names, 'start': clips.start, 'stop': clips.stop, 'vector': clips.vector}
+  note = json.dumps({name: about[name] for name in ('root', 'checkpoint', 'cutting', 'shown')})
   with files.file(path) as made:
-    write_file(made, names, clips, note)
+    write_columns(made, columns, note)
 
 
-def _npz(path, names, clips, note):
+def _npz(path, columns, note):
   with open(path, 'wb') as file:
-    np.savez(
-      file,
-      video=np.array(names),
-      start=clips.start,
-      stop=clips.stop,
-      vector=clips.vector,
-      about=note,
-    )
+    np.savez(file, **columns, about=note)
 
 
-def _parquet(path, names, clips, note):
+def _parquet(path, columns, note):
   try:
     import pyarrow
     from pyarrow import parquet
@@ -50,13 +44,8 @@ def _parquet(path, names, clips, note):
       '.parquet needs pyarrow, which is not installed; pip install pyarrow, '
       'or give an --output that ends in .npz.'
     ) from error
-  size = clips.vector.shape[1]
-  table = pyarrow.table(
-    {
-      'video': pyarrow.array(names, pyarrow.string()),
-      'start': clips.start,
-      'stop': clips.stop,
-      'vector': pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(clips.vector.ravel()), size),
-    }
-  )
+  vector = columns['vector']
+  rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vector.ravel()), vector.shape[1])
+  names = pyarrow.array(columns['video'], pyarrow.string())
+  table = pyarrow.table(columns | {'video': names, 'vector': rows})
   parquet.write_table(table.replace_schema_metadata({'alpro': note}), path)
