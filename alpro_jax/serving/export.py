@@ -71,16 +71,15 @@ def write(
     made = programs.make(trained, platforms)
     params = _used(made, trained)
     manifest = _write_parts(trained, made, params, draft, tokenizer)
-    for name, program in made.items():
-      count = sum(params[n].size for n in program.parameters)
-      size = manifest['files'][manifest['programs'][name]['file']]['bytes']
-      say(f'{name}: {size:,} bytes, {count:,} parameters')
+    for name, described in manifest['programs'].items():
+      count = sum(params[n].size for n in described['parameters'])
+      say(f'{name}: {manifest["files"][described["file"]]["bytes"]:,} bytes, {count:,} parameters')
     expected = check.live(trained)
     found = check.differences(trained, _import_loader(draft).load(draft).call, expected)
     if with_saved_model:
       folder = draft / 'saved_model'
       saved_model.write(made, params, folder)
-      there = check.differences(trained, saved_model.load(made, folder), expected)
+      there = check.differences(trained, saved_model.load(folder), expected)
       found |= {f'saved_model/{name}': x for name, x in there.items()}
     if tolerance is None:
       tolerance = check.default_tolerance(trained)
@@ -154,7 +153,7 @@ def _check(trained, tokenizer):
 def _used(made, trained):
   """{name: numpy array} of the parameters that programs take."""
   params = programs.flatten(trained.params)
-  names = {name for program in made.values() for name in program.parameters}
+  names = {n for item in made.items() for n in programs.signature(*item).parameters}
   return {name: np.asarray(params[name]) for name in sorted(names)}
 
 
@@ -168,8 +167,8 @@ def _write_parts(trained, made, params, folder, tokenizer):
   (folder / 'requirements.txt').write_text('\n'.join([*needs, '']))
   np.savez(folder / _PARAMETERS, **params)
   (folder / 'programs').mkdir()
-  for name, program in made.items():
-    (folder / _file(name)).write_bytes(program.exported.serialize())
+  for name, exported in made.items():
+    (folder / _file(name)).write_bytes(exported.serialize())
   manifest = _describe(trained, made, params, pathlib.Path(tokenizer).name)
   manifest['files'] = {
     part: {'bytes': (folder / part).stat().st_size, 'sha256': files.sha256(folder / part)}
@@ -199,17 +198,8 @@ def _describe(trained, made, params, tokenizer):
       'numpy': np.__version__,
     },
     'model': dataclasses.asdict(trained.model.config),
-    'platforms': list(next(iter(made.values())).exported.platforms),
-    'programs': {
-      name: {
-        'file': _file(name),
-        'inputs': _specs(program.input_specs),
-        'outputs': _specs(program.output_specs),
-        'parameters': list(program.parameters),
-        'calling_convention': program.exported.calling_convention_version,
-      }
-      for name, program in made.items()
-    },
+    'platforms': list(next(iter(made.values())).platforms),
+    'programs': {name: _describe_program(name, exported) for name, exported in made.items()},
     'parameters': {'file': _PARAMETERS, 'count': sum(x.size for x in params.values())},
     'preprocessing': {
       'frames': data.frames,
@@ -235,15 +225,25 @@ def _describe(trained, made, params, tokenizer):
   }
 
 
-def _specs(specs):
-  return [
-    {
-      'name': name,
-      'shape': [x if isinstance(x, int) else str(x) for x in spec.shape],
-      'dtype': str(spec.dtype),
-    }
-    for name, spec in specs.items()
-  ]
+def _describe_program(name, exported):
+  def listed(specs):
+    return [
+      {
+        'name': name,
+        'shape': [x if isinstance(x, int) else str(x) for x in spec.shape],
+        'dtype': str(spec.dtype),
+      }
+      for name, spec in specs.items()
+    ]
+
+  signature = programs.signature(name, exported)
+  return {
+    'file': _file(name),
+    'inputs': listed(signature.inputs),
+    'outputs': listed(signature.outputs),
+    'parameters': list(signature.parameters),
+    'calling_convention': exported.calling_convention_version,
+  }
 
 
 def _file(program):

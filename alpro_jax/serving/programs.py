@@ -4,7 +4,7 @@ Parameters are arguments, {name: array}, so that programs share them. Pixels go 
 normalised inside. The batch size is symbolic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,31 +16,6 @@ from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models.alpro import Alpro
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-
-
-class Program(NamedTuple):
-  """One exported function.
-
-  Attributes:
-    exported: takes {name: parameter} and the inputs, returns {name: output}.
-    parameters: names of those it takes.
-    inputs: names of the arrays after them.
-  """
-
-  exported: jax.export.Exported
-  parameters: tuple[str, ...]
-  inputs: tuple[str, ...]
-
-  @property
-  def input_specs(self) -> dict:
-    """Shape and type of each input, by name."""
-    (_, *specs), _ = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
-    return dict(zip(self.inputs, specs, strict=True))
-
-  @property
-  def output_specs(self) -> dict:
-    """Shape and type of each output, by name."""
-    return jax.tree.unflatten(self.exported.out_tree, self.exported.out_avals)
 
 
 def encode_video(model: Alpro, video) -> dict[str, jax.Array]:
@@ -69,16 +44,29 @@ def answer(model: Alpro, text_tokens, text_mask, video_tokens) -> dict[str, jax.
   return {'logits': model.answer(text_tokens, text_mask, video_tokens)}
 
 
-# By name: the function, and the modules of the model that it reads. The temperature is touched by
-# every call of a model that has one, and used by none of these.
+class Program(NamedTuple):
+  """What is exported under a name.
+
+  Attributes:
+    function: of a model and the inputs.
+    inputs: names of the arrays that it takes.
+    modules: of the model that it reads. The temperature is touched by every call of a model that
+      has one, and used by none of these.
+  """
+
+  function: Callable[..., dict[str, jax.Array]]
+  inputs: tuple[str, ...]
+  modules: tuple[str, ...]
+
+
+_PAIR = ('text_tokens', 'text_mask', 'video_tokens')
 PROGRAMS = {
-  'encode_video': (encode_video, {'video_encoder', 'video_projection', 'temperature'}),
-  'encode_text': (
-    encode_text,
-    {'text_embedding', 'text_encoder', 'text_projection', 'temperature'},
+  'encode_video': Program(encode_video, ('video',), ('video_encoder', 'video_projection')),
+  'encode_text': Program(
+    encode_text, ('ids', 'mask'), ('text_embedding', 'text_encoder', 'text_projection')
   ),
-  'match': (match, {'fusion_encoder', 'match_head', 'temperature'}),
-  'answer': (answer, {'fusion_encoder', 'answer_head', 'temperature'}),
+  'match': Program(match, _PAIR, ('fusion_encoder', 'match_head')),
+  'answer': Program(answer, _PAIR, ('fusion_encoder', 'answer_head')),
 }
 
 
@@ -95,22 +83,25 @@ def flatten(params) -> dict[str, jax.Array]:
 
 def bind(model: Alpro, name: str):
   """Returns a program as a function of flat parameters and its arrays, not exported."""
-  function, _ = PROGRAMS[name]
 
   def run(params, *inputs):
     params = traverse_util.unflatten_dict(params, sep='/')
-    return model.apply({'params': params}, *inputs, method=function)
+    return model.apply({'params': params}, *inputs, method=PROGRAMS[name].function)
 
   run.__name__ = name
   return run
 
 
-def make(trained: TrainedModel, platforms: Sequence[str] = PLATFORMS) -> dict[str, Program]:
+def make(
+  trained: TrainedModel, platforms: Sequence[str] = PLATFORMS
+) -> dict[str, jax.export.Exported]:
   """Exports what a model was trained for: encode_video and encode_text, then match or answer.
 
   Args:
     trained: its config.data gives frames, image size and text length.
     platforms: of 'cpu', 'cuda', 'rocm', 'tpu'.
+  Returns:
+    functions of {name: parameter} and the inputs, which return {name: output}.
   """
   model = Alpro(trained.model.config.plain())
   params, data = flatten(trained.params), trained.config.data
@@ -119,25 +110,34 @@ def make(trained: TrainedModel, platforms: Sequence[str] = PLATFORMS) -> dict[st
   def spec(dtype, *shape):
     return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-  def export(name, **inputs):
-    _, modules = PROGRAMS[name]
+  def export(name, *inputs):
     own = {
       path: jax.ShapeDtypeStruct(x.shape, x.dtype)
       for path, x in params.items()
-      if path.partition('/')[0] in modules
+      if path.partition('/')[0] in (*PROGRAMS[name].modules, 'temperature')
     }
-    exporter = jax.export.export(jax.jit(bind(model, name)), platforms=platforms)
-    return Program(exporter(own, *inputs.values()), tuple(sorted(own)), tuple(inputs))
+    return jax.export.export(jax.jit(bind(model, name)), platforms=platforms)(own, *inputs)
 
   size, mask = data.image_size, spec(bool, data.max_text_tokens)
   made = {
-    'encode_video': export('encode_video', video=spec(np.uint8, data.frames, size, size, 3)),
-    'encode_text': export('encode_text', ids=spec(np.int32, data.max_text_tokens), mask=mask),
+    'encode_video': export('encode_video', spec(np.uint8, data.frames, size, size, 3)),
+    'encode_text': export('encode_text', spec(np.int32, data.max_text_tokens), mask),
   }
-  video, text = (
-    spec(found['tokens'].dtype, *found['tokens'].shape[1:])
-    for found in (program.output_specs for program in made.values())
-  )
-  for name in of_pairs(trained):
-    made[name] = export(name, text_tokens=text, text_mask=mask, video_tokens=video)
-  return made
+  video, text = (signature(*item).outputs['tokens'] for item in made.items())
+  text, video = (spec(tokens.dtype, *tokens.shape[1:]) for tokens in (text, video))
+  return made | {name: export(name, text, mask, video) for name in of_pairs(trained)}
+
+
+class Signature(NamedTuple):
+  """Shape and type of everything that goes in and out of a program, by name."""
+
+  parameters: dict[str, jax.core.ShapedArray]
+  inputs: dict[str, jax.core.ShapedArray]
+  outputs: dict[str, jax.core.ShapedArray]
+
+
+def signature(name: str, exported: jax.export.Exported) -> Signature:
+  """Returns what a program takes and returns."""
+  (params, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+  outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+  return Signature(params, dict(zip(PROGRAMS[name].inputs, inputs, strict=True)), outputs)

@@ -14,20 +14,18 @@ import numpy as np
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import stablehlo
 
-from alpro_jax.serving.programs import Program
+from alpro_jax.serving.programs import PROGRAMS, signature
 
 # Old enough for a TensorFlow of 2025, new enough for all that a model here uses; what does not fit
 # is an error when writing.
 STABLEHLO = '1.9.0'
 
 
-def write(programs: Mapping[str, Program], params: Mapping[str, np.ndarray], folder) -> None:
-  """Writes programs with their parameters.
+def write(
+  made: Mapping[str, jax.export.Exported], params: Mapping[str, np.ndarray], folder
+) -> None:
+  """Writes what programs.make returned, and {name: array} that it takes, to a new folder.
 
-  Args:
-    programs: from programs.make.
-    params: {name: array}.
-    folder: to make.
   Raises:
     ValueError: if the calling convention of this jax is newer than what this TensorFlow knows.
     OSError: if TensorFlow cannot write a file, which it names.
@@ -39,24 +37,20 @@ def write(programs: Mapping[str, Program], params: Mapping[str, np.ndarray], fol
   # A list: what looks like a dict here comes back as another type.
   module.parameters = [tf.Variable(x, trainable=False, name=name) for name, x in params.items()]
 
-  def signature(program):
-    call = _call(program.exported)
-    specs = program.input_specs.items()
+  def function(name, exported):
+    call, (own, inputs, _) = _call(exported), signature(name, exported)
+    specs = [tf.TensorSpec((None, *x.shape[1:]), x.dtype, n) for n, x in inputs.items()]
 
     def run(*inputs):
-      return call({n: module.parameters[index[n]] for n in program.parameters}, *inputs)
+      return call({n: module.parameters[index[n]] for n in own}, *inputs)
 
-    return tf.function(
-      run,
-      autograph=False,
-      input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype, name) for name, x in specs],
-    )
+    return tf.function(run, autograph=False, input_signature=specs)
 
-  for name, program in programs.items():
-    setattr(module, name, signature(program))
+  functions = {name: function(name, exported) for name, exported in made.items()}
+  for name in functions:
+    setattr(module, name, functions[name])
   try:
-    signatures = {name: getattr(module, name) for name in programs}
-    tf.saved_model.save(module, str(folder), signatures=signatures)
+    tf.saved_model.save(module, str(folder), signatures=functions)
   except tf.errors.OpError as error:
     raise OSError(f'the SavedModel could not be written: {error.message}') from error
 
@@ -105,17 +99,14 @@ def _older(module):
     return stablehlo.serialize_portable_artifact(parsed, STABLEHLO)
 
 
-def load(programs: Mapping[str, Program], folder):
-  """Returns the written programs as one function, to compare them.
-
-  It takes (name, *arrays) and returns {name of an output: numpy array}.
-  """
+def load(folder):
+  """Returns the written programs as a check.Call, to compare them."""
   import tensorflow as tf
 
   signatures = tf.saved_model.load(str(folder)).signatures
 
   def call(name, *arrays):
-    inputs = zip(programs[name].inputs, arrays, strict=True)
+    inputs = zip(PROGRAMS[name].inputs, arrays, strict=True)
     found = signatures[name](**{n: tf.constant(x) for n, x in inputs})
     return {output: x.numpy() for output, x in found.items()}
 
