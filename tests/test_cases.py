@@ -33,26 +33,23 @@ def test_clear_finds_and_far_misses():
   scores = np.diag([5.0, 9.0, 1.0, 1.0])
   scores[2] = [3, 2, 1, 0]  # Rank 3.
   scores[3, 0] = 2  # Rank 2.
-  best, worst = cases.choose_searches(searched(scores), 2)
+  best, worst = cases.choose_searches(searched(scores))
   assert best == [(1, 1, 1), (0, 0, 1)]
   assert worst == [(2, 2, 3), (3, 3, 2)]
 
 
 def test_a_text_counts_by_the_best_of_its_videos():
   scores = np.array([[1.0, 3.0, 2.0, 0.0]])
-  best, worst = cases.choose_searches(searched(scores, np.array([[0, 0], [0, 2]])), 5)
+  best, worst = cases.choose_searches(searched(scores, np.array([[0, 0], [0, 2]])))
   assert best == [] and worst == [(0, 2, 2)]
   # With all first places its own, it leads by the first that is not.
-  best, _ = cases.choose_searches(searched(scores, np.array([[0, 1], [0, 2]])), 5)
+  best, _ = cases.choose_searches(searched(scores, np.array([[0, 1], [0, 2]])))
   assert best == [(0, 1, 1)]
-  best, worst = cases.choose_searches(searched([[1.0]], np.array([[0, 0]])), 5)
+  best, worst = cases.choose_searches(searched([[1.0]], np.array([[0, 0]])))
   assert best == [(0, 0, 1)] and worst == []
 
 
-def test_families_take_turns():
-  found = searched(np.diag([9.0, 8.0, 1.0]))
-  best, _ = cases.choose_searches(found, 2, ['move', 'move', 'turn'])
-  assert [case.text for case in best] == [0, 2]
+def test_groups_take_turns():
   assert cases.take_turns('abcd', 'xxyx') == ['a', 'c', 'b', 'd']
 
 

@@ -29,29 +29,19 @@ Blocks = Callable[[int], Iterator[tuple[int, np.ndarray]]]
 
 
 class TopK(NamedTuple):
-  """The best columns of every row, best first; of equal ones the smaller first.
+  """The best columns of every row, best first; of equal ones the smaller first."""
 
-  Attributes:
-    item: int32[R, K], columns.
-    score: float32[R, K], theirs.
-  """
-
-  item: np.ndarray
-  score: np.ndarray
+  item: np.ndarray  # int32[R, K], columns.
+  score: np.ndarray  # float32[R, K], theirs.
 
 
 class Order(NamedTuple):
-  """What an order of all columns of every row gives, in both directions.
+  """What an order of all columns of every row gives; see metrics.py for ranks."""
 
-  Attributes:
-    top: of the texts, of the videos.
-    ranks: t2v, v2t and v2t_grouped; the last is None if no video has several
-      captions. See metrics.py.
-    dual_softmax: t2v and v2t by dual softmax, None if not asked.
-  """
-
-  top: tuple[TopK, TopK]
+  top: tuple[TopK, TopK]  # Of the texts, of the videos.
+  # t2v, v2t and v2t_grouped; the last is None if no video has several captions.
   ranks: tuple[metrics.Ranks, metrics.Ranks, metrics.Ranks | None]
+  # t2v and v2t by dual softmax, None if not asked.
   dual_softmax: tuple[metrics.Ranks, metrics.Ranks] | None = None
 
 
@@ -74,10 +64,7 @@ def similarity_blocks(texts: np.ndarray, videos: np.ndarray) -> Blocks:
 
 def similarity_matrix(texts: np.ndarray, videos: np.ndarray) -> np.ndarray:
   """float32[texts, videos]: all that similarity_blocks gives."""
-  matrix = np.empty((len(texts), len(videos)), np.float32)
-  for first, block in similarity_blocks(texts, videos)(0):
-    matrix[first : first + len(block)] = block
-  return matrix
+  return np.concatenate([block for _, block in similarity_blocks(texts, videos)(0)])
 
 
 def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
@@ -112,49 +99,39 @@ def rank_all(
     keep: K of the top.
     scale: of the penalty of dual softmax, 0 without.
   """
-  top, ranks, penalty = [], [], []
+  top, ranks, grouped, penalties = [], [], [], ([], [])
   for side, asking in enumerate(queries):
-    visits = []
+    tops, parts = [], []
     for first, block in blocks(side):
       item = best_columns(block, keep)
-      visits.append(
-        (
-          TopK(item, np.take_along_axis(block, item, 1)),
-          metrics.rank_block(first, block, asking),
-          metrics.rank_grouped(first, block, asking) if has_groups(asking) else None,
-          metrics.dual_softmax_penalty(block, scale) if scale else None,
-        )
-      )
-    tops, plain, grouped, penalties = zip(*visits, strict=True)
+      tops.append(TopK(item, np.take_along_axis(block, item, 1)))
+      parts.append(metrics.rank_block(first, block, asking))
+      if has_groups(asking):
+        grouped.append(metrics.rank_grouped(first, block, asking))
+      if scale:
+        penalties[side].append(metrics.dual_softmax_penalty(block, scale))
     top.append(TopK(*map(np.concatenate, zip(*tops, strict=True))))
-    ranks.append(metrics.join_ranks(plain))
-    penalty.append(np.concatenate(penalties) if scale else None)
-  ranks.append(metrics.join_ranks(grouped) if has_groups(queries[1]) else None)
+    ranks.append(metrics.join_ranks(parts))
+  ranks.append(metrics.join_ranks(grouped) if grouped else None)
   dual = None
   if scale:
     dual = tuple(
-      metrics.rank_blocks(blocks(side), asking, penalty[1 - side])
+      metrics.rank_blocks(blocks(side), asking, np.concatenate(penalties[1 - side]))
       for side, asking in enumerate(queries)
     )
   return Order(tuple(top), tuple(ranks), dual)
 
 
 class Candidates(NamedTuple):
-  """The pairs that one direction or the other wants, each once.
+  """The pairs that one direction or the other wants, each once."""
 
-  Attributes:
-    text: int32[P].
-    video: int32[P], ascending.
-    index: int[texts, k] and int[videos, k], where among the P pairs the
-      candidates of every text and of every video are.
-  """
-
-  text: np.ndarray
-  video: np.ndarray
+  text: np.ndarray  # int32[P].
+  video: np.ndarray  # int32[P], ascending.
+  # int[texts, k] and int[videos, k]: which of the P pairs the candidates are.
   index: tuple[np.ndarray, np.ndarray]
 
   def penalties(self, scores: np.ndarray) -> list[np.ndarray]:
-    """metrics.dual_softmax_penalty of float[P], over the pairs of each.
+    """metrics.dual_softmax_penalty of f[P], over the pairs of each text and video.
 
     Returns:
       float64[texts], float64[videos]; -inf where nothing was read.
@@ -177,11 +154,8 @@ def union(videos_of_text: np.ndarray, texts_of_video: np.ndarray) -> Candidates:
   by_video = texts_of_video + np.arange(videos)[:, None] * texts
   key, index = np.unique(np.concatenate([by_text.ravel(), by_video.ravel()]), return_inverse=True)
   of_text, of_video = np.split(index, [by_text.size])
-  return Candidates(
-    (key % texts).astype(np.int32),
-    (key // texts).astype(np.int32),
-    (of_text.reshape(by_text.shape), of_video.reshape(by_video.shape)),
-  )
+  index = of_text.reshape(by_text.shape), of_video.reshape(by_video.shape)
+  return Candidates((key % texts).astype(np.int32), (key // texts).astype(np.int32), index)
 
 
 def rerank(
@@ -201,7 +175,7 @@ def rerank(
     penalties: see Candidates.penalties; None without dual softmax.
   """
   sides = list(zip(queries, near.top, near.ranks[:2], scores, strict=True))
-  grouped, dual = None, None
+  grouped = dual = None
   if near.ranks[2] is not None:
     grouped = _rerank(queries[1], near.top[1], near.ranks[2], scores[1], grouped=True)
   if penalties:
@@ -209,22 +183,21 @@ def rerank(
       _rerank(asking, top, ranks, score - penalty[top.item[:, : score.shape[1]]])
       for (asking, top, ranks, score), penalty in zip(sides, penalties[::-1], strict=True)
     )
-  return Order(
-    tuple(_reorder(top, score, keep) for _, top, _, score in sides),
-    (*(_rerank(*side) for side in sides), grouped),
-    dual,
-  )
+  tops = tuple(_reorder(top, score, keep) for _, top, _, score in sides)
+  return Order(tops, (*(_rerank(*side) for side in sides), grouped), dual)
 
 
 def _reorder(top, scores, keep):
   k = scores.shape[1]
   order = np.argsort(-scores, axis=1, kind='stable')[:, :keep]
   behind = slice(k, max(keep, k))
-  item, score = (
-    np.concatenate([np.take_along_axis(first, order, 1), rest[:, behind]], 1, dtype=rest.dtype)
-    for first, rest in ((top.item[:, :k], top.item), (scores, top.score))
+  parts = ((top.item[:, :k], top.item), (scores, top.score))
+  return TopK(
+    *(
+      np.concatenate([np.take_along_axis(first, order, 1), rest[:, behind]], 1, dtype=rest.dtype)
+      for first, rest in parts
+    )
   )
-  return TopK(item, score)
 
 
 def _rerank(queries, top, near, scores, *, grouped=False):
@@ -273,11 +246,7 @@ class _Groups:
     self._group = np.repeat(np.arange(self._count), np.diff(queries.start))[order]
 
   def competitors(self, item, score, start):
-    """Other groups that hold a candidate int[Q, k], with their best f[Q, k].
-
-    Returns:
-      int[n] query, counted from `start`; f[n].
-    """
+    """Who asks, int[n], and the best f[n] of each other group among int, f[Q, k]."""
     # The groups of a text are _group[first:last]; one entry for each of them.
     first, last = (np.searchsorted(self._column, item.ravel(), side) for side in ('left', 'right'))
     size = last - first

@@ -26,21 +26,13 @@ class RankedText(NamedTuple):
 
 
 class AnswerCase(NamedTuple):
-  """A question about a clip, and the answers given to it.
-
-  Attributes:
-    asked: the question.
-    known: whether the true answer is in the list.
-    frames: uint8[T, H, W, 3].
-    video: its name.
-    top: (answer, probability), most probable first.
-  """
+  """A question about a clip, and the answers given to it."""
 
   asked: AskedQuestion
-  known: bool
-  frames: np.ndarray
-  video: str
-  top: Sequence[tuple[str, float]]
+  known: bool  # Whether the true answer is in the list.
+  frames: np.ndarray  # uint8[T, H, W, 3].
+  video: str  # Its name.
+  top: Sequence[tuple[str, float]]  # (answer, probability), best first.
 
   @property
   def true(self) -> list[str]:
@@ -48,19 +40,11 @@ class AnswerCase(NamedTuple):
     return [text for text, _ in self.top if canonical(text) == canonical(self.asked.answer)]
 
 
-def choose_searches(
-  retrieval: Retrieval, count: int, families: Sequence[Hashable] = ()
-) -> tuple[list[RankedText], list[RankedText]]:
-  """The texts that find their video best and worst.
+def choose_searches(retrieval: Retrieval) -> tuple[list[RankedText], list[RankedText]]:
+  """The texts that find their video, best first, and the others, worst first.
 
   A text with several videos counts by the best of them. The best texts are
   those that leave the next video farthest behind.
-
-  Args:
-    retrieval: the scores.
-    count: of each.
-    families: of every video, so that the best are of different ones; () if
-      unknown.
   """
   own = {}  # Text -> its videos, (rank, video).
   pairs = np.unique(retrieval.pairs, axis=0).tolist()
@@ -70,9 +54,7 @@ def choose_searches(
   ahead = {text: _ahead(retrieval, text, {video for _, video in own[text]}) for text in own}
   first = sorted((f for f in found if f.rank == 1), key=lambda f: -ahead[f.text])
   missed = sorted((f for f in found if f.rank > 1), key=lambda f: (-f.rank, ahead[f.text]))
-  if len(families):
-    first = take_turns(first, [families[f.video] for f in first])
-  return first[:count], missed[:count]
+  return first, missed
 
 
 def _ahead(retrieval, text, own):
@@ -138,7 +120,7 @@ def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
     rows = list(zip(range(1, _TOP + 1), top, scores, strict=False))
     return rows if case.video in top else [*rows, (case.rank, case.video, None)]
 
-  plans = [[(case, ranked(case)) for case in group] for group in choose_searches(found, count)]
+  plans = [[(case, ranked(case)) for case in group[:count]] for group in choose_searches(found)]
   frames = _thumbnails(
     evaluated, [video for plan in plans for _, rows in plan for _, video, _ in rows]
   )

@@ -41,23 +41,14 @@ class AskedQuestion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerResult:
-  """What a model answers on a split, and what follows from it.
+  """What a model answers on a split, and what follows from it."""
 
-  Attributes:
-    questions: in the order of the records.
-    answers: that the model chooses from, most frequent in training first.
-    logits: float32[questions, answers].
-    metrics: see `figures`.
-    intervals: of the accuracies, {name: (low, high)}, 95 % bootstrap by video.
-    seconds: time of each part.
-  """
-
-  questions: tuple[AskedQuestion, ...]
-  answers: tuple[str, ...]
-  logits: np.ndarray
-  metrics: dict[str, float]
-  intervals: dict[str, tuple[float, float]]
-  seconds: dict[str, float]
+  questions: tuple[AskedQuestion, ...]  # In the order of the records.
+  answers: tuple[str, ...]  # To choose from, most frequent in training first.
+  logits: np.ndarray  # float32[questions, answers].
+  metrics: dict[str, float]  # See `figures`.
+  intervals: dict[str, tuple[float, float]]  # Of the accuracies.
+  seconds: dict[str, float]  # Time of each part.
 
   @property
   def labels(self) -> np.ndarray:
@@ -67,13 +58,9 @@ class AnswerResult:
   @property
   def right(self) -> np.ndarray:
     """bool[questions]."""
-    chosen = [canonical(self.answers[label]) for label in self.labels]
-    return np.array(
-      [
-        given == canonical(asked.answer)
-        for given, asked in zip(chosen, self.questions, strict=True)
-      ]
-    )
+    given = [canonical(self.answers[label]) for label in self.labels]
+    true = [canonical(asked.answer) for asked in self.questions]
+    return np.array([a == b for a, b in zip(given, true, strict=True)])
 
   def top(self, question: int) -> list[tuple[str, float]]:
     """The most probable answers to a question with their probabilities."""
@@ -98,8 +85,7 @@ def answer(
     questions: of every record, in order: (text, answer, kind).
     answers: that the model chooses from, most frequent first.
   Raises:
-    ValueError: if there is no question, or the model has another number of
-      answers.
+    ValueError: if there is no question, or another number of answers.
   """
   asked = tuple(
     AskedQuestion(record, *question) for record, row in enumerate(questions) for question in row
@@ -157,14 +143,14 @@ def figures(
     chosen: the answer given to each.
     answers: that could be chosen, most frequent in training first.
   Returns:
-    Figures, in percent: accuracy; in_list, the share of questions whose answer
-    can be chosen, which is the most that can be reached; most_frequent, the
-    accuracy of always giving the most frequent training answer; best_per_kind,
-    that of the best single answer for each kind; best_per_wording, that of the
-    best answer for each wording, which says little where questions do not
-    recur. And questions, wordings and videos, which are counts. All but
-    most_frequent, wordings and videos also for each kind, as accuracy_what.
-    And the 95 % intervals of the accuracies, by bootstrap over videos.
+    Figures: accuracy; in_list, the share of questions whose answer can be
+    chosen, which is the most that can be reached; best_per_kind, the accuracy
+    of the best single answer for each kind; best_per_wording, that of the best
+    answer for each wording, which says little where questions do not recur;
+    most_frequent, that of the most frequent training answer; the numbers of
+    questions, wordings and videos. The first four, and questions, also for
+    each kind, as accuracy_what. And the 95 % intervals of the accuracies, by
+    bootstrap over videos.
   """
   true = np.array([canonical(question.answer) for question in asked], object)
   given, answers = (np.array([*map(canonical, x)], object) for x in (chosen, answers))

@@ -38,22 +38,16 @@ TOP = 10  # Best videos of a text that are kept.
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """How a split is scored.
+  """How a split is scored."""
 
-  Attributes:
-    rule: one of RULES.
-    rerank_k: the fusion encoder reads the k videos nearest to every text and
-      the k texts nearest to every video; 0 is all pairs. No matter to
-      'similarity'.
-    dual_softmax: give the figures of dual softmax beside. It uses the whole
-      test set for every query (metrics.py): they do not compare with others.
-    instead: why the similarity took the place of matching, '' if it did not.
-  """
-
-  rule: str = 'matching'
+  rule: str = 'matching'  # Of RULES.
+  # The fusion encoder reads so many nearest of every text and of every video; 0
+  # is all pairs. No matter to 'similarity'.
   rerank_k: int = 0
+  # Give its figures beside. They use the whole test set for every query
+  # (metrics.py), and do not compare with others.
   dual_softmax: bool = False
-  instead: str = ''
+  instead: str = ''  # Why the similarity decides instead of matching, if it does.
 
   def __post_init__(self):
     if self.rule not in RULES:
@@ -71,42 +65,28 @@ class Scoring:
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
-  """Scores of a split and what follows from them.
+  """Scores of a split, float32[texts, videos], and what follows from them.
 
-  Attributes:
-    texts: distinct captions, rows of the matrices.
-    pairs: int[pairs, 2], (text, video) that belong together; the column of a
-      video is its record.
-    similarity: float32[texts, videos], or None beyond DENSE_PAIRS.
-    matching: float32[texts, videos], logit margins; None if not all were read.
-    metrics: figures of the final order as t2v_r1, ..., see
-      metrics.retrieval_figures; of the order by similarity as
-      similarity/t2v_r1, ...; of dual softmax as dual_softmax/t2v_r1, ...;
-      texts, videos.
-    seconds: time of each part.
-    order: the final one. Its top holds at least min(10, videos) of a text.
-    intervals: of the figures, {name: (low, high)}, 95 % bootstrap by video.
-    scoring: how it was scored.
-    cost: pairs that the fusion encoder read, and their share of all pairs.
-    scores: float32[texts, videos], the matrix that decides the final order;
-      None if it was not formed.
-    near: the order by similarity; None if made by hand.
-    reranked: float32[texts, k] and [videos, k], scores of the first of `near`;
-      None if not only those were read.
+  `metrics` holds those of metrics.retrieval_figures for the final order, as
+  t2v_r1, ...; for that by similarity, as similarity/t2v_r1, ...; for dual
+  softmax, as dual_softmax/t2v_r1, ...; texts and videos.
   """
 
-  texts: tuple[str, ...]
-  pairs: np.ndarray
-  similarity: np.ndarray | None
-  matching: np.ndarray | None
+  texts: tuple[str, ...]  # Distinct captions.
+  pairs: np.ndarray  # int[P, 2], (text, video) that belong together.
+  similarity: np.ndarray | None  # None beyond DENSE_PAIRS.
+  matching: np.ndarray | None  # Logit margins; None if not all were read.
   metrics: dict[str, float]
-  seconds: dict[str, float]
-  order: candidates.Order | None = None
+  seconds: dict[str, float]  # Time of each part.
+  order: candidates.Order | None = None  # Its top holds 10 videos of a text.
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   scoring: Scoring = Scoring()
+  # Pairs that the fusion encoder read, and their share of all pairs.
   cost: dict[str, float] = dataclasses.field(default_factory=dict)
-  scores: np.ndarray | None = None
-  near: candidates.Order | None = None
+  scores: np.ndarray | None = None  # That decide the order; None if not formed.
+  near: candidates.Order | None = None  # The order by similarity.
+  # float32[texts, k] and [videos, k], scores of the first of `near`, if only
+  # those were read.
   reranked: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
@@ -141,8 +121,6 @@ def retrieve(
     batches: see Scorer.embed_videos.
     captions: of every record; a video without any is only a competitor.
     scoring: how.
-  Returns:
-    The scores, and the features for the probes.
   Raises:
     ValueError: if there is nothing to score, a feature or a score is not
       finite, or the model cannot score by this rule.
@@ -238,12 +216,9 @@ def score(
 
 
 def figure_names(scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True) -> list[str]:
-  """The figures that have an interval, by name, as `score` will give them.
+  """The figures with an interval that `score` will give, by name.
 
-  Args:
-    scoring: how.
-    pairs: int[pairs, 2], see list_pairs.
-    similarity: whether the model has contrastive features.
+  Without `similarity`, of a model that has no contrastive features.
   """
   plain = ['t2v', 'v2t']
   every = plain + ['v2t_grouped'] * candidates.has_groups(metrics.video_queries(pairs))

@@ -127,7 +127,7 @@ class Scorer:
     """Compiles nothing yet.
 
     Args:
-      model: an Alpro (models/alpro.py).
+      model: an Alpro.
       params: its parameters, boxes off.
       mesh: from sharding.make_mesh.
       encode: tokenizer.encode, (texts, max_tokens) -> int32[B, L], bool[B, L].
@@ -135,9 +135,9 @@ class Scorer:
       batch_size: texts per call of the text encoder.
       pairs_per_call: of the fusion encoder, over all devices; rounded to whole
         blocks of videos and texts.
-      folder: where tokens of more than memory_limit bytes are kept, in a file
-        that goes with the process; '' keeps everything in memory. Without room
-        for them, encoding raises OSError before it starts to fill the file.
+      folder: for tokens of more than memory_limit bytes, in a file that goes
+        with the process; '' keeps all in memory. Without room there, encoding
+        raises OSError before it starts to fill the file.
       memory_limit: bytes of tokens of all videos, or of all texts.
     """
     self.model, self.params, self.mesh = model, params, mesh
@@ -197,11 +197,10 @@ class Scorer:
     return TextFeatures(mask, *self._collect(encoded(), len(texts), 'texts')[0])
 
   def _collect(self, encoded, total, unit):
-    """Stores arrays [B, ...] whose rows are int[B], where bool[B].
+    """Stores batches of (arrays [B, ...], their rows int[B], which count bool[B]).
 
-    Returns:
-      arrays [total, ...]; int[total], how often each row came; how many rows
-      there were beside these.
+    Returns arrays [total, ...]; int[total], how often each row came; and how
+    many others came.
     """
     progress, seen = Progress(total, unit, log=logging.info), np.zeros(total, int)
     stored, strangers = [], 0
@@ -270,16 +269,11 @@ class Scorer:
     return self._read(self._call.answer, texts, videos, calls, (logits,), progress)[0]
 
   def _read(self, call, texts, videos, calls, scores, progress):
-    """Reads pairs, and fetches results while the next call runs.
+    """Fills scores, and fetches those of a call while the next one runs.
 
-    Args:
-      call: of self._call.
-      texts: that were encoded.
-      videos: that were encoded.
-      calls: of every call the texts int[b or 1, a] and videos int[b]; the index
-        of a pair in the scores, of int[b, a]; and which pairs count, bool[b, a].
-      scores: arrays to fill.
-      progress: to add to.
+    `calls` has the texts int[b or 1, a] and videos int[b] of each; where in the
+    scores a pair belongs, ints that broadcast to [b, a]; and which pairs count,
+    bool[b, a].
     """
     placed = waiting = None
 
@@ -343,16 +337,11 @@ def _chunks(total, size) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _rows_of(video, most):
-  """Cuts pairs, ordered by video, into rows of one video each.
+  """Cuts pairs, of ascending videos int[Q], into rows of one video each.
 
       video [0 0 0 0 0 2 2], width 2 -> first [0 2 4 5], count [2 2 1 2]
 
-  Args:
-    video: int[Q], ascending.
-    most: pairs in a row.
-  Returns:
-    width, a power of two so that k changes the shape rarely; int[R] first pair
-    of each row; int[R] its number of pairs.
+  The width is at most `most`, a power of two so that k changes the shape rarely.
   """
   start = np.flatnonzero(np.r_[True, video[1:] != video[:-1]])
   length = np.diff(np.r_[start, len(video)])

@@ -17,49 +17,40 @@ from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
-from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.scorer import Scorer
 from alpro_jax.evaluation.trained import TrainedModel
 
 SCORINGS = ('auto', *retrieval.RULES)
 
 
 class EvaluationResult(NamedTuple):
-  """What a model does on a split.
-
-  Attributes:
-    trained: the model.
-    prepared: the split.
-    style: of the captions, or kind of the questions, that were used; '' is
-      all.
-    found: everything that was found out, with its metrics and intervals.
-  """
+  """What a model does on a split."""
 
   trained: TrainedModel
-  prepared: dataset.PreparedDataset
-  style: str
-  found: Retrieval | AnswerResult
+  prepared: dataset.PreparedDataset  # The records that were asked about.
+  style: str  # Of the captions, or kind of the questions; '' is all.
+  found: Retrieval | AnswerResult  # With metrics and intervals.
 
 
 def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationResult:
-  """Evaluates a model by what it was trained for.
+  """Evaluates a model by what it was trained for, as its data and eval options say.
 
   Args:
-    trained: the model; data and eval of its config say how.
+    trained: the model.
     prepared: from dataset.open_dataset.
     style: of the captions, or kind of the questions; '' is all.
   Raises:
     ValueError: if the split has nothing to ask.
   """
   prepared = select(trained, prepared, style=style)
+  scorer, videos = make_scorer(trained), batches(trained, prepared)
+  asked = _asked(trained, prepared, style)
   if not trained.answers_questions:
-    _, found, _, _ = search(trained, prepared, style=style)
+    found, _, _ = retrieval.retrieve(scorer, videos, asked, choose_scoring(trained))
     return EvaluationResult(trained, prepared, style, found)
-  questions = _asked(trained, prepared, style)
-  if problem := _none_known(trained, prepared, questions):
+  if problem := _none_known(trained, prepared, asked):
     logging.warning('All answers will be wrong: %s', problem)
-  found = question_answering.answer(
-    _scorer(trained), batches(trained, prepared), questions, trained.answers
-  )
+  found = question_answering.answer(scorer, videos, asked, trained.answers)
   return EvaluationResult(trained, prepared, style, found)
 
 
@@ -95,22 +86,6 @@ def select(trained: TrainedModel, prepared, *, style: str = ''):
   raise ValueError(f'{problem}; prepare it with a file of {what}s.')
 
 
-def search(
-  trained: TrainedModel, prepared, *, style: str = ''
-) -> tuple[Scorer, Retrieval, TextFeatures, VideoFeatures]:
-  """Retrieval in both directions.
-
-  Args:
-    trained: the model.
-    prepared: from `select`.
-    style: of the captions, '' for all.
-  """
-  scorer, captions = _scorer(trained), _asked(trained, prepared, style)
-  return scorer, *retrieval.retrieve(
-    scorer, batches(trained, prepared), captions, choose_scoring(trained)
-  )
-
-
 def recall_against_cost(evaluated: EvaluationResult) -> list[Tradeoff]:
   """What fewer pairs for the fusion encoder would have cost in recall."""
   trained, found = evaluated.trained, evaluated.found
@@ -132,8 +107,7 @@ def recall_against_cost(evaluated: EvaluationResult) -> list[Tradeoff]:
 def choose_scoring(trained: TrainedModel) -> Scoring:
   """Returns how retrieval is scored, as config.eval says.
 
-  A head that was not trained never decides: then the similarity does, and
-  Scoring.instead says why.
+  A head that was not trained never decides: the similarity does instead.
 
   Raises:
     ValueError: for an unknown rule, or if matching is asked of a model without
@@ -161,6 +135,22 @@ def choose_scoring(trained: TrainedModel) -> Scoring:
   )
 
 
+def make_scorer(trained: TrainedModel) -> Scorer:
+  """Returns what encodes and scores, as config.eval says."""
+  options = trained.config.eval
+  return Scorer(
+    trained.model,
+    trained.params,
+    trained.mesh,
+    encode=trained.tokenizer.encode,
+    max_text_tokens=trained.config.data.max_text_tokens,
+    batch_size=options.batch_size,
+    pairs_per_call=options.pairs_per_call,
+    # Checkpoints of older versions do not have it.
+    folder=options.get('folder', ''),
+  )
+
+
 def batches(trained: TrainedModel, prepared) -> Iterator[dict]:
   """This host's rows of every batch of a split, without texts."""
   size = trained.mesh.size
@@ -176,10 +166,9 @@ class DuringTraining:
   """Evaluates on `config.eval.sources` between the steps of a training.
 
   The figures of the first source are called eval/t2v_r1, eval/accuracy and so
-  on, however many sources there are. With several, those of each stand under
-  its number as well: eval/0/t2v_r1, eval/1/t2v_r1. Those that have an interval
-  are given: the others, such as the number of videos, do not depend on the
-  model.
+  on. With several, those of each stand under its number as well: eval/0/t2v_r1,
+  eval/1/t2v_r1. Those that have an interval are given: the others, such as the
+  number of videos, do not depend on the model.
   """
 
   def __init__(self):
@@ -215,15 +204,9 @@ class DuringTraining:
 
   def _splits(self, setting, params):
     """Yields (prefixes of the names, model, set, style) of every source."""
-    trained = TrainedModel(
-      setting.task.model,
-      params,
-      setting.config,
-      setting.tokenizer,
-      setting.mesh,
-      tuple(setting.task.answers),
-    )
-    sources = setting.config.eval.sources
+    config, task, tokenizer, mesh = setting
+    trained = TrainedModel(task.model, params, config, tokenizer, mesh, tuple(task.answers))
+    sources = config.eval.sources
     for number, source in enumerate(sources):
       where = source.path, source.split
       if where not in self._opened:
@@ -258,21 +241,6 @@ def _asked_of(trained, record, style):
 
 def _asked(trained, prepared, style):
   return [_asked_of(trained, record, style) for record in prepared.metadata()]
-
-
-def _scorer(trained):
-  options = trained.config.eval
-  return Scorer(
-    trained.model,
-    trained.params,
-    trained.mesh,
-    encode=trained.tokenizer.encode,
-    max_text_tokens=trained.config.data.max_text_tokens,
-    batch_size=options.batch_size,
-    pairs_per_call=options.pairs_per_call,
-    # Checkpoints of older versions do not have it.
-    folder=options.get('folder', ''),
-  )
 
 
 def _none_known(trained, prepared, questions):

@@ -26,43 +26,24 @@ from alpro_jax.train.frozen import load_frozen
 
 
 class CheckpointInfo(NamedTuple):
-  """Which checkpoint a model comes from.
+  """Which checkpoint a model comes from."""
 
-  Attributes:
-    path: of its folder.
-    step: at which it was saved.
-    digest: hex sha256 of the digests of all its files.
-  """
-
-  path: str
-  step: int
-  digest: str
+  path: str  # Of its folder.
+  step: int  # At which it was saved.
+  digest: str  # Hex sha256 of the digests of all its files.
 
 
 class TrainedModel(NamedTuple):
-  """A model, and all that is needed to ask it something.
-
-  Attributes:
-    model: an Alpro.
-    params: its parameters, on the devices of `mesh`.
-    config: the options of its run; data and eval say how it is evaluated.
-    tokenizer: of its run.
-    mesh: of devices.
-    answers: that it chooses from, most frequent first; () unless it answers
-      questions.
-    origin: None in the middle of training.
-    meta: what was stored with its checkpoint; see train/identity.py. None in
-      the middle of training.
-  """
+  """A model, and all that is needed to ask it something."""
 
   model: Alpro
-  params: Any
-  config: Any
+  params: Any  # On the devices of `mesh`.
+  config: Any  # Options of its run; data and eval say how it is evaluated.
   tokenizer: Any
   mesh: jax.sharding.Mesh
-  answers: tuple[str, ...] = ()
-  origin: CheckpointInfo | None = None
-  meta: Mapping[str, Any] | None = None
+  answers: tuple[str, ...] = ()  # To choose from, most frequent first.
+  origin: CheckpointInfo | None = None  # None in the middle of training.
+  meta: Mapping[str, Any] | None = None  # Of the checkpoint; see train/identity.py.
 
   @property
   def answers_questions(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from alpro_jax.data import dataset
 from alpro_jax.evaluation import cases, facts, page, split
-from alpro_jax.evaluation.retrieval import Retrieval
+from alpro_jax.evaluation.retrieval import Retrieval, retrieve
 from alpro_jax.evaluation.trained import TrainedModel, load_teacher
 from examples.shapes import entity_probes, probes, report
 
@@ -55,7 +55,13 @@ def evaluate(trained: TrainedModel, path, name: str, *, style: str = '', truth: 
     )
     if config.task == 'pretrain' and config.loss.pem > 0:
       teacher, entities = load_teacher(trained)
-  scorer, retrieval, texts, videos = split.search(trained, prepared, style=style)
+  scorer = split.make_scorer(trained)
+  retrieval, texts, videos = retrieve(
+    scorer,
+    split.batches(trained, prepared),
+    prepared.captions(style),
+    split.choose_scoring(trained),
+  )
   found = {f'zero_shot/{k}': v for k, v in retrieval.metrics.items()}
   if truth:
     asked = probes.ask_all(scorer, retrieval, videos, rows)
@@ -87,8 +93,10 @@ def searches(result: Result, count: int = 4) -> tuple[list[page.Search], list[pa
   truth is known.
   """
   retrieval = result.retrieval
-  families = [row['family'] for row in result.truth or ()]
-  chosen = cases.choose_searches(retrieval, count, families)
+  first, missed = cases.choose_searches(retrieval)
+  if result.truth:
+    first = cases.take_turns(first, [result.truth[case.video]['family'] for case in first])
+  chosen = first[:count], missed[:count]
   captions = result.prepared.captions()
   plans = []
   for case in (case for group in chosen for case in group):
