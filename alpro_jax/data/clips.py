@@ -7,17 +7,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from alpro_jax.data import tables
-from alpro_jax.data.annotations import (
-  MISSING,
-  Annotations,
-  Clip,
-  Question,
-  Skipped,
-  check_text,
-  encodable,
-  present,
-)
+from alpro_jax.data import annotations, tables
+from alpro_jax.data.annotations import Annotations, Clip, Question, present
 from alpro_jax.data.names import canonical, folded, name_problem
 
 
@@ -75,7 +66,7 @@ class Clips:
           missing = ' or '.join(map(repr, columns[keys.index(None)]))
           raise ValueError(f'no {missing}, only {sorted(row)}')
         for name in texts:
-          check_text(name, '' if row.get(name) is None else row[name])
+          annotations.check_text(name, '' if row.get(name) is None else row[name])
         files = self._locate(row, video)
       except ValueError as error:
         self.skip(video if present(video) else where, 'bad row', f'{where}: {error}')
@@ -86,7 +77,7 @@ class Clips:
         yield where, row, files, *(row[key] for key in keys[1:])
 
   def skip(self, item, reason: str, detail: str = '') -> None:
-    self._skipped.append(Skipped(item, reason, detail))
+    self._skipped.append(annotations.Skipped(item, reason, detail))
 
   def add_captions(
     self, where: str, files: Sequence[str], captions, style: str = '', still: bool = False
@@ -132,7 +123,12 @@ class Clips:
 
     Everything else stays as it is, names that are no text too.
     """
-    if isinstance(name, str) and name.startswith('/') and '\0' not in name and encodable(name):
+    if (
+      isinstance(name, str)
+      and name.startswith('/')
+      and '\0' not in name
+      and annotations.encodable(name)
+    ):
       folder, file = os.path.split(os.path.normpath(name))
       for path in (os.path.join(folder, file), os.path.join(os.path.realpath(folder), file)):
         for root in self._roots:
@@ -177,14 +173,14 @@ class Clips:
       self._clips.setdefault(video, new)
     try:
       for name, text in texts:
-        check_text(name, text)
+        annotations.check_text(name, text)
     except ValueError as error:
       return self.skip(video, 'bad row', f'{where}: {error}')
     return self._clips[video]
 
   def _missing(self, clip, where, name, text):
     """Reports a text that stands for no value."""
-    if text in MISSING:
+    if text in annotations.MISSING:
       detail = f'{where}: {text!r} stands for no value' if text else where
       self.skip(clip['video'], f'empty {name}', detail)
-    return text in MISSING
+    return text in annotations.MISSING

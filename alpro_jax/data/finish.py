@@ -11,15 +11,8 @@ import tempfile
 from collections.abc import Sequence
 
 from alpro_jax import files
-from alpro_jax.data.manifest import (
-  FORMAT,
-  MANIFEST,
-  REPORT,
-  PrepareError,
-  read_reports,
-  write_atomic,
-  write_whole,
-)
+from alpro_jax.data import manifest as manifests
+from alpro_jax.data.manifest import PrepareError
 from alpro_jax.data.parts import read_part
 
 
@@ -55,16 +48,18 @@ def finish(output, work, split: str, plan, stems: Sequence[str], report, manifes
   for path in glob.glob(os.path.join(glob.escape(output), f'{name}-{split}.array_record-*')):
     if os.path.basename(path) not in named:  # The split had others.
       os.remove(path)
-  report_path = os.path.join(output, REPORT)
-  reports = read_reports(output) if os.path.exists(report_path) else {}
-  write_whole(report_path, {'format': FORMAT, 'splits': {**reports, split: report}})
+  report_path = os.path.join(output, manifests.REPORT)
+  reports = manifests.read_reports(output) if os.path.exists(report_path) else {}
+  manifests.write_whole(
+    report_path, {'format': manifests.FORMAT, 'splits': {**reports, split: report}}
+  )
   if not full:
     return
   index = os.path.join(output, f'index-{split}.jsonl')
   rows = (row for stem in stems for row in read_part(stem)['index'])
-  write_atomic(index, (json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+  manifests.write_atomic(index, (json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
   index = _listed(index)
-  digest = json.dumps([FORMAT, index['sha256'], [shard['sha256'] for shard in shards]])
+  digest = json.dumps([manifests.FORMAT, index['sha256'], [shard['sha256'] for shard in shards]])
   entry = {
     'examples': report['counts']['prepared'],
     'captions': report['counts']['captions'],
@@ -77,9 +72,9 @@ def finish(output, work, split: str, plan, stems: Sequence[str], report, manifes
   }
   splits = {**manifest['splits'], split: entry}
   others = _write_dataset_info(output, work, name, splits)
-  write_whole(
-    os.path.join(output, MANIFEST),
-    {'format': FORMAT, 'name': name, 'splits': splits, 'others': [*map(_listed, others)]},
+  manifests.write_whole(
+    os.path.join(output, manifests.MANIFEST),
+    {'format': manifests.FORMAT, 'name': name, 'splits': splits, 'others': [*map(_listed, others)]},
   )
   shutil.rmtree(work)
 

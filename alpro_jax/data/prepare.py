@@ -25,20 +25,10 @@ from typing import Annotated, Any, Literal
 
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, names, parts, retry
+from alpro_jax.data import manifest as manifests
 from alpro_jax.data.annotations import Annotations
 from alpro_jax.data.finish import finish
-from alpro_jax.data.manifest import (
-  FORMAT,
-  MANIFEST,
-  REPORT,
-  PrepareError,
-  check_file,
-  load,
-  read_manifest,
-  read_reports,
-  write_json,
-  write_whole,
-)
+from alpro_jax.data.manifest import MANIFEST, REPORT, PrepareError
 from alpro_jax.data.record import make_record as make_record
 
 _LOOKED_AT = 1000  # Videos of which a set remembers what they were.
@@ -128,7 +118,7 @@ def prepare(
   _check_source(source, root)
   _check_output(output)
   plan = {
-    'format': FORMAT,
+    'format': manifests.FORMAT,
     'split': split,
     'options': values,
     'clips': len(source.clips),
@@ -139,11 +129,11 @@ def prepare(
   settings = {'root': root, 'follow_links': follow_links, **values}
   del settings['part_size']
   with files.lock(os.path.join(output, '.lock'), f'is preparing {output}; wait for it.'):
-    manifest = read_manifest(output, missing_ok=True)
-    if manifest['format'] != FORMAT:
+    manifest = manifests.read_manifest(output, missing_ok=True)
+    if manifest['format'] != manifests.FORMAT:
       raise PrepareError(
         f'{output} has format {manifest["format"]}, which can be read but '
-        f'not added to; this is format {FORMAT}. Give another --output.'
+        f'not added to; this is format {manifests.FORMAT}. Give another --output.'
       )
     entry = manifest['splits'].pop(split, None)
     made = tried = 0
@@ -151,20 +141,20 @@ def prepare(
     if entry:
       _check_plan(entry['plan'], plan, f'{output} has a finished split {split!r}')
       for file in (entry['index'], *entry['shards']):
-        check_file(output, file, content=False)
+        manifests.check_file(output, file, content=False)
       shutil.rmtree(work, ignore_errors=True)
-      report = read_reports(output)[split]
+      report = manifests.read_reports(output)[split]
       if lost := retry.to_try_again(report['skipped'], timeout_s):
         os.mkdir(work)
         retry.reopen(output, entry, report, pieces, lost)
-        write_json(os.path.join(work, 'plan.json'), plan)
+        manifests.write_json(os.path.join(work, 'plan.json'), plan)
         tried, gained = retry.try_again(pieces, settings, limits)
       if not gained:
         shutil.rmtree(work, ignore_errors=True)
         return {**report, 'already_prepared': True, 'tried_again': tried}
       # Killed from here on, the same command continues with the parts.
       if manifest['splits']:
-        write_whole(os.path.join(output, MANIFEST), manifest)
+        manifests.write_whole(os.path.join(output, MANIFEST), manifest)
       else:
         os.remove(os.path.join(output, MANIFEST))
     else:
@@ -194,9 +184,9 @@ def _begin(work, plan, where):
   path = os.path.join(work, 'plan.json')
   if not os.path.exists(path):
     os.makedirs(work, exist_ok=True)
-    write_json(path, plan)
+    manifests.write_json(path, plan)
     return plan
-  old = load(path, f'remove {work}')
+  old = manifests.load(path, f'remove {work}')
   _check_plan(old, plan, where)
   # Some videos may be gone that were there.
   return plan | {'videos': old.get('videos', {}) | plan['videos']}
