@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 from alpro_jax.data import prepare, sources
+from alpro_jax.data.video import iterate_frames
 
 # How a picture may be stored, as (a, b, c, d) of the display matrix, which
 # shows the stored place (x, y) at (a x + c y, b x + d y).
@@ -53,6 +54,12 @@ def write_video(
     for packet in stream.encode():
       container.mux(packet)
   return path
+
+
+def read_frames(path, **options):
+  """Returns lists of frames and seconds; see iterate_frames."""
+  frames, seconds = zip(*iterate_frames(path, **options), strict=True)
+  return list(frames), list(seconds)
 
 
 def numbered(number, width=96, height=64):

@@ -77,28 +77,25 @@ def _run(*args, wait=True):
 # --- Workers ----------------------------------------------------------------
 
 
-def _map(items, num_workers=2, timeout_s=60.0, **more):
+def _map(items, num_workers=2, timeout_s=60.0):
   return list(
     workers.run_in_order(
-      'tests.worker_targets:act',
-      {'factor': 2},
-      items,
-      workers=num_workers,
-      timeout_s=timeout_s,
-      **more,
+      'tests.worker_targets:act', {'factor': 2}, items, workers=num_workers, timeout_s=timeout_s
     )
   )
 
 
-def test_results_keep_their_order():
+def test_results_keep_their_order(monkeypatch):
   assert _map([]) == []
   assert _map(list(range(300))) == [2 * i for i in range(300)]
-  assert _map([0.2, 1, 0.1, 2, 3], max_bytes=1) == [0.2, 2, 0.1, 4, 6]
+  monkeypatch.setattr(workers, '_MAX_BYTES', 1)
+  assert _map([0.2, 1, 0.1, 2, 3]) == [0.2, 2, 0.1, 4, 6]
 
 
-def test_messages_larger_than_a_pipe():
+def test_messages_larger_than_a_pipe(monkeypatch):
+  monkeypatch.setattr(workers, '_MAX_BYTES', 1)
   items = [bytes([i]) * 300_000 for i in range(12)]
-  assert _map(items, max_bytes=1) == items
+  assert _map(items) == items
 
 
 def test_hanging_and_crashing_items_are_named(tmp_path):
@@ -783,7 +780,7 @@ def test_a_video_that_breaks_off(tmp_path):
       broken[where] = random.integers(256)
     path.write_bytes(broken)
     try:
-      video.read_frames(path)
+      small_videos.read_frames(path)
     except video.PartlyReadable:
       break
     except video.UnreadableVideo:

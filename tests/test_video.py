@@ -26,7 +26,7 @@ def _is(pixel, *, red=False, blue=False):
 
 def test_all_frames_in_order(tmp_path):
   path = small_videos.write_video(tmp_path / 'a.mp4')
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   np.testing.assert_allclose(seconds, np.arange(8) / 8, atol=1e-6)
   assert {frame.shape for frame in frames} == {(32, 48, 3)}
   assert frames[0].dtype == np.uint8
@@ -50,22 +50,22 @@ def test_fps(tmp_path, rate, fps, kept, suffix):
   path = small_videos.write_video(
     tmp_path / f'a.{suffix}', frames=16, rate=rate, codec='mpeg4' if suffix == 'avi' else 'libx264'
   )
-  _, seconds = video.read_frames(path, fps=fps)
+  _, seconds = small_videos.read_frames(path, fps=fps)
   np.testing.assert_allclose(seconds, np.array(kept) / rate, atol=2e-3)
 
 
 def test_rounded_times_lose_no_frame(tmp_path):
   # Matroska rounds 1 / 30 s to 33 ms, a little early.
   path = small_videos.write_video(tmp_path / 'a.mkv', frames=30, rate=30)
-  assert len(video.read_frames(path, fps=30)[0]) == 30
-  assert len(video.read_frames(path, fps=10)[0]) == 10
+  assert len(small_videos.read_frames(path, fps=30)[0]) == 30
+  assert len(small_videos.read_frames(path, fps=10)[0]) == 10
 
 
 def test_limits(tmp_path):
   path = small_videos.write_video(tmp_path / 'a.mp4')
-  assert len(video.read_frames(path, max_frames=3)[0]) == 3
-  assert len(video.read_frames(path, max_seconds=0.5)[0]) == 4
-  assert len(video.read_frames(path, fps=2, max_seconds=0.75)[0]) == 2
+  assert len(small_videos.read_frames(path, max_frames=3)[0]) == 3
+  assert len(small_videos.read_frames(path, max_seconds=0.5)[0]) == 4
+  assert len(small_videos.read_frames(path, fps=2, max_seconds=0.75)[0]) == 2
 
 
 def test_sizes():
@@ -81,14 +81,14 @@ def test_sizes():
 
 def test_short_side(tmp_path):
   path = small_videos.write_video(tmp_path / 'a.mp4')
-  assert video.read_frames(path, short_side=16)[0][0].shape == (16, 24, 3)
-  assert video.read_frames(path, short_side=99)[0][0].shape == (32, 48, 3)
+  assert small_videos.read_frames(path, short_side=16)[0][0].shape == (16, 24, 3)
+  assert small_videos.read_frames(path, short_side=99)[0][0].shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize('rotation', [0, 90, 180, -90])
 def test_rotation(tmp_path, rotation):
   path = small_videos.write_video(tmp_path / 'a.mp4', size=(64, 32), rotation=rotation)
-  frame = video.read_frames(path, short_side=16)[0][2]
+  frame = small_videos.read_frames(path, short_side=16)[0][2]
   # Counter-clockwise, as FFmpeg's display matrix counts. Stored, red is the
   # upper left corner and blue the lower left one.
   red, blue = {
@@ -104,12 +104,12 @@ def test_rotation(tmp_path, rotation):
 
 def test_unreadable_files(tmp_path):
   with pytest.raises(video.UnreadableVideo, match='missing file'):
-    video.read_frames(tmp_path / 'none.mp4')
+    small_videos.read_frames(tmp_path / 'none.mp4')
   (tmp_path / 'empty.mp4').write_bytes(b'')
   (tmp_path / 'text.mp4').write_text('not a video\n' * 100)
   for name in ('empty.mp4', 'text.mp4'):
     with pytest.raises(video.UnreadableVideo, match='unreadable'):
-      video.read_frames(tmp_path / name)
+      small_videos.read_frames(tmp_path / name)
 
 
 def test_sound_alone_is_no_video(tmp_path):
@@ -123,7 +123,7 @@ def test_sound_alone_is_no_video(tmp_path):
     for packet in [*stream.encode(frame), *stream.encode()]:
       container.mux(packet)
   with pytest.raises(video.UnreadableVideo, match='no video stream'):
-    video.read_frames(path)
+    small_videos.read_frames(path)
 
 
 def test_playlists_are_not_followed(tmp_path):
@@ -131,7 +131,7 @@ def test_playlists_are_not_followed(tmp_path):
   path = tmp_path / 'a.m3u8'
   path.write_text(f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n')
   with pytest.raises(video.UnreadableVideo):
-    video.read_frames(path)
+    small_videos.read_frames(path)
 
 
 def test_damage_gives_no_silent_half(tmp_path):
@@ -145,7 +145,7 @@ def test_damage_gives_no_silent_half(tmp_path):
       data[where] = random.integers(256)
     path.write_bytes(data)
     try:
-      frames, _ = video.read_frames(path)
+      frames, _ = small_videos.read_frames(path)
       assert frames
     except video.UnreadableVideo as e:
       assert e.reason in ('unreadable', 'breaks off', 'no frames', 'no video stream', 'too large')
@@ -158,7 +158,7 @@ def test_damage_gives_no_silent_half(tmp_path):
 def test_a_download_that_broke_off_is_said(tmp_path, suffix, codec):
   """These formats have no error at their end; only the header tells."""
   path = small_videos.write_video(tmp_path / f'a{suffix}', frames=100, rate=25, codec=codec)
-  assert len(video.read_frames(path)[0]) == 100
+  assert len(small_videos.read_frames(path)[0]) == 100
   data = path.read_bytes()
   path.write_bytes(data[: len(data) * 6 // 10])
   kept = []
@@ -166,8 +166,8 @@ def test_a_download_that_broke_off_is_said(tmp_path, suffix, codec):
     kept.extend(video.iterate_frames(path))
   assert 40 < len(kept) < 70
   # What was not wanted is not missed.
-  assert len(video.read_frames(path, max_frames=9)[0]) == 9
-  assert len(video.read_frames(path, max_seconds=1)[0]) == 25
+  assert len(small_videos.read_frames(path, max_frames=9)[0]) == 9
+  assert len(small_videos.read_frames(path, max_seconds=1)[0]) == 25
 
 
 def test_stills(tmp_path):
@@ -217,7 +217,7 @@ def test_frames_may_not_grow_too_large(tmp_path, monkeypatch):
   path = small_videos.write_video(tmp_path / 'a.mp4')
   monkeypatch.setattr(video.containers, '_MAX_PIXELS', 48 * 32 - 1)
   with pytest.raises(video.UnreadableVideo, match='too large: 48x32'):
-    video.read_frames(path)
+    small_videos.read_frames(path)
 
 
 def test_jpeg_quality():
@@ -234,7 +234,7 @@ def test_real_clips():
     if path.suffix == '.md':
       continue
     try:
-      frames, seconds = video.read_frames(path, fps=1, short_side=256)
+      frames, seconds = small_videos.read_frames(path, fps=1, short_side=256)
       shapes[path.name] = frames[0].shape
       assert len(frames) == len(seconds) and seconds == sorted(seconds)
     except video.PartlyReadable as e:
@@ -250,7 +250,7 @@ def test_long_and_large_videos_ask_for_more_time(tmp_path, monkeypatch):
 
   def ask(name, **options):
     path = small_videos.write_video(tmp_path / name, **options)
-    video.read_frames(path, fps=1)
+    small_videos.read_frames(path, fps=1)
     return path.stat().st_size
 
   ask('short.mp4', frames=10, rate=25, size=(640, 480))
@@ -269,7 +269,7 @@ def test_long_and_large_videos_ask_for_more_time(tmp_path, monkeypatch):
       frame.pts = second * 1000
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
-  video.read_frames(path)
+  small_videos.read_frames(path)
   short, long, large, unknown, far = asked
   np.testing.assert_allclose(short, 10 * 640 * 480 / 5e6, rtol=0.05)
   np.testing.assert_allclose([long, large], 4 * short, rtol=0.05)

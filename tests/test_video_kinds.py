@@ -108,14 +108,14 @@ def _write(folder, name):
 @pytest.mark.parametrize('name', _CLIPS)
 def test_every_frame(tmp_path, name):
   path, numbers, times = _write(tmp_path, name)
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == numbers
   np.testing.assert_allclose(seconds, times, atol=2e-3)
   # And thinned out: the first frame at or after each third of a second.
   first = {}
   for number, time in zip(numbers, times, strict=True):
     first.setdefault(math.floor(time * 3 + 1e-6), number)
-  frames, seconds = video.read_frames(path, fps=3)
+  frames, seconds = small_videos.read_frames(path, fps=3)
   assert small_videos.numbers_of(frames) == list(first.values())
   np.testing.assert_allclose(seconds, [times[number] for number in first.values()], atol=2e-3)
 
@@ -149,7 +149,7 @@ def test_as_the_ffmpeg_program_has_it(tmp_path, name):
   lines = (tmp_path / 'times').read_text().splitlines()
   unit = next(Fraction(x[7:]) for x in lines if x.startswith('#tb 0: '))
   stamps = [int(x.split(',')[2]) for x in lines if x[0] != '#']
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   if path.suffix in ('.mkv', '.webm', '.mp4', '.mov', '.flv'):
     # Of joined recordings it has the first, and of others parts at one time.
     frames, seconds = frames[:12], seconds[:12]
@@ -166,7 +166,7 @@ def test_a_single_frame_behind_its_sound(tmp_path, suffix):
   path = small_videos.write_numbered(
     tmp_path / f'a.{suffix}', numbers=[7], streams='av', codec=_CODECS.get(suffix, 'libx264')
   )
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == [7] and seconds == [0]
 
 
@@ -174,7 +174,7 @@ def test_single_frames_that_were_joined(tmp_path):
   path = tmp_path / 'a.ts'
   parts = [small_videos.write_numbered(path, numbers=[k]).read_bytes() for k in range(3)]
   path.write_bytes(b''.join(parts))
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == [0, 1, 2]
   np.testing.assert_allclose(seconds, [0, 0.1, 0.2])
 
@@ -188,7 +188,7 @@ def test_recordings_of_unknown_length(tmp_path):
     for k in range(2)
   ]
   path.write_bytes(b''.join(parts))
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(24))
   np.testing.assert_allclose(seconds, np.arange(24) / 10, atol=2e-3)
 
@@ -203,7 +203,7 @@ def test_boxes_between_recordings(tmp_path):
   assert first[4:8] == b'ftyp'
   large = b'\0\0\0\1free' + (20).to_bytes(8, 'big') + b'full'
   path.write_bytes(first + whole + large + whole)
-  frames, _ = video.read_frames(path)
+  frames, _ = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == [*range(12), *range(12)]
 
 
@@ -218,7 +218,7 @@ def test_zeros_behind_a_recording_are_not_searched(tmp_path, monkeypatch):
     return pread(*arguments)
 
   monkeypatch.setattr(os, 'pread', read)
-  frames, _ = video.read_frames(path)
+  frames, _ = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(12))
   assert len(reads) < 500
 
@@ -227,7 +227,7 @@ def test_joined_recordings_ask_for_the_time_of_all(tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(video.workers, 'allow', asked.append)
   path, _, _ = _write(tmp_path, 'mp4-va-3600-0-20-transposed')
-  video.read_frames(path)
+  small_videos.read_frames(path)
   np.testing.assert_allclose(asked, asked[0] * np.array([1, 2, 3]), rtol=0.2)
 
 
@@ -239,7 +239,7 @@ def test_recordings_of_two_sizes_get_one(tmp_path, suffix):
   ]
   path = tmp_path / f'a.{suffix}'
   path.write_bytes(b''.join(parts))
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert [frame.shape for frame in frames] == [(48, 64, 3)] * 16
   np.testing.assert_allclose(seconds, np.arange(16) / 25, atol=2e-3)
 
@@ -288,7 +288,7 @@ def test_joined_mp4_of_other_kinds(tmp_path, flags):
     for k, matrix in enumerate(('turned_90', 'mirrored'))
   ]
   path.write_bytes(b''.join(parts))
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert {frame.shape for frame in frames} == {(64, 96, 3)}
   assert small_videos.numbers_of(frames) == list(range(24))
   np.testing.assert_allclose(seconds, np.arange(24) / 10)
@@ -320,7 +320,7 @@ def test_a_late_start_hides_no_loss(tmp_path, suffix):
   data = path.read_bytes()
   path.write_bytes(data[: len(data) // 2])
   with pytest.raises(video.EndsEarly, match=r'data end at [23]\.\d of 6\.\d s'):
-    video.read_frames(path)
+    small_videos.read_frames(path)
 
 
 def test_subtitles_may_go_on(tmp_path):
@@ -341,7 +341,7 @@ def test_subtitles_may_go_on(tmp_path):
         out.mux(packet)
   with av.open(str(tmp_path / 'b.mkv')) as file:
     assert file.duration == 60_000_000
-  frames, _ = video.read_frames(tmp_path / 'b.mkv')
+  frames, _ = small_videos.read_frames(tmp_path / 'b.mkv')
   assert small_videos.numbers_of(frames) == list(range(12))
 
 
@@ -350,7 +350,7 @@ def test_gaps_in_avi(tmp_path):
   path = small_videos.write_numbered(
     tmp_path / 'a.avi', codec='ffv1', times=[0, 1, 2, 7, 8, 12], numbers=range(6)
   )
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(6))
   np.testing.assert_allclose(seconds, [0, 0.1, 0.2, 0.7, 0.8, 1.2])
 
@@ -359,7 +359,7 @@ def test_gaps_in_avi_among_b_frames(tmp_path):
   """The two frames that wait where the gap is take the times before it."""
   times = np.array([0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14])
   path = small_videos.write_numbered(tmp_path / 'a.avi', times=times.tolist())
-  frames, seconds = video.read_frames(path)
+  frames, seconds = small_videos.read_frames(path)
   assert small_videos.numbers_of(frames) == list(range(12))
   times[4:6] = 4, 5
   np.testing.assert_allclose(seconds, times / 10)
@@ -371,7 +371,7 @@ def test_sound_without_its_pictures_is_no_video(tmp_path):
     place = next(packet.pos for packet in file.demux(video=0))
   path.write_bytes(path.read_bytes()[:place])
   with pytest.raises(video.UnreadableVideo, match='no frames'):
-    video.read_frames(path)
+    small_videos.read_frames(path)
 
 
 def test_times_never_run_backwards():
@@ -435,7 +435,7 @@ def test_orientation_in_key_frames_alone(tmp_path, suffix, arguments, shape, red
   with av.open(str(path)) as file:
     told = [bool(frame.side_data.get('DISPLAYMATRIX')) for frame in file.decode(video=0)]
   assert told[0] and not all(told)
-  frames, _ = video.read_frames(path)
+  frames, _ = small_videos.read_frames(path)
   assert len(frames) == len(told)
   for frame in frames:
     assert frame.shape == (*shape, 3)
@@ -460,7 +460,7 @@ def test_side_data_that_pyav_does_not_know(tmp_path, orientation, shape, red):
       packet.stream, packet.time_base = stream, Fraction(1, 10)
       packet.pts = packet.dts = k
       file.mux(packet)
-  frames, _ = video.read_frames(tmp_path / 'a.avi')
+  frames, _ = small_videos.read_frames(tmp_path / 'a.avi')
   assert [frame.shape for frame in frames] == [(*shape, 3)] * 3
   np.testing.assert_allclose(frames[0][red], (255, 0, 0), atol=30)
 
@@ -507,7 +507,7 @@ def _write_hdr(path, signals, transfer, matrix=9):
 
 
 def _patches(path):
-  (frame,), _ = video.read_frames(path)
+  (frame,), _ = small_videos.read_frames(path)
   return frame[16, 16::32]
 
 
@@ -575,7 +575,7 @@ def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
   for k in range(3):  # What the patterns would find.
     Image.new('RGB', (96, 64), 'red').save(f'v{k}.jpg')
     Image.new('RGB', (96, 64), 'red').save(f'v{k:03}.jpg')
-  frames, _ = video.read_frames(name)
+  frames, _ = small_videos.read_frames(name)
   assert small_videos.numbers_of(frames) == list(range(12))
 
 
@@ -586,14 +586,14 @@ def test_a_pattern_finds_no_pictures(tmp_path, name):
     Image.new('RGB', (64, 48), 'red').save(tmp_path / f'v{k:03}.png')
   (tmp_path / name).write_bytes(b'not even a picture')
   with pytest.raises(video.UnreadableVideo, match='no video but text'):
-    video.read_frames(tmp_path / name)
+    small_videos.read_frames(tmp_path / name)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'ICO'])
 def test_pictures_are_for_pillow(tmp_path, monkeypatch, kind):
   Image.new('RGB', (64, 48), (9, 200, 90)).save(tmp_path / 'a.mp4', kind)
   monkeypatch.setattr(av, 'open', None)
-  (frame,), seconds = video.read_frames(tmp_path / 'a.mp4')
+  (frame,), seconds = small_videos.read_frames(tmp_path / 'a.mp4')
   np.testing.assert_allclose(frame[24, 24], (9, 200, 90), atol=6)
   assert seconds == [0]
 
@@ -613,4 +613,4 @@ def test_lists_are_not_followed(tmp_path, monkeypatch, text):
   for name in ('a.mp4', 'a.m3u8', 'a.ffconcat', 'a.sdp'):
     (tmp_path / name).write_text(text)
     with pytest.raises(video.UnreadableVideo, match='no video but text'):
-      video.read_frames(name)
+      small_videos.read_frames(name)

@@ -80,12 +80,6 @@ def iterate_frames(path, *, fps=0.0, short_side=0, max_frames=0, max_seconds=0.0
     raise UnreadableVideo('no frames')
 
 
-def read_frames(path, **options):
-  """Returns lists of frames and seconds; see iterate_frames."""
-  frames, seconds = zip(*iterate_frames(path, **options), strict=True)
-  return list(frames), list(seconds)
-
-
 def _decode(file, fps, short_side, max_frames, max_seconds):
   """Yields the frames of all recordings of a file, given by its descriptor."""
   scaler, clock = VideoReformatter(), containers.Clock()

@@ -27,6 +27,7 @@ import psutil
 _START_SECONDS = 120
 _USUAL_SECONDS = 120  # For an item; for more it has to ask, see `allow`.
 _LOOK_SECONDS = 0.25
+_MAX_BYTES = 1 << 29  # Of results that wait for their turn, by their `size`; about.
 # How often the worker of an item may die while it starts, crash, and be killed.
 _STARTS, _CRASHES, _KILLS = 3, 2, 4
 _WAITING = (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
@@ -99,7 +100,7 @@ def allow(seconds):
     _pipe.send(('allow', seconds))
 
 
-def run_in_order(target, settings, items, *, workers, timeout_s=None, max_bytes=1 << 29):
+def run_in_order(target, settings, items, *, workers, timeout_s=None):
   """Maps items through a function in worker processes.
 
   Args:
@@ -110,13 +111,11 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None, max_bytes=
     workers: number of processes.
     timeout_s: longest time for one item, in seconds that its worker computes
       or waits; None is 120, and what the item asks for by `allow`.
-    max_bytes: about how many bytes of results (their `size`) may wait for
-      their turn.
   Yields:
     The result or a Lost for each item, in the order of the items.
   """
   workers = min(workers, len(items))
-  run = _Run((target, settings), items, workers, timeout_s, max_bytes)
+  run = _Run((target, settings), items, workers, timeout_s)
   threads = [threading.Thread(target=run.serve, daemon=True) for _ in range(workers)]
   for thread in threads:
     thread.start()
@@ -134,10 +133,10 @@ def run_in_order(target, settings, items, *, workers, timeout_s=None, max_bytes=
 class _Run:
   """What the threads share: items to come, and results that wait for their turn."""
 
-  def __init__(self, job, items, workers, timeout_s, max_bytes):
+  def __init__(self, job, items, workers, timeout_s):
     self.job, self.timeout_s, self.closed = job, timeout_s, False
     self.changed = threading.Condition()
-    self._items, self._workers, self._max_bytes = enumerate(items), workers, max_bytes
+    self._items, self._workers = enumerate(items), workers
     self._results, self._bytes = {}, 0
     self._free, self._one_by_one = threading.Semaphore(workers), threading.Lock()
 
@@ -169,7 +168,7 @@ class _Run:
   def _next(self):
     """Returns (index, item) when there is room for a result; None at the end."""
     with self.changed:
-      self.changed.wait_for(lambda: self.closed or self._bytes < self._max_bytes)
+      self.changed.wait_for(lambda: self.closed or self._bytes < _MAX_BYTES)
       return None if self.closed else next(self._items, None)
 
   def _try(self, worker, item):
