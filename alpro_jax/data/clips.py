@@ -137,18 +137,12 @@ class Clips:
     return name
 
   def result(self) -> Annotations:
-    clips = [
-      Clip(
-        **{
-          **clip,
-          'captions': tuple(text for text, _ in clip['captions']),
-          'styles': tuple(style for _, style in clip['captions']),
-          'questions': tuple(clip['questions']),
-        }
-      )
-      for clip in self._clips.values()
-      if clip['captions'] or clip['questions']  # Empty rows are named already.
-    ]
+    clips = []
+    for clip in self._clips.values():
+      captions, styles = zip(*clip['captions'], strict=True) if clip['captions'] else ((), ())
+      texts = {'captions': captions, 'styles': styles, 'questions': tuple(clip['questions'])}
+      if captions or clip['questions']:  # Empty rows are named already.
+        clips.append(Clip(**clip | texts))
     return Annotations(
       clips, self._skipped, self.rows, self.other_splits, frozenset(self.named), self.not_found
     )

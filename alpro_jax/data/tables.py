@@ -53,36 +53,31 @@ def csv_rows(path, columns=()) -> Rows:
   csv.field_size_limit(1 << 24)
   # Bytes that are not UTF-8 become surrogates and are found row by row.
   with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-    reader = csv.DictReader(file, strict=True)
+    reader = csv.reader(file, strict=True)
     try:
-      header = reader.fieldnames or []
+      header = next(reader, [])
     except csv.Error as e:
       raise ValueError(f'{path} is not CSV: its first line: {e}.') from e
-    twice = [name for name, count in Counter(header).items() if name and count > 1]
-    if twice:
-      raise ValueError(f'{path} names its column {twice[0]!r} twice.')
     _check_columns(path, header, columns)
     while True:
-      first = reader.reader.line_num + 1  # Its own stays behind errors.
-      row, problem = {}, ''
+      first = reader.line_num + 1
+      cells, problem = [], ''
       try:
-        row = next(reader)
+        if not (cells := next(reader)):
+          continue  # A blank line.
       except StopIteration:
         return
       except csv.Error as e:
         problem = f'{e}; is a quote not closed, or not doubled?'
-      last = reader.reader.line_num
-      if None in row:
-        problem = (
-          f'{len(header) + len(row[None])} columns, expected {len(header)}; '
-          'quote fields that hold a comma'
-        )
-      elif None in row.values():
-        got = sum(value is not None for value in row.values())
-        problem = f'{got} columns, expected {len(header)}'
-      elif not all(map(annotations.encodable, row.values())):
+      if cells and len(cells) != len(header):
+        problem = f'{len(cells)} columns, expected {len(header)}'
+        if len(cells) > len(header):
+          problem += '; quote fields that hold a comma'
+      elif not all(map(annotations.encodable, cells)):
         problem = 'not UTF-8'
-      yield f'{path}:{first}' + (f'-{last}' if last > first else ''), row, problem
+      last = reader.line_num
+      where = f'{path}:{first}-{last}' if last > first else f'{path}:{first}'
+      yield where, dict(zip(header, cells, strict=False)), problem
 
 
 def jsonl_rows(path, columns=()) -> Rows:
@@ -197,6 +192,9 @@ def _object(value):
 
 
 def _check_columns(path, got: Sequence[str], columns) -> None:
+  twice = [name for name, count in Counter(got).items() if name and count > 1]
+  if twice:
+    raise ValueError(f'{path} names its column {twice[0]!r} twice.')
   missing = [' or '.join(names) for names in columns if not any(name in got for name in names)]
   if missing:
     raise ValueError(
