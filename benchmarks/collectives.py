@@ -127,7 +127,7 @@ def _group(one, devices):
     return int(counted[1])
   if named := re.match(r'mesh\[(.*?)\][^{]*\{(.*?)\}', text):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-    # An axis may be cut: 'a':(2)4 is 4 of its devices.
+    # An axis may be split: 'a':(2)4 is 4 of its devices.
     axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
     return math.prod(int(part or sizes[axis]) for axis, part in axes)
   if listed := re.match(r'\{\{?([\d,]*)\}', text):

@@ -1,21 +1,18 @@
 """Runs the step and the same step in PyTorch by turns, in processes."""
 
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 
-PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
+from benchmarks import child
+
 KINDS = ('jax', 'torch', 'torch.compile')
 
 
 def compare(arguments: list[str], batch_sizes: list[int], rounds: int) -> dict:
   """Returns CPU and wall seconds of a step of each kind, and their ratios.
 
-  A process of its own for each, one at a time: each has the whole machine and
-  memory, and a machine that grows slower hits all alike.
+  They are run by turns, so that a machine that grows slower hits all alike.
 
   Args:
     arguments: flags of launch/benchmark.py that all of them get.
@@ -44,23 +41,14 @@ def compare(arguments: list[str], batch_sizes: list[int], rounds: int) -> dict:
 
 
 def _run(kind, batch_size, arguments):
-  with tempfile.NamedTemporaryFile(suffix='.json') as file:
-    word = ['step'] if kind == 'jax' else ['torch', f'--only={kind}']
-    command = [
-      sys.executable,
-      str(PROGRAM),
-      *word,
-      *arguments,
-      '--config.model.dtype=float32',
-      f'--config.data.batch_size={batch_size}',
-      f'--output={file.name}',
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-      raise RuntimeError(
-        f'{kind} at {batch_size=} ended with {done.returncode}:\n{done.stderr[-2000:]}'
-      )
-    figures = json.loads(pathlib.Path(file.name).read_text())
+  word, only = ('step', []) if kind == 'jax' else ('torch', [f'--only={kind}'])
+  size = [f'--config.data.batch_size={batch_size}', '--config.model.dtype=float32']
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      output = pathlib.Path(folder, 'figures.json')
+      figures = child.measure(word, [*only, *arguments, *size], output)
+    except RuntimeError as error:
+      raise RuntimeError(f'{kind} at {batch_size=} {error}') from error
   print(
     f'{kind:14} batch {batch_size}: {figures["cpu_s"]:.2f} CPU s, {figures["step_s"]:.2f} s',
     flush=True,

@@ -1,5 +1,7 @@
 """Figures of a compiled training step, from its text and published rates."""
 
+import dataclasses
+
 import jax
 
 from benchmarks import collectives, dry_run, kernels
@@ -54,15 +56,7 @@ def communication(text: str, chip: Chip | None) -> dict:
   """
   table = collectives.totals(collectives.parse(text))
   figures = {
-    'collectives': {
-      kind: {
-        'instructions': total.instructions,
-        'runs': total.runs,
-        'operand_bytes': total.operand_bytes,
-        'sent_bytes': total.sent_bytes,
-      }
-      for kind, total in table.items()
-    },
+    'collectives': {kind: dataclasses.asdict(total) for kind, total in table.items()},
     'sent_bytes': sum(total.sent_bytes for total in table.values()),
   }
   if chip:

@@ -210,18 +210,18 @@ def _read_bytes(one, module):
   body = module.computations[one.called[0]]
   readers = collections.defaultdict(list)
   for each in body:
-    for place, name in enumerate(each.operand_names):
-      readers[name].append((each, place))
+    for index, name in enumerate(each.operand_names):
+      readers[name].append((each, index))
   parameters = {int(each.operands): each.name for each in body if each.opcode == 'parameter'}
 
   def read(name, size):
     total = 0
-    for reader, place in readers[name]:
+    for reader, index in readers[name]:
       if reader.opcode == 'bitcast':
         total += read(reader.name, size)
-      elif reader.opcode in _READ_IN_PART and place == 0:
+      elif reader.opcode in _READ_IN_PART and index == 0:
         total += hlo.size_bytes(reader.type)
-      elif reader.opcode == 'dynamic-update-slice' and place == 0:
+      elif reader.opcode == 'dynamic-update-slice' and index == 0:
         continue
       else:
         return size

@@ -59,17 +59,17 @@ def table(
   seconds: dict[str, float], found: list[kernels.Kernel], steps: int, rows: int = 40
 ) -> str:
   """Returns kernels that are alike in one row each, the longest first."""
-  groups = collections.defaultdict(lambda: [0.0, 0, 0, 0])
+  groups = collections.defaultdict(collections.Counter)
   known = {one.name: one for one in found}
   for name, spent in seconds.items():
     one = known.get(name)
     # Without a number at its end: dot.3 and dot.14 are alike.
     group = groups[one.alike if one else ('', re.sub(r'[\d.]+$', '', name), '')]
-    group[0] += spent / steps
+    group['seconds'] += spent / steps
     if one:
-      group[1] += one.runs
-      group[2] += one.runs * one.moved_bytes
-      group[3] += one.runs * one.flops
+      group['runs'] += one.runs
+      group['bytes'] += one.runs * one.moved_bytes
+      group['flops'] += one.runs * one.flops
   total = sum(seconds.values()) / steps
   lines = [
     f'{total * 1e3:.2f} ms of kernels in a step.',
@@ -77,11 +77,12 @@ def table(
     '| ms | runs | GB/s | TFLOP/s | kernel | writes | made from |',
     '|---|---|---|---|---|---|---|',
   ]
-  for key, group in sorted(groups.items(), key=lambda item: -item[1][0])[:rows]:
-    spent, runs, moved, flops = group
+  for key, group in sorted(groups.items(), key=lambda item: -item[1]['seconds'])[:rows]:
+    spent = group['seconds']
     cells = [f'{spent * 1e3:.3f}', '', '', '']
-    if runs and spent:
-      cells[1:] = [str(runs), f'{moved / spent / 1e9:.0f}', f'{flops / spent / 1e12:.1f}']
+    if group['runs'] and spent:
+      rates = f'{group["bytes"] / spent / 1e9:.0f}', f'{group["flops"] / spent / 1e12:.1f}'
+      cells[1:] = [str(group['runs']), *rates]
     kind, source, result = key
     lines.append(f'| {" | ".join(cells)} | {kind} | {result[:60]} | {source[-80:]} |')
   return '\n'.join(lines) + '\n'

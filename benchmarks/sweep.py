@@ -1,4 +1,4 @@
-"""Measures the step in all its forms, each in a process of its own.
+"""Measures the step in all its variants, each in a process of its own.
 
 First growing batches, until one does not fit, then attention, rematerialisation
 and scanned layers at the largest that did, and a profile of it. What has its
@@ -9,14 +9,13 @@ stopped goes on.
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
-PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
+from benchmarks import child
+
 BATCH_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320)
 # At the largest batch that fits.
-FORMS = {
+VARIANTS = {
   'fused': '--config.model.implementation=fused',
   'attention_xla': '--config.model.attention_impl=xla',
   'attention_elementwise': '--config.model.attention_impl=elementwise',
@@ -60,19 +59,19 @@ def run(
   """
   folder.mkdir(parents=True, exist_ok=True)
   begin, largest = time.monotonic(), None
-  forms = {**FORMS, 'profile': f'--profile={folder / "profile"}'}
-  count = len(batch_sizes) + len(forms)
+  variants = {**VARIANTS, 'profile': f'--profile={folder / "profile"}'}
+  count = len(batch_sizes) + len(variants)
 
-  def measure(place, name, *options):
+  def measure(number, name, *options):
     """Whether it could be measured, now or before."""
     output = folder / f'{name}.json'
     if output.exists():
-      print(f'{place} of {count}: {name}: measured before', flush=True)
+      print(f'{number} of {count}: {name}: measured before', flush=True)
       return True
     gone = time.monotonic() - begin
     if minutes and gone > 60 * minutes:
       raise _TimeIsOver
-    print(f'{place} of {count}: {name}, after {gone:.0f} s', flush=True)
+    print(f'{number} of {count}: {name}, after {gone:.0f} s', flush=True)
     return _measure(output, [*arguments, *options])
 
   def at(batch_size):
@@ -85,7 +84,7 @@ def run(
       largest = batch_size
     if largest is None:
       raise ValueError(f'batch {batch_size} failed; see {folder}/*.log.')
-    for i, (name, option) in enumerate(forms.items(), len(batch_sizes) + 1):
+    for i, (name, option) in enumerate(variants.items(), len(batch_sizes) + 1):
       measure(i, name, at(largest), option)
   except _TimeIsOver:
     print(f'{minutes:g} minutes are over; call this again for the rest.')
@@ -95,26 +94,18 @@ def run(
 
 
 def _measure(output, arguments):
-  log = output.with_suffix('.log')
   # Or a quarter of a GPU's memory is never used.
-  environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.95', **os.environ}
+  fraction = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.95')
+  environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': fraction}
   if output.stem == 'profile':
     # In CUDA's graphs kernels have no names.
-    given = environment.get('XLA_FLAGS', '')
+    given = os.environ.get('XLA_FLAGS', '')
     environment['XLA_FLAGS'] = f'{given} --xla_gpu_enable_command_buffer='
-  with log.open('w') as file:
-    done = subprocess.run(
-      [sys.executable, str(PROGRAM), 'step', *arguments, f'--output={output}'],
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      env=environment,
-    )
-  if done.returncode:
-    lines = [x for x in log.read_text().splitlines() if x.strip()] or ['']
-    said = next((x for x in lines if 'RESOURCE_EXHAUSTED' in x), lines[-1])
-    print(f'  failed: {said[:200]}', flush=True)
+  try:
+    figures = child.measure('step', arguments, output, environment)
+  except RuntimeError as error:
+    print(f'  failed: {error}', flush=True)
     return False
-  figures = json.loads(output.read_text())
   print(f'  {figures["clips_per_s"]:.4g} clips/s', flush=True)
   return True
 

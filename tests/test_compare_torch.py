@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import compare_torch
+from benchmarks import child, compare_torch
 
 
 def test_ratios_of_medians_by_turns(monkeypatch):
@@ -33,6 +33,6 @@ def test_models_of_other_sizes_are_refused(monkeypatch):
 
 
 def test_a_process_that_fails_says_why(monkeypatch):
-  monkeypatch.setattr(compare_torch, 'PROGRAM', 'no_such_file.py')
+  monkeypatch.setattr(child, 'PROGRAM', 'no_such_file.py')
   with pytest.raises(RuntimeError, match="can't open file"):
     compare_torch.compare([], [2], rounds=1)

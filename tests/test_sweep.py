@@ -1,10 +1,10 @@
-"""The sweep over batches and forms: order, failures, going on, the table."""
+"""The sweep over batches and variants: order, failures, going on, the table."""
 
 import json
 
 import pytest
 
-from benchmarks import sweep
+from benchmarks import child, sweep
 
 # Stands in for launch/benchmark.py: batches above 32 do not fit.
 PROGRAM = """
@@ -30,7 +30,7 @@ pathlib.Path(given['--output']).write_text(json.dumps(figures))
 def program(tmp_path, monkeypatch):
   path = tmp_path / 'program.py'
   path.write_text(PROGRAM)
-  monkeypatch.setattr(sweep, 'PROGRAM', path)
+  monkeypatch.setattr(child, 'PROGRAM', path)
   return path
 
 
@@ -41,8 +41,10 @@ def measured(folder):
 def test_batches_grow_until_one_does_not_fit(program, tmp_path, capsys):
   folder = tmp_path / 'new' / 'h200'
   table = sweep.run(['--steps=2'], folder, [16, 32, 64, 128])
-  assert measured(folder) == {'batch_16', 'batch_32', 'profile', *sweep.FORMS} - {'attention_cudnn'}
-  # All forms at the largest batch that fits.
+  assert measured(folder) == {'batch_16', 'batch_32', 'profile', *sweep.VARIANTS} - {
+    'attention_cudnn'
+  }
+  # All variants at the largest batch that fits.
   figures = json.loads((folder / 'scanned.json').read_text())
   assert figures['batch_size'] == 32
   assert (folder / 'table.md').read_text() == table
@@ -53,7 +55,7 @@ def test_batches_grow_until_one_does_not_fit(program, tmp_path, capsys):
   assert '| batch_16 | 16 | 160 |  |' in table
   assert table.endswith('Failed: attention_cudnn, batch_64.\n')
   said = capsys.readouterr().out
-  assert 'failed: RESOURCE_EXHAUSTED: out of memory' in said
+  assert 'RESOURCE_EXHAUSTED: out of memory' in said
   assert '1 of 12: batch_16, after 0 s' in said and '160 clips/s' in said
 
 

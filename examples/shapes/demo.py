@@ -68,23 +68,18 @@ def run(output, options: Options) -> None:
   claim(output, options._asdict())
   stages = Stages(output, total=20)
   files = Files(output)
-  changes = {'seed': options.seed} | (QUICK_WORLD if options.quick else {})
-  stages.run(
-    'draw the world',
-    script('make_shapes_world'),
-    f'--output={files.world}',
-    f'--options={json.dumps(changes)}',
-  )
   # Another seed, or clips would share their backgrounds with the first world.
-  changes = {'purpose': 'downstream', 'seed': 1000 + options.seed} | (
-    QUICK_DOWNSTREAM if options.quick else {}
-  )
-  stages.run(
-    'draw the downstream world',
-    script('make_shapes_world'),
-    f'--output={files.tuning_world}',
-    f'--options={json.dumps(changes)}',
-  )
+  downstream = {'purpose': 'downstream', 'seed': 1000 + options.seed}
+  for name, folder, changes, quick in (
+    ('world', files.world, {'seed': options.seed}, QUICK_WORLD),
+    ('downstream world', files.tuning_world, downstream, QUICK_DOWNSTREAM),
+  ):
+    stages.run(
+      f'draw the {name}',
+      script('make_shapes_world'),
+      f'--output={folder}',
+      f'--options={json.dumps(changes | (quick if options.quick else {}))}',
+    )
   for name, world, data, asked in (
     ('', files.world, files.shapes, False),
     ('downstream ', files.tuning_world, files.downstream, True),
@@ -266,7 +261,7 @@ def _evaluate(options, stages, files):
   figures = json.loads((files.output / 'report.json').read_text())
   demo_page.print_table(figures, results, tuned)
   stages.finish('write the report', time.monotonic() - start)
-  total = sum(seconds for _, seconds, _, _ in stages.shown)
+  total = sum(stage.seconds for stage in stages.shown)
   print(
     f'\n{total / 60:.1f} minutes of work in all.\nReport: {page}\n'
     f'Figures: {files.output / "report.json"}\n'

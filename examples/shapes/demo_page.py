@@ -169,7 +169,7 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
     tuned: what was found out about each of the models.
     cards: of two of these, paths by name.
     models: the fine-tuned ones; see demo.DOWNSTREAM.
-    stages: name, seconds, command and whether kept, of each stage.
+    stages: of the work, in order.
     seed: of the demo.
     warning: to stand on top, or ''.
   """
@@ -186,9 +186,7 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
     for key in ('clips_per_second', 'waiting_share'):
       if key in run:
         figures[f'{name}.{key}'] = run[key]
-  figures |= {
-    f'seconds.{name.replace(" ", "_").replace(",", "")}': seconds for name, seconds, _, _ in stages
-  }
+  figures |= {f'seconds.{x.name.replace(" ", "_").replace(",", "")}': x.seconds for x in stages}
   best, worst = zero_shot.searches(main_result)
   parameters = sum(x.size for x in jax.tree.leaves(main_result.trained.params))
   device = jax.devices()[0].device_kind
@@ -246,7 +244,7 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
           runs['qa'] / 'tensorboard', ['train/loss/answer', 'train/accuracy/answer']
         ),
       },
-      stages=[report.Stage(*stage) for stage in stages],
+      stages=stages,
       files={
         'this page, as numbers': str(output / 'report.json'),
         'the model': str(runs['pretrain']),
@@ -326,50 +324,29 @@ def tuning_tables(tuned, models):
 
 
 def _comparison(results):
-  def pick(name, key):
-    return results[name].figures.get(key)
-
   rows = []
-  for label, key in (
-    ('text to clip, R@1', 't2v_r1'),
-    ('text to clip, R@5', 't2v_r5'),
-    ('text to clip, R@10', 't2v_r10'),
-    ('clip to text, R@1', 'v2t_r1'),
+  for label, by_similarity, by_matching in (
+    ('text to clip, R@1', 'zero_shot.similarity.t2v_r1', 'zero_shot.t2v_r1'),
+    ('text to clip, R@5', 'zero_shot.similarity.t2v_r5', 'zero_shot.t2v_r5'),
+    ('text to clip, R@10', 'zero_shot.similarity.t2v_r10', 'zero_shot.t2v_r10'),
+    ('clip to text, R@1', 'zero_shot.similarity.v2t_r1', 'zero_shot.v2t_r1'),
+    (
+      'right caption, never trained',
+      'probes.right_caption.similarity.never_trained',
+      'probes.right_caption.matching.never_trained',
+    ),
+    ('order of frames', 'probes.order.similarity.all', 'probes.order.matching.all'),
   ):
-    rows.append(
-      (
-        label,
-        *(
-          pick(name, f'zero_shot.similarity.{key}')
-          for name in ('prompter', 'contrast_only', 'pretrain')
-        ),
-        pick('pretrain', f'zero_shot.{key}'),
-      )
-    )
-  for label, key in (
-    ('right caption, never trained', 'right_caption.{}.never_trained'),
-    ('order of frames', 'order.{}.all'),
-  ):
-    rows.append(
-      (
-        label,
-        *(
-          pick(name, 'probes.' + key.format('similarity'))
-          for name in ('prompter', 'contrast_only', 'pretrain')
-        ),
-        pick('pretrain', 'probes.' + key.format('matching')),
-      )
-    )
-  return Table(
-    [
-      '%',
-      'at the start',
-      'contrast alone',
-      'four losses, by similarity',
-      'four losses, by matching',
-    ],
-    rows,
+    names = ('prompter', 'contrast_only', 'pretrain')
+    cells = [results[name].figures.get(by_similarity) for name in names]
+    rows.append((label, *cells, results['pretrain'].figures.get(by_matching)))
+  titles = (
+    'at the start',
+    'contrast alone',
+    'four losses, by similarity',
+    'four losses, by matching',
   )
+  return Table(['%', *titles], rows)
 
 
 def print_table(figures, results, tuned) -> None:

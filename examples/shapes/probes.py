@@ -92,13 +92,7 @@ def right_caption(
   """
   right = metrics.rank_matrix(scores, pairs)['v2t'][1].resolve() == 1
   rows = [truth[video] for video in np.unique(pairs[:, 1])]
-  groups = {
-    'all': np.ones(len(rows), bool),
-    'trained': np.array([row['trained'] for row in rows]),
-    'never_trained': np.array([not row['trained'] for row in rows]),
-  }
-  for family in sorted({row['family'] for row in rows}):
-    groups[family] = np.array([row['family'] == family for row in rows])
+  groups = _groups(rows, [row['family'] for row in rows])
   figures = _shares(right, groups)
   own = np.bincount(pairs[:, 1], minlength=1)
   figures['chance'] = 100.0 * float(own[own > 0].mean()) / len(scores)
@@ -131,13 +125,7 @@ def order(
     for name in ('caption', 'reversed_caption')
   )
   rows = [truth[i] for i in asked]
-  kinds = [_ORDERS.get(row['motion'], 'event_order') for row in rows]
-  groups = {
-    'all': np.ones(len(rows), bool),
-    'trained': np.array([row['trained'] for row in rows]),
-    'never_trained': np.array([not row['trained'] for row in rows]),
-    **{kind: np.array([k == kind for k in kinds]) for kind in sorted(set(kinds))},
-  }
+  groups = _groups(rows, [_ORDERS.get(row['motion'], 'event_order') for row in rows])
   similarity = candidates.similarity_matrix(features.feature, videos.feature)
   right = similarity[tuple(own.T)] > similarity[tuple(other.T)]
   figures = _prefixed('similarity', _shares(right, groups))
@@ -220,6 +208,13 @@ def ask_all(
   return figures | _prefixed(
     'order', order(scorer, videos, truth, matching=retrieval.matching is not None)
   )
+
+
+def _groups(rows, kinds):
+  """{name: bool[rows]} of all, of those trained and never trained, and of each kind."""
+  trained = np.array([row['trained'] for row in rows], bool)
+  groups = {'all': np.ones(len(rows), bool), 'trained': trained, 'never_trained': ~trained}
+  return groups | {kind: np.array(kinds) == kind for kind in sorted(set(kinds))}
 
 
 def _shares(right, groups):

@@ -15,6 +15,7 @@ import numpy as np
 from alpro_jax import files
 from alpro_jax.evaluation import page, pictures
 from alpro_jax.evaluation.page import Search, Table
+from examples.shapes.stages import Stage
 
 TEMPLATES = pathlib.Path(__file__).parent / 'templates'
 
@@ -73,15 +74,6 @@ class Curve(NamedTuple):
   steps: Sequence[float]
   values: Sequence[float]
   level: float | None = None
-
-
-class Stage(NamedTuple):
-  """A part of the work: what, how long, by which command ('' if by none)."""
-
-  name: str
-  seconds: float
-  command: str
-  kept: bool
 
 
 @dataclasses.dataclass(frozen=True)

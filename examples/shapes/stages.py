@@ -8,12 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 from absl import logging
 
 from alpro_jax import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Stage(NamedTuple):
+  """A part of the work: what, how long, by which command ('' if by none)."""
+
+  name: str
+  seconds: float
+  command: str = ''
+  kept: bool = False  # Done before.
 
 
 class Stages:
@@ -25,7 +35,7 @@ class Stages:
     if self._file.exists():
       self._done = json.loads(self._file.read_text())
     self._number, self._total = 0, total
-    self.shown = []  # (name, seconds, command, kept)
+    self.shown: list[Stage] = []
 
   def run(self, name: str, *command: str) -> None:
     """Runs a Python command unless the same one is done already."""
@@ -37,7 +47,7 @@ class Stages:
       known = {'command': line, 'seconds': 0.0, 'done': False}
     if known['done']:
       print(f'done before, {known["seconds"]:.0f} s', flush=True)
-      self.shown.append((name, known['seconds'], line, True))
+      self.shown.append(Stage(name, known['seconds'], line, kept=True))
       return
     start = time.monotonic()
     code = _wait(command)
@@ -56,7 +66,7 @@ class Stages:
 
   def finish(self, name, seconds, line=''):
     print(f'{seconds:.0f} s', flush=True)
-    self.shown.append((name, seconds, line, False))
+    self.shown.append(Stage(name, seconds, line))
 
   def _announce(self, name):
     self._number += 1

@@ -236,7 +236,7 @@ def write_page(
       regions=regions(result),
       entities=chosen_entities(result),
       details=detail_tables(result.figures),
-      stages=[report.Stage('evaluate', seconds, '', False)],
+      stages=[report.Stage('evaluate', seconds)],
       files={
         'checkpoint': checkpoint,
         'data': prepared.path,
