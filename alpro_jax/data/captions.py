@@ -29,7 +29,7 @@ def read_all(paths, split: str = 'train', *, questions: bool = False) -> list[st
     elif path.lower().endswith('.txt'):
       texts += filter(None, map(str.strip, checksum.read_lines(path)))
     else:
-      # No video is opened, so that any place will do.
+      # No video is opened, so any folder will do.
       found = sources.read_folder(path, split=split, root='/')
       for skipped in found.skipped[:5]:
         logging.warning('%s: %s (%s)', skipped.item, skipped.reason, skipped.detail)

@@ -148,7 +148,7 @@ class Clips:
     )
 
   def _clip(self, where, files, texts, still=False):
-    """Returns what is known of a clip, or None if its name or a text is no good."""
+    """Returns what is known of a clip, or None if its name or a text is not valid."""
     files = [self.relative(name) for name in files]
     video = canonical(files[0]) if not name_problem(files[0]) else None
     if video not in self._clips:

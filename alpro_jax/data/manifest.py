@@ -19,7 +19,7 @@ ALL = 'all splits'
 
 
 class PrepareError(ValueError):
-  """Something the user can mend; the message is one clear sentence."""
+  """A mistake that the user can fix; the message is one clear sentence."""
 
 
 def read_manifest(output, *, missing_ok: bool = False) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def write_atomic(path, texts: Iterable[str]) -> None:
 
 
 def load(path, then: str):
-  """Returns what a .json file of ours holds; `then` mends a damaged one."""
+  """Returns what a .json file of ours holds; `then` says how to fix a damaged one."""
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)

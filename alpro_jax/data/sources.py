@@ -265,7 +265,6 @@ def read(source: str, given: Mapping[str, Any]) -> Annotations:
 
 _FORMATS = {'.json': tables.json_rows, '.jsonl': tables.jsonl_rows, '.csv': tables.csv_rows}
 _VIDEO = ('clip_name', 'video', 'video_id')
-_LANGUAGE = ' language'  # Added to rows of MSVD; no column begins like this.
 
 
 class _Published(Clips):
@@ -321,7 +320,9 @@ class _Published(Clips):
     if name in self._except:
       self._except[name] = True
       return None
-    if self._ids and name not in self._ids or row.get(_LANGUAGE, 'English') != 'English':
+    if self._ids and name not in self._ids:
+      return None
+    if 'VideoID' in row and present(row.get('Language')) not in ('', 'English'):  # MSVD.
       return None
     if self.splits and self.splits.get(name) not in self.wanted_splits:
       return None
@@ -349,8 +350,7 @@ def _msvd_table(path, columns):
       parts = [present(row.get(key)) for key in ('VideoID', 'Start', 'End')]
       if not all(parts) or 'Description' not in row:
         problem = 'expected VideoID, Start, End and Description'
-      language = present(row.get('Language')) or 'English'
-      row = {'video': '_'.join(parts), 'caption': row.get('Description'), _LANGUAGE: language}
+      row |= {'video': '_'.join(parts), 'caption': row.get('Description')}
     yield where, row, problem
 
 
