@@ -11,20 +11,23 @@ and a card for every model. Start it again after an interruption. It takes about
 five minutes for each row on two cores; --only=without_pem,two_frames chooses.
 """
 
-from absl import app, flags
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
+from absl import flags
 
 from examples.shapes import ablations
-from launch import command
 
 _DEMO = flags.DEFINE_string('demo', 'runs/demo', 'A finished demo.')
 _OUTPUT = flags.DEFINE_string('output', 'runs/ablations', 'Folder for everything.')
 _ONLY = flags.DEFINE_list('only', [], f'Some of {", ".join(ablations.ROWS)}.')
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   ablations.run(_DEMO.value, _OUTPUT.value, _ONLY.value)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

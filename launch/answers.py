@@ -10,10 +10,14 @@ lower case, with single blanks and in one form of Unicode (NFKC): that is how
 they are compared, in training and in evaluation.
 """
 
-from absl import app, flags
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
+from absl import flags
 
 from alpro_jax.data import annotations, answers, dataset
-from launch import command
 
 _DATA = flags.DEFINE_string('data', None, 'Prepared set.', required=True)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the questions.')
@@ -21,8 +25,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'File to write, one answer a line.
 _LIMIT = flags.DEFINE_integer('limit', 0, 'How many answers; 0 is all.')
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   # Frames are not looked at, so their digests need no check.
   records = dataset.open_dataset(_DATA.value, _SPLIT.value, verify=False).metadata()
   asked = [question.answer for record in records for question in record.questions]
@@ -38,4 +41,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

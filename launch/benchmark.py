@@ -39,18 +39,18 @@ Figures are printed and, with --output, written as JSON. Only `input` and
 launch/compile_for.py.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import json
 import pathlib
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from launch import command
-
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, e.g. configs/pretrain.py:demo.', lock_config=True
-)
+_CONFIG = command.config_flag('Config file, e.g. configs/pretrain.py:demo.')
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
@@ -183,14 +183,12 @@ _WORDS = {
 }
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    words = argv[1:]
-    if len(words) != 1 or words[0] not in _WORDS:
-      raise ValueError(f'{words} is not what to measure; give one of {list(_WORDS)}.')
-    if _CONFIG.value is None:
-      raise ValueError('--config is needed, e.g. configs/pretrain.py.')
-    figures = _WORDS[words[0]](_CONFIG.value)
+def main(*words):
+  if len(words) != 1 or words[0] not in _WORDS:
+    raise ValueError(f'{list(words)} is not what to measure; give one of {list(_WORDS)}.')
+  if _CONFIG.value is None:
+    raise ValueError('--config is needed, e.g. configs/pretrain.py.')
+  figures = _WORDS[words[0]](_CONFIG.value)
   width = max(map(len, figures)) + 2
   for name, value in figures.items():
     shown = f'{value:,.4g}' if isinstance(value, float) else value
@@ -200,6 +198,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  # The word may stand before the flags.
-  flags.FLAGS.set_gnu_getopt(True)
-  app.run(main, flags_parser=command.parse)
+  command.run(main, words=True)

@@ -5,6 +5,7 @@ exit code 2; --debug shows where it comes from.
 """
 
 import contextlib
+import difflib
 import errno
 import logging as python_logging
 import os
@@ -13,10 +14,12 @@ import re
 import sys
 import traceback
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from alpro_jax.data.annotations import printable_lines
+from alpro_jax.train import options
+from configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MISTAKE = 2
@@ -42,6 +45,33 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Find the other processes
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
+flags.disclaim_key_flags()  # What is defined below is the command's.
+
+
+def config_flag(text: str):
+  """Defines --config, whose options --config.NAME=VALUE change."""
+  return config_flags.DEFINE_config_file('config', None, text, lock_config=True)
+
+
+def run(main, *, words: bool = False, verbosity: int | None = None) -> None:
+  """Parses the flags, runs main(*words) and ends the process.
+
+  Args:
+    main: returns None or the exit code.
+    words: the command takes some, before, between or after its flags.
+    verbosity: of the log, unless --verbosity says another.
+  """
+  if verbosity is not None:
+    flags.FLAGS.set_default('verbosity', verbosity)
+  flags.adopt_module_key_flags(sys.modules[__name__])
+
+  def guarded(argv):
+    with mistakes_in_one_line():
+      if argv[1:] and not words:
+        raise ValueError(f'unexpected {" ".join(argv[1:])}; every option starts with --.')
+      return main(*argv[1:])
+
+  app.run(guarded, flags_parser=parse)
 
 
 def start() -> None:
@@ -54,45 +84,17 @@ def start() -> None:
   tf.config.set_visible_devices([], 'GPU')
 
 
-def parse(argv):
-  """Parses flags; a wrong option is one line, not a traceback."""
-  try:
-    rest = _read_flags(argv)
-    if flags.FLAGS.config is not None:
-      name = config_flags.get_config_filename(flags.FLAGS['config'])
-      name = name.partition(':')[0]
-      if not pathlib.Path(name).is_file():
-        raise FileNotFoundError(
-          f'config file {name} is not there; see configs/ for those that are.'
-        )
-    return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    fail(_explain(error, argv), MISTAKE)
-
-
-def parse_flags(argv):
-  """Parses the flags of a program that takes nothing else, no config either."""
-  rest = parse_words(argv)
-  if rest[1:]:
-    fail(f'unexpected {" ".join(rest[1:])}; see --help.', MISTAKE)
-  return rest
-
-
-def parse_words(argv):
-  """Parses flags that stand before, between and after words."""
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; a wrong one is one line, not a traceback. Returns the rest."""
   flags.FLAGS.set_gnu_getopt(True)
   try:
-    return _read_flags(argv)
-  except flags.Error as error:
-    # As text, for --debug was not parsed either; in one line for all flags.
-    fail(' '.join(str(error).splitlines()), MISTAKE)
-
-
-def _read_flags(argv):
-  try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    _check_config()
+    return rest
   except SystemExit:
     sys.exit(0)  # --help was asked for and shown, which absl calls a failure.
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    fail(_explain(error, argv), MISTAKE)
 
 
 @contextlib.contextmanager
@@ -152,21 +154,67 @@ def _connect():
     jax.distributed.initialize(*given)
 
 
+def _check_config():
+  """Refuses a config file that is not there, or that sets what is no option."""
+  if 'config' not in flags.FLAGS or flags.FLAGS.config is None:
+    return
+  name = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+  if not pathlib.Path(name).is_file():
+    raise FileNotFoundError(f'config file {name} is not there; see configs/ for those that are.')
+  defaults = common.get_config()
+  defaults.data.sources = defaults.eval.sources = (common.source(''),)
+  known = set(options.names(defaults))
+  for option in options.names(flags.FLAGS.config):
+    if option not in known:
+      raise ValueError(f'{name}: {_unknown(option, option, known)}')
+
+
 def _explain(error, argv):
+  """Says in one line what is wrong with the flags."""
+  if isinstance(error, (AttributeError, KeyError, TypeError)):
+    # What ml_collections says names the last part of an option alone.
+    known = _options_of_config(argv)
+    for arg in argv if known else ():
+      option = re.match(r'--?(no)?config\.([^=]+)', arg)
+      if option and (name := re.sub(r'\[\d+\]', '', option[2])) not in known:
+        return _unknown(arg, name, known)
   text = str(error)
   # A config file that fails comes with its traceback; its last line says it.
   if 'Traceback' in text and '--debug' not in argv:
     text = text.strip().splitlines()[-1].partition(': ')[2] or text
-  # ml_collections names the last part of an unknown option alone.
-  if isinstance(error, (AttributeError, KeyError)):
-    _, wrong, *hint = re.split('[\'"]+', text.replace('\\', ''))
-    given = [a for a in argv if a.startswith('--config.') and wrong in a]
-    text = f'unknown option {" ".join(given) or wrong}. ' + (
-      f'Did you mean {hint[1]!r} instead of {wrong!r}?'
-      if len(hint) > 1
-      else 'All options are in configs/common.py.'
-    )
-  return text
+  # absl has a line for each flag.
+  return ' '.join(text.splitlines()) if isinstance(error, flags.Error) else text
+
+
+def _options_of_config(argv):
+  """Returns the names of what --config has before anything changes it."""
+  for arg, following in zip(argv, [*argv[1:], ''], strict=True):
+    if path := re.fullmatch(r'--?config(?:=(.*))?', arg):
+      with contextlib.suppress(Exception):  # It may be what is wrong.
+        return set(options.names(flags.FLAGS['config'].parser.parse(path[1] or following)))
+  return set()
+
+
+def _unknown(given, name, known):
+  """Says which options one that does not exist may mean."""
+  if name in options.RENAMED:
+    new, values = options.RENAMED[name]
+    changed = ', '.join(f'{old} is now {value!r}' for old, value in values.items())
+    return f'option {given} is now called --config.{new}' + (f'; {changed}.' if changed else '.')
+  last = name.rpartition('.')[2]
+
+  def likeness(option):
+    own = option.rpartition('.')[2]
+    initials = ''.join(word[0] for word in own.split('_') if word)
+    alike = difflib.SequenceMatcher(None, last, own).ratio()
+    return max(alike, float(last == initials)), difflib.SequenceMatcher(None, name, option).ratio()
+
+  best = max(map(likeness, known))[0]
+  near = [option for option in known if likeness(option)[0] > max(0.6, best - 0.2)]
+  if not near:
+    return f'unknown option {given}; all options are in configs/common.py.'
+  near = sorted(near, key=likeness, reverse=True)[:3]
+  return f'unknown option {given}; did you mean {" or ".join(f"--config.{x}" for x in near)}?'
 
 
 def _quiet_logs():

@@ -17,20 +17,21 @@ of this machine. Of a GPU's program it also says what its kernels move between
 memory and chip, and with --kernels=30 which take longest.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import json
 import pathlib
 import time
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from alpro_jax import sharding
 from benchmarks import compiled, kernels, topology
-from launch import command
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, e.g. configs/pretrain.py.', lock_config=True
-)
+_CONFIG = command.config_flag('Config file, e.g. configs/pretrain.py.')
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   '',
@@ -58,19 +59,17 @@ def show(figures: dict, indent: str = '') -> None:
       print(f'{indent}{name:{24 - len(indent)}}{value}')
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    if len(argv) > 1 or _CONFIG.value is None or not _TOPOLOGY.value:
-      raise ValueError(
-        '--topology and --config are needed, e.g. --topology=v5e:16x16 '
-        f'--config=configs/pretrain.py; got {argv[1:]} beside options.'
-      )
-    config = _CONFIG.value
-    found, chip = topology.devices(_TOPOLOGY.value)
-    mesh = sharding.mesh_from_config(config.mesh, found)
-    begin = time.perf_counter()
-    program, model = compiled.compile_step(config, mesh)
-    compile_s = time.perf_counter() - begin
+def main():
+  if _CONFIG.value is None or not _TOPOLOGY.value:
+    raise ValueError(
+      '--topology and --config are needed, e.g. --topology=v5e:16x16 --config=configs/pretrain.py.'
+    )
+  config = _CONFIG.value
+  found, chip = topology.devices(_TOPOLOGY.value)
+  mesh = sharding.mesh_from_config(config.mesh, found)
+  begin = time.perf_counter()
+  program, model = compiled.compile_step(config, mesh)
+  compile_s = time.perf_counter() - begin
   text = program.as_text()
   if _PROGRAM.value:
     pathlib.Path(_PROGRAM.value).write_text(text)
@@ -90,4 +89,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse)
+  command.run(main)

@@ -36,25 +36,25 @@ with this project: `pip install torch --index-url
 https://download.pytorch.org/whl/cpu`. Nothing in such a file is ever run.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import dataclasses
 import logging as python_logging
 import os
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from alpro_jax.data.annotations import printable
 from alpro_jax.weights import convert, kept, sources, tables
 from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain, pretrain_prompter
-from launch import command
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
+_CONFIG = command.config_flag(
   'Config whose options beside the sizes of the model are '
-  "stored; by default the paper's of the task.",
-  lock_config=True,
+  "stored; by default the paper's of the task."
 )
 _ORIGINAL = flags.DEFINE_string('original', '', "The original's or LAVIS's weights.")
 _VIT = flags.DEFINE_string('vit', '', 'Weights of a ViT or a TimeSformer for the video encoder.')
@@ -104,32 +104,29 @@ _CONFIGS = {
 }
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    if argv[1:]:
-      raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
-    # Conversion is copying; a GPU would only be kept from others.
-    jax.config.update('jax_platforms', 'cpu')
-    # Orbax tells every step of writing a file, and pages of a full disk, of
-    # which the error says enough.
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addFilter(
-      lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
-    )
-    python_logging.getLogger('asyncio').setLevel('CRITICAL')
-    _check_flags()
-    if _CHECKPOINT.value:
-      written = kept.to_original(_CHECKPOINT.value, _OUTPUT.value, _PROMPTER.value)
-      _report_file(*written)
-      return
-    names = {field.name for field in dataclasses.fields(convert.Options)} - {'paper_config'}
-    options = convert.Options(
-      paper_config=lambda task: _CONFIGS[task].get_config(),
-      **{name: flags.FLAGS[name].value for name in names},
-    )
-    way = convert.from_original if _ORIGINAL.value else convert.from_backbones
-    for one in way(options):
-      _report_checkpoint(one)
+def main():
+  # Conversion is copying; a GPU would only be kept from others.
+  jax.config.update('jax_platforms', 'cpu')
+  # Orbax tells every step of writing a file, and pages of a full disk, of
+  # which the error says enough.
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_logger().addFilter(
+    lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
+  )
+  python_logging.getLogger('asyncio').setLevel('CRITICAL')
+  _check_flags()
+  if _CHECKPOINT.value:
+    written = kept.to_original(_CHECKPOINT.value, _OUTPUT.value, _PROMPTER.value)
+    _report_file(*written)
+    return
+  names = {field.name for field in dataclasses.fields(convert.Options)} - {'paper_config'}
+  options = convert.Options(
+    paper_config=lambda task: _CONFIGS[task].get_config(),
+    **{name: flags.FLAGS[name].value for name in names},
+  )
+  way = convert.from_original if _ORIGINAL.value else convert.from_backbones
+  for one in way(options):
+    _report_checkpoint(one)
 
 
 def _check_flags():
@@ -187,5 +184,4 @@ def _print_list(what, lines):
 
 
 if __name__ == '__main__':
-  flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=command.parse)
+  command.run(main)

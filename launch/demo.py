@@ -12,20 +12,23 @@ Every step is one of the commands of this repository, printed before it runs. A
 step that is done is not done again: start it again after an interruption.
 """
 
-from absl import app, flags
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
+from absl import flags
 
 from examples.shapes import demo
-from launch import command
 
 _OUTPUT = flags.DEFINE_string('output', 'runs/demo', 'Folder for everything.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the world and of training.')
 _QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   demo.run(_OUTPUT.value, demo.Options(_SEED.value, _QUICK.value))
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

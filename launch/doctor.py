@@ -7,8 +7,13 @@
 Looks at versions, devices, memory, disk, data sets (counts and digests),
 tokenizer, lists, checkpoints, and compiles and takes one step of the config on
 made-up data. Without --config that step is the demo's. Says what is wrong and
-the command that mends it. Exit code: 0 if a run can start, 1 if not.
+how to fix it. Exit code: 0 if a run can start, 1 if not.
 """
+
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
 
 import os
 import pathlib
@@ -16,15 +21,11 @@ import shutil
 import sys
 import time
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from alpro_jax.data.annotations import printable_lines
-from launch import command
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file of the run, e.g. configs/pretrain.py:own.', lock_config=True
-)
+_CONFIG = command.config_flag('Config file of the run, e.g. configs/pretrain.py:own.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
 _STEP = flags.DEFINE_bool('step', True, 'Compile and take one step.')
 
@@ -40,45 +41,42 @@ class Doctor:
   def good(self, what, text):
     self._say('ok', what, text)
 
-  def warn(self, what, text, mend=''):
-    self._say('warning', what, text, mend)
+  def warn(self, what, text, fix=''):
+    self._say('warning', what, text, fix)
 
-  def bad(self, what, text, mend=''):
+  def bad(self, what, text, fix=''):
     self.errors += 1
-    self._say('ERROR', what, text, mend)
+    self._say('ERROR', what, text, fix)
 
-  def check(self, what, call, mend):
-    """Says what `call` returns, or its error, and how to mend it."""
+  def check(self, what, call, fix):
+    """Says what `call` returns, or its error, and how to fix it."""
     try:
       self.good(what, call())
     except (ValueError, OSError, KeyError) as error:
-      self.bad(what, error, mend)
+      self.bad(what, command.describe(error), fix)
 
-  def _say(self, level, what, text, mend=''):
+  def _say(self, level, what, text, fix=''):
     print(printable_lines(f'{level:<8} {what}: {text}'))
-    if mend:
-      print(f'         mend it: {mend}')
+    if fix:
+      print(f'         fix: {fix}')
     sys.stdout.flush()
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    if argv[1:]:
-      raise ValueError(f'unexpected {argv[1:]}; every option starts with --.')
-    logging.set_verbosity(logging.ERROR)
-    doctor = Doctor()
-    check_versions(doctor)
-    check_devices(doctor)
-    config = _CONFIG.value
-    if config is not None:
-      check_inputs(doctor, config)
-      check_checkpoints(doctor, config)
-    if _WORKDIR.value:
-      check_workdir(doctor, config)
-    if config is not None and not doctor.errors:
-      check_run(doctor, config)
-    if _STEP.value:
-      check_step(doctor, config)
+def main():
+  logging.set_verbosity(logging.ERROR)
+  doctor = Doctor()
+  check_versions(doctor)
+  check_devices(doctor)
+  config = _CONFIG.value
+  if config is not None:
+    check_inputs(doctor, config)
+    check_checkpoints(doctor, config)
+  if _WORKDIR.value:
+    check_workdir(doctor, config)
+  if config is not None and not doctor.errors:
+    check_run(doctor, config)
+  if _STEP.value:
+    check_step(doctor, config)
   if doctor.errors:
     print(f'\n{doctor.errors} found that would stop a run.')
     sys.exit(1)
@@ -107,11 +105,11 @@ def check_versions(doctor):
       continue
     if not need.specifier.contains(version, prereleases=True):
       other.append(f'{need.name} {version} (tried with{need.specifier})')
-  mend = f'{sys.executable} -m pip install -r requirements.txt'
+  fix = f'{sys.executable} -m pip install -r requirements.txt'
   if missing:
-    doctor.bad('packages', f'not installed: {", ".join(missing)}', mend)
+    doctor.bad('packages', f'not installed: {", ".join(missing)}', fix)
   if other:
-    doctor.warn('packages', f'other versions: {", ".join(other)}', mend)
+    doctor.warn('packages', f'other versions: {", ".join(other)}', fix)
   if not missing and not other:
     doctor.good(
       'packages',
@@ -396,6 +394,4 @@ def _host_memory():
 
 
 if __name__ == '__main__':
-  flags.FLAGS.set_default('verbosity', 0)
-  flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=command.parse)
+  command.run(main)

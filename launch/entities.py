@@ -5,12 +5,16 @@
     --stop_words=footage,video,background --output=entities.txt
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import os
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from alpro_jax.data import annotations, captions, checksum, entities
-from launch import command
 
 _CAPTIONS = flags.DEFINE_multi_string(
   'captions',
@@ -32,8 +36,7 @@ def _stop_words(text):
   return [word.strip() for word in text.split(',') if word.strip()]
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   logging.set_verbosity(logging.INFO)
   texts = captions.read_all(_CAPTIONS.value, _SPLIT.value)
   counted = entities.count_entities(texts, _LIMIT.value, stop_words=_stop_words(_STOP_WORDS.value))
@@ -46,4 +49,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

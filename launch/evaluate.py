@@ -38,22 +38,23 @@ probes:
     --truth=runs/demo/world/test/truth.jsonl --output=runs/demo/test
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import os
 import pathlib
 import time
 
 import jax
 import ml_collections
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags, logging
 
 from alpro_jax.data.annotations import printable
 from configs import common
-from launch import command
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file; without one the options of the run count.', lock_config=True
-)
+_CONFIG = command.config_flag('Config file; without one the options of the run count.')
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.'
 )
@@ -101,17 +102,14 @@ _SHOWN = (
 )
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    if argv[1:] or not _CHECKPOINT.value:
-      raise ValueError(
-        f'unexpected {argv[1:]}.'
-        if argv[1:]
-        else '--checkpoint is needed, e.g. --checkpoint=runs/pretrain --data='
-        'data/msrvtt --split=test; see --help.'
-      )
-    command.start()
-    evaluate()
+def main():
+  if not _CHECKPOINT.value:
+    raise ValueError(
+      '--checkpoint is needed, e.g. --checkpoint=runs/pretrain --data='
+      'data/msrvtt --split=test; see --help.'
+    )
+  command.start()
+  evaluate()
 
 
 def evaluate():
@@ -156,8 +154,12 @@ def choose_options(meta):
     ValueError: if --config, or a flag, asks for what the checkpoint is not.
   """
   name = _CHECKPOINT.value
-  # Runs that are older than an option have its default.
-  config = ml_collections.ConfigDict(_fill(meta['config'], common.get_config().to_dict()))
+  config, missing = _fill(meta['config'], common.get_config().to_dict())
+  if missing:
+    logging.warning(
+      'the run of %s is older than these options; their present defaults count: %s', name, missing
+    )
+  config = ml_collections.ConfigDict(config)
   answers = config.task == 'question_answering'
   if _CONFIG.value is not None:
     _check_fits(name, meta, _CONFIG.value)
@@ -297,16 +299,16 @@ def _evaluate(model, prepared, style, several):
     print(f'Written: {report}')
 
 
-def _fill(values, defaults):
-  """Adds the defaults that a nested dict does not have."""
-  filled = {**defaults, **values}
-  for key, value in values.items():
-    if isinstance(value, dict) and isinstance(defaults.get(key), dict):
-      filled[key] = _fill(value, defaults[key])
-  return filled
+def _fill(values, defaults, prefix=''):
+  """Returns a nested dict with the defaults that it lacks, and these by dotted name."""
+  missing = {prefix + name: value for name, value in defaults.items() if name not in values}
+  filled = defaults | values
+  for name, value in values.items():
+    if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+      filled[name], below = _fill(value, defaults[name], f'{prefix}{name}.')
+      missing |= below
+  return filled, missing
 
 
 if __name__ == '__main__':
-  flags.FLAGS.set_default('verbosity', 0)
-  flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=command.parse)
+  command.run(main, verbosity=0)

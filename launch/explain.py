@@ -10,12 +10,15 @@ if the checkpoint was pre-trained with one, and where and when the video
 encoder looks. A checkpoint of question answering is given a question.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import os
 import pathlib
 
-from absl import app, flags, logging
-
-from launch import command
+from absl import flags, logging
 
 _OUTPUT = flags.DEFINE_string('output', 'explained.html', 'The page.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
@@ -34,16 +37,15 @@ _REGIONS = flags.DEFINE_integer('regions', 6, 'Regions to be named.', lower_boun
 _STEPS = flags.DEFINE_integer('steps', 16, 'Of integrated gradients; more is finer.', lower_bound=1)
 
 
-def main(argv):
-  with command.mistakes_in_one_line():
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) != 4 or not all(text.strip() for text in argv):
-      raise ValueError(
-        f'got {argv[1:]}; give a checkpoint, a video and a text: explain.py '
-        'runs/pretrain clip.mp4 "a red circle moves left".'
-      )
-    command.start()
-    print(f'Written: {explain(*argv[1:])}')
+def main(*words):
+  logging.set_verbosity(logging.WARNING)
+  if len(words) != 3 or not all(text.strip() for text in words):
+    raise ValueError(
+      f'got {list(words)}; give a checkpoint, a video and a text: explain.py '
+      'runs/pretrain clip.mp4 "a red circle moves left".'
+    )
+  command.start()
+  print(f'Written: {explain(*words)}')
 
 
 def explain(checkpoint, video, text):
@@ -102,5 +104,4 @@ def _cut(video, frames):
 
 
 if __name__ == '__main__':
-  flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=command.parse_words)
+  command.run(main, words=True)

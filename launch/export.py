@@ -17,12 +17,15 @@ A small checkpoint again, parameters, meta and tokenizer:
     --split=test
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import pathlib
 import time
 
-from absl import app, flags
-
-from launch import command
+from absl import flags
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.', required=True
@@ -51,8 +54,7 @@ _PARAMS_ONLY = flags.DEFINE_bool(
 )
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   import jax
   import ml_collections
 
@@ -101,4 +103,4 @@ def _change(data):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

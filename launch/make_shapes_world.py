@@ -12,11 +12,16 @@ Take another seed than that of pre-training: clips of one seed may share their
 background and their path.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import json
 import os
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from examples.shapes import files, scenes
 
@@ -30,9 +35,7 @@ _OPTIONS = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer('workers', 0, 'Processes to draw with; 0 is one for each core.')
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+def main():
   world = scenes.world_from_options(json.loads(_OPTIONS.value))
   start = time.time()
   counts = files.write(world, _OUTPUT.value, _WORKERS.value or os.cpu_count())
@@ -46,4 +49,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

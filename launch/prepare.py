@@ -79,6 +79,11 @@ Is a set as it was written? Names every broken file and record, and with
   python launch/prepare.py verify sets/clips --output=sets/clips_repaired
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import os
 import shlex
 import signal
@@ -90,7 +95,6 @@ from collections import Counter
 from absl import app, flags
 
 from alpro_jax.data import annotations, fetch, prepare, sources, verify, workers
-from launch import command
 
 FLAGS = flags.FLAGS
 _LIMITS = fetch.Limits()
@@ -334,7 +338,7 @@ def _prepare(words, beam_flags):
 def _parse(argv):
   """Parses flags and words; what follows -- is Beam's."""
   at = argv.index('--') if '--' in argv else len(argv)
-  return command.parse_words(argv[:at]) + argv[at:]
+  return command.parse(argv[:at]) + argv[at:]
 
 
 def main(argv):

@@ -22,16 +22,20 @@ ask     answers a question about a video, for each span and over all.
 embed   writes video, start, stop and vector of every clip to .npz or .parquet.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import dataclasses
 import os
 import pathlib
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from alpro_jax.data.annotations import printable
-from launch import command
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
@@ -93,19 +97,9 @@ _STEPS = {
 }
 
 
-def main(argv):
-  try:
-    with command.mistakes_in_one_line():
-      run(argv)
-  except KeyboardInterrupt:
-    command.fail('interrupted; the same command goes on from here.', 130)
-
-
-def run(argv):
-  """Does the step that the words name."""
+def main(step='', *rest):
   # What runs long has progress lines of its own.
   logging.set_verbosity(logging.WARNING)
-  step, *rest = argv[1:] or ['']
   if step not in _STEPS:
     raise ValueError(f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
   wanted = {
@@ -116,13 +110,16 @@ def run(argv):
   }[step]
   if len(rest) not in wanted or not all(text.strip() for text in rest):
     raise ValueError(
-      f'`{step}` was given {rest}; it is used as: {_STEPS[step]}. Put '
+      f'`{step}` was given {list(rest)}; it is used as: {_STEPS[step]}. Put '
       'texts and names with spaces in quotes.'
     )
   needed = ('checkpoint',) if step == 'ask' else ('index',)
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
-  {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+  try:
+    {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+  except KeyboardInterrupt:
+    command.fail('interrupted; the same command goes on from here.', 130)
 
 
 def index(folder):
@@ -308,5 +305,4 @@ def _cutting(encoder, store):
 
 
 if __name__ == '__main__':
-  flags.adopt_module_key_flags(command)
-  app.run(main, flags_parser=command.parse_words)
+  command.run(main, words=True)

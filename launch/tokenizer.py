@@ -7,11 +7,15 @@
 A BERT vocab.txt needs no training: give its path as config.data.tokenizer.
 """
 
+try:
+  from launch import command
+except ModuleNotFoundError:
+  import not_installed  # noqa: F401
+
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from alpro_jax.data import captions, tokens
-from launch import command
 
 _CAPTIONS = flags.DEFINE_multi_string(
   'captions',
@@ -24,8 +28,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'File to write, ending in .model.'
 _VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 30000, 'Most pieces; few captions give fewer.')
 
 
-@command.mistakes_in_one_line()
-def main(_):
+def main():
   texts = captions.read_all(_CAPTIONS.value, _SPLIT.value, questions=True)
   model = tokens.train_sentencepiece(texts, _OUTPUT.value, _VOCAB_SIZE.value)
   print(f'{model.vocab_size} pieces from {len(texts)} texts -> {_OUTPUT.value}')
@@ -45,4 +48,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command.parse_flags)
+  command.run(main)

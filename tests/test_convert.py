@@ -186,7 +186,7 @@ import os
 import sys
 from absl import flags
 from absl.testing import flagsaver
-from launch import convert
+from launch import command, convert
 
 flags.FLAGS(['convert'])
 done = []
@@ -196,7 +196,8 @@ for options in json.loads(sys.argv[1]):
       out), contextlib.redirect_stderr(out):
     try:
       flags.FLAGS(['convert', *options])
-      convert.main(['convert'])
+      with command.mistakes_in_one_line():
+        convert.main()
     except SystemExit as error:
       code = error.code
   done.append((code, out.getvalue()))

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and says how to mend it."""
+"""The doctor finds what is wrong, and prints how to fix it."""
 
 import pathlib
 import subprocess
@@ -31,6 +31,13 @@ def examine(folder, *options):
   )
   assert 'Traceback' not in done.stderr, done.stderr[-2000:]
   return done.returncode, done.stdout
+
+
+def test_no_error_is_a_bare_key():
+  code = 'from launch.doctor import Doctor; Doctor().check("data", lambda: {}["pixels"], "a set")'
+  said = subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True)
+  assert "ERROR    data: KeyError: 'pixels'. No input should end like this" in said
+  assert 'fix: a set' in said
 
 
 @pytest.mark.slow
@@ -68,7 +75,7 @@ def test_what_would_stop_a_run(folder):
     shard.write_bytes(content)
   assert code == 1
   assert "ERROR    tokenizer: No tokenizer at 'gone.model'" in out
-  assert 'mend it: python launch/tokenizer.py' in out
+  assert 'fix: python launch/tokenizer.py' in out
   assert f'expected {len(content)}; copy or prepare it again' in out
   assert 'prepare.py verify' in out
   assert 'ERROR    start: no checkpoint in' in out

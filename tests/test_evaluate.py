@@ -97,8 +97,10 @@ def command(**given):
     evaluate.evaluate()
 
 
-def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys):
+def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys, caplog):
   command(checkpoint=str(run[0]), output=str(tmp_path / 'card'))
+  filled = "older than these options; their present defaults count: {'eval.dual_softmax': False}"
+  assert filled in caplog.text
   card = json.loads((tmp_path / 'card' / 'card.json').read_text())
   assert card['checkpoint']['step'] == 7
   # The third video has no question.

@@ -10,13 +10,25 @@ MISTAKES = {
     DEMO,
     ['--workdir=W', '--config.train.step=3'],
     1,
-    "unknown option --config.train.step=3. Did you mean 'steps'",
+    'unknown option --config.train.step=3; did you mean --config.train.steps?',
   ),
   'unknown': (
     DEMO,
     ['--workdir=W', '--config.train.zzz=3'],
     1,
-    'unknown option --config.train.zzz=3. All options are in',
+    'unknown option --config.train.zzz=3; all options are in',
+  ),
+  'guess': (
+    DEMO,
+    ['--workdir=W', '--config.optimizer.lr=3'],
+    1,
+    'unknown option --config.optimizer.lr=3; did you mean --config.optimizer.learning_rate?',
+  ),
+  'renamed': (
+    DEMO,
+    ['--workdir=W', '--config.eval.rerank=False'],
+    1,
+    "--config.eval.rerank=False is now called --config.eval.scoring; True is now 'auto'",
   ),
   'type': (
     DEMO,

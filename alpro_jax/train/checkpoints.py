@@ -25,7 +25,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from alpro_jax.train import digests, trees
+from alpro_jax.train import digests, options, trees
 from alpro_jax.train.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -47,8 +47,11 @@ class Checkpoint:
 
   @functools.cached_property
   def meta(self) -> dict[str, Any]:
-    """The JSON that was stored with it."""
-    return json.loads((self.folder / 'meta' / 'metadata').read_text())
+    """The JSON that was stored with it, its options by their present names."""
+    meta = json.loads((self.folder / 'meta' / 'metadata').read_text())
+    if 'config' in meta:
+      meta['config'] = options.with_new_names(meta['config'])
+    return meta
 
   def params_digests(self) -> dict[str, str]:
     """Returns the digest of every parameter; see `digests.of_arrays`."""

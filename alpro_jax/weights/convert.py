@@ -24,6 +24,7 @@ from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.shared import abstract_params, init_model, model_config
 from alpro_jax.train import checkpoints, digests, identity, run_folder
+from alpro_jax.train.options import with_new_names
 from alpro_jax.train.state import TrainState, create_state
 from alpro_jax.weights import kept, sizes, sources, tables, tensor_files
 
@@ -318,7 +319,7 @@ def _config(options, task, told):
         known.update({n: x for n, x in told['model'][part].items() if n in known})
       config.model.embed_size = told['model']['embed_size'] or config.model.embed_size
   elif told:
-    config = ml_collections.ConfigDict(told['config'])
+    config = ml_collections.ConfigDict(with_new_names(told['config']))
   else:
     config = options.paper_config(task)
     config.model.dtype = 'float32'

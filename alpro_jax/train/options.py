@@ -1,0 +1,27 @@
+"""Options by their dotted names, such as train.steps, and those that were renamed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Old name -> new name, and what its values became where they changed too.
+RENAMED = {'eval.rerank': ('eval.scoring', {True: 'auto', False: 'similarity'})}
+
+
+def names(config: Mapping[str, Any]) -> Iterator[str]:
+  """Yields the dotted name of every option and section; lists have no index."""
+  for name, value in config.items():
+    yield name
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+      if hasattr(part, 'items'):
+        yield from (f'{name}.{below}' for below in names(part))
+
+
+def with_new_names(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns the options of an older run, nested, with those of RENAMED renamed."""
+  for old, (new, values) in RENAMED.items():
+    section, old = old.split('.')
+    section_now, new = new.split('.')
+    if old in config.get(section, {}):
+      value = config[section].pop(old)
+      config.setdefault(section_now, {}).setdefault(new, values.get(value, value))
+  return config

@@ -1,0 +1,56 @@
+"""Options that were renamed: what says their new names, and what loads by them."""
+
+import numpy as np
+import pytest
+
+from alpro_jax.train import checkpoints, options
+from alpro_jax.train.state import TrainState
+from configs import common, pretrain
+from tests import tiny_run
+
+
+def test_every_new_name_is_an_option():
+  known = set(options.names(common.get_config()))
+  for old, (new, _) in options.RENAMED.items():
+    assert new in known and old not in known
+
+
+def test_names_look_into_sections_and_lists():
+  found = set(options.names({'a': {'b': 1}, 'c': [{'d': 2}], 'e': (1, 2)}))
+  assert found == {'a', 'a.b', 'c', 'c.d', 'e'}
+
+
+@pytest.mark.parametrize('stored, now', [(True, 'auto'), (False, 'similarity')])
+def test_an_old_checkpoint_loads_by_the_new_names(tmp_path, stored, now):
+  store = checkpoints.Checkpoints(tmp_path)
+  state = TrainState(step=np.int32(3), params={'a': np.zeros(2)}, opt_state={'n': np.int32(0)})
+  store.save(state, {'config': {'task': 'retrieval', 'eval': {'rerank': stored}}})
+  store.close()
+  meta = checkpoints.load_meta(tmp_path)
+  assert meta['config'] == {'task': 'retrieval', 'eval': {'scoring': now}}
+  # Whoever has both keeps the new one.
+  both = {'eval': {'rerank': stored, 'scoring': 'matching'}}
+  assert options.with_new_names(both) == {'eval': {'scoring': 'matching'}}
+
+
+def test_a_config_file_that_invents_an_option_is_refused(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from configs import pretrain\n'
+    'def get_config():\n'
+    "  config = pretrain.get_config('demo')\n"
+    '  config.optimizer.lr = 1.0\n'
+    '  return config\n'
+  )
+  code, said = tiny_run.finish(tiny_run.start(tmp_path, '--workdir=none', config=path))
+  assert code == 2
+  assert said.endswith(
+    f'error: {path}: unknown option optimizer.lr; did you mean --config.optimizer.learning_rate?\n'
+  )
+
+
+@pytest.mark.parametrize('scale', pretrain.SCALES)
+def test_no_config_invents_an_option(scale):
+  defaults = common.get_config()
+  defaults.data.sources = defaults.eval.sources = (common.source(''),)
+  assert set(options.names(pretrain.get_config(scale))) <= set(options.names(defaults))
