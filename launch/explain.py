@@ -82,7 +82,7 @@ def explain(checkpoint, video, text):
         'pass --prompter and --entities.'
       )
     else:
-      shown.entities.extend(
+      shown.regions.extend(
         explain.name_regions(model, teacher, names, frames, text, count=_REGIONS.value)
       )
   path = pathlib.Path(_OUTPUT.value)

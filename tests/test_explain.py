@@ -8,8 +8,8 @@ import pytest
 from flax import linen as nn
 
 from alpro_jax import sharding
-from alpro_jax.evaluation import attention, explain
-from alpro_jax.evaluation.attention import Texts
+from alpro_jax.evaluation import attribution, explain
+from alpro_jax.evaluation.attribution import Texts
 from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
 from tests import small_sets, small_task
 
@@ -69,28 +69,30 @@ def test_looking_changes_nothing(trained, frames, shown):
     wanted[row, word.first : word.stop] = True
   labels, mask = ids.repeat(3, 0), mask.repeat(3, 0)
   texts = Texts(np.where(wanted, Tokenizer.special.mask, labels), mask, wanted, labels)
-  np.testing.assert_allclose(shown.looked.target, pair_score(trained, frames, texts), atol=1e-4)
+  np.testing.assert_allclose(shown.maps.target, pair_score(trained, frames, texts), atol=1e-4)
   # Rows of attention, to patches alone, are shares; gradients weigh them.
-  assert shown.layer == 1 and set(shown.looked.weights) == {1}
-  weights, cam = shown.looked.weights[1], shown.looked.gradcam[1]
+  assert shown.layer == 1 and set(shown.maps.weights) == {1}
+  weights, cam = shown.maps.weights[1], shown.maps.gradcam[1]
   assert weights.shape == cam.shape == (3, 12, 4)
   assert (weights >= 0).all() and (weights.sum(-1) < 1).all()
   assert (cam >= 0).all() and cam.any()
-  assert shown.looked.space.shape == (2, 4)
-  np.testing.assert_allclose(shown.looked.time.sum(1), 1, rtol=1e-5)
+  assert shown.maps.space.shape == (2, 4)
+  np.testing.assert_allclose(shown.maps.time.sum(1), 1, rtol=1e-5)
 
   # What all places add is what the clip adds to a plain one of its colour.
-  fine = attention.evidence(trained.model, trained.params, frames, texts, 'word', cell=6, steps=32)
+  fine = attribution.evidence(
+    trained.model, trained.params, frames, texts, 'word', cell=6, steps=32
+  )
   assert fine.shape == (3, 2, 4, 4)
   plain = np.broadcast_to(np.median(frames, (0, 1, 2)), frames.shape).round().astype(np.uint8)
-  added = shown.looked.target - pair_score(trained, plain, texts)
+  added = shown.maps.target - pair_score(trained, plain, texts)
   np.testing.assert_allclose(fine.sum((1, 2, 3)), added, atol=0.05)
 
 
 def test_the_page_stands_alone(shown):
   region = np.array([[True, False], [True, False]])
-  shown.entities.append(
-    explain.Entity(region, [('disc', 0.9), ('<i>', 0.1)], [('ring', 1.0)], False)
+  shown.regions.append(
+    explain.Region(region, [('disc', 0.9), ('<i>', 0.1)], [('ring', 1.0)], False)
   )
   shown.notes.append('a <note>')
   page = explain.render(shown)

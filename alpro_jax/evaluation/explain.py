@@ -2,10 +2,11 @@
 
 evidence    places of each frame that speak for a word, or against it
 attention   where fusion looks from each word, Grad-CAM of one layer
-entities    what the prompter calls some regions (pre-training with PEM)
+regions     what the prompter calls some regions (pre-training with PEM)
 time        where and when the video encoder looks
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import masking
-from alpro_jax.evaluation import attention, page, pictures
-from alpro_jax.evaluation.attention import Texts
+from alpro_jax.evaluation import attribution, page, pictures
+from alpro_jax.evaluation.attribution import AttentionMaps, Texts
 from alpro_jax.evaluation.trained import TrainedModel
 
 
@@ -27,23 +28,24 @@ class Word(NamedTuple):
   stop: int
 
 
-class Entity(NamedTuple):
-  """A region bool[rows, columns] and what it is called, most probable first.
+class Region(NamedTuple):
+  """A region and what it is called, most probable first.
 
   Attributes:
-    region: bool[rows, columns] of patches.
+    inside: bool[rows, columns] of patches.
     labels: of the prompter, with probabilities.
     answers: of the entity head, which sees the whole clip and the text.
     kept: whether training would use the label.
   """
 
-  region: np.ndarray
+  inside: np.ndarray
   labels: list[tuple[str, float]]
   answers: list[tuple[str, float]]
   kept: bool
 
 
-class Explained(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Explanation:
   """All that is shown.
 
   Attributes:
@@ -53,13 +55,13 @@ class Explained(NamedTuple):
     frames: uint8[T, H, W, 3], what the model sees.
     seconds: (start, stop) of the clip.
     words: those of the text.
-    target: see attention.TARGETS.
+    target: see attribution.TARGETS.
     verdict: what the model says of the whole.
+    figures: what the model makes of each word; of an answer, the answer.
     evidence: float32[words, T, rows, columns]; of an answer, a single map.
-    said: what the model makes of each word; of an answer, the answer.
-    looked: attention, a row for each word.
+    maps: attention, a row for each word.
     layer: of fusion that is shown.
-    entities: of sampled regions.
+    regions: that were drawn at random.
     notes: what could not be shown and why.
   """
 
@@ -71,16 +73,16 @@ class Explained(NamedTuple):
   words: list[Word]
   target: str
   verdict: str
+  figures: list[str]
   evidence: np.ndarray
-  said: list[str]
-  looked: attention.Looked
+  maps: AttentionMaps
   layer: int
-  entities: list[Entity]
-  notes: list[str]
+  regions: list[Region] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def split_words(trained: TrainedModel, text: str) -> list[Word]:
-  """Cuts a text at its spaces and finds the tokens of each word.
+  """Splits a text at its spaces and finds the tokens of each word.
 
   A tokenizer that joins words gives them as it reads them, token by token.
 
@@ -98,10 +100,11 @@ def split_words(trained: TrainedModel, text: str) -> list[Word]:
     if count and at < length:
       words.append(Word(word, at, min(at + count, length)))
     at += count
-  if own[: length - 1] != ids[0, 1:length].tolist():
+  tokens = ids[0, 1:length].tolist()
+  if own[: length - 1] != tokens:
     words = [
-      Word(trained.tokenizer.decode([i]) or '·', at, at + 1)
-      for at, i in enumerate(ids[0, 1:length].tolist(), 1)
+      Word(trained.tokenizer.decode([token]) or '·', at, at + 1)
+      for at, token in enumerate(tokens, 1)
     ]
   if not words:
     raise ValueError(f'{text!r} has no word that the tokenizer knows.')
@@ -150,7 +153,7 @@ def explain(
   *,
   layer: int | None = None,
   steps: int = 16,
-) -> Explained:
+) -> Explanation:
   """Asks a model about one clip.
 
   Args:
@@ -160,35 +163,47 @@ def explain(
     seconds: start and stop of the clip.
     text: a caption, or a question for a model that answers.
     layer: of fusion to show; None chooses.
-    steps: see attention.evidence.
+    steps: see attribution.evidence.
   """
-  model, params = trained.model, trained.params
-  config, special = model.config, trained.tokenizer.special
-  layer = choose_layer(config, layer)
-  target = choose_target(trained)
-  words = split_words(trained, text)
+  layer = choose_layer(trained.model.config, layer)
+  target, words = choose_target(trained), split_words(trained, text)
   ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
-  rows = len(words)
-  labels, mask = ids.repeat(rows, 0), mask.repeat(rows, 0)
-  wanted = np.zeros_like(mask)
-  for row, word in enumerate(words):
-    wanted[row, word.first : word.stop] = True
-  masked = Texts(np.where(wanted, special.mask, labels), mask, wanted, labels)
-  whole = Texts(labels, mask, wanted, labels)
-  patch = config.video.patch_size
+  ids, mask = (x.repeat(len(words), 0) for x in (ids, mask))
+  token = np.arange(ids.shape[1])
+  wanted = np.array([(word.first <= token) & (token < word.stop) for word in words])
+  whole = Texts(ids, mask, wanted, ids)
+  masked = whole._replace(ids=np.where(wanted, trained.tokenizer.special.mask, ids))
+  one = Texts(*(x[:1] for x in whole))
+
+  model = trained.model, trained.params, frames
+  patch = trained.model.config.video.patch_size
   # Small grids are shown in half patches.
   fine = frames.shape[1] // patch < 8 and patch % 2 == 0
-  rule = {'cell': patch // 2 if fine else patch, 'steps': steps}
+  # An answer rests on all words: one map.
+  evidence = attribution.evidence(
+    *model,
+    one if target == 'answer' else masked,
+    target,
+    cell=patch // 2 if fine else patch,
+    steps=steps,
+  )
+  maps = attribution.attention_maps(*model, masked if target == 'word' else whole, target)
+  maps = jax.tree.map(np.asarray, maps)
+
+  verdict, margin = 'matching was not trained', None
   if target == 'answer':
-    # One map: the answer rests on all words.
-    one = Texts(*(x[:1] for x in whole))
-    places = attention.evidence(model, params, frames, one, target, **rule)
-    looked = attention.look(model, params, frames, whole, target)
-  else:
-    places = attention.evidence(model, params, frames, masked, target, **rule)
-    looked = attention.look(model, params, frames, masked if target == 'word' else whole, target)
-  said, verdict = _say(trained, frames, masked, whole, target, looked)
-  return Explained(
+    best = _answers(trained, frames, one)
+    verdict = ', '.join(f'{answer} {100 * share:.1f} %' for answer, share in best)
+    figures = [best[0][0]]
+  elif trained.knows_matching:
+    margin = float(attribution.score(*model, one, 'match')[0])
+    verdict = f'a match with {100 / (1 + np.exp(-margin)):.1f} %'
+  if target == 'word':
+    figures = [f'{100 * np.exp(x):.0f} %' for x in maps.target]
+  elif target == 'match':
+    without = np.asarray(attribution.score(*model, masked, 'match'))
+    figures = [f'{margin - x:+.1f}' for x in without]
+  return Explanation(
     trained,
     name,
     text,
@@ -197,41 +212,24 @@ def explain(
     words,
     target,
     verdict,
-    places,
-    said,
-    looked,
+    figures,
+    np.asarray(evidence),
+    maps,
     layer,
-    [],
-    [],
   )
 
 
-def _say(trained, frames, masked, whole, target, looked):
-  """What the model makes of each word, and of all."""
-  model, params = trained.model, trained.params
-  if target == 'answer':
-    best = _answers(trained, frames, whole)
-    return [best[0][0]], ', '.join(f'{text} {100 * share:.1f} %' for text, share in best)
-  one = Texts(*(x[:1] for x in whole))
-  verdict = 'matching was not trained'
-  margin = None
-  if trained.knows_matching:
-    margin = float(attention.score(model, params, frames, one, 'match')[0])
-    verdict = f'a match with {100 / (1 + np.exp(-margin)):.1f} %'
-  if target == 'word':
-    return [f'{100 * np.exp(x):.0f} %' for x in looked.target], verdict
-  without = attention.score(model, params, frames, masked, 'match')
-  return [f'{margin - x:+.1f}' for x in without], verdict
-
-
-def _answers(trained, frames, whole):
+def _answers(trained, frames, text):
   model = trained.model.bind({'params': trained.params})
   video = model.encode_video(jnp.asarray(frames[None]), train=False)
-  text = model.encode_text(whole.ids[:1], whole.mask[:1], train=False)
-  logits = model.answer(text.tokens, whole.mask[:1], video.tokens)
-  share = np.asarray(jax.nn.softmax(logits))[0]
-  best = np.argsort(-share, kind='stable')[:5]
-  return [(trained.answers[i], float(share[i])) for i in best]
+  tokens = model.encode_text(text.ids, text.mask, train=False).tokens
+  logits = model.answer(tokens, text.mask, video.tokens)
+  return _top(trained.answers, np.asarray(jax.nn.softmax(logits))[0])
+
+
+def _top(names, shares):
+  """The five most probable, most probable first."""
+  return [(names[i], float(shares[i])) for i in np.argsort(-shares, kind='stable')[:5]]
 
 
 def name_regions(
@@ -243,7 +241,7 @@ def name_regions(
   *,
   count: int = 6,
   seed: int = 0,
-) -> list[Entity]:
+) -> list[Region]:
   """Asks prompter and model what random regions show, as in training.
 
   Args:
@@ -255,24 +253,20 @@ def name_regions(
     count: regions.
     seed: of the regions.
   """
-  options, config = trained.config, trained.model.config
-  patch, grid = (
-    config.video.patch_size,
-    (frames.shape[1] // config.video.patch_size, frames.shape[2] // config.video.patch_size),
-  )
-  ids, mask = trained.tokenizer.encode([text], options.data.max_text_tokens)
+  loss, prompter = trained.config.loss, trained.config.prompter
+  patch = trained.model.config.video.patch_size
+  grid = frames.shape[1] // patch, frames.shape[2] // patch
+  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
 
   @jax.jit
   def run(params, teacher, video, key):
-    region = masking.sample_regions(
-      key, count, grid, area=options.loss.region_area, rule=options.loss.region_rule
-    )
+    region = masking.sample_regions(key, count, grid, area=loss.region_area, rule=loss.region_rule)
     clips = jnp.repeat(video[None], count, axis=0)
     labels, keep = teacher.label(
       masking.crop_regions(clips, region, patch),
       jnp.zeros(count, bool),
-      rule=options.prompter.ignore_rule,
-      threshold=options.prompter.ignore_threshold,
+      rule=prompter.ignore_rule,
+      threshold=prompter.ignore_threshold,
     )
     model = trained.model.bind({'params': params})
     tokens = model.encode_video(video[None], train=False).tokens
@@ -281,94 +275,46 @@ def name_regions(
     logits = model.region_entities(jnp.repeat(fused, count, axis=0), region)
     return region, labels, keep, jax.nn.softmax(logits)
 
-  found = jax.tree.map(
-    np.asarray, run(trained.params, teacher, jnp.asarray(frames), jax.random.key(seed))
-  )
-
-  def top(shares):
-    best = np.argsort(-shares, kind='stable')[:5]
-    return [(entities[i], float(shares[i])) for i in best]
-
+  found = run(trained.params, teacher, jnp.asarray(frames), jax.random.key(seed))
   return [
-    Entity(region.reshape(grid), top(labels), top(answers), bool(kept))
-    for region, labels, kept, answers in zip(*found, strict=True)
+    Region(inside.reshape(grid), _top(entities, labels), _top(entities, answers), bool(kept))
+    for inside, labels, kept, answers in zip(*map(np.asarray, found), strict=True)
   ]
 
 
-# --- The page ---------------------------------------------------------------
-
-_ABOUT = {
-  'word': 'Each word in turn is hidden from the model, which is asked what '
-  'stood there; the number is the probability of the true word. '
-  'Colours show what its answer rests on.',
-  'match': 'Each word in turn is hidden; the number is what the word adds '
-  'to the margin of a match. Colours show what that rests on.',
-  'answer': 'Colours show what the probability of its first answer rests on.',
-}
-
-
-def render(shown: Explained) -> str:
+def render(shown: Explanation) -> str:
   """Returns the page."""
-  origin, looked = shown.trained.origin, shown.looked
-  frames = shown.frames
+  frames, maps, words = shown.frames, shown.maps, shown.words
   patch = shown.trained.model.config.video.patch_size
   grid = frames.shape[1] // patch, frames.shape[2] // patch
-  about = [
-    ('model', f'{origin.path}, step {origin.step}' if origin else ''),
-    (
-      'clip',
-      f'{shown.name}, {shown.seconds[0]:.1f} to {shown.seconds[1]:.1f} s, {len(frames)} frames',
-    ),
-    ('the model says', shown.verdict),
-  ]
-  # One scale for all words: a word that rests on nothing stays pale.
-  most = max(float(np.quantile(np.abs(shown.evidence), 0.995)), 1e-12)
-  names, said = [word.text for word in shown.words], shown.said
+  names, figures = [word.text for word in words], shown.figures
   if shown.target == 'answer':
-    names, said = said, ['']
-  evidence = [
-    (name, note, pictures.heat(frames, maps / most, signed=True))
-    for name, note, maps in zip(names, said, shown.evidence, strict=True)
+    names, figures = figures, ['']
+  # One scale for all words: a word that rests on nothing stays pale.
+  largest = max(float(np.quantile(np.abs(shown.evidence), 0.995)), 1e-12)
+  mean = frames.mean(0, keepdims=True).astype(np.uint8)
+
+  def looked(frames, weights):
+    weights = weights.reshape(-1, *grid)
+    return pictures.heat(frames, weights / max(float(weights.max()), 1e-12), signed=False)
+
+  both = maps.gradcam[shown.layer], maps.weights[shown.layer]
+  attention = [
+    np.concatenate([looked(mean, x[row, word.first : word.stop].mean(0)) for x in both])
+    for row, word in enumerate(words)
   ]
+  outlined = [pictures.outline(frames, region.inside) for region in shown.regions]
   return page.render(
     'explain.html',
     title=f'“{shown.text}”',
     shown=shown,
-    about=about,
-    introduction=_ABOUT[shown.target],
-    evidence=evidence,
-    frames=pictures.enlarge(frames),
-    attention=_attention(shown, grid),
-    regions=[
-      (item, pictures.enlarge(pictures.outline(frames, item.region))) for item in shown.entities
+    evidence=[
+      (name, figure, pictures.heat(frames, x / largest, signed=True))
+      for name, figure, x in zip(names, figures, shown.evidence, strict=True)
     ],
-    space=pictures.heat(frames, _own_scale(looked.space.reshape(-1, *grid)), signed=False),
-    time=looked.time,
-    largest=0 if looked.time is None else max(looked.time.max(), 1e-12),
+    frames=pictures.enlarge(frames),
+    attention=[(word.text, x) for word, x in zip(words, attention, strict=True)],
+    regions=[(x, pictures.enlarge(y)) for x, y in zip(shown.regions, outlined, strict=True)],
+    space=looked(frames, maps.space),
+    time=maps.time,
   )
-
-
-def _attention(shown, grid):
-  """(word, uint8[2, H, W, 3]): Grad-CAM and attention over the mean frame."""
-  mean = shown.frames.mean(0, keepdims=True).astype(np.uint8)
-  both = (shown.looked.gradcam[shown.layer], shown.looked.weights[shown.layer])
-  return [
-    (
-      word.text,
-      np.concatenate(
-        [
-          pictures.heat(
-            mean,
-            _own_scale(maps[row, word.first : word.stop].mean(0).reshape(1, *grid)),
-            signed=False,
-          )
-          for maps in both
-        ]
-      ),
-    )
-    for row, word in enumerate(shown.words)
-  ]
-
-
-def _own_scale(maps):
-  return maps / max(float(maps.max()), 1e-12)
