@@ -7,7 +7,8 @@ is renamed once:
   runs/.alpro.unfinished-1/alpro               becomes runs/alpro
 
 A process that is killed leaves that folder behind; the next one that writes to
-the same place clears it. Only a folder with the mark is ever cleared.
+the same place clears it. Only a folder with the mark is ever cleared. An
+OSError that names no file, as of a full disk, names the place.
 """
 
 import contextlib
@@ -30,12 +31,9 @@ def sha256(path) -> str:
 
 
 def ends_digest(stream) -> bytes:
-  """Returns the sha256 of the first and last 64 KiB of a file.
+  """Returns the sha256 of the first and last 64 KiB of a file open for reading bytes.
 
   It tells a video from another of the same size without reading it all.
-
-  Args:
-    stream: the file, open for reading bytes.
   """
   size = os.fstat(stream.fileno()).st_size
   stream.seek(0)
@@ -46,10 +44,7 @@ def ends_digest(stream) -> bytes:
 
 
 def check_free(path) -> None:
-  """Raises FileExistsError unless `folder` may be made here.
-
-  Nothing may be there, or an empty folder.
-  """
+  """Raises FileExistsError unless nothing is here, or an empty folder."""
   path = pathlib.Path(os.path.realpath(path))
   if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
     raise FileExistsError(f'{path} exists already; choose another --output, or delete it.')
@@ -67,7 +62,6 @@ def folder(path) -> Iterator[pathlib.Path]:
   Raises:
     FileExistsError: if something is there, at the beginning or the end.
     ValueError: if another process is writing to the same place.
-    OSError: of the block; it names `path` if it named no file.
   """
   check_free(path)
   with scratch(path) as made:
@@ -79,11 +73,8 @@ def folder(path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def scratch(path) -> Iterator[pathlib.Path]:
-  """Makes an empty folder beside `path`, which is gone when the block ends.
-
-  It may have been renamed by then; it raises as `folder` does.
-  """
-  with _aside(pathlib.Path(os.path.realpath(path))) as made:
+  """Makes an empty folder beside `path`, which is gone when the block ends."""
+  with _aside(path) as made:
     made.mkdir()
     yield made
 
@@ -94,15 +85,14 @@ def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
 
   Args:
     path: of the file. A link stays, and what it leads to is replaced.
-    wait: wait for another process that is writing the same file, or else
-      raise ValueError.
+    wait: for another process that is writing the same file; else it raises
+      ValueError.
   Yields:
     the path to write to, as `folder` does.
   """
-  path = pathlib.Path(os.path.realpath(path))
   with _aside(path, wait) as made:
     yield made
-    os.replace(made, path)
+    os.replace(made, os.path.realpath(path))
 
 
 def write_text(path, text: str) -> None:
@@ -117,10 +107,8 @@ def lock(path, refusal: str) -> Iterator[None]:
 
   Args:
     path: of the file, which is made and stays.
-    refusal: what another process that holds it is doing, and what helps:
-      'process 7 ' stands before it.
-  Raises:
-    ValueError: if another process holds it.
+    refusal: the message of the ValueError if another process holds it, after
+      'process 7 '.
   """
   mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
@@ -133,6 +121,7 @@ def lock(path, refusal: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _aside(path, wait=False):
   """Yields where to write what will be renamed to `path`."""
+  path = pathlib.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   work, mark = _claim(path, wait)
   try:

@@ -307,9 +307,9 @@ def check_run(doctor, config):
   from alpro_jax.train import checkpoints, loop, resume, step
 
   def begin():
-    plan = loop.plan(config, split.during_training(config))
+    plan = loop.make_plan(config, split.during_training(config))
     counts = [source.num_records for source in plan.sources]
-    if said := step.check_negatives(config, plan.setting.task, counts):
+    if said := step.check_negatives(config, plan.task, counts):
       doctor.warn('negatives', said)
     stored = None
     folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER

@@ -71,8 +71,8 @@ def test_every_finetuning_keeps_its_best_on_any_number_of_sets(file, sets, monke
   config.eval.sources = sets * (common.source('set', split='test'),)
   model = types.SimpleNamespace(config=types.SimpleNamespace(embed_size=8, match=True))
   task = types.SimpleNamespace(model=model, answers=('a',))
-  setting = loop.Setting(config, task, None, None)
-  names = loop.check_evaluations(setting, split.during_training(config))
+  plan = loop.Plan(config, task, None, None)
+  names = loop.check_evaluations(plan, split.during_training(config))
   assert config.train.best_metric in names
   # Whoever named the first of several sets by its number still may.
   first = config.train.best_metric.replace('eval/', 'eval/0/')

@@ -17,7 +17,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
-from alpro_jax.train.loop import Setting
+from alpro_jax.train.loop import Plan
 from alpro_jax.train.state import TrainState
 from configs import common
 from launch import evaluate
@@ -113,8 +113,8 @@ def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys, caplog):
 
   # The same figures in the middle of a training, on one device of eight.
   _, config, task, params = run
-  setting = Setting(config, task, Tokenizer(), mesh())
-  found = split.DuringTraining()(setting, params, 7)
+  plan = Plan(config, task, Tokenizer(), mesh())
+  found = split.DuringTraining()(plan, params, 7)
   assert set(found) == {'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who'}
   for name, value in found.items():
     assert card['metrics'][name.removeprefix('eval/')]['value'] == value
@@ -128,9 +128,9 @@ def test_names_in_training_are_known_before_it(run, sets):
     common.source('sets/set', split='test'),
     common.source('sets/b', split='test'),
   )
-  setting = Setting(config, task, Tokenizer(), mesh())
+  plan = Plan(config, task, Tokenizer(), mesh())
   evaluation = split.DuringTraining()
-  names = evaluation.names(setting)
+  names = evaluation.names(plan)
   assert sorted(names) == sorted(
     [
       'eval/accuracy',
@@ -143,21 +143,21 @@ def test_names_in_training_are_known_before_it(run, sets):
       'eval/1/accuracy_what',
     ]
   )
-  found = evaluation(setting, params, 7)
+  found = evaluation(plan, params, 7)
   assert set(found) == set(names)
   assert found['eval/accuracy'] == found['eval/0/accuracy']
 
   # What would end the first evaluation is said as early.
   sets['sets/b'] = small_sets.MemorySet(2)
   with pytest.raises(ValueError, match='has no questions'):
-    split.DuringTraining().names(setting)
+    split.DuringTraining().names(plan)
   sets['sets/b'] = small_sets.MemorySet(1, questions=[[Question('who?', 'x', 'who')]])
   with pytest.raises(
     ValueError,
     match=r'not one of the 1 questions .* '
     r"answered by \['x'\], the list begins with \['disc'",
   ):
-    split.DuringTraining().names(setting)
+    split.DuringTraining().names(plan)
 
 
 def test_a_set_of_unknown_answers_is_said(run, sets, caplog):

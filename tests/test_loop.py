@@ -138,8 +138,8 @@ def log_of(folder):
 def test_a_whole_run(toy, tmp_path):
   seen = []
 
-  def evaluation(setting, params, step):
-    seen.append((step, setting.config.data.batch_size))
+  def evaluation(plan, params, step):
+    seen.append((step, plan.config.data.batch_size))
     return {'eval/r1': float(step)}
 
   config = toy_config(eval_every_steps=6, best_metric='eval/r1')
@@ -191,11 +191,11 @@ class Foretold:
   def __init__(self, *names):
     self.given, self.steps = names, []
 
-  def names(self, setting):
-    assert setting.config.data.batch_size == 8
+  def names(self, plan):
+    assert plan.config.data.batch_size == 8
     return list(self.given)
 
-  def __call__(self, setting, params, step):
+  def __call__(self, plan, params, step):
     self.steps.append(step)
     return {name: float(step) for name in self.given}
 
@@ -226,7 +226,7 @@ def test_a_best_metric_without_evaluations_is_said(toy, tmp_path):
 
 
 def test_what_was_learned_is_saved_before_a_metric_is_refused(toy, tmp_path):
-  def evaluation(setting, params, step):
+  def evaluation(plan, params, step):
     return {'eval/r1': float(step)}
 
   config = toy_config(best_metric='eval/r5', eval_every_steps=5, checkpoint_every_steps=100)
@@ -245,7 +245,7 @@ def test_what_was_learned_is_saved_before_a_metric_is_refused(toy, tmp_path):
 def test_what_was_learned_is_saved_if_the_evaluation_fails(toy, tmp_path):
   seen = []
 
-  def evaluation(setting, params, step):
+  def evaluation(plan, params, step):
     seen.append(step)
     if len(seen) == 1:
       raise ValueError('record 3 cannot be read')
@@ -310,7 +310,7 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number):
 def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(toy, tmp_path, step):
   seen, signals = [], [step]
 
-  def evaluation(setting, params, at):
+  def evaluation(plan, params, at):
     if at in signals:
       signals.clear()
       os.kill(os.getpid(), signal.SIGTERM)

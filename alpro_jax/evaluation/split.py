@@ -174,11 +174,11 @@ class DuringTraining:
   def __init__(self):
     self._opened = {}
 
-  def __call__(self, setting, params, step: int) -> dict[str, float]:
+  def __call__(self, plan, params, step: int) -> dict[str, float]:
     """See train/loop.py."""
     del step
     figures = {}
-    for prefixes, trained, prepared, style in self._splits(setting, params):
+    for prefixes, trained, prepared, style in self._splits(plan, params):
       found = evaluate(trained, prepared, style=style).found
       figures |= {
         f'{prefix}/{name}': float(found.metrics[name])
@@ -187,7 +187,7 @@ class DuringTraining:
       }
     return figures
 
-  def names(self, setting) -> list[str]:
+  def names(self, plan) -> list[str]:
     """Names of the figures it will give; opens the sets and scores nothing.
 
     Raises:
@@ -197,14 +197,14 @@ class DuringTraining:
     """
     return [
       f'{prefix}/{name}'
-      for prefixes, trained, prepared, style in self._splits(setting, None)
+      for prefixes, trained, prepared, style in self._splits(plan, None)
       for name in _figure_names(trained, select(trained, prepared, style=style), style)
       for prefix in prefixes
     ]
 
-  def _splits(self, setting, params):
+  def _splits(self, plan, params):
     """Yields (prefixes of the names, model, set, style) of every source."""
-    config, task, tokenizer, mesh = setting
+    config, task, tokenizer, mesh = plan[:4]
     trained = TrainedModel(task.model, params, config, tokenizer, mesh, tuple(task.answers))
     sources = config.eval.sources
     for number, source in enumerate(sources):

@@ -74,17 +74,14 @@ class Checkpoint:
     """Returns the parameters, by name.
 
     Args:
-      abstract: the wanted tree of ShapeDtypeStructs, with sharding or without
-        (then on the first local device).
+      abstract: the wanted ShapeDtypeStructs; without sharding, on the first local device.
       initial: values of the parameters that may be missing.
       new: names that start with one of these may be missing.
       fresh: those that start with one of these are taken from `initial` in any case.
       unused: names that start with one of these may be left over.
-      resize: for tables that may have another number of rows, by name: (stored
-        table, wanted rows) -> table.
+      resize: {name: (stored table, wanted rows) -> table} where rows may differ.
     Raises:
-      ValueError: with all names that are missing, left over, or of another
-        shape or type.
+      ValueError: with all names that are missing, left over, or do not fit.
       DamagedCheckpointError: if an array is not what was written.
     """
     wanted = trees.by_name(abstract)
@@ -172,9 +169,8 @@ def find(path) -> Checkpoint:
   """Returns an intact checkpoint: all its files have the digests of what was written.
 
   Args:
-    path: a workdir or its checkpoints, for the newest one that is intact; or
-      the folder of one step, e.g. `runs/a/checkpoints/300`; or a Checkpoint,
-      which is returned.
+    path: a workdir or its checkpoints, for the newest one that is intact; the
+      folder of one step, e.g. `runs/a/checkpoints/300`; or a Checkpoint.
   Raises:
     FileNotFoundError: if there is none.
     DamagedCheckpointError: if a file is not what was written.
@@ -220,8 +216,7 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      keep_newest: number of checkpoints kept to resume from, at least 1; with 2
-        a damaged newest one costs little.
+      keep_newest: how many are kept; with 2 a damaged newest one costs little.
       best_metric: name in the metrics given to `save`; large is good, or small
         with a '-' in front. '' keeps the newest alone.
     Raises:
@@ -276,7 +271,7 @@ class Checkpoints:
       whether there was anything to save.
     Raises:
       SaveError: if this checkpoint or the one before it cannot be written.
-      ValueError: if the metrics do not hold `best_metric`; it is saved even so.
+      ValueError: if the metrics lack `best_metric`; it is saved even so.
     """
     step = int(jax.device_get(state.step))
     self._wait()
@@ -309,11 +304,7 @@ class Checkpoints:
     return Checkpoint(self.folder / str(step)).restore(abstract)
 
   def set_aside(self, step: int, error: DamagedCheckpointError) -> None:
-    """Moves a checkpoint out of the way that turned out to be damaged.
-
-    Raises:
-      DamagedCheckpointError: if there is no other to resume from.
-    """
+    """Moves a damaged checkpoint out of the way, or raises if there is no other."""
     damages = {s: str(error) if s == step else '' for s in self._manager.all_steps()}
     self._move_damaged({self.folder / str(s): damage for s, damage in damages.items()})
     _meet('a damaged checkpoint is out of the way')

@@ -188,7 +188,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
 def check_teacher(
   stored: Mapping[str, Any], path, entities: Sequence[str]
 ) -> checkpoints.Checkpoint | None:
-  """Refuses another prompter or list than a model was pre-trained with.
+  """Raises ValueError for another prompter or list than a model was pre-trained with.
 
   Args:
     stored: what was stored with the pre-trained checkpoint.
@@ -196,8 +196,6 @@ def check_teacher(
     entities: the names that would be used.
   Returns:
     the prompter's checkpoint.
-  Raises:
-    ValueError: that says what differs.
   """
   if 'entities' not in stored:
     logging.warning(

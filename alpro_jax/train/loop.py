@@ -29,18 +29,21 @@ from alpro_jax.train.step import Update, check_negatives, make_update
 from alpro_jax.train.supervision import Supervisor
 
 
-class Setting(NamedTuple):
-  """What an evaluation may need beside the parameters."""
+class Plan(NamedTuple):
+  """What a run is made of, opened and checked; evaluations need the first four."""
 
   config: Any
   task: Task
   tokenizer: Any
   mesh: jax.sharding.Mesh
+  sources: Sequence[Any] = ()  # The sets that batches come from.
+  update: Update | None = None
+  meta: dict[str, Any] | None = None  # See identity.describe.
 
 
-# (setting, params, step) -> figures by name, such as 'eval/t2v_r1'. One that
-# knows beforehand what it will give has a method names(setting) -> the names.
-Evaluation = Callable[[Setting, Any, int], dict[str, float]]
+# (plan, params, step) -> figures by name, such as 'eval/t2v_r1'. One that knows
+# beforehand what it will give has a method names(plan) -> the names.
+Evaluation = Callable[[Plan, Any, int], dict[str, float]]
 
 
 class Outcome(NamedTuple):
@@ -48,22 +51,6 @@ class Outcome(NamedTuple):
 
   step: int
   finished: bool
-
-
-class Plan(NamedTuple):
-  """What a run is made of, opened and checked.
-
-  Attributes:
-    setting: of its evaluations.
-    sources: the sets that batches come from.
-    update: see train/step.py.
-    meta: what the run depends on; see identity.describe.
-  """
-
-  setting: Setting
-  sources: list
-  update: Update
-  meta: dict[str, Any]
 
 
 def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
@@ -83,40 +70,41 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     stop_seconds=options.stop_seconds, standstill_seconds=options.standstill_seconds
   )
   with run_folder.claim(folder) as folder, supervisor:
-    planned = plan(config, evaluations)
-    resume.check_same_everywhere(planned.meta)
+    plan = make_plan(config, evaluations)
+    resume.check_same_everywhere(plan.meta)
     store = checkpoints.Checkpoints(
       folder, keep_newest=options.keep_newest, best_metric=options.best_metric
     )
     newest = store.newest()
     stored = None if newest is None else store.meta(newest)
-    meta, fresh = resume.check_beginning(planned.meta, stored)
-    planned = planned._replace(meta=meta)
+    meta, fresh = resume.check_beginning(plan.meta, stored)
+    plan = plan._replace(meta=meta)
     if stored and newest >= options.steps and not stored.get('evaluation_due'):
-      return _already_finished(folder, store, stored)
+      logging.info('already finished: step %d of %d', newest, options.steps)
+      if not (folder / 'report.json').exists():
+        # The last start was killed between its last save and its report.
+        _write_report(folder, newest, stored['evaluation'], store.best())
+      store.close()
+      return Outcome(newest, finished=True)
     run_folder.write_json(folder / 'config.json', meta['config'])
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
-    frozen = load_frozen(planned.setting.task, prompter, planned.setting.tokenizer.encode)
-    state = _first_state(planned, store, fresh)
+    frozen = load_frozen(plan.task, prompter, plan.tokenizer.encode)
+    state = _first_state(plan, store, fresh)
     due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
-    return _Run(folder, planned, store, supervisor, evaluations, state, due).train(frozen)
+    return _Trainer(folder, plan, evaluations, store, supervisor, state, due).run(frozen)
 
 
-def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
+def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   """Opens what a config names, and refuses what could not be trained.
 
   It writes nothing: launch/doctor.py asks it as well.
 
-  Args:
-    config: see configs/common.py.
-    evaluations: of the run.
   Raises:
     ValueError: for options that contradict each other or the data.
     FileNotFoundError: for what is not there.
   """
   # Here, not at the top: the input side imports TensorFlow.
-  from alpro_jax.data import tokens
-  from alpro_jax.data.mixture import measure_texts, open_sources
+  from alpro_jax.data import mixture, tokens
 
   for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
     if config.train[name] < 1:
@@ -133,22 +121,18 @@ def plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   tokenizer = tokens.load_tokenizer(config.data.tokenizer)
   task = get_task(config, TextInfo(tokenizer.special, tokenizer.vocab_size), mesh)
   update = make_update(config, task, mesh)
-  sources = open_sources(config.data)
-  measure_texts(sources, tokenizer, config.data.max_text_tokens)
-  records = [source.num_records for source in sources]
-  if said := check_negatives(config, task, records):
+  sources = mixture.open_sources(config.data)
+  mixture.measure_texts(sources, tokenizer, config.data.max_text_tokens)
+  if said := check_negatives(config, task, [source.num_records for source in sources]):
     logging.warning('%s', said)
-  setting = Setting(config, task, tokenizer, mesh)
-  check_evaluations(setting, evaluations)
-  return Plan(setting, sources, update, identity.describe(config, task, tokenizer, sources))
+  plan = Plan(config, task, tokenizer, mesh, sources, update)
+  check_evaluations(plan, evaluations)
+  return plan._replace(meta=identity.describe(config, task, tokenizer, sources))
 
 
-def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> list[str]:
+def check_evaluations(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str]:
   """Checks, before a step is taken, that a run can be evaluated as it asks.
 
-  Args:
-    setting: what the evaluations will be given.
-    evaluations: of the run.
   Returns:
     the names of the figures, of those evaluations that can say them.
   Raises:
@@ -156,9 +140,9 @@ def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> li
       set has nothing to ask.
     FileNotFoundError: if a held-out set is not there.
   """
-  best = setting.config.train.best_metric.removeprefix('-')
+  best = plan.config.train.best_metric.removeprefix('-')
   known = [evaluation for evaluation in evaluations if hasattr(evaluation, 'names')]
-  names = [name for evaluation in known for name in evaluation.names(setting)]
+  names = [name for evaluation in known for name in evaluation.names(plan)]
   if best and not evaluations:
     logging.warning(
       'config.train.best_metric=%s is never measured, since there is nothing '
@@ -177,181 +161,28 @@ def check_evaluations(setting: Setting, evaluations: Sequence[Evaluation]) -> li
   return names
 
 
-class _Run:
-  """A run from its first step of this start to its last."""
-
-  def __init__(self, folder, planned, store, supervisor, evaluations, state, due):
-    """`due` is an evaluation of the first state, before which a stop came."""
-    self.folder, self.store, self.supervisor = folder, store, supervisor
-    self.setting, self.sources, self.update, self.meta = planned
-    self.evaluations, self.state, self.due = evaluations, state, due
-    self.step, self.figures = int(state.step), None
-    self.options = options = self.setting.config.train
-    self.progress = Progress(
-      folder / 'tensorboard',
-      steps=options.steps,
-      describe=self.setting.task.describe,
-      batch_size=self.setting.config.data.batch_size,
-      skip_limit=options.skip_limit,
-      spike_deviations=options.spike_deviations,
-    )
-
-  def train(self, frozen) -> Outcome:
-    """Takes all steps that are left, or those until a stop is asked for."""
-    from alpro_jax.data.mixture import report_sources
-
-    batches = self._batches()
-    try:
-      if self.due and (figures := self._evaluate()) is not None:
-        self._save(figures, replace=True)
-      if not self.due:
-        self._take_steps(frozen, batches)
-      if self.step < self.options.steps or self.due:
-        logging.warning(
-          'stopped on request at step %d of %d%s',
-          self.step,
-          self.options.steps,
-          ', before it was evaluated: that comes first next time' if self.due else '',
-        )
-    finally:
-      # Whatever ended the loop: a save that has begun is finished.
-      self.supervisor.doing('finishing the last save')
-      batches.close()
-      try:
-        best = self.store.best()
-        self.store.close()
-      finally:
-        self.progress.close()
-    finished = self.step == self.options.steps and not self.due
-    if finished:
-      report = self.progress.summary() | {
-        'step': self.step,
-        'finished': True,
-        'evaluation': self.figures,
-        'best_step': best,
-        'data': report_sources(self.sources),
-      }
-      run_folder.write_json(self.folder / 'report.json', report)
-      logging.info(
-        'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
-        self.step,
-        report['clips_per_second'],
-        100 * report['waiting_share'],
-      )
-    return Outcome(self.step, finished)
-
-  def _batches(self):
-    from alpro_jax.data import feed, pipeline
-
-    config, _, tokenizer, mesh = self.setting
-    rows = pipeline.train_batches(
-      config.data,
-      self.sources,
-      tokenizer,
-      seed=config.seed,
-      start_step=self.step,
-      batch_size=config.data.batch_size,
-      rows=feed.host_rows(config.data.batch_size),
-    )
-    return feed.Feed(rows, mesh)
-
-  def _take_steps(self, frozen, batches):
-    options, saved_at, first = self.options, time.monotonic(), self.step + 1
-    while self.step < options.steps:
-      # No implicit uploads in the loop: a Python number that slips into the
-      # step would stall every device for it.
-      with jax.transfer_guard_host_to_device('disallow'):
-        self.supervisor.doing(f'waiting for the data of step {self.step + 1}')
-        batch = next(batches)
-        self.supervisor.doing(f'at step {self.step + 1}, or at the end of the one before')
-        self.state, metrics = self.update.step(self.state, frozen, batch)
-      self.step += 1
-      self.progress.add(self.step, metrics)
-      if self.step == first:
-        self.progress.skip_compilation(batches.wait_seconds)
-
-      stopping = self.supervisor.stop_requested(self.step)
-      ending = stopping or self.step == options.steps
-      if ending or self._every(options.log_every_steps):
-        self.progress.report(batches.wait_seconds, sum(len(s.broken) for s in self.sources))
-      figures = None
-      if self.evaluations and (self.step == options.steps or self._every(options.eval_every_steps)):
-        self.due = True
-        figures = None if stopping else self._evaluate()
-      if ending or figures or self.due or self._is_time_to_save(saved_at):
-        self._save(figures)
-        saved_at = time.monotonic()
-      if stopping or self.due:
-        return
-
-  def _evaluate(self):
-    """Returns the figures of this step; None if a stop came before them."""
-    figures = {}
-    self.supervisor.doing(f'evaluating step {self.step}')
-    logging.info('step %d: evaluating', self.step)
-    try:
-      with self.progress.paused(), self.supervisor.interrupts():
-        for evaluation in self.evaluations:
-          figures |= evaluation(self.setting, self.state.params, self.step)
-        said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
-        logging.info('step %d: %s', self.step, said)
-        self.progress.write(self.step, figures)
-        self.due, self.figures = False, figures
-    except Exception:
-      # What was learned since the last save is not lost with the evaluation.
-      # Several processes need not all have failed, and save only together.
-      if jax.process_count() == 1:
-        self.due = True
-        self._save(None)
-      raise
-    return None if self.due else figures
-
-  def _save(self, figures, replace=False):
-    # Save nothing that was computed from a loss that is not finite.
-    self.progress.fetch()
-    self.supervisor.doing(f'saving step {self.step}')
-    meta = {**self.meta, 'evaluation': self.figures, 'evaluation_due': self.due}
-    self.store.save(self.state, meta, figures, replace=replace)
-
-  def _is_time_to_save(self, saved_at):
-    """Whether a checkpoint is due; all processes answer alike."""
-    if self._every(self.options.checkpoint_every_steps):
-      return True
-    seconds = self.options.checkpoint_every_seconds
-    late = 0 < seconds <= time.monotonic() - saved_at
-    if jax.process_count() == 1:
-      return late
-    # Clocks differ: ask process 0, but not at every step.
-    if not seconds or not self._every(self.options.log_every_steps):
-      return False
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
-
-  def _every(self, interval):
-    return interval > 0 and self.step % interval == 0
-
-
-def _first_state(planned, store, fresh) -> TrainState:
+def _first_state(plan, store, fresh) -> TrainState:
   """Decides where the run starts, and says so."""
-  (config, task, _, mesh), _, update, meta = planned
-  overview = parameter_overview.get_parameter_overview(update.state.params, include_stats=False)
+  abstract, options = plan.update.state, plan.config.train
+  overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
   logging.info('\n%s', overview)
   # 1. This run has a checkpoint: go on from the newest intact one.
   while (step := store.newest()) is not None:
     logging.info('restore: going on with this run from step %d', step)
     try:
-      return store.restore(step, update.state)
+      return store.restore(step, abstract)
     except checkpoints.DamagedCheckpointError as error:
       store.set_aside(step, error)
-  state = create_state(task.init, update.optimizer, mesh, config.seed)
+  state = create_state(plan.task.init, plan.update.optimizer, plan.mesh, plan.config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
-  if meta['start']:
-    start = identity.opened(meta['start'])
+  if plan.meta['start']:
+    start = identity.opened(plan.meta['start'])
     params = start.load_params(
-      update.state.params,
+      abstract.params,
       initial=state.params,
-      new=config.train.new_parameters,
+      new=options.new_parameters,
       fresh=fresh,
-      unused=config.train.unused_parameters,
+      unused=options.unused_parameters,
       resize={
         f'video_encoder/{name}': functools.partial(timesformer.fit_table, name)
         for name in ('positions', 'times')
@@ -364,22 +195,151 @@ def _first_state(planned, store, fresh) -> TrainState:
     'restore: nothing to restore; from scratch, seed %d: all weights are '
     'random. To start from a ViT and a BERT, as the paper does, see '
     'launch/convert.py --help and --config.train.init_from',
-    config.seed,
+    plan.config.seed,
   )
   return state
 
 
-def _already_finished(folder, store, stored) -> Outcome:
-  step = stored['step']
-  logging.info('already finished: step %d of %d', step, stored['config']['train']['steps'])
-  if not (folder / 'report.json').exists():
-    # The last start was killed between its last save and its report.
-    report = {
-      'step': step,
-      'finished': True,
-      'best_step': store.best(),
-      'evaluation': stored['evaluation'],
-    }
-    run_folder.write_json(folder / 'report.json', report)
-  store.close()
-  return Outcome(step, finished=True)
+class _Trainer:
+  """Takes the steps of one start of a run."""
+
+  def __init__(self, folder, plan, evaluations, store, supervisor, state, due):
+    """`due` is an evaluation of the first state, before which a stop came."""
+    self.folder, self.plan, self.evaluations = folder, plan, evaluations
+    self.store, self.supervisor, self.state, self.due = store, supervisor, state, due
+    self.step, self.figures, self.saved_at = int(state.step), None, time.monotonic()
+    self.options = options = plan.config.train
+    self.progress = Progress(
+      folder / 'tensorboard',
+      steps=options.steps,
+      describe=plan.task.describe,
+      batch_size=plan.config.data.batch_size,
+      skip_limit=options.skip_limit,
+      spike_deviations=options.spike_deviations,
+    )
+
+  def run(self, frozen) -> Outcome:
+    """Takes all steps that are left, or those until a stop is asked for."""
+    from alpro_jax.data import feed, mixture, pipeline
+
+    data, steps = self.plan.config.data, self.options.steps
+    rows = pipeline.train_batches(
+      data,
+      self.plan.sources,
+      self.plan.tokenizer,
+      seed=self.plan.config.seed,
+      start_step=self.step,
+      batch_size=data.batch_size,
+      rows=feed.host_rows(data.batch_size),
+    )
+    batches = feed.Feed(rows, self.plan.mesh)
+    try:
+      if self.due and (figures := self._evaluate()) is not None:
+        self._save(figures, replace=True)
+      if not self.due:
+        self._take_steps(frozen, batches)
+      if self.step < steps or self.due:
+        logging.warning(
+          'stopped on request at step %d of %d%s',
+          self.step,
+          steps,
+          ', before it was evaluated: that comes first next time' if self.due else '',
+        )
+    finally:
+      # Whatever ended the loop: a save that has begun is finished.
+      self.supervisor.doing('finishing the last save')
+      batches.close()
+      try:
+        best = self.store.best()
+        self.store.close()
+      finally:
+        self.progress.close()
+    if finished := self.step == steps and not self.due:
+      rates = self.progress.summary()
+      seen = {'data': mixture.report_sources(self.plan.sources)}
+      _write_report(self.folder, self.step, self.figures, best, rates | seen)
+      logging.info(
+        'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
+        self.step,
+        rates['clips_per_second'],
+        100 * rates['waiting_share'],
+      )
+    return Outcome(self.step, finished)
+
+  def _take_steps(self, frozen, batches):
+    options, first = self.options, self.step + 1
+    while self.step < options.steps:
+      # No implicit uploads in the loop: a Python number that slips into the
+      # step would stall every device for it.
+      with jax.transfer_guard_host_to_device('disallow'):
+        self.supervisor.doing(f'waiting for the data of step {self.step + 1}')
+        batch = next(batches)
+        self.supervisor.doing(f'at step {self.step + 1}, or at the end of the one before')
+        self.state, metrics = self.plan.update.step(self.state, frozen, batch)
+      self.step += 1
+      self.progress.add(self.step, metrics)
+      if self.step == first:
+        self.progress.skip_compilation(batches.wait_seconds)
+
+      stopping, last = self.supervisor.stop_requested(self.step), self.step == options.steps
+      if last or stopping or self._every(options.log_every_steps):
+        replaced = sum(len(source.broken) for source in self.plan.sources)
+        self.progress.report(batches.wait_seconds, replaced)
+      figures = None
+      if self.evaluations and (last or self._every(options.eval_every_steps)):
+        self.due = True
+        figures = None if stopping else self._evaluate()
+      if last or stopping or figures or self.due or self._is_time_to_save():
+        self._save(figures)
+      if stopping or self.due:
+        return
+
+  def _evaluate(self):
+    """Returns the figures of this step; None if a stop came before them."""
+    figures = {}
+    self.supervisor.doing(f'evaluating step {self.step}')
+    logging.info('step %d: evaluating', self.step)
+    try:
+      with self.progress.paused(), self.supervisor.interrupts():
+        for evaluation in self.evaluations:
+          figures |= evaluation(self.plan, self.state.params, self.step)
+        said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
+        logging.info('step %d: %s', self.step, said)
+        self.progress.write(self.step, figures)
+        self.due, self.figures = False, figures
+    except Exception:
+      # What was learned since the last save is not lost with the evaluation.
+      # Several processes need not all have failed, and save only together.
+      if jax.process_count() == 1:
+        self._save(None)
+      raise
+    return None if self.due else figures
+
+  def _save(self, figures, replace=False):
+    # Save nothing that was computed from a loss that is not finite.
+    self.progress.fetch()
+    self.supervisor.doing(f'saving step {self.step}')
+    meta = {**self.plan.meta, 'evaluation': self.figures, 'evaluation_due': self.due}
+    self.store.save(self.state, meta, figures, replace=replace)
+    self.saved_at = time.monotonic()
+
+  def _is_time_to_save(self):
+    """Whether a checkpoint is due; all processes answer alike."""
+    if self._every(self.options.checkpoint_every_steps):
+      return True
+    seconds = self.options.checkpoint_every_seconds
+    late = 0 < seconds <= time.monotonic() - self.saved_at
+    if jax.process_count() == 1:
+      return late
+    # Clocks differ: ask process 0, but not at every step.
+    if not seconds or not self._every(self.options.log_every_steps):
+      return False
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
+
+  def _every(self, interval):
+    return interval > 0 and self.step % interval == 0
+
+
+def _write_report(folder, step, figures, best, more=None):
+  report = {'step': step, 'finished': True, 'evaluation': figures, 'best_step': best}
+  run_folder.write_json(folder / 'report.json', (more or {}) | report)

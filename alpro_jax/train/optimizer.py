@@ -46,10 +46,6 @@ def make_schedule(
   the run. Step k = 1..steps uses the rate * k / warmup while k < warmup, and
   from then on falls from 1 to `final_fraction` of it: linearly, as the paper
   does, or on a half cosine.
-
-  Raises:
-    ValueError: for an unknown schedule, a warm-up longer than the run, or a
-      learning rate that is negative or not finite.
   """
   if not 0 <= learning_rate < math.inf:
     raise ValueError(f'config.optimizer.{learning_rate=} must be 0 or more, and finite.')
@@ -101,8 +97,6 @@ def make_optimizer(
     clip_norm: largest global norm of the gradients; 0 does not clip.
     freeze: '' or a name of FROZEN; those parameters stay as they are, have no
       moments, and do not count in the norm that is clipped.
-  Raises:
-    ValueError: for an unknown `eps_rule` or `freeze`.
   """
   if eps_rule == 'standard':
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)

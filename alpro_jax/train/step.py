@@ -28,19 +28,12 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 
 
 class Update(NamedTuple):
-  """The update of a run, ready to be compiled.
-
-  Attributes:
-    task: that is learned.
-    step: jitted (state, frozen, batch) -> (state, metrics); see `make_train_step`.
-    optimizer: that updates the state.
-    state: TrainState of ShapeDtypeStruct with sharding.
-  """
+  """The update of a run, ready to be compiled."""
 
   task: Task
-  step: Callable
+  step: Callable  # See `make_train_step`.
   optimizer: optax.GradientTransformation
-  state: TrainState
+  state: TrainState  # Of ShapeDtypeStructs with sharding.
 
 
 def make_update(config, task: Task, mesh) -> Update:
@@ -69,18 +62,11 @@ def make_update(config, task: Task, mesh) -> Update:
 
 
 def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
-  """Refuses a run whose VTC or VTM has nothing to tell a pair from.
+  """Warns of a run whose VTC or VTM has less than FEW_PAIRS to tell a pair from.
 
-  Both losses then fall to 0 at once, which looks like success.
-
-  Args:
-    config: see configs/common.py.
-    task: of the run.
-    records: how many videos each source has; a batch comes from one.
-  Returns:
-    a warning if there are fewer than FEW_PAIRS pairs to tell apart, or ''.
-  Raises:
-    ValueError: if there is one pair alone.
+  With one pair alone, which is a ValueError, both losses fall to 0 at once, and
+  that looks like success. `records` are the videos of each source: a batch
+  comes from one. Returns the warning, or ''.
   """
   batch, parts = config.data.batch_size, config.optimizer.accumulation
   micro, smallest = batch // parts, min(records, default=batch)
@@ -123,15 +109,13 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
 
   Args:
     task: see tasks/base.py.
-    mesh: devices that the batch is cut over.
+    mesh: devices that the batch is sharded over.
     accumulation: number of micro-batches.
     negatives: of VTC: 'micro', the pairs of the micro-batch; 'global', those
       of the batch. Then a first pass embeds all micro-batches, VTC and its
       gradient by the features are taken of the whole, and the second pass
       carries that gradient on, with the same dropout. VTC is then that of one
       large batch; hard negatives of VTM come from the micro-batch.
-  Raises:
-    ValueError: for unknown negatives, or a task without VTC.
   """
   if negatives not in NEGATIVES:
     raise ValueError(
@@ -217,26 +201,22 @@ def make_train_step(
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
   Args:
-    task: see tasks/base.py; gives the loss.
+    task: gives the loss.
     optimizer: from train/optimizer.py.
     schedule: the learning rate by number of steps, for the log.
-    mesh: devices that the batch is cut over.
+    mesh: devices that the batch is sharded over.
     state_sharding: NamedSharding of every leaf of the state.
     seed: of the run.
-    accumulation: micro-batches of one update.
-    negatives: of VTC then; see `make_gradients`.
+    accumulation: micro-batches of one update; see `make_gradients`.
+    negatives: likewise.
     non_finite: 'stop' takes every update, and whoever reads the metrics must
       stop; 'skip' leaves parameters and moments as they are where the loss or
-      a gradient is not finite, and says so by 'skipped' = 1. The schedule goes
-      on.
-    freeze: of the optimizer, see there: frozen parameters do not count in the
-      norms.
+      a gradient is not finite, says so by 'skipped' = 1, and goes on.
+    freeze: of the optimizer: frozen parameters do not count in the norms.
   Returns:
     A function that consumes (donates) its state. Metrics are float32 scalars:
     'loss', the task's parts, 'grad_norm' before clipping, the same of each part
     of the model as 'grad_norm/PART', 'learning_rate'.
-  Raises:
-    ValueError: for unknown `non_finite` or `negatives`.
   """
   if non_finite not in NON_FINITE:
     raise ValueError(f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.')

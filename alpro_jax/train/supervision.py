@@ -34,32 +34,29 @@ class Supervisor:
   """
 
   def __init__(self, *, stop_seconds: float, standstill_seconds: float):
-    """Sets the limits.
+    """Sets the limits, 0 for none.
 
     Args:
-      stop_seconds: after a request the process ends, saved or not; 0: never.
-      standstill_seconds: without a word from the loop before its stacks are
-        printed; 0: never.
+      stop_seconds: after a request, before the process ends, saved or not.
+      standstill_seconds: without a word from the loop before its stacks are printed.
     """
     self._stop_seconds, self._standstill_seconds = stop_seconds, standstill_seconds
-    self._asked = self._interrupts = False
-    self._limit, self._previous = None, {}
-    self._now, self._over = None, threading.Event()
+    self._asked = self._now = None  # (What, and) when, by the monotonic clock.
+    self._interrupts, self._previous = False, {}
+    self._over = threading.Event()
 
   def __enter__(self):
     if jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._ask)
-    if self._standstill_seconds > 0:
-      threading.Thread(target=self._watch, daemon=True).start()
+    if limits := [s for s in (self._stop_seconds, self._standstill_seconds) if s > 0]:
+      threading.Thread(target=self._watch, args=[min(10, *limits) / 4], daemon=True).start()
     return self
 
   def __exit__(self, *_):
     self._over.set()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    if self._limit:
-      self._limit.cancel()
 
   def doing(self, what: str) -> None:
     """The loop begins something."""
@@ -69,10 +66,9 @@ class Supervisor:
   def stop_requested(self, step: int) -> bool:
     """Whether to stop after this step; all processes answer alike."""
     if jax.process_count() > 1 and not self._asked:
-      self._asked = multihost_utils.reached_preemption_sync_point(step)
-      if self._asked:
-        self._start_limit()
-    return self._asked
+      if multihost_utils.reached_preemption_sync_point(step):
+        self._asked = time.monotonic()
+    return self._asked is not None
 
   @contextlib.contextmanager
   def interrupts(self):
@@ -94,20 +90,32 @@ class Supervisor:
 
   def _ask(self, number, _):
     # No logging here: the signal may come in the middle of a line of it.
-    self._asked = True
+    self._asked = time.monotonic()
     signal.signal(number, self._previous[number])  # The second one kills.
-    self._start_limit()
     if self._interrupts:
       self._interrupts = False
       raise _Interrupted
 
-  def _start_limit(self):
-    if self._stop_seconds > 0:
-      self._limit = threading.Timer(self._stop_seconds, self._give_up)
-      self._limit.daemon = True
-      self._limit.start()
-
-  def _give_up(self):
+  def _watch(self, interval):
+    said = None
+    while not self._over.wait(interval):
+      now = time.monotonic()
+      if self._asked and 0 < self._stop_seconds < now - self._asked:
+        break
+      what, since = self._now or ('', now)
+      if 0 < self._standstill_seconds < now - since and since != said:
+        said = since
+        logging.warning(
+          'standstill: process %d of %d has been %s for %.0f s. The stacks '
+          'of its threads follow on stderr.',
+          jax.process_index(),
+          jax.process_count(),
+          what,
+          now - since,
+        )
+        faulthandler.dump_traceback(sys.stderr)
+    else:
+      return
     logging.error(
       'asked to stop %g s ago (config.train.stop_seconds) and not done yet; '
       'process %d ends here. Start again: the run goes on from its last '
@@ -117,20 +125,3 @@ class Supervisor:
     )
     faulthandler.dump_traceback()
     os._exit(STOPPED)
-
-  def _watch(self):
-    said = None
-    while not self._over.wait(min(self._standstill_seconds / 4, 10)):
-      what, since = self._now or ('', time.monotonic())
-      waited = time.monotonic() - since
-      if waited > self._standstill_seconds and since != said:
-        said = since
-        logging.warning(
-          'standstill: process %d of %d has been %s for %.0f s. The stacks '
-          'of its threads follow on stderr.',
-          jax.process_index(),
-          jax.process_count(),
-          what,
-          waited,
-        )
-        faulthandler.dump_traceback(sys.stderr)
