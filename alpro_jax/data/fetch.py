@@ -48,26 +48,15 @@ class Video(NamedTuple):
 
 
 class Limits(NamedTuple):
-  """How to fetch.
+  """How to fetch."""
 
-  Attributes:
-    threads: downloads at a time.
-    per_host: of these, from one host.
-    tries: of an address, within one call.
-    wait_s: before the second try; doubles with each, and Retry-After counts
-      when it asks for more.
-    timeout_s: without a byte.
-    max_seconds: for one try in all, redirects and headers included.
-    max_bytes: of one video.
-  """
-
-  threads: int = 8
-  per_host: int = 4
-  tries: int = 4
-  wait_s: float = 1.0
-  timeout_s: float = 30.0
-  max_seconds: float = 600.0
-  max_bytes: int = 1 << 30
+  threads: int = 8  # Downloads at a time.
+  per_host: int = 4  # Of these, from one host.
+  tries: int = 4  # Of an address, within one call.
+  wait_s: float = 1.0  # Before the second try; doubles with each. Retry-After may ask for more.
+  timeout_s: float = 30.0  # Without a byte.
+  max_seconds: float = 600.0  # For one try in all, redirects and headers included.
+  max_bytes: int = 1 << 30  # Of one video.
 
 
 # --- What to fetch ----------------------------------------------------------

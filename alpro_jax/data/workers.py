@@ -83,15 +83,10 @@ def environment_of_children():
 
 
 class Lost(NamedTuple):
-  """An item that gave no result.
+  """An item that gave no result."""
 
-  Attributes:
-    reason: 'time-out', 'decoder crashed' or MACHINE.
-    detail: how long, or how it ended.
-  """
-
-  reason: str
-  detail: str
+  reason: str  # 'time-out', 'decoder crashed' or MACHINE.
+  detail: str  # How long, or how it ended.
 
 
 def allow(seconds):
