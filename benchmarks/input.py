@@ -107,14 +107,12 @@ def make_set(folder, clips):
   captions = folder / 'captions.jsonl'
   captions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   path = str(folder / 'set')
-  with open(os.devnull, 'w') as nowhere:
-    prepare.prepare(
-      sources.read_folder(str(captions), '', split='train'),
-      str(videos),
-      path,
-      options=prepare.Options(fps=FPS),
-      out=nowhere,
-    )
+  prepare.prepare(
+    sources.read_folder(str(captions), '', split='train'),
+    str(videos),
+    path,
+    options=prepare.Options(fps=FPS),
+  )
   return path
 
 
