@@ -29,6 +29,7 @@ from alpro_jax.data import manifest as manifests
 from alpro_jax.data.annotations import Annotations
 from alpro_jax.data.finish import finish
 from alpro_jax.data.manifest import MANIFEST, REPORT, PrepareError
+from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import make_record as make_record
 
 _LOOKED_AT = 1000  # Videos of which a set remembers what they were.
@@ -194,13 +195,15 @@ def _begin(work, plan, where):
 
 def _make_missing(source, pieces, settings, make):
   """Makes the parts that are not there; returns how many clips were read."""
-  progress = parts.Progress(len(source.clips))
+  progress = Progress(len(source.clips))
   for skipped in source.skipped:
     progress.name(skipped)
-  missing = [part for part in pieces if not parts.is_done(part.stem)]
+  missing = []
   for part in pieces:
-    if part not in missing:
+    if parts.is_done(part.stem):
       progress.found(len(part.clips), len(parts.read_part(part.stem)['skipped']))
+    else:
+      missing.append(part)
   made = make(missing, settings, progress) if missing else 0
   progress.close()
   return made

@@ -17,11 +17,17 @@ from alpro_jax.data.clips import Clips
 from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
 
 Questions = Annotated[str, 'questions file, with or without captions.']
+TextLength = Annotated[int, 'keep rows with a smaller txt_len, the original used 80; 0 keeps all.']
+AllowPickle = Annotated[bool, 'open a pandas pickle, which can run any code.']
+Subset = Annotated[
+  Literal['', '7k', 'train', 'validate', 'test'],
+  "videos of this split, as the videodatainfo file has it; 7k is 'train' and 'validate' (all).",
+]
+Names = Annotated[str, 'youtube_mapping.txt; without it the videos must be called vid<number>.']
 Ids = Annotated[
   str, 'keep only the videos of this list, a .csv file with video_id or a .txt with one a line.'
 ]
 ExceptIds = Annotated[str, 'leave out the videos of this list.']
-Subset = Literal['', '7k', 'train', 'validate', 'test']
 
 
 def read_folder(captions='', questions: Questions = '', *, split='train', root='') -> Annotations:
@@ -55,13 +61,7 @@ def read_folder(captions='', questions: Questions = '', *, split='train', root='
 
 
 def read_webvid(
-  captions,
-  *,
-  root='',
-  txt_len_below: Annotated[
-    int, 'keep rows with a smaller txt_len, the original used 80; 0 keeps all.'
-  ] = 0,
-  allow_pickle: Annotated[bool, 'open a pandas pickle, which can run any code.'] = False,
+  captions, *, root='', txt_len_below: TextLength = 0, allow_pickle: AllowPickle = False
 ) -> Annotations:
   """Reads WebVid's rows: video_id, text and, optional, txt_len and page_dir.
 
@@ -123,10 +123,7 @@ def read_msrvtt(
   questions: Questions = '',
   *,
   root='',
-  subset: Annotated[
-    Subset,
-    "videos of this split, as the videodatainfo file has it; 7k is 'train' and 'validate' (all).",
-  ] = '',
+  subset: Subset = '',
   ids: Ids = '',
   except_ids: ExceptIds = '',
 ) -> Annotations:
@@ -184,9 +181,7 @@ def read_msvd(
   questions: Questions = '',
   *,
   root='',
-  mapping: Annotated[
-    str, 'youtube_mapping.txt; without it the videos must be called vid<number>.'
-  ] = '',
+  mapping: Names = '',
   ids: Ids = '',
   except_ids: ExceptIds = '',
 ) -> Annotations:
