@@ -95,6 +95,7 @@ from collections import Counter
 from absl import app, flags
 
 from alpro_jax.data import annotations, fetch, prepare, sources, verify, workers
+from alpro_jax.data.options import options_of
 
 FLAGS = flags.FLAGS
 _LIMITS = fetch.Limits()
@@ -145,27 +146,24 @@ flags.DEFINE_float(
   'Seconds of work after which a clip is given up (120, and more for long, large and '
   f'high-definition videos). For fetch: seconds without a byte ({_LIMITS.timeout_s:g}).',
 )
-for _name, _option in prepare.Options.flags().items():
-  _define(_name, *_option)
+for _name, (_kind, _default, _text, *_) in options_of(prepare.Options).items():
+  _define(_name, _kind, _default, _text)
 for _name, (*_option, _text, _sources) in sources.options().items():
   _define(_name, *_option, f'{", ".join(_sources)}: {_text}')
-
-_FETCH = {
-  'url_column': ('', 'column of the addresses (contentUrl, url, or video).'),
-  'threads': (_LIMITS.threads, 'downloads at a time.'),
-  'per_host': (_LIMITS.per_host, 'of one host.'),
-  'tries': (_LIMITS.tries, 'of one address.'),
-  'wait_s': (_LIMITS.wait_s, 'seconds before the second try, doubled for each further one.'),
-  'max_bytes': (_LIMITS.max_bytes, 'bytes of one video.'),
-  'retry_failed': (False, 'try again what can hardly be had, such as HTTP 404.'),
+_FETCH = options_of(fetch.Limits) | {
+  'url_column': (str, '', 'column of the addresses (contentUrl, url, or video).'),
+  'retry_failed': (bool, False, 'try again what can hardly be had, such as HTTP 404.'),
   'allow_local': (
+    bool,
     False,
     'also ask machines of the local network, and this one; an address in a '
     'captions file of others may be meant to reach them.',
   ),
 }
-for _name, (_default, _text) in _FETCH.items():
-  _define(_name, type(_default), _default, f'fetch: {_text}')
+_SHARED = {'captions', 'videos', 'timeout_s', 'max_seconds'}  # With the steps of a set.
+for _name in _FETCH.keys() - _SHARED:
+  *_option, _text = _FETCH[_name]
+  _define(_name, *_option, f'fetch: {_text}')
 
 
 def _check_flags(step, known):
@@ -252,8 +250,7 @@ def _verify(words):
 
 def _fetch(words):
   """Downloads the videos of a captions file; returns the exit code."""
-  known = {*_FETCH, 'captions', 'videos', 'timeout_s', 'max_seconds'}
-  _check_flags('fetch', known.__contains__)
+  _check_flags('fetch', (_FETCH.keys() | _SHARED).__contains__)
   if words:
     raise ValueError(f'fetch takes no words, but was given {words}.')
   if not (FLAGS.captions and FLAGS.videos):
@@ -293,13 +290,13 @@ def _fetch(words):
 
 def _prepare(words, beam_flags):
   """Makes the set; returns the exit code."""
-  _check_flags('a set', lambda name: name not in _FETCH)
+  _check_flags('a set', lambda name: name not in _FETCH.keys() - _SHARED)
   if words:
     raise ValueError(f'unexpected {words}; see --help.')
   if not (FLAGS.source and FLAGS.output):
     raise ValueError('--source and --output are needed; see --help for examples.')
   start = time.monotonic()
-  options = prepare.Options(**{name: FLAGS[name].value for name in prepare.Options.flags()})
+  options = prepare.Options(**{name: FLAGS[name].value for name in options_of(prepare.Options)})
   make = _maker(beam_flags)
   source = sources.SOURCES[FLAGS.source]
   root = FLAGS[source.folder].value or FLAGS.videos

@@ -17,7 +17,7 @@ import os
 import time
 import urllib.parse
 from collections import defaultdict, deque
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, names, sniff, tables, web
@@ -48,15 +48,19 @@ class Video(NamedTuple):
 
 
 class Limits(NamedTuple):
-  """How to fetch."""
+  """How to fetch: type, meaning and default of each."""
 
-  threads: int = 8  # Downloads at a time.
-  per_host: int = 4  # Of these, from one host.
-  tries: int = 4  # Of an address, within one call.
-  wait_s: float = 1.0  # Before the second try; doubles with each. Retry-After may ask for more.
-  timeout_s: float = 30.0  # Without a byte.
-  max_seconds: float = 600.0  # For one try in all, redirects and headers included.
-  max_bytes: int = 1 << 30  # Of one video.
+  threads: Annotated[int, 'downloads at a time.'] = 8
+  per_host: Annotated[int, 'of one host.'] = 4
+  tries: Annotated[int, 'of one address.'] = 4
+  wait_s: Annotated[
+    float, 'seconds before the second try, doubled for each further one, or what the host asks for.'
+  ] = 1.0
+  timeout_s: Annotated[float, 'seconds without a byte.'] = 30.0
+  max_seconds: Annotated[float, 'seconds for one try in all, redirects and headers included.'] = (
+    600.0
+  )
+  max_bytes: Annotated[int, 'bytes of one video.'] = 1 << 30
 
 
 # --- What to fetch ----------------------------------------------------------

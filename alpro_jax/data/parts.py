@@ -128,7 +128,7 @@ def count(stems: Iterable[str]) -> tuple[Counter, list[dict], list[dict]]:
     partial += part['partial']
     counts['bytes'] += part['bytes'] if part['examples'] else 0
     for row in part['index']:
-      texts = {name: len(row[name]) for name in ('captions', 'questions')}
+      texts = {name: len(row.get(name, ())) for name in ('captions', 'questions')}
       counts.update(prepared=1, frames=row.get('frames', 0), **texts)
   return counts, skipped, partial
 

@@ -19,7 +19,6 @@ import re
 import shutil
 import tempfile
 import time
-import typing
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -29,6 +28,7 @@ from alpro_jax.data import manifest as manifests
 from alpro_jax.data.annotations import Annotations
 from alpro_jax.data.finish import finish
 from alpro_jax.data.manifest import MANIFEST, REPORT, PrepareError
+from alpro_jax.data.options import options_of
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import make_record as make_record
 
@@ -60,21 +60,12 @@ class Options:
     int, 'Clips per shard; also the most that an interruption costs.', 1, 10**6
   ] = 1000
 
-  @classmethod
-  def flags(cls) -> dict[str, tuple[Any, Any, str]]:
-    """Returns {name: (type, default, help)}."""
-    hints = typing.get_type_hints(cls, include_extras=True).items()
-    return {
-      name: (hint.__origin__, getattr(cls, name), hint.__metadata__[0]) for name, hint in hints
-    }
-
   def __post_init__(self):
-    for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-      value, (_, *limits) = getattr(self, name), hint.__metadata__
+    for name, (kind, _, _, *limits) in options_of(Options).items():
+      value = getattr(self, name)
       if limits and not limits[0] <= value <= limits[1]:
         raise PrepareError(f'--{name}={value} must be {limits[0]} to {limits[1]}.')
-      if hint.__origin__ is float:
-        # 1 and 1.0 are one option, and their sets are to have one digest.
+      if kind is float:  # 1 and 1.0 are one option, and their sets are to have one digest.
         object.__setattr__(self, name, float(value))
     if self.on_partial not in ('skip', 'keep'):
       raise PrepareError(f"--on_partial={self.on_partial} must be 'skip' or 'keep'.")

@@ -7,7 +7,6 @@ SOURCES; docs/research.md has an example.
 """
 
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from alpro_jax.data import checksum, tables
 from alpro_jax.data.annotations import Annotations, check_text, encodable, present
 from alpro_jax.data.clips import Clips
 from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
+from alpro_jax.data.options import options_of
 
 Questions = Annotated[str, 'questions file, with or without captions.']
 TextLength = Annotated[int, 'keep rows with a smaller txt_len, the original used 80; 0 keeps all.']
@@ -228,11 +228,8 @@ def options() -> dict[str, tuple[Any, Any, str, list[str]]]:
   """Returns {name: (type, default, help, sources)} of what only some sources have."""
   found = {}
   for source, (reader, *_) in SOURCES.items():
-    hints = typing.get_type_hints(reader, include_extras=True)
-    for name, parameter in inspect.signature(reader).parameters.items():
-      if typing.get_origin(hints.get(name)) is Annotated:
-        kind, text = typing.get_args(hints[name])
-        found.setdefault(name, (kind, parameter.default, text, []))[3].append(source)
+    for name, (kind, default, text) in options_of(reader).items():
+      found.setdefault(name, (kind, default, text, []))[3].append(source)
   return found
 
 
