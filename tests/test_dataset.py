@@ -349,7 +349,7 @@ def test_a_disk_that_fails_for_good_is_named(path, monkeypatch):
   flaky = Flaky(monkeypatch, failures=1000)
   with pytest.raises(OSError, match='failed 7 times in 63 s: .*Input/output error.*not a record'):
     data.fetch([0])
-  assert flaky.waits == list(dataset.RETRY_SECONDS)
+  assert flaky.waits == [*dataset.RETRY_SECONDS, 0]
   # Nor is it damage if not even the file can be read through.
   flaky = Flaky(monkeypatch, failures=1000)
   monkeypatch.setattr(dataset._Shard, 'is_damaged', lambda _: open('/none/at/all'))

@@ -91,12 +91,11 @@ def toy(monkeypatch):
   monkeypatch.setattr(
     mixture,
     'open_sources',
-    lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1)],
+    lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1, report=dict)],
   )
   monkeypatch.setattr(
     mixture, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
   )
-  monkeypatch.setattr(mixture, 'report_sources', lambda sources: [])
   monkeypatch.setattr(
     pipeline,
     'train_batches',

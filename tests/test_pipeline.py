@@ -15,13 +15,7 @@ import tensorflow as tf
 
 from alpro_jax.data import dataset, pipeline, prepare, sources, tokens
 from alpro_jax.data.annotations import Question
-from alpro_jax.data.mixture import (
-  Source,
-  TooManyBroken,
-  measure_texts,
-  open_sources,
-  report_sources,
-)
+from alpro_jax.data.mixture import Source, TooManyBroken, measure_texts, open_sources
 from alpro_jax.data.order import BLOCK, Order, caption_ids, hash64, video_ids
 from configs import common
 from tests import patience
@@ -176,7 +170,7 @@ def test_an_epoch_of_texts_asks_every_question_once():
     }
     # 'b' is the list; 'a' is not in it.
     assert said == {f'q{i} {n}': (0 if n % 2 else -1, i) for i in range(5) for n in range(i + 1)}
-  assert report_sources([source])[0] == {
+  assert source.report() == {
     'source': 'set/train',
     'style': '',
     'digest': 'set',
@@ -223,11 +217,11 @@ def test_texts_that_are_cut_are_counted(caplog, monkeypatch):
   # Of 12 tokens two are marks.
   said = [('a' * 10,), ('a' * 11, 'b'), ('c',), ('d' * 12,)]
   source = Source(MemorySet(4, captions=said), 0)
-  assert 'texts_cut' not in report_sources([source])[0]
+  assert 'texts_cut' not in source.report()
   measure_texts([source], Letters(), 12)
   assert source.cut == (2, 5)
-  assert report_sources([source])[0]['texts_cut'] == 2
-  assert report_sources([source])[0]['texts_measured'] == 5
+  assert source.report()['texts_cut'] == 2
+  assert source.report()['texts_measured'] == 5
   assert 'set/train: 2 of 5 captions have more than' in caplog.text
   # Of many an even spread is counted: here the first, third and fifth half.
   monkeypatch.setattr('alpro_jax.data.mixture.MEASURED', 3)
@@ -466,7 +460,7 @@ def test_a_broken_record_is_replaced_by_the_next(kind, caplog):
   fresh = MemorySet(12)
   getattr(fresh, kind).add(4)
   assert records(train(fresh, start=2), 2) == read[1].reshape(2, 6).tolist()
-  (named,) = report_sources(sources)
+  named = sources[0].report()
   assert list(named['replaced']) == ['4.mp4']
   assert sum('Replacing' in x.message for x in caplog.records) == 2
 
@@ -521,7 +515,7 @@ def test_a_flipped_bit_costs_a_record_and_says_so(photos, tmp_path):
   config.sources = (common.source(str(tmp_path / 'set')),)
   sources = open_sources(config)
   read = np.concatenate(records(train(sources, broken_share=0.5), 4))
-  replaced = report_sources(sources)[0]['replaced']
+  replaced = sources[0].report()['replaced']
   assert replaced and all('is damaged' in x for x in replaced.values())
   assert len(set(read)) == 12 - len(replaced)
   config.verify = True

@@ -13,19 +13,9 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-OPERATIONS = (
-  'identity',
-  'brightness',
-  'contrast',
-  'sharpness',
-  'shear_x',
-  'shear_y',
-  'translate_x',
-  'translate_y',
-  'rotate',
-  'horizontal_flip',
-)
-COLOUR = OPERATIONS[:4]
+COLOUR = ('identity', 'brightness', 'contrast', 'sharpness')
+WARPS = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'horizontal_flip')
+OPERATIONS = COLOUR + WARPS
 RESIZE_MODES = ('squash', 'short_side')
 LUMINANCE = (0.299, 0.587, 0.114)  # Of R, G, B.
 FILL = 128  # Grey, where a warp uncovers the outside.
@@ -85,16 +75,13 @@ def rand_augment(clip, seed, options):
   Args:
     clip: uint8[n, H, W, 3]; H and W known to the tracer.
     seed: int64[2].
-    options: as config.data.randaugment: how many operations, their level 0..10,
-      and the names in OPERATIONS to exclude, for instance 'horizontal_flip'
-      where captions say left and right.
+    options: operations, level and exclude, as in config.data.randaugment.
 
   Returns:
     uint8[n, H, W, 3].
   """
   operations, exclude = options.operations, options.exclude
-  unknown = sorted(set(exclude) - set(OPERATIONS))
-  if unknown:
+  if unknown := sorted(set(exclude) - set(OPERATIONS)):
     raise ValueError(
       f'{unknown} in data.randaugment.exclude are no operations; the operations are {OPERATIONS}.'
     )
@@ -128,9 +115,6 @@ def apply_operations(clip, drawn, mirrored, level):
     drawn: int32[k], indices in OPERATIONS; k known to the tracer.
     mirrored: int32[k], 0 or 1.
     level: 0..10.
-
-  Returns:
-    uint8[n, H, W, 3].
   """
   if not 0 <= level <= 10:
     raise ValueError(f'{level=} must be between 0 and 10; set data.randaugment.level.')
@@ -189,9 +173,9 @@ def change_sharpness(clip, factor):
 
 def _change_colour(clip, operation, factor):
   changes = change_brightness, change_contrast, change_sharpness
-  branches = [lambda: clip, *(functools.partial(change, clip, factor) for change in changes)]
-  # The last branch serves every operation that leaves colours alone.
-  return tf.switch_case(operation, branches, default=lambda: clip)
+  branches = [functools.partial(change, clip, factor) for change in changes]
+  # The default serves every operation that leaves colours alone.
+  return tf.switch_case(operation, [lambda: clip, *branches], default=lambda: clip)
 
 
 def _warps(height, width, level):
@@ -214,8 +198,7 @@ def _warps(height, width, level):
 
 
 def _scale(clip, image_size):
-  side = tf.shape(clip)[1:3]
-  size = (image_size, image_size)
+  side, size = tf.shape(clip)[1:3], (image_size, image_size)
 
   def resize():
     much = tf.reduce_max(side) > int(SHRINK_PLAINLY * image_size)

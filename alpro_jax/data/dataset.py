@@ -151,7 +151,7 @@ class PreparedDataset:
     return self._records
 
   def captions(self, style=''):
-    """Returns the captions of every record in a style ('' is any): lists of str."""
+    """Returns the captions of every record in a style ('' is any): list of lists."""
     return [record.captions_of(style) for record in self._records]
 
   def select(self, keep):
@@ -191,9 +191,8 @@ class PreparedDataset:
         ]
       found.update(zip(rows.tolist(), records, strict=True))
 
-    with futures.ThreadPoolExecutor(_READERS) as pool:  # As many as it needs.
-      for _ in pool.map(read, np.unique(which)):
-        pass
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+      list(pool.map(read, np.unique(which)))
     return [found[row] for row in range(len(indices))]
 
   def _read_alone(self, shard, position, index):
@@ -202,7 +201,7 @@ class PreparedDataset:
     A failure is damage only if the file is not what was written; otherwise the
     disk or the network is at fault, and no record must be replaced for that.
     """
-    for seconds in (*RETRY_SECONDS, None):
+    for seconds in (*RETRY_SECONDS, 0):
       try:
         return shard.read([position])[0]
       except _READ_ERRORS as error:
@@ -214,9 +213,8 @@ class PreparedDataset:
           raise UnreadableRecord(message, index) from problem
       except OSError as error:
         problem = error
-      if seconds is not None:
-        logging.warning('reading %s fails; again in %d s: %s', shard.file, seconds, problem)
-        time.sleep(seconds)
+      logging.warning('reading %s fails: %s', shard.file, problem)
+      time.sleep(seconds)
     raise OSError(
       f'reading {shard.file} failed {len(RETRY_SECONDS) + 1} times in {sum(RETRY_SECONDS)} s: '
       f'{problem}. The disk or the network fails, not a record; look after it and start again.'
@@ -227,17 +225,13 @@ def open_dataset(path, split='train', *, verify=None):
   """Opens one split of a prepared set.
 
   Names, sizes and counts are always checked, and the digest of the index. A
-  damaged record is found when it is read: each has a checksum of its own. Every
-  file is opened here, so that what was checked is what is read, whatever is
-  put in its place later.
+  damaged record is found when it is read: each has a checksum of its own.
 
   Args:
     path: folder made by launch/prepare.py.
     split: name of the split.
     verify: compare the sha256 of every shard with the manifest too; None does
       so below VERIFY_BELOW_BYTES.
-  Returns:
-    PreparedDataset.
   Raises:
     FileNotFoundError: there is no finished set, or a file is gone.
     ValueError: the split is unknown, or a file is not as it was written.
@@ -248,11 +242,11 @@ def open_dataset(path, split='train', *, verify=None):
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
   entry = manifest['splits'][split]
   _allow_open_files(path, len(entry['shards']))
+  # All opened here: what was checked is what is read, whatever comes in its place.
   shards = [_Shard(path, shard) for shard in entry['shards']]
   if verify or verify is None and entry['bytes'] < VERIFY_BELOW_BYTES:
     with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
-      for _ in pool.map(_Shard.check_digest, shards):
-        pass
+      list(pool.map(_Shard.check_digest, shards))
   records = Index(_read_index(path, entry['index']))
   if read_manifest(path) != manifest:  # It is written last.
     raise ValueError(f'{path} was replaced while it was opened; start again.')
@@ -264,10 +258,9 @@ def open_dataset(path, split='train', *, verify=None):
 
 
 class _Shard:
-  """One file of records: what was opened is what is checked and read.
+  """One file of records, held itself and not by its name.
 
-  The file itself is held, not its name: what is put in its place later, as a
-  new preparation or rsync does, is not seen.
+  What is put in its place later, as a new preparation or rsync does, is not seen.
   """
 
   def __init__(self, folder, entry):
@@ -287,9 +280,9 @@ class _Shard:
       now = os.stat(self.file)
     except OSError:
       return
-    if os.path.samestat(now, self._status) and (
-      (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
-    ):
+    before = self._status
+    same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    if os.path.samestat(now, before) and not same:
       raise ValueError(
         f'{self.file} was written to while it was open, so its records may '
         'no longer be those of the index; start again, and prepare or copy '

@@ -38,17 +38,12 @@ def to_batch(rows, mesh):
   Returns:
     VideoTextBatch of global arrays, sharded over all devices.
   """
-  missing = sorted(set(FIELDS) - set(rows))
-  extra = sorted(set(rows) - set(FIELDS))
+  missing, extra = sorted(set(FIELDS) - set(rows)), sorted(set(rows) - set(FIELDS))
   if missing or extra:
     raise ValueError(f'A batch needs the fields {list(FIELDS)}; {missing=}, {extra=}.')
   layout = sharding.batch_sharding(mesh)
-  batch = VideoTextBatch(
-    **{
-      name: jax.make_array_from_process_local_data(layout, np.asarray(rows[name]))
-      for name in FIELDS
-    }
-  )
+  put = functools.partial(jax.make_array_from_process_local_data, layout)
+  batch = VideoTextBatch(**{name: put(np.asarray(rows[name])) for name in FIELDS})
   _check_rows(len(rows['valid']), mesh)
   return batch
 
@@ -72,18 +67,16 @@ def _check_rows(count, mesh):
 class Feed(Iterator):
   """Global batches, made ahead by a thread; what goes wrong there next() raises.
 
+  Args:
+    batches: iterable of dicts with the rows of this host.
+    mesh: from sharding.make_mesh.
+    depth: batches that may lie ready on the devices.
+
   Attributes:
     wait_seconds: how long next() has waited, in all.
   """
 
   def __init__(self, batches, mesh, *, depth=2):
-    """Starts.
-
-    Args:
-      batches: iterable of dicts with the rows of this host.
-      mesh: from sharding.make_mesh.
-      depth: batches that may lie ready on the devices.
-    """
     self.wait_seconds = 0.0
     self._batches = batches
     # The thread must not hold the Feed, or it would live as long as the
@@ -99,10 +92,8 @@ class Feed(Iterator):
     if not self._finish.alive:
       raise RuntimeError('The feed is closed.')
     start = time.perf_counter()
-    try:
-      batch = self._ready[0].result()
-    finally:
-      self.wait_seconds += time.perf_counter() - start
+    batch = self._ready[0].result()
+    self.wait_seconds += time.perf_counter() - start
     self._ready.popleft()
     self._ready.append(self._pool.submit(self._make))
     return batch

@@ -26,6 +26,7 @@ class Source:
   `examples` is 'texts', one text with its video.
 
   Attributes:
+    num_records, num_texts: that are used; len() is how many examples there are.
     records: int64[n], the record of each example.
     keys: int64[n], what keys the randomness of each example.
     first: int64[n + 1], index of the first text of each example.
@@ -49,6 +50,7 @@ class Source:
   cut: tuple[int, int] | None = None
 
   def __post_init__(self):
+    self.name, self.digest = self.dataset.name, self.dataset.digest
     if not self.weight >= 0:
       raise ValueError(f'{self.name}: weight={self.weight} must not be negative.')
     if self.text not in TEXTS or self.examples not in EXAMPLES:
@@ -70,15 +72,16 @@ class Source:
       raise ValueError(self._nothing())
     self.records = self.keys = self._with_texts = np.array(numbers, np.int64)
     self.first = self._first = np.concatenate([[0], np.cumsum(counts)])
+    self.num_records, self.num_texts = len(self.records), int(self.first[-1])
     if self.examples == 'texts':
       self.records = np.repeat(self.records, counts)
       self.keys = np.arange(self.num_texts)
       self.first = np.arange(self.num_texts + 1)
     self.labels = np.full(self.num_texts, -1, np.int32)
+    self.unknown_answers = collections.Counter()
     if answered:
       self.labels = answers.label_answers(answered, self.answers)
-    labelled = zip(answered, self.labels, strict=False)
-    self.unknown_answers = collections.Counter(answer for answer, label in labelled if label < 0)
+      self.unknown_answers.update(answered[i] for i in np.flatnonzero(self.labels < 0))
 
   def _texts_of(self, record):
     """Returns list of str, captions, or of Question."""
@@ -98,25 +101,7 @@ class Source:
       f'only {sorted(styles)}; set style in data.sources.'
     )
 
-  @property
-  def name(self):
-    return self.dataset.name
-
-  @property
-  def digest(self):
-    return self.dataset.digest
-
-  @property
-  def num_records(self):
-    """How many records have a text; there may be more examples."""
-    return len(self._with_texts)
-
-  @property
-  def num_texts(self):
-    return int(self._first[-1])
-
   def __len__(self):
-    """How many examples there are."""
     return len(self.records)
 
   def is_active(self, steps):
@@ -129,6 +114,23 @@ class Source:
     record = self.dataset.metadata()[self._with_texts[row]]
     text = self._texts_of(record)[index - self._first[row]]
     return text if self.text == 'captions' else text.text
+
+  def report(self):
+    """Returns what was read, and what could not be, as JSON."""
+    records, broken = self.dataset.metadata(), sorted(self.broken.items())
+    found = {
+      'source': self.name,
+      'style': self.style,
+      'digest': self.digest,
+      'records': self.num_records,
+      self.text: self.num_texts,
+      'replaced': {records[number].video: reason for number, reason in broken},
+    }
+    if self.text == 'questions':
+      found['unknown_answers'] = self.unknown_answers.total()
+    if self.cut:
+      found |= {'texts_cut': self.cut[0], 'texts_measured': self.cut[1]}
+    return found
 
 
 def open_sources(config):
@@ -200,25 +202,3 @@ def measure_texts(sources, tokenizer, max_tokens):
         f'{source.name}: {cut} of {number} {source.text} have more than '
         f'data.max_text_tokens={max_tokens} tokens; their ends are cut off.'
       )
-
-
-def report_sources(sources):
-  """Returns what was read from where, and what could not be, as JSON."""
-  found = []
-  for source in sources:
-    records = source.dataset.metadata()
-    one = {
-      'source': source.name,
-      'style': source.style,
-      'digest': source.digest,
-      'records': source.num_records,
-      source.text: source.num_texts,
-    }
-    if source.text == 'questions':
-      one['unknown_answers'] = source.unknown_answers.total()
-    if source.cut:
-      one |= {'texts_cut': source.cut[0], 'texts_measured': source.cut[1]}
-    broken = sorted(source.broken.items())
-    one['replaced'] = {records[record].video: reason for record, reason in broken}
-    found.append(one)
-  return found

@@ -220,7 +220,7 @@ class _Trainer:
 
   def run(self, frozen) -> Outcome:
     """Takes all steps that are left, or those until a stop is asked for."""
-    from alpro_jax.data import feed, mixture, pipeline
+    from alpro_jax.data import feed, pipeline
 
     data, steps = self.plan.config.data, self.options.steps
     rows = pipeline.train_batches(
@@ -256,7 +256,7 @@ class _Trainer:
         self.progress.close()
     if finished := self.step == steps and not self.due:
       rates = self.progress.summary()
-      seen = {'data': mixture.report_sources(self.plan.sources)}
+      seen = {'data': [source.report() for source in self.plan.sources]}
       _write_report(self.folder, self.step, self.figures, best, rates | seen)
       logging.info(
         'finished %d steps: %.1f clips/s, waiting for data %.1f%%',

@@ -24,7 +24,7 @@ from alpro_jax.data import (
   tokens,
   verify,
 )
-from alpro_jax.data.mixture import open_sources, report_sources
+from alpro_jax.data.mixture import open_sources
 from configs import common
 from tests.small_sets import SIZE, Letters
 
@@ -195,7 +195,7 @@ def test_training_names_and_counts_a_damaged_record(path):
   batch = next(batches)
   batches.close()
   assert list(source.broken) == [1] and '1.png' in source.broken[1]
-  assert list(report_sources(sources)[0]['replaced']) == ['1.png']
+  assert list(sources[0].report()['replaced']) == ['1.png']
   assert len(np.unique(batch['video_id'])) == 6
 
 
