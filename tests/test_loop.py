@@ -384,7 +384,7 @@ def test_a_loss_that_is_not_finite_is_skipped_on_request(toy, tmp_path):
   assert report['finished'] and report['skipped_steps'] == 1
   log = log_of(tmp_path)
   assert 'step 6 is not finite and was skipped (1 so far): grad_norm=0' in log
-  assert 'left  1 steps skipped' in log
+  assert 'left  1 skipped steps' in log
   states = [tmp_path / 'checkpoints' / str(step) for step in (5, 6, 7)]
   assert_same_params(*states[:2])
   with pytest.raises(AssertionError):

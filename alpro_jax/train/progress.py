@@ -84,7 +84,7 @@ class Progress:
     self._alarm, self._skip_limit = SpikeAlarm(spike_deviations), skip_limit
     self._step, self._pending, self._averages = 0, None, {}
     self._sums, self._count = {}, 0
-    self._skipped = self._skipped_in_a_row = self._spikes = 0
+    self._trouble, self._skipped_in_a_row = {'skipped_steps': 0, 'loss_spikes': 0}, 0
     self._total = {'steps': 0, 'seconds': 0.0, 'waiting': 0.0}
     self._restart(0.0)
 
@@ -105,38 +105,34 @@ class Progress:
     metrics = dict(jax.device_get(metrics))
     skipped = metrics.pop('skipped', 0.0)
     parts = ', '.join(f'{name}={value:.6g}' for name, value in _scalars(metrics).items())
+    self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+    self._timed += 1
     if skipped:
-      self._skip(parts)
-    elif not all(np.isfinite(value).all() for value in metrics.values()):
+      self._trouble['skipped_steps'] += 1
+      count = self._trouble['skipped_steps']
+      logging.warning(
+        'step %d is not finite and was skipped (%d so far): %s', self._step, count, parts
+      )
+      if self._skipped_in_a_row > self._skip_limit:
+        raise NonFiniteError(
+          f'{self._skipped_in_a_row} steps in a row were not finite, '
+          f'config.train.skip_limit={self._skip_limit} allow no more; the last '
+          f'is step {self._step}: {parts}. Lower config.optimizer.learning_rate '
+          'and start again.'
+        )
+      return
+    if not all(np.isfinite(value).all() for value in metrics.values()):
       raise NonFiniteError(
         f'step {self._step} is not finite: {parts}. Nothing was '
         'saved from it; lower config.optimizer.learning_rate or look at the '
         'data of this step, then start again.'
       )
-    else:
-      for name, value in metrics.items():
-        self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
-      self._count += 1
-      self._skipped_in_a_row = 0
-      if said := self._alarm.add(float(metrics['loss'])):
-        self._spikes += 1
-        logging.warning('loss spike at step %d: %s', self._step, said)
-    self._timed += 1
-
-  def _skip(self, parts):
-    """Counts an update that was left out."""
-    self._skipped += 1
-    self._skipped_in_a_row += 1
-    logging.warning(
-      'step %d is not finite and was skipped (%d so far): %s', self._step, self._skipped, parts
-    )
-    if self._skipped_in_a_row > self._skip_limit:
-      raise NonFiniteError(
-        f'{self._skipped_in_a_row} steps in a row were not finite, '
-        f'config.train.skip_limit={self._skip_limit} allow no more; the last '
-        f'is step {self._step}: {parts}. Lower config.optimizer.learning_rate '
-        'and start again.'
-      )
+    for name, value in metrics.items():
+      self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value)
+    self._count += 1
+    if said := self._alarm.add(float(metrics['loss'])):
+      self._trouble['loss_spikes'] += 1
+      logging.warning('loss spike at step %d: %s', self._step, said)
 
   def skip_compilation(self, waiting: float) -> None:
     """Starts the clock after the first step, which compiled the program."""
@@ -155,55 +151,40 @@ class Progress:
   def report(self, waiting: float, replaced: int = 0) -> None:
     """Logs one line and writes the averages since the last one.
 
-    Args:
-      waiting: seconds the loop has waited for data since it started.
-      replaced: records that could not be read, so far.
+    `waiting` are the seconds that the loop has waited for data since it started,
+    `replaced` the records that could not be read.
     """
     self.fetch()
     if not self._count:
       return
     self._averages = {name: value / self._count for name, value in self._sums.items()}
-    scalars = _scalars(self._averages)
-    now = {
-      'steps': self._timed,
-      'seconds': max(time.monotonic() - self._start, 1e-9),
-      'waiting': waiting - self._waiting,
-    }
-    self._total = {name: value + now[name] for name, value in self._total.items()}
-    rates = self._rates(now)
-    rate, left = rates['clips_per_second'], (self._steps - self._step) * self._batch_size
-    losses = [
-      f'{name.removeprefix("loss/")} {value:.4f}'
-      for name, value in sorted(scalars.items())
-      if name.startswith('loss/')
-    ]
-    trouble = {
-      'skipped_steps': (self._skipped, 'steps skipped'),
-      'loss_spikes': (self._spikes, 'loss spikes'),
-      'replaced_records': (replaced, 'records replaced'),
-    }
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    since = {'steps': self._timed, 'seconds': seconds, 'waiting': waiting - self._waiting}
+    self._total = {name: value + since[name] for name, value in self._total.items()}
+    scalars, times = _scalars(self._averages), self._rates(since)
+    left = (self._steps - self._step) * self._batch_size
+    parts = (name.removeprefix('loss/') for name in sorted(scalars) if name.startswith('loss/'))
+    trouble = self._trouble | {'replaced_records': replaced}
     logging.info(
       'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%  %s left%s',
       self._step,
       self._steps,
       scalars['loss'],
-      ' '.join(losses),
-      rate,
-      100 * rates['waiting_share'],
-      duration(left / rate if rate else 0),
-      ''.join(f'  {count} {what}' for count, what in trouble.values() if count),
+      ' '.join(f'{name} {scalars[f"loss/{name}"]:.4f}' for name in parts),
+      times['clips_per_second'],
+      100 * times['waiting_share'],
+      duration(left / times['clips_per_second'] if self._timed else 0),
+      ''.join(f'  {n} {name.replace("_", " ")}' for name, n in trouble.items() if n),
     )
     if line := self._describe(self._averages):
       logging.info('%s', line)
-    curves = {f'train/{name}': value for name, value in scalars.items()}
-    curves |= {f'trouble/{name}': count for name, (count, _) in trouble.items()}
-    curves['memory/host_peak_gib'] = peak_memory_gib()
-    on_device = jax.local_devices()[0].memory_stats() or {}
-    if peak := on_device.get('peak_bytes_in_use'):
-      curves['memory/device_peak_gib'] = peak / 2**30
-    if self._timed:
-      curves |= {f'time/{name}': value for name, value in rates.items()}
-    self.write(self._step, curves)
+    memory = {'host_peak_gib': peak_memory_gib()}
+    if peak := (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use'):
+      memory['device_peak_gib'] = peak / 2**30
+    curves = {'train': scalars, 'trouble': trouble, 'memory': memory}
+    curves['time'] = times if self._timed else {}
+    named = {f'{part}/{name}': n for part, found in curves.items() for name, n in found.items()}
+    self.write(self._step, named)
     self._sums, self._count = {}, 0
     self._restart(waiting)
 
@@ -220,8 +201,7 @@ class Progress:
       **self._rates(self._total),
       'seconds': self._total['seconds'],
       'steps_timed': self._total['steps'],
-      'skipped_steps': self._skipped,
-      'loss_spikes': self._spikes,
+      **self._trouble,
     }
 
   def close(self) -> None:
