@@ -47,8 +47,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
 
   Args:
     config: see configs/common.py.
-    task: its model, answers and entities are described; entities of None are
-      not known, as those of weights from elsewhere.
+    task: entities of None are not known, as those of weights from elsewhere.
     tokenizer: see data/tokens.py.
     sources: the sets that batches come from.
   Raises:
@@ -67,7 +66,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
     'data': [source.digest for source in sources],
     'answers': list(task.answers),
     'start': _start(config.train.init_from),
-    'config': plain(config),
+    'config': json.loads(config.to_json()),
     'versions': {
       'python': sys.version.split()[0],
       **{name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -88,23 +87,13 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
   return meta
 
 
-def plain(value: Any) -> Any:
-  """Returns a config as JSON has it: dicts, lists, numbers, text."""
-  if hasattr(value, 'items'):
-    return {key: plain(item) for key, item in value.items()}
-  return [*map(plain, value)] if isinstance(value, (tuple, list)) else value
-
-
 def of_checkpoint(path) -> dict[str, Any]:
   """Says of a checkpoint where it lies, and by content what it is.
 
-  Args:
-    path: what checkpoints.find takes.
-  Returns:
-    `path` of the step's folder, `step`, `task`, the `tokenizer`'s digest, and
-    `digest`, hex sha256 of everything that decides what the model computes:
-    parameters, sizes, tokenizer and the names of its labels. A checkpoint that
-    was copied, or written again without its optimizer, has the same one.
+  `path` is what checkpoints.find takes. `digest` is the sha256 of everything
+  that decides what the model computes: parameters, sizes, tokenizer and the
+  names of its labels. A checkpoint that was copied, or written again without
+  its optimizer, has the same one.
   """
   found = checkpoints.find(path)
   return {
@@ -122,12 +111,7 @@ def opened(described: Mapping[str, Any]) -> checkpoints.Checkpoint:
 
 
 def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
-  """Returns the digest that `of_checkpoint` explains.
-
-  Args:
-    meta: what was stored with a checkpoint.
-    params: the digest of every parameter, by name.
-  """
+  """Returns the digest that `of_checkpoint` explains, of `meta` and every parameter's."""
   content = {
     'params': dict(params),
     'model': {

@@ -242,5 +242,5 @@ def _flat(value):
   def is_leaf(node):
     return node is None or isinstance(node, list) and not any(isinstance(x, dict) for x in node)
 
-  leaves = jax.tree_util.tree_leaves_with_path(identity.plain(value), is_leaf)
+  leaves = jax.tree_util.tree_leaves_with_path(json.loads(json.dumps(value)), is_leaf)
   return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
