@@ -2,9 +2,16 @@
 
 import numpy as np
 
+from alpro_jax.weights import tables, tensor_files
 from tests.golden import trim
 
 CLASSES, ENTITIES = 400, 20
+
+
+def read(state, config):
+  """{path: array} of our parameters, from arrays by their names in the original."""
+  used, _ = tables.split(tensor_files.named(state), config)
+  return tables.read_params(used, tables.rename_table(config))
 
 
 def student():

@@ -86,9 +86,7 @@ def test_a_pretrained_file_there_and_back(folder):
   assert model.model.config.entities == original_files.ENTITIES
   assert meta['tokenizer']['digest'] == tokens.load_tokenizer(folder / 'vocab.txt').digest
   # What tests/test_parity.py computes with.
-  expected = flatten_dict(
-    tables.from_original(original_files.student(), model.model.config), sep='/'
-  )
+  expected = original_files.read(original_files.student(), model.model.config)
   assert set(params) == set(expected)
   for path, array in params.items():
     np.testing.assert_array_equal(array, expected[path], err_msg=path)

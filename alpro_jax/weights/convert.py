@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -109,10 +108,11 @@ def from_original(options: Options) -> list[Converted]:
     for one, (_, _, part, _), order in zip(converted, parts, orders, strict=False):
       if one.folder == folder or not _is_there(one, tokenizer):
         draft = stack.enter_context(files.folder(one.folder))
+        _, unused = tables.split(part, one.model.config)
         unread = {
           name: tensor
           for name, tensor in part.items()
-          if (tables.why_unused(name, one.model.config) and not tables.derived(name))
+          if (name in unused and not tables.derived(name))
           or ('cut' in one.notes and name.startswith('classifier.2.'))
         }
         _save(draft, one, tokenizer, options, {kept.KEPT: kept.write(draft, order, unread)})
@@ -144,12 +144,6 @@ def _of_original(options, tokenizer, folder, task, tensors, told):
   else:
     values = _seen(options, task, tensors, answers, config, notes)
     _check_vocabulary(options, tokenizer, values['text'])
-  for name, tensor in tensors.items():  # What will be made again on the way back.
-    if name.endswith('.position_ids'):
-      if not np.array_equal(tensor.array.ravel(), np.arange(tensor.array.size)):
-        raise ValueError(f'tensor {name} is not 0, 1, 2, ...')
-    elif tables.derived(name):
-      sources.check_tied(name, tensor, tensors)
   model, params, _ = _read(options, tensors, values, config, notes)
   return Converted(folder, model, unflatten_dict(params, sep='/'), config, answers, notes, told)
 
@@ -232,7 +226,7 @@ def from_backbones(options: Options) -> list[Converted]:
   """Writes a checkpoint to train from; what no backbone gives comes from the seed."""
   folder = pathlib.Path(options.output)
   files.check_free(folder)
-  tensors, given, optional, notes, video, text = {}, [], [], {}, {}, {}
+  tensors, given, time, notes, video, text = {}, [], (), {}, {}, {}
   config = _config(options, 'prompter', {})
   config.seed = options.seed
   if options.vit:
@@ -241,18 +235,24 @@ def from_backbones(options: Options) -> list[Converted]:
     given.append('visual_encoder.')
     tensors |= source.tensors
     if source.copied:  # An image encoder, which has nothing of time.
-      optional = ['.temporal_fc.', '.time_embed']
+      time = ('.temporal_fc.', '.time_embed')
       notes['copied'] = [f'{name} from {theirs}' for name, theirs in source.copied.items()]
   if options.bert:
     source, heads = _backbone(options, 'bert', sources.bert, notes)
     text = sizes.text_sizes(source.tensors, heads, options.fusion_layer)
-    given += {f'text_encoder.{name.split(".")[1]}.' for name in source.tensors}
+    given += ['text_encoder.bert.']
+    if any('.cls.predictions.' in name for name in source.tensors):
+      given += ['text_encoder.cls.predictions.']
     tensors |= source.tensors
   tokenizer = _load_tokenizer(options)
   _set_sizes(config, video, text)
   _check_vocabulary(options, tokenizer, text or {'vocab_size': tokenizer.vocab_size})
   values = dataclasses.asdict(model_config(config.model, tokenizer.vocab_size))
-  model, params, absent = _read(options, tensors, values, config, notes, given, optional)
+
+  def optional(name):
+    return not name.startswith(tuple(given)) or any(part in name for part in time)
+
+  model, params, absent = _read(options, tensors, values, config, notes, optional)
   fresh = create_state(
     lambda key: init_model(model, key), optax.identity(), sharding.make_mesh(), options.seed
   ).params
@@ -285,7 +285,6 @@ def _backbone(options, flag, name_tensors, notes):
       f'heads of attention of --{flag}: as all published models of that width have (or pass '
       '--heads)'
     )
-  notes.setdefault('not used', []).extend(f'{n}: {why}' for n, why in source.unused.items())
   return source, source.heads or options.heads
 
 
@@ -350,18 +349,18 @@ def _set_pixels(config):
   data.image_size, data.frames = video.image_size, video.frames
 
 
-def _read(options, tensors, values, config, notes, given=('',), optional=()):
+def _read(options, tensors, values, config, notes, optional=lambda name: False):
   """Checks and reads a model, and fits it, and the options, to --image_size and --frames.
 
   Returns the Alpro, {path: array}, and the paths that no tensor is there for.
   """
   stored = AlproConfig.from_dict(values)
-  unused = {name: why for name in tensors if (why := tables.why_unused(name, stored))}
-  notes.setdefault('not used', []).extend(f'{tensors[n].names[0]}: {x}' for n, x in unused.items())
-  used, rows = {n: x for n, x in tensors.items() if n not in unused}, tables.rename_table(stored)
+  used, unused = tables.split(tensors, stored)
+  notes['not used'] = [f'{tensors[name].names[0]}: {why}' for name, why in unused.items()]
+  rows = tables.rename_table(stored)
   abstract = flatten_dict(abstract_params(Alpro(stored), sharding.make_mesh()), sep='/')
   shapes = {path: leaf.shape for path, leaf in abstract.items()}
-  absent = tables.check(used, rows, shapes, given=given, optional=optional)
+  absent = tables.check(used, rows, shapes, optional)
   params = tables.read_params(used, rows)
 
   video = config.model.video

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alpro_jax.weights import sizes
+from alpro_jax.weights import sizes, tables
 from alpro_jax.weights.tensor_files import Tensor
 
 _VIDEO, _TEXT, _PROMPTER = 'visual_encoder.model.', 'text_encoder.', 'prompter.'
@@ -24,14 +24,12 @@ class Source(NamedTuple):
 
   Attributes:
     tensors: by their names in the original.
-    unused: name in the file -> why it goes nowhere.
     copied: name in the original -> where its copy was taken from.
     heads: of attention; 0 if the file does not say.
     note: whether config.json was used, and why not; '' if there is none.
   """
 
   tensors: dict[str, Tensor]
-  unused: dict[str, str]
   copied: dict[str, str]
   heads: int
   note: str
@@ -106,12 +104,7 @@ def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
     tensors, heads = _of_npz(tensors)
   elif any('.layernorm_before.' in name for name in tensors):
     tensors = _renamed(tensors, _TRANSFORMERS)
-  found, unused, copied = {}, {}, {}
-  for name, tensor in tensors.items():
-    if re.match(r'(head|classifier|pre_logits)\.', name):
-      unused |= dict.fromkeys(tensor.names, 'classes of images or actions')
-    else:
-      found[_VIDEO + name] = tensor
+  found, copied = {_VIDEO + name: tensor for name, tensor in tensors.items()}, {}
   if _VIDEO + 'time_embed' not in found:
     for name in list(found):
       copy = re.sub(r'\.(attn|norm1)\.', r'.temporal_\1.', name)
@@ -126,7 +119,7 @@ def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
     attention_type='divided_space_time',
     qkv_bias=True,
   )
-  return Source(found, unused, copied, heads or said, note)
+  return Source(found, copied, heads or said, note)
 
 
 def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
@@ -144,24 +137,11 @@ def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source
   tensors = _renamed(
     tensors, [(r'LayerNorm\.gamma$', 'LayerNorm.weight'), (r'LayerNorm\.beta$', 'LayerNorm.bias')]
   )
-  reasons = {
-    'bert.pooler.': 'ALPRO has no pooler',
-    'cls.seq_relationship.': 'ALPRO does not guess the next sentence',
-    'bert.embeddings.position_ids': 'the numbers 0, 1, 2, ...',
-  }
-  found, unused = {}, {}
-  for name, tensor in tensors.items():
-    if reason := next((why for start, why in reasons.items() if name.startswith(start)), ''):
-      unused |= dict.fromkeys(tensor.names, reason)
-    else:
-      found[_TEXT + name] = tensor
-  for copy in [name for name in found if '.predictions.decoder.' in name]:
-    tensor, kept = found.pop(copy), tied_to(copy)
-    if kept in found:
-      check_tied(copy, tensor, found)
-      unused |= dict.fromkeys(tensor.names, 'a second copy of what it is tied to')
-    else:
-      found[kept] = tensor
+  found = {_TEXT + name: tensor for name, tensor in tensors.items()}
+  for decoder in [name for name in found if '.predictions.decoder.' in name]:
+    # Of tied tensors a file may hold either.
+    if tables.tied_to(decoder) not in found:
+      found[tables.tied_to(decoder)] = found.pop(decoder)
   heads, note = _read_config(
     config,
     '--bert',
@@ -170,27 +150,7 @@ def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source
     layer_norm_eps=1e-12,
     position_embedding_type='absolute',
   )
-  return Source(found, unused, {}, heads, note)
-
-
-def tied_to(decoder: str) -> str:
-  """'...cls.predictions.decoder.weight' (or .bias) -> the tensor it is a second copy of."""
-  return decoder.replace('.decoder.bias', '.bias').replace(
-    'cls.predictions.decoder', 'bert.embeddings.word_embeddings'
-  )
-
-
-def check_tied(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> None:
-  """Raises ValueError if the decoder of words is not the copy that it must be."""
-  other = tied_to(name)
-  if other not in tensors:
-    raise ValueError(f'tensor {other} is missing; {name} is tied to it.')
-  first, second = tensor.array, tensors[other].array
-  if not np.array_equal(first, second):
-    raise ValueError(
-      f'tensors {name} {first.shape} and {other} {second.shape} differ; expected one and the same, '
-      'since the decoder of words is tied to their vectors.'
-    )
+  return Source(found, {}, heads, note)
 
 
 _SIZES_IN_CONFIG = {

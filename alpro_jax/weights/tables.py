@@ -4,6 +4,7 @@ One ordered table holds every tensor; both directions read it, and are strict.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from flax import traverse_util
 
 from alpro_jax.models.alpro import AlproConfig
 from alpro_jax.models.timesformer import fit_table
-from alpro_jax.weights.tensor_files import Tensor, named
+from alpro_jax.weights.tensor_files import Tensor
 
 RESIZE_RULES = ('2d', 'original')
 
@@ -159,51 +160,86 @@ def bert_prefix(config: AlproConfig) -> str:
   return 'text_encoder' if config.answers else 'text_encoder.bert'
 
 
-# What follows from other tensors of a file: the numbers of the places in a text, and the tied
-# decoder of words, stored a second time.
-DERIVED = {
-  '.embeddings.position_ids': 'the numbers 0, 1, 2, ...',
-  '.predictions.decoder.weight': 'a second copy of what it is tied to',
-  '.predictions.decoder.bias': 'a second copy of what it is tied to',
+# Tensors of the original, or of a backbone, that are no parameters of ours.
+_UNUSED = {
+  r'.*\.embeddings\.position_ids': 'the numbers 0, 1, 2, ...',
+  r'.*\.predictions\.decoder\.(weight|bias)': 'a second copy of what it is tied to',
+  r'visual_encoder\.model\.(head|classifier|pre_logits)\..*': (
+    'classes of Kinetics or images, which nothing reads (defect 62)'
+  ),
+  r'(video|image)_prompt_feat': (
+    'prompts, which pre-training encodes anew from the list of entities'
+  ),
+  r'text_encoder\.bert\.pooler\..*': 'ALPRO has no pooler',
+  r'text_encoder\.cls\.seq_relationship\..*': 'ALPRO does not guess the next sentence',
 }
 
 
 def derived(name: str) -> bool:
-  """Whether a tensor of the original follows from others of its file."""
-  return name.endswith(tuple(DERIVED))
+  """Whether a tensor follows from others of its file, and is made again on the way back."""
+  return '.position_ids' in name or '.predictions.decoder.' in name
 
 
-def why_unused(name: str, config: AlproConfig) -> str:
-  """Says why a tensor of the original is no parameter of ours; '' if unknown."""
-  for ending, reason in DERIVED.items():
-    if name.endswith(ending):
-      return reason
-  if name.startswith('visual_encoder.model.head.'):
-    return 'classes of Kinetics, which nothing reads (defect 62)'
-  if name in ('video_prompt_feat', 'image_prompt_feat'):
-    return 'prompts, which pre-training encodes anew from the list of entities'
-  heads = ('vision_proj.', 'text_proj.', 'itm_head.')
-  if config.answers and (name == 'temp' or name.startswith(heads)):
-    return 'random: question answering never reads it'
-  if name.startswith('text_encoder.cls.') and not config.mlm and not config.answers:
-    return 'the head for masked words, which retrieval never reads'
-  return ''
+def tied_to(decoder: str) -> str:
+  """'...cls.predictions.decoder.weight' (or .bias) -> the tensor it is a second copy of."""
+  return decoder.replace('.decoder.bias', '.bias').replace(
+    'cls.predictions.decoder', 'bert.embeddings.word_embeddings'
+  )
+
+
+def split(
+  tensors: Mapping[str, Tensor], config: AlproConfig
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+  """Parts the tensors of a model from those that it does not use.
+
+  Returns:
+    the former, and {name: why not} of the latter.
+  Raises:
+    ValueError: if a tensor that follows from others does not.
+  """
+  rules = dict(_UNUSED)
+  if config.answers:
+    unread = 'random: question answering never reads it'
+    rules[r'temp|(vision_proj|text_proj|itm_head)\..*'] = unread
+  elif not config.mlm:
+    rules[r'text_encoder\.cls\..*'] = 'the head for masked words, which retrieval never reads'
+  used, unused = {}, {}
+  for name, tensor in tensors.items():
+    reasons = [why for pattern, why in rules.items() if re.fullmatch(pattern, name)]
+    if reasons:
+      unused[name] = reasons[0]
+    else:
+      used[name] = tensor
+    if derived(name):
+      _check_derived(name, tensor.array, tensors)
+  return used, unused
+
+
+def _check_derived(name, array, tensors):
+  if name.endswith('.position_ids'):
+    if not np.array_equal(array.ravel(), np.arange(array.size)):
+      raise ValueError(f'tensor {name} is not 0, 1, 2, ...')
+    return
+  if (other := tied_to(name)) not in tensors:
+    raise ValueError(f'tensor {other} is missing; {name} is tied to it.')
+  if not np.array_equal(array, tensors[other].array):
+    raise ValueError(
+      f'tensors {name} {array.shape} and {other} {tensors[other].array.shape} differ; expected one '
+      'and the same, since the decoder of words is tied to their vectors.'
+    )
 
 
 def check(
   tensors: Mapping[str, Tensor],
   rows: Sequence[Row],
-  shapes: Mapping[str, tuple[int, ...]] | None = None,
-  *,
-  given: Sequence[str] = ('',),
-  optional: Sequence[str] = (),
+  shapes: Mapping[str, tuple[int, ...]],
+  optional: Callable[[str], bool] = lambda name: False,
 ) -> list[str]:
   """Compares tensors, by their names in the original, with a rename_table; reads none.
 
   Args:
-    shapes: of our parameters, by path; None compares names alone.
-    given: tensors whose name starts with one of these must be there.
-    optional: tensors whose name contains one of these may be missing anyway.
+    shapes: of our parameters, by path.
+    optional: whether the tensor of a name may be missing.
   Returns:
     the paths of our parameters that no tensor is there for.
   Raises:
@@ -213,9 +249,9 @@ def check(
   for row in rows:
     if (tensor := tensors.get(row.original)) is None:
       absent += row.ours
-      if row.original.startswith(tuple(given)) and not any(p in row.original for p in optional):
+      if not optional(row.original):
         missing.append(row.original)
-    elif shapes is not None:
+    else:
       # Zeros without memory: only their shape counts.
       ours = [np.broadcast_to(np.float32(0), shapes[path]) for path in row.ours]
       expected = row.layout.to_original(*ours).shape
@@ -282,20 +318,6 @@ def check_finite(broken: Sequence[str]) -> None:
       f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken)}. A model with them '
       'computes nothing; take the weights of an earlier step.'
     )
-
-
-def from_original(state: Mapping[str, Any], config: AlproConfig) -> dict[str, Any]:
-  """Turns arrays by their names in the original into our parameters.
-
-  They are tensors, or gradients of them, of one model, a prompter's prefix cut off. What
-  `why_unused` explains may be there; ValueError names what is missing or not known.
-  """
-  rows = rename_table(config)
-  check({n: t for n, t in named(state).items() if not why_unused(n, config)}, rows)
-  flat = {}
-  for row in rows:
-    flat |= _to_ours(row, np.asarray(state[row.original]))
-  return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def to_original(params: Mapping[str, Any], config: AlproConfig) -> dict[str, np.ndarray]:
