@@ -50,12 +50,12 @@ def recordings(file):
   FLV, MP4 and Matroska may have been joined by writing one behind the other:
   FFmpeg reads the first alone, or parts of the others.
   """
-  for begin, end in itertools.pairwise(_places(file)):
+  for begin, end in itertools.pairwise(_offsets(file)):
     with av.open(_Part(file, begin, end), options=_OPTIONS) as container:
       yield Recording(container, end - begin)
 
 
-def _places(file):
+def _offsets(file):
   """Returns where the recordings in a file begin, and where the last one ends."""
   end = os.fstat(file).st_size
   start = os.pread(file, 8, 0)
@@ -121,11 +121,11 @@ class Recording:
     # Where the packets of all streams end. Sound and subtitles may well go on
     # when there are no more pictures.
     self._end = 0.0
-    flags = av.stream.Disposition
-    streams = [x for x in container.streams.video if not x.disposition & flags.attached_pic]
+    kinds = av.stream.Disposition
+    streams = [x for x in container.streams.video if not x.disposition & kinds.attached_pic]
     if not streams:
       raise UnreadableVideo('no video stream')
-    self.stream = next((x for x in streams if x.disposition & flags.default), streams[0])
+    self.stream = next((x for x in streams if x.disposition & kinds.default), streams[0])
     if self.stream.codec_context is None:
       raise UnreadableVideo('unreadable', 'unknown codec')
     self.stream.codec_context.thread_count = 1

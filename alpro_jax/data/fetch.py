@@ -352,7 +352,7 @@ class _Run:
       wait = 0.0
       for number in range(self._limits.tries):
         await asyncio.sleep(wait)
-        async with self._turn(host):
+        async with self._slot(host):
           failure, size = host.given_up, 0
           if not failure:
             failure, size = await self._try(video, get)
@@ -368,7 +368,7 @@ class _Run:
       self._note(video, failure, size)
 
   @contextlib.asynccontextmanager
-  async def _turn(self, host):
+  async def _slot(self, host):
     """Waits for the end of a host's pauses, and until there are few enough downloads."""
     while True:
       async with self._slots:

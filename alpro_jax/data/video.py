@@ -90,13 +90,13 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
     clock.start(recording)
     decoding_seconds += recording.decoding_seconds()
     workers.allow(decoding_seconds)
-    turn = _UPRIGHT
+    orientation = _UPRIGHT
     for frame, stamp in recording.frames():
       time = clock.read(frame, stamp)
       if max_seconds and time >= max_seconds:
         return
       # Some files say in key frames alone how they are to be turned.
-      turn = _turn_of(frame) or turn
+      orientation = _orientation_of(frame) or orientation
       if fps:
         tick = math.floor((time + early) * Fraction(fps))
         if tick <= last_tick:
@@ -107,9 +107,9 @@ def _decode(file, fps, short_side, max_frames, max_seconds):
       if not size:
         aspect = recording.stream.sample_aspect_ratio
         size = target_size(frame.width, frame.height, short_side, aspect)
-        size = size[::-1] if turn[0] else size
+        size = size[::-1] if orientation[0] else size
       kept += 1
-      yield _pixels(scaler, frame, size, turn), float(time)
+      yield _pixels(scaler, frame, size, orientation), float(time)
       if kept == max_frames:
         return
     missing = recording.missing() or missing
@@ -141,7 +141,7 @@ _UPRIGHT = (False, False, False)
 _QUARTERS = [None, (True, False, True), (False, True, True), (True, True, False)]
 
 
-def _turn_of(frame):
+def _orientation_of(frame):
   """Returns what a frame says of how it is to be shown; None if nothing."""
   try:
     matrix = frame.side_data.get('DISPLAYMATRIX')
@@ -156,9 +156,9 @@ def _turn_of(frame):
   return False, a < 0, d < 0
 
 
-def _pixels(scaler, frame, size, turn):
+def _pixels(scaler, frame, size, orientation):
   """Returns a frame as uint8[H, W, 3] RGB, of a size (width, height)."""
-  swap, left_right, up_down = turn
+  swap, left_right, up_down = orientation
   width, height = size[::-1] if swap else size
   hdr = frame.color_trc in _LIGHT
   pixels = scaler.reformat(
