@@ -154,7 +154,7 @@ def get_config(model='base'):
       'checkpoint_every_seconds': 600.0,  # 0: by steps alone.
       'keep_newest': 2,
       'eval_every_steps': 0,  # 0: at the end alone.
-      # The figure whose best checkpoint is kept, e.g. 'eval/t2v_r1',
+      # The metric whose best checkpoint is kept, e.g. 'eval/t2v_r1',
       # 'eval/accuracy', '-eval/t2v_mean_rank' (small is good); '' keeps the
       # newest only. It is of the first set of eval.sources; of several,
       # 'eval/1/t2v_r1' is of the second. Names are checked before step 1.
@@ -181,7 +181,7 @@ def get_config(model='base'):
 
   config.eval = ml_collections.ConfigDict(
     {
-      # Held-out sets: common.source(path, split='test'). Figures of the first
+      # Held-out sets: common.source(path, split='test'). Metrics of the first
       # are called eval/..., of several those of each eval/0/..., eval/1/...
       'sources': (),
       'batch_size': 64,
@@ -201,7 +201,7 @@ def get_config(model='base'):
     }
   )
 
-  # Devices along each axis; -1 is all that are left. `data` cuts the batch,
+  # Devices along each axis; -1 is all that are left. `data` shards the batch,
   # `fsdp` also parameters and moments, `tensor` the heads and the MLP of the
   # same rows: for models that do not fit otherwise, on devices close by.
   config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})

@@ -221,7 +221,7 @@ def check_inputs(doctor, config):
 
 
 def _check_words(doctor, tokenizer, sources, length):
-  """Says if texts are cut off or not known to the tokenizer."""
+  """Says if texts are truncated or not known to the tokenizer."""
   texts = [one.read_text(i) for one in sources for i in range(min(one.num_texts, 2000))]
   ids, mask = tokenizer.encode(texts, 10 * length)
   unknown = float((ids == tokenizer.special.unk).sum() / max(mask.sum(), 1))

@@ -2,7 +2,7 @@
 
 A model that answers questions is asked all questions of the split; every other
 one ranks every caption's video and every video's caption, zero-shot if it was
-pre-trained. Figures are printed with their 95 % intervals; --output gets
+pre-trained. Metrics are printed with their 95 % intervals; --output gets
 card.json, card.html and, for questions, answers.jsonl.
 
 The size of the model always comes from the checkpoint, and so do all options
@@ -246,7 +246,7 @@ def _card_name(prepared, style):
 
 
 def _evaluate(model, prepared, style, several):
-  """Evaluates on one split, prints the figures and writes what is asked."""
+  """Evaluates on one split, prints the metrics and writes what is asked."""
   from alpro_jax.evaluation import card, facts, split
 
   start = time.monotonic()

@@ -100,7 +100,7 @@ def rand_augment(clip, seed, options):
 def apply_operations(clip, drawn, mirrored, level):
   """Applies given operations, in order, to all frames of a clip.
 
-  Changes of colour come first, then all changes of place as a single warp:
+  Changes of colour come first, then all changes of position as a single warp:
   one interpolation, where the original has one for each and rounds between.
   With m = level / 10 and the sign + where `mirrored` is 0:
 

@@ -106,12 +106,10 @@ def _next_readable(source, shuffled, offset):
 def hash64(*parts):
   """Mixes whole numbers, or arrays of them, to uint64 of full range.
 
-  The same on every machine and under every version, which a generator of
-  numpy does not promise.
+  By splitmix64: numpy does not promise that its generators stay the same.
   """
   mixed = np.zeros(1, np.uint64)
   for part in parts:
-    # A round of splitmix64 after each part.
     mixed = (mixed ^ np.asarray(part).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

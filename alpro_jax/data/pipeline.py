@@ -34,7 +34,7 @@ FEATURES = {
 
 
 def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size, rows):
-  """Returns an endless generator of batches, from a step on.
+  """Returns an endless generator of batches; its `close` stops what reads ahead.
 
   Args:
     config: config.data.
@@ -42,12 +42,11 @@ def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size, r
     tokenizer: see tokens.Tokenizer.
     seed: of the run.
     start_step: step of the first batch.
-    batch_size: global, B.
+    batch_size: global.
     rows: slice of the global batch that this host reads.
 
   Returns:
-    dicts of numpy arrays, the fields of VideoTextBatch with the rows of this
-    host. `close` stops the threads that read ahead.
+    dicts of numpy arrays, the fields of VideoTextBatch with these rows.
 
   Raises:
     ValueError: the rows are no part of the batch, or no source is active; while
@@ -125,12 +124,12 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
   Args:
     config: config.data.
     prepared: PreparedDataset.
-    batch_size: global, B.
+    batch_size: global.
     rows: slice of the global batch that this host reads; None is all.
 
   Yields:
-    dicts of numpy arrays with the rows of this host: video uint8[B, T, H, W, 3],
-    still bool[B], record int32[B] and valid bool[B].
+    dicts of numpy arrays, for b rows: video uint8[b, T, H, W, 3], still bool[b],
+    record int32[b] and valid bool[b].
 
   Raises:
     ValueError: a record cannot be read; OSError where the disk fails.
@@ -138,16 +137,17 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
   rows = rows or slice(0, batch_size)
   steps = range(-(-len(prepared) // batch_size))
 
-  def numbers(step):
-    return step * batch_size + np.arange(rows.start, rows.stop)
+  def rows_of(step):
+    numbers = step * batch_size + np.arange(rows.start, rows.stop)
+    return np.minimum(numbers, len(prepared) - 1), numbers < len(prepared)
 
   def read(step):
-    records = np.minimum(numbers(step), len(prepared) - 1)
+    records, _ = rows_of(step)
     return prepared.fetch(records), np.zeros((len(records), 2), np.int64), config.frames
 
   with contextlib.closing(_Clips(steps, read, rows, config, train=False)) as clips:
     for step in steps:
-      records = np.minimum(numbers(step), len(prepared) - 1)
+      records, valid = rows_of(step)
       try:
         batch = next(clips)
       except tf.errors.OpError as error:
@@ -156,7 +156,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
             f'{reason}. Evaluation leaves nothing out: copy or prepare the set again.'
           ) from error
         raise
-      yield batch | {'record': records.astype(np.int32), 'valid': numbers(step) < len(prepared)}
+      yield batch | {'record': records.astype(np.int32), 'valid': valid}
 
 
 def decode_record(serialized, seed, config, *, train, num_frames=None):
@@ -222,36 +222,29 @@ class _Clips(Iterator):
   which waits for these threads wherever it happens to run, and they may want a
   lock that is held there: what is held is known to the finalizer, so if `read`
   leads back here, only `close` ends it.
+
+  Args:
+    steps: range of what `read` is called with.
+    read: step -> list of b records as bytes, int64[b, 2] seeds, frames of a clip.
+    rows: slice of length b.
+    config: config.data.
+    train: see decode_record.
   """
 
   def __init__(self, steps, read, rows, config, *, train):
-    """Starts to read ahead.
-
-    Args:
-      steps: range of what `read` is called with.
-      read: step -> list of b records as bytes, int64[b, 2] seeds, frames of a clip.
-      rows: slice of length b.
-      config: config.data.
-      train: see decode_record.
-    """
     held = self._held = {'read': read}
     count, threads = rows.stop - rows.start, config.threads
+
+    def read_now(step):
+      records, seeds, num_frames = held['read'](int(step))
+      return np.array(records, object), seeds, np.full(count, num_frames, np.int32)
 
     def read_batch(step):
       # TensorFlow keeps this function, and what it refers to, until the process
       # ends. With `read` itself every evaluation left its data set's files open.
-      def read_now(step):
-        records, seeds, num_frames = held['read'](int(step))
-        return np.array(records, object), seeds, np.full(count, num_frames, np.int32)
-
-      records, seeds, num_frames = tf.numpy_function(
-        read_now, [step], (tf.string, tf.int64, tf.int32)
-      )
-      return (
-        tf.ensure_shape(records, [count]),
-        tf.ensure_shape(seeds, [count, 2]),
-        tf.ensure_shape(num_frames, [count]),
-      )
+      columns = tf.numpy_function(read_now, [step], (tf.string, tf.int64, tf.int32))
+      shapes = (count,), (count, 2), (count,)
+      return tuple(map(tf.ensure_shape, columns, shapes))
 
     def decode(serialized, seed, num_frames):
       video, still = decode_record(serialized, seed, config, train=train, num_frames=num_frames)

@@ -93,8 +93,7 @@ def load_tokenizer(path):
 
 
 def _load_wordpiece(path):
-  """BERT's tokenizer, from its vocab.txt: one piece a line, id = line - 1."""
-  pieces = checksum.read_lines(path)
+  pieces = checksum.read_lines(path)  # Of BERT's vocab.txt: id = line - 1.
   vocab = {piece: i for i, piece in enumerate(pieces)}
   if len(vocab) != len(pieces):
     twice = next(piece for i, piece in enumerate(pieces) if vocab[piece] != i)
