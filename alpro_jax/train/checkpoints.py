@@ -91,8 +91,16 @@ class Checkpoint:
       {name: leaf for name, leaf in wanted.items() if name not in afresh},
       new=new,
       unused=lambda name: name.startswith((*unused, *fresh)),
-      resize=resize or {},
+      resizable=resize or (),
     )
+    for name in set(resize or ()) & set(wanted) & set(restored):
+      leaf, rows, stored = wanted[name], wanted[name].shape[0], restored[name]
+      if stored.shape[0] != rows:
+        logging.info('resized: %s from %d to %d rows', name, stored.shape[0], rows)
+        table = np.asarray(resize[name](stored, rows), leaf.dtype)
+        restored[name] = jax.make_array_from_callback(
+          table.shape, _place(leaf), lambda index, table=table: table[index]
+        )
     if missing := missing | afresh:
       if initial is None:
         raise ValueError(
@@ -119,25 +127,15 @@ class Checkpoint:
     train = trees.like(items['train'], train)
     return TrainState(train['step'], trees.like(abstract.params, params), train['opt_state'])
 
-  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resize=()):
+  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resizable=()):
     """Returns {name: array} of an item, checked, and the wanted names that are missing."""
     folder, reader = epath.Path(self.folder / item), ocp.StandardCheckpointHandler()
     tree = reader.metadata(folder).tree
-    found = trees.by_name(tree)
-    resized = {
-      name: wanted[name]
-      for name in set(resize) & set(wanted) & set(found)
-      if wanted[name].shape[0] != found[name].shape[0]
-      and wanted[name].shape[1:] == tuple(found[name].shape[1:])
-    }
-    as_stored = {name: leaf for name, leaf in wanted.items() if name not in resized}
-    missing = trees.check_fits(
-      folder, found, as_stored, new=new, unused=lambda n: n in resized or unused(n)
-    )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    missing = trees.check_fits(folder, trees.by_name(tree), wanted, new, unused, resizable)
 
     def target(path, leaf):
-      where = getattr(as_stored.get(trees.leaf_name(path)), 'sharding', None) or here
+      like = wanted.get(trees.leaf_name(path))
+      where = _place(like if getattr(like, 'shape', None) == tuple(leaf.shape) else None)
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     # Those left over are read as well: orbax restores whole trees only.
@@ -151,16 +149,7 @@ class Checkpoint:
           f'{len(expected)} arrays) came back other than they were saved, though the '
           'files are whole.'
         )
-    for name, leaf in resized.items():
-      rows = leaf.shape[0]
-      logging.info('resized: %s from %d to %d rows', name, found[name].shape[0], rows)
-      table = np.asarray(resize[name](restored[name], rows), leaf.dtype)
-      restored[name] = jax.make_array_from_callback(
-        table.shape,
-        getattr(leaf, 'sharding', None) or here,
-        lambda index, table=table: table[index],
-      )
-    if wanted and (left := set(found) - set(wanted)):
+    if wanted and (left := set(restored) - set(wanted)):
       logging.info('%s of the checkpoint not used: %s', item, trees.listed(left))
     return restored, missing
 
@@ -368,6 +357,12 @@ class Checkpoints:
 def _items(state):
   """Returns what is stored of a state, as the trees of two items."""
   return {'params': state.params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
+
+
+def _place(leaf):
+  """Returns where a ShapeDtypeStruct lies; without sharding, on the first local device."""
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return getattr(leaf, 'sharding', None) or here
 
 
 def _meet(what):

@@ -1,6 +1,6 @@
 """Trees of arrays by the names of their leaves, e.g. `params/dense/bias`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -33,11 +33,11 @@ def check_fits(
   where,
   found: Mapping[str, Any],
   wanted: Mapping[str, Any],
-  *,
-  new: Iterable[str] = (),
-  unused: Callable[[str], bool] = lambda name: False,
+  new: Iterable[str],
+  unused: Callable[[str], bool],
+  resizable: Container[str],
 ) -> set[str]:
-  """Compares leaves by name, shape and type.
+  """Compares leaves by name, shape and type, and raises ValueError with all that differ.
 
   Orbax names no path for a wrong shape and casts a wrong type silently.
 
@@ -47,14 +47,14 @@ def check_fits(
     wanted: likewise.
     new: names that start with one of these may be missing.
     unused: name -> whether it may be left over.
+    resizable: names that may have another number of rows.
   Returns:
     the names that are missing.
-  Raises:
-    ValueError: with all names that do not fit.
   """
 
-  def typed(leaf):
-    return f'{np.dtype(leaf.dtype)}[{", ".join(map(str, leaf.shape))}]'
+  def typed(name, leaf):
+    rows = '*' if name in resizable else leaf.shape[:1]
+    return f'{np.dtype(leaf.dtype)}[{", ".join(map(str, (*rows, *leaf.shape[1:])))}]'
 
   missing = set(wanted) - set(found)
   refused = [name for name in missing if not name.startswith(tuple(new))]
@@ -67,9 +67,9 @@ def check_fits(
     )
     if names
   ] + [
-    f'{name} is {typed(found[name])}, expected {typed(wanted[name])}'
+    f'{name} is {was}, expected {now}'
     for name in sorted(set(wanted) & set(found))
-    if typed(found[name]) != typed(wanted[name])
+    if (was := typed(name, found[name])) != (now := typed(name, wanted[name]))
   ]
   if lines:
     raise ValueError(f'{where} does not fit the model. ' + '; '.join(lines) + '.')
