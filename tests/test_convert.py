@@ -441,12 +441,20 @@ def test_mistakes_are_one_line(folder):
   name = 'text_encoder.bert.encoder.layer.2.output.dense.bias'
   state['surprise'] = state.pop(name)
   source = write(folder / 'wrong.safetensors', state)
+  (folder / 'vit').mkdir()
+  vit = write(folder / 'vit' / 'timm.safetensors', original_files.vit())
+  (folder / 'vit' / 'config.json').write_text('{"hidden_size": 768, "num_attention_heads": 12}')
   for options, message in (
     (
       (f'--original={source}', f'--tokenizer={folder}/vocab.txt', *SIZES),
       f'1 missing: {name}. 1 not known: surprise',
     ),
     ((f'--original={source}',), '--tokenizer is needed'),
+    (
+      (f'--vit={vit}', f'--tokenizer={folder}/vocab.txt'),
+      'pass --heads. (config.json beside --vit: of another model and not used, its hidden_size is '
+      '768, that of these weights 64.)',
+    ),
     ((), 'exactly one of --original'),
   ):
     error = convert(*options, f'--output={folder}/wrong', fails=True)

@@ -230,16 +230,15 @@ def from_backbones(options: Options) -> list[Converted]:
   config = _config(options, 'prompter', {})
   config.seed = options.seed
   if options.vit:
-    source, heads = _backbone(options, 'vit', sources.vit, notes)
-    video = sizes.video_sizes(source.tensors, heads)
+    source, video = _backbone(options, 'vit', sources.vit, sizes.video_sizes, notes)
     given.append('visual_encoder.')
     tensors |= source.tensors
     if source.copied:  # An image encoder, which has nothing of time.
       time = ('.temporal_fc.', '.time_embed')
       notes['copied'] = [f'{name} from {theirs}' for name, theirs in source.copied.items()]
   if options.bert:
-    source, heads = _backbone(options, 'bert', sources.bert, notes)
-    text = sizes.text_sizes(source.tensors, heads, options.fusion_layer)
+    source, text = _backbone(options, 'bert', sources.bert, sizes.text_sizes, notes)
+    text['fusion_layer'] = options.fusion_layer or text['fusion_layer']
     given += ['text_encoder.bert.']
     if any('.cls.predictions.' in name for name in source.tensors):
       given += ['text_encoder.cls.predictions.']
@@ -264,8 +263,8 @@ def from_backbones(options: Options) -> list[Converted]:
   return [one]
 
 
-def _backbone(options, flag, name_tensors, notes):
-  """Opens a backbone; returns its Source and heads of attention, 0 if nothing says them."""
+def _backbone(options, flag, name_tensors, find_sizes, notes):
+  """Opens a backbone; returns its Source and sizes."""
   path, described = tensor_files.find(getattr(options, flag)), {}
   beside = path.with_name('config.json')
   if beside.is_file():
@@ -278,14 +277,19 @@ def _backbone(options, flag, name_tensors, notes):
     raise ValueError(
       f'--heads={options.heads}, but what --{flag} names says {source.heads}; leave --heads out.'
     )
+  heads = source.heads or options.heads
+  try:
+    found = find_sizes(source.tensors, heads)
+  except ValueError as error:
+    raise ValueError(f'{error} ({source.note}.)' if source.note else f'{error}') from error
   if source.note:
     notes.setdefault('config.json', []).append(source.note)
-  if not (options.heads or source.heads):
+  if not heads:
     notes.setdefault('not said by the file', []).append(
       f'heads of attention of --{flag}: as all published models of that width have (or pass '
       '--heads)'
     )
-  return source, source.heads or options.heads
+  return source, found
 
 
 def _grouped(absent, params):
