@@ -558,10 +558,10 @@ def test_recall_against_k_is_that_of_smaller_k(rule, few_draws):
     retrieval.recall_against_k(retrieval.score(*args, retrieval.Scoring('similarity')))
 
 
-def test_best_columns_prefer_the_smaller_index():
+def test_the_best_columns_prefer_the_smaller_index():
   block = np.array([[1, 3, 1, 2, 1], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1.0]])
-  assert candidates.best_columns(block, 3).tolist() == [[1, 3, 0], [0, 1, 2], [0, 1, 2]]
-  assert candidates.best_columns(block, 9).shape == (3, 5)
+  assert candidates.top_k(block, 3).item.tolist() == [[1, 3, 0], [0, 1, 2], [0, 1, 2]]
+  assert candidates.top_k(block, 9).item.shape == (3, 5)
 
 
 def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
@@ -580,6 +580,8 @@ def test_memory_does_not_grow_with_all_pairs(few_draws, monkeypatch):
   texts = retrieval.TextFeatures(np.ones((n, 1), bool), None, text)
   videos = retrieval.VideoFeatures(None, video)
   names, pairs = ['text'] * n, np.stack([np.arange(n)] * 2, 1)
+  blocks = candidates.similarity_blocks(text, video)
+  candidates.rank_all(blocks, [metrics.text_queries(pairs)] * 2, 10)  # Compiles.
   tracemalloc.start()
   try:
     found = retrieval.score(
@@ -611,8 +613,6 @@ def test_refuses_what_cannot_be_scored(monkeypatch):
   def score(texts=texts, pairs=pairs):
     return retrieval.score(matcher, texts, videos, names, pairs)
 
-  with pytest.raises(ValueError, match="rule='vtm' is none of"):
-    retrieval.Scoring('vtm')
   with pytest.raises(ValueError, match='number of candidates'):
     retrieval.Scoring(rerank_k=-1)
   with pytest.raises(ValueError, match='at least one row'):

@@ -14,12 +14,13 @@ the smaller index is a candidate. With k >= all it is the order by score alone.
 
 Scores are visited in blocks of rows (metrics.CELLS). Similarities are computed
 in float64 and rounded to float32: so they do not depend on the blocks, and
-equal features are equally near. Numpy only.
+equal features are equally near.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from alpro_jax import metrics
@@ -67,20 +68,10 @@ def similarity_matrix(texts: np.ndarray, videos: np.ndarray) -> np.ndarray:
   return np.concatenate([block for _, block in similarity_blocks(texts, videos)(0)])
 
 
-def best_columns(block: np.ndarray, keep: int) -> np.ndarray:
-  """int32[R, min(keep, C)]: the greatest of every row f[R, C], in order."""
-  rows, columns = block.shape
-  if keep >= columns:
-    return np.argsort(-block, axis=1, kind='stable').astype(np.int32)
-  edge = np.partition(block, columns - keep, axis=1)[:, columns - keep]
-  chosen = block >= edge[:, None]
-  surplus = chosen.sum(1) - keep
-  for row in np.flatnonzero(surplus):
-    equal = np.flatnonzero(block[row] == edge[row])
-    chosen[row, equal[-surplus[row] :]] = False
-  item = np.nonzero(chosen)[1].astype(np.int32).reshape(rows, keep)
-  order = np.argsort(-np.take_along_axis(block, item, 1), axis=1, kind='stable')
-  return np.take_along_axis(item, order, 1)
+def top_k(block: np.ndarray, k: int) -> TopK:
+  """The best min(k, C) of every row f[R, C]."""
+  score, item = jax.device_get(jax.lax.top_k(block, min(k, block.shape[1])))
+  return TopK(item, score)
 
 
 def has_groups(queries: metrics.Queries) -> bool:
@@ -103,8 +94,7 @@ def rank_all(
   for side, asking in enumerate(queries):
     tops, parts = [], []
     for first, block in blocks(side):
-      item = best_columns(block, keep)
-      tops.append(TopK(item, np.take_along_axis(block, item, 1)))
+      tops.append(top_k(block, keep))
       parts.append(metrics.rank_block(first, block, asking))
       if has_groups(asking):
         grouped.append(metrics.rank_grouped(first, block, asking))
@@ -149,12 +139,23 @@ class Candidates(NamedTuple):
 def union(videos_of_text: np.ndarray, texts_of_video: np.ndarray) -> Candidates:
   """Merges int32[texts, k] videos and int32[videos, k] texts."""
   texts, videos = len(videos_of_text), len(texts_of_video)
-  # All pairs of one video have keys that follow each other.
-  by_text = videos_of_text * np.int64(texts) + np.arange(texts)[:, None]
-  by_video = texts_of_video + np.arange(videos)[:, None] * texts
-  key, index = np.unique(np.concatenate([by_text.ravel(), by_video.ravel()]), return_inverse=True)
-  of_text, of_video = np.split(index, [by_text.size])
-  index = of_text.reshape(by_text.shape), of_video.reshape(by_video.shape)
+  # All pairs of one video have keys that follow each other. numpy.unique would
+  # take twice the memory.
+  key = np.concatenate(
+    [
+      (videos_of_text * np.int64(texts) + np.arange(texts)[:, None]).ravel(),
+      (texts_of_video + np.arange(videos)[:, None] * texts).ravel(),
+    ]
+  )
+  order = np.argsort(key)
+  key = key[order]
+  first = np.r_[True, key[1:] != key[:-1]]
+  index = np.empty_like(order)
+  index[order] = np.cumsum(first)
+  index -= 1
+  key = key[first]
+  of_text, of_video = np.split(index, [videos_of_text.size])
+  index = of_text.reshape(videos_of_text.shape), of_video.reshape(texts_of_video.shape)
   return Candidates((key % texts).astype(np.int32), (key // texts).astype(np.int32), index)
 
 

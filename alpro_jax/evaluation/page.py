@@ -65,14 +65,7 @@ def environment(*folders: pathlib.Path) -> jinja2.Environment:
     lstrip_blocks=True,
     finalize=_keep_together,
   )
-  made.filters.update(
-    cell=_cell,
-    figure=format_figure,
-    film_strip=pictures.encode_strip,
-    fmt=format,
-    short=_short,
-    within=_within,
-  )
+  made.filters.update(figure=format_figure, film_strip=pictures.encode_strip, fmt=format)
   return made
 
 
@@ -86,19 +79,3 @@ def format_figure(value: float, percent: bool = True) -> str:
 def _keep_together(value):
   """A number and its sign stay on one line."""
   return value.replace(' %', '\N{NO-BREAK SPACE}%') if isinstance(value, str) else value
-
-
-def _cell(value):
-  if value is None or isinstance(value, str):
-    return value or ''
-  return f'{value:,}' if isinstance(value, int) else f'{value:.1f}'
-
-
-def _short(value):
-  if isinstance(value, int) and not isinstance(value, bool):
-    return f'{value:,}' if value >= 10000 else str(value)
-  return f'{value:g}' if isinstance(value, float) else str(value)
-
-
-def _within(percent):
-  return f'{min(max(percent, 0), 100):.1f}'

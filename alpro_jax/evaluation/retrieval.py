@@ -50,8 +50,6 @@ class Scoring:
   instead: str = ''  # Why the similarity decides instead of matching, if it does.
 
   def __post_init__(self):
-    if self.rule not in RULES:
-      raise ValueError(f'scoring rule={self.rule!r} is none of {RULES}.')
     if self.rerank_k < 0:
       raise ValueError(
         f'scoring {self.rerank_k=} must be a number of candidates, or 0 for all pairs.'
@@ -264,8 +262,7 @@ def _check_size(texts, videos, scoring):
 
 
 def _check_finite(array, name):
-  spans = metrics.row_spans(len(array), array[:1].size)
-  if wrong := sum(int((~np.isfinite(array[first:last])).sum()) for first, last in spans):
+  if wrong := array.size - int(np.isfinite(array).sum()):
     raise ValueError(
       f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
       'rank. Check the parameters.'
