@@ -74,12 +74,12 @@ def batch_shards(mesh) -> int:
 
 
 def check_batch_size(batch_size: int, mesh, *, accumulation: int = 1) -> None:
-  """Raises ValueError if a global batch cannot be cut over the devices."""
+  """Raises ValueError if a global batch cannot be sharded over the devices."""
   shards = batch_shards(mesh)
   parts = shards * accumulation
   if batch_size % parts:
     raise ValueError(
-      f'a global batch of {batch_size} cannot be cut over {shards} '
+      f'a global batch of {batch_size} cannot be sharded over {shards} '
       f'shards x {accumulation} micro-batches; set config.data.batch_size '
       f'to a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
     )
@@ -95,7 +95,7 @@ def batch_sharding(mesh) -> NamedSharding:
 
 
 def constrain_batch(array: jax.Array, mesh, *, axis: int = 0) -> jax.Array:
-  """Keeps axis `axis` of an array inside jit cut over the devices."""
+  """Keeps axis `axis` of an array inside jit sharded over the devices."""
   spec = P(*(None,) * axis, BATCH_AXES)
   return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
@@ -107,7 +107,7 @@ def map_parts(function, rows: Any, parts: int, mesh) -> Any:
     function: of a tree of f[B / parts, ...], to such a tree.
     rows: tree of f[B, ...].
     parts: number of micro-batches; 1 calls the function once, with all rows.
-    mesh: the devices that each micro-batch is cut over.
+    mesh: the devices that each micro-batch is sharded over.
   Returns:
     a tree of f[B, ...].
   """
@@ -188,7 +188,7 @@ def tree_sharding(boxed: Any, mesh) -> Any:
         axes[i] = None
       else:
         raise ValueError(
-          f'parameter {name} of shape {leaf.shape} cannot be cut over '
+          f'parameter {name} of shape {leaf.shape} cannot be sharded over '
           f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
           f'it divides {size}.'
         )
@@ -224,9 +224,9 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
       blocks=2:  array [a b | c d],  index [1 0 | 1 1]  ->  [b a | d d]
 
   Args:
-    array: f[B, ...], cut over the devices.
+    array: f[B, ...], sharded over the devices.
     index: int32[B], row within the block of each output row.
-    mesh: the mesh that the batch is cut over.
+    mesh: the mesh that the batch is sharded over.
     blocks: number of equal blocks of rows that do not exchange anything. If
       it is a multiple of the number of shards nothing is sent; if it divides
       that, the shards of a block travel around a ring, one at a time, and each

@@ -41,5 +41,5 @@ def test_the_teacher_is_cut_as_the_parameters_are(config):
 
 def test_a_batch_that_does_not_divide_is_refused(config):
   config.data.batch_size = 12
-  with pytest.raises(ValueError, match='cannot be cut over 8 shards'):
+  with pytest.raises(ValueError, match='cannot be sharded over 8 shards'):
     dry_run.program(config, sharding.make_mesh())

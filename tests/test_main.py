@@ -50,7 +50,7 @@ MISTAKES = {
     DEMO,
     ['--workdir=W', '--config.data.batch_size=12'],
     8,
-    'a global batch of 12 cannot be cut over 8 shards',
+    'a global batch of 12 cannot be sharded over 8 shards',
   ),
   'no data': (
     DEMO,

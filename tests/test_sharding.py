@@ -31,7 +31,7 @@ def test_unknown_logical_axis_is_refused():
 
 def test_uneven_parameter_is_refused():
   boxed = {'w': nn.LogicallyPartitioned(jnp.zeros((6, 4)), ('embed', None))}
-  with pytest.raises(ValueError, match='cannot be cut over 4 devices'):
+  with pytest.raises(ValueError, match='cannot be sharded over 4 devices'):
     sharding.tree_sharding(boxed, sharding.make_mesh(2, 4))
 
 

@@ -73,7 +73,6 @@ class Task:
 
   def init_frozen(self, key: jax.Array) -> Any:
     """Returns what `make_frozen` does, of random weights and boxed: for benchmarks."""
-    del key
 
   def make_targets(
     self, frozen: Any, batch: VideoTextBatch, key: jax.Array, *, parts: int = 1
@@ -129,13 +128,14 @@ class Task:
     """Returns the features that `terms` finds with the same arguments."""
     raise NotImplementedError
 
-  def contrast(self, params: Any, features: Features, batch: VideoTextBatch) -> Terms:
-    """Returns the terms of VTC."""
+  def contrast(
+    self, params: Any, features: Features, batch: VideoTextBatch, cotangent: Features | None = None
+  ) -> Terms:
+    """Returns the terms of VTC; with a cotangent its gradient alone, see `terms`."""
     raise NotImplementedError
 
   def describe(self, metrics: Mapping[str, Any]) -> str:
     """Returns a line about the averaged terms for the log, or ''."""
-    del metrics
     return ''
 
 

@@ -1,6 +1,7 @@
 """Pre-training ALPRO: VTC + VTM + MLM + PEM in one pass (paper section 3)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -51,12 +52,9 @@ class Pretrain(Prompter):
 
   Attributes:
     model: the student.
-    options: config.loss.
-    mesh: the devices that the batch is sharded over.
     special: ids of the special tokens.
     prompter: config.prompter.
     entities: names, most frequent first; empty without PEM.
-    negative_blocks: of rows among which negatives are drawn; 1 is the whole batch.
   """
 
   special: SpecialTokens
@@ -75,7 +73,6 @@ class Pretrain(Prompter):
   @staticmethod
   def heads(options, entities) -> dict[str, Any]:
     """The heads of the model, as models.alpro.HEADS names them."""
-    del options
     return {'entities': len(entities)}
 
   @classmethod
@@ -92,14 +89,22 @@ class Pretrain(Prompter):
       raise ValueError(f"config.loss.{options.negatives=} must be 'global' or 'local'.")
     if not any(options[name] for name in LOSSES):
       raise ValueError('every weight in config.loss is 0; give vtc, vtm, mlm or pem one.')
-    entities = _entity_names(config.prompter) if options.pem else ()
+    entities, prompter = (), config.prompter
+    if options.pem:
+      if not prompter.entities:
+        raise FileNotFoundError(
+          'pre-training with PEM needs a list of entities. Make one with '
+          '`python launch/entities.py`, then pass --config.prompter.entities=FILE; '
+          'or train without PEM: --config.loss.pem=0.'
+        )
+      entities = tuple(read_entities(prompter.entities, prompter.num_entities))
     values = model_config(config.model, text.vocab_size, **cls.heads(options, entities))
     return cls(
       model=Alpro(values, mesh),
       options=options,
       mesh=mesh,
       special=text.special,
-      prompter=config.prompter,
+      prompter=prompter,
       entities=entities,
       negative_blocks=scopes[options.negatives],
     )
@@ -117,7 +122,7 @@ class Pretrain(Prompter):
       counts['loss/vtc'] = jnp.float32(batch.video.shape[0])
     if options.vtm:
       found = sharding.map_parts(
-        lambda ids: contrastive.has_negative(ids, **self._negatives()),
+        lambda ids: contrastive.has_negative(ids, **self._columns),
         self.identities(batch),
         parts,
         self.mesh,
@@ -161,33 +166,29 @@ class Pretrain(Prompter):
       counts['loss/pem'] = jnp.sum(keep.astype(jnp.float32))
     return targets, counts
 
-  def contrast(self, params, features, batch):
-    return super().contrast(params, features, batch) if self.options.vtc else {}
+  def contrast(self, params, features, batch, cotangent=None):
+    return super().contrast(params, features, batch, cotangent) if self.options.vtc else {}
 
   def terms(self, params, targets, batch, key, step, *, train, cotangent=None):
     options, mask = self.options, batch.text_mask
     model = self.bind(params, key)
     video, clean, masked = self.encode(model, targets, batch, train)
     features = Features(video.feature, clean.feature)
-    terms = self.vtc_terms(params, features, batch, cotangent)
+    terms = self.contrast(params, features, batch, cotangent)
     terms['temperature'] = model.temperature(), 1.0
 
-    # Pairs for the fusion encoder by their type: text tokens, mask, video
-    # tokens, and how many of the first fused tokens are needed: PEM reads the
-    # last ones.
+    # Pairs for the fusion encoder by their type: text tokens, mask, video tokens,
+    # and how many of the first fused tokens are needed: PEM reads the last ones.
     pairs, length = {}, mask.shape[1]
     if options.vtm or options.pem:
       needed = length + video.tokens.shape[1] if options.pem else 1
       pairs['matched'] = clean.tokens, mask, video.tokens, needed
     if options.vtm:
-      other_video, other_text = self._hard_negatives(features, terms, batch, key, step)
+      temperature = terms['temperature'][0]
+      other_video, other_text = self._hard_negatives(features, temperature, batch, key, step)
+      wrong_text, wrong_mask = (self._take(x, other_text) for x in (clean.tokens, mask))
       pairs['other video'] = clean.tokens, mask, self._take(video.tokens, other_video), 1
-      pairs['other text'] = (
-        self._take(clean.tokens, other_text),
-        self._take(mask, other_text),
-        video.tokens,
-        1,
-      )
+      pairs['other text'] = wrong_text, wrong_mask, video.tokens, 1
     if options.mlm:
       pairs['masked'] = masked, mask, video.tokens, length
     if not pairs:
@@ -196,30 +197,26 @@ class Pretrain(Prompter):
     fused = model.fuse(*map(self._interleave, inputs), train=train, query_tokens=needed)
     fused = dict(zip(pairs, fused, strict=True))
 
+    def add(name, loss, logits, right, counted):
+      is_right = jnp.argmax(logits, axis=-1) == right
+      counted = counted.astype(jnp.float32)
+      terms[f'loss/{name}'] = loss
+      terms[f'accuracy/{name}'] = jnp.sum(is_right * counted), jnp.sum(counted)
+
     if options.vtm:
       names = ('matched', 'other video', 'other text')
       logits = model.match_logits(jnp.stack([fused[name][:, 0] for name in names], axis=1))
       is_match = jnp.broadcast_to(jnp.array([1, 0, 0]), targets.found.shape)
-      right = jnp.argmax(logits, axis=-1) == is_match
-      terms |= {
-        'loss/vtm': losses.vtm(logits, is_match, targets.found),
-        'accuracy/vtm': _share(right, targets.found),
-      }
+      loss = losses.vtm(logits, is_match, targets.found)
+      add('vtm', loss, logits, is_match, targets.found)
     if options.mlm:
-      logits = model.mlm_logits(fused['masked'])
-      right = jnp.argmax(logits, axis=-1) == targets.labels
-      terms |= {
-        'loss/mlm': losses.mlm(logits, targets.labels),
-        'accuracy/mlm': _share(right, targets.labels != masking.NO_LABEL),
-      }
+      logits, labels = model.mlm_logits(fused['masked']), targets.labels
+      add('mlm', losses.mlm(logits, labels), logits, labels, labels != masking.NO_LABEL)
     if options.pem:
       logits = model.region_entities(fused['matched'], targets.region)
-      right = jnp.argmax(logits, axis=1) == jnp.argmax(targets.entity, axis=1)
-      terms |= {
-        'loss/pem': losses.pem(logits, targets.entity, targets.keep),
-        'accuracy/pem': _share(right, targets.keep),
-        **pseudo_label_terms(targets.entity, targets.keep),
-      }
+      loss = losses.pem(logits, targets.entity, targets.keep)
+      add('pem', loss, logits, jnp.argmax(targets.entity, axis=1), targets.keep)
+      terms |= pseudo_label_terms(targets.entity, targets.keep)
     return terms
 
   def bind(self, params, key=None):
@@ -239,29 +236,20 @@ class Pretrain(Prompter):
     tokens = rearrange(rows, '(b k) l d -> b k l d', k=2)
     return video, TextEncoding(tokens[:, 0], both.feature[::2]), tokens[:, 1]
 
-  def _negatives(self):
-    """Where negatives are looked for."""
+  @property
+  def _columns(self):
+    """Where a row looks for negatives, as contrastive.py takes it."""
     return {'blocks': self.negative_blocks, 'chunk': self.options.vtc_chunk, 'mesh': self.mesh}
 
-  def _hard_negatives(self, features, terms, batch, key, step):
-    """Draws a wrong video for every text and a wrong text for every video."""
+  def _hard_negatives(self, features, temperature, batch, key, step):
+    """int32[B] each: a wrong video for every text, a wrong text for every video."""
     options, keys = self.options, _keys(key)
     share = negative_ramp(step, options.uniform_negative_steps, options.negative_ramp_steps)
-    return (
-      contrastive.hard_negatives(
-        keys[use],
-        rows,
-        columns,
-        temperature=terms['temperature'][0],
-        ids=self.identities(batch),
-        uniform_share=share,
-        **self._negatives(),
-      )[0]
-      for use, rows, columns in (
-        ('videos', features.text, features.video),
-        ('texts', features.video, features.text),
-      )
-    )
+    rest = temperature, self.identities(batch)
+    draw = functools.partial(contrastive.hard_negatives, uniform_share=share, **self._columns)
+    other_video, _ = draw(keys['videos'], features.text, features.video, *rest)
+    other_text, _ = draw(keys['texts'], features.video, features.text, *rest)
+    return other_video, other_text
 
   def _take(self, array, index):
     """Rows of a batch by their index; negatives come from the row's own block."""
@@ -303,11 +291,8 @@ def negative_ramp(step, uniform_steps: int, ramp_steps: int) -> jax.Array:
 
 
 def pseudo_label_terms(q: jax.Array, keep: jax.Array) -> dict[str, tuple[jax.Array, float]]:
-  """Tells whether pseudo-labels still say something.
+  """Tells whether pseudo-labels float32[B, Z], kept where bool[B], still say something.
 
-  Args:
-    q: float32[B, Z], soft labels.
-    keep: bool[B].
   Returns:
     terms: the kept share, the mean entropy in nats and the mean top
     probability of all labels, and float32[Z], the share of all labels that is
@@ -329,20 +314,3 @@ def _keys(key):
   """The keys of a step by their use."""
   uses = ('dropout', 'words', 'videos', 'texts', 'region')
   return dict(zip(uses, jax.random.split(key, len(uses)), strict=True))
-
-
-def _share(right, counted):
-  """How much of what counts is right, and how much counts."""
-  counted = counted.astype(jnp.float32)
-  return jnp.sum(right * counted), jnp.sum(counted)
-
-
-def _entity_names(options) -> tuple[str, ...]:
-  if not options.entities:
-    raise FileNotFoundError(
-      'pre-training with PEM needs a list of entities. Make one with '
-      '`python launch/entities.py`, then pass '
-      '--config.prompter.entities=FILE; or train without PEM: '
-      '--config.loss.pem=0.'
-    )
-  return tuple(read_entities(options.entities, options.num_entities))

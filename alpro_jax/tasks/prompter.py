@@ -10,7 +10,7 @@ from alpro_jax import contrastive
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.contrastive import Features
 from alpro_jax.models.alpro import Alpro, TextEncoding, VideoEncoding
-from alpro_jax.tasks.base import Task, Terms
+from alpro_jax.tasks.base import Task
 from alpro_jax.tasks.shared import model_config
 
 
@@ -19,9 +19,7 @@ class Prompter(Task):
   """Both encoders by VTC; the same loss as in pre-training.
 
   Attributes:
-    model: without an entity head.
     options: config.loss.
-    mesh: the devices that the batch is sharded over.
   """
 
   model: Alpro
@@ -36,14 +34,15 @@ class Prompter(Task):
     return cls(model=model, options=config.loss, mesh=mesh)
 
   def make_targets(self, frozen, batch, key, *, parts=1):
-    del frozen, key, parts
     return None, {'loss/vtc': jnp.float32(batch.video.shape[0])}
 
   def embed(self, params, targets, batch, key, *, train):
     video, text = self.encode(self.bind(params, key), targets, batch, train)[:2]
     return Features(video.feature, text.feature)
 
-  def contrast(self, params, features, batch):
+  def contrast(self, params, features, batch, cotangent=None):
+    if cotangent is not None:
+      return {'loss/vtc': contrastive.zero_with_gradient(features, cotangent)}
     temperature = self.bind(params).temperature()
     total, count, (v2t, t2v) = contrastive.vtc(
       features, temperature, self.identities(batch), chunk=self.options.vtc_chunk, mesh=self.mesh
@@ -56,15 +55,8 @@ class Prompter(Task):
     }
 
   def terms(self, params, targets, batch, key, step, *, train, cotangent=None):
-    del step
     features = self.embed(params, targets, batch, key, train=train)
-    return self.vtc_terms(params, features, batch, cotangent)
-
-  def vtc_terms(self, params, features, batch, cotangent) -> Terms:
-    """Returns the terms of VTC, or with a cotangent its gradient alone; see Task.terms."""
-    if cotangent is not None:
-      return {'loss/vtc': contrastive.zero_with_gradient(features, cotangent)}
-    return self.contrast(params, features, batch)
+    return self.contrast(params, features, batch, cotangent)
 
   def bind(self, params: Any, key: jax.Array | None = None) -> Alpro:
     """Returns the model with its parameters, and the key of its dropout."""
@@ -73,18 +65,14 @@ class Prompter(Task):
 
   def encode(self, model, targets, batch, train) -> tuple[VideoEncoding, TextEncoding]:
     """Encodes both sides. Dropout falls alike in `embed` and in `terms`."""
-    del targets
     video = model.encode_video(batch.video, train=train)
     return video, model.encode_text(batch.text_ids, batch.text_mask, train=train)
 
   def identities(self, batch: VideoTextBatch) -> jax.Array:
-    """Which rows must not be taken for negatives of each other: equal in a column.
+    """int32[B, 1 or 2]: the video and, with `mask_equal_captions`, the caption.
 
-    The original contrasts repeated videos and captions with themselves
-    (defect 22).
-
-    Returns:
-      int32[B, 1 or 2]: the video and, with `mask_equal_captions`, the caption.
+    Rows that are equal in a column are no negatives of each other; the original
+    contrasts repeated videos and captions with themselves (defect 22).
     """
     columns = [batch.video_id]
     if self.options.mask_equal_captions:

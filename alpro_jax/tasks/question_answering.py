@@ -23,8 +23,6 @@ class QuestionAnswering(Task):
   question whose answer is not in it teaches nothing (defect 52).
 
   Attributes:
-    model: with an answer head, and no other one.
-    mesh: the devices that the batch is sharded over.
     answers: most frequent first; the index is the label.
   """
 
@@ -52,11 +50,9 @@ class QuestionAnswering(Task):
     return cls(model=Alpro(values, mesh), mesh=mesh, answers=answers)
 
   def make_targets(self, frozen, batch, key, *, parts=1):
-    del frozen, key, parts
     return None, {'loss/answer': losses.labelled(batch.answer)}
 
   def terms(self, params, targets, batch, key, step, *, train):
-    del targets, step
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
     text = model.encode_text(batch.text_ids, batch.text_mask, train=train)

@@ -16,7 +16,6 @@ class Retrieval(Pretrain):
   @staticmethod
   def heads(options, entities):
     """No head that is not trained; see Pretrain."""
-    del entities
     return {'match': options.vtm > 0, 'mlm': False}
 
   @classmethod
