@@ -32,11 +32,9 @@ RULES = {
 def collect(evaluated: EvaluationResult, recall: Sequence[Tradeoff] = ()) -> dict[str, Any]:
   """Returns all that card.json says.
 
-  A metric is {'value': v} or {'value': v, 'low': l, 'high': h}.
+  A metric is {'value': v} or {'value': v, 'low': l, 'high': h}; `recall` is that
+  of split.recall_against_cost.
 
-  Args:
-    evaluated: see split.evaluate.
-    recall: see split.recall_against_cost.
   Raises:
     ValueError: if a metric is not a finite number.
   """
@@ -96,13 +94,10 @@ def _summary(found, items, origin):
   """Who was asked what, and how it was scored."""
   who = 'A model in training'
   if origin:
-    # runs/a/checkpoints/300 is called a.
-    path = [
-      part
-      for part in pathlib.Path(origin.path).parts
-      if part != 'checkpoints' and not part.isdigit()
-    ]
-    who = f'{path[-1] if path else origin.path} at step {origin.step:,}'
+    run = pathlib.Path(origin.path)
+    while run.name == 'checkpoints' or run.name.isdigit():
+      run = run.parent
+    who = f'{run.name or origin.path} at step {origin.step:,}'
   if isinstance(found, AnswerResult):
     return (
       f'{who}, asked {items["questions"]:,} questions about {items["videos"]:,} videos, '

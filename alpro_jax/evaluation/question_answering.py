@@ -152,14 +152,9 @@ def figures(
     each kind, as accuracy_what. And the 95 % intervals of the accuracies, by
     bootstrap over videos.
   """
-  true = np.array([canonical(question.answer) for question in asked], object)
-  given, answers = (np.array([*map(canonical, x)], object) for x in (chosen, answers))
-  video = np.array([question.record for question in asked])
-  kinds, wordings = (
-    np.array([getattr(question, name) for question in asked], object) for name in ('kind', 'text')
-  )
-  known = frozenset(answers)
-  in_list = np.array([answer in known for answer in true])
+  video, wordings, true, kinds = (np.array(x, object) for x in zip(*asked, strict=True))
+  true, given, answers = (np.array([*map(canonical, x)], object) for x in (true, chosen, answers))
+  in_list = np.isin(true, answers)
   hits = {
     'accuracy': true == given,
     'in_list': in_list,
@@ -176,10 +171,10 @@ def figures(
       found |= {
         'most_frequent': 100.0 * (true == answers[0]).mean(),
         'wordings': len(set(wordings)),
-        'videos': len(np.unique(video)),
+        'videos': len(set(video)),
       }
     intervals[f'accuracy{suffix}'] = metrics.bootstrap_interval(
-      100.0 * hits['accuracy'][own], groups=video[own]
+      100.0 * hits['accuracy'][own], groups=video[own].astype(int)
     )
   return {name: float(value) for name, value in found.items()}, intervals
 

@@ -57,9 +57,8 @@ def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationR
 def select(trained: TrainedModel, prepared, *, style: str = ''):
   """Returns the records of a split that have something to ask.
 
-  One set may hold videos with captions and videos with questions. Those that
-  have nothing to ask are no competitors: MSRVTT's 1k-A has 1,000 videos, the
-  test split of MSRVTT-QA 2,990.
+  The others are no competitors: MSRVTT's 1k-A has 1,000 videos, the test split
+  of MSRVTT-QA 2,990.
 
   Raises:
     ValueError: if there is none.
@@ -67,16 +66,15 @@ def select(trained: TrainedModel, prepared, *, style: str = ''):
   chosen = prepared.select(lambda record: _asked_of(trained, record, style))
   if len(chosen):
     return chosen
-  task, what, other = 'retrieval', 'caption', 'questions'
+  records = prepared.metadata()
   if trained.answers_questions:
     task, what, other = 'question answering', 'question', 'captions'
-  records = prepared.metadata()
-  styles = (
-    [asked.kind for asked in record.questions] if trained.answers_questions else record.styles
-    for record in records
-  )
+    known = sorted({asked.kind for record in records for asked in record.questions})
+  else:
+    task, what, other = 'retrieval', 'caption', 'questions'
+    known = sorted({style for record in records for style in record.styles})
   problem = f'split {prepared.split!r} of {prepared.path} has no {what}'
-  if known := sorted(set().union(*styles)):
+  if known:
     raise ValueError(
       f'{problem} of style {style!r}, only of {known}; choose another --style, or none.'
     )

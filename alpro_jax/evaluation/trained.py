@@ -77,14 +77,12 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
 
   Args:
     checkpoint: what checkpoints.find takes.
-    tokenizer: its file, if it is neither where it was in training nor beside
-      the parameters.
-    config: options to use instead of those of the run, complete; None is
-      those of the run.
-    mesh: of devices; None is all of them.
+    tokenizer: see find_tokenizer.
+    config: all options, instead of those of the run.
+    mesh: None is all devices.
   Raises:
-    ValueError: if the tokenizer is not the one of training, or the checkpoint
-      answers questions and does not say which answers there are.
+    ValueError: if the tokenizer is not the one of training, or the answers are
+      not stored.
     FileNotFoundError: if there is no checkpoint or tokenizer.
   """
   mesh = mesh or sharding.make_mesh()
@@ -108,57 +106,51 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
 def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
   """Opens the tokenizer of a checkpoint, which is known by its digest.
 
-  Args:
-    folder: of the checkpoint.
-    meta: what was stored with it.
-    path: where to look first; else where it was in training, and then beside
-      the parameters.
+  It may be at `path`, if that is given, where it was in training if not, or
+  beside the parameters.
+
   Returns:
     its file, and the tokenizer.
   Raises:
     FileNotFoundError: if there is no file in any of these places.
     ValueError: if none of them is the tokenizer of the checkpoint.
   """
-  wanted = meta['tokenizer']['digest']
+  wanted, others = meta['tokenizer'], []
   first = str(path or meta['config']['data']['tokenizer'])
-  beside = str(pathlib.Path(folder) / pathlib.Path(first).name)
-  others = []
-  for place in (first, beside):
+  for file in (first, str(pathlib.Path(folder) / pathlib.Path(first).name)):
     try:
-      tokenizer = tokens.load_tokenizer(place)
+      tokenizer = tokens.load_tokenizer(file)
     except FileNotFoundError:
       continue
     except ValueError as error:
       others.append(str(error))
       continue
-    size = meta['tokenizer'].get('vocab_size', tokenizer.vocab_size)
-    if tokenizer.digest == wanted and tokenizer.vocab_size != size:
+    size = wanted.get('vocab_size', tokenizer.vocab_size)
+    if tokenizer.digest != wanted['digest']:
+      others.append(f'{file} has digest {tokenizer.digest}')
+    elif tokenizer.vocab_size != size:
       # Its lines were cut at more than \n in training: an id meant another.
-      others.append(f'{place} has {tokenizer.vocab_size} ids and had {size} in training')
-    elif tokenizer.digest == wanted:
-      if others:
-        logging.warning('%s is used, for %s.', place, '; '.join(others))
-      return place, tokenizer
+      others.append(f'{file} has {tokenizer.vocab_size} ids and had {size} in training')
     else:
-      others.append(f'{place} has digest {tokenizer.digest}')
+      if others:
+        logging.warning('%s is used, for %s.', file, '; '.join(others))
+      return file, tokenizer
   if not others:
     raise FileNotFoundError(
       f'no tokenizer at {first!r}, where it was in training, nor beside '
       f'the parameters of {folder}; pass its file as --tokenizer.'
     )
   raise ValueError(
-    f'{"; ".join(others)}, but {folder} was trained with {wanted}; pass the '
-    'file of that run as --tokenizer.'
+    f'{"; ".join(others)}, but {folder} was trained with {wanted["digest"]}; pass '
+    'the file of that run as --tokenizer.'
   )
 
 
 def load_teacher(trained: TrainedModel):
   """Returns the frozen prompter of a pre-training, and its entities.
 
-  Where both lie stands in trained.config.prompter.
-
   Raises:
-    FileNotFoundError: if the prompter or the list of entities is not there.
+    FileNotFoundError: if one of them is not where config.prompter says.
     ValueError: if they are not those that the model was pre-trained with.
   """
   text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
