@@ -81,13 +81,13 @@ def write_json(path, value) -> None:
 
 
 def write_atomic(path, texts: Iterable[str]) -> None:
-  """The file has its old content or the new, whatever happens."""
-  # The path of a report may not be UTF-8; JSON reads it back as it was.
-  with open(f'{path}.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
-    file.writelines(texts)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(f'{path}.tmp', path)
+  """The file has its old content or the new, whatever happens, a loss of power too."""
+  with files.file(path) as made:
+    # The path of a report may not be UTF-8; JSON reads it back as it was.
+    with open(made, 'w', encoding='utf-8', errors='backslashreplace') as file:
+      file.writelines(texts)
+      file.flush()
+      os.fsync(file.fileno())
 
 
 def load(path, then: str):
