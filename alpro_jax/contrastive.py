@@ -18,25 +18,16 @@ _LOWEST = -1e30
 
 
 class Features(NamedTuple):
-  """Row i of one belongs to row i of the other.
-
-  Attributes:
-    video: float32[B, E], unit length.
-    text: float32[B, E], unit length.
-  """
+  """Both float32[B, E], of unit length; row i of one belongs to row i of the other."""
 
   video: jax.Array
   text: jax.Array
 
 
-def similarity(
-  video_feature: jax.Array, text_feature: jax.Array, temperature: jax.Array
-) -> jax.Array:
+def similarity(video: jax.Array, text: jax.Array, temperature: jax.Array) -> jax.Array:
   """float32[Bv, E], float32[Bt, E] -> float32[Bv, Bt], videos in rows."""
-  return (
-    jnp.einsum('ve,te->vt', video_feature, text_feature, precision=jax.lax.Precision.HIGHEST)
-    / temperature
-  )
+  products = jnp.einsum('ve,te->vt', video, text, precision=jax.lax.Precision.HIGHEST)
+  return products / temperature
 
 
 def vtc(

@@ -64,8 +64,7 @@ class Queries(NamedTuple):
     """The right columns of queries start..stop.
 
     Returns:
-      int[P] query, counted from `start`; int[P] column; int[Q] the first index
-      of each query in both.
+      int[P] query, counted from `start`; int[P] column; int[Q] where each begins.
     """
     bounds = self.start[start : stop + 1]
     query = np.repeat(np.arange(stop - start), np.diff(bounds))
@@ -133,7 +132,7 @@ def rank_blocks(
   Args:
     blocks: all rows in their order, see row_blocks.
     queries: of the matrix.
-    penalty: float64[columns], taken off all scores of a column, or None.
+    penalty: float64[columns], taken off all scores of a column.
   """
   return join_ranks([rank_block(first, block, queries, penalty) for first, block in blocks])
 
@@ -159,13 +158,7 @@ def rank_block(
 
 
 def rank_grouped(first: int, block: np.ndarray, queries: Queries) -> Ranks:
-  """v2t_grouped of the queries that read the rows of one block.
-
-  Args:
-    first: index of the first row of the block.
-    block: f[rows, texts], rows are videos.
-    queries: see video_queries.
-  """
+  """The part of v2t_grouped whose queries, videos, read the rows of one block."""
   index = np.arange(len(queries.row))
   single = Queries(queries.row, index, np.arange(len(index) + 1), queries.video)
   parts = []
@@ -176,19 +169,17 @@ def rank_grouped(first: int, block: np.ndarray, queries: Queries) -> Ranks:
 
 
 def dual_softmax_penalty(block: np.ndarray, scale: float) -> np.ndarray:
-  """What dual softmax takes off a score for the popularity of its row.
+  """float64[R]: what dual softmax takes off the scores of a competitor.
 
   Dual softmax scores a pair by p(video | text) p(text | video). Its logarithm
-  over 2 scale is the score minus one term of the row and one of the column.
-  The term of the query moves nobody, so that the order is that of
-  score - penalty[competitor]. The penalty is a sum over the WHOLE TEST SET of
-  queries, which is not known where queries come one at a time: report it apart.
+  over 2 scale is the score minus one term of the query, which moves nobody, and
+  one of the competitor: log(sum over queries of exp(scale score)) / (2 scale).
+  That is a sum over the WHOLE TEST SET, which is not known where queries come
+  one at a time: report it apart.
 
   Args:
-    block: f[rows, columns], rows are competitors, columns all queries.
+    block: f[R, Q], rows are competitors, columns all queries.
     scale: of the scores, 1 / temperature for similarities.
-  Returns:
-    float64[rows]: log(sum over columns of exp(scale score)) / (2 scale).
   """
   logits = block.astype(np.float64) * scale
   top = logits.max(1, keepdims=True)
@@ -297,17 +288,10 @@ def summarize_ranks(ranks, prefix: str) -> dict[str, float]:
 
 
 def rank_intervals(ranks, groups, prefix: str, *, samples: int = 1000, seed: int = 0):
-  """Bootstrap intervals of all figures of `summarize_ranks`, of the same draws.
+  """{name: (low, high)} of all figures of `summarize_ranks`, of the same draws.
 
-  A sample costs one pass over the queries: a second per direction for 100,000
-  queries.
-
-  Args:
-    ranks: float[Q].
-    groups: see bootstrap_interval; samples and seed, too.
-    prefix: of the names.
-  Returns:
-    {name: (low, high)}, names as in summarize_ranks.
+  Arguments as there and in `bootstrap_interval`. A sample costs one pass over
+  the queries: a second per direction for 100,000 queries.
   """
   ranks = np.asarray(ranks, np.float64)
   _, group = np.unique(groups, return_inverse=True)
@@ -325,17 +309,17 @@ def rank_intervals(ranks, groups, prefix: str, *, samples: int = 1000, seed: int
   return {f'{prefix}_{name}': _interval(of) for name, of in zip(names, columns, strict=True)}
 
 
-def bootstrap_interval(values, *, groups=None, samples: int = 1000, seed: int = 0):
+def bootstrap_interval(
+  values, *, groups=None, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
   """95 % percentile bootstrap interval of the mean of values.
 
   Args:
     values: f[Q], one per query, e.g. 100 * (rank <= 1).
-    groups: int[Q] or None. Queries of one group (the captions of one video)
-      are drawn together, since they are not independent.
-    samples: bootstrap samples.
+    groups: int[Q]. Queries of one group (the captions of one video) are drawn
+      together, since they are not independent; None is each for itself.
+    samples: how often as many groups as there are are drawn.
     seed: of the draws; the same input gives the same interval.
-  Returns:
-    (low, high), floats.
   """
   values = np.asarray(values, np.float64)
   if not len(values):

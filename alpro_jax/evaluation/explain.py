@@ -46,22 +46,18 @@ class Region(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-  """All that is shown.
+  """What `explain` found, and what is shown beside it.
 
   Attributes:
-    trained: the model.
-    name: of the video.
-    text: caption or question.
     frames: uint8[T, H, W, 3], what the model sees.
     seconds: (start, stop) of the clip.
-    words: those of the text.
     target: see attribution.TARGETS.
     verdict: what the model says of the whole.
     figures: what the model makes of each word; of an answer, the answer.
     evidence: float32[words, T, rows, columns]; of an answer, a single map.
     maps: attention, a row for each word.
     layer: of fusion that is shown.
-    regions: that were drawn at random.
+    regions: see `name_regions`.
     notes: what could not be shown and why.
   """
 
@@ -190,7 +186,7 @@ def explain(
   maps = attribution.attention_maps(*model, masked if target == 'word' else whole, target)
   maps = jax.tree.map(np.asarray, maps)
 
-  verdict, margin = 'matching was not trained', None
+  verdict = 'matching was not trained'
   if target == 'answer':
     best = _answers(trained, frames, one)
     verdict = ', '.join(f'{answer} {100 * share:.1f} %' for answer, share in best)
@@ -203,20 +199,8 @@ def explain(
   elif target == 'match':
     without = np.asarray(attribution.score(*model, masked, 'match'))
     figures = [f'{margin - x:+.1f}' for x in without]
-  return Explanation(
-    trained,
-    name,
-    text,
-    frames,
-    seconds,
-    words,
-    target,
-    verdict,
-    figures,
-    np.asarray(evidence),
-    maps,
-    layer,
-  )
+  asked = trained, name, text, frames, seconds, words, target
+  return Explanation(*asked, verdict, figures, np.asarray(evidence), maps, layer)
 
 
 def _answers(trained, frames, text):
@@ -247,10 +231,10 @@ def name_regions(
   Args:
     trained: a model of pre-training with PEM.
     teacher: its prompter, tasks.teacher.Teacher.
-    entities: names.
+    entities: what the teacher chooses from.
     frames: uint8[T, H, W, 3].
     text: that the model reads beside the clip.
-    count: regions.
+    count: of regions.
     seed: of the regions.
   """
   loss, prompter = trained.config.loss, trained.config.prompter

@@ -89,9 +89,8 @@ def heat(frames: np.ndarray, maps: np.ndarray, *, signed: bool) -> np.ndarray:
     uint8[T, H', W', 3], enlarged.
   """
   frames = enlarge(frames).astype(np.float32)
-  maps = np.asarray(jax.image.resize(jnp.asarray(maps, jnp.float32), frames.shape[:3], 'linear'))[
-    ..., None
-  ]
+  maps = jax.image.resize(jnp.asarray(maps, jnp.float32), frames.shape[:3], 'linear')
+  maps = np.asarray(maps)[..., None]
   grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
   # Brightened, so that colours stand out of dark clips as well.
   base = 0.55 * grey[..., None] + 90 + np.zeros(3, np.float32)

@@ -68,7 +68,7 @@ class Task:
     return shared.init_model(self.model, key)
 
   def make_frozen(self, model: Alpro, params: Any, encode: Encode) -> Any:
-    """Returns what `make_targets` needs of a trained prompter, its model and parameters."""
+    """Returns what `make_targets` needs of a trained prompter: a teacher that stays as it is."""
     raise NotImplementedError
 
   def init_frozen(self, key: jax.Array) -> Any:
