@@ -178,7 +178,7 @@ def rerank(
   sides = list(zip(queries, near.top, near.ranks[:2], scores, strict=True))
   grouped = dual = None
   if near.ranks[2] is not None:
-    grouped = _rerank(queries[1], near.top[1], near.ranks[2], scores[1], grouped=True)
+    grouped = _rerank_grouped(queries[1], near.top[1], near.ranks[2], scores[1])
   if penalties:
     dual = tuple(
       _rerank(asking, top, ranks, score - penalty[top.item[:, : score.shape[1]]])
@@ -201,36 +201,26 @@ def _reorder(top, scores, keep):
   )
 
 
-def _rerank(queries, top, near, scores, *, grouped=False):
+def _rerank(queries, top, near, scores):
   """Ranks if the first k columns are re-scored; near: by similarity."""
   parts, k = [], scores.shape[1]
-  groups = _Groups(queries) if grouped else None
-  # Several numbers of 8 bytes for every candidate.
   widest = int(np.diff(queries.start).max())
-  for start, stop in metrics.row_spans(len(queries.row), 8 * k * widest):
+  for start, stop in metrics.row_spans(len(queries.row), k * widest):
     row = queries.row[start:stop]
     item, score = top.item[row, :k], scores[row]
     query, column, bounds = queries.right_columns(start, stop)
     # bool[Q, k]: which candidates are right.
     right = np.logical_or.reduceat(item[query] == column[:, None], bounds)
-    best = np.where(right, score, -np.inf).max(1)
-    # Competitors among the candidates, f[n], and who asks, int[n].
-    if grouped:
-      asking, value = groups.competitors(item, score, start)
-    else:
-      asking, value = np.nonzero(~right)[0], score[~right]
-    read, ahead, equal = (
-      np.bincount(asking[which], minlength=stop - start)
-      for which in (slice(None), value > best[asking], value == best[asking])
-    )
+    best = np.where(right, score, -np.inf).max(1, keepdims=True)
+    ahead, equal = (score > best).sum(1), ((score == best) & ~right).sum(1)
     # Without a right candidate, all candidates come first, and so does what is
     # nearer: one of the two holds the other.
     by_near = metrics.Ranks(*(part[start:stop] for part in near))
-    behind = np.maximum(by_near.ahead, read)
+    behind = np.maximum(by_near.ahead, k)
     inside = right.any(1)
     parts.append(
       metrics.Ranks(
-        np.where(inside, best, by_near.score),
+        np.where(inside, best[:, 0], by_near.score),
         np.where(inside, ahead, behind),
         np.where(inside, equal, by_near.ahead + by_near.equal - behind),
       )
@@ -238,24 +228,22 @@ def _rerank(queries, top, near, scores, *, grouped=False):
   return metrics.join_ranks(parts)
 
 
-class _Groups:
-  """The captions of each video as one competitor; see metrics.rank_grouped."""
-
-  def __init__(self, queries):
-    order = np.argsort(queries.column, kind='stable')
-    self._count, self._column = len(queries.row), queries.column[order]
-    self._group = np.repeat(np.arange(self._count), np.diff(queries.start))[order]
-
-  def competitors(self, item, score, start):
-    """Who asks, int[n], and the best f[n] of each other group among int, f[Q, k]."""
-    # The groups of a text are _group[first:last]; one entry for each of them.
-    first, last = (np.searchsorted(self._column, item.ravel(), side) for side in ('left', 'right'))
-    size = last - first
-    entry = np.arange(size.sum()) + np.repeat(first - (np.cumsum(size) - size), size)
-    query = np.repeat(np.repeat(np.arange(len(item)), item.shape[1]), size)
-    other = self._group[entry] != start + query
-    key = query * self._count + self._group[entry]
-    key, where = np.unique(key[other], return_inverse=True)
-    best = np.full(len(key), -np.inf)
-    np.maximum.at(best, where, np.repeat(score.ravel(), size)[other])
-    return key // self._count, best
+def _rerank_grouped(queries, top, near, scores):
+  """As _rerank, with the captions of each video as one competitor, the best of them."""
+  videos = {}  # Text -> the queries of the videos that it describes.
+  for query, texts in enumerate(np.split(queries.column, queries.start[1:-1])):
+    for text in texts.tolist():
+      videos.setdefault(text, []).append(query)
+  ranks, k = [], scores.shape[1]
+  for query, row in enumerate(queries.row):
+    best = {}
+    for text, score in zip(top.item[row, :k].tolist(), scores[row].tolist(), strict=True):
+      best |= {video: max(score, best.get(video, score)) for video in videos.get(text, ())}
+    own, others = best.pop(query, None), np.array(list(best.values()))
+    score, ahead, equal = (part[query] for part in near)
+    behind = max(ahead, len(others))
+    if own is None:
+      ranks.append((score, behind, ahead + equal - behind))
+    else:
+      ranks.append((own, (others > own).sum(), (others == own).sum()))
+  return metrics.Ranks(*map(np.array, zip(*ranks, strict=True)))
