@@ -332,12 +332,18 @@ def test_what_a_file_does_not_say_is_asked_for(ours, tmp_path):
     ('plain', *sizes): "'prompter' or 'pretrain' or 'retrieval'.*Pass --task",
     ('plain', '--task=prompter', '--fusion_layer=1'): '32 channels.*--heads',
     ('plain', '--task=prompter', '--heads=2'): 'of the 2 layers.*pass --fusion_layer',
-    ('p', '--heads=4'): '--heads=4, but .*says 2',
-    ('p', '--fusion_layer=2'): '--fusion_layer=2, but .*says 1',
+    ('p', '--heads=4'): '--heads is 4, but .*says 2; pass that of the run',
+    ('p', '--fusion_layer=2'): '--fusion_layer is 2, but .*says 1',
     ('p', '--task=retrieval'): "its task is 'prompter'; leave --task out",
-    ('p', f'--tokenizer={tmp_path}/other.txt'): 'pass the file of that run',
+    (
+      'p',
+      f'--tokenizer={tmp_path}/other.txt',
+    ): '--tokenizer is .*, but .* says .*; pass that of the run',
     ('p', f'--tokenizer={tmp_path}/none.txt'): '--tokenizer=.* is not there',
-    ('qa', f'--answers={tmp_path}/answers.txt'): 'lists other answers',
+    (
+      'qa',
+      f'--answers={tmp_path}/answers.txt',
+    ): "--answers is .'ring', 'disc'.*says .'disc', 'ring'",
     ('p', f'--answers={tmp_path}/answers.txt'): "is of 'prompter'; leave",
   }
   done = session(*(back(ours, *options, output=tmp_path / 'out') for options in wrong))

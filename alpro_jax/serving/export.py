@@ -13,7 +13,6 @@ folder gets its name.
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import platform
@@ -34,7 +33,6 @@ from alpro_jax.serving import alpro_loader, check, programs, saved_model
 from alpro_jax.train import checkpoints, digests
 
 _PARAMETERS = 'params.npz'
-_LOADER = pathlib.Path(alpro_loader.__file__)
 # The loader chooses evenly; the other rules need TensorFlow's random numbers.
 _EVEN = ('uniform', 'nlvl_uniform')
 
@@ -75,7 +73,7 @@ def write(
       count = sum(params[n].size for n in described['parameters'])
       say(f'{name}: {manifest["files"][described["file"]]["bytes"]:,} bytes, {count:,} parameters')
     expected = check.live(trained)
-    found = check.differences(trained, _import_loader(draft).load(draft).call, expected)
+    found = check.differences(trained, alpro_loader.load(draft).call, expected)
     if with_saved_model:
       folder = draft / 'saved_model'
       saved_model.write(made, params, folder)
@@ -160,7 +158,7 @@ def _used(made, trained):
 def _write_parts(trained, made, params, folder, tokenizer):
   """Writes everything but the SavedModel; returns the manifest."""
   shutil.copy(tokenizer, folder)
-  shutil.copy(_LOADER, folder)
+  shutil.copy(alpro_loader.__file__, folder)
   needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
   if trained.tokenizer.kind == 'sentencepiece':
     needs.append('sentencepiece')
@@ -253,11 +251,3 @@ def _file(program):
 def _write_manifest(folder, manifest):
   text = json.dumps(manifest, indent=1, ensure_ascii=False)
   (folder / alpro_loader.MANIFEST).write_text(text + '\n', encoding='utf-8')
-
-
-def _import_loader(folder):
-  """The loader as those who get the folder import it."""
-  spec = importlib.util.spec_from_file_location(_LOADER.stem, folder / _LOADER.name)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module

@@ -46,9 +46,11 @@ def alpro(
   Raises:
     ValueError: if it is no file of ALPRO's, or of another task, or its task cannot be seen.
   """
-  own, prompter = {}, {}
-  for name, tensor in _without_prefix(tensors, 'module.').items():
-    (prompter if name.startswith(_PROMPTER) else own)[name.removeprefix(_PROMPTER)] = tensor
+  tensors = _without_prefix(tensors, 'module.')
+  own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PROMPTER)}
+  prompter = {
+    name.removeprefix(_PROMPTER): tensor for name, tensor in tensors.items() if name not in own
+  }
   if not any(name.startswith(_VIDEO) for name in own):
     raise ValueError(
       f'no tensor is named {_VIDEO}..., so this is no file of ALPRO; got {len(own)} tensors: '
@@ -74,15 +76,16 @@ def alpro(
 def _tasks(own):
   """Returns the tasks that a model of these tensors may have."""
 
-  def any_begins(*prefixes):
-    return any(name.startswith(prefixes) for name in own)
+  def any_begins(prefix):
+    return any(name.startswith(prefix) for name in own)
 
-  if any_begins('classifier.'):
-    return ['question_answering']
-  if any_begins('mpm_head.'):
-    return ['pretrain']
-  if 'video_prompt_feat' in own:
-    return ['prompter']
+  for prefix, task in (
+    ('classifier.', 'question_answering'),
+    ('mpm_head.', 'pretrain'),
+    ('video_prompt_feat', 'prompter'),
+  ):
+    if any_begins(prefix):
+      return [task]
   # The original's file has the classes of Kinetics, LAVIS no head for words.
   if any_begins(f'{_VIDEO}head.') or not any_begins(f'{_TEXT}cls.'):
     return ['retrieval']
