@@ -28,8 +28,7 @@ class Clip:
   Attributes:
     video: name in the set, relative to the folder of videos.
     files: where it may lie below that folder; the first that exists counts.
-    captions: each pair of caption and style once.
-    styles: one per caption, '' where there is none.
+    captions, styles: each pair once; the style is '' where there is none.
     still: True for a photo.
     questions: as often as the file has them.
   """

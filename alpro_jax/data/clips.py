@@ -82,14 +82,9 @@ class Clips:
   def add_captions(
     self, where: str, files: Sequence[str], captions, style: str = '', still: bool = False
   ) -> None:
-    """Adds the captions of one row.
+    """Adds the captions of one row: one or a list of them, of any type.
 
-    Args:
-      where: 'file:line', for the report.
-      files: candidate paths, see `locate`.
-      captions: one or a list of them, of any type: what is no text is reported.
-      style: of all these captions.
-      still: whether the clip is a photo.
+    What is no text is reported, with `where`, 'file:line'. A still clip is a photo.
     """
     captions = captions if isinstance(captions, list) else [captions]
     clip = self._clip(where, files, [('caption', text) for text in captions], still)

@@ -201,17 +201,11 @@ def read_msvd(
 
 
 class Source(NamedTuple):
-  """A data set.
+  """A data set."""
 
-  Attributes:
-    read: its reader, see above.
-    folder: flag of the folder of its videos or photos.
-    whole: its files name all videos of that folder; the report lists others.
-  """
-
-  read: Callable[..., Annotations]
-  folder: str = 'videos'
-  whole: bool = False
+  read: Callable[..., Annotations]  # See above.
+  folder: str = 'videos'  # Flag of the folder of its videos or photos.
+  whole: bool = False  # Its files name all videos of that folder; the report lists others.
 
 
 SOURCES = {
@@ -234,11 +228,8 @@ def options() -> dict[str, tuple[Any, Any, str, list[str]]]:
 
 
 def read(source: str, given: Mapping[str, Any]) -> Annotations:
-  """Reads the annotations of a source.
+  """Reads the annotations of a source, given values of captions, root, split and options.
 
-  Args:
-    source: its name.
-    given: values of `captions`, `root`, `split` and all options.
   Raises:
     ValueError, FileNotFoundError: one is missing, is not for this source, or is wrong.
   """
@@ -262,12 +253,8 @@ _VIDEO = ('clip_name', 'video', 'video_id')
 class _Published(Clips):
   """The clips of a data set of which lists and splits are known.
 
-  Args:
-    suffix: of the videos, as published.
-    root: folder of videos.
-    ids, except_ids: files that list videos to read, and videos to leave out.
-    numbered: name of a video that is only a number, with {} for it.
-    mapping: file that gives such names others.
+  A video that is only a number is called `numbered`, with the number for {}; `mapping` is a
+  file that gives such names others. `suffix` is that of the videos, as published.
   """
 
   def __init__(self, suffix, root, ids, except_ids, numbered='', mapping=''):
