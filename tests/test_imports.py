@@ -1,6 +1,7 @@
 """Who may import whom: data flows one way, and TensorFlow only reads data."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def modules(name):
     for path in files()
     if path.relative_to(ROOT / 'alpro_jax').with_suffix('').parts[0] == name
   ]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+  paths = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in files()}
+  graph = {
+    name: {
+      other
+      for _, module in imported(path)
+      for other in (module, module.rpartition('.')[0])
+      if other in paths
+    }
+    for name, path in paths.items()
+  }
+  graphlib.TopologicalSorter(graph).prepare()  # Raises CycleError with the circle.
 
 
 def import_without(missing, names):
