@@ -163,17 +163,16 @@ def parts_at(step, params, tx):
   return state.TrainState(jnp.int32(step), params, tx.init(params))
 
 
-def run_parts(task, now, changes, batches, **options):
+def run_parts(task, now, changes, batches, non_finite='stop'):
   """Yields state and metrics after each batch of one number."""
   config = common.get_config('tiny')
   config.optimizer.update({'warmup_steps': 0, 'clip_norm': 0.0, **changes})
+  config.train.non_finite = non_finite
   tx, schedule = optimizer.from_config(config.optimizer, steps=10)
   now = parts_at(*now, tx)
   mesh = mesh_of(1)
   layout = jax.tree.map(lambda x: sharding.replicated(mesh), now)
-  step = make_train_step(
-    task, tx, schedule, mesh, layout, seed=0, freeze=config.optimizer.freeze, **options
-  )
+  step = make_train_step(config, task, tx, schedule, mesh, layout)
   for batch in batches:
     now, metrics = step(now, None, jnp.float32([batch]))
     yield jax.device_get(now), jax.device_get(metrics)
@@ -352,7 +351,7 @@ def test_step_counts_donates_and_learns(config):
   task = small_task.small_task(config, mesh)
   tx, schedule = optimizer.from_config(config.optimizer, steps=100)
   layout = jax.tree.map(lambda x: x.sharding, state.abstract_state(task.init, tx, mesh))
-  train_step = make_train_step(task, tx, schedule, mesh, layout, seed=0)
+  train_step = make_train_step(config, task, tx, schedule, mesh, layout)
   now = state.create_state(task.init, tx, mesh, seed=0)
   frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   batch = jax.device_put(small_task.small_batch(), sharding.batch_sharding(mesh))

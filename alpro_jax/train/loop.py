@@ -111,12 +111,8 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
       raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')
   mesh = sharding.mesh_from_config(config.mesh)
   logging.info(
-    '%d devices (%s) in %d processes, mesh %s, global batch %d',
-    mesh.size,
-    mesh.devices.flat[0].device_kind,
-    jax.process_count(),
-    dict(mesh.shape),
-    config.data.batch_size,
+    f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}) in {jax.process_count()} '
+    f'processes, mesh {dict(mesh.shape)}, global batch {config.data.batch_size}'
   )
   tokenizer = tokens.load_tokenizer(config.data.tokenizer)
   task = get_task(config, TextInfo(tokenizer.special, tokenizer.vocab_size), mesh)
@@ -145,10 +141,8 @@ def check_evaluations(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str
   names = [name for evaluation in known for name in evaluation.names(plan)]
   if best and not evaluations:
     logging.warning(
-      'config.train.best_metric=%s is never measured, since there is nothing '
-      'to evaluate on (config.eval.sources): only the newest checkpoints are '
-      'kept.',
-      best,
+      f'config.train.best_metric={best} is never measured, since there is nothing to '
+      'evaluate on (config.eval.sources): only the newest checkpoints are kept.'
     )
   elif best and len(known) == len(evaluations) and best not in names:
     near = difflib.get_close_matches(best, names, n=6, cutoff=0)
@@ -192,10 +186,9 @@ def _first_state(plan, store, fresh) -> TrainState:
     return state.replace(params=params)
   # 3. Neither: random weights from the seed.
   logging.info(
-    'restore: nothing to restore; from scratch, seed %d: all weights are '
+    f'restore: nothing to restore; from scratch, seed {plan.config.seed}: all weights are '
     'random. To start from a ViT and a BERT, as the paper does, see '
-    'launch/convert.py --help and --config.train.init_from',
-    plan.config.seed,
+    'launch/convert.py --help and --config.train.init_from'
   )
   return state
 
@@ -239,12 +232,8 @@ class _Trainer:
       if not self.due:
         self._take_steps(frozen, batches)
       if self.step < steps or self.due:
-        logging.warning(
-          'stopped on request at step %d of %d%s',
-          self.step,
-          steps,
-          ', before it was evaluated: that comes first next time' if self.due else '',
-        )
+        due = ', before it was evaluated: that comes first next time' if self.due else ''
+        logging.warning(f'stopped on request at step {self.step} of {steps}{due}')
     finally:
       # Whatever ended the loop: a save that has begun is finished.
       self.supervisor.doing('finishing the last save')
@@ -259,10 +248,8 @@ class _Trainer:
       seen = {'data': [source.report() for source in self.plan.sources]}
       _write_report(self.folder, self.step, self.figures, best, rates | seen)
       logging.info(
-        'finished %d steps: %.1f clips/s, waiting for data %.1f%%',
-        self.step,
-        rates['clips_per_second'],
-        100 * rates['waiting_share'],
+        f'finished {self.step} steps: {rates["clips_per_second"]:.1f} clips/s, '
+        f'waiting for data {rates["waiting_share"]:.1%}'
       )
     return Outcome(self.step, finished)
 

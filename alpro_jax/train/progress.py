@@ -165,16 +165,13 @@ class Progress:
     left = (self._steps - self._step) * self._batch_size
     parts = (name.removeprefix('loss/') for name in sorted(scalars) if name.startswith('loss/'))
     trouble = self._trouble | {'replaced_records': replaced}
+    losses = ' '.join(f'{name} {scalars[f"loss/{name}"]:.4f}' for name in parts)
+    rest = duration(left / times['clips_per_second'] if self._timed else 0)
+    wrong = ''.join(f'  {n} {name.replace("_", " ")}' for name, n in trouble.items() if n)
     logging.info(
-      'step %d of %d  loss %.4f (%s)  %.1f clips/s  waiting for data %.0f%%  %s left%s',
-      self._step,
-      self._steps,
-      scalars['loss'],
-      ' '.join(f'{name} {scalars[f"loss/{name}"]:.4f}' for name in parts),
-      times['clips_per_second'],
-      100 * times['waiting_share'],
-      duration(left / times['clips_per_second'] if self._timed else 0),
-      ''.join(f'  {n} {name.replace("_", " ")}' for name, n in trouble.items() if n),
+      f'step {self._step} of {self._steps}  loss {scalars["loss"]:.4f} ({losses})  '
+      f'{times["clips_per_second"]:.1f} clips/s  waiting for data {times["waiting_share"]:.0%}  '
+      f'{rest} left{wrong}'
     )
     if line := self._describe(self._averages):
       logging.info('%s', line)

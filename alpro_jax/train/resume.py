@@ -131,9 +131,8 @@ def _check_same_run(stored, meta):
     logging.warning('options that did not exist when this run began: %s', later)
   if new[_STEPS] > old[_STEPS]:
     logging.warning(
-      'train.steps grew from %d to %d; the learning rate now follows the longer schedule.',
-      old.pop(_STEPS),
-      new.pop(_STEPS),
+      f'train.steps grew from {old.pop(_STEPS)} to {new.pop(_STEPS)}; the learning rate '
+      'now follows the longer schedule.'
     )
   lines = [
     f'{_OPTIONS.get(name, name)}: {how}{_CURES.get(name, "")}'
@@ -163,10 +162,8 @@ def _check_same_run(stored, meta):
       )
   if stored['versions'] != meta['versions']:
     logging.warning(
-      'library versions changed since the checkpoint (%s -> %s); the run '
-      'may not repeat bit for bit.',
-      stored['versions'],
-      meta['versions'],
+      f'library versions changed since the checkpoint ({stored["versions"]} -> '
+      f'{meta["versions"]}); the run may not repeat bit for bit.'
     )
 
 
@@ -197,11 +194,8 @@ def _check_start(stored, meta) -> tuple[str, ...]:
       continue  # One of the two has no such head.
     if labels not in stored:
       logging.warning(
-        '%s does not say what the rows of its %s stand for; if they are other %s, or in '
-        'another order, than those of this run, its head must learn them anew.',
-        name,
-        head,
-        labels,
+        f'{name} does not say what the rows of its {head} stand for; if they are other '
+        f'{labels}, or in another order, than those of this run, its head must learn them anew.'
       )
       continue
     for how in identity.differences({labels: stored[labels]}, {labels: meta[labels]}).values():

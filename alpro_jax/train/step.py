@@ -46,18 +46,8 @@ def make_update(config, task: Task, mesh) -> Update:
   sharding.check_batch_size(config.data.batch_size, mesh, accumulation=options.accumulation)
   optimizer, schedule = optimizers.from_config(options, config.train.steps)
   state = abstract_state(task.init, optimizer, mesh)
-  step = make_train_step(
-    task,
-    optimizer,
-    schedule,
-    mesh,
-    jax.tree.map(lambda leaf: leaf.sharding, state),
-    seed=config.seed,
-    accumulation=options.accumulation,
-    negatives=options.accumulation_negatives,
-    non_finite=config.train.non_finite,
-    freeze=options.freeze,
-  )
+  layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step = make_train_step(config, task, optimizer, schedule, mesh, layout)
   return Update(task, step, optimizer, state)
 
 
@@ -186,41 +176,37 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
 
 
 def make_train_step(
+  config,
   task: Task,
   optimizer: optax.GradientTransformation,
   schedule,
   mesh,
   state_sharding: TrainState,
-  *,
-  seed: int,
-  accumulation: int = 1,
-  negatives: str = 'micro',
-  non_finite: str = 'stop',
-  freeze: str = '',
 ):
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
+  Where config.train.non_finite is 'stop', every update is taken, and whoever
+  reads the metrics must stop. With 'skip', parameters and moments stay as they
+  are where the loss or a gradient is not finite; 'skipped' = 1 says so.
+
   Args:
+    config: see configs/common.py; its seed, `optimizer` and `train` count here.
     task: gives the loss.
     optimizer: from train/optimizer.py.
     schedule: the learning rate by number of steps, for the log.
     mesh: devices that the batch is sharded over.
     state_sharding: NamedSharding of every leaf of the state.
-    seed: of the run.
-    accumulation: micro-batches of one update; see `make_gradients`.
-    negatives: likewise.
-    non_finite: 'stop' takes every update, and whoever reads the metrics must
-      stop; 'skip' leaves parameters and moments as they are where the loss or
-      a gradient is not finite, says so by 'skipped' = 1, and goes on.
-    freeze: of the optimizer: frozen parameters do not count in the norms.
   Returns:
     A function that consumes (donates) its state. Metrics are float32 scalars:
     'loss', the task's parts, 'grad_norm' before clipping, the same of each part
     of the model as 'grad_norm/PART', 'learning_rate'.
   """
+  options, seed, non_finite = config.optimizer, config.seed, config.train.non_finite
   if non_finite not in NON_FINITE:
     raise ValueError(f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.')
-  gradients = make_gradients(task, mesh, accumulation=accumulation, negatives=negatives)
+  gradients = make_gradients(
+    task, mesh, accumulation=options.accumulation, negatives=options.accumulation_negatives
+  )
   everywhere = sharding.replicated(mesh)
 
   @functools.partial(
@@ -233,7 +219,7 @@ def make_train_step(
     # Parameters that the run starts from may lie outside.
     before = alpro.in_range(state.params)
     metrics, grads = gradients(before, frozen, batch, key, state.step)
-    grads = optimizers.hold(grads, freeze=freeze)
+    grads = optimizers.hold(grads, freeze=options.freeze)
     updates, opt_state = optimizer.update(
       grads, optimizers.at_step(state.opt_state, state.step), before
     )

@@ -106,22 +106,16 @@ class Supervisor:
       if 0 < self._standstill_seconds < now - since and since != said:
         said = since
         logging.warning(
-          'standstill: process %d of %d has been %s for %.0f s. The stacks '
-          'of its threads follow on stderr.',
-          jax.process_index(),
-          jax.process_count(),
-          what,
-          now - since,
+          f'standstill: process {jax.process_index()} of {jax.process_count()} has been '
+          f'{what} for {now - since:.0f} s. The stacks of its threads follow on stderr.'
         )
         faulthandler.dump_traceback(sys.stderr)
     else:
       return
     logging.error(
-      'asked to stop %g s ago (config.train.stop_seconds) and not done yet; '
-      'process %d ends here. Start again: the run goes on from its last '
-      'whole checkpoint. The stacks of its threads follow on stderr.',
-      self._stop_seconds,
-      jax.process_index(),
+      f'asked to stop {self._stop_seconds:g} s ago (config.train.stop_seconds) and not done '
+      f'yet; process {jax.process_index()} ends here. Start again: the run goes on from its '
+      'last whole checkpoint. The stacks of its threads follow on stderr.'
     )
     faulthandler.dump_traceback()
     os._exit(STOPPED)
