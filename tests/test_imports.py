@@ -18,6 +18,7 @@ RANKS = (
   ('train',),
   ('evaluation', 'weights'),
   ('serving', 'search'),
+  ('api',),
 )
 # In the repository, but not in the wheel.
 OUTSIDE = ('benchmarks', 'configs', 'examples', 'launch', 'tests')

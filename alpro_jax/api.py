@@ -1,0 +1,454 @@
+"""A trained model, to be asked from Python.
+
+import alpro_jax
+
+model = alpro_jax.load('runs/pretrain')
+videos = model.embed_videos(['a.mp4', 'b.mp4'])
+texts = model.embed_texts(['a red disc drifts left'])
+model.similarity(texts, videos)                      # float32[1, 2]
+model.match(texts, videos)                           # float32[1, 2]
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from alpro_jax.data import tokens, video
+from alpro_jax.data.progress import Progress
+from alpro_jax.evaluation import trained
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.models import prompter
+from alpro_jax.serving import alpro_loader, hub
+
+SHIPPED = pathlib.Path(__file__).parent / 'shipped'
+# Decoded frames that are held; of a longer video those wanted are read again.
+_HELD_BYTES = 2**30
+_HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
+
+
+class Skipped(NamedTuple):
+  """A video that was left out, its position in the list, and why."""
+
+  name: str
+  position: int
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Videos:
+  """Encoded videos; `np.asarray(videos)` is their features.
+
+  Attributes:
+    names: of each, its path, or its place in the list.
+    feature: float32[B, E], unit length, to compare with texts.
+    tokens: f[B, S, D], what the fusion encoder reads.
+    skipped: those that were left out.
+  """
+
+  names: tuple[str, ...]
+  feature: np.ndarray
+  tokens: np.ndarray
+  skipped: tuple[Skipped, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.feature)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return np.array(self.feature, dtype, copy=copy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """Encoded texts; `np.asarray(texts)` is their features.
+
+  Attributes:
+    texts: as they were given.
+    feature: float32[A, E], unit length, to compare with videos.
+    tokens: f[A, L, D], what the fusion encoder reads.
+    mask: bool[A, L], True on tokens that are no padding.
+  """
+
+  texts: tuple[str, ...]
+  feature: np.ndarray
+  tokens: np.ndarray
+  mask: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.feature)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return np.array(self.feature, dtype, copy=copy)
+
+
+class Choice(NamedTuple):
+  """An answer or entity, and its probability among all."""
+
+  name: str
+  probability: float
+
+
+def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
+  """Loads a trained model.
+
+  Args:
+    source: the workdir of a run, the folder of a checkpoint, a folder that
+      `Model.save_pretrained` wrote, the name of a model that comes with the
+      package ('shapes'), or 'user/name' on the Hugging Face Hub.
+    tokenizer: its file, if a checkpoint's has moved.
+  Raises:
+    FileNotFoundError: if there is nothing by that name.
+    ValueError: if what is there is damaged, or no model.
+    ImportError: if a Hub name is given without huggingface_hub.
+  """
+  name, folder = str(source), pathlib.Path(source)
+  if not folder.exists():
+    if (SHIPPED / name / hub.CONFIG).is_file():
+      folder = SHIPPED / name
+    elif _HUB_NAME.fullmatch(name):
+      folder = _download(name)
+    else:
+      shipped = sorted(x.name for x in SHIPPED.glob('*') if hub.is_model(x))
+      raise FileNotFoundError(
+        f'there is no model {name!r}: expected a folder (of a run, a checkpoint or '
+        f'save_pretrained), one of {shipped}, or user/name on the Hugging Face Hub.'
+      )
+  if hub.is_model(folder):
+    return Model(hub.read(folder))
+  if (folder / alpro_loader.MANIFEST).is_file() and (folder / 'alpro_loader.py').is_file():
+    raise ValueError(
+      f'{folder} is an export, which runs without alpro_jax: use the alpro_loader.py in it. '
+      'Here, load the checkpoint that it was made from.'
+    )
+  return Model(trained.load(folder, tokenizer=tokenizer))
+
+
+def _download(name):
+  """Returns the folder of a model of the Hub, from the network or its cache."""
+  try:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+  except ImportError as error:
+    raise ImportError(
+      f'there is no folder {name!r}; to get it from the Hugging Face Hub: '
+      'pip install huggingface_hub.'
+    ) from error
+  try:
+    return pathlib.Path(snapshot_download(name))
+  except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    raise FileNotFoundError(
+      f'there is no folder {name!r}, and the Hugging Face Hub did not give it: '
+      f'{str(error).splitlines()[0]}'
+    ) from error
+
+
+class Model:
+  """A trained model on all devices of this machine.
+
+  Videos are paths, one array uint8[B, F, H, W, 3], or a list of arrays uint8[F, H, W,
+  3], RGB, whose F frames are all frames of each: T of them are chosen evenly, cut and
+  scaled as in evaluation. Whatever takes texts or videos also takes what `embed_texts`
+  and `embed_videos` returned.
+
+  Attributes:
+    trained: parameters, options, tokenizer.
+    batch_size: videos, or texts, that are encoded at once.
+    pairs_per_call: pairs that the fusion encoder reads at once.
+    progress: whether long work writes lines about itself to stderr.
+  """
+
+  def __init__(
+    self,
+    trained: trained.TrainedModel,
+    *,
+    batch_size: int = 16,
+    pairs_per_call: int = 64,
+    progress: bool = True,
+  ):
+    size = trained.mesh.size
+    self.trained, self.progress = trained, progress
+    self.batch_size = -(-batch_size // size) * size
+    self.pairs_per_call = pairs_per_call
+    self._scorer = Scorer(
+      trained.model,
+      trained.params,
+      trained.mesh,
+      encode=trained.tokenizer.encode,
+      max_text_tokens=trained.config.data.max_text_tokens,
+      batch_size=batch_size,
+      pairs_per_call=pairs_per_call,
+    )
+
+  def __repr__(self) -> str:
+    origin, shown = self.trained.origin, self.trained.config.data
+    where = f'{origin.path}, step {origin.step}' if origin else 'in training'
+    return (
+      f'<alpro_jax.Model {self.trained.config.task} from {where}: {shown.frames} frames of '
+      f'{shown.image_size} pixels, texts of {shown.max_text_tokens} tokens>'
+    )
+
+  @property
+  def answer_names(self) -> tuple[str, ...]:
+    """The answers that it chooses from; () unless it answers questions."""
+    return self.trained.answers
+
+  @property
+  def entity_names(self) -> tuple[str, ...]:
+    """The entities that it was pre-trained with; () without any."""
+    return tuple((self.trained.meta or {}).get('entities', ()))
+
+  def embed_videos(self, videos, *, skip_unreadable: bool = False) -> Videos:
+    """Encodes videos, `batch_size` at a time.
+
+    Args:
+      videos: B of them.
+      skip_unreadable: leave out what cannot be read, and say so in `skipped`.
+    Raises:
+      FileNotFoundError: if there is no such file.
+      UnreadableVideo: for the first that cannot be read.
+      ValueError: if there is none, or an array is no video.
+    """
+    if isinstance(videos, Videos):
+      return videos
+    if isinstance(videos, (str, bytes, os.PathLike)):
+      raise ValueError(f'expected a list of videos, got the one path {videos!r}; put it into [].')
+    if not len(videos):
+      raise ValueError('there are no videos; expected at least one.')
+    names: list[str] = []
+    skipped: list[Skipped] = []
+    encoded = []
+    progress = self._count(len(videos), 'videos')
+    for batch in self._read(videos, names, skipped, skip_unreadable, progress):
+      encoded.append(self._encode(batch))
+    if not encoded:
+      raise ValueError(
+        f'none of {len(videos)} videos can be read; the first: {skipped[0].name}: '
+        f'{skipped[0].reason}'
+      )
+    feature, tokens_ = (np.concatenate(x) for x in zip(*encoded, strict=True))
+    return Videos(tuple(names), feature, tokens_, tuple(skipped))
+
+  def embed_texts(self, texts: Sequence[str] | Texts) -> Texts:
+    """Encodes texts; warns of those that are longer than the model reads.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if isinstance(texts, Texts):
+      return texts
+    if isinstance(texts, str):
+      raise ValueError(f'expected a list of texts, got the text {texts!r}; put it into [].')
+    texts = list(texts)
+    most = self.trained.config.data.max_text_tokens
+    if cut := tokens.count_cut(self.trained.tokenizer, texts, most):
+      logging.warning(
+        '%d of %d texts have more than %d tokens; their ends are not read.', cut, len(texts), most
+      )
+    found = self._scorer.embed_texts(texts)
+    return Texts(tuple(texts), found.feature, found.tokens, found.mask)
+
+  def similarity(self, texts, videos) -> np.ndarray:
+    """Returns float32[A, B], the cosine of every text and video, -1 to 1.
+
+    Raises:
+      ValueError: if the model has no contrastive features.
+    """
+    if not self.trained.model.config.embed_size:
+      raise ValueError(
+        f'this model (task {self.trained.config.task!r}) has no contrastive features; '
+        'load one of pre-training or retrieval.'
+      )
+    texts, videos = self.embed_texts(texts), self.embed_videos(videos)
+    return texts.feature @ videos.feature.T
+
+  def match(self, texts, videos) -> np.ndarray:
+    """Returns float32[A, B], the fusion encoder's probability that both belong together.
+
+    Raises:
+      ValueError: if the model was not trained to match.
+    """
+    if why := self.trained.why_no_matching:
+      raise ValueError(f'this model cannot match: {why}; use similarity, or load another.')
+    texts, videos = self.embed_texts(texts), self.embed_videos(videos)
+    margin = self._scorer.matching(_text_features(texts), _video_features(videos)).margin
+    return 1 / (1 + np.exp(-margin))
+
+  def answer(self, questions: Sequence[str], videos, *, top: int = 5) -> list[list[Choice]]:
+    """Answers each question about the video beside it, the likeliest answers first.
+
+    Args:
+      questions: B of them, or one for all videos.
+      videos: B of them.
+      top: answers to return of each.
+    Raises:
+      ValueError: if the model does not answer questions, or numbers differ.
+    """
+    if not self.trained.answers_questions:
+      raise ValueError(
+        f'this model was trained for {self.trained.config.task!r} and answers no questions; '
+        'load a checkpoint of question answering.'
+      )
+    videos = self.embed_videos(videos)
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    if len(questions) == 1:
+      questions *= len(videos)
+    if len(questions) != len(videos):
+      raise ValueError(
+        f'{len(questions)} questions for {len(videos)} videos; give one for each, or one for all.'
+      )
+    wordings = list(dict.fromkeys(questions))
+    texts = self.embed_texts(wordings)
+    row = np.array([wordings.index(question) for question in questions])
+    logits = self._scorer.answers(
+      _text_features(texts),
+      _video_features(videos),
+      row,
+      np.arange(len(videos)),
+      self._count(len(row), 'questions'),
+    )
+    return [_best(row, self.answer_names, top) for row in _softmax(logits)]
+
+  def entities(
+    self, videos, *, names: Sequence[str] | None = None, top: int = 5
+  ) -> list[list[Choice]]:
+    """Names what videos show by prompts such as "A video of a dog." (paper section 3.2).
+
+    Args:
+      videos: B of them.
+      names: to choose from; None is those of pre-training.
+      top: entities to return of each.
+    Raises:
+      ValueError: without names, or if the model has no contrastive features.
+    """
+    names = self.entity_names if names is None else tuple(names)
+    if not names:
+      raise ValueError('this model was trained without entities; pass names to choose from.')
+    videos = self.embed_videos(videos)
+    templates = (self.trained.meta or {}).get('templates', {}).get('video')
+    rows = [
+      self.embed_texts(prompter.fill_template(template, names)).feature
+      for template in templates or prompter.VIDEO_TEMPLATES
+    ]
+    prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
+    logits = videos.feature @ prompts.T / self._scorer.temperature()
+    return [_best(row, names, top) for row in _softmax(logits)]
+
+  def save_pretrained(
+    self,
+    folder: str | os.PathLike,
+    *,
+    licence: str = '',
+    figures: Sequence[str | os.PathLike] = (),
+    notes: str = '',
+  ) -> None:
+    """Writes the model as a folder of the Hugging Face Hub's layout, which `load` takes.
+
+    Args:
+      folder: to make.
+      licence: of the model, as the Hub calls it ('apache-2.0'); '' states none.
+      figures: card.json files that launch/evaluate.py wrote about this checkpoint.
+      notes: Markdown for the end of the model card.
+    Raises:
+      FileExistsError: if the folder is there and not empty.
+      ValueError: if the model is still in training, or figures are another's.
+    """
+    origin, meta = self.trained.origin, self.trained.meta
+    if not origin or meta is None:
+      raise ValueError('a model in the middle of training has no checkpoint to be written from.')
+    path, _ = trained.find_tokenizer(origin.path, meta)
+    hub.write(self.trained, folder, tokenizer=path, licence=licence, figures=figures, notes=notes)
+
+  def _encode(self, pixels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """feature float32[n, E] and tokens f[n, S, D] of up to batch_size clips."""
+    count = len(pixels)
+    row = np.arange(self.batch_size)
+    batch = {
+      'video': np.stack([pixels[min(int(i), count - 1)] for i in row]),
+      'record': np.minimum(row, count - 1),
+      'valid': row < count,
+    }
+    found = self._scorer.embed_videos([batch], count)
+    return found.feature, found.tokens
+
+  def _read(self, videos, names, skipped, skip_unreadable, progress) -> Iterator[list]:
+    """Yields lists of clips uint8[T, S, S, 3]; fills names and skipped."""
+    clips = []
+    for position, one in enumerate(videos):
+      name = os.fspath(one) if isinstance(one, (str, os.PathLike)) else str(position)
+      try:
+        clips.append(self._prepare(one))
+        names.append(name)
+      except (video.UnreadableVideo, OSError) as error:
+        if not skip_unreadable:
+          raise
+        skipped.append(Skipped(name, position, str(error)))
+      progress.add()
+      if len(clips) == self.batch_size:
+        yield clips
+        clips = []
+    progress.close()
+    if clips:
+      yield clips
+
+  def _prepare(self, one) -> np.ndarray:
+    """A path, or uint8[F, H, W, 3] -> uint8[T, S, S, 3]."""
+    shown = self.trained.config.data
+    if isinstance(one, (str, os.PathLike)):
+      if not os.path.isfile(one):
+        raise FileNotFoundError(f'{os.fspath(one)} is not a file.')
+      frames = np.stack(_read_evenly(os.fspath(one), shown.frames))
+    else:
+      frames = np.asarray(one)
+      if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(
+          f'a video is {frames.dtype}{list(frames.shape)}; expected a path or uint8[F, H, W, 3], '
+          'RGB in 0..255.'
+        )
+      frames = frames[alpro_loader.choose_frames(len(frames), shown.frames)]
+    return alpro_loader.crop_and_scale(
+      frames, image_size=shown.image_size, resize=shown.resize, resize_mode=shown.resize_mode
+    )
+
+  def _count(self, total, unit):
+    """Lines about long work, or none."""
+    return Progress(total, unit, log=None if self.progress else lambda line: None)
+
+
+def _read_evenly(path: str, count: int) -> list[np.ndarray]:
+  """`count` frames of a video, evenly over time: all its frames are counted first."""
+  held, total, size = [], 0, 0
+  for frame, _ in video.iterate_frames(path):
+    total += 1
+    size += frame.nbytes
+    if size <= _HELD_BYTES:
+      held.append(frame)
+  chosen = alpro_loader.choose_frames(total, count).tolist()
+  if len(held) == total:
+    return [held[i] for i in chosen]
+  again = enumerate(frame for frame, _ in video.iterate_frames(path))
+  kept = {i: frame for i, frame in again if i in set(chosen)}
+  return [kept[i] for i in chosen]
+
+
+def _text_features(texts: Texts) -> TextFeatures:
+  return TextFeatures(texts.mask, texts.tokens, texts.feature)
+
+
+def _video_features(videos: Videos) -> VideoFeatures:
+  return VideoFeatures(videos.tokens, videos.feature)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  share = np.exp(logits - logits.max(1, keepdims=True))
+  return share / share.sum(1, keepdims=True)
+
+
+def _best(share: np.ndarray, names: Sequence[str], top: int) -> list[Choice]:
+  order = np.argsort(-share, kind='stable')[:top]
+  return [Choice(names[i], float(share[i])) for i in order]
