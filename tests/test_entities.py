@@ -177,7 +177,7 @@ def test_launchers(tmp_path, capsys):
     (['--lmit=3'], "Unknown command line flag 'lmit'"),
     (['--limit=many'], '--limit=many'),
     (['--limit=3'], '--captions must have a value'),
-    (['--captions=a', '--output=b', 'c', 'd'], 'unexpected c d; see --help'),
+    (['--captions=a', '--output=b', 'c', 'd'], 'unexpected c d; every option starts with --'),
   ],
 )
 def test_mistakes_in_flags_are_one_line(options, message, capsys):
