@@ -62,7 +62,7 @@ class Converted(NamedTuple):
     config: its options.
     answers: that it chooses from.
     notes: {what happened: [lines]}, for the report and the checkpoint.
-    told: what was stored with the checkpoint that the file was made of, {} if it is not one of
+    meta: what was stored with the checkpoint that the file was made of, {} if it is not one of
       ours.
   """
 
@@ -72,7 +72,7 @@ class Converted(NamedTuple):
   config: Any
   answers: tuple[str, ...]
   notes: dict[str, list[str]]
-  told: Mapping[str, Any]
+  meta: Mapping[str, Any]
   entities = None  # A file of others does not name them.
 
 
@@ -81,15 +81,15 @@ def from_original(options: Options) -> list[Converted]:
   folder = pathlib.Path(options.output)
   files.check_free(folder)
   tensors = tensor_files.open_tensors(options.original)
-  told = kept.told(tensor_files.read_metadata(options.original))
-  said = told['model']['task'] if told else ''
+  meta = kept.stored_meta(tensor_files.read_metadata(options.original))
+  said = meta['model']['task'] if meta else ''
   if said and options.task:
     raise ValueError(f'{options.original} says that its task is {said!r}; leave --task out.')
   task, own, prompter = sources.alpro(tensors, options.task or said)
-  parts = [(folder, task, own, told.get('model', {}))]
+  parts = [(folder, task, own, meta.get('model', {}))]
   if prompter:
     beside = folder.with_name(folder.name + '_prompter')
-    parts.append((beside, 'prompter', prompter, told.get('prompter') or {}))
+    parts.append((beside, 'prompter', prompter, meta.get('prompter') or {}))
   tokenizer = _load_tokenizer(options)
   # Everything is read and checked before anything is written.
   converted = [_of_original(options, tokenizer, *part) for part in parts]
@@ -119,10 +119,10 @@ def from_original(options: Options) -> list[Converted]:
   return converted
 
 
-def _of_original(options, tokenizer, folder, task, tensors, told):
+def _of_original(options, tokenizer, folder, task, tensors, meta):
   """Reads one model of the original's file."""
   notes, labels = {}, sizes.head_sizes(tensors)['answers']
-  answers = _answers(options, task, told)
+  answers = _answers(options, task, meta)
   if len(answers) > labels:
     raise ValueError(
       f'there are {len(answers)} answers, but classifier.2.weight of {options.original} chooses '
@@ -137,18 +137,18 @@ def _of_original(options, tokenizer, folder, task, tensors, told):
       for name, tensor in tensors.items()
       if name.startswith('classifier.2.')
     }
-  config = _config(options, task, told)
-  if told:
-    _check_told(options, told, tokenizer)
-    values = told['model']
+  config = _config(options, task, meta)
+  if meta:
+    _check_agreement(options, meta, tokenizer)
+    values = meta['model']
   else:
-    values = _seen(options, task, tensors, answers, config, notes)
+    values = _infer_model(options, task, tensors, answers, config, notes)
     _check_vocabulary(options, tokenizer, values['text'])
   model, params, _ = _read(options, tensors, values, config, notes)
-  return Converted(folder, model, unflatten_dict(params, sep='/'), config, answers, notes, told)
+  return Converted(folder, model, unflatten_dict(params, sep='/'), config, answers, notes, meta)
 
 
-def _answers(options, task, told):
+def _answers(options, task, meta):
   """Returns what a model chooses from; () if it does not answer questions."""
   if task != 'question_answering':
     if options.answers:
@@ -156,8 +156,8 @@ def _answers(options, task, told):
         f'--answers is of question answering, but {options.original} is of {task!r}; leave it out.'
       )
     return ()
-  if told:
-    return tuple(told['answers'])
+  if meta:
+    return tuple(meta['answers'])
   if not options.answers:
     raise ValueError(
       f'{options.original} answers questions and does not say which answers its labels stand for; '
@@ -166,16 +166,16 @@ def _answers(options, task, told):
   return answer_lists.read_answers(options.answers)
 
 
-def _check_told(options, told, tokenizer):
+def _check_agreement(options, meta, tokenizer):
   """Refuses flags and files that contradict what a file says of itself."""
-  video, text = told['model']['video'], told['model']['text']
+  video, text = meta['model']['video'], meta['model']['text']
   answers = answer_lists.read_answers(options.answers) if options.answers else ()
   for flag, given, said in (
-    ('tokenizer', tokenizer.digest, told['tokenizer']['digest']),
+    ('tokenizer', tokenizer.digest, meta['tokenizer']['digest']),
     ('heads', options.heads, video['heads']),
     ('heads', options.heads, text['heads']),
     ('fusion_layer', options.fusion_layer, text['fusion_layer']),
-    ('answers', answers, tuple(told['answers'])),
+    ('answers', answers, tuple(meta['answers'])),
   ):
     if given and given != said:
       raise ValueError(
@@ -184,7 +184,7 @@ def _check_told(options, told, tokenizer):
       )
 
 
-def _seen(options, task, tensors, answers, config, notes):
+def _infer_model(options, task, tensors, answers, config, notes):
   """Returns the config of a model, as a dict, from shapes, flags and custom."""
   video = sizes.video_sizes(tensors, options.heads)
   text = sizes.text_sizes(tensors, options.heads, options.fusion_layer)
@@ -221,22 +221,22 @@ def from_backbones(options: Options) -> list[Converted]:
   """Writes a checkpoint to train from; what no backbone gives comes from the seed."""
   folder = pathlib.Path(options.output)
   files.check_free(folder)
-  tensors, given, time, notes, video, text = {}, [], (), {}, {}, {}
+  tensors, prefixes, left_out, notes, video, text = {}, [], (), {}, {}, {}
   config = _config(options, 'prompter', {})
   config.seed = options.seed
   if options.vit:
     source, video = _backbone(options, 'vit', sources.vit, sizes.video_sizes, notes)
-    given.append('visual_encoder.')
+    prefixes.append('visual_encoder.')
     tensors |= source.tensors
-    if source.copied:  # An image encoder, which has nothing of time.
-      time = ('.temporal_fc.', '.time_embed')
+    if source.copied:  # An image encoder knows no time.
+      left_out = ('.temporal_fc.', '.time_embed')
       notes['copied'] = [f'{name} from {theirs}' for name, theirs in source.copied.items()]
   if options.bert:
     source, text = _backbone(options, 'bert', sources.bert, sizes.text_sizes, notes)
     text['fusion_layer'] = options.fusion_layer or text['fusion_layer']
-    given += ['text_encoder.bert.']
+    prefixes += ['text_encoder.bert.']
     if any('.cls.predictions.' in name for name in source.tensors):
-      given += ['text_encoder.cls.predictions.']
+      prefixes += ['text_encoder.cls.predictions.']
     tensors |= source.tensors
   tokenizer = _load_tokenizer(options)
   _set_sizes(config, video, text)
@@ -244,7 +244,7 @@ def from_backbones(options: Options) -> list[Converted]:
   values = dataclasses.asdict(model_config(config.model, tokenizer.vocab_size))
 
   def optional(name):
-    return not name.startswith(tuple(given)) or any(part in name for part in time)
+    return not name.startswith(tuple(prefixes)) or any(part in name for part in left_out)
 
   model, params, absent = _read(options, tensors, values, config, notes, optional)
   fresh = create_state(
@@ -300,7 +300,7 @@ def _grouped(absent, params):
   return lines
 
 
-def _config(options, task, told):
+def _config(options, task, meta):
   """Returns the options that are stored beside the sizes of the model."""
   if options.config is not None:
     config = options.config.copy_and_resolve_references()
@@ -311,13 +311,13 @@ def _config(options, task, told):
         f'--config has task={config.task!r}, but the weights are for {task!r}; pass a config of '
         'that task, or none.'
       )
-    if told:  # It may be of another size.
+    if meta:  # It may be of another size.
       for part in ('video', 'text'):
         known = config.model[part]
-        known.update({n: x for n, x in told['model'][part].items() if n in known})
-      config.model.embed_size = told['model']['embed_size'] or config.model.embed_size
-  elif told:
-    config = ml_collections.ConfigDict(with_new_names(told['config']))
+        known.update({n: x for n, x in meta['model'][part].items() if n in known})
+      config.model.embed_size = meta['model']['embed_size'] or config.model.embed_size
+  elif meta:
+    config = ml_collections.ConfigDict(with_new_names(meta['config']))
   else:
     config = options.paper_config(task)
     config.model.dtype = 'float32'
@@ -326,7 +326,7 @@ def _config(options, task, told):
   config.model.video.attention = 'divided'
   config.train.update(init_from='', steps=0)
   config.data.tokenizer = _tokenizer_file(options)
-  if not told or options.answers:
+  if not meta or options.answers:
     config.data.answers = options.answers
   return config
 
@@ -353,11 +353,11 @@ def _read(options, tensors, values, config, notes, optional=lambda name: False):
 
   Returns the Alpro, {path: array}, and the paths that no tensor is there for.
   """
-  stored = AlproConfig.from_dict(values)
-  used, unused = tables.split(tensors, stored)
+  in_file = AlproConfig.from_dict(values)
+  used, unused = tables.split(tensors, in_file)
   notes['not used'] = [f'{tensors[name].names[0]}: {why}' for name, why in unused.items()]
-  rows = tables.rename_table(stored)
-  abstract = flatten_dict(abstract_params(Alpro(stored), sharding.make_mesh()), sep='/')
+  rows = tables.rename_table(in_file)
+  abstract = flatten_dict(abstract_params(Alpro(in_file), sharding.make_mesh()), sep='/')
   shapes = {path: leaf.shape for path, leaf in abstract.items()}
   absent = tables.check(used, rows, shapes, optional)
   params = tables.read_params(used, rows)
@@ -423,7 +423,7 @@ def _meta(one, tokenizer):
   # What it was trained on and with, where the file says so.
   trained = ('data', 'start', 'entities', 'templates', 'prompter')
   return identity.describe(one.config, one, tokenizer, sources=()) | {
-    name: one.told[name] for name in trained if name in one.told
+    name: one.meta[name] for name in trained if name in one.meta
   }
 
 
@@ -432,7 +432,7 @@ def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
 
   `beside` has the digests of what lies beside it.
   """
-  if names := one.told.get('entities'):
+  if names := one.meta.get('entities'):
     entity_lists.write_entities(((name, '') for name in names), draft / 'entities.txt')
     one.config.prompter.update(entities=str(one.folder / 'entities.txt'), num_entities=0)
   origin = {n: x for n in ('original', 'vit', 'bert') if (x := getattr(options, n))}

@@ -72,7 +72,7 @@ def read(step, meta: Mapping[str, Any]) -> Kept:
   return Kept(tuple(map(tuple, order)), {n: t.array for n, t in tensors.items()})
 
 
-def told(metadata: Mapping[str, str]) -> dict[str, Any]:
+def stored_meta(metadata: Mapping[str, str]) -> dict[str, Any]:
   """What a file of ours says of itself, {} of another.
 
   Returns:
@@ -124,11 +124,11 @@ def to_original(checkpoint, output, prompter=None) -> tuple[dict[str, np.ndarray
     state |= {f'prompter.{name}': array for name, array in teacher.items()}
   arrays, absent = in_order(state, kept)
   tables.check_finite([name for name, array in arrays.items() if not np.isfinite(array).all()])
-  told = {
+  metas = {
     part: values and {name: x for name, x in values.items() if name not in ('arrays', 'step')}
     for part, values in (('model', meta), ('prompter', teacher_meta))
   }
-  tensor_files.write_tensors(output, arrays, {_KEY: json.dumps({'format': _FORMAT, **told})})
+  tensor_files.write_tensors(output, arrays, {_KEY: json.dumps({'format': _FORMAT, **metas})})
   return arrays, absent, bool(kept.order)
 
 
