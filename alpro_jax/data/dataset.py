@@ -94,8 +94,8 @@ class Index(Sequence):
     return part
 
   def _parse(self, numbers):
-    starts, ends = self._starts[numbers], self._starts[numbers + 1] - 1
-    lines = map(self._data.__getitem__, map(slice, starts.tolist(), ends.tolist()))
+    bounds = np.stack([self._starts[numbers], self._starts[numbers + 1] - 1], 1)
+    lines = [self._data[start:end] for start, end in bounds.tolist()]
     return [_record_info(row) for row in json.loads(b'[%b]' % b','.join(lines))]
 
 
