@@ -220,9 +220,9 @@ def test_a_small_model_through_all_probes(model):
   bank = prompter.PromptBank(
     *(prompter.unit_length(jax.random.normal(jax.random.key(i), (3, 8))) for i in range(2))
   )
-  teacher = Teacher(model[1], bank, small.small_config())
+  teacher = Teacher(model[1], bank, small.small_config(), 'probability', 0.0)
   crops = entity_probes.label_crops(
-    score, teacher, batches(), texts, features, found, truth, draws=3, threshold=0.0
+    score, teacher, batches(), texts, features, found, truth, draws=3
   )
   assert sorted(crops.video) == sorted([0, 1, 2, 3, 4] * 3)
   np.testing.assert_allclose(crops.labels.sum(1), 1, rtol=1e-5)

@@ -237,7 +237,7 @@ def name_regions(
     count: of regions.
     seed: of the regions.
   """
-  loss, prompter = trained.config.loss, trained.config.prompter
+  loss = trained.config.loss
   patch = trained.model.config.video.patch_size
   grid = frames.shape[1] // patch, frames.shape[2] // patch
   ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
@@ -246,12 +246,7 @@ def name_regions(
   def run(params, teacher, video, key):
     region = masking.sample_regions(key, count, grid, area=loss.region_area, rule=loss.region_rule)
     clips = jnp.repeat(video[None], count, axis=0)
-    labels, keep = teacher.label(
-      masking.crop_regions(clips, region, patch),
-      jnp.zeros(count, bool),
-      rule=prompter.ignore_rule,
-      threshold=prompter.ignore_threshold,
-    )
+    labels, keep = teacher.label(clips, region, jnp.zeros(count, bool), patch_size=patch)
     model = trained.model.bind({'params': params})
     tokens = model.encode_video(video[None], train=False).tokens
     words = model.encode_text(ids, mask, train=False).tokens

@@ -113,7 +113,9 @@ class Pretrain(Prompter):
     return make_teacher(model, params, self.entities, self.prompter, encode)
 
   def init_frozen(self, key):
-    return init_teacher(self.model, len(self.entities), key) if self.needs_prompter else None
+    if not self.needs_prompter:
+      return None
+    return init_teacher(self.model, len(self.entities), self.prompter, key)
 
   def make_targets(self, frozen, batch, key, *, parts=1):
     options, keys = self.options, _keys(key)
@@ -153,13 +155,7 @@ class Pretrain(Prompter):
 
       def label(rows):
         batch, region = rows
-        return frozen.label(
-          masking.crop_regions(batch.video, region, patch),
-          batch.still,
-          rule=self.prompter.ignore_rule,
-          threshold=self.prompter.ignore_threshold,
-          mesh=self.mesh,
-        )
+        return frozen.label(batch.video, region, batch.still, patch_size=patch, mesh=self.mesh)
 
       entity, keep = sharding.map_parts(label, (batch, region), parts, self.mesh)
       targets = targets.replace(region=region, entity=entity, keep=keep)

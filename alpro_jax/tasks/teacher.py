@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from alpro_jax import masking
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Encode
@@ -24,37 +25,42 @@ class Teacher:
     params: of its video encoder, projection and temperature.
     bank: prompt features of every entity.
     config: sizes of its model, which may differ from the student's.
+    rule: of what to ignore; see models.prompter.pseudo_labels.
+    threshold: of the rule.
   """
 
   params: Any
   bank: prompter.PromptBank
   config: AlproConfig = flax.struct.field(pytree_node=False)
+  rule: str = flax.struct.field(pytree_node=False)
+  threshold: float = flax.struct.field(pytree_node=False)
 
   def label(
     self,
-    crop: jax.Array,
+    video: jax.Array,
+    region: jax.Array,
     still: jax.Array,
     *,
-    rule: str,
-    threshold: float,
+    patch_size: int,
     mesh: jax.sharding.Mesh | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Says which entity a region shows.
+    """Says which entity a region of each clip shows.
 
     Args:
-      crop: uint8[B, T, H, W, 3], black outside of the region.
+      video: uint8[B, T, H, W, 3].
+      region: bool[B, N] of patches.
       still: bool[B], True where the clip is a photo.
-      rule: of what to ignore; see models.prompter.pseudo_labels.
-      threshold: of the rule.
+      patch_size: of the regions.
       mesh: of the devices that the batch is sharded over.
     Returns:
       float32[B, Z] soft labels and bool[B], False on examples to ignore. No
       gradient flows through them.
     """
+    crop = masking.crop_regions(video, region, patch_size)
     model = Alpro(self.config, mesh).bind({'params': self.params})
-    feature = model.encode_video(crop, train=False).feature
+    feature, temperature = model.encode_video(crop, train=False).feature, model.temperature()
     return prompter.pseudo_labels(
-      feature, self.bank, still, model.temperature(), rule=rule, threshold=threshold
+      feature, self.bank, still, temperature, rule=self.rule, threshold=self.threshold
     )
 
 
@@ -85,20 +91,21 @@ def make_teacher(
     image_templates=image,
     renormalize=options.renormalize,
   )
-  return Teacher(_video_side(params), bank, model.config)
+  return _teacher(params, bank, model.config, options)
 
 
-def init_teacher(student: Alpro, entities: int, key: jax.Array) -> Teacher:
+def init_teacher(student: Alpro, entities: int, options, key: jax.Array) -> Teacher:
   """A teacher of the student's sizes with random weights, boxed."""
   config = dataclasses.replace(student.config, entities=0)
   rows = jax.random.normal(key, (2, entities, config.embed_size))
   rows /= jnp.linalg.norm(rows, axis=-1, keepdims=True)
   params = init_model(Alpro(config, student.mesh), key)
-  return Teacher(_video_side(params), prompter.PromptBank(*rows), config)
+  return _teacher(params, prompter.PromptBank(*rows), config, options)
 
 
-def _video_side(params):
-  return {name: params[name] for name in ('video_encoder', 'video_projection', 'temperature')}
+def _teacher(params, bank, config, options):
+  used = {name: params[name] for name in ('video_encoder', 'video_projection', 'temperature')}
+  return Teacher(used, bank, config, options.ignore_rule, options.ignore_threshold)
 
 
 def check_prompts(

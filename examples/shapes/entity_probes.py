@@ -57,8 +57,6 @@ def label_crops(
   seed: int = 0,
   area: tuple[float, float] = (0.3, 0.5),
   region_rule: str = 'original',
-  ignore_rule: str = 'probability',
-  threshold: float = 0.2,
   crop_share: float = 1.0,
 ) -> Crops:
   """Crops random regions, labels them, and asks the model the same.
@@ -75,8 +73,6 @@ def label_crops(
     seed: of the regions.
     area: as config.loss.region_area.
     region_rule: as config.loss.region_rule.
-    ignore_rule: as config.prompter.ignore_rule.
-    threshold: as config.prompter.ignore_threshold.
     crop_share: side of the evaluation crop over that of the resized frame;
       boxes are in fractions of the frame.
   """
@@ -97,9 +93,7 @@ def label_crops(
       area=area,
       rule=region_rule,
     )
-    labels, keep = teacher.label(
-      masking.crop_regions(video, region, patch), still, rule=ignore_rule, threshold=threshold
-    )
+    labels, keep = teacher.label(video, region, still, patch_size=patch)
     return region, labels, keep, record, valid
 
   @functools.partial(jax.jit, out_shardings=everywhere)

@@ -76,8 +76,6 @@ def evaluate(trained: TrainedModel, path, name: str, *, style: str = '', truth: 
         rows,
         area=config.loss.region_area,
         region_rule=config.loss.region_rule,
-        ignore_rule=config.prompter.ignore_rule,
-        threshold=config.prompter.ignore_threshold,
         crop_share=config.data.image_size / config.data.resize,
       )
       asked |= entity_probes.entity_figures(crops, entities, rows)
