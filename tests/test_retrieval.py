@@ -646,4 +646,4 @@ def test_a_model_without_the_head_does_not_match(model):
   score = scorer(model)
   score.model = types.SimpleNamespace(config=types.SimpleNamespace(match=False))
   with pytest.raises(ValueError, match="score by 'similarity'"):
-    score.matching(None, None)
+    score.matching_by_video(None, None, *np.zeros((2, 1), int))

@@ -110,66 +110,46 @@ def read_clips(config, prepared, records: Sequence[int]) -> list[np.ndarray]:
 
 def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
   """The best searches and the worst, `count` of each at most."""
-  found, own = evaluated.found, {}  # Text -> its videos.
-  for text, video in found.pairs.tolist():
-    own.setdefault(text, set()).add(video)
+  found, records = evaluated.found, evaluated.prepared.metadata()
 
-  def ranked(case):
-    """(rank, video, score) of the first ones; its own may be far behind."""
-    top, scores = (x[case.text, :_TOP].tolist() for x in found.order.top[0])
-    rows = list(zip(range(1, _TOP + 1), top, scores, strict=False))
-    return rows if case.video in top else [*rows, (case.rank, case.video, None)]
+  def search(case):
+    own = set(found.pairs[found.pairs[:, 0] == case.text, 1].tolist())
+    best = found.order.top[0]
+    videos, scores = best.item[case.text, :_TOP].tolist(), best.score[case.text, :_TOP].tolist()
+    labels = [_label(found.scoring, *row) for row in enumerate(scores, 1)]
+    if case.video not in videos:  # Its own may be far behind.
+      videos, labels = [*videos, case.video], [*labels, str(case.rank)]
+    shown = zip(_thumbnails(evaluated, videos), videos, labels, strict=True)
+    return Search(
+      found.texts[case.text],
+      case.rank,
+      [ShownClip(clip, records[i].video, label, i in own) for clip, i, label in shown],
+    )
 
-  plans = [[(case, ranked(case)) for case in group[:count]] for group in choose_searches(found)]
-  frames = _thumbnails(
-    evaluated, [video for plan in plans for _, rows in plan for _, video, _ in rows]
-  )
-  records, scoring = evaluated.prepared.metadata(), found.scoring
+  return [[search(case) for case in group[:count]] for group in choose_searches(found)]
 
-  def clip(text, rank, video, score):
-    label = str(rank)
-    # Behind the candidates the order is that of similarity.
-    read = rank <= (scoring.rerank_k or rank)
-    if score is not None and scoring.rule == 'matching' and read:
-      label += f' · {100 / (1 + math.exp(-score)):.1f} % match'
-    elif score is not None:
-      label += f' · {score:.3f}'
-    return ShownClip(frames[video], records[video].video, label, video in own[text])
 
-  return [
-    [
-      Search(found.texts[case.text], case.rank, [clip(case.text, *row) for row in rows])
-      for case, rows in plan
-    ]
-    for plan in plans
-  ]
+def _label(scoring, rank, score):
+  # Behind the candidates the order is that of similarity.
+  if scoring.rule == 'matching' and rank <= (scoring.rerank_k or rank):
+    return f'{rank} · {100 / (1 + math.exp(-score)):.1f} % match'
+  return f'{rank} · {score:.3f}'
 
 
 def answer_cases(evaluated: EvaluationResult, count: int) -> list[list[AnswerCase]]:
   """The surest right answers and the surest wrong ones, `count` of each."""
   found, records = evaluated.found, evaluated.prepared.metadata()
   known = set(map(canonical, found.answers))
-  chosen = choose_answers(found, count)
-  frames = _thumbnails(evaluated, [found.questions[i].record for i in sum(chosen, [])])
-  return [
-    [
-      AnswerCase(
-        asked,
-        canonical(asked.answer) in known,
-        frames[asked.record],
-        records[asked.record].video,
-        found.top(i),
-      )
-      for i in group
-      for asked in [found.questions[i]]
-    ]
-    for group in chosen
-  ]
+
+  def case(number):
+    asked = found.questions[number]
+    (frames,) = _thumbnails(evaluated, [asked.record])
+    listed = canonical(asked.answer) in known
+    return AnswerCase(asked, listed, frames, records[asked.record].video, found.top(number))
+
+  return [[case(number) for number in group] for group in choose_answers(found, count)]
 
 
 def _thumbnails(evaluated, records):
-  """{record: uint8[t, h, w, 3]}."""
   clips = read_clips(evaluated.trained.config.data, evaluated.prepared, records)
-  return {
-    record: pictures.thumbnails(clip, side=84) for record, clip in zip(records, clips, strict=True)
-  }
+  return [pictures.thumbnails(clip, side=84) for clip in clips]

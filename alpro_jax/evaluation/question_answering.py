@@ -179,11 +179,6 @@ def figures(
   return {name: float(value) for name, value in found.items()}, intervals
 
 
-def figure_names(kinds: Iterable[str]) -> list[str]:
-  """The figures that have an interval, by name; kinds of the questions."""
-  return ['accuracy', *(f'accuracy_{kind}' for kind in list_kinds(kinds))]
-
-
 def list_kinds(kinds: Iterable[str]) -> list[str]:
   """Returns the distinct kinds in the order in which they are shown."""
   found = set(kinds)

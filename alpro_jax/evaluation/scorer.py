@@ -172,16 +172,7 @@ class Scorer:
         ]
         yield jax.device_get(self._call.video(self.params, *rows))
 
-    stored, seen, strangers = self._collect(encoded(), total, 'videos')
-    if not stored:
-      raise ValueError(f'saw no batch of a split of {total} records.')
-    if strangers or (seen != 1).any():
-      raise ValueError(
-        f'saw {seen.sum() + strangers} videos, {(seen > 0).sum()} of them '
-        f'distinct, but the split has {total}; every record must come '
-        'exactly once, padding rows marked with valid=False.'
-      )
-    return VideoFeatures(*stored)
+    return VideoFeatures(*self._collect(encoded(), total, 'videos'))
 
   def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
     """Encodes texts; the last batch is padded with its last text."""
@@ -194,14 +185,10 @@ class Scorer:
         part = self._call.text(self.params, self._place(ids, row), self._place(mask, row))
         yield jax.device_get(part), row, valid
 
-    return TextFeatures(mask, *self._collect(encoded(), len(texts), 'texts')[0])
+    return TextFeatures(mask, *self._collect(encoded(), len(texts), 'texts'))
 
   def _collect(self, encoded, total, unit):
-    """Stores batches of (arrays [B, ...], their rows int[B], which count bool[B]).
-
-    Returns arrays [total, ...]; int[total], how often each row came; and how
-    many others came.
-    """
+    """Puts batches of (arrays [B, ...], their rows int[B], which count bool[B]) together."""
     progress, seen = Progress(total, unit, log=logging.info), np.zeros(total, int)
     stored, strangers = [], 0
     for parts, row, valid in encoded:
@@ -212,11 +199,18 @@ class Scorer:
       np.add.at(seen, row[known], 1)
       strangers += int((valid & ~known).sum())
       progress.add(int(known.sum()))
-    return stored, seen, strangers
+    if not stored:
+      raise ValueError(f'saw no batch of a split of {total} records.')
+    if strangers or (seen != 1).any():
+      raise ValueError(
+        f'saw {seen.sum() + strangers} {unit}, {(seen > 0).sum()} of them '
+        f'distinct, but the split has {total}; every record must come '
+        'exactly once, padding rows marked with valid=False.'
+      )
+    return stored
 
   def matching(self, texts: TextFeatures, videos: VideoFeatures) -> Matching:
     """Reads all pairs: arrays [texts, videos]."""
-    self._check_head()
     shape = len(texts.mask), len(videos.feature)
     side = max(int(np.sqrt(self._pairs_per_call)), 1)
     b = max(side // self.mesh.size, 1) * self.mesh.size
@@ -226,15 +220,12 @@ class Scorer:
       for video, real in _chunks(shape[1], b)
       for text, valid in _chunks(shape[0], a)
     )
-    scores = Matching(*(np.empty(shape, np.float32) for _ in range(2)))
-    progress = Progress(shape[0] * shape[1], 'pairs', log=logging.info)
-    return self._read(self._call.match, texts, videos, calls, scores, progress)
+    return self._match(texts, videos, calls, shape)
 
   def matching_by_video(
     self, texts: TextFeatures, videos: VideoFeatures, text: np.ndarray, video: np.ndarray
   ) -> Matching:
     """Reads chosen pairs: arrays [Q] of texts int[Q] and videos int[Q], ascending."""
-    self._check_head()
 
     def calls():
       width, first, count = _rows_of(video, self._pairs_per_call // self.mesh.size)
@@ -246,10 +237,14 @@ class Scorer:
         filled = np.arange(width) < length
         yield text[pair], video[start], (pair,), filled & valid[:, None]
 
-    scores = Matching(*(np.empty(len(text), np.float32) for _ in range(2)))
-    progress = Progress(len(text), 'pairs', log=logging.info)
-    chosen = calls() if len(text) else ()
-    return self._read(self._call.match, texts, videos, chosen, scores, progress)
+    return self._match(texts, videos, calls() if len(text) else (), (len(text),))
+
+  def _match(self, texts, videos, calls, shape):
+    if not self.model.config.match:
+      raise ValueError("this model has no head for match or no match; score by 'similarity'.")
+    scores = Matching(*(np.empty(shape, np.float32) for _ in range(2)))
+    progress = Progress(scores.margin.size, 'pairs', log=logging.info)
+    return self._read(self._call.match, texts, videos, calls, scores, progress)
 
   def answers(
     self,
@@ -323,10 +318,6 @@ class Scorer:
         f'{size / 2**20:,.0f} MiB of tokens: {error.strerror}. Name a folder '
         "with more room, or '' to keep them in memory."
       ) from error
-
-  def _check_head(self):
-    if not self.model.config.match:
-      raise ValueError("this model has no head for match or no match; score by 'similarity'.")
 
 
 def _chunks(total, size) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -112,7 +112,7 @@ def choose_scoring(trained: TrainedModel) -> Scoring:
       a head for it.
   """
   options = trained.config.eval
-  rule = options.scoring
+  rule, why = options.scoring, trained.why_no_matching
   if rule not in SCORINGS:
     raise ValueError(f'config.eval.scoring={rule!r} is unknown; choose one of {SCORINGS}.')
   if rule not in ('auto', 'similarity') and not trained.model.config.match:
@@ -120,17 +120,13 @@ def choose_scoring(trained: TrainedModel) -> Scoring:
       f'config.eval.scoring={rule!r} asks for matching, which this model '
       "was trained without; choose 'similarity' or 'auto'."
     )
-  why = '' if rule == 'similarity' else trained.why_no_matching
+  if rule == 'similarity':
+    return Scoring(rule, dual_softmax=options.dual_softmax)
   if why and rule != 'auto':
     logging.warning('the similarity is used, not config.eval.scoring=%s: %s.', rule, why)
-  if rule == 'auto' or why:
-    rule = 'similarity' if why else 'matching'
-  return Scoring(
-    rule,
-    rerank_k=0 if rule == 'similarity' else options.rerank_k,
-    dual_softmax=options.dual_softmax,
-    instead=why,
-  )
+  if why:
+    return Scoring('similarity', 0, options.dual_softmax, why)
+  return Scoring('matching' if rule == 'auto' else rule, options.rerank_k, options.dual_softmax)
 
 
 def make_scorer(trained: TrainedModel) -> Scorer:
@@ -229,7 +225,8 @@ def _figure_names(trained, prepared, style):
     )
   if problem := _none_known(trained, prepared, asked):
     raise ValueError(problem)
-  return question_answering.figure_names(question.kind for row in asked for question in row)
+  kinds = question_answering.list_kinds(question.kind for row in asked for question in row)
+  return ['accuracy', *(f'accuracy_{kind}' for kind in kinds)]
 
 
 def _asked_of(trained, record, style):
