@@ -18,28 +18,17 @@ class SpecialTokens(NamedTuple):
 
 @flax.struct.dataclass
 class VideoTextBatch:
-  """A batch of video-text pairs as it travels to the devices.
+  """B video-text pairs as they travel to the devices.
 
   Pixels stay uint8 and text stays ids: normalisation, masking and the crop of
   a region happen inside the step, from the step's key.
-
-  Attributes:
-    video: uint8[B, T, H, W, 3], RGB in 0..255.
-    text_ids: int32[B, L], position 0 is the class token.
-    text_mask: bool[B, L], True on real tokens, class and separator included.
-    video_id: int32[B], equal for rows that show the same video.
-    caption_id: int32[B], equal for rows whose text_ids are equal.
-    answer: int32[B], the place of a question's answer in the list of answers,
-      -1 where there is none or it is not in the list.
-    still: bool[B], True for a photo repeated over time.
-    valid: bool[B], False on rows that only pad an evaluation batch.
   """
 
-  video: jax.Array
-  text_ids: jax.Array
-  text_mask: jax.Array
-  video_id: jax.Array
-  caption_id: jax.Array
-  answer: jax.Array
-  still: jax.Array
-  valid: jax.Array
+  video: jax.Array  # uint8[B, T, H, W, 3], RGB in 0..255.
+  text_ids: jax.Array  # int32[B, L], position 0 is the class token.
+  text_mask: jax.Array  # bool[B, L], True on real tokens, class and separator too.
+  video_id: jax.Array  # int32[B], equal for rows that show the same video.
+  caption_id: jax.Array  # int32[B], equal for rows whose text_ids are equal.
+  answer: jax.Array  # int32[B], index in the list of answers; -1: none, or not in it.
+  still: jax.Array  # bool[B], True for a photo repeated over time.
+  valid: jax.Array  # bool[B], False on rows that only pad an evaluation batch.

@@ -6,69 +6,39 @@ a chip's peak. Formulas, because XLA's own count takes the body of a loop once
 and counts recomputation.
 """
 
+from alpro_jax.models import encoders
 from alpro_jax.models.alpro import AlproConfig
-
-
-def _layer(tokens: int, width: int, mlp: int, read: int | None = None) -> int:
-  """Keys and values of all tokens, and of those that are read query, output
-  and the two MLP products.
-  """
-  read = tokens if read is None else read
-  return 2 * width * (2 * tokens * width + read * (2 * width + 2 * mlp))
-
-
-def _attention(sequences: int, length: int, width: int, read: int | None = None) -> int:
-  """Scores and weighted values."""
-  read = length if read is None else read
-  return 4 * sequences * read * length * width
 
 
 def video_forward(config: AlproConfig, frames: int, image_size: int) -> int:
   """One clip through the video encoder and its projection."""
-  video = config.video
-  n, t, d = (image_size // video.patch_size) ** 2, frames, video.width
-  mlp = video.mlp_size
-  if video.attention == 'divided':
-    # Time: four products of attention and temporal_fc, on patches alone.
-    block = 2 * n * t * d * 5 * d + _attention(n, t, d)
-    block += 2 * t * (1 + n) * d * 4 * d + _attention(t, 1 + n, d)
-    block += 4 * (1 + n * t) * d * mlp
-  elif video.attention == 'joint':
-    block = _layer(1 + n * t, d, mlp) + _attention(1, 1 + n * t, d)
-  else:
-    block = _layer(t * (1 + n), d, mlp) + _attention(t, 1 + n, d)
-  patches = 2 * n * t * video.patch_size**2 * 3 * d
-  return patches + video.depth * block + 2 * d * config.embed_size
+  encoder = encoders.find('video', config.video.encoder)
+  tokens = encoder.forward_flops(config.video, frames, image_size)
+  return tokens + 2 * config.video.width * config.embed_size
 
 
 def text_forward(config: AlproConfig, length: int) -> int:
   """One text through the text encoder and its projection."""
-  text = config.text
-  layer = _layer(length, text.width, text.mlp_size)
-  layer += _attention(1, length, text.width)
-  return text.fusion_layer * layer + 2 * text.width * config.embed_size
+  encoder = encoders.find('text', config.text.encoder)
+  return encoder.text_flops(config.text, length) + 2 * config.text.width * config.embed_size
 
 
 def fusion_forward(
-  config: AlproConfig, length: int, image_size: int, read: int | None = None
+  config: AlproConfig, length: int, image_size: int, query_tokens: int | None = None
 ) -> int:
   """One pair of text and video tokens through the fusion encoder.
 
-  The last layer makes only the first `read` tokens; None is all.
+  The last layer makes only the first `query_tokens`; None is all.
   """
-  text = config.text
   tokens = length + 1 + (image_size // config.video.patch_size) ** 2
-
-  def layer(read=None):
-    return _layer(tokens, text.width, text.mlp_size, read) + _attention(1, tokens, text.width, read)
-
-  return (text.depth - text.fusion_layer - 1) * layer() + layer(read)
+  encoder = encoders.find('text', config.text.encoder)
+  return encoder.fusion_flops(config.text, tokens, query_tokens)
 
 
 def mlm_head_forward(config: AlproConfig, length: int) -> int:
   """One text through the transform and the tied decoder."""
-  d = config.text.width
-  return 2 * length * d * (d + config.text.vocab_size)
+  width = config.text.width
+  return 2 * length * width * (width + config.text.vocab_size)
 
 
 def retrieval(
@@ -81,12 +51,12 @@ def retrieval(
   image_size: int,
   length: int,
 ) -> int:
-  """Evaluation: everything encoded once, and `pairs` read."""
-  fusion = fusion_forward(config, length, image_size, read=1)
+  """Evaluation: everything encoded once, and `pairs` read by fusion."""
+  pair = fusion_forward(config, length, image_size, 1) + 2 * config.text.width * 2
   return (
     videos * video_forward(config, frames, image_size)
     + texts * text_forward(config, length)
-    + pairs * (fusion + 2 * config.text.width * 2)
+    + pairs * pair
     + 2 * texts * videos * config.embed_size
   )
 
@@ -110,20 +80,17 @@ def train_step(
   encoder needs to make only the tokens that a loss reads; with `as_original`
   it makes all, as the original does.
   """
-  # How many tokens of each pair are read.
+  # How many tokens of each pair are read; None is all.
   pairs = [None] if pem else [1] if vtm or config.answers else []
-  pairs += [1, 1] if vtm else []
-  pairs += [length] if mlm else []
-  trained = video_forward(config, frames, image_size)
-  trained += text_forward(config, length) * (2 if mlm else 1)
-  trained += sum(
-    fusion_forward(config, length, image_size, None if as_original else read) for read in pairs
-  )
+  pairs += ([1, 1] if vtm else []) + ([length] if mlm else [])
+  video = video_forward(config, frames, image_size)
+  trained = video + text_forward(config, length) * (2 if mlm else 1)
+  for tokens in pairs:
+    trained += fusion_forward(config, length, image_size, None if as_original else tokens)
   if mlm:
     trained += mlm_head_forward(config, length)
-  d = config.text.width
+  width = config.text.width
   for classes in (config.entities if pem else 0, config.answers):
     if classes:
-      trained += 2 * (2 * d * d + 2 * d * classes)
-  teacher = video_forward(config, frames, image_size) if pem else 0
-  return 3 * trained + teacher
+      trained += 4 * width * (width + classes)
+  return 3 * trained + (video if pem else 0)

@@ -15,25 +15,26 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# The batch is cut along `data` and `fsdp`; parameters along `fsdp`, so that a
-# layer gathers its own when it needs them, and along `tensor`, so that each
+# The batch is sharded over `data` and `fsdp`; parameters over `fsdp`, so that a
+# layer gathers its own when it needs them, and over `tensor`, so that each
 # device computes a part of the heads and of the MLP for the same rows.
 MESH_AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 
-# Logical axis of a parameter -> mesh axis. A name without a rule is an error.
-RULES = (
-  ('pixels', None),
-  ('embed', 'fsdp'),
-  ('embed_out', None),
-  ('heads', 'tensor'),
-  ('mlp', 'tensor'),
-  ('positions', None),
-  ('vocab', 'tensor'),
-  ('joint', None),
-  ('classes', None),
-)
-# Cut if it can be: a vocabulary is as large as it is.
+# Logical axis of a parameter -> mesh axis. A name without a rule is an error:
+# flax would replicate it without a word.
+RULES = {
+  'pixels': None,  # P * P * 3 values of a patch.
+  'embed': 'fsdp',  # D on the input side.
+  'embed_out': None,  # D on the output side of a D x D matrix.
+  'heads': 'tensor',  # A * K, head-major.
+  'mlp': 'tensor',  # M.
+  'positions': None,  # Rows of a position table.
+  'vocab': 'tensor',  # V.
+  'joint': None,  # E.
+  'classes': None,  # Match logits, entities, answers.
+}
+# Sharded if it can be: a vocabulary is as large as it is.
 OPTIONAL = ('vocab',)
 
 
@@ -42,10 +43,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1) -
 
   Args:
     data: devices along `data`; -1 takes all that the others leave.
-    fsdp: devices along `fsdp`, over which parameters and moments are cut.
+    fsdp: devices along `fsdp`, over which parameters and moments are sharded.
     devices: the devices to use; None is all of them.
-    tensor: devices along `tensor`, which share the work of the same rows;
-      must divide the heads of attention.
+    tensor: devices along `tensor`, which share the work of the same rows; must
+      divide the heads of attention.
   Raises:
     ValueError: if they do not cover the devices exactly.
   """
@@ -69,7 +70,7 @@ def mesh_from_config(config, devices=None) -> jax.sharding.Mesh:
 
 
 def batch_shards(mesh) -> int:
-  """The number of parts that a batch is cut into."""
+  """The number of parts that a batch is sharded into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -101,15 +102,10 @@ def constrain_batch(array: jax.Array, mesh, *, axis: int = 0) -> jax.Array:
 
 
 def map_parts(function, rows: Any, parts: int, mesh) -> Any:
-  """Calls a function with micro-batches, one after the other.
+  """Calls a function with `parts` micro-batches of a tree of f[B, ...], in turn.
 
-  Args:
-    function: of a tree of f[B / parts, ...], to such a tree.
-    rows: tree of f[B, ...].
-    parts: number of micro-batches; 1 calls the function once, with all rows.
-    mesh: the devices that each micro-batch is sharded over.
   Returns:
-    a tree of f[B, ...].
+    its results, joined to trees of f[B, ...].
   """
   if parts == 1:
     return function(rows)
@@ -134,8 +130,7 @@ def join_parts(parts: Any, mesh) -> Any:
 
   def join(leaf):
     leaf = jnp.moveaxis(leaf, 0, 1)
-    leaf = leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-    return constrain_batch(leaf, mesh)
+    return constrain_batch(leaf.reshape(-1, *leaf.shape[2:]), mesh)
 
   return jax.tree.map(join, parts)
 
@@ -167,37 +162,9 @@ def tree_sharding(boxed: Any, mesh) -> Any:
     ValueError: if a logical axis has no rule, or if an axis of a parameter
       cannot be cut evenly.
   """
-  rules = dict(RULES)
-
-  def one(path, spec, leaf):
-    name = jax.tree_util.keystr(path)
-    unknown = [a for a in spec if a is not None and a not in rules]
-    if unknown:
-      raise ValueError(
-        f'parameter {name} has logical axes {unknown} without a rule; add '
-        'them to RULES in sharding.py.'
-      )
-    axes = [None if a is None else rules[a] for a in spec]
-    if len(set(filter(None, axes))) < len([a for a in axes if a]):
-      # Two dimensions on one mesh axis: the first one takes it.
-      axes = [a if a not in axes[:i] else None for i, a in enumerate(axes)]
-    for i, (size, axis) in enumerate(zip(leaf.shape, axes, strict=False)):
-      if axis is None or size % mesh.shape[axis] == 0:
-        continue
-      if spec[i] in OPTIONAL:
-        axes[i] = None
-      else:
-        raise ValueError(
-          f'parameter {name} of shape {leaf.shape} cannot be sharded over '
-          f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
-          f'it divides {size}.'
-        )
-    return NamedSharding(mesh, P(*axes))
-
-  specs = nn.get_partition_spec(boxed)
   return jax.tree_util.tree_map_with_path(
-    lambda path, spec, leaf: one(path, spec, leaf),
-    specs,
+    lambda path, spec, leaf: _leaf_sharding(jax.tree_util.keystr(path), spec, leaf.shape, mesh),
+    nn.get_partition_spec(boxed),
     nn.unbox(boxed),
     is_leaf=lambda x: isinstance(x, P),
   )
@@ -207,6 +174,31 @@ def create(init, key: jax.Array, mesh) -> Any:
   """Allocates what `init(key)` returns, unboxed, each device its own part."""
   where = tree_sharding(jax.eval_shape(init, key), mesh)
   return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
+
+
+def _leaf_sharding(name, spec, shape, mesh):
+  if unknown := [axis for axis in spec if axis is not None and axis not in RULES]:
+    raise ValueError(
+      f'parameter {name} has logical axes {unknown} without a rule; add '
+      'them to RULES in sharding.py.'
+    )
+  axes = []
+  for logical, size in zip(spec, shape, strict=False):
+    axis = RULES.get(logical)
+    # Of two dimensions on one mesh axis the first one takes it.
+    if axis is None or axis in axes:
+      axes.append(None)
+    elif size % mesh.shape[axis] == 0:
+      axes.append(axis)
+    elif logical in OPTIONAL:
+      axes.append(None)
+    else:
+      raise ValueError(
+        f'parameter {name} of shape {shape} cannot be sharded over '
+        f'{mesh.shape[axis]} devices; choose config.mesh.{axis} so that '
+        f'it divides {size}.'
+      )
+  return NamedSharding(mesh, P(*axes))
 
 
 def abstract(boxed: Any, mesh) -> Any:

@@ -33,7 +33,9 @@ def _model(
       # What the backward pass computes again to save memory: 'none', 'dots'
       # (all but the products of matrices) or 'blocks' (all but their inputs).
       'remat': 'none',
+      # Encoders are chosen by name from models/encoders.py.
       'video': {
+        'encoder': 'timesformer',
         'image_size': image_size,
         'patch_size': patch_size,
         'frames': frames,
@@ -54,6 +56,7 @@ def _model(
         'smooth_positions': False,
       },
       'text': {
+        'encoder': 'bert',
         'vocab_size': vocab_size,  # Overwritten by the tokenizer's size.
         'width': width,
         'depth': text_depth,

@@ -1,7 +1,6 @@
 """launch/export.py: programs, loader and small checkpoints."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import resource
@@ -235,7 +234,7 @@ def test_manifest(exported, pretrained):
   assert manifest['preprocessing']['frames'] == 2
   assert manifest['text']['special'] == {'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}
   assert manifest['temperature'] == pytest.approx(0.07)
-  assert manifest['model'] == dataclasses.asdict(trained.model.config)
+  assert manifest['model'] == trained.model.config.to_dict()
   with np.load(exported / 'params.npz') as stored:
     assert sum(stored[n].size for n in stored.files) == (manifest['parameters']['count'])
     assert not any(n.startswith(('mlm_head', 'entity_head')) for n in stored)

@@ -37,7 +37,7 @@ def test_retrieval_is_nearly_all_fusion():
   shape = dict(texts=1000, videos=1000, frames=8, image_size=224, length=30)
   every = flops.retrieval(BASE, **shape, pairs=10**6)
   near = flops.retrieval(BASE, **shape, pairs=0)
-  fusion = flops.fusion_forward(BASE, 30, 224, read=1)
+  fusion = flops.fusion_forward(BASE, 30, 224, query_tokens=1)
   assert every - near == pytest.approx(10**6 * fusion, rel=1e-6)
   assert near == pytest.approx(1000 * flops.video_forward(BASE, 8, 224), rel=0.01)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax.models import attention, fused, layers
+from alpro_jax.models import attention, dropout, fused, layers
 
 
 def close(found, wanted, tolerance):
@@ -88,28 +88,15 @@ def plain_attention(query, key, value, mask, kept, share):
 def test_attention_with_dropout(masked, dtype, tolerance):
   arrays = qkv(3, 9, 2, 8, dtype=dtype)
   mask = jnp.arange(9) < jnp.array([[9], [4], [1]]) if masked else None
-  kept = jax.random.bernoulli(jax.random.key(5), 0.75, (3, 2, 9, 9))
-  share = jnp.float32(0.75)
+  options = {'kernel': 'xla', 'rate': 0.25, 'rng': jax.random.key(5)}
+  # Of every weight for itself.
+  kept, share = dropout.draw_kept(options['rng'], 0.25, (3, 2, 9, 9))
 
-  options = {'kernel': 'xla', 'dropout': lambda shape: (kept, share)}
   wide = [x.astype(jnp.float32) for x in arrays]
   wanted = with_gradients(lambda *x: plain_attention(*x, mask, kept, share))(*wide)
-  for attend in (attention.attend, functools.partial(fused.attend, length=9)):
+  for attend in (attention.attend, fused.Attention.attend):
     ours = with_gradients(lambda *x: attend(*x, mask, **options))  # noqa: B023
     close(ours(*arrays), wanted, tolerance)
-
-
-@pytest.mark.parametrize('attend', [attention.attend, functools.partial(fused.attend, length=5)])
-def test_dropout_of_attention_is_drawn_for_every_weight(attend):
-  shapes = []
-
-  def draw(shape):
-    shapes.append(shape)
-    return jnp.zeros(shape, bool), jnp.float32(0.5)
-
-  out = attend(*qkv(2, 3, 5, 4, 8), kernel='xla', dropout=draw)
-  assert shapes == [(2, 3, 4, 5, 5)]
-  assert not out.any()
 
 
 @pytest.fixture
@@ -129,18 +116,16 @@ def test_padded_lengths():
   assert padded(227, 'cudnn', dropout=True) == 232
 
 
-def layer(kernel, *, dtype='float32', dropout=0.0, fused=True):
-  return layers.Attention(
-    2,
-    layers.ComputeOptions(dtype=jnp.dtype(dtype), attention=kernel, fused=fused),
-    nn.initializers.normal(0.3),
-    dropout,
-  )
+def layer(kernel, *, dtype='float32', dropout=0.0, form='fused'):
+  options = layers.ComputeOptions(jnp.dtype(dtype), kernel)
+  if form == 'fused':
+    options = fused.replace_layers(options)
+  return options.attention(2, options, nn.initializers.normal(0.3), dropout)
 
 
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('query_tokens', [(), (3, 19, 1)])
-@pytest.mark.parametrize('form', ['plain', 'fused', 'padded before'])
+@pytest.mark.parametrize('form', ['plain', 'fused'])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 5e-6), ('bfloat16', 2e-2)])
 def test_a_token_that_makes_a_length_even_is_not_seen(
   no_cudnn, masked, query_tokens, form, dtype, tolerance
@@ -148,20 +133,15 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
   """bfloat16 takes the kernel of cuDNN; float32 scores with a mask."""
   length, width = 19, 16
   x = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
-  mask = jnp.arange(length) < jnp.array([[[length], [7], [9]]] * 2)
+  full = jnp.full((2, 3, 1), length)
+  mask = jnp.arange(length) < (jnp.array([[[length], [7], [9]]] * 2) if masked else full)
+  mask = mask if masked or query_tokens else None
   params = nn.unbox(layer('xla').init(jax.random.key(1), x))
-  if query_tokens and form == 'padded before':
-    pytest.skip('the fusion encoder leaves padding to the layer')
 
   def run(kernel, form):
     def apply(params, x):
-      if form == 'padded before':  # By the caller, with what must not be seen.
-        tail = jnp.full((2, 3, 1, width), 50, x.dtype)
-        x = jnp.concatenate([x, tail], axis=2)
-      out = layer(kernel, dtype=dtype, fused=form != 'plain').apply(
-        params, x, mask if masked else None, query_tokens=query_tokens, length=length
-      )
-      assert out.shape == ((2, sum(query_tokens), width) if query_tokens else (2, 3, length, width))
+      out = layer(kernel, dtype=dtype, form=form).apply(params, x, mask, query_tokens=query_tokens)
+      assert out.shape == ((2, sum(query_tokens), width) if query_tokens else x.shape)
       return out
 
     return with_gradients(apply)(params, x)
@@ -171,16 +151,18 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
 
 def test_padding_for_dropout_is_not_seen(monkeypatch):
   """Nothing dropped: tokens that were padded must not take part."""
-  monkeypatch.setattr(
-    layers, '_draw_kept', lambda key, rate, shape: (jnp.ones(shape, bool), jnp.float32(1))
-  )
+
+  def draw(key, rate, shape):
+    return jnp.ones(shape, bool), jnp.float32(1)
+
+  monkeypatch.setattr(fused, 'draw_kept', draw)
   x = jax.random.normal(jax.random.key(0), (2, 19, 16))
   mask = jnp.arange(19) < jnp.array([[19], [7]])
   params = nn.unbox(layer('xla').init(jax.random.key(1), x))
 
   def run(kernel, dropout):
     return with_gradients(
-      lambda params, x: layer(kernel, dropout=dropout).apply(params, x, mask, key=jax.random.key(2))
+      lambda params, x: layer(kernel, dropout=dropout).apply(params, x, mask, rng=jax.random.key(2))
     )(params, x)
 
   close(run('cudnn', 0.1), run('xla', 0.0), 5e-6)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from alpro_jax.models import attention, layers, timesformer
+from alpro_jax import flops, sharding
+from alpro_jax.models import attention, dropout, encoders, layers, timesformer
 from alpro_jax.models.alpro import Alpro, AlproConfig, unit_length
 from configs import models
+from tests import small_task
 
 B, T, L = 2, 4, 6
 
@@ -439,6 +442,11 @@ def test_configs_of_older_checkpoints_load():
   values = dataclasses.asdict(make_config())
   for name in ('implementation', 'attention_impl', 'scan_layers'):
     del values[name]
+  for part in ('video', 'text'):
+    del values[part]['encoder']
+  assert AlproConfig.from_dict(values) == make_config()
+  assert AlproConfig.from_dict(make_config().to_dict()) == make_config()
+  assert 'encoder' not in make_config().to_dict()['video']
   for old, new in ((False, 'none'), (True, 'blocks')):
     assert AlproConfig.from_dict(values | {'remat': old}).remat == new
 
@@ -472,7 +480,7 @@ def test_dropout_and_drop_path_act_in_training_only(divided):
 
 def test_drop_path_drops_whole_sequences_and_keeps_the_mean():
   x = jnp.ones((400, 3, 5, 2))
-  y = layers.dropout(x, 0.25, jax.random.key(0), sequences=True)
+  y = dropout.drop_path(x, 0.25, jax.random.key(0))
   rows = np.asarray(y).reshape(1200, 10)
   assert (rows == rows[:, :1]).all()
   np.testing.assert_allclose(np.unique(rows), [0, 4 / 3])
@@ -482,7 +490,7 @@ def test_drop_path_drops_whole_sequences_and_keeps_the_mean():
 @pytest.mark.parametrize('shape', [(9, 6, 500), (9, 501), (7,)])
 def test_dropout_drops_each_entry_for_itself(shape):
   keys = jax.random.split(jax.random.key(0), 40)
-  y = jax.vmap(lambda key: layers.dropout(jnp.ones(shape), 0.1, key))(keys)
+  y = jax.vmap(lambda key: dropout.dropout(jnp.ones(shape), 0.1, key))(keys)
   np.testing.assert_allclose(np.unique(y), [0, 1 / 0.9], rtol=1e-4)
   np.testing.assert_allclose(y.mean(), 1, atol=0.05)
   kept = np.asarray(y > 0).astype(float)
@@ -532,7 +540,7 @@ def test_every_parameter_has_known_logical_axes(each):
     return isinstance(x, jax.P)
 
   names = {name for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name in spec}
-  assert names - {None} <= set(layers.LOGICAL_AXES)
+  assert names - {None} <= set(sharding.RULES)
   kernels = [
     spec
     for path, spec in jax.tree.leaves_with_path(specs, is_leaf=is_spec)
@@ -549,9 +557,12 @@ def test_unit_length_is_finite_at_zero():
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'dtype': 'float16'}, "self.dtype='float16' is not known"),
+    ({'dtype': 'float16'}, "config.model.dtype='float16' is not known"),
     ({'spin': 1}, r"unknown=\['spin'\]"),
+    ({'implementation': 'quick'}, r"implementation='quick' is not known; choose one of \('plain'"),
     ({'video': {'attention': 'sideways'}}, 'is not known; choose one of'),
+    ({'video': {'encoder': 'vivit'}}, r"encoder='vivit' is unknown; choose .* \['timesformer'\]"),
+    ({'text': {'encoder': 'gpt'}}, r"encoder='gpt' is unknown; choose one of \['bert'\]"),
     ({'video': {'patch_size': 7}}, 'self.patch_size=7 must divide'),
     ({'video': {'heads': 5}}, 'self.heads=5 must divide'),
     ({'text': {'heads': 5}}, 'self.heads=5 must divide'),
@@ -600,3 +611,68 @@ def test_wrong_inputs_are_refused(divided):
     layers.Attention(3, layers.ComputeOptions(jnp.float32), nn.initializers.ones).init(
       jax.random.key(0), jnp.ones((1, 2, 16))
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+  """A video encoder of somebody else: the mean of each patch over time."""
+
+  image_size: int
+  patch_size: int
+  frames: int
+  width: int
+  encoder: str = 'toy'
+
+
+class ToyEncoder(nn.Module):
+  config: ToyConfig
+  options: layers.ComputeOptions
+
+  @nn.compact
+  def __call__(self, video, *, train):
+    p = self.config.patch_size
+    video = timesformer.normalize_pixels(video)
+    pixels = einops.reduce(video, 'b t (h p) (w q) c -> b (h w) (p q c)', 'mean', p=p, q=p)
+    init = layers.uniform_fan_in(pixels.shape[-1])
+    embed = layers.dense(self.config.width, ('pixels', 'embed'), jnp.float32, init, name='patches')
+    patches = embed(pixels)
+    return jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)
+
+
+class toy:
+  Config, Encoder = ToyConfig, ToyEncoder
+
+  @staticmethod
+  def forward_flops(config, frames, image_size):
+    return 2 * image_size**2 * 3 * config.width
+
+
+@pytest.fixture
+def toy_config(monkeypatch):
+  monkeypatch.setitem(encoders.VIDEO, 'toy', toy)
+  video = {'encoder': 'toy', 'image_size': 24, 'patch_size': 12, 'frames': T, 'width': 16}
+  return make_config(video=video)
+
+
+def test_another_video_encoder_is_a_line_of_the_table(toy_config):
+  config, params = toy_config, make_params(toy_config)
+  assert AlproConfig.from_dict(config.to_dict()) == config
+  assert set(params['video_encoder']) == {'patches'}
+  video, ids, mask = make_batch(config)
+  _, (_, encoding, _, fused) = jax.jit(lambda p: full(config, p, (video, ids, mask)))(params)
+  assert encoding.tokens.shape == (B, 5, 16) and fused.shape == (B, L + 5, 16)
+  grads = jax.jit(jax.grad(lambda p: full(config, p, (video, ids, mask))[0]))(params)
+  assert np.abs(grads['video_encoder']['patches']['kernel']).max() > 0
+  assert flops.video_forward(config, T, 24) == 2 * 24 * 24 * 3 * 16 + 2 * 16 * 8
+  with pytest.raises(ValueError, match=r"missing=\['width'\] keys; expected exactly"):
+    values = config.to_dict()
+    del values['video']['width']
+    AlproConfig.from_dict(values)
+
+
+def test_another_video_encoder_is_trained_by_every_loss(toy_config, tmp_path):
+  config = small_task.small_config(tmp_path)
+  config.model.video = dataclasses.asdict(toy_config.video) | {'width': 32, 'frames': 2}
+  metrics, grads = small_task.gradients_on(config, sharding.make_mesh())
+  assert {'loss/vtc', 'loss/vtm', 'loss/mlm', 'loss/pem'} <= set(metrics)
+  assert np.abs(grads['video_encoder']['patches']['kernel']).max() > 0

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
+from alpro_jax.models import bert, timesformer
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.models.bert import BertLayers, TextEmbedding
 from alpro_jax.models.layers import ComputeOptions
-from alpro_jax.models.timesformer import VideoEncoder
 from alpro_jax.weights import sizes, sources, tables, tensor_files
 from configs import models
 from tests import original_files
@@ -79,11 +78,11 @@ def test_a_bert_of_transformers_agrees(tmp_path):
 
   @jax.jit
   def run(params):
-    x = TextEmbedding(config.text, ComputeOptions(jnp.float32)).apply(
+    x = bert.Embedding(config.text, ComputeOptions(jnp.float32)).apply(
       {'params': params['text_embedding']}, ids, train=False
     )
     for name, start, stop in (('text_encoder', 0, 1), ('fusion_encoder', 1, 2)):
-      layers = BertLayers(config.text, ComputeOptions(jnp.float32), start, stop)
+      layers = bert.Layers(config.text, ComputeOptions(jnp.float32), start, stop)
       x = layers.apply({'params': params[name]}, x, mask, train=False)
     return x
 
@@ -148,7 +147,7 @@ def test_a_timesformer_agrees(tmp_path, naming):
   # Theirs: class token, then place by place.
   patches = einops.reduce(hidden[:, 1:], 'b (n t) d -> b n d', 'mean', t=3)
   expected = torch.cat([hidden[:, :1], patches], dim=1)
-  encoder = VideoEncoder(config.video, ComputeOptions(jnp.float32))
+  encoder = timesformer.Encoder(config.video, ComputeOptions(jnp.float32))
   ours = jax.jit(lambda params: encoder.apply({'params': params}, video, train=False))(
     params['video_encoder']
   )

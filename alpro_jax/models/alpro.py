@@ -9,54 +9,47 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, bert, layers, stack, timesformer
+from alpro_jax.models import attention, encoders, fused, layers, stack
 
-DTYPES = ('float32', 'bfloat16')
 TEMPERATURE_RANGE = (0.001, 0.5)
-# The heads that a model has unless its task says otherwise.
-HEADS = {'match': True, 'mlm': True, 'entities': 0, 'answers': 0}
-# How it is computed, for checkpoints that do not say.
-COMPUTE = {'implementation': 'plain', 'attention_impl': 'auto', 'scan_layers': False}
-IMPLEMENTATIONS = ('plain', 'fused')
+# What an option of config.model may be.
+CHOICES = {
+  'dtype': ('float32', 'bfloat16'),
+  'implementation': ('plain', 'fused'),
+  'attention_impl': attention.KERNELS,
+  'remat': tuple(stack.REMAT),
+}
+# Options that say how a model is computed, not what.
+COMPUTE = ('implementation', 'attention_impl', 'scan_layers', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
 class AlproConfig:
   """Everything that decides the parameters and the arithmetic of a model."""
 
-  video: timesformer.VideoConfig
-  text: bert.TextConfig
+  video: Any  # Config of one of encoders.VIDEO.
+  text: Any  # Config of one of encoders.TEXT.
   embed_size: int  # 0: no contrastive features, so no temperature.
   temperature: float
-  match: bool  # Whether there is a head for match or no match.
-  mlm: bool  # Whether there is a head for masked words.
-  entities: int  # 0: no entity head.
-  answers: int  # 0: no answer head.
   dtype: str
-  # How it is computed, which changes no number but by rounding.
-  implementation: str  # One of IMPLEMENTATIONS.
-  attention_impl: str  # One of attention.KERNELS.
-  scan_layers: bool
-  remat: str  # One of stack.REMAT.
+  remat: str
+  # Heads, which presets leave to the task.
+  match: bool = True  # Whether there is a head for match or no match.
+  mlm: bool = True  # Whether there is a head for masked words.
+  entities: int = 0  # 0: no entity head.
+  answers: int = 0  # 0: no answer head.
+  # How it is computed; see CHOICES.
+  implementation: str = 'plain'
+  attention_impl: str = 'auto'
+  scan_layers: bool = False
 
   def __post_init__(self):
     if isinstance(self.remat, bool):
       # As the first checkpoints have it.
       object.__setattr__(self, 'remat', 'blocks' if self.remat else 'none')
-    if self.remat not in stack.REMAT:
-      raise ValueError(
-        f'config.model.{self.remat=} is unknown; choose one of {sorted(stack.REMAT)}.'
-      )
-    if self.implementation not in IMPLEMENTATIONS:
-      raise ValueError(
-        f'config.model.{self.implementation=} is unknown; choose one of {IMPLEMENTATIONS}.'
-      )
-    if self.attention_impl not in attention.KERNELS:
-      raise ValueError(
-        f'config.model.{self.attention_impl=} is unknown; choose one of {attention.KERNELS}.'
-      )
-    if self.dtype not in DTYPES:
-      raise ValueError(f'{self.dtype=} is not known; choose one of {DTYPES}.')
+    for name, choices in CHOICES.items():
+      if (value := getattr(self, name)) not in choices:
+        raise ValueError(f'config.model.{name}={value!r} is not known; choose one of {choices}.')
     if self.video.width != self.text.width:
       raise ValueError(
         f'{self.video.width=} must equal {self.text.width=}: the fusion '
@@ -76,38 +69,40 @@ class AlproConfig:
   def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
     """Builds the nested config; unknown and missing keys are refused."""
     values = dict(values)
-    # Presets leave the heads to the task.
-    for name, value in (HEADS | COMPUTE).items():
-      values.setdefault(name, value)
-    for name, part in (('video', timesformer.VideoConfig), ('text', bert.TextConfig)):
-      if name in values:
-        values[name] = _build(part, values[name], f'model.{name}')
+    for part, default in encoders.DEFAULT.items():
+      if part in values:
+        encoder = encoders.find(part, values[part].get('encoder', default))
+        values[part] = _build(encoder.Config, values[part], f'model.{part}')
     return _build(cls, values, 'model')
+
+  def to_dict(self) -> dict[str, Any]:
+    """What `from_dict` takes, as checkpoints and exports store it.
+
+    Without the encoders that all models had before there was a choice: so a
+    model is the same, and has the same digest, as the one it was stored as.
+    """
+    values = dataclasses.asdict(self)
+    for part, default in encoders.DEFAULT.items():
+      if values[part]['encoder'] == default:
+        del values[part]['encoder']
+    return values
 
 
 def _build(cls, values, where):
-  values = dict(values)
-  expected = {field.name for field in dataclasses.fields(cls)}
-  unknown = sorted(set(values) - expected)
-  missing = sorted(expected - set(values))
+  fields = {field.name: field.default for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  required = {name for name, default in fields.items() if default is dataclasses.MISSING}
+  missing = sorted(required - set(values))
   if unknown or missing:
     raise ValueError(
-      f'config.{where} has {unknown=} and {missing=} keys; expected exactly {sorted(expected)}.'
+      f'config.{where} has {unknown=} and {missing=} keys; expected exactly {sorted(fields)}.'
     )
   return cls(**values)
 
 
 @flax.struct.dataclass
-class VideoEncoding:
+class Encoding:
   """Attributes: tokens f[B, S, D]; feature float32[B, E] of length one."""
-
-  tokens: jax.Array
-  feature: jax.Array
-
-
-@flax.struct.dataclass
-class TextEncoding:
-  """Attributes: tokens f[B, L, D]; feature float32[B, E] of length one."""
 
   tokens: jax.Array
   feature: jax.Array
@@ -119,16 +114,11 @@ def unit_length(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def in_range(params: Any) -> Any:
+def in_range(params: dict[str, Any]) -> dict[str, Any]:
   """Returns parameters whose temperature lies in TEMPERATURE_RANGE."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: (
-      jnp.clip(leaf, *TEMPERATURE_RANGE)
-      if jax.tree_util.keystr(path, simple=True) == 'temperature'
-      else leaf
-    ),
-    params,
-  )
+  if 'temperature' not in params:
+    return params
+  return params | {'temperature': jnp.clip(params['temperature'], *TEMPERATURE_RANGE)}
 
 
 class Classifier(nn.Module):
@@ -139,16 +129,13 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    x = _head(2 * width, width, ('embed', 'mlp'), 'hidden')(x)
-    x = jax.nn.relu(x)
+    x = jax.nn.relu(_head(2 * width, width, ('embed', 'mlp'), 'hidden')(x))
     return _head(self.classes, 2 * width, ('mlp', 'classes'), 'out')(x)
 
 
 def _head(features, fan_in, axes, name=None):
   init = layers.uniform_fan_in(fan_in)
-  return layers.dense(
-    features, axes, name=name, dtype=jnp.float32, kernel_init=init, bias_init=init
-  )
+  return layers.dense(features, axes, jnp.float32, init, init, name=name)
 
 
 class Alpro(nn.Module):
@@ -167,11 +154,12 @@ class Alpro(nn.Module):
 
   def setup(self):
     config, options = self.config, self._compute_options()
-    text, width = config.text, config.text.width
-    self.video_encoder = timesformer.VideoEncoder(config.video, options)
-    self.text_embedding = bert.TextEmbedding(text, options)
-    self.text_encoder = bert.BertLayers(text, options, 0, text.fusion_layer)
-    self.fusion_encoder = bert.BertLayers(text, options, text.fusion_layer, text.depth)
+    video, width = encoders.find('video', config.video.encoder), config.text.width
+    text = encoders.find('text', config.text.encoder)
+    self.video_encoder = video.Encoder(config.video, options)
+    self.text_embedding = text.Embedding(config.text, options)
+    self.text_encoder = text.text_encoder(config.text, options)
+    self.fusion_encoder = text.fusion_encoder(config.text, options)
     if config.embed_size:
       axes = ('embed', 'joint')
       self.video_projection = _head(config.embed_size, width, axes)
@@ -180,7 +168,7 @@ class Alpro(nn.Module):
         'temperature', nn.initializers.constant(config.temperature), ()
       )
     if config.mlm:
-      self.mlm_head = bert.MlmHead(text, options)
+      self.mlm_head = text.MlmHead(config.text, options)
     if config.match:
       self.match_head = _head(2, width, ('embed', 'classes'))
     if config.entities:
@@ -192,16 +180,16 @@ class Alpro(nn.Module):
     config, mesh = self.config, self.mesh
     # The devices it is compiled for may not be those of this process.
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return layers.ComputeOptions(
+    options = layers.ComputeOptions(
       dtype=jnp.dtype(config.dtype),
-      fused=config.implementation == 'fused',
-      attention=attention.choose_kernel(config.attention_impl, device),
+      kernel=attention.choose_kernel(config.attention_impl, device),
       remat=config.remat,
       scan=config.scan_layers,
       mesh=mesh,
     )
+    return fused.replace_layers(options) if config.implementation == 'fused' else options
 
-  def encode_video(self, video: jax.Array, *, train: bool) -> VideoEncoding:
+  def encode_video(self, video: jax.Array, *, train: bool) -> Encoding:
     """Encodes clips.
 
     Args:
@@ -212,19 +200,18 @@ class Alpro(nn.Module):
       Tokens f[B, S, D] and features float32[B, E].
     """
     tokens = self.video_encoder(video, train=train)
-    if not self.config.embed_size:
-      return VideoEncoding(tokens, jnp.zeros((tokens.shape[0], 0)))
-    feature = self.video_projection(tokens[:, 0].astype(jnp.float32))
-    return VideoEncoding(tokens, unit_length(feature))
+    return Encoding(tokens, self._feature(tokens, 'video_projection'))
 
-  def encode_text(self, ids: jax.Array, mask: jax.Array, *, train: bool) -> TextEncoding:
+  def encode_text(self, ids: jax.Array, mask: jax.Array, *, train: bool) -> Encoding:
     """int32[B, L] and bool[B, L] -> tokens f[B, L, D], float32[B, E]."""
     tokens = self.text_embedding(ids, train=train)
     tokens = self.text_encoder(tokens, mask, train=train)
+    return Encoding(tokens, self._feature(tokens, 'text_projection'))
+
+  def _feature(self, tokens, projection):
     if not self.config.embed_size:
-      return TextEncoding(tokens, jnp.zeros((tokens.shape[0], 0)))
-    feature = self.text_projection(tokens[:, 0].astype(jnp.float32))
-    return TextEncoding(tokens, unit_length(feature))
+      return jnp.zeros((tokens.shape[0], 0))
+    return unit_length(getattr(self, projection)(tokens[:, 0].astype(jnp.float32)))
 
   def fuse(
     self,
@@ -234,7 +221,7 @@ class Alpro(nn.Module):
     *,
     train: bool,
     query_tokens: tuple[int, ...] = (),
-  ) -> jax.Array | tuple[jax.Array, ...]:
+  ) -> jax.Array | list[jax.Array]:
     """Lets text and video tokens attend to each other.
 
     Args:
@@ -242,13 +229,12 @@ class Alpro(nn.Module):
       text_mask: bool[B, L].
       video_tokens: f[B, S, D].
       train: whether dropout acts.
-      query_tokens: how many of the first tokens are wanted, of each of K types
-        of pairs; B = (b K), the K of one clip side by side. The last layer then
+      query_tokens: how many of the first tokens are wanted, of each of T types
+        of pairs; B = (b T), the T of one clip side by side. The last layer then
         makes no others, which saves a seventh of all for (1,). () is all.
     Returns:
       f[B, L + S, D]: text first, so token 0 stands for the pair and token L is
-      the video's class token. With `query_tokens` a tuple of
-      f[b, n, D].
+      the video's class token. With `query_tokens` a list of f[b, n, D].
     """
     tokens = jnp.concatenate([text_tokens, video_tokens], axis=1)
     always = jnp.ones(video_tokens.shape[:2], bool)
@@ -289,8 +275,7 @@ class Alpro(nn.Module):
   def mlm_logits(self, hidden: jax.Array) -> jax.Array:
     """f[B, L, D] -> float32[B, L, V]."""
     hidden, bias = self.mlm_head(hidden)
-    scale = self.config.text.mlm_logit_scale
-    return scale * self.text_embedding.decode(hidden) + bias
+    return self.config.text.mlm_logit_scale * self.text_embedding.decode(hidden) + bias
 
   def region_entities(self, fused: jax.Array, region: jax.Array) -> jax.Array:
     """Names what a region of each clip shows.
@@ -331,16 +316,17 @@ class Alpro(nn.Module):
 
   def init_all(self, video: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Touches every parameter; for `init(..., method='init_all')`."""
+    config = self.config
     video = self.encode_video(video, train=False)
     text = self.encode_text(ids, mask, train=False)
     fused = self.fuse(text.tokens, mask, video.tokens, train=False)
-    config, pair = self.config, fused[:, 0]
-    if config.match:
-      self.match_logits(pair)
-    if config.mlm:
-      self.mlm_logits(fused[:, : ids.shape[1]])
-    if config.entities:
-      self.entity_logits(pair)
-    if config.answers:
-      self.answer_logits(pair)
+    pair = fused[:, 0]
+    for used, head, tokens in (
+      (config.match, self.match_logits, pair),
+      (config.mlm, self.mlm_logits, fused[:, : ids.shape[1]]),
+      (config.entities, self.entity_logits, pair),
+      (config.answers, self.answer_logits, pair),
+    ):
+      if used:
+        head(tokens)
     return fused

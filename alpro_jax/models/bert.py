@@ -1,7 +1,6 @@
 """BERT in two parts: its first layers read text, its last ones fuse."""
 
 import dataclasses
-import itertools
 
 import einops
 import jax
@@ -10,13 +9,14 @@ from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.models import layers, stack
+from alpro_jax.models.dropout import dropout, split
 
 EPSILON = 1e-12
 PADDING_ID = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class Config:
   """Sizes and initial values of text encoder and fusion encoder."""
 
   vocab_size: int
@@ -31,6 +31,7 @@ class TextConfig:
   word_std: float
   position_std: float
   mlm_logit_scale: float
+  encoder: str = 'bert'
 
   def __post_init__(self):
     if not 0 < self.fusion_layer < self.depth:
@@ -42,10 +43,10 @@ class TextConfig:
       raise ValueError(f'{self.heads=} must divide {self.width=}.')
 
 
-class TextEmbedding(nn.Module):
+class Embedding(nn.Module):
   """Word, position and type vectors; the word table also decodes."""
 
-  config: TextConfig
+  config: Config
   options: layers.ComputeOptions
 
   def setup(self):
@@ -65,7 +66,7 @@ class TextEmbedding(nn.Module):
     mesh = self.options.mesh
     if mesh is not None:
       self.copies = sharding.copy_per_shard(self.words, mesh)
-    self.norm = layers.layer_norm(EPSILON, self.options)
+    self.norm = self.options.layer_norm(EPSILON)
 
   def __call__(self, ids: jax.Array, *, train: bool) -> jax.Array:
     """int32[B, L] -> f[B, L, D]."""
@@ -82,7 +83,7 @@ class TextEmbedding(nn.Module):
     x = words + self.positions[:length] + self.types[0]
     x = self.norm(x.astype(self.options.dtype))
     key = self.make_rng('dropout') if train else None
-    return layers.dropout(x, self.config.dropout, key)
+    return dropout(x, self.config.dropout, key)
 
   def decode(self, x: jax.Array) -> jax.Array:
     """f[..., D] -> float32[..., V], the product with every word's vector."""
@@ -105,16 +106,10 @@ class TextEmbedding(nn.Module):
     return out.reshape(rows.shape[0], *out.shape[2:])
 
 
-class BertLayer(nn.Module):
-  """A post-norm transformer layer.
+class Layer(nn.Module):
+  """A post-norm transformer layer; `query_tokens` as in layers.Attention."""
 
-  Attributes:
-    config: sizes and initial values.
-    options: how it is computed.
-    query_tokens: see layers.Attention.
-  """
-
-  config: TextConfig
+  config: Config
   options: layers.ComputeOptions
   query_tokens: tuple[int, ...] = ()
 
@@ -126,23 +121,20 @@ class BertLayer(nn.Module):
     """
     config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
-    keys = layers.split(key, 3)
-    y = layers.Attention(config.heads, options, init, config.dropout, name='attention')(
-      x, mask, key=keys[0], query_tokens=self.query_tokens
-    )
+    keys = split(key, 3)
+    attend = options.attention(config.heads, options, init, config.dropout, name='attention')
+    y = attend(x, mask, rng=keys[0], query_tokens=self.query_tokens)
     if self.query_tokens:
       x = layers.first_tokens(x, self.query_tokens)
-    x = x + layers.dropout(y, config.dropout, keys[1])
-    x = layers.layer_norm(EPSILON, options, name='norm')(x)
+    x = options.layer_norm(EPSILON, name='norm')(x + dropout(y, config.dropout, keys[1]))
     y = layers.Mlp(config.mlp_size, options, init, name='mlp')(x)
-    x += layers.dropout(y, config.dropout, keys[2])
-    return layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
+    return options.layer_norm(EPSILON, name='mlp_norm')(x + dropout(y, config.dropout, keys[2]))
 
 
-class BertLayers(nn.Module):
+class Layers(nn.Module):
   """Layers start..stop-1 of one BERT, numbered as in the whole."""
 
-  config: TextConfig
+  config: Config
   options: layers.ComputeOptions
   start: int
   stop: int
@@ -150,7 +142,7 @@ class BertLayers(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, mask: jax.Array, *, train: bool, query_tokens: tuple[int, ...] = ()
-  ) -> jax.Array | tuple[jax.Array, ...]:
+  ) -> jax.Array | list[jax.Array]:
     """Sends tokens through the layers.
 
     Args:
@@ -160,55 +152,67 @@ class BertLayers(nn.Module):
       query_tokens: how many of the first tokens are wanted, of each of T types
         of rows; B = (b T), the T of one clip side by side. () is all of all.
     Returns:
-      f[B, L, D]; with `query_tokens` a tuple of f[b, n, D] for each n of them.
+      f[B, L, D]; with `query_tokens` a list of f[b, n, D] for each n of them.
     """
     keys = None
     if train and self.config.dropout:
-      keys = layers.split(self.make_rng('dropout'), self.stop - self.start)
+      keys = split(self.make_rng('dropout'), self.stop - self.start)
     names = [f'layer{i}' for i in range(self.start, self.stop)]
+    # The last one makes fewer tokens than it reads: it is called by itself.
+    last = names.pop() if query_tokens else None
+    each = {'key': keys if keys is None else keys[: len(names)]}
 
-    def run(names, x, mask, keys, options, query_tokens=()):
-      return stack.run_layers(
-        self,
-        lambda name: BertLayer(self.config, options, query_tokens, name=name),
-        names,
-        x,
-        mask,
-        options=options,
-        each={'key': keys},
-      )
+    def make_layer(name):
+      return Layer(self.config, self.options, name=name)
 
-    if not query_tokens:
-      return run(names, x, mask, keys, self.options)
-    before, last = (None, None) if keys is None else (keys[:-1], keys[-1:])
-    x = run(names[:-1], x, mask, before, self.options)
-    # The last layer makes fewer tokens than it reads, which no loop can.
-    unrolled = dataclasses.replace(self.options, scan=False)
-    types = len(query_tokens)
-    x = einops.rearrange(x, '(b t) l d -> b t l d', t=types)
-    mask = einops.rearrange(mask, '(b t) l -> b t l', t=types)
-    x = run(names[-1:], x, mask, last, unrolled, tuple(query_tokens))
-    return tuple(jnp.split(x, list(itertools.accumulate(query_tokens))[:-1], axis=1))
+    x = stack.run_layers(self, make_layer, names, x, mask, each=each, options=self.options)
+    if last is None:
+      return x
+    x = einops.rearrange(x, '(b t) l d -> b t l d', t=len(query_tokens))
+    mask = einops.rearrange(mask, '(b t) l -> b t l', t=len(query_tokens))
+    options = dataclasses.replace(self.options, scan=False)
+
+    def make_last(name):
+      return Layer(self.config, options, tuple(query_tokens), name=name)
+
+    each = {'key': keys if keys is None else keys[-1:]}
+    x = stack.run_layers(self, make_last, [last], x, mask, each=each, options=options)
+    return layers.split_types(x, query_tokens)
+
+
+def text_encoder(config: Config, options: layers.ComputeOptions) -> Layers:
+  return Layers(config, options, 0, config.fusion_layer)
+
+
+def fusion_encoder(config: Config, options: layers.ComputeOptions) -> Layers:
+  return Layers(config, options, config.fusion_layer, config.depth)
 
 
 class MlmHead(nn.Module):
   """Prepares hidden states for the tied decoder; owns the decoder's bias."""
 
-  config: TextConfig
+  config: Config
   options: layers.ComputeOptions
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """f[B, L, D] -> (f[B, L, D], bias float32[V])."""
-    config = self.config
-    x = layers.dense(
-      config.width,
-      ('embed', 'embed_out'),
-      name='transform',
-      dtype=self.options.dtype,
-      kernel_init=nn.initializers.normal(config.matrix_std),
-    )(x)
-    x = layers.gelu(x, self.options)
-    x = layers.layer_norm(EPSILON, self.options, name='norm')(x)
+    config, options = self.config, self.options
+    init = nn.initializers.normal(config.matrix_std)
+    axes = ('embed', 'embed_out')
+    x = layers.dense(config.width, axes, options.dtype, init, name='transform')(x)
+    x = options.layer_norm(EPSILON, name='norm')(options.gelu(x))
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
     return x, self.param('bias', init, (config.vocab_size,))
+
+
+def text_flops(config: Config, length: int) -> int:
+  """Operations of the text encoder for one text; see flops.py."""
+  return config.fusion_layer * layers.layer_flops(1, length, config.width, config.mlp_size)
+
+
+def fusion_flops(config: Config, length: int, query_tokens: int | None = None) -> int:
+  """Operations of the fusion encoder for one pair of so many tokens."""
+  size = (1, length, config.width, config.mlp_size)
+  whole = config.depth - config.fusion_layer - 1
+  return whole * layers.layer_flops(*size) + layers.layer_flops(*size, query_tokens)

@@ -1,19 +1,28 @@
 """The same layers for GPUs: gradients by hand, tokens padded, barriers.
 
-`config.model.implementation='fused'` chooses them in place of what JAX makes by
+`config.model.implementation='fused'` puts them in place of what JAX makes by
 itself. Parameters, names and results are those of the plain layers but for
 rounding; what is saved is memory and its traffic, as XLA's GPU compiler plans
 them (docs/performance.md).
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention
+from alpro_jax.models import attention, layers
+from alpro_jax.models.dropout import draw_kept, scale_kept
+
+
+def replace_layers(options: layers.ComputeOptions) -> layers.ComputeOptions:
+  """Returns options with the layers of this file."""
+  return dataclasses.replace(
+    options, attention=Attention, norm=LayerNorm, gelu=gelu, layer_input=store_gradient
+  )
 
 
 class LayerNorm(nn.LayerNorm):
@@ -74,7 +83,7 @@ def gelu(x: jax.Array) -> jax.Array:
   Its gradient is made from x again. JAX would keep Phi(x) too: another array as
   wide as the MLP in each layer, written once and read once.
   """
-  return jax.nn.gelu(x, approximate=False)
+  return layers.gelu(x)
 
 
 def _gelu_backward(x, cotangent):
@@ -85,7 +94,7 @@ def _gelu_backward(x, cotangent):
   return ((slope * cotangent.astype(jnp.float32)).astype(x.dtype),)
 
 
-gelu.defvjp(lambda x: (jax.nn.gelu(x, approximate=False), x), _gelu_backward)
+gelu.defvjp(lambda x: (layers.gelu(x), x), _gelu_backward)
 
 
 def store_gradient(x: jax.Array) -> jax.Array:
@@ -97,88 +106,65 @@ def store_gradient(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(x)
 
 
-def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
-  """Returns the tokens to attend with, so that no kernel pads by itself.
+class Attention(layers.Attention):
+  """Attention whose tokens are padded before the projections.
 
-  What is padded before the projections costs next to nothing. Padded later it
-  is a copy each of query, key and value, or of all scores: XLA's GPU compiler
-  brings every side of a 16-bit product to a multiple of 8. cuDNN's gradient
-  wants an even length.
+  There they cost next to nothing. Padded later it is a copy each of query, key
+  and value, or of all scores: XLA's GPU compiler brings every side of a 16-bit
+  product to a multiple of 8, and cuDNN's gradient wants an even length.
   """
+
+  @staticmethod
+  def attend(query, key, value, mask, *, kernel, rate, rng):
+    """As `attention.attend`; `mask` may be how many first tokens are no padding."""
+    if isinstance(mask, int):
+      if not (rate and rng is not None) and kernel == 'cudnn' and attention.fits_cudnn(query):
+        # Cheaper than a mask, which cuDNN would want for every query.
+        return attention.attend_cudnn(query, key, value, None, mask)
+      mask = jnp.broadcast_to(jnp.arange(key.shape[-3]) < mask, key.shape[:-2])
+    if not (rate and rng is not None):
+      return attention.attend(query, key, value, mask, kernel=kernel)
+    *lead, queries, heads, _ = query.shape
+    kept, share = draw_kept(rng, rate, (*lead, heads, queries, key.shape[-3]))
+    return _attend_with_dropout(query, key, value, mask, kept, share)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    rng: jax.Array | None = None,
+    query_tokens: Sequence[int] = (),
+  ) -> jax.Array:
+    """See layers.Attention."""
+    length = x.shape[-2]
+    dropped = rng is not None and self.dropout > 0
+    size = padded_length(length, self.options.kernel, dropout=dropped)
+    if size > length:
+      x = _pad(x, -2, size)
+      mask = length if mask is None else _pad(mask, -1, size)
+    # A type of which all tokens attend is padded whole.
+    counts = [size if n == length else n for n in query_tokens]
+    out = super().__call__(x, mask, rng=rng, query_tokens=counts)
+    if not query_tokens:
+      return out[..., :length, :]
+    parts = zip(layers.split_types(out, counts), query_tokens, strict=True)
+    return jnp.concatenate([part[:, :n] for part, n in parts], axis=1)
+
+
+def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
+  """Returns the tokens to attend with, so that no kernel pads by itself."""
   if kernel != 'cudnn' or length <= attention.SHORT:
     return length
   multiple = 8 if dropout else 2
   return -(-length // multiple) * multiple
 
 
-def pad_tokens(x: jax.Array, kernel: str, *, dropout: bool) -> jax.Array:
-  """f[..., L, D] -> f[..., padded_length, D], zeros behind."""
-  size = padded_length(x.shape[-2], kernel, dropout=dropout)
-  return _pad(x, x.ndim - 2, size)
-
-
-def padding(x: jax.Array, length: int, kernel: str) -> jax.Array:
-  """Zeros to append to a sequence, for where it is made anyway.
-
-  Args:
-    x: f[..., L, D], any tokens of the sequence.
-    length: of the sequence.
-    kernel: of its attention, without dropout.
-  Returns:
-    f[..., padded_length - length, D].
-  """
-  count = padded_length(length, kernel, dropout=False) - length
-  return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), x.dtype)
-
-
 def _pad(x, axis, size):
   """Appends zeros, or False, to an axis until it has that size."""
-  if x.shape[axis] == size:
-    return x
   pads = [(0, 0)] * x.ndim
   pads[axis] = (0, size - x.shape[axis])
   return jnp.pad(x, pads)
-
-
-def attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  mask: jax.Array | None = None,
-  *,
-  kernel: str,
-  length: int,
-  dropout: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
-) -> jax.Array:
-  """As `attention.attend`, over tokens of which those behind are padding.
-
-  Args:
-    query: f[..., Q, A, K].
-    key: f[..., L, A, K].
-    value: f[..., L, A, K].
-    mask: bool[..., length], True on the tokens that may be attended to.
-    kernel: see `attention.attend`.
-    length: of the sequence without its padding, which no token attends to.
-    dropout: see `attention.attend`.
-  """
-  size = key.shape[-3]
-  if (
-    size > length
-    and mask is None
-    and dropout is None
-    and (kernel == 'cudnn' and query.shape == key.shape and attention.fits_cudnn(query))
-  ):
-    # Cheaper than a mask, which cuDNN would want for every query.
-    return attention.attend_cudnn(query, key, value, None, length)
-  if size > length:
-    if mask is None:
-      mask = jnp.ones((*key.shape[:-3], length), bool)
-    mask = _pad(mask, mask.ndim - 1, size)
-  if dropout is None:
-    return attention.attend(query, key, value, mask, kernel=kernel)
-  *lead, queries, heads, _ = query.shape
-  kept, share = dropout((*lead, heads, queries, size))
-  return _attend_with_dropout(query, key, value, mask, kept, share)
 
 
 @jax.custom_vjp
@@ -197,14 +183,13 @@ def _dropout_forward(query, key, value, mask, kept, share):
   # The barrier keeps XLA from storing scores, twice as wide, and taking their
   # softmax again in the backward pass.
   weights = jax.lax.optimization_barrier(jax.nn.softmax(scores).astype(value.dtype))
-  dropped = attention.drop(weights, kept, share)
-  out = jnp.einsum('...aql,...lak->...qak', dropped, value)
+  out = jnp.einsum('...aql,...lak->...qak', scale_kept(weights, kept, share), value)
   return out, (query, key, value, kept, share, weights, out)
 
 
 def _dropout_backward(residuals, cotangent):
   query, key, value, kept, share, weights, out = residuals
-  dropped = attention.drop(weights, kept, share)
+  dropped = scale_kept(weights, kept, share)
   of_value = jnp.einsum('...aql,...qak->...lak', dropped, cotangent)
   of_dropped = jnp.einsum('...qak,...lak->...aql', cotangent, value)
   # Softmax's own part, the sum over l of dropped * of_dropped, is that over k

@@ -1,7 +1,6 @@
-"""Attention, MLP and dropout: the pieces both encoders are made of."""
+"""Attention, MLP and norms: the pieces both encoders are made of."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,47 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, fused
+from alpro_jax.models import attention
+from alpro_jax.models.dropout import split
 
 Initializer = Callable[..., jax.Array]
-
-# Every logical axis a parameter here may name. sharding.py must have a
-# rule for each: flax replicates an unknown name without a word.
-LOGICAL_AXES = (
-  'pixels',  # P * P * 3 values of a patch.
-  'embed',  # D on the input side.
-  'embed_out',  # D on the output side of a D x D matrix.
-  'heads',  # A * K, head-major.
-  'mlp',  # M.
-  'positions',  # Rows of a position table.
-  'vocab',  # V.
-  'joint',  # E.
-  'classes',  # Match logits, entities.
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ComputeOptions:
-  """How layers are computed, which changes no number but by rounding.
-
-  One exception: where fused layers pad a sequence, dropout of the attention
-  weights draws for the padding too, and so other draws.
-
-  Attributes:
-    dtype: compute type; parameters, scores, softmax and norms are float32.
-    fused: gradients and layouts for GPUs of models/fused.py.
-    attention: one of attention.KERNELS but 'auto'.
-    remat: what is kept for the backward pass, one of stack.REMAT.
-    scan: run the layers of a stack as a loop, compiled once.
-    mesh: of the devices that the batch is sharded over; None if it is not.
-  """
-
-  dtype: jnp.dtype
-  fused: bool = False
-  attention: str = 'xla'
-  remat: str = 'none'
-  scan: bool = False
-  mesh: jax.sharding.Mesh | None = None
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -66,92 +28,32 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 def dense(
   features: int,
   axes: tuple[str, str],
-  *,
-  name: str | None = None,
   dtype: jnp.dtype,
   kernel_init: Initializer,
   bias_init: Initializer = nn.initializers.zeros,
+  *,
+  name: str | None = None,
 ) -> nn.Dense:
-  """A float32 Dense whose kernel carries its logical axes."""
-  return nn.Dense(
-    features,
-    dtype=dtype,
-    kernel_init=nn.with_logical_partitioning(kernel_init, axes),
-    bias_init=bias_init,
-    name=name,
-  )
-
-
-def layer_norm(epsilon: float, options: ComputeOptions, *, name: str | None = None) -> nn.LayerNorm:
-  """A LayerNorm as PyTorch computes it: exact variance, in float32."""
-  module = fused.LayerNorm if options.fused else nn.LayerNorm
-  return module(epsilon=epsilon, dtype=options.dtype, use_fast_variance=False, name=name)
-
-
-def gelu(x: jax.Array, options: ComputeOptions) -> jax.Array:
-  """x Phi(x), exact; f[...] -> the same."""
-  return fused.gelu(x) if options.fused else jax.nn.gelu(x, approximate=False)
-
-
-def dropout(
-  x: jax.Array, rate: jax.Array | float, key: jax.Array | None, *, sequences: bool = False
-) -> jax.Array:
-  """Zeroes a share of the entries and scales the others up to keep the mean.
-
-  Args:
-    x: f[...].
-    rate: the share, below 1.
-    key: None is evaluation, which drops nothing.
-    sequences: drop whole sequences, as drop path does: one draw for each entry
-      of all but the last two axes.
-  """
-  if key is None or (isinstance(rate, float) and rate == 0.0):
-    return x
-  shape = (*x.shape[:-2], 1, 1) if sequences else x.shape
-  kept, share = _draw_kept(key, rate, shape)
-  return jnp.where(kept, x / share.astype(x.dtype), jnp.zeros((), x.dtype))
-
-
-def _draw_kept(key, rate, shape):
-  """bool[shape], and the share of True in 65536ths: float32[]."""
-  threshold = jnp.round((1.0 - rate) * 2**16)
-  kept = _draw_16_bits(key, shape) < threshold.astype(jnp.uint32)
-  return kept, threshold / 2**16
-
-
-def _draw_16_bits(key, shape):
-  """uint32[shape], uniform in 0..65535: half the hashing of 32 bits each.
-
-  Two neighbours along an even axis share a word. Neighbours, and not the first
-  axis, so that a device that has both makes the word.
-  """
-  axis = next((i for i, n in enumerate(shape) if i and n % 2 == 0), None)
-  if axis is None:
-    return jax.random.bits(key, shape, jnp.uint32) >> 16
-  half = (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])
-  words = jax.random.bits(key, half, jnp.uint32)
-  return jnp.stack([words & 0xFFFF, words >> 16], axis=axis + 1).reshape(shape)
-
-
-def split(key: jax.Array | None, count: int):
-  """Returns `count` keys of a key, or as many times None."""
-  return (None,) * count if key is None else jax.random.split(key, count)
+  """A float32 Dense whose kernel carries its logical axes; see sharding.RULES."""
+  kernel_init = nn.with_logical_partitioning(kernel_init, axes)
+  return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
 class Attention(nn.Module):
-  """Self attention over axis -2.
+  """Multi-head self attention over axis -2.
 
   Attributes:
     heads: number of heads A; must divide the width.
     options: how it is computed.
     kernel_init: for all four matrices.
-    dropout: on the attention probabilities, when training.
+    dropout: on the attention weights, when training.
   """
 
   heads: int
-  options: ComputeOptions
+  options: 'ComputeOptions'
   kernel_init: Initializer
   dropout: float = 0.0
+  attend = staticmethod(attention.attend)
 
   @nn.compact
   def __call__(
@@ -159,84 +61,126 @@ class Attention(nn.Module):
     x: jax.Array,
     mask: jax.Array | None = None,
     *,
-    key: jax.Array | None = None,
+    rng: jax.Array | None = None,
     query_tokens: Sequence[int] = (),
-    length: int | None = None,
   ) -> jax.Array:
-    """Attends.
+    """f[..., L, D] -> f[..., L, D].
 
     Args:
       x: f[..., L, D]; with `query_tokens` f[B, T, L, D], sequences of T types.
       mask: bool[..., L], True on the tokens that may be attended to.
-      key: of dropout; None in evaluation.
+      rng: key of dropout; None in evaluation.
       query_tokens: how many of the first tokens of each type attend, to all of
         theirs; () is all of all.
-      length: without the tokens behind that `fused.padding` has put there,
-        which none attends to; None is L.
     Returns:
-      f[..., length, D]; with `query_tokens` f[B, sum(query_tokens), D], one
-      type after the other. Each matrix is used once, so that its gradient is
-      reduced over the devices once.
+      f[..., L, D]; with `query_tokens` as `first_tokens`. Either way each
+      matrix is used once, so that its gradient is reduced over devices once.
     """
-    width, length = x.shape[-1], length or x.shape[-2]
+    width = x.shape[-1]
     if width % self.heads:
       raise ValueError(f'{self.heads=} must divide {width=}.')
-    kernel = self.options.attention
-    dropped = key is not None and bool(self.dropout)
-    queries = first_tokens(x, query_tokens) if query_tokens else None
-    if self.options.fused:
-      attend = functools.partial(fused.attend, length=length)
-      x = fused.pad_tokens(x, kernel, dropout=dropped)
-    else:
-      attend = attention.attend
 
     def project(name, x):
-      y = dense(
-        width, ('embed', 'heads'), name=name, dtype=self.options.dtype, kernel_init=self.kernel_init
-      )(x)
+      y = dense(width, ('embed', 'heads'), self.options.dtype, self.kernel_init, name=name)(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    keys = split(key, len(query_tokens)) if query_tokens else [key]
+    def attend(query, key, value, mask, rng):
+      kernel = self.options.kernel
+      return self.attend(query, key, value, mask, kernel=kernel, rate=self.dropout, rng=rng)
 
-    def run(query, key, value, mask, i=0):
-      draw = functools.partial(_draw_kept, keys[i], self.dropout) if dropped else None
-      return attend(query, key, value, mask, kernel=kernel, dropout=draw)
-
-    query = project('query', x if queries is None else queries)
-    arrays = query, project('key', x), project('value', x), mask
-    out = attention.attend_by_type(*arrays, query_tokens, run) if query_tokens else run(*arrays)
-    out = dense(
-      width, ('heads', 'embed'), name='out', dtype=self.options.dtype, kernel_init=self.kernel_init
-    )(einops.rearrange(out, '... l a k -> ... l (a k)'))
-    return out if query_tokens else out[..., :length, :]
+    query = project('query', first_tokens(x, query_tokens) if query_tokens else x)
+    key, value = project('key', x), project('value', x)
+    if query_tokens:
+      by_type = [jnp.unstack(array, axis=1) for array in (key, value, mask)]
+      queries, rngs = split_types(query, query_tokens), split(rng, len(query_tokens))
+      parts = zip(queries, *by_type, rngs, strict=True)
+      out = jnp.concatenate([attend(*part) for part in parts], axis=1)
+    else:
+      out = attend(query, key, value, mask, rng)
+    out = einops.rearrange(out, '... l a k -> ... l (a k)')
+    return dense(width, ('heads', 'embed'), self.options.dtype, self.kernel_init, name='out')(out)
 
 
 def first_tokens(x: jax.Array, counts: Sequence[int]) -> jax.Array:
-  """The first counts[t] tokens of each type t, one type after the other.
+  """The first counts[t] tokens of each of T types, one type after the other.
 
-  f[B, T, L, D] -> f[B, sum(counts), D].
+      counts=(3, 1):  [[a b c d], [e f g h]]  ->  [a b c e]
+
+  f[B, T, L, D] -> f[B, sum(counts), D]; `split_types` takes them apart.
   """
   return jnp.concatenate([x[:, t, :n] for t, n in enumerate(counts)], axis=1)
+
+
+def split_types(x: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
+  """f[B, sum(counts), ...] -> f[B, n, ...] for each n of `counts`."""
+  ends = [sum(counts[: t + 1]) for t in range(len(counts) - 1)]
+  return jnp.split(x, ends, axis=1)
 
 
 class Mlp(nn.Module):
   """D -> M -> D with the exact GELU."""
 
   size: int
-  options: ComputeOptions
+  options: 'ComputeOptions'
   kernel_init: Initializer
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    width = x.shape[-1]
-    hidden = dense(
-      self.size,
-      ('embed', 'mlp'),
-      name='fc1',
-      dtype=self.options.dtype,
-      kernel_init=self.kernel_init,
-    )(x)
-    hidden = gelu(hidden, self.options)
-    return dense(
-      width, ('mlp', 'embed'), name='fc2', dtype=self.options.dtype, kernel_init=self.kernel_init
-    )(hidden)
+    width, dtype, init = x.shape[-1], self.options.dtype, self.kernel_init
+    x = dense(self.size, ('embed', 'mlp'), dtype, init, name='fc1')(x)
+    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(self.options.gelu(x))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), exact; f[...] -> the same."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def identity(x: jax.Array) -> jax.Array:
+  return x
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+  """How layers are computed, which changes no number but by rounding.
+
+  One exception: where `attention` pads a sequence, dropout of its weights
+  draws for the padding too, and so other draws.
+
+  Attributes:
+    dtype: compute type; parameters, scores, softmax and norms are float32.
+    kernel: one of attention.KERNELS but 'auto'.
+    remat: what is kept for the backward pass, one of stack.REMAT.
+    scan: run the layers of a stack as a loop, compiled once.
+    mesh: of the devices that the batch is sharded over; None if it is not.
+    attention, norm, gelu: the layers themselves, here as JAX makes them.
+    layer_input: is applied to what each layer of a stack reads.
+  """
+
+  dtype: jnp.dtype
+  kernel: str = 'xla'
+  remat: str = 'none'
+  scan: bool = False
+  mesh: jax.sharding.Mesh | None = None
+  attention: type[Attention] = Attention
+  norm: type[nn.LayerNorm] = nn.LayerNorm
+  gelu: Callable[[jax.Array], jax.Array] = gelu
+  layer_input: Callable[[jax.Array], jax.Array] = identity
+
+  def layer_norm(self, epsilon: float, *, name: str | None = None) -> nn.LayerNorm:
+    """A LayerNorm as PyTorch computes it: exact variance, in float32."""
+    return self.norm(epsilon=epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
+
+
+def attention_flops(sequences: int, length: int, width: int, queries: int | None = None) -> int:
+  """Scores and weighted values of `sequences`; None queries are all tokens."""
+  return 4 * sequences * (length if queries is None else queries) * length * width
+
+
+def layer_flops(
+  sequences: int, length: int, width: int, mlp_size: int, queries: int | None = None
+) -> int:
+  """A transformer layer: keys and values of all tokens, the rest of `queries`."""
+  made = length if queries is None else queries
+  products = 2 * width * (2 * length * width + made * (2 * width + 2 * mlp_size))
+  return sequences * products + attention_flops(sequences, length, width, queries)

@@ -35,15 +35,10 @@ IMAGE_TEMPLATES = _templates(
 
 @flax.struct.dataclass
 class PromptBank:
-  """Features of every entity's prompts.
+  """Features of every entity's prompts, for videos and for photos."""
 
-  Attributes:
-    video: float32[Z, E], from the templates for videos.
-    image: float32[Z, E], from the templates for photos.
-  """
-
-  video: jax.Array
-  image: jax.Array
+  video: jax.Array  # float32[Z, E]
+  image: jax.Array  # float32[Z, E]
 
 
 def fill_template(template: str, entities: Sequence[str]) -> list[str]:

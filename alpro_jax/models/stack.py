@@ -1,5 +1,6 @@
 """A stack of equal layers: unrolled or scanned, rematerialised or not."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def run_layers(
   names: Sequence[str],
   x: jax.Array,
   *shared: Any,
-  each: dict[str, Any],
+  each: dict[str, Sequence | jax.Array | None],
   options: ComputeOptions,
 ) -> jax.Array:
   """Sends x through layers that differ in their parameters and `each` alone.
@@ -39,31 +40,29 @@ def run_layers(
     names: of the layers, in order.
     x: what the first layer reads.
     *shared: further arguments of all layers.
-    each: arguments by name, a sequence with one entry per layer, or None.
+    each: arguments by name, with one entry per layer, or None.
     options: say whether to scan and what to keep.
   """
-  if not names:
-    return x
-  if options.scan and not parent.is_initializing():
-    params = parent.variables['params']
-    rows = [params[name] for name in names]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+  policy = REMAT[options.remat]
 
-    def body(x, part):
-      params, own = part
-      return make(None).apply({'params': params}, x, *shared, **own), None
+  def run(layer, x, shared, own):
+    return layer(options.layer_input(x), *shared, **own)
 
-    policy = REMAT[options.remat]
+  if options.scan and names and not parent.is_initializing():
+
+    def body(x, inputs):
+      params, own = inputs
+      layer = functools.partial(make(None).apply, {'params': params})
+      return run(layer, x, shared, own), None
+
     if policy is not None:
       # A loop keeps the two computations apart by itself.
       body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    params = [parent.variables['params'][name] for name in names]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     each = {k: None if v is None else jnp.asarray(v) for k, v in each.items()}
-    return jax.lax.scan(body, x, (stacked, each))[0]
+    return jax.lax.scan(body, x, (params, each))[0]
 
-  def run(layer, x, shared, own):
-    return layer(x, *shared, **own)
-
-  policy = REMAT[options.remat]
   if policy is not None:
     run = nn.remat(run, policy=policy)
   for i, name in enumerate(names):

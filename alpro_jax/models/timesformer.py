@@ -1,7 +1,6 @@
 """TimeSformer: the video encoder, with divided, joint or no time attention."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import fused, layers, stack
+from alpro_jax.models import layers, stack
+from alpro_jax.models.dropout import drop_path, dropout, split
 
 ATTENTIONS = ('divided', 'joint', 'space_only')
 
@@ -22,7 +22,7 @@ EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoConfig:
+class Config:
   """The video encoder's sizes and initial values; see configs/models.py."""
 
   image_size: int
@@ -40,6 +40,7 @@ class VideoConfig:
   position_std: float
   time_std: float
   smooth_positions: bool
+  encoder: str = 'timesformer'
 
   def __post_init__(self):
     if self.attention not in ATTENTIONS:
@@ -123,18 +124,10 @@ def smooth_init(std: float, sizes: Sequence[int]) -> layers.Initializer:
   return init
 
 
-def _drop(config, drop_path, y, key, path_key):
-  """Dropout, and then the drop path of a block over f[..., tokens, D]."""
-  y = layers.dropout(y, config.dropout, key)
-  if not config.drop_path:
-    return y
-  return layers.dropout(y, drop_path, path_key, sequences=True)
-
-
 class Block(nn.Module):
   """A pre-norm transformer block over f[..., tokens, D]."""
 
-  config: VideoConfig
+  config: Config
   options: layers.ComputeOptions
 
   @nn.compact
@@ -146,22 +139,30 @@ class Block(nn.Module):
     Args:
       x: f[..., tokens, D].
       key: of dropout and drop path; None in evaluation.
-      drop_path: the chance that a sequence is dropped, a number.
+      drop_path: the chance that a sequence is dropped.
     """
+    keys = split(key, 4)
+    x = x + self._drop(self._attend(x), drop_path, *keys[:2])
+    return x + self._drop(self._mlp(x), drop_path, *keys[2:])
+
+  def _attend(self, x, prefix=''):
     config, options = self.config, self.options
+    x = options.layer_norm(EPSILON, name=f'{prefix}norm')(x)
     init = nn.initializers.normal(config.matrix_std)
-    keys = layers.split(key, 4)
-    drop = functools.partial(_drop, config, drop_path)
+    return options.attention(config.heads, options, init, name=f'{prefix}attention')(x)
 
-    y = layers.layer_norm(EPSILON, options, name='norm')(x)
-    y = layers.Attention(config.heads, options, init, name='attention')(y)
-    x = x + drop(y, *keys[:2])
-    y = layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, options, init, name='mlp')(y)
-    return x + drop(y, *keys[2:])
+  def _mlp(self, x):
+    config, options = self.config, self.options
+    x = options.layer_norm(EPSILON, name='mlp_norm')(x)
+    init = nn.initializers.normal(config.matrix_std)
+    return layers.Mlp(config.mlp_size, options, init, name='mlp')(x)
+
+  def _drop(self, x, rate, key, path_key):
+    x = dropout(x, self.config.dropout, key)
+    return drop_path(x, rate, path_key) if self.config.drop_path else x
 
 
-class DividedBlock(nn.Module):
+class DividedBlock(Block):
   """Attention over time at each place, then over space in each frame.
 
   The drop paths are TimeSformer's: time drops single places and does so before
@@ -169,8 +170,6 @@ class DividedBlock(nn.Module):
   before their class tokens are averaged; the MLP drops whole videos.
   """
 
-  config: VideoConfig
-  options: layers.ComputeOptions
   frames: int
 
   @nn.compact
@@ -178,49 +177,29 @@ class DividedBlock(nn.Module):
     self, x: jax.Array, *, key: jax.Array | None, drop_path: jax.Array | float
   ) -> jax.Array:
     """As `Block`, over f[B, 1 + T*N, D]; frame t's patches are together."""
-    config, options = self.config, self.options
-    init = nn.initializers.normal(config.matrix_std)
-    keys = layers.split(key, 6)
-    drop = functools.partial(_drop, config, drop_path)
-
-    if options.fused:
-      x = fused.store_gradient(x)
+    config, keys = self.config, split(key, 6)
     class_token, patches = x[:, :1], x[:, 1:]
 
     places = einops.rearrange(patches, 'b (t n) d -> b n t d', t=self.frames)
-    y = layers.layer_norm(EPSILON, options, name='temporal_norm')(places)
-    y = layers.Attention(config.heads, options, init, name='temporal_attention')(y)
-    y = layers.dense(
-      config.width,
-      ('embed', 'embed_out'),
-      name='temporal_fc',
-      dtype=options.dtype,
-      kernel_init=nn.initializers.normal(config.temporal_fc_std),
-    )(drop(y, *keys[:2]))
+    y = self._drop(self._attend(places, 'temporal_'), drop_path, *keys[:2])
+    init = nn.initializers.normal(config.temporal_fc_std)
+    axes = ('embed', 'embed_out')
+    y = layers.dense(config.width, axes, self.options.dtype, init, name='temporal_fc')(y)
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
-    b, t, n, d = frames.shape
-    copies = jnp.broadcast_to(class_token[:, None], (b, t, 1, d))
-    tokens = [copies, frames]
-    if options.fused:
-      tokens.append(fused.padding(frames, 1 + n, options.attention))
-    y = jnp.concatenate(tokens, axis=2)
-    y = layers.layer_norm(EPSILON, options, name='norm')(y)
-    y = layers.Attention(config.heads, options, init, name='attention')(y, length=1 + n)
-    y = drop(y, *keys[2:4])
+    copies = jnp.broadcast_to(class_token[:, None], (*frames.shape[:2], 1, config.width))
+    y = self._attend(jnp.concatenate([copies, frames], axis=2))
+    y = self._drop(y, drop_path, *keys[2:4])
     class_token = class_token + jnp.mean(y[:, :, 0], axis=1, keepdims=True)
-    frames = frames + y[:, :, 1:]
-    x = jnp.concatenate([class_token, einops.rearrange(frames, 'b t n d -> b (t n) d')], axis=1)
-
-    y = layers.layer_norm(EPSILON, options, name='mlp_norm')(x)
-    y = layers.Mlp(config.mlp_size, options, init, name='mlp')(y)
-    return x + drop(y, *keys[4:])
+    patches = einops.rearrange(frames + y[:, :, 1:], 'b t n d -> b (t n) d')
+    x = jnp.concatenate([class_token, patches], axis=1)
+    return x + self._drop(self._mlp(x), drop_path, *keys[4:])
 
 
-class VideoEncoder(nn.Module):
+class Encoder(nn.Module):
   """Pixels to one class token and one token per patch, averaged over time."""
 
-  config: VideoConfig
+  config: Config
   options: layers.ComputeOptions
 
   @nn.compact
@@ -231,12 +210,12 @@ class VideoEncoder(nn.Module):
       video: uint8[B, T, H, W, 3], or floats that are already normalised.
       train: whether dropout and drop path act.
     Returns:
-      f[B, S, D]; token 0 is the class token.
+      f[B, 1 + N, D]; token 0 is the class token.
     Raises:
       ValueError: if H or W is not a multiple of the patch side.
     """
-    config, dtype = self.config, self.options.dtype
-    _, t, h, w, _ = video.shape
+    config, options = self.config, self.options
+    b, t, h, w, _ = video.shape
     p = config.patch_size
     if h % p or w % p:
       raise ValueError(
@@ -245,46 +224,37 @@ class VideoEncoder(nn.Module):
       )
     if not jnp.issubdtype(video.dtype, jnp.floating):
       video = normalize_pixels(video)
-    patches = einops.rearrange(
-      video.astype(dtype), 'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p
+    video = video.astype(options.dtype)
+    pixels = einops.rearrange(video, 'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p)
+    init = layers.uniform_fan_in(pixels.shape[-1])
+    embed = layers.dense(
+      config.width, ('pixels', 'embed'), options.dtype, init, init, name='patch_embed'
     )
-    fan_in = patches.shape[-1]
-    patches = layers.dense(
-      config.width,
-      ('pixels', 'embed'),
-      name='patch_embed',
-      dtype=dtype,
-      kernel_init=layers.uniform_fan_in(fan_in),
-      bias_init=layers.uniform_fan_in(fan_in),
-    )(patches)
+    patches = embed(pixels)
 
     class_token, positions, times = self._embeddings((h // p, w // p), t)
     patches = patches + positions + times[:, None]
-    key, layers_key = layers.split(self.make_rng('dropout') if train else None, 2)
-    patches = layers.dropout(patches, config.dropout, key)
-    if config.attention == 'space_only':
-      first = jnp.broadcast_to(class_token, (*patches.shape[:2], 1, config.width))
-      x = jnp.concatenate([first, patches], axis=2)
-    else:
+    key, layers_key = split(self.make_rng('dropout') if train else None, 2)
+    patches = dropout(patches, config.dropout, key)
+    space_only = config.attention == 'space_only'
+    if not space_only:
       patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
-      # Not einops.repeat, whose gradient makes XLA's GPU compiler transpose
-      # all tokens before and after each layer.
-      first = jnp.broadcast_to(class_token, (video.shape[0], 1, config.width))
-      x = jnp.concatenate([first, patches], axis=1)
+    # Not einops.repeat, whose gradient makes XLA's GPU compiler transpose all
+    # tokens before and after each layer.
+    first = jnp.broadcast_to(class_token, (*patches.shape[:-2], 1, config.width))
+    x = jnp.concatenate([first, patches], axis=-2)
 
-    x = stack.run_layers(
-      self,
-      self._make_block(t),
-      [f'block{i}' for i in range(config.depth)],
-      x,
-      options=self.options,
-      each={
-        'key': None if key is None else layers.split(layers_key, config.depth),
-        'drop_path': drop_path_rates(config),
-      },
-    )
-    x = layers.layer_norm(EPSILON, self.options, name='norm')(x)
-    if config.attention == 'space_only':
+    def make_block(name):
+      if config.attention == 'divided':
+        return DividedBlock(config, options, t, name=name)
+      return Block(config, options, name=name)
+
+    names = [f'block{i}' for i in range(config.depth)]
+    keys = None if key is None else split(layers_key, config.depth)
+    each = {'key': keys, 'drop_path': drop_path_rates(config)}
+    x = stack.run_layers(self, make_block, names, x, each=each, options=options)
+    x = options.layer_norm(EPSILON, name='norm')(x)
+    if space_only:
       return jnp.mean(x, axis=1)
     patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
     return jnp.concatenate([x[:, :1], patches], axis=1)
@@ -292,7 +262,6 @@ class VideoEncoder(nn.Module):
   def _embeddings(self, grid, frames):
     """Class token f[D], positions f[N, D], times f[T, D] (0 if space_only)."""
     config = self.config
-    width = config.width
     normal = nn.initializers.normal(config.position_std)
     position_init, time_init = normal, nn.initializers.normal(config.time_std)
     if config.smooth_positions:
@@ -301,29 +270,33 @@ class VideoEncoder(nn.Module):
 
     def param(name, init, rows):
       init = nn.with_logical_partitioning(init, ('positions', 'embed'))
-      return self.param(name, init, (rows, width))
+      return self.param(name, init, (rows, config.width))
 
-    class_token = param('class_token', normal, 1)
-    class_token = class_token + param('class_position', normal, 1)
+    class_token = param('class_token', normal, 1) + param('class_position', normal, 1)
     positions = param('positions', position_init, config.grid**2)
     positions = resize_positions(positions, (config.grid,) * 2, grid)
-    if config.attention == 'space_only':
-      times = jnp.zeros((frames, width))
-    else:
+    times = jnp.zeros((frames, config.width))
+    if config.attention != 'space_only':
       times = resize_times(param('times', time_init, config.frames), frames)
-    return (
-      class_token[0].astype(self.options.dtype),
-      positions.astype(self.options.dtype),
-      times.astype(self.options.dtype),
-    )
-
-  def _make_block(self, frames):
-    if self.config.attention == 'divided':
-      return lambda name: DividedBlock(self.config, self.options, frames, name=name)
-    return lambda name: Block(self.config, self.options, name=name)
+    return tuple(x.astype(self.options.dtype) for x in (class_token[0], positions, times))
 
 
-def drop_path_rates(config: VideoConfig) -> list[float]:
+def drop_path_rates(config: Config) -> list[float]:
   """Returns each block's rate: 0 in the first, the configured in the last."""
   last = max(config.depth - 1, 1)
   return [config.drop_path * i / last for i in range(config.depth)]
+
+
+def forward_flops(config: Config, frames: int, image_size: int) -> int:
+  """Operations for one clip; see flops.py."""
+  n, t, d, mlp = (image_size // config.patch_size) ** 2, frames, config.width, config.mlp_size
+  if config.attention == 'divided':
+    # Time: four products of attention and temporal_fc, on patches alone.
+    block = n * t * 2 * d * 5 * d + layers.attention_flops(n, t, d)
+    block += t * (1 + n) * 2 * d * 4 * d + layers.attention_flops(t, 1 + n, d)
+    block += (1 + n * t) * 4 * d * mlp
+  elif config.attention == 'joint':
+    block = layers.layer_flops(1, 1 + n * t, d, mlp)
+  else:
+    block = layers.layer_flops(t, 1 + n, d, mlp)
+  return 2 * n * t * config.patch_size**2 * 3 * d + config.depth * block

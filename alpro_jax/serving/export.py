@@ -12,7 +12,6 @@ Every program is run from that folder, by that loader, and compared with the liv
 folder gets its name.
 """
 
-import dataclasses
 import json
 import pathlib
 import platform
@@ -195,7 +194,7 @@ def _describe(trained, made, params, tokenizer):
       'jaxlib': jaxlib.__version__,
       'numpy': np.__version__,
     },
-    'model': dataclasses.asdict(trained.model.config),
+    'model': trained.model.config.to_dict(),
     'platforms': list(next(iter(made.values())).platforms),
     'programs': {name: _describe_program(name, exported) for name, exported in made.items()},
     'parameters': {'file': _PARAMETERS, 'count': sum(x.size for x in params.values())},

@@ -13,7 +13,7 @@ from alpro_jax import contrastive, losses, masking, sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.contrastive import Features
 from alpro_jax.data.entities import read_entities
-from alpro_jax.models.alpro import Alpro, TextEncoding
+from alpro_jax.models.alpro import Alpro, Encoding
 from alpro_jax.tasks.prompter import Prompter
 from alpro_jax.tasks.shared import model_config
 from alpro_jax.tasks.teacher import init_teacher, make_teacher
@@ -72,7 +72,7 @@ class Pretrain(Prompter):
 
   @staticmethod
   def heads(options, entities) -> dict[str, Any]:
-    """The heads of the model, as models.alpro.HEADS names them."""
+    """The heads of the model, as AlproConfig has them."""
     return {'entities': len(entities)}
 
   @classmethod
@@ -230,7 +230,7 @@ class Pretrain(Prompter):
     )
     rows = sharding.constrain_batch(both.tokens, self.mesh)
     tokens = rearrange(rows, '(b k) l d -> b k l d', k=2)
-    return video, TextEncoding(tokens[:, 0], both.feature[::2]), tokens[:, 1]
+    return video, Encoding(tokens[:, 0], both.feature[::2]), tokens[:, 1]
 
   @property
   def _columns(self):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from alpro_jax import contrastive
 from alpro_jax.batch import VideoTextBatch
 from alpro_jax.contrastive import Features
-from alpro_jax.models.alpro import Alpro, TextEncoding, VideoEncoding
+from alpro_jax.models.alpro import Alpro, Encoding
 from alpro_jax.tasks.base import Task
 from alpro_jax.tasks.shared import model_config
 
@@ -63,7 +63,7 @@ class Prompter(Task):
     rngs = {} if key is None else {'dropout': key}
     return self.model.bind({'params': params}, rngs=rngs)
 
-  def encode(self, model, targets, batch, train) -> tuple[VideoEncoding, TextEncoding]:
+  def encode(self, model, targets, batch, train) -> tuple[Encoding, Encoding]:
     """Encodes both sides. Dropout falls alike in `embed` and in `terms`."""
     video = model.encode_video(batch.video, train=train)
     return video, model.encode_text(batch.text_ids, batch.text_mask, train=train)

@@ -15,7 +15,7 @@ def model_config(config, vocab_size: int, **heads) -> AlproConfig:
   Args:
     config: config.model.
     vocab_size: of the tokenizer.
-    **heads: that differ from models.alpro.HEADS; embed_size=0 leaves the
+    **heads: that differ from AlproConfig; embed_size=0 leaves the
       contrastive features out.
   """
   values = config.to_dict()

@@ -15,7 +15,6 @@ place is accepted, and the log says so; other content is refused.
   config      every option that decides what is learned
 """
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -57,7 +56,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
   """
   meta = {
     'task': config.task,
-    'model': dataclasses.asdict(task.model.config),
+    'model': task.model.config.to_dict(),
     'tokenizer': {
       'digest': tokenizer.digest,
       'vocab_size': tokenizer.vocab_size,

@@ -214,7 +214,7 @@ def _infer_model(options, task, tensors, answers, config, notes):
     'retrieval': {'mlm': False},
     'question_answering': {'embed_size': 0, 'match': False, 'mlm': False, 'answers': len(answers)},
   }[task]
-  return dataclasses.asdict(model_config(config.model, text['vocab_size'], **own_heads))
+  return model_config(config.model, text['vocab_size'], **own_heads).to_dict()
 
 
 def from_backbones(options: Options) -> list[Converted]:
@@ -241,7 +241,7 @@ def from_backbones(options: Options) -> list[Converted]:
   tokenizer = _load_tokenizer(options)
   _set_sizes(config, video, text)
   _check_vocabulary(options, tokenizer, text or {'vocab_size': tokenizer.vocab_size})
-  values = dataclasses.asdict(model_config(config.model, tokenizer.vocab_size))
+  values = model_config(config.model, tokenizer.vocab_size).to_dict()
 
   def optional(name):
     return not name.startswith(tuple(prefixes)) or any(part in name for part in left_out)
