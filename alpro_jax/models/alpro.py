@@ -241,31 +241,17 @@ class Alpro(nn.Module):
     mask = jnp.concatenate([text_mask.astype(bool), always], axis=1)
     return self.fusion_encoder(tokens, mask, train=train, query_tokens=query_tokens)
 
-  def match(
-    self,
-    text_tokens: jax.Array,
-    text_mask: jax.Array,
-    video_tokens: jax.Array,
-    *,
-    train: bool = False,
-  ) -> jax.Array:
-    """Arguments of `fuse` -> float32[B, 2]; class 1 is a match."""
-    return self.match_logits(self._fuse_to_pair(text_tokens, text_mask, video_tokens, train))
+  def match(self, *pairs: jax.Array, train: bool = False) -> jax.Array:
+    """The three arrays of `fuse` -> float32[B, 2]; class 1 is a match."""
+    return self.match_logits(self._fuse_to_pair(pairs, train))
 
-  def answer(
-    self,
-    text_tokens: jax.Array,
-    text_mask: jax.Array,
-    video_tokens: jax.Array,
-    *,
-    train: bool = False,
-  ) -> jax.Array:
-    """Arguments of `fuse` -> float32[B, answers]."""
-    return self.answer_logits(self._fuse_to_pair(text_tokens, text_mask, video_tokens, train))
+  def answer(self, *pairs: jax.Array, train: bool = False) -> jax.Array:
+    """The three arrays of `fuse` -> float32[B, answers]."""
+    return self.answer_logits(self._fuse_to_pair(pairs, train))
 
-  def _fuse_to_pair(self, text_tokens, text_mask, video_tokens, train):
+  def _fuse_to_pair(self, pairs, train):
     """f[B, D]: token 0 of the fused tokens, which stands for the pair."""
-    (tokens,) = self.fuse(text_tokens, text_mask, video_tokens, train=train, query_tokens=(1,))
+    (tokens,) = self.fuse(*pairs, train=train, query_tokens=(1,))
     return tokens[:, 0]
 
   def match_logits(self, pair: jax.Array) -> jax.Array:

@@ -117,12 +117,13 @@ class Attention(layers.Attention):
   @staticmethod
   def attend(query, key, value, mask, *, kernel, rate, rng):
     """As `attention.attend`; `mask` may be how many first tokens are no padding."""
+    dropped = rate and rng is not None
     if isinstance(mask, int):
-      if not (rate and rng is not None) and kernel == 'cudnn' and attention.fits_cudnn(query):
+      if kernel == 'cudnn' and not dropped and attention.fits_cudnn(query):
         # Cheaper than a mask, which cuDNN would want for every query.
         return attention.attend_cudnn(query, key, value, None, mask)
       mask = jnp.broadcast_to(jnp.arange(key.shape[-3]) < mask, key.shape[:-2])
-    if not (rate and rng is not None):
+    if not dropped:
       return attention.attend(query, key, value, mask, kernel=kernel)
     *lead, queries, heads, _ = query.shape
     kept, share = draw_kept(rng, rate, (*lead, heads, queries, key.shape[-3]))

@@ -15,21 +15,15 @@ from alpro_jax.models.alpro import unit_length
 IGNORE_RULES = ('probability', 'index')
 
 
-def _templates(*groups):
-  return tuple(
-    f'A {noun} of {determiner} {{entity}}.'
-    for nouns, determiners in groups
-    for noun in nouns
-    for determiner in determiners
-  )
+def _templates(nouns, determiners):
+  return tuple(f'A {noun} of {which} {{entity}}.' for noun in nouns for which in determiners)
 
 
-# The paper's prompts. A template has one place, {entity}.
-VIDEO_TEMPLATES = _templates(
-  (('footage', 'video', 'portrait', 'video footage'), ('a', 'the', 'one'))
-)
-IMAGE_TEMPLATES = _templates(
-  (('photo', 'picture'), ('a', 'the', 'one')), (('good photo', 'good picture'), ('the', 'a', 'one'))
+# The paper's prompts, in its order. A template has one place, {entity}.
+VIDEO_TEMPLATES = _templates(('footage', 'video', 'portrait', 'video footage'), ('a', 'the', 'one'))
+IMAGE_TEMPLATES = (
+  *_templates(('photo', 'picture'), ('a', 'the', 'one')),
+  *_templates(('good photo', 'good picture'), ('the', 'a', 'one')),
 )
 
 
