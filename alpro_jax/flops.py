@@ -35,12 +35,6 @@ def fusion_forward(
   return encoder.fusion_flops(config.text, tokens, query_tokens)
 
 
-def mlm_head_forward(config: AlproConfig, length: int) -> int:
-  """One text through the transform and the tied decoder."""
-  width = config.text.width
-  return 2 * length * width * (width + config.text.vocab_size)
-
-
 def retrieval(
   config: AlproConfig,
   *,
@@ -59,38 +53,3 @@ def retrieval(
     + pairs * pair
     + 2 * texts * videos * config.embed_size
   )
-
-
-def train_step(
-  config: AlproConfig,
-  *,
-  frames: int,
-  image_size: int,
-  length: int,
-  vtm: bool,
-  mlm: bool,
-  pem: bool,
-  as_original: bool = False,
-) -> int:
-  """Forward and backward of one pair, the teacher's forward pass included.
-
-  Backward counts twice the forward. Work is counted once wherever it is
-  merged or repeated, and recomputation for memory is not counted: this is
-  what the method needs, not what a program does. The last layer of the fusion
-  encoder needs to make only the tokens that a loss reads; with `as_original`
-  it makes all, as the original does.
-  """
-  # How many tokens of each pair are read; None is all.
-  pairs = [None] if pem else [1] if vtm or config.answers else []
-  pairs += ([1, 1] if vtm else []) + ([length] if mlm else [])
-  video = video_forward(config, frames, image_size)
-  trained = video + text_forward(config, length) * (2 if mlm else 1)
-  for tokens in pairs:
-    trained += fusion_forward(config, length, image_size, None if as_original else tokens)
-  if mlm:
-    trained += mlm_head_forward(config, length)
-  width = config.text.width
-  for classes in (config.entities if pem else 0, config.answers):
-    if classes:
-      trained += 4 * width * (width + classes)
-  return 3 * trained + (video if pem else 0)

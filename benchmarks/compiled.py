@@ -6,7 +6,7 @@ import jax
 
 from benchmarks import collectives, dry_run, kernels
 from benchmarks.chips import Chip
-from benchmarks.step import step_flops
+from benchmarks.flops import step_flops
 
 
 def compile_step(config, mesh):

@@ -5,11 +5,11 @@ import time
 
 import jax
 
-from alpro_jax import flops, sharding
-from alpro_jax.models.alpro import Alpro
+from alpro_jax import sharding
 from alpro_jax.train import state
 from alpro_jax.train.progress import peak_memory_gib
 from benchmarks import dry_run, kernels, profile
+from benchmarks.flops import step_flops
 
 
 def measure(
@@ -85,17 +85,3 @@ def measure(
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
     figures['share_of_peak_as_original'] = of_original / step_s / 1e12 / peak_tflops
   return figures
-
-
-def step_flops(config, model: Alpro, *, as_original: bool = False) -> int:
-  """Operations that a step needs, by formula; see flops.train_step."""
-  return config.data.batch_size * flops.train_step(
-    model.config,
-    frames=config.data.frames,
-    image_size=config.data.image_size,
-    length=config.data.max_text_tokens,
-    vtm=bool(config.loss.vtm) and config.task in ('pretrain', 'retrieval'),
-    mlm=bool(config.loss.mlm) and config.task == 'pretrain',
-    pem=bool(config.loss.pem) and config.task == 'pretrain',
-    as_original=as_original,
-  )
