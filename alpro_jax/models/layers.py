@@ -1,6 +1,7 @@
 """Attention, MLP and norms: the pieces both encoders are made of."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -84,21 +85,20 @@ class Attention(nn.Module):
       y = dense(width, ('embed', 'heads'), self.options.dtype, self.kernel_init, name=name)(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
-    def attend(query, key, value, mask, rng):
-      kernel = self.options.kernel
-      return self.attend(query, key, value, mask, kernel=kernel, rate=self.dropout, rng=rng)
-
     query = project('query', first_tokens(x, query_tokens) if query_tokens else x)
     key, value = project('key', x), project('value', x)
+    attend = functools.partial(self.attend, kernel=self.options.kernel, rate=self.dropout)
     if query_tokens:
-      by_type = [jnp.unstack(array, axis=1) for array in (key, value, mask)]
-      queries, rngs = split_types(query, query_tokens), split(rng, len(query_tokens))
-      parts = zip(queries, *by_type, rngs, strict=True)
-      out = jnp.concatenate([attend(*part) for part in parts], axis=1)
-    else:
-      out = attend(query, key, value, mask, rng)
-    out = einops.rearrange(out, '... l a k -> ... l (a k)')
+      attend = functools.partial(_attend_by_type, attend, query_tokens)
+    out = einops.rearrange(attend(query, key, value, mask, rng=rng), '... l a k -> ... l (a k)')
     return dense(width, ('heads', 'embed'), self.options.dtype, self.kernel_init, name='out')(out)
+
+
+def _attend_by_type(attend, counts, query, key, value, mask, *, rng):
+  """Attends within each of the T types: f[B, sum(counts), A, K] of f[B, T, L, A, K]."""
+  parts = enumerate(zip(split_types(query, counts), split(rng, len(counts)), strict=True))
+  out = [attend(q, key[:, t], value[:, t], mask[:, t], rng=r) for t, (q, r) in parts]
+  return jnp.concatenate(out, axis=1)
 
 
 def first_tokens(x: jax.Array, counts: Sequence[int]) -> jax.Array:
