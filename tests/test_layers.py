@@ -1,5 +1,6 @@
 """Fused layers against plain ones: values, gradients, padding."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax.models import attention, dropout, fused, layers
+from alpro_jax.models import attention, dropout, fused, layers, timesformer
+from alpro_jax.models.alpro import AlproConfig
+from configs import models
 
 
 def close(found, wanted, tolerance):
@@ -117,10 +120,9 @@ def test_padded_lengths():
 
 
 def layer(kernel, *, dtype='float32', dropout=0.0, form='fused'):
-  options = layers.ComputeOptions(jnp.dtype(dtype), kernel)
-  if form == 'fused':
-    options = fused.replace_layers(options)
-  return options.attention(2, options, nn.initializers.normal(0.3), dropout)
+  replaced = fused.LAYERS if form == 'fused' else ()
+  options = layers.ComputeOptions(jnp.dtype(dtype), kernel, replaced=replaced)
+  return options.choose(layers.Attention)(2, options, nn.initializers.normal(0.3), dropout)
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -147,6 +149,22 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
     return with_gradients(apply)(params, x)
 
   close(run('cudnn', form), run('xla', 'plain'), tolerance)
+
+
+@pytest.mark.parametrize('kernel', ['cudnn', 'xla'])
+def test_a_block_pads_its_frames_unseen(no_cudnn, kernel):
+  """24 tokens of a frame and a class token: cuDNN wants 26."""
+  config = AlproConfig.from_dict(models.tiny().to_dict()).video
+  config = dataclasses.replace(config, matrix_std=0.2, temporal_fc_std=0.1)
+  x = jax.random.normal(jax.random.key(0), (2, 1 + 3 * 24, config.width))
+
+  def run(kernel, replaced):
+    options = layers.ComputeOptions(jnp.dtype('float32'), kernel, replaced=replaced)
+    block = options.choose(timesformer.DividedBlock)(config, options, frames=3)
+    params = nn.unbox(block.init(jax.random.key(1), x, key=None, drop_path=0.0))
+    return with_gradients(lambda p, x: block.apply(p, x, key=None, drop_path=0.0))(params, x)
+
+  close(run(kernel, fused.LAYERS), run('xla', ()), 5e-6)
 
 
 def test_padding_for_dropout_is_not_seen(monkeypatch):

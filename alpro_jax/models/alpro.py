@@ -180,14 +180,14 @@ class Alpro(nn.Module):
     config, mesh = self.config, self.mesh
     # The devices it is compiled for may not be those of this process.
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    options = layers.ComputeOptions(
+    return layers.ComputeOptions(
       dtype=jnp.dtype(config.dtype),
       kernel=attention.choose_kernel(config.attention_impl, device),
       remat=config.remat,
       scan=config.scan_layers,
       mesh=mesh,
+      replaced=fused.LAYERS if config.implementation == 'fused' else (),
     )
-    return fused.replace_layers(options) if config.implementation == 'fused' else options
 
   def encode_video(self, video: jax.Array, *, train: bool) -> Encoding:
     """Encodes clips.

@@ -122,7 +122,8 @@ class Layer(nn.Module):
     config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     keys = split(key, 3)
-    attend = options.attention(config.heads, options, init, config.dropout, name='attention')
+    attention = options.choose(layers.Attention)
+    attend = attention(config.heads, options, init, config.dropout, name='attention')
     y = attend(x, mask, rng=keys[0], query_tokens=self.query_tokens)
     if self.query_tokens:
       x = layers.first_tokens(x, self.query_tokens)
@@ -201,7 +202,7 @@ class MlmHead(nn.Module):
     init = nn.initializers.normal(config.matrix_std)
     axes = ('embed', 'embed_out')
     x = layers.dense(config.width, axes, options.dtype, init, name='transform')(x)
-    x = options.layer_norm(EPSILON, name='norm')(options.gelu(x))
+    x = options.layer_norm(EPSILON, name='norm')(options.choose(layers.gelu)(x))
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
     return x, self.param('bias', init, (config.vocab_size,))
 

@@ -6,7 +6,6 @@ rounding; what is saved is memory and its traffic, as XLA's GPU compiler plans
 them (docs/performance.md).
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -14,15 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, layers
+from alpro_jax.models import attention, layers, timesformer
 from alpro_jax.models.dropout import draw_kept, scale_kept
-
-
-def replace_layers(options: layers.ComputeOptions) -> layers.ComputeOptions:
-  """Returns options with the layers of this file."""
-  return dataclasses.replace(
-    options, attention=Attention, norm=LayerNorm, gelu=gelu, layer_input=store_gradient
-  )
 
 
 class LayerNorm(nn.LayerNorm):
@@ -97,15 +89,6 @@ def _gelu_backward(x, cotangent):
 gelu.defvjp(lambda x: (layers.gelu(x), x), _gelu_backward)
 
 
-def store_gradient(x: jax.Array) -> jax.Array:
-  """Returns x; its gradient is stored here, and read from here.
-
-  At the entry of a block: XLA's GPU compiler would keep every block's part of
-  the gradient of the residual stream, and add all up for each reader.
-  """
-  return jax.lax.optimization_barrier(x)
-
-
 class Attention(layers.Attention):
   """Attention whose tokens are padded before the projections.
 
@@ -151,6 +134,23 @@ class Attention(layers.Attention):
       return out[..., :length, :]
     parts = zip(layers.split_types(out, counts), query_tokens, strict=True)
     return jnp.concatenate([part[:, :n] for part, n in parts], axis=1)
+
+
+class DividedBlock(timesformer.DividedBlock):
+  """A block that stores the gradient of its input, and pads frames where it joins them."""
+
+  def __call__(self, x: jax.Array, **options) -> jax.Array:
+    # XLA's GPU compiler would keep every block's part of the gradient of the
+    # residual stream, and add all up for each reader.
+    return super().__call__(jax.lax.optimization_barrier(x), **options)
+
+  def _attend(self, x, prefix='', mask=None):
+    length = x.shape[-2]
+    size = padded_length(length, self.options.kernel, dropout=False)
+    if mask is not None or size == length:
+      return super()._attend(x, prefix, mask)
+    # Behind the norm, as Attention pads, it would be a copy.
+    return super()._attend(_pad(x, -2, size), prefix, length)[..., :length, :]
 
 
 def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
@@ -207,3 +207,12 @@ def _dropout_backward(residuals, cotangent):
 
 
 _attend_with_dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+# To be put in place of the plain layers.
+LAYERS = (
+  (nn.LayerNorm, LayerNorm),
+  (layers.gelu, gelu),
+  (layers.Attention, Attention),
+  (timesformer.DividedBlock, DividedBlock),
+)

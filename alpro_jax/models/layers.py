@@ -128,7 +128,7 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     width, dtype, init = x.shape[-1], self.options.dtype, self.kernel_init
     x = dense(self.size, ('embed', 'mlp'), dtype, init, name='fc1')(x)
-    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(self.options.gelu(x))
+    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(self.options.choose(gelu)(x))
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -136,15 +136,11 @@ def gelu(x: jax.Array) -> jax.Array:
   return jax.nn.gelu(x, approximate=False)
 
 
-def identity(x: jax.Array) -> jax.Array:
-  return x
-
-
 @dataclasses.dataclass(frozen=True)
 class ComputeOptions:
   """How layers are computed, which changes no number but by rounding.
 
-  One exception: where `attention` pads a sequence, dropout of its weights
+  One exception: where fused attention pads a sequence, dropout of its weights
   draws for the padding too, and so other draws.
 
   Attributes:
@@ -153,8 +149,7 @@ class ComputeOptions:
     remat: what is kept for the backward pass, one of stack.REMAT.
     scan: run the layers of a stack as a loop, compiled once.
     mesh: of the devices that the batch is sharded over; None if it is not.
-    attention, norm, gelu: the layers themselves, here as JAX makes them.
-    layer_input: is applied to what each layer of a stack reads.
+    replaced: pairs of a layer and what stands in for it; see `choose`.
   """
 
   dtype: jnp.dtype
@@ -162,14 +157,16 @@ class ComputeOptions:
   remat: str = 'none'
   scan: bool = False
   mesh: jax.sharding.Mesh | None = None
-  attention: type[Attention] = Attention
-  norm: type[nn.LayerNorm] = nn.LayerNorm
-  gelu: Callable[[jax.Array], jax.Array] = gelu
-  layer_input: Callable[[jax.Array], jax.Array] = identity
+  replaced: tuple[tuple[Callable, Callable], ...] = ()
+
+  def choose(self, layer: Callable) -> Callable:
+    """Returns what stands in for a plain layer: itself, if nothing does."""
+    return dict(self.replaced).get(layer, layer)
 
   def layer_norm(self, epsilon: float, *, name: str | None = None) -> nn.LayerNorm:
     """A LayerNorm as PyTorch computes it: exact variance, in float32."""
-    return self.norm(epsilon=epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
+    norm = self.choose(nn.LayerNorm)
+    return norm(epsilon=epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
 
 
 def attention_flops(sequences: int, length: int, width: int, queries: int | None = None) -> int:

@@ -46,7 +46,7 @@ def run_layers(
   policy = REMAT[options.remat]
 
   def run(layer, x, shared, own):
-    return layer(options.layer_input(x), *shared, **own)
+    return layer(x, *shared, **own)
 
   if options.scan and names and not parent.is_initializing():
 

@@ -145,11 +145,11 @@ class Block(nn.Module):
     x = x + self._drop(self._attend(x), drop_path, *keys[:2])
     return x + self._drop(self._mlp(x), drop_path, *keys[2:])
 
-  def _attend(self, x, prefix=''):
+  def _attend(self, x, prefix='', mask=None):
     config, options = self.config, self.options
     x = options.layer_norm(EPSILON, name=f'{prefix}norm')(x)
-    init = nn.initializers.normal(config.matrix_std)
-    return options.attention(config.heads, options, init, name=f'{prefix}attention')(x)
+    init, attention = nn.initializers.normal(config.matrix_std), options.choose(layers.Attention)
+    return attention(config.heads, options, init, name=f'{prefix}attention')(x, mask)
 
   def _mlp(self, x):
     config, options = self.config, self.options
@@ -246,7 +246,7 @@ class Encoder(nn.Module):
 
     def make_block(name):
       if config.attention == 'divided':
-        return DividedBlock(config, options, t, name=name)
+        return options.choose(DividedBlock)(config, options, t, name=name)
       return Block(config, options, name=name)
 
     names = [f'block{i}' for i in range(config.depth)]
