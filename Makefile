@@ -34,6 +34,7 @@ demo: install
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check --quiet .
+	$(RUN) -m mypy
 
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal

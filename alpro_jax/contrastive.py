@@ -63,10 +63,11 @@ def vtc(
 
 def zero_with_gradient(features: Features, cotangent: Features) -> tuple[jax.Array, jax.Array]:
   """Returns a sum of 0, whose gradient by the features is `cotangent`; and 0."""
-  product = sum(
+  products = (
     jnp.sum(feature * jax.lax.stop_gradient(gradient))
     for feature, gradient in zip(features, cotangent, strict=True)
   )
+  product = sum(products, jnp.zeros(()))
   return product - jax.lax.stop_gradient(product), jnp.zeros(())
 
 

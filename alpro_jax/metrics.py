@@ -229,10 +229,11 @@ def rank_matrix(scores, pairs) -> dict[str, tuple[Queries, Ranks]]:
 def retrieval_metrics(scores, pairs, ties: str = 'pessimistic') -> dict[str, float]:
   """All figures of one score matrix; see `rank_matrix`, `retrieval_figures`."""
   (by_text, t2v), (by_video, v2t), (_, grouped) = rank_matrix(scores, pairs).values()
-  if len(by_video.column) == len(by_video.row):
-    grouped = None
+  several = len(by_video.column) != len(by_video.row)
   videos = np.shape(scores)[1]
-  return retrieval_figures(by_text, t2v, by_video, v2t, grouped, videos=videos, ties=ties)[0]
+  return retrieval_figures(
+    by_text, t2v, by_video, v2t, grouped if several else None, videos=videos, ties=ties
+  )[0]
 
 
 def retrieval_figures(
@@ -256,7 +257,8 @@ def retrieval_figures(
     distinct then.
     {name: (low, high)} of the first ten or fifteen: 95 % bootstrap, by video.
   """
-  figures, intervals = {}, {}
+  figures: dict[str, float] = {}
+  intervals: dict[str, tuple[float, float]] = {}
   for prefix, queries, ranks in (
     ('t2v', by_text, t2v),
     ('v2t', by_video, v2t),

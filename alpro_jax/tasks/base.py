@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from alpro_jax import losses
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
@@ -143,4 +144,5 @@ def weighted_loss(
   weights: Mapping[str, float], terms: Terms, counts: Mapping[str, jax.Array]
 ) -> jax.Array:
   """Returns the float32 loss: each sum by its count, times its weight."""
-  return sum(weight * losses.mean(terms[name][0], counts[name]) for name, weight in weights.items())
+  parts = (weight * losses.mean(terms[name][0], counts[name]) for name, weight in weights.items())
+  return sum(parts, jnp.zeros(()))
