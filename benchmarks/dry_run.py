@@ -68,6 +68,8 @@ def program(config, mesh) -> Program:
   Raises:
     ValueError: if the batch cannot be sharded over the mesh.
   """
+  accumulation = config.optimizer.accumulation
+  sharding.check_batch_size(config.data.batch_size, mesh, accumulation=accumulation)
   update = step.make_update(config, task(config, mesh), mesh)
   frozen = jax.eval_shape(update.task.init_frozen, jax.random.key(0))
   where, rows = sharding.batch_sharding(mesh), config.data.batch_size

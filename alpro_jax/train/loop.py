@@ -110,6 +110,9 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
     if config.train[name] < 1:
       raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')
   mesh = sharding.mesh_from_config(config.mesh)
+  sharding.check_batch_size(
+    config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
+  )
   logging.info(
     f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}) in {jax.process_count()} '
     f'processes, mesh {dict(mesh.shape)}, global batch {config.data.batch_size}'

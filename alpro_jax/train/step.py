@@ -37,14 +37,8 @@ class Update(NamedTuple):
 
 
 def make_update(config, task: Task, mesh) -> Update:
-  """Makes the update of a config; nothing is computed or allocated.
-
-  Raises:
-    ValueError: if the batch cannot be sharded over the mesh, or for unknown options.
-  """
-  options = config.optimizer
-  sharding.check_batch_size(config.data.batch_size, mesh, accumulation=options.accumulation)
-  optimizer, schedule = optimizers.from_config(options, config.train.steps)
+  """Makes the update of a config; nothing is computed or allocated."""
+  optimizer, schedule = optimizers.from_config(config.optimizer, config.train.steps)
   state = abstract_state(task.init, optimizer, mesh)
   layout = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = make_train_step(config, task, optimizer, schedule, mesh, layout)
@@ -90,7 +84,7 @@ def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
 def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
   """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
 
-  With accumulation the batch is cut into micro-batches of every
+  With accumulation the batch is split into micro-batches of every
   accumulation-th row, so that each is spread over all devices. Their sums of
   losses and gradients add up and are divided by the counts of the whole batch
   (defect 20): what is masked, labelled and kept is what it would be in one
