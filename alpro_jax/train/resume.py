@@ -153,10 +153,8 @@ def _check_same_run(stored, meta):
     )
   was, now = _flat(stored['config']), _flat(meta['config'])
   for name, place in now.items():
-    names_place = name in _BY_CONTENT or (
-      name.startswith('data.sources.') and name.endswith('.path')
-    )
-    if names_place and isinstance(place, str) and place and was.get(name) not in ('', None, place):
+    is_path = name in _BY_CONTENT or (name.startswith('data.sources.') and name.endswith('.path'))
+    if is_path and isinstance(place, str) and place and was.get(name) not in ('', None, place):
       logging.info(
         'config.%s moved from %s to %s; what lies there is the same.', name, was[name], place
       )
