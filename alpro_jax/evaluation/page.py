@@ -42,14 +42,10 @@ class Search(NamedTuple):
 
 
 def render(template: str, *, folders: Sequence[pathlib.Path] = (), **content) -> str:
-  """Returns a page.
+  """Returns a page: a file of templates/, or of other folders, with this content.
 
-  Args:
-    template: a file of templates/, or of `folders`.
-    folders: with more templates.
-    **content: what it prints; all of them need `title`.
   Raises:
-    jinja2.UndefinedError: if the template prints what is not in `content`.
+    jinja2.UndefinedError: if the template prints what is not there, e.g. `title`.
   """
   return environment(*folders).get_template(template).render(content)
 

@@ -82,7 +82,7 @@ def answer(
   Args:
     scorer: with the model.
     batches: see Scorer.embed_videos.
-    questions: of every record, in order: (text, answer, kind).
+    questions: of every record: (text, answer, kind).
     answers: that the model chooses from, most frequent first.
   Raises:
     ValueError: if there is no question, or another number of answers.

@@ -114,11 +114,8 @@ def retrieve(
 ) -> tuple[Retrieval, TextFeatures, VideoFeatures]:
   """Scores all captions of a split against all its videos.
 
-  Args:
-    scorer: with the model.
-    batches: see Scorer.embed_videos.
-    captions: of every record; a video without any is only a competitor.
-    scoring: how.
+  A video without captions is only a competitor. Batches: see Scorer.embed_videos.
+
   Raises:
     ValueError: if there is nothing to score, a feature or a score is not
       finite, or the model cannot score by this rule.
@@ -214,17 +211,14 @@ def score(
 
 
 def figure_names(scoring: Scoring, pairs: np.ndarray, *, similarity: bool = True) -> list[str]:
-  """The figures with an interval that `score` will give, by name.
-
-  Without `similarity`, of a model that has no contrastive features.
-  """
+  """Names of the figures with an interval; a model may have no similarity."""
   plain = ['t2v', 'v2t']
   every = plain + ['v2t_grouped'] * candidates.has_groups(metrics.video_queries(pairs))
-  orders = {'': every, 'similarity/': every * similarity}
-  orders['dual_softmax/'] = plain * scoring.dual_softmax
+  orders = [('', every), ('similarity/', every * similarity)]
+  orders.append(('dual_softmax/', plain * scoring.dual_softmax))
   return [
     order + name
-    for order, directions in orders.items()
+    for order, directions in orders
     for direction in directions
     for name in metrics.summarize_ranks([1.0], direction)
   ]

@@ -35,12 +35,9 @@ class EvaluationResult(NamedTuple):
 def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationResult:
   """Evaluates a model by what it was trained for, as its data and eval options say.
 
-  Args:
-    trained: the model.
-    prepared: from dataset.open_dataset.
-    style: of the captions, or kind of the questions; '' is all.
   Raises:
-    ValueError: if the split has nothing to ask.
+    ValueError: if the split has nothing to ask, of this style of captions or
+      kind of questions.
   """
   prepared = select(trained, prepared, style=style)
   scorer, videos = make_scorer(trained), batches(trained, prepared)

@@ -57,7 +57,7 @@ class TrainedModel(NamedTuple):
 
   @property
   def why_no_matching(self) -> str:
-    """Why the head that says match or no match knows nothing, '' if it does.
+    """Why the head for match or no match is of no use, '' if it is of use.
 
     Where nobody could say what converted weights were trained for, the head
     itself tells: its bias begins at 0 and does not stay there.
