@@ -17,7 +17,6 @@ import jax
 import jinja2
 import ml_collections
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from alpro_jax import files, sharding
 from alpro_jax.data import tokens
@@ -25,6 +24,7 @@ from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import trees
+from alpro_jax.weights.tensor_files import open_tensors, write_tensors
 
 CONFIG, PARAMS, CARD = 'config.json', 'model.safetensors', 'README.md'
 _TEMPLATE = 'model_card.md.jinja'
@@ -59,7 +59,7 @@ def write(
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
-    save_file(arrays, here / PARAMS, {'format': 'np', 'library': 'alpro_jax'})
+    write_tensors(here / PARAMS, arrays, {'format': 'np', 'library': 'alpro_jax'})
     (here / tokenizer.name).write_bytes(tokenizer.read_bytes())
     config = {
       'library': 'alpro_jax',
@@ -143,7 +143,7 @@ def read(folder, *, mesh=None) -> TrainedModel:
   meta, mesh = config['meta'], mesh or sharding.make_mesh()
   model = Alpro(AlproConfig.from_dict(meta['model']))
   options = ml_collections.ConfigDict(meta['config'])
-  stored = load_file(folder / PARAMS)
+  stored = {name: tensor.array for name, tensor in open_tensors(folder / PARAMS).items()}
   abstract = abstract_params(model, mesh)
   wanted = trees.by_name(abstract)
   trees.check_fits(folder / PARAMS, stored, wanted, (), lambda name: False, ())
