@@ -28,6 +28,9 @@ class Config:
   video: dict = dataclasses.field(default_factory=lambda: {'heads': 2})
   text: dict = dataclasses.field(default_factory=lambda: {'heads': 2})
 
+  def to_dict(self):
+    return dataclasses.asdict(self)
+
 
 class Task(test_loop.ToyTask):
   """The toy with labels, and a model that says what they are."""

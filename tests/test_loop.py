@@ -30,6 +30,9 @@ from tests.processes import run_two
 class ToyModelConfig:
   width: int = 4
 
+  def to_dict(self):
+    return dataclasses.asdict(self)
+
 
 class ToyTask(Task):
   """Linear regression; from `bad_step` on, `bad_steps` have a loss of NaN."""
