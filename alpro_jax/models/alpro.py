@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -303,9 +303,9 @@ class Alpro(nn.Module):
   def init_all(self, video: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Touches every parameter; for `init(..., method='init_all')`."""
     config = self.config
-    video = self.encode_video(video, train=False)
+    clip = self.encode_video(video, train=False)
     text = self.encode_text(ids, mask, train=False)
-    fused = self.fuse(text.tokens, mask, video.tokens, train=False)
+    fused = cast(jax.Array, self.fuse(text.tokens, mask, clip.tokens, train=False))
     pair = fused[:, 0]
     for used, head, tokens in (
       (config.match, self.match_logits, pair),
