@@ -4,9 +4,17 @@ import json
 import pathlib
 import re
 import signal
+import types
 
+import jax
+import numpy as np
+
+from alpro_jax import sharding
 from alpro_jax.data import dataset, sources
+from alpro_jax.models import encoders
 from alpro_jax.tasks import registry
+from alpro_jax.train import state
+from benchmarks import dry_run
 from tests import launched, small_videos
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs/research.md'
@@ -26,6 +34,22 @@ def test_a_loss_and_a_task_of_ones_own(monkeypatch):
   monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   names = run_section('A task', run_section('A loss', {'__name__': 'triplet'}))
   assert int(names['now'].step) == 10
+
+
+def test_an_encoder_of_ones_own(monkeypatch):
+  file = types.ModuleType('averaged')
+  monkeypatch.setitem(encoders.VIDEO, 'averaged', file)
+  config = run_section('An encoder', file.__dict__)['config']
+  config.task = 'prompter'
+  config.data.update({'batch_size': 8, 'frames': 4, 'image_size': 48})
+  config.model.text.update({'depth': 2, 'fusion_layer': 1, 'width': config.model.video.width})
+  program = dry_run.program(config, sharding.make_mesh(devices=jax.devices()[:1]))
+  made = jax.eval_shape(program.task.init, jax.random.key(0))
+  assert set(made['video_encoder']) == {'patches'}
+  batch = dry_run.noise(config)
+  now = state.create_state(program.task.init, program.optimizer, program.task.mesh, 0)
+  _, metrics = program.step(now, None, jax.device_put(batch, jax.devices()[0]))
+  assert np.isfinite(metrics['loss/vtc'])
 
 
 def test_a_data_set_of_ones_own(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import os
 import urllib.parse
 
 from alpro_jax.evaluation import page, pictures
-from alpro_jax.search.querying import Found, Hit
+from alpro_jax.search.querying import SearchResult, Hit
 from alpro_jax.search.store import Store, show_name
 
 
@@ -19,7 +19,7 @@ def show_time(seconds: float) -> str:
   return (f'{hours}:' if hours else '') + f'{minutes}:{rest % 60:02}'
 
 
-def render(store: Store, found: list[Found]) -> str:
+def render(store: Store, found: list[SearchResult]) -> str:
   """Returns the page of all texts."""
   root, checkpoint = store.about['root'], store.about['checkpoint']
   videos, clips = store.counts()

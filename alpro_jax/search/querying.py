@@ -28,7 +28,7 @@ class Hit(NamedTuple):
   match: float | None  # Probability of a match, None if fusion was not asked.
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
   """What a text found, best first, and how many clips were read by fusion."""
 
   text: str
@@ -45,7 +45,7 @@ def search(
   *,
   top: int = 10,
   rerank_k: int = 64,
-) -> list[Found]:
+) -> list[SearchResult]:
   """Finds the clips that fit each text.
 
   The nearest by similarity, of which the `rerank_k` first are put in the
@@ -85,7 +85,7 @@ def search(
       )
       for i in order[:top]
     ]
-    found.append(Found(text, hits, len(near), time.monotonic() - start))
+    found.append(SearchResult(text, hits, len(near), time.monotonic() - start))
   return found
 
 
