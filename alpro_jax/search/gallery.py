@@ -4,7 +4,7 @@ import os
 import urllib.parse
 
 from alpro_jax.evaluation import page, pictures
-from alpro_jax.search.querying import SearchResult, Hit
+from alpro_jax.search.querying import Hit, SearchResult
 from alpro_jax.search.store import Store, show_name
 
 
