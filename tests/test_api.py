@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -211,3 +212,23 @@ def test_the_hub_is_asked_for_a_name_with_a_user(monkeypatch, model, tmp_path):
   with pytest.raises(FileNotFoundError, match='did not give it: no network$'):
     alpro_jax.load('user/none')
   assert asked == ['user/model', 'user/none']
+
+
+def test_the_model_that_comes_with_the_package_is_that_of_its_card():
+  """`python -m examples.shapes.ship` makes it."""
+  model = alpro_jax.load('shapes')
+  folder = api.SHIPPED / 'shapes'
+  clips = [json.loads(line) for line in (folder / 'clips/captions.jsonl').read_text().splitlines()]
+  captions = [clip['caption'] for clip in clips]
+  videos = model.embed_videos([folder / 'clips' / clip['video'] for clip in clips])
+  # Each caption finds its clip, each clip its caption, by both scores.
+  for scores in (model.similarity(captions, videos), model.match(captions, videos)):
+    assert scores.argmax(0).tolist() == scores.argmax(1).tolist() == [0, 1, 2]
+  assert model.entities(videos)[0][0].name == 'ring' in captions[0]
+  text = (folder / hub.CARD).read_text()
+  count = sum(leaf.size for leaf in jax.tree.leaves(model.trained.params))
+  assert f'{count:,} parameters' in ' '.join(text.split())
+  assert f'step {model.trained.origin.step}' in text
+  assert model.trained.origin.digest[:12] in text
+  assert sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) < 3e6
+  assert '"/' not in (folder / hub.CONFIG).read_text()  # No path of any machine.

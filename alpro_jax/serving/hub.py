@@ -83,7 +83,8 @@ def write(
       data=config['meta']['config']['data'],
       sha256=config['sha256'][PARAMS],
       abilities=_abilities(trained),
-      caption='a dog swims',
+      trained_on=_trained_on(config['meta']),
+      caption='a text to compare',
       licence=licence,
       figures=[_read_figures(path, trained) for path in figures],
       notes=notes,
@@ -99,6 +100,16 @@ def _abilities(trained):
     'answers to questions': trained.answers_questions,
   }
   return [what for what, can in known.items() if can]
+
+
+def _trained_on(meta):
+  """The sets that batches came from, each once, with the digest of its records."""
+  sources = meta['config']['data'].get('sources', ())
+  known = meta['data'] or [''] * len(sources)
+  return dict.fromkeys(
+    f'{source["path"]}, {source["split"]}' + (f' (`{digest[:12]}`)' if digest else '')
+    for source, digest in zip(sources, known, strict=True)
+  )
 
 
 def _read_figures(path, trained):
@@ -178,6 +189,6 @@ def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
       config[part][name] = pathlib.PurePath(config[part][name]).name
   for name in ('prompter', 'start'):
     if isinstance(meta.get(name), dict):
-      meta[name].pop('path', None)
+      meta[name] = {key: x for key, x in meta[name].items() if key not in ('path', 'given')}
   meta.pop('arrays', None)
   return meta
