@@ -102,6 +102,7 @@ def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
       `Model.save_pretrained` wrote, the name of a model that comes with the
       package ('shapes'), or 'user/name' on the Hugging Face Hub.
     tokenizer: its file, if a checkpoint's has moved.
+
   Raises:
     FileNotFoundError: if there is nothing by that name.
     ValueError: if what is there is damaged, or no model.
@@ -209,6 +210,7 @@ class Model:
     Args:
       videos: B of them.
       skip_unreadable: leave out what cannot be read, and say so in `skipped`.
+
     Raises:
       FileNotFoundError: if there is no such file.
       UnreadableVideo: for the first that cannot be read.
@@ -286,6 +288,7 @@ class Model:
       questions: B of them, or one for all videos.
       videos: B of them.
       top: answers to return of each.
+
     Raises:
       ValueError: if the model does not answer questions, or numbers differ.
     """
@@ -323,6 +326,7 @@ class Model:
       videos: B of them.
       names: to choose from; None is those of pre-training.
       top: entities to return of each.
+
     Raises:
       ValueError: without names, or if the model has no contrastive features.
     """
@@ -354,6 +358,7 @@ class Model:
       licence: of the model, as the Hub calls it ('apache-2.0'); '' states none.
       figures: card.json files that launch/evaluate.py wrote about this checkpoint.
       notes: Markdown for the end of the model card.
+
     Raises:
       FileExistsError: if the folder is there and not empty.
       ValueError: if the model is still in training, or figures are another's.

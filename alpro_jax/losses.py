@@ -20,6 +20,7 @@ def vtm(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.A
     logits: float32[R, 2].
     labels: int32[R].
     weights: float32[R] or bool[R], 0 on rows without a valid negative.
+
   Returns:
     Weighted sum and the sum of weights.
   """
@@ -48,6 +49,7 @@ def pem(logits: jax.Array, q: jax.Array, keep: jax.Array) -> tuple[jax.Array, ja
     logits: float32[B, Z].
     q: float32[B, Z], the prompter's probabilities. No gradient.
     keep: bool[B], False where the prompter was not sure enough.
+
   Returns:
     Sum over the kept rows and their number.
   """

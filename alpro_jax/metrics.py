@@ -204,9 +204,11 @@ def rank_matrix(scores, pairs) -> dict[str, tuple[Queries, Ranks]]:
     scores: f[texts, videos].
     pairs: int[pairs, 2] of (text, video) that belong together. A pair that
       occurs twice counts once.
+
   Returns:
     {'t2v': of the distinct pairs, in the order of np.unique(pairs, axis=0);
     'v2t' and 'v2t_grouped': of the videos with captions, in their order}.
+
   Raises:
     ValueError: if a score is NaN or an index out of range.
   """

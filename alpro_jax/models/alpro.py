@@ -196,6 +196,7 @@ class Alpro(nn.Module):
       video: uint8[B, T, H, W, 3] RGB in 0..255, normalised here; floats count
         as already normalised. T, H and W may differ from the config.
       train: whether dropout and drop path act.
+
     Returns:
       Tokens f[B, S, D] and features float32[B, E].
     """
@@ -232,6 +233,7 @@ class Alpro(nn.Module):
       query_tokens: how many of the first tokens are wanted, of each of T types
         of pairs; B = (b T), the T of one clip side by side. The last layer then
         makes no others, which saves a seventh of all for (1,). () is all.
+
     Returns:
       f[B, L + S, D]: text first, so token 0 stands for the pair and token L is
       the video's class token. With `query_tokens` a list of f[b, n, D].
@@ -269,6 +271,7 @@ class Alpro(nn.Module):
     Args:
       fused: f[B, L + 1 + N, D], of matched pairs; the last N are patches.
       region: bool[B, N], the patches that belong to it.
+
     Returns:
       float32[B, Z]: logits of the mean of these patches.
     """

@@ -72,6 +72,7 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
   Args:
     device: where parameters and programs go, of jax.devices(); None is the default one.
     verify: compare all files with their digests.
+
   Raises:
     FileNotFoundError: if a file is missing.
     ImportError: if a package is missing or too old.

@@ -86,6 +86,7 @@ class Task:
       key: of the step; what is drawn does not depend on `parts`.
       parts: micro-batches that the batch will be split into, as
         `sharding.split_parts` does.
+
     Returns:
       what `terms` needs: a tree of f[B, ...], or None; and for each name in
       `weights` the count that `terms` will give, summed over the parts. A
