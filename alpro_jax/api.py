@@ -28,8 +28,6 @@ from alpro_jax.models import prompter
 from alpro_jax.serving import alpro_loader, hub
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'
-# Decoded frames that are held; of a longer video those wanted are read again.
-_HELD_BYTES = 2**30
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 
 
@@ -407,7 +405,7 @@ class Model:
     if isinstance(one, (str, os.PathLike)):
       if not os.path.isfile(one):
         raise FileNotFoundError(f'{os.fspath(one)} is not a file.')
-      frames = np.stack(_read_evenly(os.fspath(one), shown.frames))
+      frames = np.stack(video.read_evenly(os.fspath(one), shown.frames))
     else:
       frames = np.asarray(one)
       if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
@@ -423,22 +421,6 @@ class Model:
   def _count(self, total, unit):
     """Lines about long work, or none."""
     return Progress(total, unit, log=None if self.progress else lambda line: None)
-
-
-def _read_evenly(path: str, count: int) -> list[np.ndarray]:
-  """`count` frames of a video, evenly over time: all its frames are counted first."""
-  held, total, size = [], 0, 0
-  for frame, _ in video.iterate_frames(path):
-    total += 1
-    size += frame.nbytes
-    if size <= _HELD_BYTES:
-      held.append(frame)
-  chosen = alpro_loader.choose_frames(total, count).tolist()
-  if len(held) == total:
-    return [held[i] for i in chosen]
-  again = enumerate(frame for frame, _ in video.iterate_frames(path))
-  kept = {i: frame for i, frame in again if i in set(chosen)}
-  return [kept[i] for i in chosen]
 
 
 def _text_features(texts: Texts) -> TextFeatures:

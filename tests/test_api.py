@@ -65,7 +65,7 @@ def test_a_path_is_read_as_its_frames_are(model, paths):
 
 def test_a_long_video_is_read_twice_and_alike(model, paths, monkeypatch):
   whole = model.embed_videos(paths[:1])
-  monkeypatch.setattr(api, '_HELD_BYTES', 48 * 32 * 3 * 2)
+  monkeypatch.setattr(video, '_HELD_BYTES', 48 * 32 * 3 * 2)
   np.testing.assert_array_equal(model.embed_videos(paths[:1]).feature, whole.feature)
 
 

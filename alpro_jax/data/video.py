@@ -21,6 +21,7 @@ from alpro_jax.data.containers import UnreadableVideo
 
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # Ours is lower.
 
+_HELD_BYTES = 2**30  # Of decoded frames, in read_evenly.
 # Pillow knows more, but hands some on: EPS to Ghostscript, which runs programs.
 _PHOTOS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'AVIF', 'PPM', 'TGA', 'ICO')
 
@@ -201,6 +202,34 @@ def _to_sdr(pixels, transfer):
     light = light * (light @ _BT2020_LUMA)[..., None] ** 0.2 * (1000 / 203)
   light = np.clip(light @ _BT2020_TO_BT709, 0, 1)
   return np.rint(255 * light ** (1 / 2.4)).astype(np.uint8)
+
+
+def read_evenly(path: str, count: int) -> list[np.ndarray]:
+  """Reads frames of a video, evenly over all of them: floor(k total / count).
+
+  Args:
+    path: of the video.
+    count: frames to return; of a video with fewer, some come more than once.
+
+  Returns:
+    uint8[H, W, 3] each.
+
+  Raises:
+    UnreadableVideo: see iterate_frames.
+  """
+  held, total, size = [], 0, 0
+  for frame, _ in iterate_frames(path):
+    total += 1
+    size += frame.nbytes
+    if size <= _HELD_BYTES:
+      held.append(frame)
+  chosen = [k * total // count for k in range(count)]
+  if len(held) == total:
+    return [held[i] for i in chosen]
+  held, wanted = [], set(chosen)  # Too long to be held: it is read once more.
+  again = enumerate(frame for frame, _ in iterate_frames(path))
+  kept = {i: frame for i, frame in again if i in wanted}
+  return [kept[i] for i in chosen]
 
 
 def read_still(path, *, short_side=0):
