@@ -1,7 +1,7 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make test   installs what is missing, then lints and runs the tests
-# make test-demo    runs a small demo from its videos to its figures
-# make test-reliability   breaks whole runs on purpose, and runs the small demo
+# make test-runs    runs a small demo, and a training that is killed and resumed
+# make test-reliability   the same, and breaks whole runs on purpose in other ways
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
 # make test-gpu     compiles for GPUs, without one
@@ -16,7 +16,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo lint clean test test-demo \
+.PHONY: install demo lint clean test test-runs \
   test-reliability test-torch test-tpu test-gpu test-beam docs
 
 install: $(VENV)/installed
@@ -39,8 +39,9 @@ lint: install
 test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-test-demo: install
-	$(RUN) -m pytest -n 0 -m '' tests/reliability/test_demo.py
+test-runs: install
+	$(RUN) -m pytest -n 2 -m '' tests/reliability/test_demo.py \
+	  tests/reliability/test_kills.py -k 'not 600'
 
 test-reliability: install
 	$(RUN) -m pytest -n 2 -m '' tests/reliability
