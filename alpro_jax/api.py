@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
+from alpro_jax import metrics
 from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
 from alpro_jax.evaluation import trained
-from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
 from alpro_jax.serving import alpro_loader, hub
 
@@ -141,9 +141,9 @@ def _download(name):
   try:
     return pathlib.Path(snapshot_download(name))
   except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    reason, *_ = str(error).split('\n')
     raise FileNotFoundError(
-      f'there is no folder {name!r}, and the Hugging Face Hub did not give it: '
-      f'{str(error).splitlines()[0]}'
+      f'there is no folder {name!r}, and the Hugging Face Hub did not give it: {reason}'
     ) from error
 
 
@@ -174,15 +174,7 @@ class Model:
     self.trained, self.progress = trained, progress
     self.batch_size = -(-batch_size // size) * size
     self.pairs_per_call = pairs_per_call
-    self._scorer = Scorer(
-      trained.model,
-      trained.params,
-      trained.mesh,
-      encode=trained.tokenizer.encode,
-      max_text_tokens=trained.config.data.max_text_tokens,
-      batch_size=batch_size,
-      pairs_per_call=pairs_per_call,
-    )
+    self._scorer = Scorer.of(trained, batch_size=batch_size, pairs_per_call=pairs_per_call)
 
   def __repr__(self) -> str:
     origin, shown = self.trained.origin, self.trained.config.data
@@ -246,10 +238,7 @@ class Model:
       raise ValueError(f'expected a list of texts, got the text {texts!r}; put it into [].')
     texts = list(texts)
     most = self.trained.config.data.max_text_tokens
-    if cut := tokens.count_cut(self.trained.tokenizer, texts, most):
-      logging.warning(
-        '%d of %d texts have more than %d tokens; their ends are not read.', cut, len(texts), most
-      )
+    tokens.warn_of_cut(self.trained.tokenizer, texts, most, 'not read')
     found = self._scorer.embed_texts(texts)
     return Texts(tuple(texts), found.feature, found.tokens, found.mask)
 
@@ -259,11 +248,7 @@ class Model:
     Raises:
       ValueError: if the model has no contrastive features.
     """
-    if not self.trained.model.config.embed_size:
-      raise ValueError(
-        f'this model (task {self.trained.config.task!r}) has no contrastive features; '
-        'load one of pre-training or retrieval.'
-      )
+    self._check_features()
     texts, videos = self.embed_texts(texts), self.embed_videos(videos)
     return texts.feature @ videos.feature.T
 
@@ -303,17 +288,16 @@ class Model:
       raise ValueError(
         f'{len(questions)} questions for {len(videos)} videos; give one for each, or one for all.'
       )
-    wordings = list(dict.fromkeys(questions))
-    texts = self.embed_texts(wordings)
-    row = np.array([wordings.index(question) for question in questions])
+    index = {text: i for i, text in enumerate(dict.fromkeys(questions))}
+    texts = self.embed_texts(list(index))
     logits = self._scorer.answers(
       _text_features(texts),
       _video_features(videos),
-      row,
+      np.array([index[text] for text in questions]),
       np.arange(len(videos)),
-      self._count(len(row), 'questions'),
+      self._count(len(questions), 'questions'),
     )
-    return [_best(row, self.answer_names, top) for row in _softmax(logits)]
+    return _choices(logits, self.answer_names, top)
 
   def entities(
     self, videos, *, names: Sequence[str] | None = None, top: int = 5
@@ -331,6 +315,7 @@ class Model:
     names = self.entity_names if names is None else tuple(names)
     if not names:
       raise ValueError('this model was trained without entities; pass names to choose from.')
+    self._check_features()
     videos = self.embed_videos(videos)
     templates = (self.trained.meta or {}).get('templates', {}).get('video')
     rows = [
@@ -339,7 +324,7 @@ class Model:
     ]
     prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
     logits = videos.feature @ prompts.T / self._scorer.temperature()
-    return [_best(row, names, top) for row in _softmax(logits)]
+    return _choices(logits, names, top)
 
   def save_pretrained(
     self,
@@ -361,22 +346,19 @@ class Model:
       FileExistsError: if the folder is there and not empty.
       ValueError: if the model is still in training, or figures are another's.
     """
-    origin, meta = self.trained.origin, self.trained.meta
-    if not origin or meta is None:
-      raise ValueError('a model in the middle of training has no checkpoint to be written from.')
-    path, _ = trained.find_tokenizer(origin.path, meta)
-    hub.write(self.trained, folder, tokenizer=path, licence=licence, figures=figures, notes=notes)
+    hub.write(self.trained, folder, licence=licence, figures=figures, notes=notes)
+
+  def _check_features(self) -> None:
+    if not self.trained.model.config.embed_size:
+      raise ValueError(
+        f'this model (task {self.trained.config.task!r}) has no contrastive features; '
+        'load one of pre-training or retrieval.'
+      )
 
   def _encode(self, pixels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """feature float32[n, E] and tokens f[n, S, D] of up to batch_size clips."""
-    count = len(pixels)
-    row = np.arange(self.batch_size)
-    batch = {
-      'video': np.stack([pixels[min(int(i), count - 1)] for i in row]),
-      'record': np.minimum(row, count - 1),
-      'valid': row < count,
-    }
-    found = self._scorer.embed_videos([batch], count)
+    batch = fill_batch(np.stack(pixels), 0, self.batch_size, len(pixels))
+    found = self._scorer.embed_videos([batch], len(pixels))
     return found.feature, found.tokens
 
   def _read(self, videos, names, skipped, skip_unreadable, progress) -> Iterator[list]:
@@ -431,11 +413,8 @@ def _video_features(videos: Videos) -> VideoFeatures:
   return VideoFeatures(videos.tokens, videos.feature)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def _choices(logits: np.ndarray, names: Sequence[str], top: int) -> list[list[Choice]]:
+  """float32[B, N] -> the likeliest names of each row."""
   share = np.exp(logits - logits.max(1, keepdims=True))
-  return share / share.sum(1, keepdims=True)
-
-
-def _best(share: np.ndarray, names: Sequence[str], top: int) -> list[Choice]:
-  order = np.argsort(-share, kind='stable')[:top]
-  return [Choice(names[i], float(share[i])) for i in order]
+  share /= share.sum(1, keepdims=True)
+  return [[Choice(*x) for x in metrics.most_probable(names, row, top)] for row in share]

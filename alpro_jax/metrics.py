@@ -31,7 +31,7 @@ matrix is visited in blocks of rows, (index of the first row, f[rows, columns]),
 and need not be held as a whole; see evaluation/candidates.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -349,3 +349,11 @@ def _draws(groups, samples, seed):
 def _interval(values):
   low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
   return float(low), float(high)
+
+
+def most_probable(
+  names: Sequence[str], probabilities: np.ndarray, count: int = 5
+) -> list[tuple[str, float]]:
+  """Returns the first `count` names and probabilities f[N], of equal ones the earlier name."""
+  best = np.argsort(-probabilities, kind='stable')[:count]
+  return [(names[i], float(probabilities[i])) for i in best]

@@ -44,9 +44,8 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-      f'--{topology=} is no shape of {name}: {str(error).splitlines()[0]}'
-    ) from error
+    reason, *_ = str(error).split('\n')
+    raise ValueError(f'--{topology=} is no shape of {name}: {reason}') from error
   return found, CHIPS[name]
 
 

@@ -115,6 +115,10 @@ def test_what_a_model_cannot_do_is_said(model, answering, paths):
     answering.match(TEXTS, paths)
   with pytest.raises(ValueError, match='without entities'):
     answering.entities(paths)
+  with pytest.raises(ValueError, match='no contrastive features'):
+    answering.entities(paths, names=['disc'])
+  with pytest.raises(ValueError, match='no contrastive features'):
+    answering.similarity(TEXTS, paths)
 
 
 def test_mistakes_are_said(model, paths, tmp_path):
@@ -174,6 +178,18 @@ def test_a_saved_folder_is_the_same_model_elsewhere(model, paths, tmp_path):
   assert not (tmp_path / 'other').exists()
   with pytest.raises(FileExistsError):
     model.save_pretrained(moved)
+
+
+def test_a_model_whose_tokenizer_moved_is_saved_with_it(tmp_path):
+  made = run_of(tmp_path, 'pretrain')
+  moved = (tmp_path / 'vocab.txt').rename(tmp_path / 'moved.txt')
+  model = alpro_jax.load(made, tokenizer=str(moved))
+  model.save_pretrained(tmp_path / 'saved')
+  again = alpro_jax.load(tmp_path / 'saved')
+  np.testing.assert_array_equal(again.embed_texts(TEXTS).feature, model.embed_texts(TEXTS).feature)
+  moved.write_text(moved.read_text() + 'more\n')
+  with pytest.raises(ValueError, match='has changed since the model was loaded'):
+    model.save_pretrained(tmp_path / 'other')
 
 
 def test_a_damaged_or_foreign_folder_is_refused(model, tmp_path):

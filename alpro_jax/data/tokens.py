@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import sentencepiece
 import tokenizers
+from absl import logging
 
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import checksum
@@ -19,6 +20,7 @@ class Tokenizer:
   """Turns texts into rows of ids; made by load_tokenizer.
 
   Attributes:
+    path: of its file.
     kind: 'wordpiece' or 'sentencepiece'.
     vocab_size: ids are 0..vocab_size-1.
     special: ids of the five special tokens.
@@ -32,7 +34,7 @@ class Tokenizer:
         f'{path} lacks {missing}; a tokenizer needs all of {list(PIECES)}. '
         'launch/tokenizer.py makes one that has them.'
       )
-    self.kind = kind
+    self.path, self.kind = pathlib.Path(path), kind
     self.vocab_size = len(pieces)
     self.special = SpecialTokens(*(ids[piece] for piece in PIECES))
     self.digest = hashlib.sha256(checksum.read_bytes(path)).hexdigest()
@@ -126,6 +128,18 @@ def count_cut(tokenizer, texts, max_tokens):
   """Returns how many of a list of texts `encode` has to cut, as int."""
   _, mask = tokenizer.encode(texts, max_tokens + 1)
   return int(mask[:, -1].sum())
+
+
+def warn_of_cut(tokenizer, texts, max_tokens, consequence):
+  """Logs how many of a list of texts `encode` has to cut, and what becomes of their ends."""
+  if cut := count_cut(tokenizer, texts, max_tokens):
+    logging.warning(
+      '%d of %d texts have more than %d tokens; their ends are %s.',
+      cut,
+      len(texts),
+      max_tokens,
+      consequence,
+    )
 
 
 def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alpro_jax import masking
+from alpro_jax import masking, metrics
 from alpro_jax.evaluation import attribution, page, pictures
 from alpro_jax.evaluation.attribution import AttentionMaps, Texts
 from alpro_jax.evaluation.trained import TrainedModel
@@ -208,12 +208,7 @@ def _answers(trained, frames, text):
   video = model.encode_video(jnp.asarray(frames[None]), train=False)
   tokens = model.encode_text(text.ids, text.mask, train=False).tokens
   logits = model.answer(tokens, text.mask, video.tokens)
-  return _top(trained.answers, np.asarray(jax.nn.softmax(logits))[0])
-
-
-def _top(names, shares):
-  """The five most probable, most probable first."""
-  return [(names[i], float(shares[i])) for i in np.argsort(-shares, kind='stable')[:5]]
+  return metrics.most_probable(trained.answers, np.asarray(jax.nn.softmax(logits))[0])
 
 
 def name_regions(
@@ -256,7 +251,12 @@ def name_regions(
 
   found = run(trained.params, teacher, jnp.asarray(frames), jax.random.key(seed))
   return [
-    Region(inside.reshape(grid), _top(entities, labels), _top(entities, answers), bool(kept))
+    Region(
+      inside.reshape(grid),
+      metrics.most_probable(entities, labels),
+      metrics.most_probable(entities, answers),
+      bool(kept),
+    )
     for inside, labels, kept, answers in zip(*map(np.asarray, found), strict=True)
   ]
 

@@ -33,6 +33,7 @@ from einops import rearrange, repeat
 
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
+from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models.alpro import Alpro
 
 
@@ -108,6 +109,23 @@ def _compiled(model, mesh):
   return types.SimpleNamespace(video=video, text=text, match=match, answer=answer)
 
 
+def fill_batch(pixels: np.ndarray, first: int, size: int, total: int) -> dict[str, np.ndarray]:
+  """Returns a batch for `Scorer.embed_videos`, filled up with the last clip.
+
+  Args:
+    pixels: uint8[n, T, H, W, 3], the clips `first` and following of `total`.
+    first: index of the first.
+    size: of the batch, at least n.
+    total: number of all clips.
+  """
+  row = np.arange(first, first + size)
+  return {
+    'video': np.concatenate([pixels, pixels[-1:].repeat(size - len(pixels), 0)]),
+    'record': np.minimum(row, total - 1),
+    'valid': row < total,
+  }
+
+
 class Scorer:
   """Encodes and scores with one model, on all devices of a mesh."""
 
@@ -147,6 +165,18 @@ class Scorer:
     self._folder, self._memory_limit = folder, memory_limit
     self._rows = sharding.batch_sharding(mesh)
     self._call = _compiled(model, mesh)
+
+  @classmethod
+  def of(cls, trained: TrainedModel, **options) -> 'Scorer':
+    """Returns the scorer of a trained model; `options` as of Scorer itself."""
+    return cls(
+      trained.model,
+      trained.params,
+      trained.mesh,
+      encode=trained.tokenizer.encode,
+      max_text_tokens=trained.config.data.max_text_tokens,
+      **options,
+    )
 
   def temperature(self) -> float:
     """Of the contrastive similarity."""

@@ -129,12 +129,8 @@ def choose_scoring(trained: TrainedModel) -> Scoring:
 def make_scorer(trained: TrainedModel) -> Scorer:
   """Returns what encodes and scores, as config.eval says."""
   options = trained.config.eval
-  return Scorer(
-    trained.model,
-    trained.params,
-    trained.mesh,
-    encode=trained.tokenizer.encode,
-    max_text_tokens=trained.config.data.max_text_tokens,
+  return Scorer.of(
+    trained,
     batch_size=options.batch_size,
     pairs_per_call=options.pairs_per_call,
     # Checkpoints of older versions do not have it.

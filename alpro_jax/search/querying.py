@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from alpro_jax import metrics
 from alpro_jax.evaluation import question_answering
 from alpro_jax.evaluation.scorer import VideoFeatures
 from alpro_jax.search.cut import CutVideo, decode
@@ -149,9 +150,8 @@ def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[A
   )
   share = np.asarray(jax.nn.softmax(found.logits, axis=-1))
 
-  def top(shares):
-    best = np.argsort(-shares, kind='stable')[: question_answering.TOP]
-    return [(trained.answers[i], float(shares[i])) for i in best]
+  def top(probabilities):
+    return metrics.most_probable(trained.answers, probabilities, question_answering.TOP)
 
   each = [Answers(clip.start, clip.stop, top(row)) for clip, row in zip(clips, share, strict=True)]
   return Answers(clips[0].start, clips[-1].stop, top(share.mean(0))), each

@@ -32,35 +32,31 @@ _FORMAT = 1
 
 
 def write(
-  trained: TrainedModel,
-  folder,
-  *,
-  tokenizer,
-  licence: str = '',
-  figures: Sequence[Any] = (),
-  notes: str = '',
+  trained: TrainedModel, folder, *, licence: str = '', figures: Sequence[Any] = (), notes: str = ''
 ) -> None:
   """Writes a model to a new folder.
 
   Args:
     trained: the model, from a checkpoint.
     folder: to make.
-    tokenizer: its file.
     licence: of the model, as the Hub calls it ('apache-2.0'); '' states none.
     figures: card.json files of launch/evaluate.py, of this very model.
     notes: Markdown for the end of the model card.
   Raises:
     FileExistsError: if the folder is there and not empty.
-    ValueError: if the model is still in training, or figures are another's.
+    ValueError: if the model is still in training, its tokenizer's file changed, or figures
+      are another's.
   """
   if trained.meta is None or trained.origin is None:
     raise ValueError('a model in the middle of training has no checkpoint to be written from.')
-  tokenizer = pathlib.Path(tokenizer)
+  tokenizer = trained.tokenizer.path
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
     write_tensors(here / PARAMS, arrays, {'format': 'np', 'library': 'alpro_jax'})
     (here / tokenizer.name).write_bytes(tokenizer.read_bytes())
+    if files.sha256(here / tokenizer.name) != trained.tokenizer.digest:
+      raise ValueError(f'{tokenizer} has changed since the model was loaded; load it again.')
     config = {
       'library': 'alpro_jax',
       'format': _FORMAT,
@@ -84,7 +80,6 @@ def write(
       sha256=config['sha256'][PARAMS],
       abilities=_abilities(trained),
       trained_on=_trained_on(config['meta']),
-      caption='a text to compare',
       licence=licence,
       figures=[_read_figures(path, trained) for path in figures],
       notes=notes,
@@ -157,7 +152,7 @@ def read(folder, *, mesh=None) -> TrainedModel:
   stored = {name: tensor.array for name, tensor in open_tensors(folder / PARAMS).items()}
   abstract = abstract_params(model, mesh)
   wanted = trees.by_name(abstract)
-  trees.check_fits(folder / PARAMS, stored, wanted, (), lambda name: False, ())
+  trees.check_fits(folder / PARAMS, stored, wanted)
   placed = {name: jax.device_put(stored[name], leaf.sharding) for name, leaf in wanted.items()}
   return TrainedModel(
     model,

@@ -33,9 +33,9 @@ def check_fits(
   where,
   found: Mapping[str, Any],
   wanted: Mapping[str, Any],
-  new: Iterable[str],
-  unused: Callable[[str], bool],
-  resizable: Container[str],
+  new: Iterable[str] = (),
+  unused: Callable[[str], bool] = lambda name: False,
+  resizable: Container[str] = (),
 ) -> set[str]:
   """Compares leaves by name, shape and type, and raises ValueError with all that differ.
 

@@ -278,10 +278,11 @@ def _load_torch(path):
     except RuntimeError:  # Not an archive: written before PyTorch 1.6.
       loaded = torch.load(path, **options)
   except pickle.UnpicklingError as error:
+    reason, *_ = str(error).split('\n')
     raise ValueError(
       f'{path} holds more than tensors, and reading it could run code; it was not read. If you '
       'trust it, load it in PyTorch and save the state dict alone. PyTorch says: '
-      f'{str(error).splitlines()[0]}'
+      f'{reason}'
     ) from error
   except (RuntimeError, EOFError, AssertionError) as error:
     raise ValueError(f'{path} cannot be read as a PyTorch file: {error}') from error
