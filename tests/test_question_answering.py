@@ -12,6 +12,7 @@ from alpro_jax.evaluation import question_answering
 from alpro_jax.evaluation.question_answering import AskedQuestion
 from alpro_jax.evaluation.scorer import Scorer
 from alpro_jax.models.alpro import Alpro
+from alpro_jax.tasks.shared import init_model
 from tests import test_retrieval as small
 from tests.processes import run_two
 
@@ -32,17 +33,7 @@ def make_model():
   module = Alpro(
     dataclasses.replace(small.small_config(), embed_size=0, match=False, mlm=False, answers=3)
   )
-  init = jax.jit(
-    lambda key: nn.unbox(
-      module.init(
-        key,
-        np.zeros((1, 2, 24, 24, 3), np.uint8),
-        np.ones((1, 12), np.int32),
-        np.ones((1, 12), bool),
-        method='init_all',
-      )['params']
-    )
-  )
+  init = jax.jit(lambda key: nn.unbox(init_model(module, key)))
   return module, init(jax.random.key(0))
 
 

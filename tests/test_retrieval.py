@@ -23,6 +23,7 @@ from alpro_jax.data import progress as progress_lines
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation import scorer as scoring_on_devices
 from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.shared import init_model
 from configs import models
 from tests.processes import run_two
 
@@ -72,17 +73,7 @@ def small_config():
 
 def make_model():
   module = Alpro(small_config())
-  init = jax.jit(
-    lambda key: nn.unbox(
-      module.init(
-        key,
-        np.zeros((1, 2, 24, 24, 3), np.uint8),
-        np.ones((1, 12), np.int32),
-        np.ones((1, 12), bool),
-        method='init_all',
-      )['params']
-    )
-  )
+  init = jax.jit(lambda key: nn.unbox(init_model(module, key)))
   return module, init(jax.random.key(0))
 
 
