@@ -2,28 +2,37 @@
 
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 
 from alpro_jax import sharding
 from alpro_jax.train import state
 from alpro_jax.train.progress import peak_memory_gib
-from benchmarks import dry_run, kernels, profile
+from benchmarks import dry_run, kernels, profile, timing
 from benchmarks.flops import step_flops
 
 
 def measure(
-  config, *, steps: int, warmup: int, peak_tflops: float, trace: pathlib.Path | None = None
-) -> dict[str, str | int | float | None]:
-  """Compiles and times the step; returns the figures by name.
+  config,
+  *,
+  steps: int,
+  warmup: int,
+  peak_tflops: float,
+  report: Callable[[dict[str, str | int | float | None]], None],
+  trace: pathlib.Path | None = None,
+) -> None:
+  """Compiles and times the step.
 
   Args:
     config: see configs/common.py.
     steps: that are timed.
     warmup: steps before the clock starts.
     peak_tflops: of all devices together; 0 leaves the share of it out.
+    report: takes the figures by name, before the profile, which takes minutes.
     trace: a folder for a profile of three more steps, see profile.py.
   """
+  started = time.perf_counter()
   mesh = sharding.mesh_from_config(config.mesh)
   program = dry_run.program(config, mesh)
   task = program.task
@@ -36,26 +45,16 @@ def measure(
   compile_s = time.perf_counter() - begin
   memory = compiled.memory_analysis()
 
+  def run():
+    nonlocal train_state
+    train_state, metrics = compiled(train_state, frozen, batch)
+    return metrics
+
   for _ in range(warmup):
-    train_state, metrics = compiled(train_state, frozen, batch)
+    metrics = run()
   jax.block_until_ready(metrics)
-  begin, cpu_begin = time.perf_counter(), time.process_time()
-  for _ in range(steps):
-    train_state, metrics = compiled(train_state, frozen, batch)
-  jax.block_until_ready(metrics)
-  step_s = (time.perf_counter() - begin) / steps
-  cpu_s = (time.process_time() - cpu_begin) / steps
-  if trace is not None:
-
-    def run():
-      nonlocal train_state
-      train_state, metrics = compiled(train_state, frozen, batch)
-      return metrics
-
-    on_gpu = jax.devices()[0].platform == 'gpu'
-    found = kernels.parse(compiled.as_text()) if on_gpu else []
-    (trace / 'kernels.md').write_text(profile.measure(run, found, trace, steps=3))
-
+  spent = timing.time_steps(run, jax.block_until_ready, steps)
+  loss = float(run()['loss'])
   b = config.data.batch_size
   flop = step_flops(config, task.model)
   of_original = step_flops(config, task.model, as_original=True)
@@ -66,13 +65,13 @@ def measure(
     'jax': jax.__version__,
     'dtype': config.model.dtype,
     'batch_size': b,
-    'loss': float(metrics['loss']),
+    'loss': loss,
     'compile_s': compile_s,
-    'step_s': step_s,
-    'cpu_s': cpu_s,
-    'clips_per_s': b / step_s,
+    'setup_s': begin - started,
+    **spent,
+    'clips_per_s': b / spent['step_s'],
     'model_tflop_per_clip': flop / b / 1e12,
-    'model_tflop_per_s': flop / step_s / 1e12,
+    'model_tflop_per_s': flop / spent['step_s'] / 1e12,
     # What the original would have to do for as many clips.
     'original_tflop_per_clip': of_original / b / 1e12,
     'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
@@ -83,5 +82,9 @@ def measure(
   }
   if peak_tflops:
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops
-    figures['share_of_peak_as_original'] = of_original / step_s / 1e12 / peak_tflops
-  return figures
+    figures['share_of_peak_as_original'] = of_original / spent['step_s'] / 1e12 / peak_tflops
+  report(figures)
+  if trace is not None:
+    on_gpu = jax.devices()[0].platform == 'gpu'
+    found = kernels.parse(compiled.as_text()) if on_gpu else []
+    (trace / 'kernels.md').write_text(profile.measure(run, found, trace, steps=3))

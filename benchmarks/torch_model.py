@@ -68,8 +68,8 @@ def drop_path(x, rate, training):
   """Drops whole sequences: one draw per entry of all but the last two axes."""
   if not rate or not training:
     return x
-  kept = torch.rand(*x.shape[:-2], 1, 1) < 1 - rate
-  return x * (kept / (1 - rate))
+  kept = torch.rand(*x.shape[:-2], 1, 1, device=x.device) < 1 - rate
+  return x * (kept / (1 - rate)).to(x.dtype)
 
 
 # --- Video ------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Student(VideoSide):
     text_feature = F.normalize(self.text_proj(text[:, 0]), dim=-1)
 
     similarity = video_feature @ text_feature.T / self.temp
-    own = torch.arange(count)
+    own = torch.arange(count, device=similarity.device)
     vtc = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
     other_video = _draw_negatives(similarity.T)
@@ -309,7 +309,7 @@ class Student(VideoSide):
       torch.cat([video, video[other_video], video, video]),
     )
 
-    is_match = torch.cat([torch.ones(count), torch.zeros(2 * count)]).long()
+    is_match = (torch.arange(3 * count, device=fused.device) < count).long()
     vtm = F.cross_entropy(self.itm_head(fused[: 3 * count, 0]), is_match)
 
     words = self.text_encoder['bert'].embeddings['word_embeddings'].weight
@@ -338,7 +338,7 @@ class Student(VideoSide):
 
 def _draw_negatives(similarity):
   """f[R, C] -> int64[R], a column other than the row's own."""
-  own = torch.eye(len(similarity), dtype=torch.bool)
+  own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
   chance = similarity.detach().masked_fill(own, -math.inf).softmax(1)
   return torch.multinomial(chance, 1)[:, 0]
 

@@ -12,7 +12,7 @@ from torch import nn
 from alpro_jax import masking, sharding
 from alpro_jax.models.alpro import TEMPERATURE_RANGE, AlproConfig
 from alpro_jax.weights import tables
-from benchmarks import dry_run
+from benchmarks import dry_run, timing
 from benchmarks.torch_model import Batch, Losses, Prompter, Student
 
 
@@ -112,7 +112,10 @@ def build(config, task):
 
 
 def measure(config, *, steps, warmup, compiled):
-  """Times the step in float32; returns the figures by name.
+  """Times the step on a GPU if PyTorch sees one; returns the figures by name.
+
+  With config.model.dtype='bfloat16' it computes so by autocast, the parameters
+  float32. In float32 a GPU may multiply in TF32, as JAX does by default.
 
   Args:
     config: see configs/common.py.
@@ -120,25 +123,48 @@ def measure(config, *, steps, warmup, compiled):
     warmup: steps before the clock starts, in which torch.compile compiles.
     compiled: by torch.compile, or eager.
   """
+  started = time.perf_counter()
+  on_gpu = torch.cuda.is_available()
+  device = torch.device('cuda' if on_gpu else 'cpu')
   task = dry_run.task(config, sharding.make_mesh())
   torch.manual_seed(config.seed)
-  student, prompter = build(config, task)
+  torch.set_float32_matmul_precision('high')
+  student, prompter = (module.to(device) for module in build(config, task))
   batch = draw(task, dry_run.noise(config), jax.random.key(0))
+  batch = Batch(*(x.to(device) for x in batch))
   step = Step(config, student, prompter, compiled=compiled)
+  half = config.model.dtype == 'bfloat16'
+
+  def run():
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+      losses = step(batch)
+    done = torch.cuda.Event() if on_gpu else None
+    if done:
+      done.record()
+    return losses, done
+
+  def wait(queued):
+    # Only for its own step: a loss that is read waits for all that is queued.
+    if queued[1]:
+      queued[1].synchronize()
+
   begin = time.perf_counter()
   for _ in range(warmup):
-    step(batch)
+    wait(run())
   warmup_s = time.perf_counter() - begin
-  begin, cpu_begin = time.perf_counter(), time.process_time()
-  for _ in range(steps):
-    losses = step(batch)
+  spent = timing.time_steps(run, wait, steps)
+  losses, _ = run()
   return {
+    'device': torch.cuda.get_device_name() if on_gpu else 'cpu',
     'torch': torch.__version__,
     'threads': torch.get_num_threads(),
+    'dtype': config.model.dtype,
     'batch_size': config.data.batch_size,
     'loss': sum(losses).item(),
+    'setup_s': begin - started,
     'warmup_s': warmup_s,
-    'step_s': (time.perf_counter() - begin) / steps,
-    'cpu_s': (time.process_time() - cpu_begin) / steps,
+    **spent,
+    'clips_per_s': config.data.batch_size / spent['step_s'],
+    'peak_in_use_gib': torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     'parameters': sum(x.numel() for x in student.parameters()),
   }

@@ -28,7 +28,8 @@ input      clips/s and CPU time of each part of the input pipeline, with and
            cores that a step of --step_clips_per_s (or of --step_figures, what
            `step --output` wrote) needs, and whether input or step limits.
 torch      the pre-training step beside the same in PyTorch, eager and compiled,
-           in float32, by turns: CPU and wall time and their ratios. Needs
+           by turns, on the GPU if there is one: CPU and wall time and their
+           ratios. Needs
            requirements-torch.txt. For one core start it by `taskset -c 0`.
 start      seconds and memory to open a made-up set of --records, and to its
            first batch at step 10 and at step --start_step, each in a process
@@ -97,11 +98,12 @@ def _step(config):
   """Times the training step."""
   from benchmarks import step
 
-  return step.measure(
+  step.measure(
     config,
     steps=_STEPS.value,
     warmup=_WARMUP.value,
     peak_tflops=_PEAK.value,
+    report=_report,
     trace=pathlib.Path(_PROFILE.value) if _PROFILE.value else None,
   )
 
@@ -188,11 +190,15 @@ def main(*words):
     raise ValueError(f'{list(words)} is not what to measure; give one of {list(_WORDS)}.')
   if _CONFIG.value is None:
     raise ValueError('--config is needed, e.g. configs/pretrain.py.')
-  figures = _WORDS[words[0]](_CONFIG.value)
+  if figures := _WORDS[words[0]](_CONFIG.value):
+    _report(figures)
+
+
+def _report(figures):
   width = max(map(len, figures)) + 2
   for name, value in figures.items():
     shown = f'{value:,.4g}' if isinstance(value, float) else value
-    print(f'{name:{width}}{shown}')
+    print(f'{name:{width}}{shown}', flush=True)
   if _OUTPUT.value:
     pathlib.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2) + '\n')
 
