@@ -6,6 +6,11 @@ Every tensor of a file is used, or named with the reason why not. What a file
 does not say and decides what the model computes is asked for: the task where
 tensors do not tell, heads of attention but for the published widths.
 
+What the authors of ALPRO published: it is downloaded, unless it is there, and goes
+on where it broke off. OUTPUT/README.md says which figures to expect:
+
+  python launch/convert.py --released=msrvtt_retrieval --output=runs/msrvtt
+
 The original's files, or LAVIS's. A pre-trained file holds its prompter too,
 which goes to OUTPUT_prompter:
 
@@ -48,13 +53,33 @@ import os
 import jax
 from absl import flags, logging
 
+from alpro_jax import files
 from alpro_jax.data.annotations import printable
-from alpro_jax.weights import convert, kept, sources, tables
-from configs import finetune_msrvtt_qa, finetune_msrvtt_retrieval, pretrain, pretrain_prompter
+from alpro_jax.weights import convert, kept, released, sources, tables, tensor_files
+from configs import (
+  finetune_didemo_retrieval,
+  finetune_msrvtt_qa,
+  finetune_msrvtt_retrieval,
+  finetune_msvd_qa,
+  pretrain,
+  pretrain_prompter,
+)
 
 _CONFIG = command.config_flag(
   'Config whose options beside the sizes of the model are '
   "stored; by default the paper's of the task."
+)
+_RELEASED = flags.DEFINE_enum(
+  'released', '', ['', *released.RELEASES], 'Published weights to download and convert.'
+)
+_DOWNLOADS = flags.DEFINE_string(
+  'downloads', 'data/released', 'Where --released keeps what it downloads.'
+)
+_MIRROR = flags.DEFINE_string(
+  'mirror',
+  '',
+  'Address of a folder, with files of the same names, to download from instead of the '
+  'published addresses.',
 )
 _ORIGINAL = flags.DEFINE_string('original', '', "The original's or LAVIS's weights.")
 _VIT = flags.DEFINE_string('vit', '', 'Weights of a ViT or a TimeSformer for the video encoder.')
@@ -102,6 +127,8 @@ _CONFIGS = {
   'retrieval': finetune_msrvtt_retrieval,
   'question_answering': finetune_msrvtt_qa,
 }
+# Of the released models whose config is another than their task's.
+_CONFIGS_OF_RELEASED = {'didemo_retrieval': finetune_didemo_retrieval, 'msvd_qa': finetune_msvd_qa}
 
 
 def main():
@@ -122,26 +149,52 @@ def main():
   names = {field.name for field in dataclasses.fields(convert.Options)} - {'paper_config'}
   options = convert.Options(
     paper_config=lambda task: _CONFIGS[task].get_config(),
-    **{name: flags.FLAGS[name].value for name in names},
+    **{name: flags.FLAGS[name].value for name in names - {'card'}},
   )
-  way = convert.from_original if _ORIGINAL.value else convert.from_backbones
+  if _RELEASED.value:
+    options = _fetch_released(options)
+  way = convert.from_original if options.original else convert.from_backbones
   for one in way(options):
     _report_checkpoint(one)
+  if _RELEASED.value:
+    print(f'The figures that are published for it: {_OUTPUT.value}/README.md')
+
+
+def _fetch_released(options):
+  """Downloads what --released names; returns the options to convert it with."""
+  name = _RELEASED.value
+  release = released.RELEASES[name]
+  # Better known before a download of hours than after it.
+  files.check_free(options.output)
+  tensor_files.check_readable(release.files[0].name)
+  wanted = [file for file in release.files if not getattr(options, file.flag)]
+  paths = released.fetch(wanted, _DOWNLOADS.value, options.output, mirror=_MIRROR.value)
+  configs = _CONFIGS | {release.task: _CONFIGS_OF_RELEASED.get(name, _CONFIGS[release.task])}
+  return dataclasses.replace(
+    options,
+    # Tensors of question answering always tell what they are.
+    task=release.task if release.task in sources.UNSEEN else '',
+    paper_config=lambda task: configs[task].get_config(),
+    card=released.card(name, options.output, paths, _MIRROR.value),
+    **{flag: str(path) for flag, path in paths.items()},
+  )
 
 
 def _check_flags():
-  start = bool(_VIT.value or _BERT.value)
-  if (bool(_ORIGINAL.value) + bool(_CHECKPOINT.value) + start) != 1:
+  ways = (_RELEASED.value, _ORIGINAL.value, _CHECKPOINT.value, _VIT.value or _BERT.value)
+  if sum(map(bool, ways)) != 1:
     raise ValueError(
-      'exactly one of --original, --checkpoint, or --vit with --bert (one of '
+      'exactly one of --released, --original, --checkpoint, or --vit with --bert (one of '
       'them suffices) is needed; see --help.'
     )
   if not _OUTPUT.value:
     raise ValueError('--output is needed: where the result goes.')
-  needs = {'prompter': 'checkpoint', 'answers': 'original', 'task': 'original'}
+  needs = {'prompter': 'checkpoint', 'task': 'original', 'mirror': 'released'}
   for name, other in needs.items():
     if flags.FLAGS[name].value and not flags.FLAGS[other].value:
       raise ValueError(f'--{name} goes with --{other} alone.')
+  if _ANSWERS.value and not (_ORIGINAL.value or _RELEASED.value):
+    raise ValueError('--answers goes with --original or --released alone.')
   if _CHECKPOINT.value:
     for name in ('config', 'tokenizer', 'image_size', 'frames', 'heads', 'fusion_layer'):
       if flags.FLAGS[name].value:

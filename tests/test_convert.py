@@ -461,7 +461,7 @@ def test_mistakes_are_one_line(folder):
       'pass --heads. (config.json beside --vit: of another model and not used, its hidden_size is '
       '768, that of these weights 64.)',
     ),
-    ((), 'exactly one of --original'),
+    ((), 'exactly one of --released, --original'),
   ):
     error = convert(*options, f'--output={folder}/wrong', fails=True)
     assert message in error and error.count('\n') == 1, error

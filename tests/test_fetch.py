@@ -571,7 +571,7 @@ def test_time_is_limited_while_headers_come(server, tmp_path):
 
 
 def test_a_host_that_asks_for_pauses_is_asked_less(server, tmp_path, monkeypatch):
-  monkeypatch.setattr(fetch, '_retry_after', lambda value: server.pause if value else 0.0)
+  monkeypatch.setattr(web, '_retry_after', lambda value: server.pause if value else 0.0)
   paths = [f'never/{i}' for i in range(40)]
   server.pause = 3600.0  # Longer than a run should wait.
   assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
@@ -579,7 +579,7 @@ def test_a_host_that_asks_for_pauses_is_asked_less(server, tmp_path, monkeypatch
   server.seen.clear()
   # In all, and not for each video: five pauses, two requests after each.
   server.pause = 0.02
-  monkeypatch.setattr(fetch, '_LONGEST_WAIT', 0.1)
+  monkeypatch.setattr(web, 'LONGEST_WAIT', 0.1)
   assert set(get(server, tmp_path, paths, per_host=2).values()) == {'HTTP 429'}
   assert sum(server.seen.values()) <= 2 * 6
   # No single one is longer, whatever a host gave before.

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from alpro_jax.data import tokens
+from alpro_jax.evaluation import trained
 from alpro_jax.models import bert, timesformer
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.layers import ComputeOptions
 from alpro_jax.weights import sizes, sources, tables, tensor_files
 from configs import models
-from tests import original_files
+from tests import original_files, ranged_server, test_convert
 
 torch = pytest.importorskip('torch')
 TOLERANCE = 1e-5
@@ -236,3 +238,27 @@ def test_pytorch_files_carry_metadata(tmp_path, wrapped):
   torch.save({'model': loaded} if wrapped else dict(loaded), path)
   assert tensor_files.read_metadata(path) == ({'who': 'me'} if wrapped else {})
   assert list(tensor_files.open_tensors(path)) == list(state)
+
+
+def test_a_published_file_under_its_own_name(tmp_path, monkeypatch):
+  """launch/convert.py --released as it is, but for where the files come from."""
+  monkeypatch.setenv('no_proxy', '127.0.0.1')
+  state = {name: np.asarray(array) for name, array in original_files.retrieval().items()}
+  tensor_files.write_tensors(tmp_path / 'weights.pt', state)
+  words = len(state['text_encoder.bert.embeddings.word_embeddings.weight'])
+  pieces = [*tokens.PIECES, *(f'w{i}' for i in range(words - len(tokens.PIECES)))]
+  (tmp_path / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  weights = (tmp_path / 'weights.pt').read_bytes()
+  with ranged_server.serve({'alpro_msrvtt_retrieval.pt': weights}) as server:
+    test_convert.convert(
+      '--released=msrvtt_retrieval',
+      f'--mirror={server.address}',
+      f'--downloads={tmp_path}/kept',
+      f'--tokenizer={tmp_path}/vocab.txt',
+      f'--output={tmp_path}/run',
+      *test_convert.SIZES,
+    )
+  model = trained.load(tmp_path / 'run')
+  params = flatten_dict(jax.device_get(model.params), sep='/')
+  for path, array in original_files.read(state, model.model.config).items():
+    np.testing.assert_array_equal(params[path], array, err_msg=path)

@@ -8,7 +8,6 @@ what is missing.
 
 import asyncio
 import contextlib
-import email.utils
 import errno
 import fcntl
 import itertools
@@ -27,10 +26,7 @@ RESUME = 'fetched.jsonl'
 _URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
 _SUFFIXES = {*listing.SUFFIXES, *names.PHOTO_SUFFIXES}
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-# Seconds for which a host may ask not to be asked: at once and in all, and
-# for each video that it gave.
-_LONGEST_WAIT = 600.0
+# web.LONGEST_WAIT is at once and in all; more for each video that a host gave.
 _WAIT_PER_VIDEO = 10.0
 # Errors of one name; any other of the disk ends the whole run.
 _OF_A_NAME = {
@@ -151,9 +147,7 @@ async def _download(get, url, limits, partial, path):
     if answer.status == 206:  # Of a range that was not asked for.
       raise web.Failed('truncated', headers.get('Content-Range', ''), 'now')
     if answer.status != 200:
-      again = 'now' if answer.status in _AGAIN else 'never'
-      wait = _retry_after(headers.get('Retry-After'))
-      raise web.Failed(f'HTTP {answer.status}', answer.reason, again, wait)
+      raise web.refusal(answer)
     size = answer.content_length
     if size is not None and size > limits.max_bytes:
       raise web.Failed('too large', f'{size} bytes')
@@ -192,18 +186,6 @@ async def _head(answer):
       detail += f', Content-Encoding: {encoding}'
     raise web.Failed('not a video', detail, 'later')
   return head
-
-
-def _retry_after(value):
-  """Returns the seconds that the header asks for, 0 if it asks for nothing."""
-  if not value:
-    return 0.0
-  if value.strip().isdecimal():
-    return float(value)
-  try:
-    return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-  except (TypeError, ValueError, OverflowError):
-    return 0.0
 
 
 def _place(folder, name):
@@ -309,7 +291,7 @@ class _Host:
   def __init__(self):
     self.videos = deque()
     self.paused_until = 0.0
-    self.may_pause = _LONGEST_WAIT  # Seconds, in all.
+    self.may_pause = web.LONGEST_WAIT  # Seconds, in all.
     self.given_up = None  # The failure for which it is not asked any more.
 
   def pause(self, failure, seconds):
@@ -318,7 +300,7 @@ class _Host:
     # What it says to those under way already is one wish, not several.
     self.may_pause -= max(0.0, now + seconds - max(now, self.paused_until))
     self.paused_until = max(now + seconds, self.paused_until)
-    if seconds > _LONGEST_WAIT or self.may_pause < 0:
+    if seconds > web.LONGEST_WAIT or self.may_pause < 0:
       self.given_up = failure
 
 
@@ -361,7 +343,7 @@ class _Run:
         wait = max(self._limits.wait_s * 2**number, failure.wait)
         if failure.wait:
           host.pause(failure, wait)
-        if failure.again != 'now' or wait > _LONGEST_WAIT:
+        if failure.again != 'now' or wait > web.LONGEST_WAIT:
           break
       if not failure:
         host.may_pause += _WAIT_PER_VIDEO

@@ -10,17 +10,21 @@ can be looked up here is checked all the same.
 import asyncio
 import contextlib
 import contextvars
+import email.utils
 import functools
 import ipaddress
 import socket
 import ssl
 import string
+import time
 import urllib.parse
 import urllib.request
 
 import aiohttp
 import yarl
 
+LONGEST_WAIT = 600.0  # Seconds for which a host may ask not to be asked.
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
 # Where clouds tell a machine its secrets, beside 169.254.169.254, which is
@@ -64,6 +68,25 @@ def failure(error):
   return None
 
 
+def refusal(answer):
+  """Returns the Failed of an answer whose status is not the one that was wanted."""
+  again = 'now' if answer.status in _AGAIN else 'never'
+  wait = _retry_after(answer.headers.get('Retry-After'))
+  return Failed(f'HTTP {answer.status}', answer.reason, again, wait)
+
+
+def _retry_after(value):
+  """Returns the seconds that the header asks for, 0 if it asks for nothing."""
+  if not value:
+    return 0.0
+  if value.strip().isdecimal():
+    return float(value)
+  try:
+    return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+  except (TypeError, ValueError, OverflowError):
+    return 0.0
+
+
 def may_ask(address, allow_local):
   """Says whether an IP address, as str, may be connected to."""
   ip = ipaddress.ip_address(address.partition('%')[0])
@@ -87,8 +110,8 @@ async def client(timeout_s, allow_local):
     allow_local: also ask hosts with private and loopback addresses; never
       link-local or multicast ones, or a cloud's metadata.
   Yields:
-    get(url), the context of an aiohttp.ClientResponse. It follows redirects,
-    and raises Failed or what `failure` knows.
+    get(url, headers={}), the context of an aiohttp.ClientResponse. It follows
+    redirects, and raises Failed or what `failure` knows.
   """
   connector = aiohttp.TCPConnector(
     ssl=ssl.create_default_context(),
@@ -110,14 +133,14 @@ async def client(timeout_s, allow_local):
 
 
 @contextlib.asynccontextmanager
-async def _get(session, allow_local, url):
+async def _get(session, allow_local, url, headers=None):
   for _ in range(_MOST_REDIRECTS + 1):
     try:
       url = yarl.URL(url)
       proxy = await _check(url, allow_local)
     except ValueError as e:
       raise Failed('bad address', e) from e
-    async with session.get(url, proxy=proxy, allow_redirects=False) as answer:
+    async with session.get(url, headers=headers, proxy=proxy, allow_redirects=False) as answer:
       target = answer.headers.get('Location')
       if answer.status not in _REDIRECTS or target is None:
         yield answer

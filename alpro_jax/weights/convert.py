@@ -32,7 +32,8 @@ from alpro_jax.weights import kept, sizes, sources, tables, tensor_files
 class Options:
   """The flags of launch/convert.py, which explains them; '' and 0 are not given.
 
-  `paper_config` gives the options of a task where neither `config` nor the file says any.
+  `paper_config` gives the options of a task where neither `config` nor the file says any;
+  `card` is the README.md to lie beside the checkpoint.
   """
 
   output: str
@@ -50,6 +51,7 @@ class Options:
   heads: int = 0
   fusion_layer: int = 0
   seed: int = 0
+  card: str = ''
 
 
 class Converted(NamedTuple):
@@ -442,3 +444,5 @@ def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
   store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)
   store.close()
   run_folder.write_json(draft / 'config.json', meta['config'])
+  if options.card and one.folder == pathlib.Path(options.output):  # Not the prompter's.
+    (draft / 'README.md').write_text(options.card, encoding='utf-8')

@@ -174,6 +174,12 @@ def check_writable(path) -> None:
     _import_torch(path)
 
 
+def check_readable(path) -> None:
+  """Raises ValueError if a file of this name would need torch, which is not installed."""
+  if pathlib.Path(path).suffix not in ('.safetensors', '.npz'):
+    _import_torch(path)
+
+
 def _open_parts(path):
   """Opens the files that an index names."""
   try:
