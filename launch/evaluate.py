@@ -84,7 +84,9 @@ _RECALL_TABLE = flags.DEFINE_bool(
   'recall_table', False, 'Add a table of recall against k and cost.'
 )
 _TRUTH = flags.DEFINE_string('truth', '', 'truth.jsonl of the split, for the probes.')
-_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output', '', 'Folder for the card; one below it for each of several sets.'
 )
@@ -135,7 +137,10 @@ def evaluate():
     )
   if _OUTPUT.value:  # Hours before it is written to.
     pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
-  model = trained.load(found, config=config, tokenizer=_TOKENIZER.value)
+  tokenizer = _TOKENIZER.value
+  if not tokenizer and _CONFIG.value and os.path.isfile(_CONFIG.value.data.tokenizer):
+    tokenizer = _CONFIG.value.data.tokenizer
+  model = trained.load(found, config=config, tokenizer=tokenizer)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
     raise ValueError(
       '--recall_table is about pairs that the fusion encoder reads, but '
@@ -179,7 +184,6 @@ def choose_options(meta):
       config.eval = _CONFIG.value.eval
       for option in _SHOWN:
         config.data[option] = _CONFIG.value.data[option]
-      config.data.tokenizer = _CONFIG.value.data.tokenizer or config.data.tokenizer
     if _DATA.value:
       config.eval.sources = (common.source(_DATA.value, split='test'),)
     if not config.eval.sources:

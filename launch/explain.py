@@ -21,7 +21,9 @@ import pathlib
 from absl import flags, logging
 
 _OUTPUT = flags.DEFINE_string('output', 'explained.html', 'The page.')
-_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
+)
 _PROMPTER = flags.DEFINE_string('prompter', '', 'Checkpoint of the prompter, if it has moved.')
 _ENTITIES = flags.DEFINE_string('entities', '', 'List of entities, if it has moved.')
 _LAYER = flags.DEFINE_integer('layer', None, 'Of the fusion encoder; by default the third of six.')

@@ -9,7 +9,7 @@ fine-tuned to retrieve; answers, for one that answers questions. What the folder
 holds and how to use it stands in its alpro_loader.py. All programs are compared
 with the live model, and nothing is written if they differ.
 
-A small checkpoint again, parameters, meta and tokenizer:
+A small checkpoint again, without the optimizer:
 
   python launch/export.py --checkpoint=runs/pretrain --output=for_colab \\
     --params_only
@@ -31,7 +31,9 @@ _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.', required=True
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to make.', required=True)
-_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
+)
 _FRAMES = flags.DEFINE_integer('frames', 0, 'Frames of a clip (as trained).')
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', 0, 'Side of the image; what is cropped from scales along (as trained).'
@@ -75,12 +77,10 @@ def main():
       tf.config.set_visible_devices([], 'GPU')
     config = ml_collections.ConfigDict(checkpoint.meta['config'])
     _change(config.data)
-    tokenizer, _ = trained.find_tokenizer(checkpoint.folder, checkpoint.meta, _TOKENIZER.value)
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     export.write(
-      trained.load(checkpoint, config=config, tokenizer=tokenizer, mesh=mesh),
+      trained.load(checkpoint, config=config, tokenizer=_TOKENIZER.value, mesh=mesh),
       output,
-      tokenizer=tokenizer,
       platforms=tuple(_PLATFORMS.value),
       with_saved_model=_SAVEDMODEL.value,
       tolerance=_TOLERANCE.value,

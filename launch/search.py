@@ -44,7 +44,9 @@ _CHECKPOINT = flags.DEFINE_string(
   '`query`, only if it is no longer where it was.',
 )
 _INDEX = flags.DEFINE_string('index', '', 'Folder of the index.')
-_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Its file, if it has moved.')
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output',
   '',

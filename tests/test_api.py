@@ -184,12 +184,10 @@ def test_a_model_whose_tokenizer_moved_is_saved_with_it(tmp_path):
   made = run_of(tmp_path, 'pretrain')
   moved = (tmp_path / 'vocab.txt').rename(tmp_path / 'moved.txt')
   model = alpro_jax.load(made, tokenizer=str(moved))
+  moved.write_text('changed since')
   model.save_pretrained(tmp_path / 'saved')
   again = alpro_jax.load(tmp_path / 'saved')
   np.testing.assert_array_equal(again.embed_texts(TEXTS).feature, model.embed_texts(TEXTS).feature)
-  moved.write_text(moved.read_text() + 'more\n')
-  with pytest.raises(ValueError, match='has changed since the model was loaded'):
-    model.save_pretrained(tmp_path / 'other')
 
 
 def test_a_damaged_or_foreign_folder_is_refused(model, tmp_path):

@@ -82,7 +82,7 @@ def exported(pretrained, tmp_path_factory):
   """The folder of an export."""
   trained, _, file = pretrained
   path = tmp_path_factory.mktemp('exported') / 'model'
-  export.write(trained, path, tokenizer=file, say=lambda line: None)
+  export.write(trained, path, say=lambda line: None)
   return path
 
 
@@ -308,7 +308,7 @@ def test_a_parameter_that_is_no_number_is_named(pretrained, tmp_path):
   params = jax.tree.map(np.array, trained.params)
   params['match_head']['bias'][1] = np.nan
   with pytest.raises(ValueError, match='1 parameters hold NaN.*match_head/bia'):
-    export.write(trained._replace(params=params), tmp_path / 'model', tokenizer=file)
+    export.write(trained._replace(params=params), tmp_path / 'model')
   assert not list(tmp_path.iterdir())
 
 
@@ -334,7 +334,7 @@ def test_on_a_full_disk_the_file_is_named(pretrained, made, tmp_path, monkeypatc
   trained, _, file = pretrained
   monkeypatch.setattr(programs, 'make', lambda *_: made)
   with full_disk(size), pytest.raises(OSError, match=f'File too large: .*{tmp_path}/.*model'):
-    export.write(trained, tmp_path / 'model', tokenizer=file)
+    export.write(trained, tmp_path / 'model')
   assert not list(tmp_path.iterdir())
 
 
@@ -356,7 +356,7 @@ def test_other_numbers_are_refused(pretrained, made, tmp_path, monkeypatch, wron
     check, 'differences', lambda *_: {'match/margin': wrong, 'encode_video/tokens': 0.0}
   )
   with pytest.raises(ValueError, match='match/margin differ'):
-    export.write(trained, tmp_path / 'model', tokenizer=file)
+    export.write(trained, tmp_path / 'model')
   assert not list(tmp_path.iterdir())
 
 
@@ -387,14 +387,14 @@ def test_random_frames_cannot_be_exported(pretrained, tmp_path):
   config = trained.config.copy_and_resolve_references()
   config.data.eval_sampling = 'rand'
   with pytest.raises(ValueError, match='--uniform'):
-    export.write(trained._replace(config=config), tmp_path / 'model', tokenizer=file)
+    export.write(trained._replace(config=config), tmp_path / 'model')
 
 
 @pytest.mark.slow
 def test_answers_and_saved_model(tmp_path):
   """A model without contrast; check.differences has compared the rest."""
   trained, _, file = make(tmp_path, 'question_answering')
-  manifest = export.write(trained, tmp_path / 'model', tokenizer=file, with_saved_model=True)
+  manifest = export.write(trained, tmp_path / 'model', with_saved_model=True)
   assert list(manifest['programs']) == ['encode_video', 'encode_text', 'answer']
   assert {'answer/logits', 'saved_model/answer/logits'} <= set(manifest['check']['difference'])
   model = alpro_loader.load(tmp_path / 'model')
@@ -534,7 +534,7 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
   options = [f'--checkpoint={run}', f'--output={output}', '--params_only']
   assert launched.run('export', *options) == 0
   assert 'Written' in capsys.readouterr().out
-  # Elsewhere, the tokenizer is found beside the parameters.
+  # Elsewhere, the tokenizer is found in its words.
   away = file.rename(file.with_suffix('.away'))
   try:
     again = load(output, mesh=trained.mesh)
@@ -562,7 +562,7 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
 
 
 def test_the_tokenizer_is_known_by_its_digest(run, pretrained, tmp_path, capsys):
-  """Beside the parameters, whatever lies where it was in training."""
+  """A checkpoint of an earlier version gets its words, wherever they lie."""
   file, right = pretrained[2], pretrained[2].read_text()
   small = tmp_path / 'small'
   assert launched.run('export', f'--checkpoint={run}', f'--output={small}', '--params_only') == 0
@@ -580,14 +580,14 @@ def test_the_tokenizer_is_known_by_its_digest(run, pretrained, tmp_path, capsys)
   try:
     file.write_text('\n'.join(reversed(right.splitlines())) + '\n')
     assert again('a') == 0
-    assert (tmp_path / 'a' / 'vocab.txt').read_text() == right
-    assert again('b', checkpoint=run) == 2  # Nothing is beside those.
+    assert (tmp_path / 'a' / 'words' / 'vocab.txt').read_text() == right
+    assert again('b', checkpoint=run) == 2  # No words are in that one.
     assert 'pass the file of that run as --tokenizer' in capsys.readouterr().err
     file.unlink()
-    # Under another name it is taken, and found again by the one it had.
+    # Under another name it is taken, and travels from then on.
     shutil.copy(away, tmp_path / 'renamed.txt')
     assert again('c', f'--tokenizer={tmp_path}/renamed.txt') == 0
-    assert (tmp_path / 'c' / 'vocab.txt').read_text() == right
+    assert (tmp_path / 'c' / 'words' / 'vocab.txt').read_text() == right
     load(tmp_path / 'c')
   finally:
     away.rename(file)

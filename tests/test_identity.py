@@ -293,7 +293,7 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
   folder.mkdir()
 
   def find(*arguments):
-    return trained.find_tokenizer(*arguments)[0]
+    return str(trained.find_tokenizer(*arguments).path)
 
   assert find(folder, meta) == recorded
   meta['tokenizer']['vocab_size'] = 8  # Of the same file, cut otherwise.
@@ -311,5 +311,15 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
   (tmp_path / 'elsewhere' / 'vocab.txt').unlink()
   assert find(folder, meta) == beside
   (folder / 'vocab.txt').unlink()
-  with pytest.raises(FileNotFoundError, match='pass its file as --tokenizer'):
+  with pytest.raises(FileNotFoundError, match='pass the file of that run as --tokenizer'):
     find(folder, meta)
+  # The one that is named is meant: nothing else is used in its place.
+  other = vocabulary(tmp_path / 'elsewhere', 'ring', 'disc')
+  own = vocabulary(folder / checkpoints.WORDS, 'disc', 'ring')
+  assert find(folder, meta) == own
+  same = vocabulary(tmp_path / 'same', 'disc', 'ring')
+  assert find(folder, meta, same) == same
+  with pytest.raises(ValueError, match=f'{other} has digest .*name none: {own} is it'):
+    find(folder, meta, other)
+  with pytest.raises(FileNotFoundError, match=f'no tokenizer at {tmp_path}/none.txt; name none'):
+    find(folder, meta, f'{tmp_path}/none.txt')

@@ -87,7 +87,12 @@ def toy(monkeypatch):
   """Puts the toy in place of tasks and data; returns what tests may set."""
   parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1', measured=[])
   tokenizer = SimpleNamespace(
-    special=SpecialTokens(0, 1, 2, 3, 4), vocab_size=9, digest='t1', encode=None
+    special=SpecialTokens(0, 1, 2, 3, 4),
+    vocab_size=9,
+    digest='t1',
+    encode=None,
+    kind='wordpiece',
+    content=b'pieces',
   )
   monkeypatch.setattr(loop, 'get_task', lambda *_: parts.task)
   monkeypatch.setattr(tokens, 'load_tokenizer', lambda path: tokenizer)
@@ -180,6 +185,8 @@ def test_a_whole_run(toy, tmp_path):
   meta = checkpoints.load_meta(tmp_path)
   assert meta['model'] == {'width': 4} and meta['step'] == 12
   assert meta['tokenizer']['special']['mask'] == 4
+  for step in checkpoints.step_folders(tmp_path / checkpoints.FOLDER):
+    assert (step / checkpoints.WORDS / 'vocab.txt').read_bytes() == b'pieces'
 
   # A finished run says so and does nothing.
   assert loop.train(config, tmp_path) == (12, True)

@@ -14,6 +14,8 @@ from alpro_jax.data import checksum
 
 # One name for each field of SpecialTokens, the same in every tokenizer here.
 PIECES = SpecialTokens('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+# What the file of each kind is called where it travels with a model.
+NAMES = {'wordpiece': 'vocab.txt', 'sentencepiece': 'tokenizer.model'}
 
 
 class Tokenizer:
@@ -24,7 +26,8 @@ class Tokenizer:
     kind: 'wordpiece' or 'sentencepiece'.
     vocab_size: ids are 0..vocab_size-1.
     special: ids of the five special tokens.
-    digest: sha256 of the file; another digest means other ids.
+    content: bytes of the file, by which it is copied.
+    digest: sha256 of the content; another digest means other ids.
   """
 
   def __init__(self, path, kind, pieces, split, join):
@@ -37,7 +40,8 @@ class Tokenizer:
     self.path, self.kind = pathlib.Path(path), kind
     self.vocab_size = len(pieces)
     self.special = SpecialTokens(*(ids[piece] for piece in PIECES))
-    self.digest = hashlib.sha256(checksum.read_bytes(path)).hexdigest()
+    self.content = checksum.read_bytes(path)
+    self.digest = hashlib.sha256(self.content).hexdigest()
     self._split = split  # list of str -> list of list of ids, none special.
     self._join = join  # list of ids, none special -> str.
 

@@ -6,6 +6,7 @@ the model fits its positions to what it is shown.
 """
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -80,6 +81,8 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
     tokenizer: see find_tokenizer.
     config: all options, instead of those of the run.
     mesh: None is all devices.
+  Returns:
+    the model; its options name the lists that the checkpoint brings along.
   Raises:
     ValueError: if the tokenizer is not the one of training, or the answers are
       not stored.
@@ -88,8 +91,9 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
   mesh = mesh or sharding.make_mesh()
   found = checkpoints.find(checkpoint)
   folder, meta = found.folder, found.meta
-  config = config or ml_collections.ConfigDict(meta['config'])
-  _, loaded = find_tokenizer(folder, meta, tokenizer or config.data.tokenizer)
+  config = (config or ml_collections.ConfigDict(meta['config'])).copy_and_resolve_references()
+  loaded = find_tokenizer(folder, meta, tokenizer)
+  _name_own_lists(config, folder)
   model = Alpro(AlproConfig.from_dict(meta['model']))
   answers = tuple(meta.get('answers', ()))
   if len(answers) != model.config.answers:
@@ -106,18 +110,23 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
 def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
   """Opens the tokenizer of a checkpoint, which is known by its digest.
 
-  It may be at `path`, if that is given, where it was in training if not, or
-  beside the parameters.
+  It travels in the checkpoint. One of an earlier version has it where it was in
+  training, or beside the parameters.
 
-  Returns:
-    its file, and the tokenizer.
+  Args:
+    folder: of the checkpoint.
+    meta: what was stored with it.
+    path: of the file to use instead, which must be the same by content.
   Raises:
     FileNotFoundError: if there is no file in any of these places.
     ValueError: if none of them is the tokenizer of the checkpoint.
   """
   wanted, others = meta['tokenizer'], []
-  first = str(path or meta['config']['data']['tokenizer'])
-  for file in (first, str(pathlib.Path(folder) / pathlib.Path(first).name)):
+  folder, recorded = pathlib.Path(folder), str(meta['config']['data']['tokenizer'])
+  within = [str(folder / checkpoints.WORDS / name) for name in tokens.NAMES.values()]
+  own = [file for file in within if os.path.isfile(file)]
+  places = own or [recorded, str(folder / pathlib.Path(recorded).name)]
+  for file in [str(path)] if path else places:
     try:
       tokenizer = tokens.load_tokenizer(file)
     except FileNotFoundError:
@@ -134,16 +143,22 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
     else:
       if others:
         logging.warning('%s is used, for %s.', file, '; '.join(others))
-      return file, tokenizer
-  if not others:
-    raise FileNotFoundError(
-      f'no tokenizer at {first!r}, where it was in training, nor beside '
-      f'the parameters of {folder}; pass its file as --tokenizer.'
+      return tokenizer
+  help = f'name none: {own[0]} is it' if own else 'pass the file of that run as --tokenizer'
+  if others:
+    raise ValueError(
+      f'{"; ".join(others)}, but {folder} was trained with {wanted["digest"]}; {help}.'
     )
-  raise ValueError(
-    f'{"; ".join(others)}, but {folder} was trained with {wanted["digest"]}; pass '
-    'the file of that run as --tokenizer.'
-  )
+  where = f'at {path}' if path else f'at {recorded!r}, where it was in training, nor in {folder}'
+  raise FileNotFoundError(f'no tokenizer {where}; {help}.')
+
+
+def _name_own_lists(config, folder):
+  """Makes options name the entities and answers that travel in a checkpoint."""
+  with config.ignore_type(), config.unlocked():
+    for part, name in (('prompter', 'entities'), ('data', 'answers')):
+      if (file := folder / checkpoints.WORDS / f'{name}.txt').is_file():
+        config[part][name] = str(file)
 
 
 def load_teacher(trained: TrainedModel):

@@ -13,7 +13,6 @@ folder gets its name.
 """
 
 import json
-import pathlib
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,12 +23,11 @@ import jaxlib
 import numpy as np
 
 from alpro_jax import files
-from alpro_jax.data import tokens
 from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
 from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import TEMPERATURE_RANGE
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
-from alpro_jax.train import checkpoints, digests
+from alpro_jax.train import checkpoints, digests, identity
 
 _PARAMETERS = 'params.npz'
 # The loader chooses evenly; the other rules need TensorFlow's random numbers.
@@ -40,7 +38,6 @@ def write(
   trained: TrainedModel,
   output,
   *,
-  tokenizer,
   platforms: Sequence[str] = programs.PLATFORMS,
   with_saved_model: bool = False,
   tolerance: float | None = None,
@@ -51,7 +48,6 @@ def write(
   Args:
     trained: the model, on one device; its config.data says what it is shown.
     output: folder to make.
-    tokenizer: its file.
     platforms: that the programs run on.
     with_saved_model: also write a TensorFlow SavedModel.
     tolerance: None is check.default_tolerance.
@@ -59,15 +55,15 @@ def write(
   Returns:
     the manifest.
   Raises:
-    ValueError: if a parameter is not finite, the tokenizer is another, or a program gives other
-      numbers than the live model; nothing is left then.
+    ValueError: if a parameter is not finite, or a program gives other numbers than the live
+      model; nothing is left then.
     FileExistsError: if the folder is there and not empty.
   """
-  _check(trained, tokenizer)
+  _check(trained)
   with files.folder(output) as draft:
     made = programs.make(trained, platforms)
     params = _used(made, trained)
-    manifest = _write_parts(trained, made, params, draft, tokenizer)
+    manifest = _write_parts(trained, made, params, draft)
     for name, described in manifest['programs'].items():
       count = sum(params[n].size for n in described['parameters'])
       say(f'{name}: {manifest["files"][described["file"]]["bytes"]:,} bytes, {count:,} parameters')
@@ -99,17 +95,15 @@ def write(
 
 
 def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
-  """Copies parameters, meta and tokenizer, without the optimizer.
-
-  The folder is a checkpoint that trained.load takes, its tokenizer beside it.
+  """Copies a checkpoint, without the optimizer: another one that trained.load takes.
 
   Args:
     checkpoint: what checkpoints.find takes.
     output: folder to make.
-    tokenizer: its file, if it has moved.
+    tokenizer: its file, for a checkpoint of an earlier version, if it has moved.
   """
   found = checkpoints.find(checkpoint)
-  tokenizer, _ = find_tokenizer(found.folder, found.meta, tokenizer)
+  words = identity.words(found.meta, find_tokenizer(found.folder, found.meta, tokenizer))
   with files.folder(output) as draft:
     try:
       for name in ('params', 'meta'):
@@ -117,8 +111,7 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
     except shutil.Error as error:  # It lists all files of a full disk.
       _, _, reason = error.args[0][0]
       raise OSError(reason) from error
-    # Beside the parameters it is looked for by the name that it had.
-    shutil.copy(tokenizer, draft / pathlib.Path(found.meta['config']['data']['tokenizer']).name)
+    checkpoints.write_words(draft, words)
     digests.write(draft)
     before, after = (json.loads((x / digests.FILE).read_text()) for x in (found.folder, draft))
     for name, digest in before.items():
@@ -126,7 +119,7 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
         raise OSError(f'{name} of {found.folder} was not copied as it is; try again.')
 
 
-def _check(trained, tokenizer):
+def _check(trained):
   sampling = trained.config.data.eval_sampling
   if sampling not in _EVEN:
     raise ValueError(
@@ -139,12 +132,6 @@ def _check(trained, tokenizer):
       f'{len(broken)} parameters hold NaN or infinity: {", ".join(broken)}. A model with them '
       'computes nothing; export an earlier step.'
     )
-  digest = tokens.load_tokenizer(tokenizer).digest
-  if digest != trained.tokenizer.digest:
-    raise ValueError(
-      f'{tokenizer} has digest {digest}, but the model was trained with '
-      f'{trained.tokenizer.digest}; pass the file of that run as --tokenizer.'
-    )
 
 
 def _used(made, trained):
@@ -154,9 +141,9 @@ def _used(made, trained):
   return {name: np.asarray(params[name]) for name in sorted(names)}
 
 
-def _write_parts(trained, made, params, folder, tokenizer):
+def _write_parts(trained, made, params, folder):
   """Writes everything but the SavedModel; returns the manifest."""
-  shutil.copy(tokenizer, folder)
+  (folder / trained.tokenizer.path.name).write_bytes(trained.tokenizer.content)
   shutil.copy(alpro_loader.__file__, folder)
   needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
   if trained.tokenizer.kind == 'sentencepiece':
@@ -166,7 +153,7 @@ def _write_parts(trained, made, params, folder, tokenizer):
   (folder / 'programs').mkdir()
   for name, exported in made.items():
     (folder / _file(name)).write_bytes(exported.serialize())
-  manifest = _describe(trained, made, params, pathlib.Path(tokenizer).name)
+  manifest = _describe(trained, made, params)
   manifest['files'] = {
     part: {'bytes': (folder / part).stat().st_size, 'sha256': files.sha256(folder / part)}
     for part in (*map(_file, made), _PARAMETERS, manifest['text']['file'])
@@ -175,7 +162,7 @@ def _write_parts(trained, made, params, folder, tokenizer):
   return manifest
 
 
-def _describe(trained, made, params, tokenizer):
+def _describe(trained, made, params):
   """Returns the manifest but for its files."""
   data, text, origin = trained.config.data, trained.tokenizer, trained.origin
   temperature = trained.params.get('temperature')
@@ -211,7 +198,7 @@ def _describe(trained, made, params, tokenizer):
       'std': list(timesformer.PIXEL_STD),
     },
     'text': {
-      'file': tokenizer,
+      'file': text.path.name,
       'kind': text.kind,
       'vocab_size': text.vocab_size,
       'max_tokens': data.max_text_tokens,

@@ -44,26 +44,23 @@ def write(
     notes: Markdown for the end of the model card.
   Raises:
     FileExistsError: if the folder is there and not empty.
-    ValueError: if the model is still in training, its tokenizer's file changed, or figures
-      are another's.
+    ValueError: if the model is still in training, or figures are another's.
   """
   if trained.meta is None or trained.origin is None:
     raise ValueError('a model in the middle of training has no checkpoint to be written from.')
-  tokenizer = trained.tokenizer.path
+  tokenizer = trained.tokenizer.path.name
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
     write_tensors(here / PARAMS, arrays, {'format': 'np', 'library': 'alpro_jax'})
-    (here / tokenizer.name).write_bytes(tokenizer.read_bytes())
-    if files.sha256(here / tokenizer.name) != trained.tokenizer.digest:
-      raise ValueError(f'{tokenizer} has changed since the model was loaded; load it again.')
+    (here / tokenizer).write_bytes(trained.tokenizer.content)
     config = {
       'library': 'alpro_jax',
       'format': _FORMAT,
       'step': trained.origin.step,
-      'tokenizer': tokenizer.name,
-      'sha256': {name: files.sha256(here / name) for name in (PARAMS, tokenizer.name)},
-      'meta': _without_paths(trained.meta, tokenizer.name),
+      'tokenizer': tokenizer,
+      'sha256': {name: files.sha256(here / name) for name in (PARAMS, tokenizer)},
+      'meta': _without_paths(trained.meta, tokenizer),
     }
     (here / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding='utf-8')
     environment = jinja2.Environment(

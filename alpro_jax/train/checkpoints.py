@@ -2,9 +2,11 @@
 
 One folder for each step, with three items: `params`, so that another run can
 start from them alone; `train`, the step and the optimizer's moments; `meta`,
-JSON that train/identity.py describes, and the digests of the arrays. The
-digests of the files are written before the folder gets its final name, so a
-folder with a number for a name is complete.
+JSON that train/identity.py describes, and the digests of the arrays. `words`
+has copies of the small files without which parameters mean nothing: tokenizer,
+entities, answers. These and the digests of all files are written before the
+folder gets its final name, so a folder with a number for a name is complete,
+and may be copied anywhere.
 """
 
 import contextlib
@@ -29,6 +31,7 @@ from alpro_jax.train import digests, options, trees
 from alpro_jax.train.state import TrainState
 
 FOLDER = 'checkpoints'
+WORDS = 'words'  # In the folder of a step; see identity.words.
 
 
 class DamagedCheckpointError(ValueError):
@@ -193,6 +196,13 @@ def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted((p for p in steps if p.name.isdigit()), key=lambda p: int(p.name))
 
 
+def write_words(folder: pathlib.Path, words: Mapping[str, bytes]) -> None:
+  """Writes what `identity.words` gave into the folder of a step."""
+  (folder / WORDS).mkdir()
+  for name, content in words.items():
+    (folder / WORDS / name).write_bytes(content)
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -200,7 +210,14 @@ class Checkpoints:
   host. The newest ones are kept and, if `best_metric` is set, the best one.
   """
 
-  def __init__(self, workdir, *, keep_newest: int = 2, best_metric: str = ''):
+  def __init__(
+    self,
+    workdir,
+    *,
+    keep_newest: int = 2,
+    best_metric: str = '',
+    words: Mapping[str, bytes] | None = None,
+  ):
     """Opens the folder and moves damaged checkpoints out of the way.
 
     Args:
@@ -208,6 +225,7 @@ class Checkpoints:
       keep_newest: how many are kept; with 2 a damaged newest one costs little.
       best_metric: name in the metrics given to `save`; large is good, or small
         with a '-' in front. '' keeps the newest alone.
+      words: files that go into every checkpoint, by name; see identity.words.
     Raises:
       DamagedCheckpointError: if there are checkpoints and none is intact.
     """
@@ -215,6 +233,7 @@ class Checkpoints:
       raise ValueError(f'config.train.{keep_newest=} must be at least 1.')
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._best_metric, self._saving = best_metric.removeprefix('-'), None
+    self._words = dict(words or {})
     self._sign = -1.0 if best_metric.startswith('-') else 1.0
     if jax.process_index() == 0:
       self._move_damaged({step: digests.damage(step) for step in step_folders(self.folder)})
@@ -331,6 +350,7 @@ class Checkpoints:
     """Called in the saving thread when all files are written, before the rename."""
     if jax.process_index() == 0:
       for folder in self.folder.glob(f'{self._saving}.*'):
+        write_words(folder, self._words)
         digests.write(folder)
 
   def _rank(self, metrics) -> float:

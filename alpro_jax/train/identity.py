@@ -25,6 +25,7 @@ from typing import Any
 
 from absl import logging
 
+from alpro_jax.data import tokens
 from alpro_jax.data.answers import canonical
 from alpro_jax.models import alpro, prompter
 from alpro_jax.train import checkpoints
@@ -84,6 +85,27 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
       'prompter': _prompter(options.checkpoint, meta) if used else None,
     }
   return meta
+
+
+def words(meta: Mapping[str, Any], tokenizer) -> dict[str, bytes]:
+  """Returns the files that travel in every checkpoint, by name.
+
+  vocab.txt or tokenizer.model, byte for byte; entities.txt and answers.txt
+  where the model has such labels: the names that it was trained with, as
+  data/entities.py and data/answers.py read them.
+
+  Args:
+    meta: what `describe` gave.
+    tokenizer: see data/tokens.py.
+  """
+  # The tab says that a number at the end of a name is no count.
+  ends = {'entities': '\t\n', 'answers': '\n'}
+  lists = {
+    f'{label}.txt': ''.join(f'{name}{end}' for name in meta[label]).encode()
+    for label, end in ends.items()
+    if meta.get(label)
+  }
+  return {tokens.NAMES[tokenizer.kind]: tokenizer.content, **lists}
 
 
 def of_checkpoint(path) -> dict[str, Any]:

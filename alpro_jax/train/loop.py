@@ -73,7 +73,10 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     plan = make_plan(config, evaluations)
     resume.check_same_everywhere(plan.meta)
     store = checkpoints.Checkpoints(
-      folder, keep_newest=options.keep_newest, best_metric=options.best_metric
+      folder,
+      keep_newest=options.keep_newest,
+      best_metric=options.best_metric,
+      words=identity.words(plan.meta, plan.tokenizer),
     )
     newest = store.newest()
     stored = None if newest is None else store.meta(newest)

@@ -18,7 +18,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alpro_jax import files, sharding
 from alpro_jax.data import answers as answer_lists
-from alpro_jax.data import entities as entity_lists
 from alpro_jax.data import tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.shared import abstract_params, init_model, model_config
@@ -434,12 +433,9 @@ def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
 
   `beside` has the digests of what lies beside it.
   """
-  if names := one.meta.get('entities'):
-    entity_lists.write_entities(((name, '') for name in names), draft / 'entities.txt')
-    one.config.prompter.update(entities=str(one.folder / 'entities.txt'), num_entities=0)
   origin = {n: x for n in ('original', 'vit', 'bert') if (x := getattr(options, n))}
   meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes, **beside}}
-  store = checkpoints.Checkpoints(draft)
+  store = checkpoints.Checkpoints(draft, words=identity.words(meta, tokenizer))
   params = jax.tree.map(jnp.asarray, one.params)
   store.save(TrainState(jnp.zeros((), jnp.int32), params, ()), meta)
   store.close()

@@ -1,0 +1,116 @@
+"""A checkpoint's folder is enough: copied, with everything else of the run gone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import alpro_jax
+from alpro_jax.data import dataset, tokens
+from alpro_jax.data.answers import read_answers
+from alpro_jax.data.entities import read_entities
+from alpro_jax.train import checkpoints, digests, identity
+from alpro_jax.train.state import TrainState
+from tests import launched, small_sets, small_videos, test_export
+
+COLOURS = [(200, 30, 60)] * 8
+
+
+def copy_of(root, task):
+  """The folder of a step of a run that is gone."""
+  (root / 'run').mkdir()
+  made, own, _ = test_export.make(root / 'run', task)
+  meta = identity.describe(made.config, own, made.tokenizer)
+  store = checkpoints.Checkpoints(root / 'run', words=identity.words(meta, made.tokenizer))
+  store.save(TrainState(np.int32(7), made.params, {'mu': made.params}), meta)
+  store.close()
+  shutil.copytree(root / 'run' / 'checkpoints' / '7', root / 'another place')
+  shutil.rmtree(root / 'run')
+  return root / 'another place'
+
+
+@pytest.fixture(scope='module')
+def copied(tmp_path_factory):
+  return copy_of(tmp_path_factory.mktemp('pretrained'), 'pretrain')
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'clips').mkdir()
+  small_videos.write_video(tmp_path / 'clips' / 'a.mp4', colours=COLOURS)
+
+
+def test_python_and_search(copied, capsys):
+  model = alpro_jax.load(copied)
+  assert model.similarity(['a dog'], ['clips/a.mp4']).shape == (1, 1)
+  assert model.entity_names == ('disc', 'ring', 'cross')
+  model.save_pretrained('saved')
+  index = ('index', 'clips', f'--checkpoint={copied}', '--index=index')
+  assert launched.run('search', *index) == 0
+  assert launched.run('search', 'query', 'a dog', '--index=index') == 0
+  assert 'a.mp4' in capsys.readouterr().out
+
+
+def test_evaluate(copied, monkeypatch):
+  monkeypatch.setattr(dataset, 'open_dataset', lambda *_, **__: small_sets.MemorySet(3))
+  options = (f'--checkpoint={copied}', '--data=sets/a', '--split=test', '--output=card')
+  assert launched.run('evaluate', *options) == 0
+  with open('card/card.json') as file:
+    assert json.load(file)['checkpoint']['path'] == str(copied)
+
+
+def test_exports(copied):
+  assert launched.run('export', f'--checkpoint={copied}', '--output=out', '--platforms=cpu') == 0
+  assert launched.run('export', f'--checkpoint={copied}', '--output=small', '--params_only') == 0
+  assert alpro_jax.load('small').entity_names == ('disc', 'ring', 'cross')
+
+
+def test_explain(copied, tmp_path):
+  options = ('clips/a.mp4', 'a dog', '--steps=2', '--layer=1', '--fps=0', '--seconds=0.2')
+  assert launched.run('explain', copied, *options) == 0
+  assert (tmp_path / 'explained.html').is_file()
+
+
+def test_answers(tmp_path_factory):
+  copied = copy_of(tmp_path_factory.mktemp('answers'), 'question_answering')
+  model = alpro_jax.load(copied)
+  assert len(model.answer('what is it ?', ['clips/a.mp4'])[0]) == 2
+  assert model.trained.config.data.answers == str(copied / 'words' / 'answers.txt')
+  assert read_answers(model.trained.config.data.answers) == ('disc', 'ring')
+
+
+def test_another_tokenizer_is_refused_and_the_same_one_is_not_needed(copied, capsys):
+  own = copied / 'words' / 'vocab.txt'
+  shutil.copy(own, 'mine.txt')
+  for name, code in (('mine.txt', 0), ('other.txt', 2), ('none.txt', 2)):
+    index = ('index', 'clips', f'--checkpoint={copied}', f'--index={name}.index')
+    assert launched.run('search', *index, f'--tokenizer={name}') == code, name
+    with open('other.txt', 'w') as file:
+      file.write('\n'.join(reversed(own.read_text().splitlines())) + '\n')
+  said = capsys.readouterr().err
+  assert 'other.txt has digest' in said and f'name none: {own} is it.' in said
+  assert f'no tokenizer at none.txt; name none: {own} is it.' in said
+
+
+def test_the_words_are_guarded(copied, tmp_path):
+  damaged = shutil.copytree(copied, tmp_path / 'damaged')
+  with open(damaged / 'words' / 'entities.txt', 'a') as file:
+    file.write('dog\n')
+  with pytest.raises(checkpoints.DamagedCheckpointError, match='words/entities.txt has'):
+    alpro_jax.load(damaged)
+
+
+def test_names_are_read_as_they_were(tmp_path):
+  """A number that ends a name is no count; blanks and signs stay."""
+  meta = {'entities': ['disc 3', 'fire truck', 'Σ # 2'], 'answers': ['2', 'a, b', 'No']}
+  (tmp_path / 'vocab.txt').write_text('\n'.join(test_export.VOCAB) + '\n')
+  tokenizer = tokens.load_tokenizer(tmp_path / 'vocab.txt')
+  checkpoints.write_words(tmp_path, identity.words(meta, tokenizer))
+  words = tmp_path / 'words'
+  assert read_entities(words / 'entities.txt', 0) == meta['entities']
+  assert list(read_answers(words / 'answers.txt')) == meta['answers']
+  assert (words / 'vocab.txt').read_bytes() == (tmp_path / 'vocab.txt').read_bytes()
+  digests.write(tmp_path)
+  assert 'words/answers.txt' in json.loads((tmp_path / digests.FILE).read_text())
