@@ -25,7 +25,9 @@ _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
 )
 _PROMPTER = flags.DEFINE_string('prompter', '', 'Checkpoint of the prompter, if it has moved.')
-_ENTITIES = flags.DEFINE_string('entities', '', 'List of entities, if it has moved.')
+_ENTITIES = flags.DEFINE_string(
+  'entities', '', 'List of entities: only for checkpoints of earlier versions, if it has moved.'
+)
 _LAYER = flags.DEFINE_integer('layer', None, 'Of the fusion encoder; by default the third of six.')
 _START = flags.DEFINE_float('start', 0.0, 'Second where the clip starts.', 0.0)
 _SECONDS = flags.DEFINE_float('seconds', 10.0, 'Length of the clip.', lower_bound=0.01)
@@ -80,8 +82,7 @@ def explain(checkpoint, video, text):
       teacher, names = trained.load_teacher(model)
     except OSError as error:
       shown.notes.append(
-        f'Regions are not named, for the prompter is not there ({error}); '
-        'pass --prompter and --entities.'
+        f'Regions are not named, for the prompter is not there ({error}); pass --prompter.'
       )
     else:
       shown.regions.extend(

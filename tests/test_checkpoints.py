@@ -226,9 +226,24 @@ def test_all_damaged_is_refused(tmp_path):
   assert kept(tmp_path) == [1, 2]
 
 
-def test_an_unfinished_save_is_ignored(tmp_path):
+def test_an_unfinished_save_is_no_damage(tmp_path, caplog):
+  unfinished = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
+  with pytest.raises(FileNotFoundError, match='expected the workdir'):
+    checkpoints.find(tmp_path)
+  (tmp_path / 'log.txt').write_text('')
+  with pytest.raises(FileNotFoundError, match='stopped before it saved one, or is at work'):
+    checkpoints.find(tmp_path)
+  (unfinished / 'params').mkdir(parents=True)
+  with pytest.raises(FileNotFoundError, match='while it saved its first, step 2, or is at work'):
+    checkpoints.find(tmp_path)
+  with pytest.raises(FileNotFoundError, match=f'not finished: .* Pass {tmp_path}, for the newest'):
+    checkpoints.find(unfinished)
+  unfinished.rename(tmp_path / 'aside')
   save(tmp_path, 1)
-  (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir()
+  (tmp_path / 'aside').rename(unfinished)
+  assert checkpoints.find(tmp_path).folder.name == '1'
+  assert 'save of step 2' in caplog.text and 'Step 1, which is whole, is used.' in caplog.text
+  assert 'damaged' not in caplog.text
   store = checkpoints.Checkpoints(tmp_path)
   assert store.newest() == 1
   assert store.save(make_state(2), META)

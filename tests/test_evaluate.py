@@ -193,6 +193,21 @@ def test_flags_and_a_config_decide_how(run, sets, tmp_path):
   assert not chosen.eval.dual_softmax
 
 
+def test_a_config_with_another_tokenizer_is_refused(run, sets, tmp_path, monkeypatch):
+  folder, config, _, _ = run
+  other = tmp_path / 'other.model'
+  asked = small_task.small_config(tmp_path, 'question_answering')
+  asked.data.update({'tokenizer': str(other), 'answers': config.data.answers})
+  asked.eval = config.eval
+  monkeypatch.setattr(
+    tokens, 'load_tokenizer', lambda path: Tokenizer('o' if path == str(other) else 'letters')
+  )
+  command(checkpoint=str(folder), config=asked)  # It is not there, and not needed.
+  other.touch()
+  with pytest.raises(ValueError, match='other.model has digest o, but .* was trained with letters'):
+    command(checkpoint=str(folder), config=asked)
+
+
 def test_several_splits_have_a_card_each(run, sets, tmp_path, monkeypatch):
   seen = []
   monkeypatch.setattr(

@@ -145,7 +145,6 @@ def test_evaluate(tiny):
     'evaluate',
     tiny,
     CHECKPOINT=tiny / 'taken',
-    TOKENIZER=tiny / 'taken' / 'tokenizer.model',
     DATA=tiny / 'set',
     SPLIT='train',
     VIDEOS=videos,

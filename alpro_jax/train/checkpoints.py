@@ -31,6 +31,7 @@ from alpro_jax.train import digests, options, trees
 from alpro_jax.train.state import TrainState
 
 FOLDER = 'checkpoints'
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # In the name of a step that is being saved.
 WORDS = 'words'  # In the folder of a step; see identity.words.
 
 
@@ -160,6 +161,9 @@ class Checkpoint:
 def find(path) -> Checkpoint:
   """Returns an intact checkpoint: all its files have the digests of what was written.
 
+  A save that was not finished, because the run was killed meanwhile or is at work,
+  is no damage: the log says which step is used in its place.
+
   Args:
     path: a workdir or its checkpoints, for the newest one that is intact; the
       folder of one step, e.g. `runs/a/checkpoints/300`; or a Checkpoint.
@@ -170,8 +174,20 @@ def find(path) -> Checkpoint:
   if isinstance(path, Checkpoint):
     return path
   path = pathlib.Path(path).absolute()
+  if _UNFINISHED in path.name:
+    raise FileNotFoundError(
+      f'{path} is a save that was not finished: its run was stopped meanwhile, or is '
+      f'at work. Pass {path.parent.parent}, for the newest step that is whole.'
+    )
   folder = path if path.name == FOLDER else path / FOLDER
   steps = [path] if (path / 'params').is_dir() else step_folders(folder)
+  begun = {int(p.name.split('.')[0]) for p in folder.glob(f'[0-9]*{_UNFINISHED}*')}
+  if not steps and (begun or (path / 'log.txt').is_file()):
+    when = f'while it saved its first, step {max(begun)}' if begun else 'before it saved one'
+    raise FileNotFoundError(
+      f'the run in {path} has no checkpoint yet: it was stopped {when}, or is at work. '
+      'Give its command again and wait for one (config.train.checkpoint_every_steps).'
+    )
   if not steps:
     raise FileNotFoundError(
       f'no checkpoint in {path}; expected the workdir of a run of '
@@ -179,6 +195,14 @@ def find(path) -> Checkpoint:
     )
   for step in reversed(steps):
     if not (damage := digests.damage(step)):
+      if begun and step != path and max(begun) > int(step.name):
+        logging.warning(
+          'the save of step %d in %s was not finished: the run was stopped meanwhile, or is '
+          'at work. Step %s, which is whole, is used.',
+          max(begun),
+          folder.parent,
+          step.name,
+        )
       return Checkpoint(step)
     if step != steps[0]:
       logging.warning('%s The one before is used.', damage)
