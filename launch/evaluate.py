@@ -3,7 +3,8 @@
 A model that answers questions is asked all questions of the split; every other
 one ranks every caption's video and every video's caption, zero-shot if it was
 pre-trained. Metrics are printed with their 95 % intervals; --output gets
-card.json, card.html and, for questions, answers.jsonl.
+card.json, card.html, and a line per question in answers.jsonl or per caption in
+ranks.jsonl.
 
 The size of the model always comes from the checkpoint, and so do all options
 unless --config is given: then its `eval`, and its frames, image and text

@@ -142,6 +142,9 @@ def test_card_of_a_search(tmp_path):
   assert found['t2v_r1_chance'] == {'value': pytest.approx(100 / 7)}
   assert 't2v_r1_low' not in found
   assert stored['recall_against_cost'][0]['pairs'] == 7
+  rows = (tmp_path / 'new' / 'ranks.jsonl').read_text().splitlines()
+  assert [json.loads(row)['rank'] for row in rows] == [1] * 6 + [7]
+  assert json.loads(rows[6]) == {'video': '6.mp4', 'text': search().found.texts[6], 'rank': 7}
   assert not (tmp_path / 'new' / 'answers.jsonl').exists()
 
 

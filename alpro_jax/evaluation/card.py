@@ -4,13 +4,16 @@
   card.html   for people: the same, with the best and the worst cases; opens
               from a file, without a server or network
 
-of a model that answers questions also answers.jsonl, a line per question.
+and what came of each example: answers.jsonl, a line per question, or ranks.jsonl, a
+line per caption.
 """
 
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from alpro_jax import files
 from alpro_jax.evaluation import cases, facts, page, question_answering
@@ -27,17 +30,30 @@ class Card(NamedTuple):
   content: Mapping[str, Any]  # Of card.json; see facts.collect.
   best: Sequence[page.Search | cases.AnswerCase]
   worst: Sequence[page.Search | cases.AnswerCase]
-  answers: Sequence[Mapping[str, Any]]  # See question_answering.rows.
+  examples: Sequence[Mapping[str, Any]]  # See question_answering.rows, and _rank_rows.
+
+  @property
+  def examples_file(self) -> str:
+    return 'answers.jsonl' if 'accuracy' in self.content['metrics'] else 'ranks.jsonl'
 
 
 def make(evaluated: EvaluationResult, *, recall: Sequence[Tradeoff] = ()) -> Card:
   """Returns the card of an evaluation; see facts.collect."""
   content = facts.collect(evaluated, recall)
-  if not isinstance(evaluated.found, AnswerResult):
-    return Card(content, *cases.search_cases(evaluated, _SHOWN), ())
   videos = [record.video for record in evaluated.prepared.metadata()]
+  if not isinstance(evaluated.found, AnswerResult):
+    rows = _rank_rows(evaluated.found, videos)
+    return Card(content, *cases.search_cases(evaluated, _SHOWN), rows)
   answers = question_answering.rows(evaluated.found, videos)
   return Card(content, *cases.answer_cases(evaluated, _SHOWN), answers)
+
+
+def _rank_rows(found, videos):
+  """The rank, from 1, of the video of every caption, as JSON; videos name the records."""
+  return [
+    {'video': videos[video], 'text': found.texts[text], 'rank': int(rank)}
+    for (text, video), rank in zip(np.unique(found.pairs, axis=0), found.ranks, strict=True)
+  ]
 
 
 def write(card: Card, folder) -> pathlib.Path:
@@ -46,9 +62,8 @@ def write(card: Card, folder) -> pathlib.Path:
   content = json.dumps(card.content, indent=1, ensure_ascii=False)
   files.write_text(folder / 'card.json', content + '\n')
   files.write_text(folder / 'card.html', render(card))
-  if card.answers:
-    rows = (json.dumps(row, ensure_ascii=False) + '\n' for row in card.answers)
-    files.write_text(folder / 'answers.jsonl', ''.join(rows))
+  rows = (json.dumps(row, ensure_ascii=False) + '\n' for row in card.examples)
+  files.write_text(folder / card.examples_file, ''.join(rows))
   return folder / 'card.html'
 
 
