@@ -5,6 +5,7 @@ Plain `jax.jit` with NamedSharding does nearly all of it. The one exception is
 whole batch of video tokens.
 """
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -173,7 +174,24 @@ def tree_sharding(boxed: Any, mesh) -> Any:
 def create(init, key: jax.Array, mesh) -> Any:
   """Allocates what `init(key)` returns, unboxed, each device its own part."""
   where = tree_sharding(jax.eval_shape(init, key), mesh)
-  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
+  with hash_by_kernel():
+    return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
+
+
+@contextlib.contextmanager
+def hash_by_kernel():
+  """Lets CUDA programs draw random bits by JAX's own kernel: the same bits.
+
+  XLA's GPU compiler would write the hash of all parameters out in a few kernels of
+  thousands of instructions, which take minutes to compile. Not for a training step:
+  every device would draw for all of them.
+  """
+  before = jax.config.jax_threefry_gpu_kernel_lowering
+  jax.config.update('jax_threefry_gpu_kernel_lowering', True)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_threefry_gpu_kernel_lowering', before)
 
 
 def _leaf_sharding(name, spec, shape, mesh):

@@ -12,7 +12,13 @@ import sys
 PROGRAM = pathlib.Path(__file__).parents[1] / 'launch/benchmark.py'
 
 
-def measure(word: str, arguments: list[str], output: pathlib.Path, environment=None) -> dict:
+def measure(
+  word: str,
+  arguments: list[str],
+  output: pathlib.Path,
+  environment: dict[str, str] | None = None,
+  limit_s: float | None = None,
+) -> dict:
   """Runs `launch/benchmark.py WORD` and returns its figures.
 
   Args:
@@ -20,17 +26,22 @@ def measure(word: str, arguments: list[str], output: pathlib.Path, environment=N
     arguments: its flags but for --output.
     output: the JSON file to write; beside it goes NAME.log.
     environment: variables to add to those of this process.
+    limit_s: seconds after which it is ended.
   Raises:
     RuntimeError: with the line of the log that says why it failed.
   """
   log = output.with_suffix('.log')
   with log.open('w') as file:
-    done = subprocess.run(
-      [sys.executable, str(PROGRAM), word, *arguments, f'--output={output}'],
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      env={**os.environ, **(environment or {})},
-    )
+    try:
+      done = subprocess.run(
+        [sys.executable, str(PROGRAM), word, *arguments, f'--output={output}'],
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **(environment or {})},
+        timeout=limit_s,
+      )
+    except subprocess.TimeoutExpired as error:
+      raise RuntimeError(f'was ended after {limit_s:.0f} s') from error
   if done.returncode:
     lines = [line for line in log.read_text().splitlines() if line.strip()] or ['']
     why = next((line for line in lines if 'RESOURCE_EXHAUSTED' in line), lines[-1])

@@ -42,7 +42,10 @@ def compare(arguments: list[str], batch_sizes: list[int], rounds: int) -> dict:
 
 def _run(kind, batch_size, arguments):
   word, only = ('step', []) if kind == 'jax' else ('torch', [f'--only={kind}'])
-  size = [f'--config.data.batch_size={batch_size}', '--config.model.dtype=float32']
+  size = [f'--config.data.batch_size={batch_size}']
+  if not any(x.startswith('--config.model.dtype') for x in arguments):
+    # What a CPU is fastest with.
+    size.append('--config.model.dtype=float32')
   with tempfile.TemporaryDirectory() as folder:
     try:
       output = pathlib.Path(folder, 'figures.json')

@@ -11,7 +11,12 @@ from benchmarks import kernels
 
 
 def measure(
-  run: Callable[[], object], found: list[kernels.Kernel], folder: pathlib.Path, steps: int
+  run: Callable[[], object],
+  found: list[kernels.Kernel],
+  folder: pathlib.Path,
+  *,
+  steps: int,
+  step_s: float,
 ) -> str:
   """Runs a compiled step under JAX's profiler.
 
@@ -20,6 +25,7 @@ def measure(
     found: the kernels of its program, where they are known: on a GPU.
     folder: for the trace, which XProf and Perfetto show too.
     steps: to run.
+    step_s: seconds of a step without the profiler.
   Returns:
     a table in Markdown, the longest kernels first: milliseconds of a step, and
     the rates at which bytes move and products are made.
@@ -31,7 +37,7 @@ def measure(
     jax.block_until_ready(last)
   newest = max(folder.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
   seconds = by_instruction(jax.profiler.ProfileData.from_file(str(newest)))
-  return table(seconds, found, steps)
+  return table(seconds, found, steps, step_s)
 
 
 def by_instruction(data) -> dict[str, float]:
@@ -56,7 +62,7 @@ def by_instruction(data) -> dict[str, float]:
 
 
 def table(
-  seconds: dict[str, float], found: list[kernels.Kernel], steps: int, rows: int = 40
+  seconds: dict[str, float], found: list[kernels.Kernel], steps: int, step_s: float, rows: int = 40
 ) -> str:
   """Returns kernels that are alike in one row each, the longest first."""
   groups = collections.defaultdict(collections.Counter)
@@ -72,7 +78,7 @@ def table(
       group['flops'] += one.runs * one.flops
   total = sum(seconds.values()) / steps
   lines = [
-    f'{total * 1e3:.2f} ms of kernels in a step.',
+    f'{total * 1e3:.2f} ms of kernels in a step of {step_s * 1e3:.2f} ms.',
     '',
     '| ms | runs | GB/s | TFLOP/s | kernel | writes | made from |',
     '|---|---|---|---|---|---|---|',

@@ -77,6 +77,7 @@ def measure(
     'planned_temporary_gib': memory.temp_size_in_bytes / 2**30,
     'planned_argument_gib': memory.argument_size_in_bytes / 2**30,
     'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
+    'memory_gib': used.get('bytes_limit', 0) / 2**30 or None,
     'peak_process_gib': peak_memory_gib(),
     'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
   }
@@ -87,4 +88,5 @@ def measure(
   if trace is not None:
     on_gpu = jax.devices()[0].platform == 'gpu'
     found = kernels.parse(compiled.as_text()) if on_gpu else []
-    (trace / 'kernels.md').write_text(profile.measure(run, found, trace, steps=3))
+    text = profile.measure(run, found, trace, steps=3, step_s=spent['step_s'])
+    (trace / 'kernels.md').write_text(text)

@@ -26,7 +26,8 @@ def _model(
       'implementation': 'plain',
       # Attention: 'xla' multiplies matrices; 'elementwise', for TPUs, does not
       # over so few tokens as a clip has frames; 'cudnn', for NVIDIA GPUs and
-      # bfloat16, is its fused kernel beside that; 'auto' asks the device.
+      # bfloat16, is its fused kernel beside that; 'pallas' is 'cudnn' with a kernel
+      # for dropout too, which saves memory; 'auto' asks the device.
       'attention_impl': 'auto',
       # Layers as a loop: compiled once, not once each, for a slower step.
       'scan_layers': False,

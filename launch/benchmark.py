@@ -17,9 +17,10 @@ step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            the compiler's plan and, where the device tells, the highest in use.
            With --profile=FOLDER three more steps are traced: kernels.md says
            which kernels take the time and at what rates.
-sweep      `step` for growing batches until one does not fit, then with other
-           attention, rematerialisation and scanned layers; a table of all. One
-           process each, figures and words in --folder, where a sweep that was
+sweep      `step` in all its forms and a profile at the smallest of
+           --batch_sizes, then for growing batches until one does not fit; a
+           table of all, after each. One process each, which may take
+           --minutes_each, figures and words in --folder, where a sweep that was
            stopped, by --minutes for instance, goes on.
 retrieval  what scoring all pairs costs and what the --rerank_k nearest cost:
            FLOPs by formula, time from measured rates.
@@ -54,7 +55,7 @@ from absl import flags
 _CONFIG = command.config_flag('Config file, e.g. configs/pretrain.py:demo.')
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 
-_STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps.', lower_bound=1)
 _WARMUP = flags.DEFINE_integer('warmup', 3, 'Steps before the clock starts.', lower_bound=1)
 _PEAK = flags.DEFINE_float(
   'peak_tflops',
@@ -85,11 +86,14 @@ _ROUNDS = flags.DEFINE_integer('rounds', 2, 'How often each kind of step is run.
 _RECORDS = flags.DEFINE_integer('records', 2_500_000, 'Of the made-up set.', lower_bound=1000)
 _START_STEP = flags.DEFINE_integer('start_step', 100_000, 'The late step.', lower_bound=0)
 _BATCH_SIZES = flags.DEFINE_list(
-  'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 16 to 320 in a sweep.'
+  'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 64 to 512 in a sweep.'
 )
 _FOLDER = flags.DEFINE_string('folder', '', 'Where a sweep keeps its figures.')
 _MINUTES = flags.DEFINE_float(
   'minutes', 0.0, 'After these a sweep begins no measurement; 0 is no end.', lower_bound=0.0
+)
+_MINUTES_EACH = flags.DEFINE_float(
+  'minutes_each', 10.0, 'After these a measurement of a sweep is given up.', lower_bound=0.1
 )
 _ONLY = flags.DEFINE_enum('only', None, ['torch', 'torch.compile'], 'Times this one alone.')
 
@@ -130,7 +134,8 @@ def _sweep(config):
     raise ValueError('--folder is needed, e.g. --folder=runs/h200.')
   folder = pathlib.Path(_FOLDER.value)
   given = [x for x in sys.argv[1:] if x != 'sweep']
-  print(sweep.run(given, folder, _batch_sizes(sweep.BATCH_SIZES), _MINUTES.value))
+  sizes = _batch_sizes(sweep.BATCH_SIZES)
+  print(sweep.run(given, folder, sizes, _MINUTES.value, _MINUTES_EACH.value))
   return {'table': str(folder / 'table.md')}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from alpro_jax.models import attention, dropout, fused, layers, timesformer
+from alpro_jax.models import attention, dropout, dropout_attention, fused, layers, timesformer
 from alpro_jax.models.alpro import AlproConfig
 from configs import models
 
@@ -97,7 +98,8 @@ def test_attention_with_dropout(masked, dtype, tolerance):
 
   wide = [x.astype(jnp.float32) for x in arrays]
   wanted = with_gradients(lambda *x: plain_attention(*x, mask, kept, share))(*wide)
-  for attend in (attention.attend, fused.Attention.attend):
+  layer = fused.Attention(2, layers.ComputeOptions(jnp.dtype(dtype)), nn.initializers.normal())
+  for attend in (attention.attend, layer.attend):
     ours = with_gradients(lambda *x: attend(*x, mask, **options))  # noqa: B023
     close(ours(*arrays), wanted, tolerance)
 
@@ -149,6 +151,34 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
     return with_gradients(apply)(params, x)
 
   close(run('cudnn', form), run('xla', 'plain'), tolerance)
+
+
+def test_a_layer_whose_kernel_drops_weights(no_cudnn, monkeypatch):
+  """It pads nothing, and so draws as plain layers do."""
+  by_kernel = []
+
+  def attend(*arguments, mesh):
+    by_kernel.append(arguments[0].shape)
+    return dropout_attention.attend(*arguments, mesh=mesh, interpret=True)
+
+  monkeypatch.setattr(
+    fused, 'dropout_attention', types.SimpleNamespace(attend=attend, fits=dropout_attention.fits)
+  )
+  x = jax.random.normal(jax.random.key(0), (3, 19, 32), 'bfloat16')
+  mask = jnp.arange(19) < jnp.array([[19], [7], [9]])
+  params = nn.unbox(layer('xla').init(jax.random.key(1), x))
+
+  def run(kernel, form, dropout=0.25):
+    module = layer(kernel, dtype='bfloat16', dropout=dropout, form=form)
+    return with_gradients(lambda params, x: module.apply(params, x, mask, rng=jax.random.key(2)))(
+      params, x
+    )
+
+  plain = run('xla', 'plain')
+  close(run('pallas', 'fused'), plain, 2e-2)
+  assert by_kernel == [(3, 19, 2, 16)]
+  with pytest.raises(AssertionError):
+    close(run('xla', 'plain', dropout=0.0), plain, 2e-2)
 
 
 @pytest.mark.parametrize('kernel', ['cudnn', 'xla'])

@@ -69,9 +69,9 @@ def test_the_table_has_the_rates_of_a_step():
     return kernels.Kernel(name, 'cublas', 'bf16[8,8]', f'layer{layer}/dot', 10**6, 10**9, runs=1)
 
   known = [gemm('gemm.1', 3), gemm('gemm.2', 4)]
-  text = profile.table(profile.by_instruction(of_a_gpu()), known, steps=2)
+  text = profile.table(profile.by_instruction(of_a_gpu()), known, steps=2, step_s=5e-4)
   lines = text.splitlines()
-  assert lines[0] == '0.45 ms of kernels in a step.'
+  assert lines[0] == '0.45 ms of kernels in a step of 0.50 ms.'
   # 0.4 ms for 2 MB and 2 GFLOP: 5 GB/s and 5 TFLOP/s.
   assert lines[4] == '| 0.400 | 2 | 5 | 5.0 | cublas | bf16[8,8] | layer*/dot |'
   # What is not known by the program's text has its name and time.
@@ -84,5 +84,5 @@ def test_a_trace_of_this_machine(tmp_path):
   step = jax.jit(lambda x: jnp.tanh(x @ x) @ x)
   x = jnp.ones((256, 256))
   step(x)
-  text = profile.measure(lambda: step(x), [], tmp_path / 'trace', steps=2)
-  assert 'tanh' in text and ' ms of kernels in a step.' in text
+  text = profile.measure(lambda: step(x), [], tmp_path / 'trace', steps=2, step_s=0.5)
+  assert 'tanh' in text and ' ms of kernels in a step of 500.00 ms.' in text

@@ -114,3 +114,17 @@ def test_a_ring_keeps_little_for_the_backward_pass():
 def test_take_rows_refuses_blocks_that_do_not_fit():
   with pytest.raises(ValueError, match='divide its 8 shards'):
     sharding.take_rows(jnp.zeros((48, 2)), jnp.zeros(48, jnp.int32), sharding.make_mesh(), blocks=3)
+
+
+def test_initial_values_are_drawn_by_a_kernel_on_gpus():
+  def draw(key):
+    return jax.random.normal(key, (8, 8))
+
+  def lowered():
+    return (
+      jax.jit(lambda key: draw(key)).trace(jax.random.key(0)).lower(lowering_platforms=('cuda',))
+    )
+
+  with sharding.hash_by_kernel():
+    assert 'threefry2x32_ffi' in lowered().as_text()
+  assert 'threefry2x32_ffi' not in lowered().as_text()

@@ -50,6 +50,11 @@ class AlproConfig:
     for name, choices in CHOICES.items():
       if (value := getattr(self, name)) not in choices:
         raise ValueError(f'config.model.{name}={value!r} is not known; choose one of {choices}.')
+    if self.attention_impl == 'pallas' and self.implementation != 'fused':
+      raise ValueError(
+        "config.model.attention_impl='pallas' is a kernel of the fused layers; set "
+        "config.model.implementation='fused' too."
+      )
     if self.video.width != self.text.width:
       raise ValueError(
         f'{self.video.width=} must equal {self.text.width=}: the fusion '

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from alpro_jax.models.dropout import draw_kept, scale_kept
 
-KERNELS = ('auto', 'xla', 'elementwise', 'cudnn')
+KERNELS = ('auto', 'xla', 'elementwise', 'cudnn', 'pallas')
+# Those that leave long sequences without dropout to cuDNN.
+BY_CUDNN = ('cudnn', 'pallas')
 # Stands in for minus infinity where a whole row may be masked.
 MASKED = -1e9
 # Sequences up to this length need no matrix unit.
@@ -40,9 +42,10 @@ def attend(
     mask: bool[..., L], True on the tokens that may be attended to.
     kernel: 'xla' multiplies matrices; 'elementwise' does so but for short
       sequences, see `_attend_elementwise`; 'cudnn' keeps no scores of long
-      sequences where type and shape allow it, and is 'elementwise' elsewhere.
+      sequences where type and shape allow it, and is 'elementwise' elsewhere;
+      'pallas' is 'cudnn', but in fused.py has a kernel with dropout too.
       Other queries than keys are few and have few scores: always 'xla'.
-    rate: of dropout of the weights, which no kernel has.
+    rate: of dropout of the weights, which no kernel here has.
     rng: key of dropout; None in evaluation.
   Returns:
     f[..., Q, A, K]. Scores and softmax are float32.
@@ -54,7 +57,7 @@ def attend(
   if kernel != 'xla' and query.shape == key.shape:
     if mask is None and key.shape[-3] <= SHORT:
       return _attend_elementwise(query, key, value)
-    if kernel == 'cudnn' and fits_cudnn(query):
+    if kernel in BY_CUDNN and fits_cudnn(query):
       return attend_cudnn(query, key, value, mask)
 
   def run(query, key, value, mask):

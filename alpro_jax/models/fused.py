@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, layers, timesformer
+from alpro_jax.models import attention, dropout_attention, layers, timesformer
 from alpro_jax.models.dropout import draw_kept, scale_kept
 
 
@@ -97,12 +97,11 @@ class Attention(layers.Attention):
   product to a multiple of 8, and cuDNN's gradient wants an even length.
   """
 
-  @staticmethod
-  def attend(query, key, value, mask, *, kernel, rate, rng):
+  def attend(self, query, key, value, mask, *, kernel, rate, rng):
     """As `attention.attend`; `mask` may be how many first tokens are no padding."""
     dropped = rate and rng is not None
     if isinstance(mask, int):
-      if kernel == 'cudnn' and not dropped and attention.fits_cudnn(query):
+      if kernel in attention.BY_CUDNN and not dropped and attention.fits_cudnn(query):
         # Cheaper than a mask, which cuDNN would want for every query.
         return attention.attend_cudnn(query, key, value, None, mask)
       mask = jnp.broadcast_to(jnp.arange(key.shape[-3]) < mask, key.shape[:-2])
@@ -110,6 +109,9 @@ class Attention(layers.Attention):
       return attention.attend(query, key, value, mask, kernel=kernel)
     *lead, queries, heads, _ = query.shape
     kept, share = draw_kept(rng, rate, (*lead, heads, queries, key.shape[-3]))
+    if query.shape == key.shape and self._by_kernel(query.shape[-1]):
+      mesh = self.options.mesh
+      return dropout_attention.attend(query, key, value, mask, kept, share, mesh=mesh)
     return _attend_with_dropout(query, key, value, mask, kept, share)
 
   def __call__(
@@ -123,7 +125,9 @@ class Attention(layers.Attention):
     """See layers.Attention."""
     length = x.shape[-2]
     dropped = rng is not None and self.dropout > 0
-    size = padded_length(length, self.options.kernel, dropout=dropped)
+    size = length
+    if not dropped or query_tokens or not self._by_kernel(x.shape[-1] // self.heads):
+      size = padded_length(length, self.options.kernel, dropout=dropped)
     if size > length:
       x = _pad(x, -2, size)
       mask = length if mask is None else _pad(mask, -1, size)
@@ -134,6 +138,10 @@ class Attention(layers.Attention):
       return out[..., :length, :]
     parts = zip(layers.split_types(out, counts), query_tokens, strict=True)
     return jnp.concatenate([part[:, :n] for part, n in parts], axis=1)
+
+  def _by_kernel(self, size):
+    """Whether dropout_attention.py takes heads of this size; it pads for itself."""
+    return self.options.kernel == 'pallas' and dropout_attention.fits(self.options.dtype, size)
 
 
 class DividedBlock(timesformer.DividedBlock):
@@ -155,7 +163,7 @@ class DividedBlock(timesformer.DividedBlock):
 
 def padded_length(length: int, kernel: str, *, dropout: bool) -> int:
   """Returns the tokens to attend with, so that no kernel pads by itself."""
-  if kernel != 'cudnn' or length <= attention.SHORT:
+  if kernel not in attention.BY_CUDNN or length <= attention.SHORT:
     return length
   multiple = 8 if dropout else 2
   return -(-length // multiple) * multiple
