@@ -26,6 +26,7 @@ from alpro_jax.evaluation import trained
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
 from alpro_jax.serving import alpro_loader, hub
+from alpro_jax.train import checkpoints
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
@@ -92,40 +93,52 @@ class Choice(NamedTuple):
   probability: float
 
 
+def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
+  """Returns where a trained model lies on this machine, checked; trained.load takes it.
+
+  Args:
+    source: the workdir of a run, the folder of a checkpoint, a folder that
+      `Model.save_pretrained` wrote, or the name of a model that comes with the
+      package ('shapes').
+
+  Raises:
+    FileNotFoundError: if there is nothing by that name.
+    ValueError: if what is there is damaged, or no model.
+  """
+  name, folder = str(source), pathlib.Path(source)
+  if not folder.exists():
+    if not (SHIPPED / name / hub.CONFIG).is_file():
+      shipped = sorted(x.name for x in SHIPPED.glob('*') if hub.is_model(x))
+      raise FileNotFoundError(
+        f'there is no model {name!r}: expected a folder (of a run, a checkpoint or '
+        f'save_pretrained) or one of {shipped}.'
+      )
+    folder = SHIPPED / name
+  if hub.is_model(folder):
+    return hub.find(folder)
+  if (folder / alpro_loader.MANIFEST).is_file() and (folder / 'alpro_loader.py').is_file():
+    raise ValueError(
+      f'{folder} is an export, which runs without alpro_jax: use the alpro_loader.py in it. '
+      'Here, load the checkpoint that it was made from.'
+    )
+  return checkpoints.find(folder)
+
+
 def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
   """Loads a trained model.
 
   Args:
-    source: the workdir of a run, the folder of a checkpoint, a folder that
-      `Model.save_pretrained` wrote, the name of a model that comes with the
-      package ('shapes'), or 'user/name' on the Hugging Face Hub.
-    tokenizer: its file, if a checkpoint's has moved.
+    source: what `find` takes, or 'user/name' on the Hugging Face Hub.
+    tokenizer: its file, for a checkpoint of an earlier version whose tokenizer moved.
 
   Raises:
     FileNotFoundError: if there is nothing by that name.
     ValueError: if what is there is damaged, or no model.
     ImportError: if a Hub name is given without huggingface_hub.
   """
-  name, folder = str(source), pathlib.Path(source)
-  if not folder.exists():
-    if (SHIPPED / name / hub.CONFIG).is_file():
-      folder = SHIPPED / name
-    elif _HUB_NAME.fullmatch(name):
-      folder = _download(name)
-    else:
-      shipped = sorted(x.name for x in SHIPPED.glob('*') if hub.is_model(x))
-      raise FileNotFoundError(
-        f'there is no model {name!r}: expected a folder (of a run, a checkpoint or '
-        f'save_pretrained), one of {shipped}, or user/name on the Hugging Face Hub.'
-      )
-  if hub.is_model(folder):
-    return Model(hub.read(folder))
-  if (folder / alpro_loader.MANIFEST).is_file() and (folder / 'alpro_loader.py').is_file():
-    raise ValueError(
-      f'{folder} is an export, which runs without alpro_jax: use the alpro_loader.py in it. '
-      'Here, load the checkpoint that it was made from.'
-    )
-  return Model(trained.load(folder, tokenizer=tokenizer))
+  if _HUB_NAME.fullmatch(str(source)) and not os.path.exists(source):
+    source = _download(str(source))
+  return Model(trained.load(find(source), tokenizer=tokenizer))
 
 
 def _download(name):

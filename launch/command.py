@@ -23,6 +23,10 @@ from configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MISTAKE = 2
+MODEL = (
+  'Workdir of a run, folder of one checkpoint, folder in the layout of the Hugging Face Hub, or '
+  "'shapes', which comes with the package."
+)
 
 _FULL = 'free space there and repeat the command'
 _DENIED = 'change its permissions, or choose another place'

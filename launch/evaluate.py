@@ -56,9 +56,7 @@ from alpro_jax.data.annotations import printable
 from configs import common
 
 _CONFIG = command.config_flag('Config file; without one the options of the run count.')
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.'
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, command.MODEL)
 _DATA = flags.DEFINE_string(
   'data', '', 'Prepared set; by default every entry of config.eval.sources.'
 )
@@ -117,13 +115,13 @@ def main():
 
 def evaluate():
   """Does what the flags say."""
+  from alpro_jax import api
   from alpro_jax.data import dataset
   from alpro_jax.evaluation import split, trained
-  from alpro_jax.train import checkpoints
 
   start = time.monotonic()
   # One step, though a run may be saving others.
-  found = checkpoints.find(_CHECKPOINT.value)
+  found = api.find(_CHECKPOINT.value)
   config = choose_options(found.meta)
   splits = [
     (dataset.open_dataset(source['path'], source['split']), source['style'])

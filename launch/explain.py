@@ -54,13 +54,13 @@ def main(*words):
 
 def explain(checkpoint, video, text):
   """Writes the page; returns its path."""
-  from alpro_jax import files
+  from alpro_jax import api, files
   from alpro_jax.evaluation import explain, trained
   from alpro_jax.search.encoder import Encoder
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
-  model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
+  model = trained.load(api.find(checkpoint), tokenizer=_TOKENIZER.value)
   explain.choose_target(model)
   clip = _cut(video, model.config.data.frames)
   frames = Encoder(model).pixels([clip])[0]

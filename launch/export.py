@@ -27,9 +27,7 @@ import time
 
 from absl import flags
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Workdir of a run, or the folder of one checkpoint.', required=True
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, command.MODEL, required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to make.', required=True)
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
@@ -60,13 +58,12 @@ def main():
   import jax
   import ml_collections
 
-  from alpro_jax import sharding
+  from alpro_jax import api, sharding
   from alpro_jax.evaluation import trained
   from alpro_jax.serving import export
-  from alpro_jax.train import checkpoints
 
   start = time.monotonic()
-  checkpoint = checkpoints.find(_CHECKPOINT.value)
+  checkpoint = api.find(_CHECKPOINT.value)
   output = pathlib.Path(_OUTPUT.value)
   if _PARAMS_ONLY.value:
     export.write_params(checkpoint, output, tokenizer=_TOKENIZER.value)

@@ -38,10 +38,7 @@ from absl import flags, logging
 from alpro_jax.data.annotations import printable
 
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint',
-  '',
-  'Workdir of a run, or the folder of one checkpoint; for '
-  '`query`, only if it is no longer where it was.',
+  'checkpoint', '', f'{command.MODEL} For `query`, only if it is no longer where it was.'
 )
 _INDEX = flags.DEFINE_string('index', '', 'Folder of the index.')
 _TOKENIZER = flags.DEFINE_string(
@@ -269,6 +266,7 @@ def embed():
 
 def _load(store):
   """Returns the Encoder of --checkpoint, or of an index."""
+  from alpro_jax import api
   from alpro_jax.evaluation import trained
   from alpro_jax.search import indexing
   from alpro_jax.search.encoder import Encoder
@@ -282,7 +280,7 @@ def _load(store):
         'pass where it is now as --checkpoint.'
       )
   command.start()
-  model = trained.load(checkpoint, tokenizer=_TOKENIZER.value)
+  model = trained.load(api.find(checkpoint), tokenizer=_TOKENIZER.value)
   if store:
     indexing.check_checkpoint(store, indexing.made_with(model))
   return Encoder(model, batch_size=_BATCH_SIZE.value)

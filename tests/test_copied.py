@@ -35,6 +35,19 @@ def copied(tmp_path_factory):
   return copy_of(tmp_path_factory.mktemp('pretrained'), 'pretrain')
 
 
+@pytest.fixture(scope='module')
+def saved(copied):
+  """The same model in the layout of the Hugging Face Hub."""
+  folder = copied.parent / 'saved'
+  alpro_jax.load(copied).save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture(params=['copied', 'saved'])
+def place(request):
+  return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -42,35 +55,50 @@ def elsewhere(tmp_path, monkeypatch):
   small_videos.write_video(tmp_path / 'clips' / 'a.mp4', colours=COLOURS)
 
 
-def test_python_and_search(copied, capsys):
+def test_python(copied):
   model = alpro_jax.load(copied)
   assert model.similarity(['a dog'], ['clips/a.mp4']).shape == (1, 1)
   assert model.entity_names == ('disc', 'ring', 'cross')
-  model.save_pretrained('saved')
+
+
+def test_lists_travel_in_both_layouts(place):
+  own = alpro_jax.load(place).trained.config.prompter.entities
+  assert own.startswith(f'{place}/')
+  assert read_entities(own, 0) == ['disc', 'ring', 'cross']
+
+
+def test_search(copied, saved, capsys):
   index = ('index', 'clips', f'--checkpoint={copied}', '--index=index')
   assert launched.run('search', *index) == 0
-  assert launched.run('search', 'query', 'a dog', '--index=index') == 0
+  query = ('query', 'a dog', '--index=index')
+  assert launched.run('search', *query) == 0
+  first = capsys.readouterr().out
+  assert 'a.mp4' in first
+  # In another layout it is the same model.
+  assert launched.run('search', *query, f'--checkpoint={saved}') == 0
   assert 'a.mp4' in capsys.readouterr().out
 
 
-def test_evaluate(copied, monkeypatch):
+def test_evaluate(place, monkeypatch):
   monkeypatch.setattr(dataset, 'open_dataset', lambda *_, **__: small_sets.MemorySet(3))
-  options = (f'--checkpoint={copied}', '--data=sets/a', '--split=test', '--output=card')
+  options = (f'--checkpoint={place}', '--data=sets/a', '--split=test', '--output=card')
   assert launched.run('evaluate', *options) == 0
   with open('card/card.json') as file:
-    assert json.load(file)['checkpoint']['path'] == str(copied)
+    assert json.load(file)['checkpoint']['path'] == str(place)
 
 
-def test_exports(copied):
-  assert launched.run('export', f'--checkpoint={copied}', '--output=out', '--platforms=cpu') == 0
+def test_explain(place, tmp_path):
+  options = ('clips/a.mp4', 'a dog', '--steps=2', '--layer=1', '--fps=0', '--seconds=0.2')
+  assert launched.run('explain', place, *options) == 0
+  assert (tmp_path / 'explained.html').is_file()
+
+
+def test_exports(copied, saved, capsys):
+  assert launched.run('export', f'--checkpoint={saved}', '--output=out', '--platforms=cpu') == 0
+  assert launched.run('export', f'--checkpoint={saved}', '--output=b', '--params_only') == 2
+  assert 'has no optimizer to leave out' in capsys.readouterr().err
   assert launched.run('export', f'--checkpoint={copied}', '--output=small', '--params_only') == 0
   assert alpro_jax.load('small').entity_names == ('disc', 'ring', 'cross')
-
-
-def test_explain(copied, tmp_path):
-  options = ('clips/a.mp4', 'a dog', '--steps=2', '--layer=1', '--fps=0', '--seconds=0.2')
-  assert launched.run('explain', copied, *options) == 0
-  assert (tmp_path / 'explained.html').is_file()
 
 
 def test_answers(tmp_path_factory):

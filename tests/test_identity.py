@@ -293,33 +293,34 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
   folder.mkdir()
 
   def find(*arguments):
-    return str(trained.find_tokenizer(*arguments).path)
+    found = SimpleNamespace(folder=folder, words=folder / 'words', meta=meta)
+    return str(trained.find_tokenizer(found, *arguments).path)
 
-  assert find(folder, meta) == recorded
+  assert find() == recorded
   meta['tokenizer']['vocab_size'] = 8  # Of the same file, cut otherwise.
   with pytest.raises(ValueError, match='has 7 ids and had 8 in training'):
-    find(folder, meta)
+    find()
   meta['tokenizer']['vocab_size'] = 7
   # A foreign file at the recorded place does not win over the right one.
   vocabulary(tmp_path / 'elsewhere', 'ring', 'disc')
   with pytest.raises(ValueError, match='pass the file of that run'):
-    find(folder, meta)
+    find()
   beside = vocabulary(folder, 'disc', 'ring')
-  assert find(folder, meta) == beside
+  assert find() == beside
   vocabulary(tmp_path / 'elsewhere', 'ring', 'ring')  # Not even a tokenizer.
-  assert find(folder, meta) == beside
+  assert find() == beside
   (tmp_path / 'elsewhere' / 'vocab.txt').unlink()
-  assert find(folder, meta) == beside
+  assert find() == beside
   (folder / 'vocab.txt').unlink()
   with pytest.raises(FileNotFoundError, match='pass the file of that run as --tokenizer'):
-    find(folder, meta)
+    find()
   # The one that is named is meant: nothing else is used in its place.
   other = vocabulary(tmp_path / 'elsewhere', 'ring', 'disc')
-  own = vocabulary(folder / checkpoints.WORDS, 'disc', 'ring')
-  assert find(folder, meta) == own
+  own = vocabulary(folder / 'words', 'disc', 'ring')
+  assert find() == own
   same = vocabulary(tmp_path / 'same', 'disc', 'ring')
-  assert find(folder, meta, same) == same
+  assert find(same) == same
   with pytest.raises(ValueError, match=f'{other} has digest .*name none: {own} is it'):
-    find(folder, meta, other)
+    find(other)
   with pytest.raises(FileNotFoundError, match=f'no tokenizer at {tmp_path}/none.txt; name none'):
-    find(folder, meta, f'{tmp_path}/none.txt')
+    find(f'{tmp_path}/none.txt')

@@ -5,7 +5,6 @@ the image and everything else that decides how it is evaluated may be others:
 the model fits its positions to what it is shown.
 """
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import checkpoints, identity
+from alpro_jax.train.checkpoints import Checkpoint
 from alpro_jax.train.frozen import load_frozen
 
 
@@ -77,7 +77,7 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
   """Loads a model from a workdir or checkpoint, with its options.
 
   Args:
-    checkpoint: what checkpoints.find takes.
+    checkpoint: what checkpoints.find takes, or what api.find gave.
     tokenizer: see find_tokenizer.
     config: all options, instead of those of the run.
     mesh: None is all devices.
@@ -90,10 +90,10 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
   """
   mesh = mesh or sharding.make_mesh()
   found = checkpoints.find(checkpoint)
-  folder, meta = found.folder, found.meta
+  meta = found.meta
   config = (config or ml_collections.ConfigDict(meta['config'])).copy_and_resolve_references()
-  loaded = find_tokenizer(folder, meta, tokenizer)
-  _name_own_lists(config, folder)
+  loaded = find_tokenizer(found, tokenizer)
+  _name_own_lists(config, found.words)
   model = Alpro(AlproConfig.from_dict(meta['model']))
   answers = tuple(meta.get('answers', ()))
   if len(answers) != model.config.answers:
@@ -102,28 +102,26 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
       f'{len(answers)}; it cannot be read out. Train it again.'
     )
   params = found.load_params(abstract_params(model, mesh))
-  files = hashlib.sha256((folder / 'digests.json').read_bytes()).hexdigest()
-  origin = CheckpointInfo(str(folder), int(meta['step']), files)
+  origin = CheckpointInfo(str(found.folder), int(meta['step']), found.digest)
   return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta)
 
 
-def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
+def find_tokenizer(checkpoint: Checkpoint, path: str = ''):
   """Opens the tokenizer of a checkpoint, which is known by its digest.
 
   It travels in the checkpoint. One of an earlier version has it where it was in
   training, or beside the parameters.
 
   Args:
-    folder: of the checkpoint.
-    meta: what was stored with it.
+    checkpoint: from checkpoints.find.
     path: of the file to use instead, which must be the same by content.
   Raises:
     FileNotFoundError: if there is no file in any of these places.
     ValueError: if none of them is the tokenizer of the checkpoint.
   """
-  wanted, others = meta['tokenizer'], []
-  folder, recorded = pathlib.Path(folder), str(meta['config']['data']['tokenizer'])
-  within = [str(folder / checkpoints.WORDS / name) for name in tokens.NAMES.values()]
+  folder, wanted, others = checkpoint.folder, checkpoint.meta['tokenizer'], []
+  recorded = str(checkpoint.meta['config']['data']['tokenizer'])
+  within = [str(checkpoint.words / name) for name in tokens.NAMES.values()]
   own = [file for file in within if os.path.isfile(file)]
   places = own or [recorded, str(folder / pathlib.Path(recorded).name)]
   for file in [str(path)] if path else places:
@@ -153,11 +151,11 @@ def find_tokenizer(folder, meta: Mapping[str, Any], path: str = ''):
   raise FileNotFoundError(f'no tokenizer {where}; {help}.')
 
 
-def _name_own_lists(config, folder):
+def _name_own_lists(config, words):
   """Makes options name the entities and answers that travel in a checkpoint."""
   with config.ignore_type(), config.unlocked():
     for part, name in (('prompter', 'entities'), ('data', 'answers')):
-      if (file := folder / checkpoints.WORDS / f'{name}.txt').is_file():
+      if (file := words / f'{name}.txt').is_file():
         config[part][name] = str(file)
 
 
@@ -168,9 +166,11 @@ def load_teacher(trained: TrainedModel):
     FileNotFoundError: if one of them is not where config.prompter says.
     ValueError: if they are not those that the model was pre-trained with.
   """
-  text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
-  task = get_task(trained.config, text, trained.mesh)
   path = trained.config.prompter.checkpoint
   logging.info('prompter: %s', path)
+  if path:
+    path = checkpoints.find(path).folder
+  text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
+  task = get_task(trained.config, text, trained.mesh)
   prompter = identity.check_teacher(trained.meta, path, task.entities)
   return load_frozen(task, prompter, trained.tokenizer.encode), task.entities

@@ -22,7 +22,7 @@ from alpro_jax.data.progress import Progress
 from alpro_jax.search.cut import Cutting, CutVideo, decode
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import File, Row, Store, look_at, show_name
-from alpro_jax.train import checkpoints, identity
+from alpro_jax.train import digests, identity
 
 REPORT = 'report.json'
 
@@ -56,8 +56,8 @@ def list_videos(root) -> Folder:
 
 def made_with(trained) -> dict[str, Any]:
   """Says where a model comes from, and as `content` what it computes."""
-  params = checkpoints.Checkpoint(pathlib.Path(trained.origin.path)).params_digests()
-  return trained.origin._asdict() | {'content': identity.digest(trained.meta, params)}
+  content = identity.digest(trained.meta, digests.of_arrays(trained.params))
+  return trained.origin._asdict() | {'content': content}
 
 
 def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dict[str, Any]:

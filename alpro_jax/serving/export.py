@@ -103,7 +103,9 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
     tokenizer: its file, for a checkpoint of an earlier version, if it has moved.
   """
   found = checkpoints.find(checkpoint)
-  words = identity.words(found.meta, find_tokenizer(found.folder, found.meta, tokenizer))
+  if not (found.folder / 'params').is_dir():
+    raise ValueError(f'{found.folder} has no optimizer to leave out; copy it as it is.')
+  words = identity.words(found.meta, find_tokenizer(found, tokenizer))
   with files.folder(output) as draft:
     try:
       for name in ('params', 'meta'):

@@ -2,12 +2,13 @@
 
   model.safetensors   parameters, by name, as they were trained
   config.json         sizes, options, labels, digests: all that loading needs
-  tokenizer.model     or vocab.txt
+  tokenizer.model     or vocab.txt; entities.txt and answers.txt, if it has any
   README.md           the model card
 
 The folder knows no path of the machine that wrote it.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,13 @@ from typing import Any
 
 import jax
 import jinja2
-import ml_collections
 import numpy as np
 
-from alpro_jax import files, sharding
+from alpro_jax import files
 from alpro_jax.data import tokens
-from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
-from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.shared import abstract_params
-from alpro_jax.train import trees
+from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.train import identity, trees
+from alpro_jax.train.checkpoints import Checkpoint
 from alpro_jax.weights.tensor_files import open_tensors, write_tensors
 
 CONFIG, PARAMS, CARD = 'config.json', 'model.safetensors', 'README.md'
@@ -48,18 +47,20 @@ def write(
   """
   if trained.meta is None or trained.origin is None:
     raise ValueError('a model in the middle of training has no checkpoint to be written from.')
-  tokenizer = trained.tokenizer.path.name
+  tokenizer = tokens.NAMES[trained.tokenizer.kind]
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
     write_tensors(here / PARAMS, arrays, {'format': 'np', 'library': 'alpro_jax'})
-    (here / tokenizer).write_bytes(trained.tokenizer.content)
-    config = {
+    words = identity.words(trained.meta, trained.tokenizer)
+    for name, content in words.items():
+      (here / name).write_bytes(content)
+    config: dict[str, Any] = {
       'library': 'alpro_jax',
       'format': _FORMAT,
       'step': trained.origin.step,
       'tokenizer': tokenizer,
-      'sha256': {name: files.sha256(here / name) for name in (PARAMS, tokenizer)},
+      'sha256': {name: files.sha256(here / name) for name in (PARAMS, *words)},
       'meta': _without_paths(trained.meta, tokenizer),
     }
     (here / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding='utf-8')
@@ -121,17 +122,43 @@ def is_model(folder) -> bool:
   return all((pathlib.Path(folder) / name).is_file() for name in (CONFIG, PARAMS))
 
 
-def read(folder, *, mesh=None) -> TrainedModel:
-  """Loads what `write` wrote.
+class HubFolder(Checkpoint):
+  """What `write` wrote, as the checkpoint that trained.load takes."""
 
-  Args:
-    folder: its path.
-    mesh: of devices; None is all of them.
+  @functools.cached_property
+  def _stored(self):
+    return json.loads((self.folder / CONFIG).read_text(encoding='utf-8'))
+
+  @property
+  def meta(self) -> dict[str, Any]:
+    return {**self._stored['meta'], 'step': self._stored['step']}
+
+  @property
+  def words(self) -> pathlib.Path:
+    return self.folder
+
+  @property
+  def digest(self) -> str:
+    return self._stored['sha256'][PARAMS]
+
+  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resizable=()):
+    stored = {name: x.array for name, x in open_tensors(self.folder / PARAMS).items()}
+    missing = trees.check_fits(self.folder / PARAMS, stored, wanted, new, unused, resizable)
+    placed = {
+      name: jax.device_put(array, getattr(wanted.get(name), 'sharding', None))
+      for name, array in stored.items()
+    }
+    return placed, missing
+
+
+def find(folder) -> HubFolder:
+  """Returns what `write` wrote, its files found as they were written.
+
   Raises:
     ValueError: if a file is not what was written, or the folder is another library's.
     FileNotFoundError: if a file is missing.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder).absolute()
   config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
   if config.get('library') != 'alpro_jax' or config.get('format') != _FORMAT:
     raise ValueError(
@@ -143,24 +170,7 @@ def read(folder, *, mesh=None) -> TrainedModel:
       raise ValueError(
         f'{folder / name} has digest {digest}, {CONFIG} says {wanted}; get the folder again.'
       )
-  meta, mesh = config['meta'], mesh or sharding.make_mesh()
-  model = Alpro(AlproConfig.from_dict(meta['model']))
-  options = ml_collections.ConfigDict(meta['config'])
-  stored = {name: tensor.array for name, tensor in open_tensors(folder / PARAMS).items()}
-  abstract = abstract_params(model, mesh)
-  wanted = trees.by_name(abstract)
-  trees.check_fits(folder / PARAMS, stored, wanted)
-  placed = {name: jax.device_put(stored[name], leaf.sharding) for name, leaf in wanted.items()}
-  return TrainedModel(
-    model,
-    trees.like(abstract, placed),
-    options,
-    tokens.load_tokenizer(folder / config['tokenizer']),
-    mesh,
-    tuple(meta.get('answers', ())),
-    CheckpointInfo(str(folder), int(config['step']), config['sha256'][PARAMS]),
-    meta,
-  )
+  return HubFolder(folder)
 
 
 def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:

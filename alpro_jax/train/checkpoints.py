@@ -27,6 +27,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from alpro_jax import files
 from alpro_jax.train import digests, options, trees
 from alpro_jax.train.state import TrainState
 
@@ -56,6 +57,16 @@ class Checkpoint:
     if 'config' in meta:
       meta['config'] = options.with_new_names(meta['config'])
     return meta
+
+  @property
+  def words(self) -> pathlib.Path:
+    """Where its tokenizer and lists lie; see identity.words."""
+    return self.folder / WORDS
+
+  @property
+  def digest(self) -> str:
+    """Hex sha256 of the digests of all its files."""
+    return files.sha256(self.folder / digests.FILE)
 
   def params_digests(self) -> dict[str, str]:
     """Returns the digest of every parameter; see `digests.of_arrays`."""
