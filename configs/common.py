@@ -42,7 +42,11 @@ def get_config(model='base'):
 
   config.data = ml_collections.ConfigDict(
     {
+      # One prepared set in place of all `sources`, here and in `eval`: what is
+      # trained on and what is held out of it says alpro_jax/data/own.py.
+      'path': '',
       'sources': (),
+      # With `path` '' is the file in the set's folder; so of entities and answers.
       'tokenizer': '',  # A BERT vocab.txt or a SentencePiece .model file.
       'text': 'captions',  # Or 'questions'.
       # What an epoch visits once: 'videos', each with one of its texts drawn
@@ -198,6 +202,18 @@ def get_config(model='base'):
       # Where tokens of more than 64 GiB are kept, in files that go with the
       # process; '' keeps everything in memory.
       'folder': '',
+    }
+  )
+
+  # What is chosen by the memory that is there: configs/own.py.
+  config.machine = ml_collections.ConfigDict(
+    {
+      # 'model': its size and precision, batch and accumulation; 'batch': all but
+      # the model; '': nothing. Options of the command line stay as they are.
+      'choose': '',
+      # 'cpu', 'gpu' or 'tpu', and GiB on each device; '' and 0 ask the machine.
+      'device': '',
+      'memory_gib': 0.0,
     }
   )
 

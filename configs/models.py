@@ -92,6 +92,22 @@ def tiny():
   )
 
 
+def small():
+  """A model for a good CPU or a small GPU, between `tiny` and `base`."""
+  return _model(
+    image_size=112,
+    patch_size=16,
+    frames=4,
+    width=256,
+    depth=6,
+    heads=4,
+    text_depth=6,
+    fusion_layer=3,
+    vocab_size=8000,
+    embed_size=128,
+  )
+
+
 def base():
   """The paper's model: TimeSformer on ViT-B/16, BERT-base."""
   return _model(
@@ -124,4 +140,34 @@ def large():
   )
 
 
-PRESETS = {'tiny': tiny, 'base': base, 'large': large}
+def from_random_weights(model):
+  """Sets initial values for a model that starts from nothing, on little data.
+
+  Large, or captions and clips all start out alike and neither side has anything to
+  learn from; but not so large that attention sees one token. Written for a width of
+  64, and less for wider ones, as products of matrices add up more values.
+  """
+  scale = (64 / model.video.width) ** 0.5
+  model.video.update(
+    {
+      'drop_path': 0.0,
+      'matrix_std': 0.16 * scale,
+      'temporal_fc_std': 0.16 * scale,
+      'position_std': 1.0,
+      'time_std': 1.0,
+      'smooth_positions': True,
+    }
+  )
+  model.text.update(
+    {
+      'dropout': 0.0,
+      'matrix_std': 0.15 * scale,
+      'word_std': 1.0,
+      'position_std': 0.3,
+      'mlm_logit_scale': 0.125 * scale,
+    }
+  )
+  return model
+
+
+PRESETS = {'tiny': tiny, 'small': small, 'base': base, 'large': large}
