@@ -1,10 +1,11 @@
 """Searches a folder of your own videos by text, and asks about them.
 
-Four steps, each a word before its arguments. Everything stays in the folder
+Steps, each a word before its arguments. Everything stays in the folder
 --index; repeat `index` whenever videos were added: only new and changed ones
 are decoded. A video has changed if its size, its time or a digest of its first
 and last 64 KiB is another.
 
+  python launch/search.py find videos/ "a red circle" --checkpoint=runs/msrvtt
   python launch/search.py index videos/ --checkpoint=runs/msrvtt \\
     --index=runs/index
   python launch/search.py query "a red circle moves left" --index=runs/index
@@ -12,6 +13,8 @@ and last 64 KiB is another.
     --checkpoint=runs/msvd_qa
   python launch/search.py embed --index=runs/index --output=vectors.npz
 
+find    is `index` and then `query`; --index is NAME.index of a folder NAME, unless
+        another is given.
 index   cuts every video into clips of --span seconds, encodes them and stores
         vectors, thumbnails and, with --keep_tokens, what the fusion encoder
         reads. What could not be read is named in report.json of the index.
@@ -89,6 +92,7 @@ _RERANK_K = flags.DEFINE_integer(
 _FAST = flags.DEFINE_bool('fast', False, 'Without the fusion encoder.')
 
 _STEPS = {
+  'find': 'find DIR "a red circle moves left" --checkpoint=...',
   'index': 'index DIR --checkpoint=... --index=...',
   'query': 'query "a red circle moves left" --index=...',
   'ask': 'ask VIDEO "what colour is the circle?" --checkpoint=...',
@@ -102,6 +106,7 @@ def main(step='', *rest):
   if step not in _STEPS:
     raise ValueError(f'{step!r} is no step; choose one of: {"; ".join(_STEPS.values())}.')
   wanted = {
+    'find': range(2, 1000),
     'index': range(1, 2),
     'query': range(1, 1000),
     'ask': range(2, 1000),
@@ -112,13 +117,21 @@ def main(step='', *rest):
       f'`{step}` was given {list(rest)}; it is used as: {_STEPS[step]}. Put '
       'texts and names with spaces in quotes.'
     )
-  needed = ('checkpoint',) if step == 'ask' else ('index',)
+  if step == 'find' and not _INDEX.value:
+    flags.FLAGS.index = f'{pathlib.Path(rest[0]).absolute().name}.index'
+  needed = ('checkpoint',) if step in ('ask', 'find') else ('index',)
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
   try:
-    {'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+    {'find': find, 'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
   except KeyboardInterrupt:
     command.fail('interrupted; the same command goes on from here.', 130)
+
+
+def find(folder, *texts):
+  """Indexes a folder, as far as that is not done, and searches it."""
+  index(folder)
+  query(*texts)
 
 
 def index(folder):

@@ -1,6 +1,7 @@
 """A checkpoint's folder is enough: copied, with everything else of the run gone."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -74,6 +75,9 @@ def test_search(copied, saved, capsys):
   assert launched.run('search', *query) == 0
   first = capsys.readouterr().out
   assert 'a.mp4' in first
+  # In one command, with an index of the folder's name.
+  assert launched.run('search', 'find', 'clips', 'a dog', f'--checkpoint={saved}') == 0
+  assert pathlib.Path('clips.index', 'gallery.html').exists()
   # In another layout it is the same model.
   assert launched.run('search', *query, f'--checkpoint={saved}') == 0
   assert 'a.mp4' in capsys.readouterr().out

@@ -616,6 +616,9 @@ def test_mistakes_are_one_clear_sentence():
     'query': 'was given',
     'query x': '--index is needed',
     'ask v q': '--checkpoint',
+    'find v': 'was given',
+    'find v q --index=/tmp/none': '--checkpoint is needed',
+    'find /nowhere q --checkpoint=/tmp/none': 'is not a folder',
     'index /nowhere --index=/tmp/none': 'is not a folder',
   }
   started = {
