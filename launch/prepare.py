@@ -94,7 +94,7 @@ from collections import Counter
 
 from absl import app, flags
 
-from alpro_jax.data import annotations, fetch, prepare, sources, verify, workers
+from alpro_jax.data import annotations, fetch, own, prepare, sources, verify, workers
 from alpro_jax.data.options import options_of
 
 FLAGS = flags.FLAGS
@@ -318,9 +318,30 @@ def _prepare(words, beam_flags):
     make=make,
   )
   _print_report(report)
+  print(f'{time.monotonic() - start:.1f} s in all.')
+  if FLAGS.source == 'folder' and FLAGS.split == 'train':
+    _next_of_own('retrieval' if report['counts']['captions'] else 'qa')
+  else:
+    _next_of_published(report)
+  return 0
+
+
+def _next_of_own(task):
+  """Adds the lists of a set of one's own, and says how it is trained on."""
+  for line in own.write_lists(FLAGS.output):
+    print(f'  {line}')
+  print(
+    'Next, in minutes on two cores:\n'
+    '  python launch/main.py '
+    f'--config=configs/finetune_{task}.py:tiny_own '
+    f'--config.data.path={shlex.quote(FLAGS.output)} --workdir=runs/clips'
+  )
+
+
+def _next_of_published(report):
   output = shlex.quote(FLAGS.output)
   print(
-    f'{time.monotonic() - start:.1f} s in all. Next, unless you have a BERT vocab.txt:\n'
+    'Next, unless you have a BERT vocab.txt:\n'
     f'  python launch/tokenizer.py --captions={output} '
     f'--split={FLAGS.split} --output=tokenizer.model'
   )
@@ -329,7 +350,6 @@ def _prepare(words, beam_flags):
       'And the list of answers:\n  python launch/answers.py '
       f'--data={output} --split={FLAGS.split} --output=answers.txt'
     )
-  return 0
 
 
 def _parse(argv):

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import resource
 import threading
 import time
@@ -229,7 +230,8 @@ def open_dataset(path, split='train', *, verify=None):
 
   Args:
     path: folder made by launch/prepare.py.
-    split: name of the split.
+    split: name of the split, or a part of it: 'train[:-100]' is without, and
+      'train[-100:]' only, a hundred of its videos, chosen by digests of their names.
     verify: compare the sha256 of every shard with the manifest too; None does
       so below VERIFY_BELOW_BYTES.
   Raises:
@@ -238,9 +240,11 @@ def open_dataset(path, split='train', *, verify=None):
   """
   path = os.path.abspath(os.fspath(path))
   manifest = read_manifest(path)
-  if split not in manifest['splits']:
+  part = re.fullmatch(r'(.+)\[(?:(:-)|-)(\d+)(?(2)|:)\]', split)
+  whole = part[1] if part else split
+  if whole not in manifest['splits']:
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
-  entry = manifest['splits'][split]
+  entry = manifest['splits'][whole]
   _allow_open_files(path, len(entry['shards']))
   # All opened here: what was checked is what is read, whatever comes in its place.
   shards = [_Shard(path, shard) for shard in entry['shards']]
@@ -254,7 +258,21 @@ def open_dataset(path, split='train', *, verify=None):
   counts = {'manifest': entry['examples'], 'index': len(records), 'shards': in_shards}
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; prepare it again.')
+  if part:
+    records = records.take(_choose(records, int(part[3]), rest=part[2] is not None))
   return PreparedDataset(path, split, entry, records, shards)
+
+
+def _choose(records, count, *, rest):
+  """Returns the numbers of `count` records, or of the rest of them, in order.
+
+  By digests of names, which do not follow the order of the file: neighbours in it
+  are often alike, and the last ones all of one kind.
+  """
+  names = [hashlib.sha256(record.video.encode('utf-8', 'surrogatepass')) for record in records]
+  order = np.argsort([name.hexdigest() for name in names], kind='stable')
+  cut = max(len(order) - count, 0)
+  return np.sort(order[:cut] if rest else order[cut:])
 
 
 class _Shard:

@@ -6,10 +6,12 @@ manifest.json is written last of all: a folder without it is not a set.
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alpro_jax import files
+from alpro_jax.data.names import VIDEO_SUFFIXES
 
 FORMAT = 2
 _READABLE = (1, 2)  # Sets of format 1 have no questions.
@@ -34,7 +36,7 @@ def read_manifest(output, *, missing_ok: bool = False) -> dict[str, Any]:
         f'{output} is not finished; run launch/prepare.py again with the '
         'same options and it continues.'
       )
-    raise FileNotFoundError(f'{output} has no {MANIFEST}; make a set with launch/prepare.py.')
+    raise FileNotFoundError(_no_set(output))
   then = 'copy or prepare the set again'
   manifest = load(path, then)
   try:
@@ -52,6 +54,32 @@ def read_manifest(output, *, missing_ok: bool = False) -> dict[str, Any]:
     raise ValueError(f'{path} has format {known}, expected {FORMAT}; prepare it again.')
   _check_whole(path, manifest, then, old='others' not in manifest)
   return manifest
+
+
+def _no_set(folder) -> str:
+  """Says of a folder that is no set which command makes one."""
+  folder = os.fspath(folder)
+  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  videos, output = 'VIDEOS', folder
+  there = f'{folder} has no {MANIFEST}, so it is not a prepared set'
+  if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
+    videos, output = folder, f'{folder.rstrip("/")}_set'
+    there += ' but a folder of videos'
+  tables = ('.jsonl', '.csv', '.json')
+  found = next((name for name in names if 'caption' in name and name.endswith(tables)), '')
+  texts = os.path.join(folder, found) if found else 'CAPTIONS.jsonl'
+  command = ' '.join(
+    shlex.quote(word)
+    for word in (
+      'python',
+      'launch/prepare.py',
+      '--source=folder',
+      f'--videos={videos}',
+      f'--captions={texts}',
+      f'--output={output}',
+    )
+  )
+  return f'{there}; make a set with: {command}'
 
 
 def list_files(manifest) -> Iterator[tuple[str, dict | None, dict]]:

@@ -1,0 +1,152 @@
+"""A prepared set of one's own: its training and held-out parts, and the lists beside it."""
+
+import os
+import shlex
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from alpro_jax.data import annotations, answers, captions, dataset, entities, tokens
+from alpro_jax.data.manifest import read_manifest
+
+TOKENIZER, ENTITIES, ANSWERS = 'tokenizer.model', 'entities.txt', 'answers.txt'
+_HELD_OUT = ('test', 'val', 'validation', 'validate')
+# A fifth of the videos is held out, and at most so many; of fewer videos than this, none.
+_MOST, _ENOUGH = 1000, 20
+_PIECES, _NOUNS = 30_000, 1000  # At most, as launch/tokenizer.py and entities.py.
+
+
+class Parts(NamedTuple):
+  """Splits of a set, as `open_dataset` takes them.
+
+  Attributes:
+    train, held_out: names; '' is none.
+    videos: how many there are to train on.
+    held_out_videos: and to evaluate on.
+  """
+
+  train: str
+  held_out: str
+  videos: int
+  held_out_videos: int
+
+
+def parts(path) -> Parts:
+  """Says what of a set is trained on, and what is held out.
+
+  A split of its own is held out where the set has one, such as `test`; otherwise a
+  fifth of the training videos, at most 1,000, if there are 20.
+
+  Raises:
+    FileNotFoundError: if there is no set.
+    ValueError: if it has no split to train on.
+  """
+  splits = {name: entry['examples'] for name, entry in read_manifest(path)['splits'].items()}
+  held_out = next((name for name in _HELD_OUT if name in splits), '')
+  others = [name for name in splits if name not in _HELD_OUT]
+  train = 'train' if 'train' in splits else others[0] if len(others) == 1 else ''
+  if not train:
+    raise ValueError(
+      f'{path} has no split to train on, only {sorted(splits)}; make one with '
+      'launch/prepare.py --split=train.'
+    )
+  if held_out:
+    return Parts(train, held_out, splits[train], splits[held_out])
+  count = min(splits[train] // 5, _MOST)
+  if splits[train] < _ENOUGH:
+    return Parts(train, '', splits[train], 0)
+  return Parts(f'{train}[:-{count}]', f'{train}[-{count}:]', splits[train] - count, count)
+
+
+def write_lists(path) -> list[str]:
+  """Writes tokenizer, entities and answers of a set's training texts into its folder.
+
+  What is there stays: trained models depend on it.
+
+  Returns:
+    a line about each.
+  """
+  split, said = parts(path).train, []
+  records = dataset.open_dataset(path, split, verify=False).metadata()
+
+  def there(name):
+    return os.path.exists(os.path.join(path, name))
+
+  if there(TOKENIZER):
+    said.append(f'{TOKENIZER}: kept as it is')
+  else:
+    texts = captions.read_all([path], split, questions=True)
+    made = tokens.train_sentencepiece(texts, os.path.join(path, TOKENIZER), _PIECES)
+    said.append(f'{TOKENIZER}: {made.vocab_size} pieces from {len(texts)} texts')
+  if there(ENTITIES):
+    said.append(f'{ENTITIES}: kept as it is')
+  else:
+    texts = [text for record in records for text in record.captions]
+    if counted := entities.count_entities(texts, _NOUNS):
+      entities.write_entities(counted, os.path.join(path, ENTITIES))
+      first = ', '.join(annotations.printable(noun) for noun, _ in counted[:3])
+      said.append(f'{ENTITIES}: {len(counted)} nouns of captions ({first}, ...)')
+  asked = [question.answer for record in records for question in record.questions]
+  if there(ANSWERS):
+    said.append(f'{ANSWERS}: kept as it is')
+  elif asked:
+    counted = answers.count_answers(asked)
+    answers.write_answers([answer for answer, _ in counted], os.path.join(path, ANSWERS))
+    said.append(f'{ANSWERS}: {len(counted)} answers to {len(asked)} questions')
+  return said
+
+
+def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
+  """Returns a config whose sets and lists are those of `data.path`, if it names a set.
+
+  Sets that the config names are replaced; tokenizer, entities and answers are where
+  the config names none. `data.path` is empty then.
+
+  Args:
+    config: see configs/common.py.
+    source: configs.common.source.
+    given: dotted names of options of the command line; `eval.sources` among them stays.
+  Raises:
+    FileNotFoundError, ValueError: see `parts`.
+  """
+  if not config.data.path:
+    return config
+  config, path = config.copy_and_resolve_references(), config.data.path
+  found = parts(path)
+  with config.unlocked():
+    config.data.sources = (source(path, split=found.train),)
+    if 'eval.sources' not in given:
+      config.eval.sources = (source(path, split=found.held_out),) if found.held_out else ()
+    if not config.eval.sources:
+      config.train.best_metric = ''  # Nothing measures it.
+    config.data.path = ''
+  for section, option, name, needed, make in (
+    ('data', 'tokenizer', TOKENIZER, True, 'tokenizer.py --captions'),
+    ('prompter', 'entities', ENTITIES, config.task == 'pretrain', 'entities.py --captions'),
+    ('data', 'answers', ANSWERS, config.data.text == 'questions', 'answers.py --data'),
+  ):
+    if config[section][option] or not needed:
+      continue
+    file = os.path.join(path, name)
+    if not os.path.exists(file):
+      raise FileNotFoundError(
+        f'{file} is not there, and config.{section}.{option} names no other; make it with: '
+        + shlex.join(
+          ['python', *f'launch/{make}={path}'.split(' ', 1), f'--split={found.train}']
+          + [f'--output={file}']
+        )
+      )
+    config[section][option] = file
+  return config
+
+
+def say(found: Parts, path) -> str:
+  """Says what of a set is trained on and what it is measured on."""
+  if not found.held_out:
+    return (
+      f'{path}: trains on all {found.videos} videos; too few (below {_ENOUGH}) to '
+      'hold some out, so that nothing measures the model'
+    )
+  return (
+    f'{path}: trains on {found.videos} videos ({found.train}), measures on '
+    f'{found.held_out_videos} others ({found.held_out})'
+  )
