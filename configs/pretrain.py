@@ -5,7 +5,8 @@
 
 16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
 clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
-pre-training of `make demo`, `:own` a run on the set that the README makes.
+pre-training of `make demo`; `:own` and `:tiny_own` are runs on one's own set,
+--config.data.path=SET, sized to the machine (configs/own.py).
 
 The paper starts from a ViT and a BERT. Without --config.train.init_from all
 weights are random, and the log says so; with one, made by
@@ -16,13 +17,13 @@ weights are random, and the log says so; with one, made by
 pass --config.train.init_from=runs/start, here as to the prompter.
 """
 
-from configs import common
+from configs import common, models, own
 
-SCALES = ('base', 'large', 'own', 'demo')
+SCALES = ('base', 'large', 'demo', *own.SCALES)
 
 
 def get_config(scale=''):
-  """Returns the paper's run for '' or 'base', or 'large', 'own', 'demo'.
+  """Returns the paper's run for '' or 'base', or one of SCALES.
 
   Raises:
     ValueError: for another scale.
@@ -32,7 +33,7 @@ def get_config(scale=''):
     raise ValueError(f"unknown {scale=} after ':' in --config; choose one of {SCALES}.")
   if scale == 'demo':
     return demo()
-  return own() if scale == 'own' else paper(scale)
+  return own.get_config(scale) if scale in own.SCALES else paper(scale)
 
 
 def paper(model):
@@ -48,23 +49,6 @@ def paper(model):
   return config
 
 
-def own():
-  """The base model on one set in sets/clips, in batches for one GPU."""
-  config = paper('base')
-  config.data.update(
-    {
-      'sources': (common.source('sets/clips'),),
-      'tokenizer': 'sets/tokenizer.model',
-      'batch_size': 32,
-    }
-  )
-  config.prompter.entities = 'sets/entities.txt'
-  config.prompter.num_entities = 0  # As many as the captions gave.
-  config.optimizer.warmup_steps = 500
-  config.train.steps = 10_000
-  return config
-
-
 def demo():
   """A small model on the embedded data set, from random weights.
 
@@ -74,28 +58,8 @@ def demo():
   """
   shapes = 'runs/demo/data/shapes'
   config = common.get_config('tiny')
-  # Large, or captions and clips all start out alike and neither side has
-  # anything to learn from; but not so large that attention sees one token.
-  config.model.video.update(
-    {
-      'drop_path': 0.0,
-      'matrix_std': 0.16,
-      'temporal_fc_std': 0.16,
-      'position_std': 1.0,
-      'time_std': 1.0,
-      'smooth_positions': True,
-    }
-  )
-  config.model.text.update(
-    {
-      'dropout': 0.0,
-      'max_positions': 32,
-      'matrix_std': 0.15,
-      'word_std': 1.0,
-      'position_std': 0.3,
-      'mlm_logit_scale': 0.125,
-    }
-  )
+  models.from_random_weights(config.model)
+  config.model.text.max_positions = 32
   config.data.update(
     {
       'sources': (

@@ -3,7 +3,8 @@
   python launch/main.py --config=configs/pretrain_prompter.py --workdir=DIR
 
 8 processes x 16 pairs x 2 accumulated, 10 epochs (docs/specification.md,
-Published settings). `:demo` is the prompter of `make demo`.
+Published settings). `:demo` is the prompter of `make demo`; `:own` and
+`:tiny_own` are for one's own set (configs/own.py).
 
 The paper starts from a ViT and a BERT. Without --config.train.init_from all
 weights are random, and the log says so; with one, made by
@@ -14,15 +15,17 @@ weights are random, and the log says so; with one, made by
 pass --config.train.init_from=runs/start.
 """
 
-from configs import common, pretrain
+from configs import common, own, pretrain
 
 
 def get_config(scale=''):
-  """Returns the paper's run for '' or 'base', or 'large', 'demo'."""
+  """Returns the paper's run for '' or 'base', or one of pretrain.SCALES."""
   config = pretrain.get_config(scale)
   config.task = 'prompter'
   if scale == 'demo':
     return demo(config)
+  if scale in own.SCALES:
+    return config
   # The original's 20 acts on the sum of two micro-batches.
   config.optimizer.clip_norm = 10.0
   return config

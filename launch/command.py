@@ -17,6 +17,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alpro_jax import machine
 from alpro_jax.data.annotations import printable_lines
 from alpro_jax.train import options
 from configs import common
@@ -44,6 +45,13 @@ _ADVICE = {
   errno.EIO: 'the disk failed; look after it and repeat the command',
 }
 
+_NO_MEMORY = (
+  'memory ran out; what was saved before is there. Close other programs, or take less at a '
+  'time: of a training more --config.optimizer.accumulation, a smaller --config.data.batch_size '
+  'or :own, in another --workdir; of an evaluation a smaller --config.eval.batch_size and '
+  '--config.eval.pairs_per_call; of a search a smaller --batch_size'
+)
+
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show where an error comes from.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Find the other processes automatically.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
@@ -55,6 +63,11 @@ flags.disclaim_key_flags()  # What is defined below is the command's.
 def config_flag(text: str):
   """Defines --config, whose options --config.NAME=VALUE change."""
   return config_flags.DEFINE_config_file('config', None, text, lock_config=True)
+
+
+def given_options() -> set[str]:
+  """Returns the names of the options that the command line sets, e.g. 'train.steps'."""
+  return set(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 def run(main, *, words: bool = False, verbosity: int | None = None) -> None:
@@ -106,7 +119,9 @@ def mistakes_in_one_line():
   """Ends the command on a mistake of the user; other errors pass."""
   try:
     yield
-  except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+  except Exception as error:
+    if machine.out_of_memory(error):
+      fail(f'{_NO_MEMORY}. It was {" ".join(str(error).split())[:200] or "MemoryError"}', MISTAKE)
     if not is_mistake(error):
       raise
     fail(error, MISTAKE)

@@ -23,6 +23,7 @@ import time
 
 from absl import flags, logging
 
+from alpro_jax import machine
 from alpro_jax.data.annotations import printable_lines
 
 _CONFIG = command.config_flag('Config file of the run, e.g. configs/pretrain.py:own.')
@@ -69,6 +70,9 @@ def main():
   check_devices(doctor)
   config = _CONFIG.value
   if config is not None:
+    config = settle_run(doctor, config)
+    if config is None:
+      end(doctor)
     check_inputs(doctor, config)
     check_checkpoints(doctor, config)
   if _WORKDIR.value:
@@ -77,12 +81,35 @@ def main():
     check_run(doctor, config)
   if _STEP.value:
     check_step(doctor, config)
-  if doctor.errors:
-    print(f'\n{doctor.errors} found that would stop a run.')
-    sys.exit(1)
+  end(doctor)
   print(
     '\nReady.' if config is not None else '\nThe machine is ready; add --config to check a run.'
   )
+
+
+def end(doctor):
+  """Ends the command if something would stop a run."""
+  if doctor.errors:
+    print(f'\n{doctor.errors} found that would stop a run.')
+    sys.exit(1)
+
+
+def settle_run(doctor, config):
+  """Chooses sets and sizes as launch/main.py does; returns the config, None if it refuses."""
+  command.start()
+  from launch import settle
+
+  try:
+    settled = settle.settle(config, _WORKDIR.value, given=command.given_options())
+  except (ValueError, OSError) as error:
+    doctor.bad('choice', command.describe(error))
+    return None
+  for sentence in settled.said:
+    doctor.good('choice', sentence)
+  if settled.pretended:
+    doctor.bad('choice', settled.pretended)
+    return None
+  return settled.config
 
 
 def check_versions(doctor):
@@ -144,9 +171,10 @@ def check_devices(doctor):
         'there is a TPU, but jax uses the CPU',
         f'{sys.executable} -m pip install "jax[tpu]"',
       )
-  total, free = _host_memory()
-  if total:
-    doctor.good('memory', f'{free / GIB:.1f} of {total / GIB:.1f} GiB free')
+  free, limit = machine.host_memory()
+  if free:
+    total = machine.total_memory()
+    doctor.good('memory', f'{free / GIB:.1f} of {total / GIB:.1f} GiB are left ({limit})')
   limit = (first.memory_stats() or {}).get('bytes_limit')
   if limit:
     doctor.good('memory', f'{limit / GIB:.1f} GiB on each device')
@@ -154,8 +182,6 @@ def check_devices(doctor):
 
 def check_inputs(doctor, config):
   """Opens data sets, tokenizer and lists as a run would."""
-  # TensorFlow must leave the devices alone.
-  command.start()
   from alpro_jax.data import answers, dataset, entities, mixture, tokens
 
   tokenizer, opened = None, []
@@ -348,8 +374,7 @@ def check_step(doctor, config):
   compile_s = time.monotonic() - begin
   plan = compiled.memory_analysis()
   needed = plan.temp_size_in_bytes + plan.argument_size_in_bytes
-  stats = jax.local_devices()[0].memory_stats() or {}
-  available = stats.get('bytes_limit') or _host_memory()[1]
+  available = machine.ask(config.machine).memory
   text = (
     f'batch {config.data.batch_size} on {mesh.size} devices, compiled in '
     f'{compile_s:.0f} s, {needed / GIB:.1f} GiB on each'
@@ -357,12 +382,19 @@ def check_step(doctor, config):
   if available and needed > available:
     doctor.bad('step', f'{text}, of {available / GIB:.1f} GiB', less)
     return
-  values = state.create_state(program.task.init, program.optimizer, mesh, config.seed)
-  frozen = sharding.create(program.task.init_frozen, jax.random.key(1), mesh)
-  batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
   begin = time.monotonic()
-  _, metrics = compiled(values, frozen, batch)
-  loss = float(metrics['loss'])
+  try:
+    values = state.create_state(program.task.init, program.optimizer, mesh, config.seed)
+    frozen = sharding.create(program.task.init_frozen, jax.random.key(1), mesh)
+    batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
+    begin = time.monotonic()
+    _, metrics = compiled(values, frozen, batch)
+    loss = float(metrics['loss'])
+  except Exception as error:
+    if not machine.out_of_memory(error):
+      raise
+    doctor.bad('step', f'{text}, and memory ran out', less)
+    return
   if loss - loss != 0:
     doctor.bad(
       'step',
@@ -381,16 +413,6 @@ def _one_device():
   from alpro_jax import sharding
 
   return sharding.make_mesh(devices=jax.devices()[:1])
-
-
-def _host_memory():
-  """Returns bytes in all and free; 0, 0 where the system does not tell."""
-  try:
-    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
-    values = {line.partition(':')[0]: int(line.split()[1]) * 1024 for line in lines}
-    return values['MemTotal'], values['MemAvailable']
-  except (OSError, KeyError, ValueError, IndexError):
-    return 0, 0
 
 
 if __name__ == '__main__':

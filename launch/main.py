@@ -3,9 +3,12 @@
   python launch/main.py --config=configs/pretrain.py --workdir=runs/pretrain
   python launch/main.py --config=configs/pretrain.py:demo --workdir=DIR \\
     --config.train.steps=100
+  python launch/main.py --config=configs/finetune_retrieval.py:tiny_own \\
+    --workdir=runs/clips --config.data.path=sets/clips
 
 Exit code: 0 when the last step is reached, 143 when stopped before (SIGTERM or
-Ctrl-C; the state is saved), 2 for a mistake in the options or the data, 1 when
+Ctrl-C; the state is saved), 2 for a mistake in the options or the data and for
+too little memory, 1 when
 the loss is not finite.
 
 Many hosts: start the same command on each, with --distributed where jax finds
@@ -18,7 +21,11 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
-from absl import flags
+import json
+import pathlib
+import shlex
+
+from absl import flags, logging
 
 from alpro_jax.train.progress import NonFiniteError
 from alpro_jax.train.supervision import STOPPED
@@ -37,13 +44,42 @@ def main():
   command.start()
   from alpro_jax.evaluation import split
   from alpro_jax.train import loop
+  from launch import settle
 
-  config = _CONFIG.value
+  settled = settle.settle(_CONFIG.value, _WORKDIR.value, given=command.given_options())
+  for sentence in settled.said:
+    logging.info('%s', sentence)
+  if settled.pretended:
+    raise ValueError(settled.pretended)
+  config = settled.config
   try:
     outcome = loop.train(config, _WORKDIR.value, evaluations=split.during_training(config))
   except NonFiniteError as error:
     command.fail(error, NOT_FINITE)
+  if outcome.finished and settled.held_out:
+    _say_held_out(_WORKDIR.value, settled.held_out)
+  if outcome.finished and _CONFIG.value.data.path and config.task in ('pretrain', 'retrieval'):
+    logging.info(
+      'next: python launch/search.py find VIDEOS "what you look for" --checkpoint=%s',
+      shlex.quote(_WORKDIR.value),
+    )
   return 0 if outcome.finished else STOPPED
+
+
+def _say_held_out(workdir, videos):
+  """Says in a sentence what the model does on the videos that it never saw."""
+  figures = json.loads(pathlib.Path(workdir, 'report.json').read_text())['evaluation'] or {}
+  if 'eval/t2v_r1' in figures:
+    said = (
+      f'a text finds its video first in {figures["eval/t2v_r1"]:.1f} % of searches (chance '
+      f'{100 / videos:.1f} %), among the first ten in {figures["eval/t2v_r10"]:.1f} % (chance '
+      f'{min(1000 / videos, 100):.1f} %)'
+    )
+  elif 'eval/accuracy' in figures:
+    said = f'{figures["eval/accuracy"]:.1f} % of the questions are answered right'
+  else:
+    return
+  logging.info('held out: of %d videos that it did not train on, %s', videos, said)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,10 @@ from configs import (
   finetune_msrvtt_qa,
   finetune_msrvtt_retrieval,
   finetune_msvd_qa,
+  finetune_qa,
+  finetune_retrieval,
   models,
+  own,
   pretrain,
   pretrain_prompter,
 )
@@ -40,10 +43,10 @@ ABLATIONS = sorted(
 
 def check(config):
   AlproConfig.from_dict(config.model.to_dict())
-  assert config.data.sources and config.train.steps > 0
+  assert (config.data.sources or config.data.path) and config.train.steps > 0
   # Run files change options; they never invent any.
   assert set(config) == set(common.get_config())
-  for section in ('data', 'loss', 'prompter', 'optimizer', 'train', 'eval'):
+  for section in ('data', 'loss', 'prompter', 'optimizer', 'train', 'eval', 'machine'):
     assert set(config[section]) == set(common.get_config()[section])
 
 
@@ -51,6 +54,14 @@ def check(config):
 @pytest.mark.parametrize('file', [pretrain, pretrain_prompter])
 def test_every_scale_fits_the_model(file, scale):
   check(file.get_config(scale).lock())
+
+
+@pytest.mark.parametrize('scale', own.SCALES)
+@pytest.mark.parametrize('file', [finetune_retrieval, finetune_qa])
+def test_every_finetuning_of_ones_own_set_fits_the_model(file, scale):
+  config = file.get_config(scale).lock()
+  check(config)
+  assert config.train.best_metric in ('eval/t2v_r1', 'eval/accuracy')
 
 
 @pytest.mark.parametrize('scale', ('', *finetune.SCALES))

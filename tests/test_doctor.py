@@ -55,6 +55,17 @@ def test_a_run_that_can_start(folder):
 
 
 @pytest.mark.slow
+def test_what_main_refuses_for_memory_the_doctor_says(folder):
+  given = (f'--workdir={folder / "large"}', '--config.machine.memory_gib=1')
+  code, messages = tiny_run.finish(tiny_run.start(folder, *given))
+  refused = messages.strip().splitlines()[-1].removeprefix('error: ')
+  assert code == 2 and refused.startswith('this run needs about')
+  assert not (folder / 'large').exists()
+  code, out = examine(folder, '--nostep', *given)
+  assert code == 1 and f'ERROR    choice: {refused}' in out
+
+
+@pytest.mark.slow
 def test_pairs_without_negatives(folder):
   code, out = examine(folder, '--nostep', '--config.data.batch_size=4')
   assert code == 0 and 'warning  negatives: A pair finds its negatives' in out

@@ -46,6 +46,25 @@ MISTAKES = {
     1,
     '--coordinator_address, --num_processes and --process_id go together',
   ),
+  'memory': (
+    DEMO,
+    ['--workdir=W', '--config.machine.memory_gib=1'],
+    1,
+    'this run needs about 2.3 GiB (0.01 of parameters',
+  ),
+  'nothing fits': (
+    'configs/pretrain.py:own',
+    ['--workdir=W', '--config.data.path=', '--config.machine.memory_gib=1'],
+    1,
+    'nothing fits cpu, 1.0 GiB (config.machine.memory_gib): the smallest choice needs about',
+  ),
+  'no set': (
+    'configs/finetune_retrieval.py:tiny_own',
+    ['--workdir=W', '--config.data.path=none'],
+    1,
+    'none has no manifest.json, so it is not a prepared set; make a set with: python '
+    'launch/prepare.py --source=folder',
+  ),
   'devices': (
     DEMO,
     ['--workdir=W', '--config.data.batch_size=12'],

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SHARED = ('__init__', 'command', 'not_installed')
+SHARED = ('__init__', 'command', 'not_installed', 'settle')
 COMMANDS = sorted(p.stem for p in (ROOT / 'launch').glob('*.py') if p.stem not in SHARED)
 
 

@@ -23,7 +23,6 @@ from alpro_jax.data import tokens
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.train import identity, trees
 from alpro_jax.train.checkpoints import Checkpoint
-from alpro_jax.weights import released
 from alpro_jax.weights.tensor_files import open_tensors, write_tensors
 
 CONFIG, PARAMS, CARD = 'config.json', 'model.safetensors', 'README.md'
@@ -39,8 +38,7 @@ def write(
   Args:
     trained: the model, from a checkpoint.
     folder: to make.
-    licence: of the model, as the Hub calls it ('apache-2.0'); '' states that of released
-      weights, and else none.
+    licence: of the model, as the Hub calls it ('apache-2.0'); '' states none.
     figures: card.json files of launch/evaluate.py, of this very model.
     notes: Markdown for the end of the model card.
   Raises:
@@ -50,8 +48,6 @@ def write(
   if trained.meta is None or trained.origin is None:
     raise ValueError('a model in the middle of training has no checkpoint to be written from.')
   tokenizer = tokens.NAMES[trained.tokenizer.kind]
-  origin = trained.meta.get('converted', {}).get('from', {})
-  release = released.RELEASES.get(origin.get('released'))
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
@@ -79,12 +75,10 @@ def write(
       count=sum(array.size for array in arrays.values()),
       meta=config['meta'],
       data=config['meta']['config']['data'],
-      entities=trained.meta.get('entities', ()),  # What others trained names none.
       sha256=config['sha256'][PARAMS],
       abilities=_abilities(trained),
       trained_on=_trained_on(config['meta']),
-      licence=licence or (released.LICENCE if release else ''),
-      release=release,
+      licence=licence,
       figures=[_read_figures(path, trained) for path in figures],
       notes=notes,
     )
@@ -198,8 +192,5 @@ def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
   for name in ('prompter', 'start'):
     if isinstance(meta.get(name), dict):
       meta[name] = {key: x for key, x in meta[name].items() if key not in ('path', 'given')}
-  if converted := meta.get('converted'):
-    origin = converted['from'].items()
-    converted['from'] = {name: pathlib.PurePath(path).name for name, path in origin}
   meta.pop('arrays', None)
   return meta

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from absl import logging
 
+_FIRST = 5  # Steps, after the one that compiles, that tell how long a run takes.
+
 
 class NonFiniteError(ArithmeticError):
   """The loss or a part of it is not a number any more."""
@@ -107,6 +109,8 @@ class Progress:
     parts = ', '.join(f'{name}={value:.6g}' for name, value in _scalars(metrics).items())
     self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
     self._timed += 1
+    if self._timed == _FIRST and not self._total['steps']:
+      self._say_how_long()
     if skipped:
       self._trouble['skipped_steps'] += 1
       count = self._trouble['skipped_steps']
@@ -140,6 +144,15 @@ class Progress:
     seconds = time.monotonic() - self._start
     logging.info('first step done after %.1f s, compilation included', seconds)
     self._restart(waiting)
+
+  def _say_how_long(self):
+    each = (time.monotonic() - self._start) / _FIRST
+    left = self._steps - self._step
+    if left > _FIRST:
+      logging.info(
+        f'{each:.3g} s a step, measured on {_FIRST}: {duration(each * left)} for the {left:,} '
+        'that are left, evaluations not included'
+      )
 
   @contextlib.contextmanager
   def paused(self):

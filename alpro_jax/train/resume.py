@@ -40,6 +40,9 @@ FREE = (
   'mesh.',
   'data.threads',
   'data.verify',
+  # Empty, or what they chose is compared.
+  'data.path',
+  'machine.',
   # Compared by content in any case.
   'data.tokenizer',
   'data.answers',

@@ -1,0 +1,246 @@
+"""One's own set: its parts and lists, and the sizes that are chosen for a machine."""
+
+import json
+
+import pytest
+
+from alpro_jax import memory
+from alpro_jax.data import dataset, manifest, tokens
+from alpro_jax.data import own as own_set
+from alpro_jax.machine import Machine
+from alpro_jax.train import checkpoints
+from configs import common, finetune_qa, finetune_retrieval, own, pretrain, pretrain_prompter
+from launch import command, settle
+from tests import small_sets
+
+GIB = 2**30
+FILES = (pretrain, pretrain_prompter, finetune_retrieval, finetune_qa)
+
+
+def names(chosen):
+  micro = chosen['data.batch_size'] // chosen['optimizer.accumulation']
+  return chosen['model'], micro, chosen['optimizer.accumulation'], chosen['model.remat']
+
+
+@pytest.mark.parametrize(
+  'kind, gib, expected',
+  [
+    ('cpu', 3, ('tiny', 64, 1, 'none')),
+    ('cpu', 8, ('small', 32, 2, 'none')),
+    ('cpu', 24, ('small', 64, 1, 'none')),
+    ('cpu', 64, ('small', 64, 1, 'none')),
+    ('gpu', 4, ('small', 64, 1, 'none')),
+    ('gpu', 8, ('base', 32, 2, 'blocks')),
+    ('gpu', 24, ('base', 64, 1, 'blocks')),
+    ('gpu', 80, ('base', 64, 1, 'none')),
+    ('tpu', 16, ('base', 64, 1, 'blocks')),
+  ],
+)
+def test_pre_training_is_sized_to_a_machine(kind, gib, expected):
+  config, machine = pretrain.get_config('own'), Machine(kind, gib * GIB)
+  chosen = own.choose(config, machine)
+  assert names(chosen) == expected
+  assert chosen['model.dtype'] == ('float32' if kind == 'cpu' else 'bfloat16')
+  sized = own.applied(config, chosen)
+  assert sized.data.batch_size == own.BATCH
+  assert sized.data.image_size == sized.data.resize == sized.model.video.image_size
+  assert memory.of_step(sized, kind=kind).total <= own.FITS * machine.memory
+  assert own.check(sized, machine).total <= machine.memory
+
+
+@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize('scale', own.SCALES)
+@pytest.mark.parametrize('kind', own.MODELS)
+@pytest.mark.parametrize('devices', [1, 8])
+def test_every_choice_fits_and_more_memory_never_gives_less(file, scale, kind, devices):
+  config, before = file.get_config(scale), 0
+  for gib in (4, 8, 16, 24, 64, 200):
+    sized = own.applied(config, own.choose(config, Machine(kind, gib * GIB, devices)))
+    need = memory.of_step(sized, kind=kind, devices=devices)
+    assert need.total <= own.FITS * gib * GIB
+    assert sized.data.batch_size % (devices * sized.optimizer.accumulation) == 0
+    count = memory.parameters(sized.model, 8000)
+    assert count >= before
+    before = count
+
+
+def test_what_cannot_fit_is_refused_in_a_sentence():
+  with pytest.raises(ValueError, match='nothing fits cpu, 1.0 GiB.*needs about 2.* GiB'):
+    own.choose(pretrain.get_config('own'), Machine('cpu', GIB))
+  machine = Machine('cpu', 24 * GIB)
+  with pytest.raises(ValueError, match='needs about .* there is less') as caught:
+    own.check(pretrain.get_config('large'), machine)
+  assert 'The preset :own fits, with: ' in str(caught.value)
+  with pytest.raises(ValueError, match='there is less.* Nothing fits'):
+    own.check(pretrain.get_config('large'), Machine('cpu', GIB))
+  # Where a smaller batch would fit, it is named, and it does.
+  with pytest.raises(ValueError, match='This fits: ') as caught:
+    own.check(pretrain.get_config('base'), Machine('gpu', 40 * GIB))
+  advice = dict(
+    word.removeprefix('--config.').split('=')
+    for word in str(caught.value).rstrip('.').split('This fits: ')[1].split()
+  )
+  config = pretrain.get_config('base')
+  config.model.remat = advice['model.remat']
+  config.data.batch_size = int(advice['data.batch_size'])
+  config.optimizer.accumulation = int(advice['optimizer.accumulation'])
+  own.check(config, Machine('gpu', 40 * GIB))
+
+
+def test_what_is_not_known_refuses_nothing():
+  own.check(pretrain.get_config('large'), Machine('gpu', 0))
+
+
+def test_options_that_were_given_stay():
+  config, machine = pretrain.get_config('own'), Machine('cpu', 24 * GIB)
+  config.data.batch_size = 24
+  chosen = own.choose(config, machine, given={'data.batch_size', 'train.steps'})
+  assert 'data.batch_size' not in chosen and chosen['model'] == 'small'
+  # One size of the model: all of it is the user's.
+  chosen = own.choose(config, machine, given={'model.video.width'})
+  assert 'model' not in chosen and 'data.batch_size' in chosen
+
+
+def test_a_batch_has_no_more_pairs_than_there_are_videos():
+  chosen = own.choose(pretrain.get_config('own'), Machine('cpu', 24 * GIB), videos=7)
+  assert chosen['data.batch_size'] == 7 and chosen['train.steps'] == 1000
+  chosen = own.choose(pretrain.get_config('own'), Machine('cpu', 24 * GIB), videos=1920)
+  assert chosen['data.batch_size'] == 64 and chosen['train.steps'] == 3000
+
+
+def make_set(monkeypatch, tmp_path, splits, records=25):
+  """A set that lies in memory, its manifest in a folder."""
+  entries = {name: {'examples': records} for name in splits}
+  monkeypatch.setattr(own_set, 'read_manifest', lambda _: {'splits': entries})
+  prepared = small_sets.MemorySet(records, captions=[(f'a dog swims {i}',) for i in range(records)])
+  monkeypatch.setattr(dataset, 'open_dataset', lambda *_, **__: prepared)
+  return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'splits, records, expected',
+  [
+    (['train'], 25, ('train[:-5]', 'train[-5:]', 20, 5)),
+    (['train'], 19, ('train', '', 19, 0)),
+    (['train'], 100_000, ('train[:-1000]', 'train[-1000:]', 99_000, 1000)),
+    (['train', 'val'], 25, ('train', 'val', 25, 25)),
+    (['mine'], 25, ('mine[:-5]', 'mine[-5:]', 20, 5)),
+  ],
+)
+def test_a_fifth_is_held_out_or_a_split_of_its_own(
+  monkeypatch, tmp_path, splits, records, expected
+):
+  entries = {name: {'examples': records} for name in splits}
+  monkeypatch.setattr(own_set, 'read_manifest', lambda _: {'splits': entries})
+  assert own_set.parts('set') == expected
+  said = own_set.say(own_set.parts('set'), 'set')
+  assert f'{expected[2]} videos' in said
+
+
+def test_a_set_without_a_training_split(monkeypatch):
+  monkeypatch.setattr(own_set, 'read_manifest', lambda _: {'splits': {'test': {'examples': 3}}})
+  with pytest.raises(ValueError, match='no split to train on'):
+    own_set.parts('set')
+
+
+def test_the_lists_are_written_once_and_used(monkeypatch, tmp_path):
+  path = make_set(monkeypatch, tmp_path, ['train'])
+  config = pretrain.get_config('own')
+  config.data.path = path
+  with pytest.raises(FileNotFoundError, match='launch/tokenizer.py --captions='):
+    own_set.use(config, source=common.source)
+  first = own_set.write_lists(path)
+  assert any('tokenizer.model' in line for line in first)
+  digest = tokens.load_tokenizer(f'{path}/tokenizer.model').digest
+  assert all('kept' in line for line in own_set.write_lists(path))
+  used = own_set.use(config, source=common.source)
+  assert used.data.path == '' and config.data.path == path
+  assert [dict(source)['split'] for source in used.data.sources] == ['train[:-5]']
+  assert [dict(source)['split'] for source in used.eval.sources] == ['train[-5:]']
+  kept = own_set.use(config, source=common.source, given={'eval.sources'})
+  assert not kept.eval.sources and kept.data.sources and not kept.train.best_metric
+  assert tokens.load_tokenizer(used.data.tokenizer).digest == digest
+  assert used.prompter.entities == f'{path}/entities.txt'
+  # What is named stays.
+  config.data.tokenizer = 'mine.model'
+  assert own_set.use(config, source=common.source).data.tokenizer == 'mine.model'
+
+
+def test_parts_of_a_split_have_all_records_once_whatever_their_order():
+  def videos(names, **part):
+    records = [dataset.RecordInfo(name, (), (), False, 1) for name in names]
+    return {names[i] for i in dataset._choose(records, 3, **part)}
+
+  names = [f'{i}.mp4' for i in range(10)]
+  held_out, rest = videos(names, rest=False), videos(names, rest=True)
+  assert len(held_out) == 3 and held_out | rest == set(names) and not held_out & rest
+  assert videos(names[::-1], rest=False) == held_out
+
+
+def test_a_folder_of_videos_is_told_how_to_become_a_set(tmp_path):
+  (tmp_path / 'dog.MP4').touch()
+  (tmp_path / 'captions.csv').touch()
+  with pytest.raises(FileNotFoundError) as caught:
+    manifest.read_manifest(tmp_path)
+  assert str(caught.value).endswith(
+    f'make a set with: python launch/prepare.py --source=folder --videos={tmp_path} '
+    f'--captions={tmp_path}/captions.csv --output={tmp_path}_set'
+  )
+  with pytest.raises(FileNotFoundError, match='--videos=VIDEOS .* --output=none'):
+    manifest.read_manifest('none')
+
+
+def begun(workdir, config):
+  """A workdir with a checkpoint of a run of a config."""
+  from alpro_jax.train.state import TrainState
+
+  store = checkpoints.Checkpoints(workdir)
+  state = TrainState(step=1, params={'a': [1.0]}, opt_state={})
+  store.save(state, {'config': json.loads(config.to_json())})
+  store.close()
+
+
+def test_a_run_keeps_its_sizes_on_another_machine(monkeypatch, tmp_path):
+  config = pretrain.get_config('own')
+  config.data.path, config.machine.memory_gib = '', 24.0
+  first = settle.settle(config)
+  assert first.config.model.video.width == 256 and first.config.data.batch_size == 64
+  begun(tmp_path, first.config)
+  config.machine.memory_gib = 3.5  # Would be `tiny`.
+  config.data.batch_size = 4
+  config.optimizer.accumulation = 1
+  given = {'data.batch_size', 'optimizer.accumulation'}
+  again = settle.settle(config, str(tmp_path), given=given).config
+  assert again.model.video.width == 256 and again.data.image_size == 112
+  assert again.data.batch_size == 4  # As given: train/resume.py refuses it.
+
+
+def test_a_run_that_starts_from_another_has_its_sizes(tmp_path):
+  config = finetune_retrieval.get_config('own')
+  config.data.path, config.machine.memory_gib = '', 24.0
+  start = own.applied(config, {'model': 'base', 'data.image_size': 224, 'data.resize': 224})
+  begun(tmp_path, start)
+  config.train.init_from = str(tmp_path)
+  settled = settle.settle(config)
+  assert settled.config.model.video.width == 768 and settled.config.data.image_size == 224
+  assert str(tmp_path) in settled.said[0]
+
+
+def test_a_pretended_device_trains_nothing():
+  config = pretrain.get_config('own')
+  config.data.path = ''
+  config.machine.update({'device': 'gpu', 'memory_gib': 24.0})
+  settled = settle.settle(config)
+  assert 'nothing is trained' in settled.pretended and 'model=base' in settled.said[0]
+  config.machine.choose = 'all'
+  with pytest.raises(ValueError, match="must be 'model', 'batch'"):
+    settle.settle(config)
+
+
+def test_memory_that_runs_out_is_a_sentence(capsys):
+  with pytest.raises(SystemExit) as caught, command.mistakes_in_one_line():
+    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 123 bytes')
+  assert caught.value.code == command.MISTAKE
+  said = capsys.readouterr().err
+  assert said.startswith('error: memory ran out') and said.count('\n') == 1
+  assert '--config.data.batch_size' in said
