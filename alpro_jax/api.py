@@ -19,13 +19,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from alpro_jax import metrics
+from alpro_jax import files, metrics
 from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
-from alpro_jax.evaluation import trained
+from alpro_jax.evaluation import explain, trained
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
-from alpro_jax.serving import alpro_loader, hub
+from alpro_jax.serving import alpro_loader, hub, layouts
 from alpro_jax.train import checkpoints
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'
@@ -98,8 +98,8 @@ def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
 
   Args:
     source: the workdir of a run, the folder of a checkpoint, a folder that
-      `Model.save_pretrained` wrote, or the name of a model that comes with the
-      package ('shapes').
+      `Model.save_pretrained` or launch/export.py wrote, or the name of a model
+      that comes with the package ('shapes').
 
   Raises:
     FileNotFoundError: if there is nothing by that name.
@@ -107,21 +107,14 @@ def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
   """
   name, folder = str(source), pathlib.Path(source)
   if not folder.exists():
-    if not (SHIPPED / name / hub.CONFIG).is_file():
-      shipped = sorted(x.name for x in SHIPPED.glob('*') if hub.is_model(x))
+    if not (SHIPPED / name / layouts.CONFIG).is_file():
+      shipped = sorted(x.name for x in SHIPPED.glob('*') if layouts.is_hub(x))
       raise FileNotFoundError(
-        f'there is no model {name!r}: expected a folder (of a run, a checkpoint or '
-        f'save_pretrained) or one of {shipped}.'
+        f'there is no model {name!r}: expected a folder (of a run, a checkpoint, '
+        f'save_pretrained or an export) or one of {shipped}.'
       )
     folder = SHIPPED / name
-  if hub.is_model(folder):
-    return hub.find(folder)
-  if (folder / alpro_loader.MANIFEST).is_file() and (folder / 'alpro_loader.py').is_file():
-    raise ValueError(
-      f'{folder} is an export, which runs without alpro_jax: use the alpro_loader.py in it. '
-      'Here, load the checkpoint that it was made from.'
-    )
-  return checkpoints.find(folder)
+  return layouts.find(folder) or checkpoints.find(folder)
 
 
 def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
@@ -338,6 +331,27 @@ class Model:
     prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
     logits = videos.feature @ prompts.T / self._scorer.temperature()
     return _choices(logits, names, top)
+
+  def explain(
+    self, text: str, video, *, page: str | os.PathLike = '', steps: int = 16
+  ) -> explain.Explanation:
+    """Says what the model goes by in one video: places of frames, word by word.
+
+    Args:
+      text: a caption, or a question for a model that answers.
+      video: a path, or uint8[F, H, W, 3].
+      page: HTML file to write with heat maps; '' writes none.
+      steps: of integrated gradients; more is finer.
+
+    Raises:
+      ValueError: if no word is known, or the fusion encoder was never trained.
+    """
+    explain.choose_target(self.trained)
+    name = os.path.basename(video) if isinstance(video, (str, os.PathLike)) else 'a video'
+    found = explain.explain(self.trained, name, self._prepare(video), None, text, steps=steps)
+    if page:
+      files.write_text(page, explain.render(found))
+    return found
 
   def save_pretrained(
     self,

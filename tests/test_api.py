@@ -10,7 +10,7 @@ import pytest
 import alpro_jax
 from alpro_jax import api
 from alpro_jax.data import video
-from alpro_jax.serving import hub
+from alpro_jax.serving import hub, layouts
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from tests import small_videos, test_export
@@ -166,7 +166,9 @@ def test_a_saved_folder_is_the_same_model_elsewhere(model, paths, tmp_path):
   np.testing.assert_array_equal(again.match(TEXTS, paths), model.match(TEXTS, paths))
   assert again.entity_names == model.entity_names
   assert again.trained.model.config == model.trained.model.config
-  assert str(tmp_path.parent) not in (moved / hub.CONFIG).read_text()  # No path of this machine.
+  assert (
+    str(tmp_path.parent) not in (moved / layouts.CONFIG).read_text()
+  )  # No path of this machine.
   text = (moved / hub.CARD).read_text()
   for part in ('license: mit', '# saved', '| t2v_r1 | 50.0 | 40.0 to 60.0 |', 'Shapes alone.'):
     assert part in text
@@ -190,14 +192,25 @@ def test_a_model_whose_tokenizer_moved_is_saved_with_it(tmp_path):
   np.testing.assert_array_equal(again.embed_texts(TEXTS).feature, model.embed_texts(TEXTS).feature)
 
 
+def test_a_video_is_explained_word_by_word(model, paths, tmp_path):
+  found = model.explain('a dog', paths[0], page=tmp_path / 'page.html', steps=1)
+  assert [word.text for word in found.words] == ['a', 'dog'] and found.evidence.shape[:2] == (2, 2)
+  page = (tmp_path / 'page.html').read_text()
+  assert '0.mp4, 2 frames' in page
+  prompter = model.trained._replace(config=model.trained.config.copy_and_resolve_references())
+  prompter.config.task = 'prompter'
+  with pytest.raises(ValueError, match='never trained its fusion encoder'):
+    alpro_jax.Model(prompter).explain('a dog', paths[0])
+
+
 def test_a_damaged_or_foreign_folder_is_refused(model, tmp_path):
   model.save_pretrained(tmp_path / 'saved')
-  content = bytearray((tmp_path / 'saved' / hub.PARAMS).read_bytes())
+  content = bytearray((tmp_path / 'saved' / layouts.PARAMS).read_bytes())
   content[-1] ^= 1
-  (tmp_path / 'saved' / hub.PARAMS).write_bytes(content)
+  (tmp_path / 'saved' / layouts.PARAMS).write_bytes(content)
   with pytest.raises(ValueError, match='get the folder again'):
     alpro_jax.load(tmp_path / 'saved')
-  (tmp_path / 'saved' / hub.CONFIG).write_text(json.dumps({'model_type': 'clip'}))
+  (tmp_path / 'saved' / layouts.CONFIG).write_text(json.dumps({'model_type': 'clip'}))
   with pytest.raises(ValueError, match='not of alpro_jax'):
     alpro_jax.load(tmp_path / 'saved')
 
@@ -245,4 +258,4 @@ def test_the_model_that_comes_with_the_package_is_that_of_its_card():
   assert f'step {model.trained.origin.step}' in text
   assert model.trained.origin.digest[:12] in text
   assert sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) < 3e6
-  assert '"/' not in (folder / hub.CONFIG).read_text()  # No path of any machine.
+  assert '"/' not in (folder / layouts.CONFIG).read_text()  # No path of any machine.

@@ -102,6 +102,7 @@ def test_exports(copied, saved, capsys):
   assert launched.run('export', f'--checkpoint={saved}', '--output=b', '--params_only') == 2
   assert 'has no optimizer to leave out' in capsys.readouterr().err
   assert launched.run('export', f'--checkpoint={copied}', '--output=small', '--params_only') == 0
+  assert alpro_jax.load('out').entity_names == ('disc', 'ring', 'cross')
   assert alpro_jax.load('small').entity_names == ('disc', 'ring', 'cross')
 
 

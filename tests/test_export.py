@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from flax import linen as nn
 
+import alpro_jax
 from alpro_jax import sharding
 from alpro_jax.data import augment, frames, tokens
 from alpro_jax.evaluation.trained import TrainedModel, load
@@ -240,6 +241,24 @@ def test_manifest(exported, pretrained):
     assert not any(n.startswith(('mlm_head', 'entity_head')) for n in stored)
 
 
+def test_python_loads_it_as_the_same_model(exported, pretrained, tmp_path):
+  live, again = alpro_jax.Model(pretrained[0]), alpro_jax.load(exported)
+  video = [np.random.default_rng(1).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)]
+  texts = ['a dog runs', 'disc']
+  # On eight devices, and on one.
+  for name in ('similarity', 'match'):
+    found, right = (getattr(model, name)(texts, video) for model in (again, live))
+    np.testing.assert_allclose(found, right, atol=1e-6, err_msg=name)
+  found, right = (dict(x.entities(video, names=['disc', 'ring'])[0]) for x in (again, live))
+  assert found == pytest.approx(right, abs=1e-5)
+  with pytest.raises(ValueError, match='is an export, which does not say what it was trained on'):
+    again.save_pretrained(tmp_path / 'saved')
+  copy = shutil.copytree(exported, tmp_path / 'copy')
+  (copy / 'vocab.txt').write_text('a\n')
+  with pytest.raises(ValueError, match='copy the export again'):
+    alpro_jax.load(copy)
+
+
 def test_loader_says_what_is_wrong(exported, tmp_path):
   model = alpro_loader.load(exported)
   with pytest.raises(ValueError, match=r'uint8\[2, 2, 20, 24, 3\].*prepare'):
@@ -393,7 +412,7 @@ def test_random_frames_cannot_be_exported(pretrained, tmp_path):
 @pytest.mark.slow
 def test_answers_and_saved_model(tmp_path):
   """A model without contrast; check.differences has compared the rest."""
-  trained, _, file = make(tmp_path, 'question_answering')
+  trained, _, _ = make(tmp_path, 'question_answering')
   manifest = export.write(trained, tmp_path / 'model', with_saved_model=True)
   assert list(manifest['programs']) == ['encode_video', 'encode_text', 'answer']
   assert {'answer/logits', 'saved_model/answer/logits'} <= set(manifest['check']['difference'])
@@ -402,7 +421,12 @@ def test_answers_and_saved_model(tmp_path):
   video = model.encode_video(model.prepare(np.zeros((5, 30, 40, 3), np.uint8))[None])
   text = model.encode_text(*model.tokenize(['what is it?']))
   assert video.feature is None and text.feature is None
-  assert model.answer(text, video).shape == (1, 2)
+  logits = model.answer(text, video)
+  assert logits.shape == (1, 2)
+  again = alpro_jax.load(tmp_path / 'model')
+  (said,) = again.answer('what is it?', [np.zeros((5, 30, 40, 3), np.uint8)])
+  right = dict(zip(model.answers, np.asarray(jax.nn.softmax(logits))[0], strict=True))
+  assert dict(said) == pytest.approx(right, abs=1e-6)
 
 
 # --- What the loader does again ---------------------------------------------

@@ -50,7 +50,7 @@ class Explanation:
 
   Attributes:
     frames: uint8[T, H, W, 3], what the model sees.
-    seconds: (start, stop) of the clip.
+    seconds: (start, stop) of the clip; None for a whole video.
     target: see attribution.TARGETS.
     verdict: what the model says of the whole.
     figures: what the model makes of each word; of an answer, the answer.
@@ -65,7 +65,7 @@ class Explanation:
   name: str
   text: str
   frames: np.ndarray
-  seconds: tuple[float, float]
+  seconds: tuple[float, float] | None
   words: list[Word]
   target: str
   verdict: str
@@ -144,7 +144,7 @@ def explain(
   trained: TrainedModel,
   name: str,
   frames: np.ndarray,
-  seconds: tuple[float, float],
+  seconds: tuple[float, float] | None,
   text: str,
   *,
   layer: int | None = None,
@@ -156,7 +156,7 @@ def explain(
     trained: the model.
     name: of the video.
     frames: uint8[T, H, W, 3].
-    seconds: start and stop of the clip.
+    seconds: start and stop of the clip; None for a whole video.
     text: a caption, or a question for a model that answers.
     layer: of fusion to show; None chooses.
     steps: see attribution.evidence.

@@ -78,6 +78,11 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
     ImportError: if a package is missing or too old.
     ValueError: if a file changed or lies elsewhere, or was made for another loader or a newer jax.
   """
+  return Model(pathlib.Path(folder), read_manifest(folder, verify=verify), device)
+
+
+def read_manifest(folder, *, verify: bool = True):
+  """Returns manifest.json of an export; the files that it names are there. See `load`."""
   folder = pathlib.Path(folder)
   path = folder / MANIFEST
   if not path.is_file():
@@ -106,7 +111,7 @@ def load(folder, *, device=None, verify: bool = True) -> 'Model':
         f'{folder / name} has digest {digest}, {MANIFEST} says {expected["sha256"]}; copy the '
         'export again.'
       )
-  return Model(folder, manifest, device)
+  return manifest
 
 
 class Model:

@@ -208,6 +208,8 @@ def _describe(trained, made, params):
     },
     'temperature': temperature,
     'answers': list(trained.answers),
+    # What the loader has no use for, but alpro_jax.load.
+    **{name: x for name in ('entities', 'templates') if (x := (trained.meta or {}).get(name))},
   }
 
 

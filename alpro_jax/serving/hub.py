@@ -8,7 +8,6 @@
 The folder knows no path of the machine that wrote it.
 """
 
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,12 @@ import numpy as np
 from alpro_jax import files
 from alpro_jax.data import tokens
 from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.serving.layouts import CONFIG, FORMAT, PARAMS
 from alpro_jax.train import identity, trees
-from alpro_jax.train.checkpoints import Checkpoint
-from alpro_jax.weights.tensor_files import open_tensors, write_tensors
+from alpro_jax.weights.tensor_files import write_tensors
 
-CONFIG, PARAMS, CARD = 'config.json', 'model.safetensors', 'README.md'
+CARD = 'README.md'
 _TEMPLATE = 'model_card.md.jinja'
-_FORMAT = 1
 
 
 def write(
@@ -43,10 +41,15 @@ def write(
     notes: Markdown for the end of the model card.
   Raises:
     FileExistsError: if the folder is there and not empty.
-    ValueError: if the model is still in training, or figures are another's.
+    ValueError: if the model is still in training or an export, or figures are another's.
   """
   if trained.meta is None or trained.origin is None:
     raise ValueError('a model in the middle of training has no checkpoint to be written from.')
+  if 'data' not in trained.meta:
+    raise ValueError(
+      f'{trained.origin.path} is an export, which does not say what it was trained on; save the '
+      'checkpoint that it was made from.'
+    )
   tokenizer = tokens.NAMES[trained.tokenizer.kind]
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
@@ -57,7 +60,7 @@ def write(
       (here / name).write_bytes(content)
     config: dict[str, Any] = {
       'library': 'alpro_jax',
-      'format': _FORMAT,
+      'format': FORMAT,
       'step': trained.origin.step,
       'tokenizer': tokenizer,
       'sha256': {name: files.sha256(here / name) for name in (PARAMS, *words)},
@@ -115,62 +118,6 @@ def _read_figures(path, trained):
       f'about {trained.origin.path}, step {trained.origin.step}; evaluate this one.'
     )
   return card
-
-
-def is_model(folder) -> bool:
-  """Whether a folder has this layout."""
-  return all((pathlib.Path(folder) / name).is_file() for name in (CONFIG, PARAMS))
-
-
-class HubFolder(Checkpoint):
-  """What `write` wrote, as the checkpoint that trained.load takes."""
-
-  @functools.cached_property
-  def _stored(self):
-    return json.loads((self.folder / CONFIG).read_text(encoding='utf-8'))
-
-  @property
-  def meta(self) -> dict[str, Any]:
-    return {**self._stored['meta'], 'step': self._stored['step']}
-
-  @property
-  def words(self) -> pathlib.Path:
-    return self.folder
-
-  @property
-  def digest(self) -> str:
-    return self._stored['sha256'][PARAMS]
-
-  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resizable=()):
-    stored = {name: x.array for name, x in open_tensors(self.folder / PARAMS).items()}
-    missing = trees.check_fits(self.folder / PARAMS, stored, wanted, new, unused, resizable)
-    placed = {
-      name: jax.device_put(array, getattr(wanted.get(name), 'sharding', None))
-      for name, array in stored.items()
-    }
-    return placed, missing
-
-
-def find(folder) -> HubFolder:
-  """Returns what `write` wrote, its files found as they were written.
-
-  Raises:
-    ValueError: if a file is not what was written, or the folder is another library's.
-    FileNotFoundError: if a file is missing.
-  """
-  folder = pathlib.Path(folder).absolute()
-  config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
-  if config.get('library') != 'alpro_jax' or config.get('format') != _FORMAT:
-    raise ValueError(
-      f'{folder / CONFIG} is not of alpro_jax, format {_FORMAT}; weights of other libraries '
-      'are converted by launch/convert.py.'
-    )
-  for name, wanted in config['sha256'].items():
-    if (digest := files.sha256(folder / name)) != wanted:
-      raise ValueError(
-        f'{folder / name} has digest {digest}, {CONFIG} says {wanted}; get the folder again.'
-      )
-  return HubFolder(folder)
 
 
 def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
