@@ -21,7 +21,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from configs import common
 from tests import small_sets
 from tests.test_cases import searched
-from tests.test_report import Page
+from tests.test_report import readable
 
 EVIL = '"><script>alert(1)</script>'
 
@@ -86,7 +86,7 @@ def answers():
 
 def alone(text):
   """The page as text, after checking that it needs nothing else."""
-  page = Page(text)
+  page = readable(text)
   assert 'script' not in [tag for tag, _ in page.tags]
   assert EVIL in page.text
   for tag, attributes in page.tags:

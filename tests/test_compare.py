@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from alpro_jax.evaluation import card, compare
-from tests import patience, test_card, tiny_run
+from tests import patience, test_card, test_report, tiny_run
 
 EVIL = '<script>alert(1)</script>'
 
@@ -88,8 +88,8 @@ def test_questions_are_paired_by_what_was_asked(tmp_path):
   assert (found.figure, found.better, found.worse) == ('accuracy', 1, 0)
   assert found.value == pytest.approx(100 / 3)
   assert compare.paired(runs[0], runs[2], key) == []
-  assert 'do not keep the same examples' not in test_card.Page(compare.render(runs[:2])).text
-  text = ' '.join(test_card.Page(compare.render(runs[::2])).text.split())
+  assert 'do not keep the same examples' not in test_report.Page(compare.render(runs[:2])).text
+  text = ' '.join(test_report.Page(compare.render(runs[::2])).text.split())
   assert 'do not keep the same examples' in text
 
 
@@ -106,19 +106,19 @@ def test_only_what_was_measured_the_same_way_stands_together(tmp_path):
   assert len({key for run in runs for key in run.measured}) == 3
   (kept,) = runs[1].measured.values()
   assert kept.card['date'] == '2026-01-01' and old
-  text = test_card.Page(compare.render(runs)).text
+  text = test_report.Page(compare.render(runs)).text
   assert all(f'Measured for {label} alone' in text for label in 'ABC')
 
 
 def test_the_page_stands_alone(tmp_path):
   report = {'step': 1200, 'clips_per_second': 3.5, 'waiting_share': 0.25, 'metrics': {'loss': 0.5}}
-  report['evaluation'] = {'eval/t2v_r1': 41.0}
+  report['evaluation'] = {'eval/t2v_r1': 41.0, 'eval/0/t2v_r1': 42.0}
   metrics = {f't2v_r{k}': {'value': 60.0, 'low': 51.0, 'high': 69.0} for k in (1, 10, 5)}
   metrics['t2v_mean_rank'] = {'value': 7.25, 'low': 5.0, 'high': 9.0}
   a = write_run(tmp_path / 'a', options={'name': EVIL}, report=report, ranks=ranked(1, 2, 7, 1))
   b = write_run(tmp_path / 'b', options={'name': ''}, ranks=ranked(1, 1, 1, 1), metrics=metrics)
   html = compare.render(compare.read([a, b]))
-  shown = test_card.Page(html)
+  shown = test_report.readable(html)
   assert 'script' not in [tag for tag, _ in shown.tags] and 'http' not in html
   text = ' '.join(shown.text.replace('\N{NO-BREAK SPACE}', ' ').split())
   for part in (
@@ -135,6 +135,8 @@ def test_the_page_stands_alone(tmp_path):
     assert part in text, part
   order = [text.index(f'text to video, {name}') for name in ('R@1', 'R@5', 'R@10', 'mean rank')]
   assert order == sorted(order)
+  main, _, folded = html.partition('<details><summary>1 more')
+  assert 'eval/t2v_r1' in main and 'eval/0/t2v_r1' not in main and 'eval/0/t2v_r1' in folded
   assert compare.name_of('v2t_grouped_r5') == 'video to text, captions grouped, R@5'
   assert compare.name_of('accuracy_what') == 'right, what'
 

@@ -12,6 +12,7 @@ from alpro_jax.evaluation import attribution, explain
 from alpro_jax.evaluation.attribution import Texts
 from alpro_jax.evaluation.trained import CheckpointInfo, TrainedModel
 from tests import small_sets, small_task
+from tests.test_report import readable
 
 
 class Tokenizer(small_sets.Letters):
@@ -96,6 +97,7 @@ def test_the_page_stands_alone(shown):
   )
   shown.notes.append('a <note>')
   page = explain.render(shown)
+  readable(page)
   for text in (
     'a &lt;b&gt;.mp4',
     'runs/&lt;a&gt;',

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,41 @@ def test_what_lies_outside_a_region_fades():
   np.testing.assert_array_equal(shown[:, 13:23, 13:23], FRAMES[:, 13:23, 13:23])
   assert (shown[:, 12, 12] == (214, 69, 0)).all()
   assert (shown[:, :12] >= 150).all()
+
+
+def test_light_and_dark_have_the_same_colours_and_enough_contrast():
+  style = (page.TEMPLATES / 'style.css').read_text()
+  light, dark = (
+    dict(re.findall(r'--([\w-]+): #(\w{6})', style[style.index(start) :].partition('}')[0]))
+    for start in (':root {', '@media (prefers-color-scheme: dark)')
+  )
+  assert light.keys() == dark.keys() and 'ink' in light
+  # Every other rule names a colour of these.
+  assert len(re.findall(r'#[0-9a-f]{3,6}\b', style)) == len(light) + len(dark)
+
+  def contrast(one, other):  # As WCAG 2 defines it.
+    bright = []
+    for colour in (one, other):
+      parts = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+      linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+      bright.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return max(bright) / min(bright)
+
+  assert contrast('000000', 'ffffff') == pytest.approx(21)
+  for colours in (light, dark):
+    for text in ('ink', 'soft', 'good', 'bad', 'for', 'against'):
+      assert contrast(colours[text], colours['paper']) >= 4.5, text
+    for text, under in (('ink', 'tint-bad'), ('soft', 'tint-good'), ('good', 'tint-good')):
+      assert contrast(colours[text], colours[under]) >= 4.5, text
+    for mark in ('chance', 'blue', 'ink'):
+      assert contrast(colours[mark], colours['empty']) >= 3, mark
+
+
+def test_nothing_is_wider_than_a_phone():
+  style = (page.TEMPLATES / 'style.css').read_text()
+  assert re.search(r'^img { max-width: 100%', style, re.M)
+  for pixels in re.findall(r'(?<![-\w(])(?:min-)?width: *(\d+)px|minmax\((\d+)px', style):
+    assert int(''.join(pixels)) <= 320
 
 
 def test_bars_stay_inside():

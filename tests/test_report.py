@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
@@ -34,6 +35,27 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text += data
+
+
+def readable(text):
+  """The page, after checking what a phone and a screen reader need of it."""
+  made = Page(text)
+  viewport = [x['content'] for tag, x in made.tags if tag == 'meta' and x.get('name') == 'viewport']
+  assert viewport == ['width=device-width,initial-scale=1']
+  assert '@media (prefers-color-scheme: dark)' in text
+  assert not re.search('<th[^>]*></th>', text)
+  for tag, attributes in made.tags:
+    if tag == 'img':
+      assert re.search(r'\w{4}', attributes['alt'])
+    if tag == 'video':
+      assert 'controls' in attributes and attributes['aria-label'] and attributes['poster']
+    if tag == 'svg' or attributes.get('class') == 'bar':
+      assert attributes['role'] == 'img' and attributes['aria-label']
+    if attributes.get('class') == 'scroll':  # By the keyboard as well.
+      assert attributes['tabindex'] == '0' and attributes['aria-label']
+    for pixels in re.findall(r'(?:^|[; ])(?:min-)?width: *(\d+)px', attributes.get('style') or ''):
+      assert int(pixels) <= 320
+  return made
 
 
 def full_report():
@@ -73,7 +95,7 @@ def full_report():
 
 def test_page_stands_alone_and_escapes():
   text = report.render(full_report())
-  page = Page(text)
+  page = readable(text)
   assert 'script' not in [tag for tag, _ in page.tags]
   assert '"><script>alert(1)</script>' in page.text
   for tag, attributes in page.tags:
@@ -110,6 +132,16 @@ def test_figures_are_written_as_they_are(tmp_path):
   assert list(figures) == sorted(figures)
   with pytest.raises(ValueError, match='not finite'):
     report.write(report.Report('x', figures={'a': float('nan')}), tmp_path)
+
+
+def test_axes_start_at_zero_and_commands_are_folded():
+  text = report.render(full_report())
+  loss, flat = re.findall(r'<polyline points="(.*?)"', text)
+  # Steps 0, 1, 2 over 40..264; 3, 2, 1 between 0 at 130 and 3 at 8.
+  assert loss == '40.0,8.0 152.0,48.7 264.0,89.3'
+  assert flat == '40.0,8.0'
+  opened = text.index('<details><summary>The commands (1)')
+  assert opened < text.index('python x.py') < text.index('</details>', opened)
 
 
 def test_reads_the_curves_that_training_writes(tmp_path):

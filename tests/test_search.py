@@ -22,6 +22,7 @@ from alpro_jax.search.cut import Cutting, Segment
 from alpro_jax.search.store import File, Row, Store, show_name
 from launch import command
 from tests import patience, small_videos
+from tests.test_report import readable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ABOUT = {
@@ -568,6 +569,22 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
     querying.ask(encoder, cut.CutVideo(), 'what?')
 
 
+def test_hits_are_played_from_the_file_or_a_copy(store, tmp_path):
+  small_videos.write_video(tmp_path / 'a.mp4')
+  small_videos.write_video(tmp_path / 'b.avi', codec='mpeg4')
+  store.change(root=str(tmp_path), root_bytes=bytes(tmp_path).hex())
+  for name in (b'a.mp4', b'b.avi'):
+    store.put(File(name, 1, 1), [row(0.0)])
+  found = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
+
+  def played(**options):
+    tags = readable(gallery.render(store, found, **options)).tags
+    return sorted(attributes['src'][:22] for tag, attributes in tags if tag == 'video')
+
+  assert played() == ['data:video/mp4;base64,', f'file://{tmp_path}'[:22]]
+  assert played(copy_all=True) == ['data:video/mp4;base64,'] * 2
+
+
 def test_the_page_is_escaped(store):
   store.put(File(ODD[0], 1, 1), [row(1.0)])
   found = querying.search(NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
@@ -575,6 +592,8 @@ def test_the_page_is_escaped(store):
   assert '&lt;script&gt;' in shown and '<script>' not in shown
   assert 'a &#34;b&#34; &lt;c&gt;.mp4' in shown and '<c>' not in shown
   assert 'file:///v/a%20%22b%22%20%3Cc%3E.mp4#t=1.00,2.00' in shown
+  readable(shown)
+  assert 'without a player: No such file or directory.' in shown and '<video' not in shown
   # The margin is -1.
   assert 'The 1 nearest' in shown and 'match 26.9\xa0%' in shown
   assert 'similarity 1.00' in shown

@@ -217,6 +217,8 @@ def render(runs: Sequence[Run]) -> str:
     **{name: lambda report, name=name: report['evaluation'].get(name) for name in ends},
   }
   trained = [run for run in runs if run.report]
+  head = ['figure', *(run.label for run in trained)]
+  rows = [(name, *(_end(of, run.report) for run in trained)) for name, of in training.items()]
   columns = [run.label for run in runs]
   return page.render(
     'compare.html',
@@ -225,10 +227,9 @@ def render(runs: Sequence[Run]) -> str:
     letters=[(run.label, run.path) for run in runs],
     options=page.Table(['option', *columns], differing(runs)),
     same=len(set.intersection(*(set(run.options.items()) for run in runs))),
-    training=page.Table(
-      ['figure', *(run.label for run in trained)],
-      [(name, *(_end(of, run.report) for run in trained)) for name, of in training.items()],
-    ),
+    training=page.Table(head, [row for row in rows if row[0].count('/') < 2]),
+    # Of single sets and by other orders: eval/0/t2v_r1, eval/similarity/t2v_r1.
+    others=page.Table(head, [row for row in rows if row[0].count('/') > 1]),
     measured=[
       (
         key,

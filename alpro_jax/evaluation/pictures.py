@@ -20,8 +20,8 @@ class Picture(NamedTuple):
 
 
 def encode(data: bytes, kind: str) -> str:
-  """Returns a file, such as of kind 'png', as an address."""
-  return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+  """Returns a file, such as of kind 'image/png', as an address."""
+  return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def encode_strip(frames: np.ndarray) -> Picture:
@@ -31,7 +31,7 @@ def encode_strip(frames: np.ndarray) -> Picture:
   Image.fromarray(strip).save(file, 'PNG', optimize=True)
   # Small pictures are enlarged by whole pixels, large ones shrunk to fit.
   scale = max(round(84 / strip.shape[0]), 1)
-  return Picture(encode(file.getvalue(), 'png'), strip.shape[1] * scale)
+  return Picture(encode(file.getvalue(), 'image/png'), strip.shape[1] * scale)
 
 
 def film_strip(frames: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 import urllib.parse
 
 from alpro_jax.evaluation import page, pictures
+from alpro_jax.search import playing
 from alpro_jax.search.querying import Hit, SearchResult
 from alpro_jax.search.store import Store, show_name
 
@@ -19,10 +20,21 @@ def show_time(seconds: float) -> str:
   return (f'{hours}:' if hours else '') + f'{minutes}:{rest % 60:02}'
 
 
-def render(store: Store, found: list[SearchResult]) -> str:
-  """Returns the page of all texts."""
+def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -> str:
+  """Returns the page of all texts, with a player for every hit.
+
+  A hit plays from its file where browsers can, else from a small copy in the page.
+
+  Args:
+    store: the index.
+    found: in it.
+    copy_all: copy every hit into the page, which is then shown away from the files.
+  """
   root, checkpoint = store.about['root'], store.about['checkpoint']
   videos, clips = store.counts()
+  hits = dict.fromkeys((hit.name, hit.start, hit.stop) for one in found for hit in one.hits)
+  spans = [(os.fsdecode(os.path.join(store.root, name)), *span) for name, *span in hits]
+  played = dict(zip(hits, playing.prepare(spans, copy_all=copy_all), strict=True))
   return page.render(
     'gallery.html',
     title='What was found',
@@ -30,17 +42,21 @@ def render(store: Store, found: list[SearchResult]) -> str:
       ('videos', f'{videos:,} in {clips:,} clips, {root}'),
       ('checkpoint', f'{checkpoint["path"]}, step {checkpoint["step"]}'),
     ],
-    found=[(one, [_card(store, hit) for hit in one.hits]) for one in found],
+    found=[(one, [_card(store, hit, played) for hit in one.hits]) for one in found],
   )
 
 
-def _card(store, hit: Hit):
+def _card(store, hit: Hit, played):
   path = os.path.join(store.root, hit.name)
+  own = played[hit.name, hit.start, hit.stop]
+  link = f'file://{urllib.parse.quote(path)}#t={hit.start:.2f},{hit.stop:.2f}'
   return {
     'hit': hit,
     'name': show_name(hit.name),
     'start': show_time(hit.start),
     'stop': show_time(hit.stop),
-    'link': f'file://{urllib.parse.quote(path)}#t={hit.start:.2f},{hit.stop:.2f}',
-    'strip': pictures.encode(store.strip(hit.clip), 'jpeg'),
+    'why_not': own.why_not,
+    'link': link,
+    'played': pictures.encode(own.copy, 'video/mp4') if own.copy else link,
+    'strip': pictures.encode(store.strip(hit.clip), 'image/jpeg'),
   }

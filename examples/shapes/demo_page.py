@@ -83,7 +83,7 @@ def headlines(results, tuned):
       'probes.pseudo.right',
       'Does the prompter name what a region shows?',
       'Of random crops that hold the object, labelled from the crop alone. '
-      'The grey mark is one answer for all crops; twice that, and twice '
+      'The mark of chance is one answer for all crops; twice that, and twice '
       'what shuffled labels reach, is asked.',
       _twice(found, 'probes.pseudo.right'),
       found.get('probes.pseudo.right_constant'),
@@ -92,7 +92,7 @@ def headlines(results, tuned):
       'probes.pem.agrees',
       'Does the model learn these names?',
       'It sees the whole clip and predicts the label of the region. The '
-      'grey mark is one answer for all crops.',
+      'mark of chance is one answer for all crops.',
       _twice(found, 'probes.pem.agrees'),
       found.get('probes.pem.agrees_constant'),
     ),
@@ -129,7 +129,7 @@ def _tuned_headlines(found):
       'qa.accuracy',
       'Can it answer questions about a clip?',
       f'{asked["questions"]:.0f} questions of what is there, how many, '
-      'where it goes and what happens first. The grey mark is the most '
+      'where it goes and what happens first. The mark of chance is the most '
       'frequent answer; 25 points more are asked. Fine-tuned from random '
       f'weights: {found["qa_scratch"]["accuracy"]:.1f} %.',
       asked['most_frequent'] + 25,

@@ -174,13 +174,16 @@ def read_curves(
 
 
 def _plot(curve):
-  """Where a curve goes in a drawing of 270 x 150, and what stands beside."""
+  """Where a curve goes in a drawing of 270 x 150, and what stands beside.
+
+  Both axes start at 0, the upper one lower if a value is.
+  """
   steps, values = np.asarray(curve.steps), np.asarray(curve.values)
-  shown = [*values, *([] if curve.level is None else [curve.level])]
+  shown = [0.0, *values, *([] if curve.level is None else [curve.level])]
   low, high = min(shown), max(shown)
   if high - low < 1e-9:
-    low, high = low - 0.5, high + 0.5
-  first, last = steps.min(), max(steps.max(), steps.min() + 1)
+    high = low + 1
+  first, last = 0, max(steps.max(), 1)
 
   def up(value):
     return f'{130 - 122 * (value - low) / (high - low):.1f}'
