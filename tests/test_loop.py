@@ -172,7 +172,7 @@ def test_a_whole_run(toy, tmp_path):
   log = log_of(tmp_path)
   for text in (
     'global batch 8',
-    'body/kernel',
+    'parameters are trained, listed in',
     'from scratch, seed 42',
     'step 8 of 12  loss',
     'waiting for data 0%',
@@ -182,6 +182,7 @@ def test_a_whole_run(toy, tmp_path):
   ):
     assert text in log
   assert list((tmp_path / 'tensorboard').glob('events*'))
+  assert 'body/kernel' in (tmp_path / 'parameters.txt').read_text()
   meta = checkpoints.load_meta(tmp_path)
   assert meta['model'] == {'width': 4} and meta['step'] == 12
   assert meta['tokenizer']['special']['mask'] == 4

@@ -90,6 +90,7 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       store.close()
       return Outcome(newest, finished=True)
     run_folder.write_json(folder / 'config.json', meta['config'])
+    _write_parameters(folder / 'parameters.txt', plan.update.state.params)
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
     frozen = load_frozen(plan.task, prompter, plan.tokenizer.encode)
     state = _first_state(plan, store, fresh)
@@ -161,11 +162,18 @@ def check_evaluations(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str
   return names
 
 
+def _write_parameters(path, params):
+  """Lists them in a file, and says how many they are."""
+  overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+  run_folder.write_text(path, overview + '\n')
+  logging.info(
+    f'{sum(x.size for x in jax.tree.leaves(params)):,} parameters are trained, listed in {path}'
+  )
+
+
 def _first_state(plan, store, fresh) -> TrainState:
   """Decides where the run starts, and says so."""
   abstract, options = plan.update.state, plan.config.train
-  overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
-  logging.info('\n%s', overview)
   # 1. This run has a checkpoint: go on from the newest intact one.
   while (step := store.newest()) is not None:
     logging.info('restore: going on with this run from step %d', step)
@@ -215,6 +223,7 @@ class _Trainer:
       batch_size=plan.config.data.batch_size,
       skip_limit=options.skip_limit,
       spike_deviations=options.spike_deviations,
+      config=plan.config,
     )
 
   def run(self, frozen) -> Outcome:

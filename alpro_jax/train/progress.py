@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from alpro_jax.train import curves
+
 _FIRST = 5  # Steps, after the one that compiles, that tell how long a run takes.
 
 
@@ -65,6 +67,7 @@ class Progress:
     describe,
     skip_limit: int = 0,
     spike_deviations: float = 0.0,
+    config=None,
   ):
     """Opens the curves.
 
@@ -75,13 +78,12 @@ class Progress:
       describe: averaged metrics -> a line for the log, or ''.
       skip_limit: steps in a row that may be skipped for not being finite.
       spike_deviations: see SpikeAlarm.
+      config: written beside the curves.
     """
-    # Here, not at the top: they import TensorFlow.
-    from clu import metric_writers
-
-    self._writer = metric_writers.create_default_writer(
-      folder if jax.process_index() == 0 else None, just_logging=jax.process_index() != 0
-    )
+    self._writer = curves.open_writer(folder)
+    if config is not None:
+      with _curves_may_fail():
+        curves.describe(folder, config)
     self._steps, self._batch_size, self._describe = steps, batch_size, describe
     self._alarm, self._skip_limit = SpikeAlarm(spike_deviations), skip_limit
     self._step, self._pending, self._averages = 0, None, {}

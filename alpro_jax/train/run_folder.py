@@ -1,6 +1,7 @@
 """The folder of a run: one owner at a time, one config, one log.
 
 config.json   the options the run was started with
+parameters.txt  names, shapes and sizes of what is trained
 log.txt       what was logged, all starts one after another
 checkpoints/  see checkpoints.py        tensorboard/  curves
 report.json   the end: final metrics, clips/s, share of waiting
@@ -46,6 +47,11 @@ def claim(workdir):
 
 def write_json(path: pathlib.Path, value) -> None:
   """Writes a JSON file that is never seen half written, on one host."""
+  text = json.dumps(value, indent=2, default=lambda number: np.asarray(number).tolist())
+  write_text(path, text + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is never seen half written, on one host."""
   if jax.process_index() == 0:
-    text = json.dumps(value, indent=2, default=lambda number: np.asarray(number).tolist())
-    files.write_text(path, text + '\n')
+    files.write_text(path, text)
