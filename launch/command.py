@@ -25,8 +25,8 @@ from configs import common
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MISTAKE = 2
 MODEL = (
-  'Workdir of a run, folder of one checkpoint, folder in the layout of the Hugging Face Hub, or '
-  "'shapes', which comes with the package."
+  'Workdir of a run, folder of one checkpoint, folder of an export or in the layout of the '
+  "Hugging Face Hub, or 'shapes', which comes with the package."
 )
 
 _FULL = 'free space there and repeat the command'
