@@ -188,6 +188,8 @@ def get_config(model='base'):
       # Held-out sets: common.source(path, split='test'). Metrics of the first
       # are called eval/..., of several those of each eval/0/..., eval/1/...
       'sources': (),
+      # Batches of the first set whose training loss is computed, as eval/loss.
+      'loss_batches': 0,
       'batch_size': 64,
       'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
       # What orders the results of retrieval: 'matching' (the paper),

@@ -44,6 +44,7 @@ def paper(model):
   config.data.tokenizer = 'data/bert-base-uncased/vocab.txt'
   config.prompter.entities = 'data/entities.txt'
   config.optimizer.warmup_steps = 5_000
+  config.eval.loss_batches = 8  # If eval.sources names a held-out set.
   config.train.steps = 100_000
   config.train.checkpoint_every_steps = 1_000
   return config

@@ -15,6 +15,7 @@ from alpro_jax import flops
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import question_answering, retrieval
+from alpro_jax.evaluation.held_out_loss import HeldOutLoss
 from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer
@@ -202,9 +203,11 @@ class DuringTraining:
       yield prefixes, trained, self._opened[where], source.style
 
 
-def during_training(config) -> list[DuringTraining]:
+def during_training(config) -> list[DuringTraining | HeldOutLoss]:
   """The evaluations of a run of launch/main.py."""
-  return [DuringTraining()] if config.eval.sources else []
+  if not config.eval.sources:
+    return []
+  return [DuringTraining(), *([HeldOutLoss()] if config.eval.loss_batches else [])]
 
 
 def _figure_names(trained, prepared, style):

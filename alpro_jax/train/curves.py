@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 # Tab 'Custom Scalars': title of a chart -> expressions for the names of its curves.
 CHARTS = {
   'Losses': ('train/loss(/.+)?',),
+  'Losses on held-out clips': ('eval/loss(/.+)?',),
   'Retrieval: text finds its video': ('eval/t2v_r[0-9]+',),
   'Retrieval: video finds its text': ('eval/v2t_r[0-9]+',),
   'Right answers': ('eval/accuracy(/.+)?',),

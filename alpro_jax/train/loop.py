@@ -30,7 +30,7 @@ from alpro_jax.train.supervision import Supervisor
 
 
 class Plan(NamedTuple):
-  """What a run is made of, opened and checked; evaluations need the first four."""
+  """What a run is made of, opened and checked; searches need the first four."""
 
   config: Any
   task: Task
@@ -39,6 +39,7 @@ class Plan(NamedTuple):
   sources: Sequence[Any] = ()  # The sets that batches come from.
   update: Update | None = None
   meta: dict[str, Any] | None = None  # See identity.describe.
+  frozen: Any = None  # What is not trained; see tasks/base.py.
 
 
 # (plan, params, step) -> figures by name, such as 'eval/t2v_r1'. One that knows
@@ -95,7 +96,8 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     frozen = load_frozen(plan.task, prompter, plan.tokenizer.encode)
     state = _first_state(plan, store, fresh)
     due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
-    return _Trainer(folder, plan, evaluations, store, supervisor, state, due).run(frozen)
+    plan = plan._replace(frozen=frozen)
+    return _Trainer(folder, plan, evaluations, store, supervisor, state, due).run()
 
 
 def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
@@ -226,7 +228,7 @@ class _Trainer:
       config=plan.config,
     )
 
-  def run(self, frozen) -> Outcome:
+  def run(self) -> Outcome:
     """Takes all steps that are left, or those until a stop is asked for."""
     from alpro_jax.data import feed, pipeline
 
@@ -245,7 +247,7 @@ class _Trainer:
       if self.due and (figures := self._evaluate()) is not None:
         self._save(figures, replace=True)
       if not self.due:
-        self._take_steps(frozen, batches)
+        self._take_steps(self.plan.frozen, batches)
       if self.step < steps or self.due:
         due = ', before it was evaluated: that comes first next time' if self.due else ''
         logging.warning(f'stopped on request at step {self.step} of {steps}{due}')
