@@ -168,7 +168,10 @@ def _fetch_released(options):
   files.check_free(options.output)
   tensor_files.check_readable(release.files[0].name)
   wanted = [file for file in release.files if not getattr(options, file.flag)]
-  paths = released.fetch(wanted, _DOWNLOADS.value, options.output, mirror=_MIRROR.value)
+  try:
+    paths = released.fetch(wanted, _DOWNLOADS.value, options.output, mirror=_MIRROR.value)
+  except KeyboardInterrupt:
+    command.fail('interrupted; the same command goes on from here.', 130)
   configs = _CONFIGS | {release.task: _CONFIGS_OF_RELEASED.get(name, _CONFIGS[release.task])}
   return dataclasses.replace(
     options,

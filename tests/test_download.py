@@ -53,9 +53,10 @@ def test_an_answer_that_breaks_off_goes_on(server, tmp_path):
 
 
 def test_the_next_call_goes_on(server, tmp_path):
-  server.breaks_after = [10**9, 5000, 0, 0]
+  server.breaks_after, lines = [10**9, 5000, 0, 0], []
   with pytest.raises(ValueError, match='truncated.*5,000 bytes are kept, and the same command'):
-    get(server, tmp_path)
+    get(server, tmp_path, log=lines.append)
+  assert len(lines) == 2 and 'truncated' in lines[0] and 'trying again in 0 s' in lines[0]
   assert partial(tmp_path).read_bytes() == BODY[:5000]
   server.asked.clear()
   said = []
@@ -123,8 +124,10 @@ def test_a_wrong_size_is_refused(server, tmp_path):
 
 
 def test_what_is_not_there_or_not_allowed(server, tmp_path):
-  with pytest.raises(ValueError, match='/none.pt did not come: HTTP 404'):
+  with pytest.raises(ValueError, match=r'/none.pt did not come: HTTP 404.*put it to .*none.pt\.'):
     get(server, tmp_path, name='none.pt')
+  with pytest.raises(ValueError, match='did not come: not http or https'):
+    download.download([download.Wanted('ftp://host/model.pt', tmp_path / 'model.pt')])
   with pytest.raises(ValueError, match='local address refused'):
     download.download([download.Wanted(f'{server.address}/model.pt', tmp_path / 'model.pt')])
 

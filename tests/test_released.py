@@ -95,6 +95,11 @@ def test_a_release_becomes_a_model_that_is_asked(server, tmp_path):
   found = alpro_jax.load(tmp_path / 'didemo_retrieval')
   assert found.trained.config.data.max_text_tokens == 50
   assert found.similarity(['w1 w2'], clips).shape == (1, 2)
+  found.save_pretrained(tmp_path / 'hub')
+  card = (tmp_path / 'hub' / 'README.md').read_text()
+  assert 'license: bsd-3-clause' in card and '35.9 / 67.5 / 78.8' in card
+  assert 'of weights that others trained for the task `retrieval` (ALPRO, fine-tuned' in card
+  assert str(tmp_path) not in card + (tmp_path / 'hub' / 'config.json').read_text()
   (best,) = alpro_jax.load(tmp_path / 'msvd_qa').answer('w3', clips[:1], top=1)
   assert best[0].name.startswith('msvd ')
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from alpro_jax import files
-from alpro_jax.data import web
+from alpro_jax.data import names, web
 from alpro_jax.data.progress import Progress
 
 _MB = 10**6
@@ -70,6 +70,7 @@ def download(
   wanted: Sequence[Wanted],
   *,
   begin: Callable[[Sequence[Missing]], None] = lambda missing: None,
+  log: Callable[[str], None] = lambda line: None,
   tries: int = 5,
   wait_s: float = 1.0,
   timeout_s: float = 30.0,
@@ -81,6 +82,7 @@ def download(
     wanted: all of one folder.
     begin: is called once with what is missing, before anything is written; it
       may refuse by raising.
+    log: takes a line about every try that failed, if there is another.
     tries: without a new byte between them.
     wait_s: seconds before the second try, doubled for each further one.
     timeout_s: seconds without a byte.
@@ -101,13 +103,13 @@ def download(
     async def run():
       async with web.client(timeout_s, allow_local) as get:
         missing = [
-          await _persist(one.url, lambda one=one: _ask(get, one), tries, wait_s)
+          await _persist(one, lambda one=one: _ask(get, one), tries, wait_s, log)
           for one in wanted
           if not one.path.is_file()
         ]
         begin(missing)
         for one in sorted(missing, key=lambda one: one.size or 0):
-          await _download(get, one, tries, wait_s)
+          await _download(get, one, tries, wait_s, log)
 
     try:
       asyncio.run(run())
@@ -117,7 +119,7 @@ def download(
       raise
 
 
-async def _persist(url, attempt, tries, wait_s, present=lambda: 0):
+async def _persist(wanted, attempt, tries, wait_s, log, present=lambda: 0):
   """Awaits attempt() until it succeeds, or fails `tries` times without a new byte."""
   failed, last = 0, present()
   while True:
@@ -129,15 +131,21 @@ async def _persist(url, attempt, tries, wait_s, present=lambda: 0):
         raise
     failed, last = (failed + 1 if present() == last else 1), present()
     wait = max(wait_s * 2 ** (failed - 1), failure.wait)
+    said = f'{failure.reason} ({failure.detail})' if failure.detail else failure.reason
     if failure.again != 'now' or failed >= tries or wait > web.LONGEST_WAIT:
-      said = f'{failure.reason} ({failure.detail})' if failure.detail else failure.reason
       kept = f'; {last:,} bytes are kept, and the same command goes on from there' if last else ''
-      raise ValueError(f'{url} did not come: {said}{kept}.')
+      raise ValueError(
+        f'{wanted.url} did not come: {said}{kept}. If you get it in another way, put it to '
+        f'{wanted.path}.'
+      )
+    log(f'{wanted.url}: {said}; trying again in {wait:.0f} s')
     await asyncio.sleep(wait)
 
 
 async def _ask(get, wanted):
   """Asks for a file, and reads nothing of it."""
+  if not names.is_address(wanted.url):
+    raise web.Failed('not http or https')
   async with get(wanted.url) as answer:
     if answer.status != 200:
       raise web.refusal(answer)
@@ -159,7 +167,7 @@ def _md5(headers):
   return ''
 
 
-async def _download(get, one, tries, wait_s):
+async def _download(get, one, tries, wait_s, log):
   path, partial = one.wanted.path, one.partial
   for other in path.parent.glob(f'.{path.name}.*.partial'):
     if other != partial or not one.version:
@@ -167,7 +175,7 @@ async def _download(get, one, tries, wait_s):
   progress = Progress((one.size or 0) // _MB, f'MB of {path.name}')
   progress.found(one.present // _MB)
   await _persist(
-    one.wanted.url, lambda: _append(get, one, progress), tries, wait_s, lambda: one.present
+    one.wanted, lambda: _append(get, one, progress), tries, wait_s, log, lambda: one.present
   )
   progress.close()
   await asyncio.to_thread(_check, partial, path, 'md5', one.md5)

@@ -22,6 +22,7 @@ from alpro_jax.data import tokens
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.serving.layouts import CONFIG, FORMAT, PARAMS
 from alpro_jax.train import identity, trees
+from alpro_jax.weights import released
 from alpro_jax.weights.tensor_files import write_tensors
 
 CARD = 'README.md'
@@ -36,7 +37,8 @@ def write(
   Args:
     trained: the model, from a checkpoint.
     folder: to make.
-    licence: of the model, as the Hub calls it ('apache-2.0'); '' states none.
+    licence: of the model, as the Hub calls it ('apache-2.0'); '' states that of released
+      weights, and else none.
     figures: card.json files of launch/evaluate.py, of this very model.
     notes: Markdown for the end of the model card.
   Raises:
@@ -51,6 +53,8 @@ def write(
       'checkpoint that it was made from.'
     )
   tokenizer = tokens.NAMES[trained.tokenizer.kind]
+  origin = trained.meta.get('converted', {}).get('from', {})
+  release = released.RELEASES.get(origin.get('released'))
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
@@ -78,10 +82,12 @@ def write(
       count=sum(array.size for array in arrays.values()),
       meta=config['meta'],
       data=config['meta']['config']['data'],
+      entities=trained.meta.get('entities', ()),  # What others trained names none.
       sha256=config['sha256'][PARAMS],
       abilities=_abilities(trained),
       trained_on=_trained_on(config['meta']),
-      licence=licence,
+      licence=licence or (released.LICENCE if release else ''),
+      release=release,
       figures=[_read_figures(path, trained) for path in figures],
       notes=notes,
     )
@@ -139,5 +145,8 @@ def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
   for name in ('prompter', 'start'):
     if isinstance(meta.get(name), dict):
       meta[name] = {key: x for key, x in meta[name].items() if key not in ('path', 'given')}
+  if converted := meta.get('converted'):
+    origin = converted['from'].items()
+    converted['from'] = {name: pathlib.PurePath(path).name for name, path in origin}
   meta.pop('arrays', None)
   return meta

@@ -50,6 +50,7 @@ class Options:
   heads: int = 0
   fusion_layer: int = 0
   seed: int = 0
+  released: str = ''
   card: str = ''
 
 
@@ -433,7 +434,7 @@ def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
 
   `beside` has the digests of what lies beside it.
   """
-  origin = {n: x for n in ('original', 'vit', 'bert') if (x := getattr(options, n))}
+  origin = {n: x for n in ('released', 'original', 'vit', 'bert') if (x := getattr(options, n))}
   meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes, **beside}}
   store = checkpoints.Checkpoints(draft, words=identity.words(meta, tokenizer))
   params = jax.tree.map(jnp.asarray, one.params)

@@ -168,7 +168,7 @@ def fetch(
       }
     )
 
-  download.download(chosen, begin=begin, allow_local=bool(mirror), **limits)
+  download.download(chosen, begin=begin, log=log, allow_local=bool(mirror), **limits)
   return {file.flag: one.path for file, one in zip(wanted, chosen, strict=True)}
 
 
