@@ -89,6 +89,9 @@ _TOP = flags.DEFINE_integer('top', 10, 'Clips to show.', lower_bound=1)
 _RERANK_K = flags.DEFINE_integer(
   'rerank_k', 64, 'Nearest clips for the fusion encoder.', lower_bound=1
 )
+_COPY_CLIPS = flags.DEFINE_bool(
+  'copy_clips', False, 'Copy all hits into the page, to show it away from the videos.'
+)
 _FAST = flags.DEFINE_bool('fast', False, 'Without the fusion encoder.')
 
 _STEPS = {
@@ -229,7 +232,7 @@ def query(*texts):
         f'{hit.similarity:5.2f}   {show_name(hit.name)}'
       )
   path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
-  files.write_text(path, gallery.render(store, found))
+  files.write_text(path, gallery.render(store, found, copy_all=_COPY_CLIPS.value))
   print(f'Written: {path}')
 
 

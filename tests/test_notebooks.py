@@ -22,7 +22,7 @@ from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import create_state
-from colab import notebook
+from colab import notebook, store_outputs
 from tests import patience, tiny_run
 
 FOLDER = tiny_run.ROOT / 'colab'
@@ -34,18 +34,48 @@ def read(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_committed_was_never_run(name):
+def test_what_is_committed(name):
   content = read(name)
   nbformat.validate(content)
+  assert 'colab-badge.svg' in content.cells[0].source
+  source = ''.join(cell.source for cell in content.cells)
+  assert source.count("'ALPRO_REPOSITORY'") == 1
   text = (FOLDER / f'{name}.ipynb').read_text()
   # No path of a machine but Colab's.
   assert not re.search(r"""["'\s=(`]/(?!content/)\w+/""", text)
   for cell in content.cells:
     if cell.cell_type == 'code':
-      assert not cell.outputs and cell.execution_count is None
       assert not cell.metadata.get('execution')
+      assert not any(out.output_type == 'error' for out in cell.outputs)
   tagged = [cell for cell in content.cells if 'parameters' in cell.metadata.get('tags', ())]
   assert len(tagged) == 1 and 'ALPRO_' in tagged[0].source
+
+
+def test_outputs_are_stored_and_the_first_comes_before_the_settings():
+  cells = {cell.id: cell for cell in read('evaluate').cells}
+  ids = list(cells)
+  assert ids.index('first') < ids.index('settings')
+  for name in ('first', 'recall'):
+    assert len(pictures(cells[name])) == 1
+  assert 't2v_r1' in said(cells['evaluate'])
+  for name in ('card', 'search', 'explain'):
+    assert cells[name].outputs
+
+
+def test_stored_outputs_are_short_and_name_no_folder_of_this_machine():
+  out = nbformat.v4.new_output
+  cell = nbformat.v4.new_code_cell(
+    outputs=[
+      out('stream', text='Written: /here/there/x'),
+      out('display_data', data={'text/html': 'x' * 200_000, 'text/plain': '<HTML>'}),
+      out('display_data', data={'image/png': 'x' * 200_000}),
+    ]
+  )
+  store_outputs.shorten(nbformat.v4.new_notebook(cells=[cell]), {'/here/': ''})
+  stream, page, picture = cell.outputs
+  assert stream.text == 'Written: there/x'
+  assert page.data == {'text/plain': 'A page, which is shown when the cell runs.'}
+  assert len(picture.data['image/png']) == 200_000
 
 
 def test_only_what_is_missing_is_installed(monkeypatch):
