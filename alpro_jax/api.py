@@ -9,20 +9,20 @@ model.similarity(texts, videos)                      # float32[1, 2]
 model.match(texts, videos)                           # float32[1, 2]
 """
 
-import dataclasses
+import itertools
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from alpro_jax import files, metrics
 from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
-from alpro_jax.evaluation import explain, trained
+from alpro_jax.encoded import Choice, Skipped, Texts, Videos
+from alpro_jax.evaluation import explain, familiarity, split, trained
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
 from alpro_jax.serving import alpro_loader, hub, layouts
@@ -30,67 +30,6 @@ from alpro_jax.train import checkpoints
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
-
-
-class Skipped(NamedTuple):
-  """A video that was left out, its position in the list, and why."""
-
-  name: str
-  position: int
-  reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Videos:
-  """Encoded videos; `np.asarray(videos)` is their features.
-
-  Attributes:
-    names: of each, its path, or its place in the list.
-    feature: float32[B, E], unit length, to compare with texts.
-    tokens: f[B, S, D], what the fusion encoder reads.
-    skipped: those that were left out.
-  """
-
-  names: tuple[str, ...]
-  feature: np.ndarray
-  tokens: np.ndarray
-  skipped: tuple[Skipped, ...] = ()
-
-  def __len__(self) -> int:
-    return len(self.feature)
-
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    return np.array(self.feature, dtype, copy=copy)
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-  """Encoded texts; `np.asarray(texts)` is their features.
-
-  Attributes:
-    texts: as they were given.
-    feature: float32[A, E], unit length, to compare with videos.
-    tokens: f[A, L, D], what the fusion encoder reads.
-    mask: bool[A, L], True on tokens that are no padding.
-  """
-
-  texts: tuple[str, ...]
-  feature: np.ndarray
-  tokens: np.ndarray
-  mask: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.feature)
-
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    return np.array(self.feature, dtype, copy=copy)
-
-
-class Choice(NamedTuple):
-  """An answer or entity, and its probability among all."""
-
-  name: str
-  probability: float
 
 
 def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
@@ -179,7 +118,7 @@ class Model:
     size = trained.mesh.size
     self.trained, self.progress = trained, progress
     self.batch_size = -(-batch_size // size) * size
-    self.pairs_per_call = pairs_per_call
+    self.pairs_per_call, self._warned = pairs_per_call, False
     self._scorer = Scorer.of(trained, batch_size=batch_size, pairs_per_call=pairs_per_call)
 
   def __repr__(self) -> str:
@@ -202,6 +141,8 @@ class Model:
 
   def embed_videos(self, videos, *, skip_unreadable: bool = False) -> Videos:
     """Encodes videos, `batch_size` at a time.
+
+    Warns of those that are far from what the model was trained on.
 
     Args:
       videos: B of them.
@@ -230,10 +171,14 @@ class Model:
         f'{skipped[0].reason}'
       )
     feature, tokens_ = (np.concatenate(x) for x in zip(*encoded, strict=True))
-    return Videos(tuple(names), feature, tokens_, tuple(skipped))
+    known, far = self.trained.familiarity, None
+    if known:
+      far = known.far_videos(VideoFeatures(tokens_, feature))
+      _warn_of_far(far, names, 'videos')
+    return Videos(tuple(names), feature, tokens_, tuple(skipped), far)
 
   def embed_texts(self, texts: Sequence[str] | Texts) -> Texts:
-    """Encodes texts; warns of those that are longer than the model reads.
+    """Encodes texts; warns of those that are too long, or far from those of training.
 
     Raises:
       ValueError: if there is none.
@@ -246,7 +191,11 @@ class Model:
     most = self.trained.config.data.max_text_tokens
     tokens.warn_of_cut(self.trained.tokenizer, texts, most, 'not read')
     found = self._scorer.embed_texts(texts)
-    return Texts(tuple(texts), found.feature, found.tokens, found.mask)
+    known, far = self.trained.familiarity, None
+    if known:
+      far = known.far_texts(self.trained.tokenizer, texts, most, found)
+      _warn_of_far(far, texts, 'texts')
+    return Texts(tuple(texts), found.feature, found.tokens, found.mask, far)
 
   def similarity(self, texts, videos) -> np.ndarray:
     """Returns float32[A, B], the cosine of every text and video, -1 to 1.
@@ -261,6 +210,9 @@ class Model:
   def match(self, texts, videos) -> np.ndarray:
     """Returns float32[A, B], the fusion encoder's probability that both belong together.
 
+    Calibrated on held-out data if the model has a summary of its training set: of a
+    text that is as likely the video's own as the nearest other.
+
     Raises:
       ValueError: if the model was not trained to match.
     """
@@ -268,7 +220,8 @@ class Model:
       raise ValueError(f'this model cannot match: {why}; use similarity, or load another.')
     texts, videos = self.embed_texts(texts), self.embed_videos(videos)
     margin = self._scorer.matching(_text_features(texts), _video_features(videos)).margin
-    return 1 / (1 + np.exp(-margin))
+    self._warn_of_no_summary()
+    return familiarity.match_probability(self.trained.familiarity, margin)[0]
 
   def answer(self, questions: Sequence[str], videos, *, top: int = 5) -> list[list[Choice]]:
     """Answers each question about the video beside it, the likeliest answers first.
@@ -303,7 +256,13 @@ class Model:
       np.arange(len(videos)),
       self._count(len(questions), 'questions'),
     )
-    return _choices(logits, self.answer_names, top)
+    self._warn_of_no_summary()
+    known, far = self.trained.familiarity, None
+    if videos.far is not None and texts.far is not None:
+      far = [videos.far[i] or texts.far[index[text]] for i, text in enumerate(questions)]
+    return _choices(
+      logits, self.answer_names, top, known.answer_temperature if known else None, far
+    )
 
   def entities(
     self, videos, *, names: Sequence[str] | None = None, top: int = 5
@@ -318,19 +277,21 @@ class Model:
     Raises:
       ValueError: without names, or if the model has no contrastive features.
     """
-    names = self.entity_names if names is None else tuple(names)
+    names, own = self.entity_names if names is None else tuple(names), names is None
     if not names:
       raise ValueError('this model was trained without entities; pass names to choose from.')
     self._check_features()
     videos = self.embed_videos(videos)
-    templates = (self.trained.meta or {}).get('templates', {}).get('video')
-    rows = [
-      self.embed_texts(prompter.fill_template(template, names)).feature
-      for template in templates or prompter.VIDEO_TEMPLATES
-    ]
-    prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
-    logits = videos.feature @ prompts.T / self._scorer.temperature()
-    return _choices(logits, names, top)
+    templates = split.entity_templates(self.trained)
+    logits = self._scorer.entities(videos.feature, names, templates)
+    self._warn_of_no_summary()
+    known, far = self.trained.familiarity, videos.far
+    if far is not None and not own:  # Names of one's own may be unknown words.
+      prompts = self.embed_texts(prompter.fill_template(templates[0], names))
+      strange = next(filter(None, prompts.far or ()), '')
+      far = tuple(reason or strange for reason in far)
+    # The temperature was fitted to the choice among those of pre-training.
+    return _choices(logits, names, top, known.entity_temperature if known and own else None, far)
 
   def explain(
     self, text: str, video, *, page: str | os.PathLike = '', steps: int = 16
@@ -374,6 +335,12 @@ class Model:
       ValueError: if the model is still in training, or figures are another's.
     """
     hub.write(self.trained, folder, licence=licence, figures=figures, notes=notes)
+
+  def _warn_of_no_summary(self) -> None:
+    """Says once that probabilities are the model's own."""
+    if not self.trained.familiarity and not self._warned:
+      logging.warning(familiarity.NO_SUMMARY)
+      self._warned = True
 
   def _check_features(self) -> None:
     if not self.trained.model.config.embed_size:
@@ -440,8 +407,26 @@ def _video_features(videos: Videos) -> VideoFeatures:
   return VideoFeatures(videos.tokens, videos.feature)
 
 
-def _choices(logits: np.ndarray, names: Sequence[str], top: int) -> list[list[Choice]]:
-  """float32[B, N] -> the likeliest names of each row."""
-  share = np.exp(logits - logits.max(1, keepdims=True))
-  share /= share.sum(1, keepdims=True)
-  return [[Choice(*x) for x in metrics.most_probable(names, row, top)] for row in share]
+def _warn_of_far(far: Sequence[str], names: Sequence[str], what: str) -> None:
+  """Says how many are far from those of training, and of the first why."""
+  if strange := [(name, reason) for name, reason in zip(names, far, strict=True) if reason]:
+    logging.warning(
+      '%d of %d %s are far from what the model was trained on, and scores of them mean '
+      'little; the first, %r: %s.',
+      *(len(strange), len(far), what, *strange[0]),
+    )
+
+
+def _choices(
+  logits: np.ndarray,
+  names: Sequence[str],
+  top: int,
+  temperature: float | None,
+  far: Sequence[str] | None,
+) -> list[list[Choice]]:
+  """float32[B, N] -> the likeliest names of each row, with what is said about it."""
+  share, calibrated = familiarity.probabilities(logits, temperature)
+  return [
+    [Choice(*x, calibrated, reason) for x in metrics.most_probable(names, row, top)]
+    for row, reason in itertools.zip_longest(share, far or ())
+  ]

@@ -31,6 +31,12 @@ Question answering, by the step that was best during training:
   python launch/evaluate.py --checkpoint=runs/msvd_qa/checkpoints/2400 \\
     --data=data/msvd_qa --split=test --output=runs/msvd_qa/test
 
+What clips and texts are familiar to a model, so that others are marked as far from
+its training, and how sure it may be; stored in the checkpoint's folder:
+
+  python launch/evaluate.py --checkpoint=runs/msrvtt --data=data/msrvtt \\
+    --split=test --familiarity
+
 A model of the demo, with the truth about the clips, for report.html with all
 probes:
 
@@ -81,6 +87,12 @@ _RERANK_K = flags.DEFINE_integer(
 _DUAL_SOFTMAX = flags.DEFINE_bool('dual_softmax', None, 'Report the order by dual softmax beside.')
 _RECALL_TABLE = flags.DEFINE_bool(
   'recall_table', False, 'Add a table of recall against k and cost.'
+)
+_FAMILIARITY = flags.DEFINE_bool(
+  'familiarity',
+  False,
+  'Summarise the training set, and calibrate on this split, which the model must not have '
+  'been trained on; no figures.',
 )
 _TRUTH = flags.DEFINE_string('truth', '', 'truth.jsonl of the split, for the probes.')
 _TOKENIZER = flags.DEFINE_string(
@@ -146,9 +158,34 @@ def evaluate():
       f'{_CHECKPOINT.value} is scored by similarity '
       f'({model.why_no_matching or "as asked"}); leave it out.'
     )
+  if _FAMILIARITY.value:
+    _summarise(found, model, splits)
+    return
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')
+
+
+def _summarise(found, model, splits):
+  """Stores what is familiar beside the parameters."""
+  from alpro_jax.data import dataset
+  from alpro_jax.evaluation import familiarity, split
+
+  if _CONFIG.value is not None or _FRAMES.value or _IMAGE_SIZE.value or len(splits) > 1:
+    raise ValueError(
+      '--familiarity is about clips as the model was trained on them, and one held-out split; '
+      'pass --data and --split, and neither --config nor --frames nor --image_size.'
+    )
+  sources = dict.fromkeys((x['path'], x['split']) for x in model.config.data.sources)
+  training = [dataset.open_dataset(*source) for source in sources]
+  known = split.familiarity(model, training, splits[0][0])
+  if jax.process_index() == 0:
+    known.save(found.folder)
+    clips, texts, *held_out = known.counts
+    print(
+      f'Written: {found.folder / familiarity.FILE}, of {clips} clips and {texts} texts of '
+      f'training, {held_out[0]} and {held_out[1]} held out.'
+    )
 
 
 def choose_options(meta):

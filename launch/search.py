@@ -205,6 +205,7 @@ def index(folder):
 def query(*texts):
   """Prints the best clips for each text, and writes a page with them."""
   from alpro_jax import files
+  from alpro_jax.evaluation import familiarity
   from alpro_jax.search import gallery, querying
   from alpro_jax.search.store import Store, show_name
 
@@ -219,18 +220,22 @@ def query(*texts):
     if not _FAST.value:
       print('By similarity: this checkpoint was not trained to match.')
   found = querying.search(encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
+  _say_if_unknown(encoder)
   for one in found:
     print(
       f'{one.text}   ({len(clips.id)} clips, {one.read} read by the '
       f'fusion encoder, {one.seconds:.2f} s)'
     )
+    _say_far(one.far)
     for number, hit in enumerate(one.hits, 1):
-      match = '' if hit.match is None else f'match {100 * hit.match:5.1f} %   '
+      honest = one.calibrated and not (one.far or hit.far)
+      match = '' if hit.match is None else f'match {familiarity.show(hit.match, honest)}   '
       span = f'{gallery.show_time(hit.start)} - {gallery.show_time(hit.stop)}'
       print(
         f'  {number:>3}  {span:>17}   {match}similarity '
         f'{hit.similarity:5.2f}   {show_name(hit.name)}'
       )
+      _say_far(hit.far)
   path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
   files.write_text(path, gallery.render(store, found, copy_all=_COPY_CLIPS.value))
   print(f'Written: {path}')
@@ -238,6 +243,7 @@ def query(*texts):
 
 def ask(video, *questions):
   """Answers questions about a video."""
+  from alpro_jax.evaluation import familiarity
   from alpro_jax.search import gallery, querying
   from alpro_jax.search.cut import decode
 
@@ -249,22 +255,44 @@ def ask(video, *questions):
     raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
   if cut.reason:
     print(f'{video}: {cut.reason} ({printable(cut.detail)})', file=sys.stderr)
+  _say_if_unknown(encoder)
   for question in questions:
     whole, each = querying.ask(encoder, cut, question)
     print(question)
     for answers in each if len(each) > 1 else ():
+      honest = answers.calibrated and not answers.far
       span = f'{gallery.show_time(answers.start)} - {gallery.show_time(answers.stop)}'
       print(
         f'  {span:>17}   '
-        + ', '.join(f'{printable(text)} {100 * share:.1f} %' for text, share in answers.top)
+        + ', '.join(
+          f'{printable(text)} {familiarity.show(share, honest).strip()}'
+          for text, share in answers.top
+        )
       )
+      _say_far(answers.far)
     print(
       f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
       f'0:00 - {gallery.show_time(whole.stop)}',
       sep='',
     )
     for text, share in whole.top:
-      print(f'    {100 * share:5.1f} %  {printable(text)}')
+      shown = familiarity.show(share, whole.calibrated and not whole.far)
+      print(f'    {shown}  {printable(text)}')
+    _say_far(whole.far)
+
+
+def _say_if_unknown(encoder):
+  """Says that nothing can be marked and no percentages are shown, and why."""
+  from alpro_jax.evaluation import familiarity
+
+  if not encoder.trained.familiarity:
+    print(f'Note: {familiarity.NO_SUMMARY}')
+
+
+def _say_far(reason):
+  """Marks what the line above is about."""
+  if reason:
+    print(f'       ! far from what the model was trained on: {printable(reason)}')
 
 
 def embed():

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import its own folder and whatever stands in an earlier line.
 RANKS = (
-  ('batch', 'sharding', 'files', 'machine', 'memory'),
+  ('batch', 'sharding', 'files', 'machine', 'memory', 'encoded'),
   ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
   ('tasks',),
   ('train',),

@@ -7,6 +7,7 @@ time        where and when the video encoder looks
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpro_jax import masking, metrics
-from alpro_jax.evaluation import attribution, page, pictures
+from alpro_jax.evaluation import attribution, familiarity, page, pictures
 from alpro_jax.evaluation.attribution import AttentionMaps, Texts
+from alpro_jax.evaluation.scorer import Scorer, fill_batch
 from alpro_jax.evaluation.trained import TrainedModel
 
 
@@ -186,29 +188,54 @@ def explain(
   maps = attribution.attention_maps(*model, masked if target == 'word' else whole, target)
   maps = jax.tree.map(np.asarray, maps)
 
+  notes, far = _strangeness(trained, frames, text)
   verdict = 'matching was not trained'
   if target == 'answer':
-    best = _answers(trained, frames, one)
-    verdict = ', '.join(f'{answer} {100 * share:.1f} %' for answer, share in best)
+    best, calibrated = _answers(trained, frames, one)
+    show = functools.partial(familiarity.show, calibrated=calibrated and not far)
+    verdict = ', '.join(f'{answer} {show(share).strip()}' for answer, share in best)
     figures = [best[0][0]]
   elif trained.knows_matching:
     margin = float(attribution.score(*model, one, 'match')[0])
-    verdict = f'a match with {100 / (1 + np.exp(-margin)):.1f} %'
+    share, calibrated = familiarity.match_probability(trained.familiarity, np.array(margin))
+    verdict = f'a match with {familiarity.show(float(share), calibrated and not far).strip()}'
   if target == 'word':
     figures = [f'{100 * np.exp(x):.0f} %' for x in maps.target]
   elif target == 'match':
     without = np.asarray(attribution.score(*model, masked, 'match'))
     figures = [f'{margin - x:+.1f}' for x in without]
   asked = trained, name, text, frames, seconds, words, target
-  return Explanation(*asked, verdict, figures, np.asarray(evidence), maps, layer)
+  shown = Explanation(*asked, verdict, figures, np.asarray(evidence), maps, layer)
+  shown.notes.extend(notes)
+  return shown
+
+
+def _strangeness(trained, frames, text):
+  """Notes about a clip and a text that are far from training, and whether any is."""
+  known = trained.familiarity
+  if not known:
+    return [familiarity.NO_SUMMARY[0].upper() + familiarity.NO_SUMMARY[1:]], False
+  scorer = Scorer.of(trained, batch_size=1, pairs_per_call=1)
+  clip = fill_batch(frames[None], 0, trained.mesh.size, 1)
+  most = trained.config.data.max_text_tokens
+  (video,) = known.far_videos(scorer.embed_videos([clip], 1))
+  (words,) = known.far_texts(trained.tokenizer, [text], most, scorer.embed_texts([text]))
+  notes = [
+    f'The {what} is far from what the model was trained on, and what it says means little: {why}.'
+    for what, why in (('clip', video), ('text', words))
+    if why
+  ]
+  return notes, bool(notes)
 
 
 def _answers(trained, frames, text):
   model = trained.model.bind({'params': trained.params})
   video = model.encode_video(jnp.asarray(frames[None]), train=False)
   tokens = model.encode_text(text.ids, text.mask, train=False).tokens
-  logits = model.answer(tokens, text.mask, video.tokens)
-  return metrics.most_probable(trained.answers, np.asarray(jax.nn.softmax(logits))[0])
+  logits = np.asarray(model.answer(tokens, text.mask, video.tokens))
+  known = trained.familiarity
+  share, calibrated = familiarity.probabilities(logits, known and known.answer_temperature)
+  return metrics.most_probable(trained.answers, share[0]), calibrated
 
 
 def name_regions(

@@ -34,6 +34,7 @@ from einops import rearrange, repeat
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
 from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
 
 
@@ -182,6 +183,14 @@ class Scorer:
     """Of the contrastive similarity."""
     model = self.model
     return float(jax.jit(lambda p: model.bind({'params': p}).temperature())(self.params))
+
+  def entities(
+    self, feature: np.ndarray, names: Sequence[str], templates: Sequence[str]
+  ) -> np.ndarray:
+    """Features float32[B, E] of videos -> logits float32[B, N] of entities, by prompts."""
+    rows = [self.embed_texts(prompter.fill_template(x, names)).feature for x in templates]
+    prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
+    return feature @ prompts.T / self.temperature()
 
   def embed_videos(self, batches: Iterable[Mapping[str, np.ndarray]], total: int) -> VideoFeatures:
     """Encodes the videos of a split, each once.

@@ -5,23 +5,30 @@ one searches: each caption among all videos, each video among all captions. The
 same code serves a checkpoint and the parameters of a training.
 """
 
+import itertools
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
 from alpro_jax import flops
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
+from alpro_jax.evaluation import familiarity as familiar
 from alpro_jax.evaluation import question_answering, retrieval
 from alpro_jax.evaluation.held_out_loss import HeldOutLoss
 from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
-from alpro_jax.evaluation.scorer import Scorer
+from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.models import prompter
 
 SCORINGS = ('auto', *retrieval.RULES)
+# Clips of training and held-out ones that a summary is made of, and how many at a time.
+_CLIPS, _CLIPS_AT_ONCE = 2000, 250
 
 
 class EvaluationResult(NamedTuple):
@@ -150,6 +157,119 @@ def batches(trained: TrainedModel, prepared) -> Iterator[dict]:
   )
 
 
+def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Familiarity:
+  """Summarises what a model was trained on, and how sure it may be.
+
+  An even spread of at most 2,000 clips of each set is encoded; the pieces of every
+  training text count.
+
+  Args:
+    trained: the model.
+    training: PreparedDatasets of its training.
+    held_out: a PreparedDataset that it was not trained on.
+  Raises:
+    ValueError: if a set has nothing to ask, or there are fewer than 16 clips.
+  """
+  scorer, length = make_scorer(trained), trained.config.data.max_text_tokens
+  if held_out.digest in {prepared.digest for prepared in training}:
+    raise ValueError(f'{held_out.name} is what the model was trained on; pass a held-out split.')
+  training, held_out = [select(trained, x) for x in training], select(trained, held_out)
+  seen = np.zeros(trained.tokenizer.vocab_size, bool)
+  for prepared in training:
+    for row in _asked(trained, prepared):
+      for ids in familiar.pieces(trained.tokenizer, _texts(row), length):
+        seen[ids] = True
+  seen[trained.tokenizer.special.unk] = False  # Unknown words are not all the same.
+  size, held_out = _CLIPS // len(training), _spread(held_out, _CLIPS)
+  parts = [_vectors(trained, scorer, _spread(x, size)) for x in training]
+  clips, texts = (np.concatenate(x) for x in zip(*parts, strict=True))
+  rest = _vectors(trained, scorer, held_out)
+  own = familiar.pieces(
+    trained.tokenizer, [x for row in _asked(trained, held_out) for x in _texts(row)], length
+  )
+  unseen = [(~seen[ids]).mean() for ids in own if len(ids)]
+  return familiar.Familiarity(
+    *familiar.fit_clouds(clips, texts, rest),
+    seen,
+    np.quantile(unseen, familiar.KEPT),
+    np.array([len(x) for x in (clips, texts, *rest)]),
+    **_calibrate(trained, scorer, held_out),
+  )
+
+
+def _spread(prepared, most):
+  """Up to `most` records, evenly chosen."""
+  number, every = itertools.count(), -(-len(prepared) // most)
+  return prepared.select(lambda record: next(number) % every == 0)
+
+
+def _vectors(trained, scorer, prepared):
+  """Vectors of clips and of their texts, a few clips at a time: tokens are large."""
+  clips, texts = [], []
+  for start in range(0, len(prepared), _CLIPS_AT_ONCE):
+    number = itertools.count(-start)
+    part = prepared.select(lambda record, n=number: 0 <= next(n) < _CLIPS_AT_ONCE)
+    clips.append(familiar.video_vectors(scorer.embed_videos(batches(trained, part), len(part))))
+    asked = [text for row in _asked(trained, part) for text in _texts(row)]
+    distinct, row = np.unique(asked, return_inverse=True)
+    texts.append(familiar.text_vectors(scorer.embed_texts(distinct.tolist()))[row])
+  return np.concatenate(clips), np.concatenate(texts)
+
+
+def _calibrate(trained, scorer, held_out):
+  """What margins and logits of a held-out split are worth, by their names in Familiarity."""
+  held_out = _spread(held_out, _CLIPS_AT_ONCE * 2)
+  asked = _asked(trained, held_out)
+  if trained.answers_questions:
+    found = question_answering.answer(scorer, batches(trained, held_out), asked, trained.answers)
+    place = {canonical(answer): i for i, answer in reversed([*enumerate(trained.answers)])}
+    label = np.array([place.get(canonical(one.answer), -1) for one in found.questions])
+    known = label >= 0
+    fitted = familiar.fit_temperature(found.logits[known], label[known]) if known.any() else np.nan
+    return {'match': np.full(2, np.nan), 'answer_temperature': fitted}
+  names, pairs = retrieval.list_pairs(asked)
+  texts = scorer.embed_texts(names)
+  videos = scorer.embed_videos(batches(trained, held_out), len(held_out))
+  return {
+    'match': _calibrate_match(trained, scorer, texts, videos, pairs),
+    'entity_temperature': _calibrate_entities(trained, scorer, videos, asked),
+  }
+
+
+def _calibrate_match(trained, scorer, texts: TextFeatures, videos: VideoFeatures, pairs):
+  """Each clip with a text of its own and with the nearest other, as many of each."""
+  if not trained.knows_matching or len(texts.feature) < 2:
+    return np.full(2, np.nan)
+  near = videos.feature @ texts.feature.T
+  near[pairs[:, 1], pairs[:, 0]] = -np.inf
+  video, first = np.unique(pairs[:, 1], return_index=True)
+  text = np.stack([pairs[first, 0], near[video].argmax(1)], 1).ravel()
+  margin = scorer.matching_by_video(texts, videos, text, video.repeat(2)).margin
+  return familiar.fit_match(margin, np.arange(len(text)) % 2 == 0)
+
+
+def _calibrate_entities(trained, scorer, videos, captions):
+  """Clips whose captions name one of the entities, and no other."""
+  names = (trained.meta or {}).get('entities', ())
+  if not names or not trained.model.config.embed_size:
+    return np.nan
+  pattern = {re.escape(name.lower()): i for i, name in enumerate(names)}
+  named = [
+    {i for name, i in pattern.items() if re.search(rf'\b{name}\b', ' '.join(row).lower())}
+    for row in captions
+  ]
+  one = np.array([len(found) == 1 for found in named])
+  if not one.any():
+    return np.nan
+  logits = scorer.entities(videos.feature[one], names, entity_templates(trained))
+  return familiar.fit_temperature(logits, np.array([min(x) for x in named if len(x) == 1]))
+
+
+def entity_templates(trained: TrainedModel):
+  """The prompts for videos that a model was pre-trained with."""
+  return (trained.meta or {}).get('templates', {}).get('video') or prompter.VIDEO_TEMPLATES
+
+
 class DuringTraining:
   """Evaluates on `config.eval.sources` between the steps of a training.
 
@@ -230,8 +350,13 @@ def _asked_of(trained, record, style):
   return record.questions_of(style) if trained.answers_questions else record.captions_of(style)
 
 
-def _asked(trained, prepared, style):
+def _asked(trained, prepared, style=''):
   return [_asked_of(trained, record, style) for record in prepared.metadata()]
+
+
+def _texts(row):
+  """Captions as they are, and questions without their answers."""
+  return [one if isinstance(one, str) else one[0] for one in row]
 
 
 def _none_known(trained, prepared, questions):

@@ -17,6 +17,7 @@ from absl import logging
 
 from alpro_jax import sharding
 from alpro_jax.data import tokens
+from alpro_jax.evaluation import familiarity as familiar
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
@@ -45,6 +46,7 @@ class TrainedModel(NamedTuple):
   answers: tuple[str, ...] = ()  # To choose from, most frequent first.
   origin: CheckpointInfo | None = None  # None in the middle of training.
   meta: Mapping[str, Any] | None = None  # Of the checkpoint; see train/identity.py.
+  familiarity: familiar.Familiarity | None = None  # What it was trained on, if stored.
 
   @property
   def answers_questions(self) -> bool:
@@ -103,7 +105,8 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
     )
   params = found.load_params(abstract_params(model, mesh))
   origin = CheckpointInfo(str(found.folder), int(meta['step']), found.digest)
-  return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta)
+  known = familiar.load(found.folder)
+  return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta, known)
 
 
 def find_tokenizer(checkpoint: Checkpoint, path: str = ''):

@@ -39,6 +39,16 @@ class Encoder:
     """Encodes clips, in calls of `batch_size`."""
     return self.scorer.embed_videos(batches(self, clips), len(clips))
 
+  def far_clips(self, videos: VideoFeatures) -> tuple[str, ...]:
+    """Why each clip is far from those of training; '' if it is not, or nobody knows."""
+    known = self.trained.familiarity
+    return known.far_videos(videos) if known else ('',) * len(videos.feature)
+
+  def far_text(self, text: str, features: TextFeatures) -> str:
+    """Why a text is far from those of training, as `far_clips`."""
+    known, most = self.trained.familiarity, self.trained.config.data.max_text_tokens
+    return known.far_texts(self.trained.tokenizer, [text], most, features)[0] if known else ''
+
   def texts(self, texts: list[str]) -> TextFeatures:
     """Encodes texts; says so where one is longer than the model reads."""
     most = self.trained.config.data.max_text_tokens

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
 from alpro_jax import metrics
-from alpro_jax.evaluation import question_answering
+from alpro_jax.evaluation import familiarity, question_answering
 from alpro_jax.evaluation.scorer import VideoFeatures
 from alpro_jax.search.cut import CutVideo, decode
 from alpro_jax.search.encoder import Encoder, batches
@@ -27,6 +26,7 @@ class Hit(NamedTuple):
   stop: float
   similarity: float  # Cosine of the contrastive features.
   match: float | None  # Probability of a match, None if fusion was not asked.
+  far: str = ''  # Why the clip is far from those of training, '' if it is not or unknown.
 
 
 class SearchResult(NamedTuple):
@@ -36,6 +36,8 @@ class SearchResult(NamedTuple):
   hits: list[Hit]
   read: int
   seconds: float
+  far: str = ''  # Why the text is far from those of training.
+  calibrated: bool = False  # Whether matches are worth what they say.
 
 
 def search(
@@ -66,14 +68,19 @@ def search(
     features = encoder.texts([text])
     similarity = clips.vector @ features.feature[0]
     order = np.argsort(-similarity, kind='stable')[: max(top, rerank_k)].tolist()
-    near, tokens = _tokens(encoder, store, clips, order[:rerank_k]) if rerank_k else ([], None)
-    margin = {}
+    # What is shown is looked at too, where that costs no decoding.
+    chosen = order[: rerank_k or (top if store.about['tokens'] else 0)]
+    near, tokens = _tokens(encoder, store, clips, chosen) if chosen else ([], None)
+    margin, match, far, calibrated = {}, {}, {}, False
     if near:
-      # Rows of videos and of scores are those of `near`.
-      rows = np.arange(len(near))
       videos = VideoFeatures(tokens, clips.vector[near])
+      far = dict(zip(near, encoder.far_clips(videos), strict=True))
+    if near and rerank_k:
+      rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
       scores = encoder.scorer.matching_by_video(features, videos, np.zeros_like(rows), rows)
       margin = dict(zip(near, scores.margin.tolist(), strict=True))
+      share, calibrated = familiarity.match_probability(encoder.trained.familiarity, scores.margin)
+      match = dict(zip(near, share.tolist(), strict=True))
     order = sorted(margin, key=lambda i: -margin[i]) + [i for i in order if i not in margin]
     hits = [
       Hit(
@@ -82,11 +89,13 @@ def search(
         float(clips.start[i]),
         float(clips.stop[i]),
         float(similarity[i]),
-        float(1 / (1 + np.exp(-margin[i]))) if i in margin else None,
+        match.get(i),
+        far.get(i, ''),
       )
       for i in order[:top]
     ]
-    found.append(SearchResult(text, hits, len(near), time.monotonic() - start))
+    strange, seconds = encoder.far_text(text, features), time.monotonic() - start
+    found.append(SearchResult(text, hits, len(margin), seconds, strange, calibrated))
   return found
 
 
@@ -128,6 +137,8 @@ class Answers(NamedTuple):
   start: float
   stop: float
   top: list[tuple[str, float]]
+  calibrated: bool  # Whether the probabilities are worth what they say.
+  far: str = ''  # Why the clip or the question is far from those of training.
 
 
 def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[Answers]]:
@@ -148,10 +159,16 @@ def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[A
   found = question_answering.answer(
     encoder.scorer, batches(encoder, clips), questions, trained.answers
   )
-  share = np.asarray(jax.nn.softmax(found.logits, axis=-1))
+  known = trained.familiarity
+  share, calibrated = familiarity.probabilities(found.logits, known and known.answer_temperature)
+  strange = known and encoder.far_text(question, encoder.texts([question]))
+  far = encoder.far_clips(encoder.videos(clips)) if known else [''] * len(clips)
 
-  def top(probabilities):
-    return metrics.most_probable(trained.answers, probabilities, question_answering.TOP)
+  def answers(clip, stop, row, reason):
+    top = metrics.most_probable(trained.answers, row, question_answering.TOP)
+    return Answers(clip.start, stop, top, calibrated, strange or reason)
 
-  each = [Answers(clip.start, clip.stop, top(row)) for clip, row in zip(clips, share, strict=True)]
-  return Answers(clips[0].start, clips[-1].stop, top(share.mean(0))), each
+  each = [answers(x, x.stop, *rest) for x, *rest in zip(clips, share, far, strict=True)]
+  # One clip that is like those of training may speak for the others.
+  reason = '' if '' in far else far[0]
+  return answers(clips[0], clips[-1].stop, share.mean(0), reason), each

@@ -4,6 +4,7 @@
   config.json         sizes, options, labels, digests: all that loading needs
   tokenizer.model     or vocab.txt; entities.txt and answers.txt, if it has any
   README.md           the model card
+  familiarity.npz     what it was trained on, if that was summarised
 
 The folder knows no path of the machine that wrote it.
 """
@@ -19,6 +20,7 @@ import numpy as np
 
 from alpro_jax import files
 from alpro_jax.data import tokens
+from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.serving.layouts import CONFIG, FORMAT, PARAMS
 from alpro_jax.train import identity, trees
@@ -62,12 +64,16 @@ def write(
     words = identity.words(trained.meta, trained.tokenizer)
     for name, content in words.items():
       (here / name).write_bytes(content)
+    names = [PARAMS, *words]
+    if trained.familiarity:
+      trained.familiarity.save(here)
+      names.append(familiarity.FILE)
     config: dict[str, Any] = {
       'library': 'alpro_jax',
       'format': FORMAT,
       'step': trained.origin.step,
       'tokenizer': tokenizer,
-      'sha256': {name: files.sha256(here / name) for name in (PARAMS, *words)},
+      'sha256': {name: files.sha256(here / name) for name in names},
       'meta': _without_paths(trained.meta, tokenizer),
     }
     (here / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding='utf-8')
@@ -85,6 +91,7 @@ def write(
       entities=trained.meta.get('entities', ()),  # What others trained names none.
       sha256=config['sha256'][PARAMS],
       abilities=_abilities(trained),
+      familiarity=trained.familiarity,
       trained_on=_trained_on(config['meta']),
       licence=licence or (released.LICENCE if release else ''),
       release=release,

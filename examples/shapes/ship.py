@@ -3,8 +3,9 @@
   make demo
   python -m examples.shapes.ship --demo=runs/demo
 
-writes alpro_jax/shipped/shapes anew: the pre-trained model with its card, and three
-held-out clips with their captions. `alpro_jax.load('shapes')` opens it.
+writes alpro_jax/shipped/shapes anew: the pre-trained model with its card, a summary of
+what is familiar to it, and three held-out clips with their captions.
+`alpro_jax.load('shapes')` opens it.
 """
 
 import json
@@ -21,6 +22,7 @@ from alpro_jax.evaluation import card, split
 from launch import command
 
 _DEMO = flags.DEFINE_string('demo', 'runs/demo', 'Folder of the demo.')
+_MODEL = flags.DEFINE_string('model', '', 'The model, if not the pre-training of the demo.')
 _OUTPUT = flags.DEFINE_string('output', str(SHIPPED / 'shapes'), 'Folder to make anew.')
 
 CLIPS = 3
@@ -34,8 +36,12 @@ their captions.
 
 def main() -> None:
   demo, output = pathlib.Path(_DEMO.value), pathlib.Path(_OUTPUT.value)
-  model = alpro_jax.load(demo / 'pretrain')
-  prepared = dataset.open_dataset(demo / 'data' / 'shapes', 'test')
+  loaded = alpro_jax.load(_MODEL.value or demo / 'pretrain').trained
+  training, prepared = (
+    dataset.open_dataset(demo / 'data' / 'shapes', name) for name in ('train', 'test')
+  )
+  known = split.familiarity(loaded, [training], prepared)
+  model = alpro_jax.Model(loaded._replace(familiarity=known))
   test = demo / 'world' / 'test'
   rows = map(json.loads, (test / 'captions.jsonl').read_text().splitlines())
   chosen = [row for row in rows if row['style'] == 'full'][:CLIPS]
