@@ -288,7 +288,8 @@ class Model:
     known, far = self.trained.familiarity, videos.far
     if far is not None and not own:  # Names of one's own may be unknown words.
       prompts = self.embed_texts(prompter.fill_template(templates[0], names))
-      strange = next(filter(None, prompts.far or ()), '')
+      found = zip(prompts.texts, prompts.far or (), strict=True)
+      strange = next((f'{text!r}: {why}' for text, why in found if why), '')
       far = tuple(reason or strange for reason in far)
     # The temperature was fitted to the choice among those of pre-training.
     return _choices(logits, names, top, known.entity_temperature if known and own else None, far)
@@ -427,6 +428,6 @@ def _choices(
   """float32[B, N] -> the likeliest names of each row, with what is said about it."""
   share, calibrated = familiarity.probabilities(logits, temperature)
   return [
-    [Choice(*x, calibrated, reason) for x in metrics.most_probable(names, row, top)]
+    [Choice(*x, calibrated and not reason, reason) for x in metrics.most_probable(names, row, top)]
     for row, reason in itertools.zip_longest(share, far or ())
   ]

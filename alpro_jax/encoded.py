@@ -75,8 +75,8 @@ class Choice(NamedTuple):
   """An answer or entity, and its probability among all.
 
   Attributes:
-    calibrated: whether the probability was fitted to held-out data; else it is the
-      model's own, which is surer than right, and no percentage to show.
+    calibrated: whether the probability is worth what it says: it was fitted to held-out
+      data, and nothing is far. Else it is no percentage to show.
     far: why the video or the words are far from what the model was trained on, so that
       the choice means little; '' if they are not, None if nobody knows.
   """

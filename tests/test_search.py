@@ -58,6 +58,7 @@ class NumpyEncoder:
       model=types.SimpleNamespace(config=config),
       answers_questions=False,
       knows_matching=True,
+      familiarity=None,
       origin=CheckpointInfo('runs/a', 7, 'd' * 64),
       meta={'model': {}, 'tokenizer': {'digest': 't'}},
       params={'x': np.zeros(1, np.float32)},
@@ -78,6 +79,12 @@ class NumpyEncoder:
 
   def texts(self, texts):
     return TextFeatures(None, None, np.array([[1, 0]], np.float32))
+
+  def far_clips(self, videos):
+    return tuple(f'{x:.0f} away' if x > 5 else '' for x in videos.feature[:, 0])
+
+  def far_text(self, text, features):
+    return 'none of its pieces is known' if text == 'zzz' else ''
 
   def matching_by_video(self, texts, videos, text, video):
     # The other way round than the similarity.
@@ -595,7 +602,7 @@ def test_the_page_is_escaped(store):
   readable(shown)
   assert 'without a player: No such file or directory.' in shown and '<video' not in shown
   # The margin is -1.
-  assert 'The 1 nearest' in shown and 'match 26.9\xa0%' in shown
+  assert 'The 1 nearest' in shown and 'match 0.27' in shown and 'not calibrated' in shown
   assert 'similarity 1.00' in shown
   found = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
   shown = gallery.render(store, found)

@@ -188,7 +188,7 @@ def explain(
   maps = attribution.attention_maps(*model, masked if target == 'word' else whole, target)
   maps = jax.tree.map(np.asarray, maps)
 
-  notes, far = _strangeness(trained, frames, text)
+  notes, far = strangeness(trained, frames, text)
   verdict = 'matching was not trained'
   if target == 'answer':
     best, calibrated = _answers(trained, frames, one)
@@ -210,8 +210,8 @@ def explain(
   return shown
 
 
-def _strangeness(trained, frames, text):
-  """Notes about a clip and a text that are far from training, and whether any is."""
+def strangeness(trained: TrainedModel, frames: np.ndarray, text: str) -> tuple[list[str], bool]:
+  """Notes about a clip uint8[T, H, W, 3] and a text: what is far, and whether any is."""
   known = trained.familiarity
   if not known:
     return [familiarity.NO_SUMMARY[0].upper() + familiarity.NO_SUMMARY[1:]], False
