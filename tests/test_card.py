@@ -155,13 +155,13 @@ def test_cases_of_a_search_mark_the_right_one():
   # The first five, and behind them its own.
   assert [clip.right for clip in worst.clips] == [False] * 5 + [True]
   assert worst.clips[-1].label == '7'
-  assert worst.clips[0].label == f'1 · {100 / (1 + np.exp(-7)):.1f} % match'
+  assert worst.clips[0].label == '1 · match 1.00'
   records, _ = small_sets.who(np.stack([c.frames for c in worst.clips]))
   assert records.tolist() == [0, 1, 2, 3, 4, 6]
   # Behind the candidates a score is no logit of a match.
   content = card.make(search(rerank_k=2))
   assert [clip.label for clip in content.worst[0].clips[1:3]] == [
-    f'2 · {100 / (1 + np.exp(-6)):.1f} % match',
+    '2 · match 1.00',
     '3 · 5.000',
   ]
 
@@ -263,7 +263,7 @@ def test_a_search_by_similarity_says_so():
   evaluated = search(rule='similarity')
   text = alone(card.render(card.make(evaluated)))
   assert 'no pair is read by the fusion encoder' in text
-  assert '% match' not in text
+  assert '· match' not in text
 
 
 def first_line(evaluated):

@@ -132,7 +132,7 @@ def search_cases(evaluated: EvaluationResult, count: int) -> list[list[Search]]:
 def _label(scoring, rank, score):
   # Behind the candidates the order is that of similarity.
   if scoring.rule == 'matching' and rank <= (scoring.rerank_k or rank):
-    return f'{rank} · {100 / (1 + math.exp(-score)):.1f} % match'
+    return f'{rank} · match {1 / (1 + math.exp(-score)):.2f}'
   return f'{rank} · {score:.3f}'
 
 

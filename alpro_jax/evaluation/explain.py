@@ -200,7 +200,7 @@ def explain(
     share, calibrated = familiarity.match_probability(trained.familiarity, np.array(margin))
     verdict = f'a match with {familiarity.show(float(share), calibrated and not far).strip()}'
   if target == 'word':
-    figures = [f'{100 * np.exp(x):.0f} %' for x in maps.target]
+    figures = [f'{np.exp(x):.2f}' for x in maps.target]
   elif target == 'match':
     without = np.asarray(attribution.score(*model, masked, 'match'))
     figures = [f'{margin - x:+.1f}' for x in without]
