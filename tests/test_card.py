@@ -160,10 +160,7 @@ def test_cases_of_a_search_mark_the_right_one():
   assert records.tolist() == [0, 1, 2, 3, 4, 6]
   # Behind the candidates a score is no logit of a match.
   content = card.make(search(rerank_k=2))
-  assert [clip.label for clip in content.worst[0].clips[1:3]] == [
-    '2 · match 1.00',
-    '3 · 5.000',
-  ]
+  assert [clip.label for clip in content.worst[0].clips[1:3]] == ['2 · match 1.00', '3 · 5.000']
 
 
 def test_card_of_answers(tmp_path):
