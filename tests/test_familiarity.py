@@ -9,6 +9,7 @@ import pytest
 import alpro_jax
 from alpro_jax.data import dataset
 from alpro_jax.evaluation import explain, familiarity
+from alpro_jax.serving import export
 from examples.shapes import files, scenes
 from tests import launched, small_sets, test_api, test_copied
 
@@ -150,6 +151,8 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
   model.save_pretrained(tmp_path / 'saved')
   again = alpro_jax.load(tmp_path / 'saved').trained.familiarity
   np.testing.assert_array_equal(again.videos.directions, known.videos.directions)
+  export.write_params(copied, tmp_path / 'small')
+  assert familiarity.load(tmp_path / 'small').seen.any()
   (tmp_path / 'saved' / familiarity.FILE).write_bytes(b'x')
   with pytest.raises(ValueError, match='get the folder again'):
     alpro_jax.load(tmp_path / 'saved')

@@ -23,6 +23,7 @@ import jaxlib
 import numpy as np
 
 from alpro_jax import files
+from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
 from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import TEMPERATURE_RANGE
@@ -114,6 +115,8 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
       _, _, reason = error.args[0][0]
       raise OSError(reason) from error
     checkpoints.write_words(draft, words)
+    if known := familiarity.load(found.folder):
+      known.save(draft)
     digests.write(draft)
     before, after = (json.loads((x / digests.FILE).read_text()) for x in (found.folder, draft))
     for name, digest in before.items():
@@ -146,6 +149,8 @@ def _used(made, trained):
 def _write_parts(trained, made, params, folder):
   """Writes everything but the SavedModel; returns the manifest."""
   (folder / trained.tokenizer.path.name).write_bytes(trained.tokenizer.content)
+  if trained.familiarity:
+    trained.familiarity.save(folder)
   shutil.copy(alpro_loader.__file__, folder)
   needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
   if trained.tokenizer.kind == 'sentencepiece':
