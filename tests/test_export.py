@@ -249,7 +249,10 @@ def test_python_loads_it_as_the_same_model(exported, pretrained, tmp_path):
   for name in ('similarity', 'match'):
     found, right = (getattr(model, name)(texts, video) for model in (again, live))
     np.testing.assert_allclose(found, right, atol=1e-6, err_msg=name)
-  found, right = (dict(x.entities(video, names=['disc', 'ring'])[0]) for x in (again, live))
+  found, right = (
+    {choice.name: choice.probability for choice in x.entities(video, names=['disc', 'ring'])[0]}
+    for x in (again, live)
+  )
   assert found == pytest.approx(right, abs=1e-5)
   with pytest.raises(ValueError, match='is an export, which does not say what it was trained on'):
     again.save_pretrained(tmp_path / 'saved')
@@ -426,7 +429,7 @@ def test_answers_and_saved_model(tmp_path):
   again = alpro_jax.load(tmp_path / 'model')
   (said,) = again.answer('what is it?', [np.zeros((5, 30, 40, 3), np.uint8)])
   right = dict(zip(model.answers, np.asarray(jax.nn.softmax(logits))[0], strict=True))
-  assert dict(said) == pytest.approx(right, abs=1e-6)
+  assert {choice.name: choice.probability for choice in said} == pytest.approx(right, abs=1e-6)
 
 
 # --- What the loader does again ---------------------------------------------
