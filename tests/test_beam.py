@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from alpro_jax.data import dataset, parts, prepare, sources, workers
+from alpro_jax.data import dataset, own, parts, prepare, sources, workers
 from tests import patience, small_videos
 from tests.test_verify import launch_prepare
 
@@ -22,6 +22,8 @@ pytestmark = [
   pytest.mark.filterwarnings('ignore::DeprecationWarning'),
   pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),
 ]
+LISTS = (own.TOKENIZER, own.ENTITIES, own.ANSWERS)
+LISTS += tuple(f'{name}.sha256' for name in LISTS)
 OPTIONS = prepare.Options(fps=0, short_side=0, part_size=3)
 TWO_WORKERS = ['--direct_running_mode=multi_processing', '--direct_num_workers=2']
 
@@ -83,7 +85,8 @@ def local(clips, tmp_path_factory):
 def _content(output):
   """All that the set holds; of the report all but the time that it took.
 
-  TFDS's two files are compared as JSON: protobuf promises no order of keys.
+  TFDS's two files are compared as JSON: protobuf promises no order of keys. Lists of
+  words are the command's, which `local` is made without.
   """
   report = json.loads((output / 'report.json').read_text())
   del report['sha256']  # Of the time, too.
@@ -92,7 +95,7 @@ def _content(output):
   return report, {
     path.name: json.loads(path.read_text()) if path.suffix == '.json' else path.read_bytes()
     for path in sorted(output.iterdir())
-    if path.name not in ('report.json', '.lock')
+    if path.name not in ('report.json', '.lock', *LISTS)
   }
 
 
@@ -115,6 +118,7 @@ def test_two_workers_make_the_same_set(clips, local, tmp_path):
   )
   assert run.returncode == 0, run.stderr
   assert _content(output) == _content(local)
+  assert all((output / name).exists() for name in (own.TOKENIZER, own.ANSWERS))
   report = json.loads((output / 'report.json').read_text())['splits']['train']
   assert report['skipped_by_reason'] == {
     'empty caption': 1,
