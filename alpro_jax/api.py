@@ -68,7 +68,8 @@ def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
     ValueError: if what is there is damaged, or no model.
     ImportError: if a Hub name is given without huggingface_hub.
   """
-  if _HUB_NAME.fullmatch(str(source)) and not os.path.exists(source):
+  # In a folder that is here a name is a slip, and no user of the Hub.
+  if _HUB_NAME.fullmatch(str(source)) and not pathlib.Path(source).parent.is_dir():
     source = _download(str(source))
   return Model(trained.load(find(source), tokenizer=tokenizer))
 

@@ -203,6 +203,14 @@ def test_a_video_is_explained_word_by_word(model, paths, tmp_path):
     alpro_jax.Model(prompter).explain('a dog', paths[0])
 
 
+def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'runs').mkdir()
+  monkeypatch.setattr(api, '_download', lambda name: pytest.fail(f'asked for {name}'))
+  with pytest.raises(FileNotFoundError, match="there is no model 'runs/typo'"):
+    alpro_jax.load('runs/typo')
+
+
 def test_a_damaged_or_foreign_folder_is_refused(model, tmp_path):
   model.save_pretrained(tmp_path / 'saved')
   content = bytearray((tmp_path / 'saved' / layouts.PARAMS).read_bytes())
