@@ -373,6 +373,9 @@ def main(argv):
       return _verify(words[1:])
     if words[:1] == ['fetch']:
       return _fetch(words[1:])
+    # A signal while this loads would end in C++, without a word.
+    import array_record.python.array_record_module  # noqa: F401
+
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     return _prepare(words, beam_flags)
