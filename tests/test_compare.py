@@ -141,6 +141,18 @@ def test_the_page_stands_alone(tmp_path):
   assert compare.name_of('accuracy_what') == 'right, what'
 
 
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+  """Cards write texts as they are; U+2028 is a line end for str.splitlines alone."""
+  rows = ranked(1, 2, 1, 1)
+  run = write_run(tmp_path / 'a', options={'seed': 1}, ranks=rows)
+  rows[0]['text'] = 'a\u2028b\x85c'
+  lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  (tmp_path / 'a' / 'test' / 'ranks.jsonl').write_text(lines, encoding='utf-8')
+  first, _ = compare.read([run, run])
+  (measured,) = first.measured.values()
+  assert measured.examples == rows
+
+
 def test_what_cannot_be_compared(tmp_path):
   a = write_run(tmp_path / 'a', options={'seed': 1}, ranks=ranked(1, 1, 1, 1))
   with pytest.raises(ValueError, match='got 1 runs; give 2 to 26'):

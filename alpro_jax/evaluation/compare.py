@@ -117,7 +117,8 @@ def _json(path, default=None):
 
 def _lines(path):
   try:
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    with path.open(encoding='utf-8', newline='\n') as file:
+      return [json.loads(line) for line in file]
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error}; evaluate again.') from error
 

@@ -45,7 +45,7 @@ def draw(clips: list[pathlib.Path], texts: list[str]) -> Image.Image:
 
 def main(output: str):
   folder = pathlib.Path(alpro_jax.__file__).parent / 'shipped/shapes/clips'
-  rows = [json.loads(line) for line in (folder / 'captions.jsonl').read_text().splitlines()]
+  rows = [json.loads(line) for line in (folder / 'captions.jsonl').open()]
   clips = sorted({folder / row['video'] for row in rows})
   texts = [next(row['caption'] for row in rows if folder / row['video'] == clip) for clip in clips]
   draw(clips, [*texts, OF_NONE]).save(output)
