@@ -174,12 +174,12 @@ def tree_sharding(boxed: Any, mesh) -> Any:
 def create(init, key: jax.Array, mesh) -> Any:
   """Allocates what `init(key)` returns, unboxed, each device its own part."""
   where = tree_sharding(jax.eval_shape(init, key), mesh)
-  with hash_by_kernel():
+  with threefry_kernel():
     return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
 
 
 @contextlib.contextmanager
-def hash_by_kernel():
+def threefry_kernel():
   """Lets CUDA programs draw random bits by JAX's own kernel: the same bits.
 
   XLA's GPU compiler would write the hash of all parameters out in a few kernels of

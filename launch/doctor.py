@@ -25,12 +25,11 @@ from absl import flags, logging
 
 from alpro_jax import machine
 from alpro_jax.data.annotations import printable_lines
+from alpro_jax.machine import GIB
 
 _CONFIG = command.config_flag('Config file of the run, e.g. configs/pretrain.py:own.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run.')
 _STEP = flags.DEFINE_bool('step', True, 'Compile and take one step.')
-
-GIB = 2**30
 
 
 class Doctor:

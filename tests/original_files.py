@@ -159,3 +159,11 @@ def bert():
     'cls.seq_relationship.weight': np.ones((2, width), np.float32),
     'cls.seq_relationship.bias': np.ones(2, np.float32),
   }
+
+
+def write_vocabulary(folder) -> None:
+  """Writes a vocab.txt with as many words as these files have vectors for."""
+  words = len(student()['text_encoder.bert.embeddings.word_embeddings.weight'])
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+  pieces += [f'w{i}' for i in range(words - len(pieces))]
+  (folder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')

@@ -43,10 +43,7 @@ def convert(*options, fails=False):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('convert')
-  words = len(original_files.student()['text_encoder.bert.embeddings.word_embeddings.weight'])
-  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-  pieces += [f'w{i}' for i in range(words - len(pieces))]
-  (folder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  original_files.write_vocabulary(folder)
   return folder
 
 

@@ -37,10 +37,7 @@ for name, release in released.RELEASES.items():
 def published(tmp_path_factory):
   """{name: bytes} of small files under the published names."""
   folder = tmp_path_factory.mktemp('published')
-  words = len(original_files.student()['text_encoder.bert.embeddings.word_embeddings.weight'])
-  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-  pieces += [f'w{i}' for i in range(words - len(pieces))]
-  (folder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  original_files.write_vocabulary(folder)
   for data in ('msrvtt', 'msvd'):
     labels = {f'{data} {i}': i for i in range(12)}
     (folder / f'{data}_ans2label.json').write_text(json.dumps(labels))

@@ -125,6 +125,6 @@ def test_initial_values_are_drawn_by_a_kernel_on_gpus():
       jax.jit(lambda key: draw(key)).trace(jax.random.key(0)).lower(lowering_platforms=('cuda',))
     )
 
-  with sharding.hash_by_kernel():
+  with sharding.threefry_kernel():
     assert 'threefry2x32_ffi' in lowered().as_text()
   assert 'threefry2x32_ffi' not in lowered().as_text()

@@ -1,9 +1,12 @@
 """TensorBoard's files of a run: curves, its options, and which curves share a chart."""
 
+import json
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
+
+from alpro_jax.train import options
 
 # Tab 'Custom Scalars': title of a chart -> expressions for the names of its curves.
 CHARTS = {
@@ -48,13 +51,6 @@ def describe(folder: pathlib.Path, config: ConfigDict) -> None:
 
 def options_table(config: ConfigDict) -> str:
   """Returns all options as a table in Markdown, by the names of their flags."""
-  rows = [f'| {name} | {value!r} |' for name, value in _flat(config, 'config')]
+  flat = options.flat({'config': json.loads(config.to_json())})
+  rows = [f'| {name} | {value!r} |' for name, value in flat.items()]
   return '\n'.join(['| option | value |', '|---|---|', *rows])
-
-
-def _flat(config, path):
-  for name, value in sorted(config.items()):
-    if isinstance(value, ConfigDict):
-      yield from _flat(value, f'{path}.{name}')
-    else:
-      yield f'{path}.{name}', value

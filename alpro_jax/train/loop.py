@@ -247,7 +247,7 @@ class _Trainer:
       if self.due and (figures := self._evaluate()) is not None:
         self._save(figures, replace=True)
       if not self.due:
-        self._take_steps(self.plan.frozen, batches)
+        self._take_steps(batches)
       if self.step < steps or self.due:
         due = ', before it was evaluated: that comes first next time' if self.due else ''
         logging.warning(f'stopped on request at step {self.step} of {steps}{due}')
@@ -270,7 +270,7 @@ class _Trainer:
       )
     return Outcome(self.step, finished)
 
-  def _take_steps(self, frozen, batches):
+  def _take_steps(self, batches):
     options, first = self.options, self.step + 1
     while self.step < options.steps:
       # No implicit uploads in the loop: a Python number that slips into the
@@ -279,7 +279,7 @@ class _Trainer:
         self.supervisor.doing(f'waiting for the data of step {self.step + 1}')
         batch = next(batches)
         self.supervisor.doing(f'at step {self.step + 1}, or at the end of the one before')
-        self.state, metrics = self.plan.update.step(self.state, frozen, batch)
+        self.state, metrics = self.plan.update.step(self.state, self.plan.frozen, batch)
       self.step += 1
       self.progress.add(self.step, metrics)
       if self.step == first:

@@ -1,5 +1,6 @@
 """Options by their dotted names, such as train.steps, and those that were renamed."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,17 @@ def names(config: Mapping[str, Any]) -> Iterator[str]:
     for part in value if isinstance(value, (list, tuple)) else (value,):
       if hasattr(part, 'items'):
         yield from (f'{name}.{below}' for below in names(part))
+
+
+def flat(value: Any) -> dict[str, Any]:
+  """Returns {dotted name: value} of nested dicts and lists of dicts, as JSON has them."""
+  import jax  # noqa: PLC0415  Commands that only read names need not wait for it.
+
+  def is_leaf(node):
+    return node is None or isinstance(node, list) and not any(isinstance(x, dict) for x in node)
+
+  leaves = jax.tree_util.tree_leaves_with_path(json.loads(json.dumps(value)), is_leaf)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
 
 
 def with_new_names(config: dict[str, Any]) -> dict[str, Any]:

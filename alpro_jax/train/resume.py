@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from alpro_jax.train import checkpoints, identity
+from alpro_jax.train import checkpoints, identity, options
 
 # Options that may differ when a run resumes: they decide what is shown, kept
 # or measured, or where things run and lie, but not what is learned.
@@ -154,7 +154,7 @@ def _check_same_run(stored, meta):
       'another --workdir (with --config.train.init_from to start from this '
       f'run). They differ in {"; ".join(lines)}.'
     )
-  was, now = _flat(stored['config']), _flat(meta['config'])
+  was, now = options.flat(stored['config']), options.flat(meta['config'])
   for name, place in now.items():
     is_path = name in _BY_CONTENT or (name.startswith('data.sources.') and name.endswith('.path'))
     if is_path and isinstance(place, str) and place and was.get(name) not in ('', None, place):
@@ -217,7 +217,7 @@ def _compared(meta, stored):
   What `stored` has by content is not compared by its path.
   """
   parts = ('config', 'model', 'tokenizer', 'data', 'templates')
-  flat = _flat({name: meta[name] for name in parts if name in meta and name in stored})
+  flat = options.flat({name: meta[name] for name in parts if name in meta and name in stored})
   known = [option for option, part in _BY_CONTENT.items() if part in stored]
   # The sizes of the model are there twice, as options and as built. The digests
   # of sources may come in another order of folders.
@@ -229,13 +229,3 @@ def _compared(meta, stored):
     if not name.startswith(free)
     and not (name.startswith('config.data.sources') and name.endswith('.path'))
   } | {name: meta.get(name) for name in whole}
-
-
-def _flat(value):
-  """Returns {dotted name: value} of nested dicts and lists of dicts."""
-
-  def is_leaf(node):
-    return node is None or isinstance(node, list) and not any(isinstance(x, dict) for x in node)
-
-  leaves = jax.tree_util.tree_leaves_with_path(json.loads(json.dumps(value)), is_leaf)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
