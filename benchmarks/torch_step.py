@@ -10,7 +10,7 @@ from flax import traverse_util
 from torch import nn
 
 from alpro_jax import masking, sharding
-from alpro_jax.models.alpro import TEMPERATURE_RANGE, AlproConfig
+from alpro_jax.models.alpro import AlproConfig
 from alpro_jax.weights import tables
 from benchmarks import dry_run, timing
 from benchmarks.torch_model import Batch, Losses, Prompter, Student
@@ -23,6 +23,7 @@ class Step:
     """`config`: see configs/common.py; `compiled`: use torch.compile."""
     options = config.optimizer
     self._student = student
+    self._bounds = tuple(config.model.temperature_range)
     self._clip_norm = options.clip_norm
     self._prompter_call, self._student_call = prompter, student
     if compiled:
@@ -43,7 +44,7 @@ class Step:
 
   def __call__(self, batch: Batch) -> Losses:
     with torch.no_grad():
-      self._student.temp.clamp_(*TEMPERATURE_RANGE)
+      self._student.temp.clamp_(*self._bounds)
     target, keep = self._prompter_call(batch.video, batch.region, batch.still)
     losses = self._student_call(batch, target, keep)
     self._optimizer.zero_grad()

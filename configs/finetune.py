@@ -56,6 +56,7 @@ def question_answering(config):
     'video_projection',
     'text_projection',
     'temperature',
+    'logit_bias',
   )
   config.train.best_metric = 'eval/accuracy'
   return config

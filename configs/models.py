@@ -1,6 +1,7 @@
 """Model presets: every size of a model, by name."""
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def _model(
@@ -19,7 +20,13 @@ def _model(
   return ml_collections.ConfigDict(
     {
       'embed_size': embed_size,
+      # At first; similarities are divided by it. Learned within its range:
+      # ALPRO's; CLIP's is (0.01, 0.5), scales up to 100.
       'temperature': 0.07,
+      'temperature_range': (0.001, 0.5),
+      # Added to similarity / temperature by loss.vtc_form='sigmoid', and learned;
+      # SigLIP starts at -10, with temperature 0.1. None: a model without it.
+      'logit_bias': config_dict.placeholder(float),
       'dtype': 'float32',  # Compute type: float32 or bfloat16.
       # 'plain' leaves gradients and layouts to JAX; 'fused' has some for GPUs
       # (models/fused.py). Results differ by rounding alone.

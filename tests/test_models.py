@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import NamedTuple
 
 import einops
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from alpro_jax import flops, sharding
 from alpro_jax.models import attention, dropout, encoders, layers, timesformer
 from alpro_jax.models.alpro import Alpro, AlproConfig, unit_length
+from alpro_jax.tasks.shared import init_model
 from configs import models
 from tests import small_task
 
@@ -451,6 +453,20 @@ def test_configs_of_older_checkpoints_load():
     assert AlproConfig.from_dict(values | {'remat': old}).remat == new
 
 
+def test_a_bias_is_a_parameter_where_it_is_asked_for(divided):
+  """And changes nothing of a model without: neither parameters nor what is stored."""
+  config, params = divided
+  assert not {'logit_bias', 'temperature_range'} & set(config.to_dict())
+  assert 'logit_bias' not in params
+  biased = dataclasses.replace(config, logit_bias=-10.0, temperature_range=(0.01, 0.5))
+  assert AlproConfig.from_dict(json.loads(json.dumps(biased.to_dict()))) == biased
+  fresh = jax.eval_shape(lambda key: init_model(Alpro(biased), key), jax.random.key(0))
+  assert set(fresh) == {*params, 'logit_bias'}
+  changed = params | {'logit_bias': jnp.float32(-9), 'temperature': jnp.float32(0)}
+  model = Alpro(biased).bind({'params': changed})
+  assert model.logit_bias() == -9 and model.temperature() == jnp.float32(0.01)
+
+
 def test_bfloat16_computes_near_float32_with_float32_parameters(divided):
   config, params = divided
   small = dataclasses.replace(config, dtype='bfloat16')
@@ -558,6 +574,7 @@ def test_unit_length_is_finite_at_zero():
   'change, message',
   [
     ({'dtype': 'float16'}, "config.model.dtype='float16' is not known"),
+    ({'temperature_range': (0.5, 0.01)}, r'range=\(0.5, 0.01\) must be two numbers above 0'),
     ({'spin': 1}, r"unknown=\['spin'\]"),
     ({'implementation': 'quick'}, r"implementation='quick' is not known; choose one of \('plain'"),
     ({'video': {'attention': 'sideways'}}, 'is not known; choose one of'),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from alpro_jax import losses, sharding
+from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Task
 from alpro_jax.train import optimizer, state
 from alpro_jax.train.step import make_gradients, make_train_step, step_key
-from configs import common
+from configs import common, models
 from tests import small_task
 from tests.processes import run_two
 
@@ -154,8 +155,10 @@ class Parts(Task):
     total += jnp.sqrt(jnp.abs(total * (1 - batch[0]))) * batch[0]
     return {'loss/parts': (total, 1.0), 'drawn': (jax.random.normal(key), 1.0)}
 
-  def __init__(self, slope=0.0):
+  def __init__(self, slope=0.0, bounds=(0.001, 0.5)):
     self.slope = slope
+    values = models.tiny().to_dict() | {'temperature_range': bounds}
+    self.model = Alpro(AlproConfig.from_dict(values))
 
 
 def parts_at(step, params, tx):
@@ -234,20 +237,26 @@ def test_frozen_parameters_have_no_moments_and_no_norm():
     assert (kernel != 1).all() == changed
 
 
-@pytest.mark.parametrize('first, slope, bound', [(0.45, -1.0, 0.5), (0.05, 1.0, 0.001)])
-def test_the_temperature_stops_at_its_bound_and_comes_back(first, slope, bound):
-  task = Parts(slope)
+@pytest.mark.parametrize(
+  'first, slope, bounds, bound',
+  [
+    (0.45, -1.0, (0.001, 0.5), 0.5),
+    (0.05, 1.0, (0.001, 0.5), 0.001),
+    (0.05, 1.0, (0.01, 0.5), 0.01),  # CLIP's: a scale of 100 at most.
+  ],
+)
+def test_the_temperature_stops_at_its_bound_and_comes_back(first, slope, bounds, bound):
+  task, back = Parts(slope, bounds), Parts(-slope, bounds)
   start = (0, PARTS | {'temperature': first})
   rate = {'learning_rate': 0.04, 'schedule': 'constant'}
   *_, (now, _) = run_parts(task, start, rate, [0] * 20)
   assert now.params['temperature'] == np.float32(bound)
   # A step the other way leaves the bound by the whole rate.
-  ((now, _),) = run_parts(Parts(-slope), (20, now.params), rate, [0])
+  ((now, _),) = run_parts(back, (20, now.params), rate, [0])
   np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
   # One that lies outside, from an older run, counts as the bound.
-  ((now, _),) = run_parts(
-    Parts(-slope), (20, now.params | {'temperature': bound - slope}), rate, [0]
-  )
+  outside = now.params | {'temperature': bound - slope}
+  ((now, _),) = run_parts(back, (20, outside), rate, [0])
   np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
 
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from alpro_jax.models import attention, encoders, fused, layers, stack
 
-TEMPERATURE_RANGE = (0.001, 0.5)
+TEMPERATURE_RANGE = (0.001, 0.5)  # ALPRO's.
 # What an option of config.model may be.
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
@@ -33,6 +33,9 @@ class AlproConfig:
   temperature: float
   dtype: str
   remat: str
+  # What the sigmoid loss adds to scores, at first; None: no such parameter.
+  logit_bias: float | None = None
+  temperature_range: tuple[float, float] = TEMPERATURE_RANGE
   # Heads, which presets leave to the task.
   match: bool = True  # Whether there is a head for match or no match.
   mlm: bool = True  # Whether there is a head for masked words.
@@ -47,6 +50,13 @@ class AlproConfig:
     if isinstance(self.remat, bool):
       # As the first checkpoints have it.
       object.__setattr__(self, 'remat', 'blocks' if self.remat else 'none')
+    object.__setattr__(self, 'temperature_range', tuple(self.temperature_range))
+    low, high = self.temperature_range
+    if not 0 < low < high:
+      raise ValueError(
+        f'config.model.temperature_range={self.temperature_range} must be two numbers above 0, '
+        'the smaller one first.'
+      )
     for name, choices in CHOICES.items():
       if (value := getattr(self, name)) not in choices:
         raise ValueError(f'config.model.{name}={value!r} is not known; choose one of {choices}.')
@@ -83,10 +93,13 @@ class AlproConfig:
   def to_dict(self) -> dict[str, Any]:
     """What `from_dict` takes, as checkpoints and exports store it.
 
-    Without the encoders that all models had before there was a choice: so a
-    model is the same, and has the same digest, as the one it was stored as.
+    Without what all models had before there was a choice: so a model is the
+    same, and has the same digest, as the one it was stored as.
     """
     values = dataclasses.asdict(self)
+    for field in dataclasses.fields(self):
+      if field.name in ('logit_bias', 'temperature_range') and values[field.name] == field.default:
+        del values[field.name]
     for part, default in encoders.DEFAULT.items():
       if values[part]['encoder'] == default:
         del values[part]['encoder']
@@ -119,11 +132,11 @@ def unit_length(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def in_range(params: dict[str, Any]) -> dict[str, Any]:
-  """Returns parameters whose temperature lies in TEMPERATURE_RANGE."""
+def in_range(params: dict[str, Any], temperature_range: tuple[float, float]) -> dict[str, Any]:
+  """Returns parameters whose temperature lies in its range."""
   if 'temperature' not in params:
     return params
-  return params | {'temperature': jnp.clip(params['temperature'], *TEMPERATURE_RANGE)}
+  return params | {'temperature': jnp.clip(params['temperature'], *temperature_range)}
 
 
 class Classifier(nn.Module):
@@ -172,6 +185,8 @@ class Alpro(nn.Module):
       self.free_temperature = self.param(
         'temperature', nn.initializers.constant(config.temperature), ()
       )
+      if config.logit_bias is not None:
+        self.free_bias = self.param('logit_bias', nn.initializers.constant(config.logit_bias), ())
     if config.mlm:
       self.mlm_head = text.MlmHead(config.text, options)
     if config.match:
@@ -305,8 +320,12 @@ class Alpro(nn.Module):
     does by `in_range`; weights from elsewhere may lie outside.
     """
     free = self.free_temperature
-    clipped = jax.lax.stop_gradient(jnp.clip(free, *TEMPERATURE_RANGE))
+    clipped = jax.lax.stop_gradient(jnp.clip(free, *self.config.temperature_range))
     return clipped + (free - jax.lax.stop_gradient(free))
+
+  def logit_bias(self) -> jax.Array:
+    """float32[], what the sigmoid loss adds to similarity / temperature."""
+    return self.free_bias
 
   def init_all(self, video: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Touches every parameter; for `init(..., method='init_all')`."""

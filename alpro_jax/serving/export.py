@@ -26,7 +26,6 @@ from alpro_jax import files
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
 from alpro_jax.models import timesformer
-from alpro_jax.models.alpro import TEMPERATURE_RANGE
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
 from alpro_jax.train import checkpoints, digests, identity
 
@@ -174,7 +173,7 @@ def _describe(trained, made, params):
   data, text, origin = trained.config.data, trained.tokenizer, trained.origin
   temperature = trained.params.get('temperature')
   if temperature is not None:
-    temperature = float(np.clip(temperature, *TEMPERATURE_RANGE))
+    temperature = float(np.clip(temperature, *trained.model.config.temperature_range))
   return {
     'format': alpro_loader.FORMAT,
     'source': {

@@ -50,8 +50,8 @@ class Program(NamedTuple):
   Attributes:
     function: of a model and the inputs.
     inputs: names of the arrays that it takes.
-    modules: of the model that it reads. The temperature is touched by every call of a model that
-      has one, and used by none of these.
+    modules: of the model that it reads. The temperature and the bias are touched by every call of
+      a model that has them, and used by none of these.
   """
 
   function: Callable[..., dict[str, jax.Array]]
@@ -114,7 +114,7 @@ def make(
     own = {
       path: jax.ShapeDtypeStruct(x.shape, x.dtype)
       for path, x in params.items()
-      if path.partition('/')[0] in (*PROGRAMS[name].modules, 'temperature')
+      if path.partition('/')[0] in (*PROGRAMS[name].modules, 'temperature', 'logit_bias')
     }
     return jax.export.export(jax.jit(bind(model, name)), platforms=platforms)(own, *inputs)
 

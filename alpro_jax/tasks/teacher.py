@@ -104,7 +104,9 @@ def init_teacher(student: Alpro, entities: int, options, key: jax.Array) -> Teac
 
 
 def _teacher(params, bank, config, options):
-  used = {name: params[name] for name in ('video_encoder', 'video_projection', 'temperature')}
+  # The bias is touched by every call of a model that has one.
+  names = ('video_encoder', 'video_projection', 'temperature', 'logit_bias')
+  used = {name: params[name] for name in names if name in params}
   return Teacher(used, bank, config, options.ignore_rule, options.ignore_threshold)
 
 

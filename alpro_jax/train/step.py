@@ -202,6 +202,7 @@ def make_train_step(
     task, mesh, accumulation=options.accumulation, negatives=options.accumulation_negatives
   )
   everywhere = sharding.replicated(mesh)
+  bounds = task.model.config.temperature_range
 
   @functools.partial(
     jax.jit, donate_argnames=('state',), out_shardings=(state_sharding, everywhere)
@@ -211,13 +212,13 @@ def make_train_step(
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     key = step_key(seed, state.step)
     # Parameters that the run starts from may lie outside.
-    before = alpro.in_range(state.params)
+    before = alpro.in_range(state.params, bounds)
     metrics, grads = gradients(before, frozen, batch, key, state.step)
     grads = optimizers.hold(grads, freeze=options.freeze)
     updates, opt_state = optimizer.update(
       grads, optimizers.at_step(state.opt_state, state.step), before
     )
-    params = alpro.in_range(optax.apply_updates(before, updates))
+    params = alpro.in_range(optax.apply_updates(before, updates), bounds)
     norms = {part: optax.tree.norm(leaves) for part, leaves in grads.items()}
     metrics['grad_norm'] = optax.tree.norm(norms)
     metrics |= {f'grad_norm/{part}': norm for part, norm in norms.items()}
