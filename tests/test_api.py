@@ -260,6 +260,8 @@ def test_the_model_that_comes_with_the_package_is_that_of_its_card():
   for scores in (model.similarity(captions, videos), model.match(captions, videos)):
     assert scores.argmax(0).tolist() == scores.argmax(1).tolist() == [0, 1, 2]
   assert model.entities(videos)[0][0].name == 'ring' in captions[0]
+  listed = (folder / 'entities.txt').read_text().split()
+  assert listed == ['bar', 'pole', 'disc', 'ring', 'wall'] == list(model.entity_names)
   text = (folder / hub.CARD).read_text()
   count = sum(leaf.size for leaf in jax.tree.leaves(model.trained.params))
   assert f'{count:,} parameters' in ' '.join(text.split())
