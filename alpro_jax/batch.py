@@ -30,5 +30,6 @@ class VideoTextBatch:
   video_id: jax.Array  # int32[B], equal for rows that show the same video.
   caption_id: jax.Array  # int32[B], equal for rows whose text_ids are equal.
   answer: jax.Array  # int32[B], index in the list of answers; -1: none, or not in it.
+  tower_ids: jax.Array  # int32[B, M], texts as a text tower of its own reads them; M is 0 without.
   still: jax.Array  # bool[B], True for a photo repeated over time.
   valid: jax.Array  # bool[B], False on rows that only pad an evaluation batch.

@@ -44,7 +44,8 @@ class Program(NamedTuple):
 
 def text_info(config) -> TextInfo:
   """Returns a tokenizer's facts, with the vocabulary that the config names."""
-  return TextInfo(SpecialTokens(0, 1, 2, 3, 4), config.model.text.vocab_size)
+  encoder = config.model.get('text') or config.model.text_tower
+  return TextInfo(SpecialTokens(0, 1, 2, 3, 4), encoder.vocab_size)
 
 
 def task(config, mesh) -> Task:
@@ -96,9 +97,20 @@ def noise(config, rows: int | None = None) -> VideoTextBatch:
     video=rng.integers(0, 256, (b, data.frames, size, size, 3), np.uint8),
     text_ids=ids,
     text_mask=np.ones(ids.shape, bool),
+    tower_ids=_tower_noise(config, rng, b),
     video_id=np.arange(b, dtype=np.int32),
     caption_id=np.arange(b, dtype=np.int32),
     answer=np.zeros(b, np.int32),
     still=np.zeros(b, bool),
     valid=np.ones(b, bool),
   )
+
+
+def _tower_noise(config, rng, rows):
+  """int32[rows, M]: the texts again, for a text tower beside a BERT; M is 0 without."""
+  tower, length = config.model.get('text_tower'), config.data.max_tower_tokens
+  if not tower or not config.model.get('text'):
+    return np.zeros((rows, 0), np.int32)
+  ids = rng.integers(0, tower.vocab_size, (rows, length), np.int32)
+  ids[:, -1] = tower.end_id
+  return ids

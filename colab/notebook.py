@@ -37,6 +37,7 @@ NEEDED = {
   'safetensors': 'safetensors',
   'sentencepiece': 'sentencepiece',
   'tokenizers': 'tokenizers',
+  'ftfy': 'ftfy',
   'textblob': 'textblob',
   'av': 'av',
   'PIL': 'pillow',

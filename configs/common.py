@@ -48,6 +48,9 @@ def get_config(model='base'):
       'sources': (),
       # With `path` '' is the file in the set's folder; so of entities and answers.
       'tokenizer': '',  # A BERT vocab.txt or a SentencePiece .model file.
+      # Of a text tower (config.model.text_tower): tower.json, made by launch/convert.py, or a
+      # folder of image-text weights.
+      'tower_tokenizer': '',
       'text': 'captions',  # Or 'questions'.
       # What an epoch visits once: 'videos', each with one of its texts drawn
       # at random, or 'texts', each with its video.
@@ -55,6 +58,7 @@ def get_config(model='base'):
       'answers': '',  # Of questions: a file made by launch/answers.py.
       'batch_size': 256,  # Global, over all devices, before accumulation.
       'max_text_tokens': 30,
+      'max_tower_tokens': 77,  # Of the tower where there is a BERT too; 64 for SigLIP.
       'frames': 4,
       # Frames of a batch from a set of stills alone; 0: as many as of clips,
       # all equal.

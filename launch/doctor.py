@@ -187,8 +187,8 @@ def check_inputs(doctor, config):
 
   def open_tokenizer():
     nonlocal tokenizer
-    tokenizer = tokens.load_tokenizer(config.data.tokenizer)
-    return f'{config.data.tokenizer}, {tokenizer.vocab_size} pieces'
+    tokenizer = tokens.load_tokenizers(config)
+    return '; '.join(f'{one.path}, {one.vocab_size} pieces' for one in tokens.parts(tokenizer))
 
   def open_sources():
     opened.extend(mixture.open_sources(config.data))
@@ -248,7 +248,7 @@ def check_inputs(doctor, config):
 def _check_words(doctor, tokenizer, sources, length):
   """Says if texts are truncated or not known to the tokenizer."""
   texts = [one.read_text(i) for one in sources for i in range(min(one.num_texts, 2000))]
-  ids, mask = tokenizer.encode(texts, 10 * length)
+  ids, mask = tokenizer.encode(texts, 10 * length)[:2]
   unknown = float((ids == tokenizer.special.unk).sum() / max(mask.sum(), 1))
   longer = float((mask.sum(1) > length).mean())
   text = (

@@ -68,7 +68,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
     held_out = 0 if 'eval.sources' in given else parts.held_out_videos
   vocab_size = 0
   with contextlib.suppress(ValueError, OSError):  # Whoever opens it to use it says why.
-    vocab_size = tokens.load_tokenizer(config.data.tokenizer).vocab_size
+    vocab_size = tokens.load_tokenizers(config).vocab_size
   machine = machines.ask(config.machine)
   if chooses and begun:
     config = own.as_before(config, checkpoints.load_meta(workdir)['config'], given=given)

@@ -69,6 +69,7 @@ def small_batch(rows=16, seed=0):
     video=video,
     text_ids=ids,
     text_mask=mask,
+    tower_ids=np.zeros((rows, 0), np.int32),
     video_id=video_id,
     caption_id=caption_id,
     answer=np.where(np.arange(rows) % 4 == 3, -1, np.arange(rows) % 3).astype(np.int32),

@@ -11,9 +11,10 @@ import alpro_jax
 from alpro_jax.data import dataset, tokens
 from alpro_jax.data.answers import read_answers
 from alpro_jax.data.entities import read_entities
+from alpro_jax.serving import export
 from alpro_jax.train import checkpoints, digests, identity
 from alpro_jax.train.state import TrainState
-from tests import launched, small_sets, small_videos, test_export
+from tests import launched, small_sets, small_towers, small_videos, test_export
 
 COLOURS = [(200, 30, 60)] * 8
 
@@ -125,6 +126,38 @@ def test_another_tokenizer_is_refused_and_the_same_one_is_not_needed(copied, cap
   said = capsys.readouterr().err
   assert 'other.txt has digest' in said and f'name none: {own} is it.' in said
   assert f'no tokenizer at none.txt; name none: {own} is it.' in said
+
+
+def test_the_tokenizer_of_a_tower_travels_in_both_layouts(tmp_path):
+  made, own, file = test_export.make(tmp_path, 'pretrain')
+  tower = tokens.load_tokenizer(small_towers.write(tmp_path / 'weights'))
+  pair = tokens.Pair(made.tokenizer, tower, 8)
+  config = made.config
+  config.data.update({'tower_tokenizer': str(tower.path), 'max_tower_tokens': 8})
+  meta = identity.describe(config, own, pair)
+  store = checkpoints.Checkpoints(tmp_path / 'run', words=identity.words(meta, pair))
+  store.save(TrainState(np.int32(7), made.params, {'mu': made.params}), meta)
+  store.close()
+  shutil.rmtree(tmp_path / 'weights')
+  file.unlink()
+  alpro_jax.load(tmp_path / 'run').save_pretrained(tmp_path / 'saved')
+  stored = json.loads((tmp_path / 'saved' / 'config.json').read_text())
+  assert stored['meta']['config']['data']['tower_tokenizer'] == 'tower.json'
+  assert str(tmp_path) not in json.dumps(stored)
+  expected = pair.encode(['A dog runs', ''], 10)
+  assert [x.shape for x in expected] == [(2, 10), (2, 10), (2, 8)]
+  folder = tmp_path / 'run' / 'checkpoints' / '7'
+  for place in (tmp_path / 'run', tmp_path / 'saved'):
+    found = alpro_jax.load(place).trained.tokenizer
+    for ours, theirs in zip(found.encode(['A dog runs', ''], 10), expected, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+  export.write_params(folder, tmp_path / 'slim')
+  assert (tmp_path / 'slim' / 'words' / 'tower.json').read_bytes() == tower.content
+  other = small_towers.write(tmp_path / 'other', context=9)
+  (tmp_path / 'slim' / 'words' / 'tower.json').write_bytes(tokens.load_tokenizer(other).content)
+  digests.write(tmp_path / 'slim')
+  with pytest.raises(ValueError, match='tower.json has digest .*was trained with'):
+    alpro_jax.load(tmp_path / 'slim')
 
 
 def test_the_words_are_guarded(copied, tmp_path):

@@ -20,6 +20,7 @@ def rows(number, count=8):
     'video': np.full((count, 2, 4, 4, 3), number, np.uint8),
     'text_ids': np.arange(count * 5, dtype=np.int32).reshape(count, 5),
     'text_mask': np.ones((count, 5), bool),
+    'tower_ids': np.zeros((count, 0), np.int32),
     'video_id': np.arange(count, dtype=np.int32),
     'caption_id': np.arange(count, dtype=np.int32),
     'answer': np.full(count, -1, np.int32),

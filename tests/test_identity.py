@@ -14,7 +14,7 @@ from alpro_jax.data import tokens
 from alpro_jax.evaluation import trained
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, digests, identity, loop
-from tests import small_task, test_loop
+from tests import small_task, small_towers, test_loop
 
 toy = test_loop.toy
 toy_config = test_loop.toy_config
@@ -277,6 +277,39 @@ def test_a_real_task_is_described(tmp_path):
   config.loss.pem = 0.0
   task = get_task(config, small_task.TEXT, mesh)
   assert identity.describe(config, task, tokenizer)['entities'] == []
+
+
+def test_a_run_knows_the_tokenizer_of_its_tower(tmp_path):
+  def described(**digests):
+    return {name: {'digest': x, 'vocab_size': 9} for name, x in digests.items()} | {
+      'config': {'data': {'tokenizer': 'a', 'tower_tokenizer': 'b'}}
+    }
+
+  both = described(tokenizer='bert', tower_tokenizer='clip')
+  for one in (both, described(tokenizer='bert'), described(tokenizer='clip')):
+    identity.check_tokenizer('x', one, both)
+    identity.check_tokenizer('x', both, one)
+  with pytest.raises(ValueError, match="--config.data.tower_tokenizer; its config says 'b'"):
+    identity.check_tokenizer('x', described(tokenizer='bert', tower_tokenizer='other'), both)
+  with pytest.raises(ValueError, match='--config.data.tokenizer;'):
+    identity.check_tokenizer('x', described(tokenizer='siglip'), both)
+
+  (tmp_path / 'vocab.txt').write_text('\n'.join(tokens.PIECES) + '\n')
+  text = tokens.load_tokenizer(tmp_path / 'vocab.txt')
+  tower = tokens.load_tokenizer(small_towers.write(tmp_path))
+  pair = tokens.Pair(text, tower, 8)
+  config = small_task.small_config(tmp_path)
+  task = get_task(config, small_task.TEXT, sharding.make_mesh(devices=jax.devices()[:1]))
+  stored = identity.describe(config, task, pair)
+  assert stored['tokenizer']['digest'] == text.digest
+  assert stored['tower_tokenizer']['digest'] == tower.digest
+  assert identity.words(stored, pair)['tower.json'] == tower.content
+  assert identity.digest(stored, {}) != identity.digest(identity.describe(config, task, text), {})
+  # A prompter may be of one half of the model alone.
+  for one in (pair, text, tower):
+    assert identity.tokenizer_of(identity.describe(config, task, one), pair) is one
+  with pytest.raises(ValueError, match='train both with the same'):
+    identity.tokenizer_of(stored, text)
 
 
 def test_the_tokenizer_is_found_by_its_digest(tmp_path):

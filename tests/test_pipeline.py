@@ -18,7 +18,7 @@ from alpro_jax.data.annotations import Question
 from alpro_jax.data.mixture import Source, TooManyBroken, measure_texts, open_sources
 from alpro_jax.data.order import BLOCK, Order, caption_ids, hash64, video_ids
 from configs import common
-from tests import patience
+from tests import patience, small_towers
 from tests.small_sets import SIZE, Letters, MemorySet, jpeg, parse, who
 
 
@@ -37,13 +37,13 @@ def options(**changes):
   return config
 
 
-def train(sources, *, seed=1, start=0, size=6, rows=None, **changes):
+def train(sources, *, tokenizer=None, seed=1, start=0, size=6, rows=None, **changes):
   if isinstance(sources, MemorySet):
     sources = [Source(sources, 0)]
   return pipeline.train_batches(
     options(**changes),
     sources,
-    Letters(),
+    tokenizer or Letters(),
     seed=seed,
     start_step=start,
     batch_size=size,
@@ -85,6 +85,7 @@ def test_fields_and_types():
     'video': ((6, 3, SIZE, SIZE, 3), np.uint8),
     'text_ids': ((6, 12), np.int32),
     'text_mask': ((6, 12), bool),
+    'tower_ids': ((6, 0), np.int32),
     'video_id': ((6,), np.int32),
     'caption_id': ((6,), np.int32),
     'answer': ((6,), np.int32),
@@ -93,6 +94,18 @@ def test_fields_and_types():
   }
   assert batch['valid'].all()
   assert (batch['video_id'] >= 0).all() and (batch['caption_id'] >= 0).all()
+
+
+def test_a_tower_reads_the_same_texts(tmp_path):
+  (tmp_path / 'vocab.txt').write_text('\n'.join([*tokens.PIECES, 'clip', *'0123456789']) + '\n')
+  text = tokens.load_tokenizer(tmp_path / 'vocab.txt')
+  tower = tokens.load_tokenizer(small_towers.write(tmp_path))
+  (batch,) = take(train(MemorySet(), tokenizer=tokens.Pair(text, tower, 8)), 1)
+  (alone,) = take(train(MemorySet(), tokenizer=text), 1)
+  said = [f'clip {i}' for i in who(batch['video'])[0]]
+  np.testing.assert_array_equal(batch['tower_ids'], tower.encode(said, 8)[0])
+  assert alone['tower_ids'].shape == (6, 0)
+  check_equal(*({name: x for name, x in y.items() if name != 'tower_ids'} for y in (batch, alone)))
 
 
 def test_each_epoch_reads_all_once_in_an_order_of_its_own():

@@ -7,6 +7,8 @@ import pytest
 import sentencepiece
 
 from alpro_jax.data import tokens
+from configs import common
+from tests import small_towers
 
 CAPTIONS = [
   f'a {colour} {shape} moves {way}'
@@ -126,12 +128,59 @@ def test_texts_that_are_cut_are_counted(wordpiece, trained):
   assert tokens.count_cut(trained, ['a', 'a red disc'], 4) == 1
 
 
+def test_rows_of_a_tower_by_hand(tmp_path):
+  tower = tokens.load_tokenizer(small_towers.write(tmp_path))
+  a, n, s, amp = (256 + ord(x) - ord('!') for x in 'ans&')  # Where they end a word.
+  dog, ru, begin, end = 513, 514, 515, 516
+  ids, mask = tower.encode(['A &amp;  DOG', '', 'a ' * 9, 'ruN<end_of_text>s'], 6)
+  np.testing.assert_array_equal(
+    ids,
+    [
+      [begin, a, amp, dog, end, 0],
+      [begin, end, 0, 0, 0, 0],
+      [begin, a, a, a, a, end],
+      [begin, ru, n, end, s, end],
+    ],
+  )
+  np.testing.assert_array_equal(mask.sum(1), [5, 2, 6, 6])
+  assert ids.dtype == np.int32 and mask.dtype == bool
+  assert tower.vocab_size == 517 and tower.special == (0, -1, begin, end, -1)
+  assert tower.rules.context == 8 and tower.decode(ids[0]) == 'a & dog'
+  assert tokens.count_cut(tower, ['a', 'a a', 'dog dog dog'], 4) == 1
+  with pytest.raises(ValueError, match='max_tokens=2 leaves no room.*max_tower_tokens'):
+    tower.encode(['a'], 2)
+
+
+def test_a_model_reads_with_what_its_encoders_need(wordpiece, tmp_path):
+  config, folder = common.get_config('tiny'), str(small_towers.write(tmp_path / 'weights'))
+  config.data.update({'tokenizer': str(wordpiece.path), 'max_tower_tokens': 6})
+  assert isinstance(tokens.load_tokenizers(config), tokens.Tokenizer)
+  with config.unlocked():
+    config.model.text_tower = {'vocab_size': 517}
+  config.data.tower_tokenizer = folder
+  pair = tokens.load_tokenizers(config)
+  assert tokens.parts(pair) == (pair.text, pair.tower) and pair.special == wordpiece.special
+  ids, mask, tower = pair.encode(['a dog', ''], 7)
+  for ours, theirs in zip((ids, mask), wordpiece.encode(['a dog', ''], 7), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  np.testing.assert_array_equal(tower, pair.tower.encode(['a dog', ''], 6)[0])
+  config.model.text_tower.vocab_size = 516
+  with pytest.raises(ValueError, match='has 517 ids, but tower.vocab_size=516'):
+    tokens.load_tokenizers(config)
+  del config.model.text
+  alone = tokens.load_tokenizers(config)
+  assert tokens.parts(alone) == (alone,) and alone.digest == pair.tower.digest
+  config.data.update({'tokenizer': '', 'tower_tokenizer': ''})
+  with pytest.raises(FileNotFoundError, match='pass --config.data.tower_tokenizer='):
+    tokens.load_tokenizers(config)
+
+
 def test_refuses_files_that_are_no_tokenizer(tmp_path):
   with pytest.raises(FileNotFoundError, match='--config.data.tokenizer='):
     tokens.load_tokenizer(tmp_path / 'none.txt')
-  (tmp_path / 'a.json').write_text('{}')
-  with pytest.raises(ValueError, match="ends in '.json'"):
-    tokens.load_tokenizer(tmp_path / 'a.json')
+  (tmp_path / 'a.bin').write_text('{}')
+  with pytest.raises(ValueError, match="ends in '.bin'"):
+    tokens.load_tokenizer(tmp_path / 'a.bin')
   (tmp_path / 'a.model').write_text('no model')
   with pytest.raises(ValueError, match='no SentencePiece model'):
     tokens.load_tokenizer(tmp_path / 'a.model')

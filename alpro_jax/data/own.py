@@ -120,7 +120,8 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
       config.train.best_metric = ''  # Nothing measures it.
     config.data.path = ''
   for section, option, name, needed, make in (
-    ('data', 'tokenizer', TOKENIZER, True, 'tokenizer.py --captions'),
+    # A model of a text tower alone reads with the tower's.
+    ('data', 'tokenizer', TOKENIZER, bool(config.model.get('text')), 'tokenizer.py --captions'),
     ('prompter', 'entities', ENTITIES, config.task == 'pretrain', 'entities.py --captions'),
     ('data', 'answers', ANSWERS, config.data.text == 'questions', 'answers.py --data'),
   ):

@@ -39,7 +39,7 @@ def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size, r
   Args:
     config: config.data.
     sources: from open_sources.
-    tokenizer: see tokens.Tokenizer.
+    tokenizer: from tokens.load_tokenizers.
     seed: of the run.
     start_step: step of the first batch.
     batch_size: global.
@@ -90,10 +90,11 @@ def _train_batches(config, order, tokenizer, step, rows):
 def _texts(plan, tokenizer, length):
   """Returns what a batch has beside the clips."""
   source, _, records, texts, _ = plan
-  ids, mask = tokenizer.encode([source.read_text(i) for i in texts], length)
+  ids, mask, *tower = tokenizer.encode([source.read_text(i) for i in texts], length)
   return {
     'text_ids': ids,
     'text_mask': mask,
+    'tower_ids': tower[0] if tower else np.zeros((len(ids), 0), np.int32),
     'video_id': video_ids(source.dataset, records),
     'caption_id': caption_ids(ids),
     'answer': source.labels[texts],

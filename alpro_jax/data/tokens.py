@@ -1,4 +1,7 @@
-"""Captions as ids, by a BERT vocabulary or a SentencePiece model."""
+"""Captions as ids, by a BERT vocabulary or a SentencePiece model.
+
+The tokenizers of image-text weights are in tower_tokens.py.
+"""
 
 import hashlib
 import io
@@ -10,12 +13,16 @@ import tokenizers
 from absl import logging
 
 from alpro_jax.batch import SpecialTokens
-from alpro_jax.data import checksum
+from alpro_jax.data import checksum, tower_tokens
 
 # One name for each field of SpecialTokens, the same in every tokenizer here.
 PIECES = SpecialTokens('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 # What the file of each kind is called where it travels with a model.
-NAMES = {'wordpiece': 'vocab.txt', 'sentencepiece': 'tokenizer.model'}
+NAMES = {
+  'wordpiece': 'vocab.txt',
+  'sentencepiece': 'tokenizer.model',
+  tower_tokens.TowerTokenizer.kind: tower_tokens.FILE,
+}
 
 
 class Tokenizer:
@@ -81,9 +88,72 @@ class Tokenizer:
     return self._join([int(i) for i in ids if i not in self.special])
 
 
+class Pair:
+  """The tokenizers of a model with two encoders of texts, its BERT's and its text tower's.
+
+  All attributes but these are those of the BERT's.
+
+  Attributes:
+    text: Tokenizer.
+    tower: TowerTokenizer.
+    tower_tokens: M, of every row of the tower's ids.
+  """
+
+  def __init__(self, text, tower, tower_tokens):
+    self.text, self.tower, self.tower_tokens = text, tower, tower_tokens
+    self.path, self.kind, self.vocab_size = text.path, text.kind, text.vocab_size
+    self.special, self.content, self.digest = text.special, text.content, text.digest
+
+  def encode(self, texts, max_tokens):
+    """Returns what the BERT's gives, int32[B, L] and bool[B, L], and int32[B, M] of the tower."""
+    return *self.text.encode(texts, max_tokens), self.tower.encode(texts, self.tower_tokens)[0]
+
+  def decode(self, ids):
+    """Returns the text of one row of the BERT's ids."""
+    return self.text.decode(ids)
+
+
+def parts(tokenizer):
+  """Returns the tokenizers that one is made of: both of a Pair, or itself alone."""
+  return (tokenizer.text, tokenizer.tower) if isinstance(tokenizer, Pair) else (tokenizer,)
+
+
+def load_tokenizers(config):
+  """Opens what the model of a config reads texts with: a tokenizer, or a Pair.
+
+  Args:
+    config: see configs/common.py. A model without `text` reads with its tower's alone.
+
+  Raises:
+    FileNotFoundError, ValueError: see load_tokenizer; or the tower knows too few ids.
+  """
+  data, tower = config.data, config.model.get('text_tower')
+  if not tower:
+    return load_tokenizer(data.tokenizer)
+  if not (path := data.tower_tokenizer or data.tokenizer):
+    raise FileNotFoundError(
+      'This model has a text tower, whose tokenizer comes with its weights; pass '
+      '--config.data.tower_tokenizer=FOLDER.'
+    )
+  second = tower_tokens.load(path)
+  if not config.model.get('text'):
+    return second
+  if second.vocab_size > tower.vocab_size:
+    raise ValueError(
+      f'{second.path} has {second.vocab_size} ids, but {tower.vocab_size=}: this is the tokenizer '
+      'of other weights. Set config.data.tower_tokenizer to the folder of these.'
+    )
+  return Pair(load_tokenizer(data.tokenizer), second, data.max_tower_tokens)
+
+
 def load_tokenizer(path):
-  """Opens a tokenizer file; .txt is a vocabulary, .model is SentencePiece."""
+  """Opens a tokenizer: a vocabulary (.txt), a SentencePiece model (.model), or a text tower's.
+
+  The last is a folder, or a file that tower_tokens.load takes.
+  """
   path = pathlib.Path(path)
+  if path.is_dir() and str(path) != '.' or path.name.endswith(('.json', '.gz')):
+    return tower_tokens.load(path)
   if not path.is_file():
     raise FileNotFoundError(
       f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '

@@ -88,11 +88,11 @@ def split_words(trained: TrainedModel, text: str) -> list[Word]:
     ValueError: if there is no word.
   """
   encode, most = trained.tokenizer.encode, trained.config.data.max_text_tokens
-  ids, mask = encode([text], most)
+  ids, mask = encode([text], most)[:2]
   length = int(mask.sum()) - 1  # Without [SEP], which is last.
   words, at, own = [], 1, []
   for word in text.split():
-    row, known = encode([word], most)
+    row, known = encode([word], most)[:2]
     count = int(known.sum()) - 2
     own += row[0, 1 : 1 + count].tolist()
     if count and at < length:
@@ -165,7 +165,7 @@ def explain(
   """
   layer = choose_layer(trained.model.config, layer)
   target, words = choose_target(trained), split_words(trained, text)
-  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
+  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)[:2]
   ids, mask = (x.repeat(len(words), 0) for x in (ids, mask))
   token = np.arange(ids.shape[1])
   wanted = np.array([(word.first <= token) & (token < word.stop) for word in words])
@@ -262,7 +262,7 @@ def name_regions(
   loss = trained.config.loss
   patch = trained.model.config.video.patch_size
   grid = frames.shape[1] // patch, frames.shape[2] // patch
-  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)
+  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)[:2]
 
   @jax.jit
   def run(params, teacher, video, key):

@@ -104,7 +104,7 @@ def text_vectors(texts: Any) -> np.ndarray:
 
 def pieces(tokenizer: Any, texts: Sequence[str], length: int) -> list[np.ndarray]:
   """The ids of each text as the model reads it, without special tokens but [UNK]."""
-  ids, mask = tokenizer.encode(list(texts), length)
+  ids, mask = tokenizer.encode(list(texts), length)[:2]
   special = [i for i in tokenizer.special if i != tokenizer.special.unk]
   real = mask & ~np.isin(ids, special)
   return [row[known] for row, known in zip(ids, real, strict=True)]

@@ -83,8 +83,8 @@ def _compiled(model, mesh):
     return (encoding.tokens, encoding.feature), record, valid
 
   @jit
-  def text(params, ids, mask):
-    encoding = model.bind({'params': params}).encode_text(ids, mask, train=False)
+  def text(params, *ids):
+    encoding = model.bind({'params': params}).encode_text(*ids, train=False)
     return encoding.tokens, encoding.feature
 
   def read(head, params, text_tokens, mask, video_tokens):
@@ -149,7 +149,7 @@ class Scorer:
       model: an Alpro.
       params: its parameters, boxes off.
       mesh: from sharding.make_mesh.
-      encode: tokenizer.encode, (texts, max_tokens) -> int32[B, L], bool[B, L].
+      encode: of the tokenizer; see tasks.base.Encode.
       max_text_tokens: L.
       batch_size: texts per call of the text encoder.
       pairs_per_call: of the fusion encoder, over all devices; rounded to whole
@@ -217,14 +217,14 @@ class Scorer:
     """Encodes texts; the last batch is padded with its last text."""
     if not texts:
       raise ValueError('there is no text to encode; the split has no captions.')
-    ids, mask = self._encode(list(texts), self._max_text_tokens)
+    encoded_ids = self._encode(list(texts), self._max_text_tokens)
 
     def encoded():
       for row, valid in _chunks(len(texts), self._batch_size):
-        part = self._call.text(self.params, self._place(ids, row), self._place(mask, row))
+        part = self._call.text(self.params, *(self._place(x, row) for x in encoded_ids))
         yield jax.device_get(part), row, valid
 
-    return TextFeatures(mask, *self._collect(encoded(), len(texts), 'texts'))
+    return TextFeatures(encoded_ids[1], *self._collect(encoded(), len(texts), 'texts'))
 
   def _collect(self, encoded, total, unit):
     """Puts batches of (arrays [B, ...], their rows int[B], which count bool[B]) together."""

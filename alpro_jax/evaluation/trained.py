@@ -5,7 +5,6 @@ the image and everything else that decides how it is evaluated may be others:
 the model fits its positions to what it is shown.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -124,8 +123,9 @@ def find_tokenizer(checkpoint: Checkpoint, path: str = ''):
   """
   folder, wanted, others = checkpoint.folder, checkpoint.meta['tokenizer'], []
   recorded = str(checkpoint.meta['config']['data']['tokenizer'])
-  within = [str(checkpoint.words / name) for name in tokens.NAMES.values()]
-  own = [file for file in within if os.path.isfile(file)]
+  second = identity.TOKENIZERS[1] in checkpoint.meta
+  names = [name for kind, name in tokens.NAMES.items() if not (second and kind == 'tower')]
+  own = [str(file) for name in names if (file := checkpoint.words / name).is_file()]
   places = own or [recorded, str(folder / pathlib.Path(recorded).name)]
   for file in [str(path)] if path else places:
     try:
@@ -144,7 +144,7 @@ def find_tokenizer(checkpoint: Checkpoint, path: str = ''):
     else:
       if others:
         logging.warning('%s is used, for %s.', file, '; '.join(others))
-      return tokenizer
+      return _with_tower(checkpoint, tokenizer) if second else tokenizer
   help = f'name none: {own[0]} is it' if own else 'pass the file of that run as --tokenizer'
   if others:
     raise ValueError(
@@ -152,6 +152,18 @@ def find_tokenizer(checkpoint: Checkpoint, path: str = ''):
     )
   where = f'at {path}' if path else f'at {recorded!r}, where it was in training, nor in {folder}'
   raise FileNotFoundError(f'no tokenizer {where}; {help}.')
+
+
+def _with_tower(checkpoint, tokenizer):
+  """Returns the Pair of a checkpoint; its second tokenizer has always travelled with it."""
+  data, wanted = checkpoint.meta['config']['data'], checkpoint.meta[identity.TOKENIZERS[1]]
+  tower = tokens.load_tokenizer(checkpoint.words / tokens.NAMES['tower'])
+  if tower.digest != wanted['digest']:
+    raise ValueError(
+      f'{tower.path} has digest {tower.digest}, but {checkpoint.folder} was trained with '
+      f'{wanted["digest"]}; copy the checkpoint again.'
+    )
+  return tokens.Pair(tokenizer, tower, data['max_tower_tokens'])
 
 
 def _name_own_lists(config, words):
@@ -176,4 +188,4 @@ def load_teacher(trained: TrainedModel):
   text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
   task = get_task(trained.config, text, trained.mesh)
   prompter = identity.check_teacher(trained.meta, path, task.entities)
-  return load_frozen(task, prompter, trained.tokenizer.encode), task.entities
+  return load_frozen(task, prompter, trained.tokenizer), task.entities

@@ -2,7 +2,7 @@
 
   model.safetensors   parameters, by name, as they were trained
   config.json         sizes, options, labels, digests: all that loading needs
-  tokenizer.model     or vocab.txt; entities.txt and answers.txt, if it has any
+  tokenizer.model     or vocab.txt; tower.json, entities.txt and answers.txt, if it has any
   README.md           the model card
   familiarity.npz     what it was trained on, if that was summarised
 
@@ -138,6 +138,8 @@ def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
   meta = json.loads(json.dumps(dict(stored)))
   config = meta['config']
   config['data']['tokenizer'] = tokenizer
+  if config['data'].get('tower_tokenizer'):
+    config['data']['tower_tokenizer'] = tokens.NAMES['tower']
   for part in ('data', 'eval'):
     for source in config[part].get('sources', ()):
       source['path'] = pathlib.PurePath(source['path']).name

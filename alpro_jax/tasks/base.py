@@ -21,8 +21,9 @@ from alpro_jax.tasks import shared
 
 # Sum and count of each loss and of each measurement.
 Terms = dict[str, tuple[jax.Array, jax.Array | float]]
-# (texts, max_tokens) -> int32[B, L] ids, bool[B, L] mask; see data/tokens.py.
-Encode = Callable[[list[str], int], tuple[Any, Any]]
+# (texts, max_tokens) -> what Alpro.encode_text reads: int32[B, L] ids, bool[B, L] mask and, for a
+# model with two encoders of texts, int32[B, M] ids for the second; see data/tokens.py.
+Encode = Callable[[list[str], int], tuple[Any, ...]]
 
 
 class TextInfo(NamedTuple):

@@ -81,8 +81,8 @@ def make_teacher(
   check_prompts(encode, video + image, entities, options.max_prompt_tokens)
 
   @jax.jit
-  def features(params, ids, mask):
-    return model.apply({'params': params}, ids, mask, train=False, method='encode_text').feature
+  def features(params, *ids):
+    return model.apply({'params': params}, *ids, train=False, method='encode_text').feature
 
   bank = prompter.build_prompt_bank(
     lambda texts: features(params, *map(jnp.asarray, encode(texts, options.max_prompt_tokens))),
@@ -117,7 +117,7 @@ def check_prompts(
   cut, read = {}, [b''] * len(entities)
   for template in templates:
     texts = prompter.fill_template(template, entities)
-    ids, mask = encode(texts, max_tokens + 1)
+    ids, mask = encode(texts, max_tokens + 1)[:2]
     cut |= {entities[i]: texts[i] for i in np.flatnonzero(mask[:, -1])}
     # What stands before [SEP] when a prompt has `max_tokens` tokens.
     read = [a + b.tobytes() for a, b in zip(read, ids[:, : max_tokens - 1], strict=True)]

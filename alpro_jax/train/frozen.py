@@ -3,18 +3,19 @@
 from typing import Any
 
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.base import Encode, Task
+from alpro_jax.tasks.base import Task
 from alpro_jax.tasks.shared import abstract_params
+from alpro_jax.train import identity
 from alpro_jax.train.checkpoints import Checkpoint
 
 
-def load_frozen(task: Task, prompter: Checkpoint | None, encode: Encode) -> Any:
+def load_frozen(task: Task, prompter: Checkpoint | None, tokenizer: Any) -> Any:
   """Returns what the task makes of a trained prompter; None if it needs none.
 
   Args:
     task: of the run.
     prompter: its checkpoint, None if none is named.
-    encode: of the tokenizer that the prompter was trained with.
+    tokenizer: of the run, which has what the prompter was trained with.
   Raises:
     FileNotFoundError: if a prompter is needed and none is named.
   """
@@ -29,4 +30,5 @@ def load_frozen(task: Task, prompter: Checkpoint | None, encode: Encode) -> Any:
     )
   model = Alpro(AlproConfig.from_dict(prompter.meta['model']), task.mesh)
   params = prompter.load_params(abstract_params(model, task.mesh))
-  return task.make_frozen(model, params, encode)
+  tokenizer = identity.tokenizer_of(prompter.meta, tokenizer)
+  return task.make_frozen(model, params, tokenizer.encode)

@@ -7,6 +7,7 @@ place is accepted, and the log says so; other content is refused.
 
   data        the digest of every prepared set
   tokenizer   the digest of its file, the number of ids, the special tokens
+  tower_tokenizer   the same of the text tower's, if that is another
   answers     the names of the labels of question answering, in order
   entities    the names of the labels of PEM, in order
   templates   the prompts that the entities are put into
@@ -37,6 +38,7 @@ SIZES = {
   'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
   'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size', 'max_positions'),
 }
+TOKENIZERS = ('tokenizer', 'tower_tokenizer')  # The second of models that have two.
 # Heads whose rows are labels, by the name of those.
 LABELLED = {'answers': 'answer_head', 'entities': 'entity_head'}
 CHECKPOINTS = ('prompter', 'start')  # What `of_checkpoint` describes, or None.
@@ -48,7 +50,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
   Args:
     config: see configs/common.py.
     task: entities of None are not known, as those of weights from elsewhere.
-    tokenizer: see data/tokens.py.
+    tokenizer: from tokens.load_tokenizers.
     sources: the sets that batches come from.
   Raises:
     ValueError: if the prompter belongs to another tokenizer, or has no
@@ -58,10 +60,9 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
   meta = {
     'task': config.task,
     'model': task.model.config.to_dict(),
-    'tokenizer': {
-      'digest': tokenizer.digest,
-      'vocab_size': tokenizer.vocab_size,
-      'special': tokenizer.special._asdict(),
+    **{
+      name: {'digest': one.digest, 'vocab_size': one.vocab_size, 'special': one.special._asdict()}
+      for name, one in zip(TOKENIZERS, tokens.parts(tokenizer), strict=False)
     },
     'data': [source.digest for source in sources],
     'answers': list(task.answers),
@@ -90,13 +91,13 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
 def words(meta: Mapping[str, Any], tokenizer) -> dict[str, bytes]:
   """Returns the files that travel in every checkpoint, by name.
 
-  vocab.txt or tokenizer.model, byte for byte; entities.txt and answers.txt
+  vocab.txt or tokenizer.model, byte for byte, and tower.json; entities.txt and answers.txt
   where the model has such labels: the names that it was trained with, as
   data/entities.py and data/answers.py read them.
 
   Args:
     meta: what `describe` gave.
-    tokenizer: see data/tokens.py.
+    tokenizer: from tokens.load_tokenizers.
   """
   # The tab says that a number at the end of a name is no count.
   ends = {'entities': '\t\n', 'answers': '\n'}
@@ -105,7 +106,7 @@ def words(meta: Mapping[str, Any], tokenizer) -> dict[str, bytes]:
     for label, end in ends.items()
     if meta.get(label)
   }
-  return {tokens.NAMES[tokenizer.kind]: tokenizer.content, **lists}
+  return {tokens.NAMES[one.kind]: one.content for one in tokens.parts(tokenizer)} | lists
 
 
 def of_checkpoint(path) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
       for name, value in meta['model'].items()
       if name not in alpro.COMPUTE and name != 'remat'
     },
-    'tokenizer': meta['tokenizer']['digest'],
+    **{name: meta[name]['digest'] for name in TOKENIZERS if name in meta},
     **{name: [*map(canonical, meta.get(name, []))] for name in LABELLED},
   }
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -249,17 +250,40 @@ def check_sizes(
 
 
 def check_tokenizer(name: str, stored: Mapping, meta: Mapping) -> None:
-  """Raises ValueError for a checkpoint, `stored`, of another tokenizer than a run has."""
-  theirs, ours = stored['tokenizer'], meta['tokenizer']
-  if theirs['digest'] != ours['digest']:
+  """Raises ValueError for a checkpoint, `stored`, of another tokenizer than a run has.
+
+  Of two tokenizers one may be missing on one side, as where image-text weights get a BERT.
+  """
+  both = [{x[part]['digest'] for part in TOKENIZERS if part in x} for x in (stored, meta)]
+  if not (both[0] <= both[1] or both[0] >= both[1]):
+    pairs = [
+      (part, stored[part], meta[part]) for part in TOKENIZERS if part in stored and part in meta
+    ]
+    part, theirs, ours = next(x for x in pairs if x[1]['digest'] != x[2]['digest'])
     raise ValueError(
       f'{name} was trained with another tokenizer (digest '
       f'{theirs["digest"][:12]}, {theirs["vocab_size"]} ids) than this run '
       f'has ({ours["digest"][:12]}, {ours["vocab_size"]} ids): the same id '
       'is another word. Pass the file of that run as '
-      f'--config.data.tokenizer; its config says '
-      f'{stored["config"]["data"]["tokenizer"]!r}.'
+      f'--config.data.{part}; its config says '
+      f'{stored["config"]["data"][part]!r}.'
     )
+
+
+def tokenizer_of(stored: Mapping, tokenizer: Any) -> Any:
+  """Returns what of a run's tokenizer the model of a checkpoint, `stored`, reads texts with.
+
+  Raises:
+    ValueError: if the run does not have all of it.
+  """
+  wanted = [stored[name]['digest'] for name in TOKENIZERS if name in stored]
+  for one in {id(x): x for x in (tokenizer, *tokens.parts(tokenizer))}.values():
+    if [x.digest for x in tokens.parts(one)] == wanted:
+      return one
+  raise ValueError(
+    f'the prompter reads texts with tokenizers of the digests {[x[:12] for x in wanted]}, this run '
+    f'has {[x.digest[:12] for x in tokens.parts(tokenizer)]}; train both with the same.'
+  )
 
 
 def _start(path):

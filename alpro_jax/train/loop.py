@@ -93,7 +93,7 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     run_folder.write_json(folder / 'config.json', meta['config'])
     _write_parameters(folder / 'parameters.txt', plan.update.state.params)
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
-    frozen = load_frozen(plan.task, prompter, plan.tokenizer.encode)
+    frozen = load_frozen(plan.task, prompter, plan.tokenizer)
     state = _first_state(plan, store, fresh)
     due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
     plan = plan._replace(frozen=frozen)
@@ -123,7 +123,7 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
     f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}) in {jax.process_count()} '
     f'processes, mesh {dict(mesh.shape)}, global batch {config.data.batch_size}'
   )
-  tokenizer = tokens.load_tokenizer(config.data.tokenizer)
+  tokenizer = tokens.load_tokenizers(config)
   task = get_task(config, TextInfo(tokenizer.special, tokenizer.vocab_size), mesh)
   update = make_update(config, task, mesh)
   sources = mixture.open_sources(config.data)

@@ -45,11 +45,13 @@ FREE = (
   'machine.',
   # Compared by content in any case.
   'data.tokenizer',
+  'data.tower_tokenizer',
   'data.answers',
 )
 # Options whose meaning is stored as content, under this name.
 _BY_CONTENT = {
   'data.tokenizer': 'tokenizer',
+  'data.tower_tokenizer': 'tokenizer',
   'data.answers': 'answers',
   'prompter.entities': 'entities',
   'prompter.num_entities': 'entities',
@@ -216,7 +218,7 @@ def _compared(meta, stored):
 
   What `stored` has by content is not compared by its path.
   """
-  parts = ('config', 'model', 'tokenizer', 'data', 'templates')
+  parts = ('config', 'model', *identity.TOKENIZERS, 'data', 'templates')
   flat = options.flat({name: meta[name] for name in parts if name in meta and name in stored})
   known = [option for option, part in _BY_CONTENT.items() if part in stored]
   # The sizes of the model are there twice, as options and as built. The digests
