@@ -130,6 +130,10 @@ def test_figures_are_written_as_they_are(tmp_path):
   figures = json.loads((tmp_path / 'new' / 'report.json').read_text())
   assert figures['zero_shot.t2v_r1'] == 27.0
   assert list(figures) == sorted(figures)
+  assert 'made' not in figures
+  made = {'seed': 3, 'versions': {'jax': '1'}}
+  report.write(report.Report('x', figures={'a': 1.0}, made=made), tmp_path)
+  assert json.loads((tmp_path / 'report.json').read_text()) == {'made': made, 'a': 1.0}
   with pytest.raises(ValueError, match='not finite'):
     report.write(report.Report('x', figures={'a': float('nan')}), tmp_path)
 

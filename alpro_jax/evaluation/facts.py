@@ -19,7 +19,7 @@ from alpro_jax.evaluation.split import EvaluationResult
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What git must know of for the commit alone to say how something was made.
-_CODE = ('alpro_jax', 'configs', 'launch')
+_CODE = ('alpro_jax', 'configs', 'examples', 'launch')
 
 RULES = {
   'matching': 'the probability of a match that the fusion encoder gives',

@@ -68,10 +68,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
     'answers': list(task.answers),
     'start': _start(config.train.init_from),
     'config': json.loads(config.to_json()),
-    'versions': {
-      'python': sys.version.split()[0],
-      **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-    },
+    'versions': versions(),
   }
   if task.entities is not None:
     options = config.prompter
@@ -86,6 +83,13 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
       'prompter': _prompter(options.checkpoint, meta) if used else None,
     }
   return meta
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of what decides how arrays are computed."""
+  return {'python': sys.version.split()[0]} | {
+    name: importlib.metadata.version(name) for name in _LIBRARIES
+  }
 
 
 def words(meta: Mapping[str, Any], tokenizer) -> dict[str, bytes]:

@@ -255,7 +255,7 @@ def _evaluate(options, stages, files):
     cards,
     DOWNSTREAM,
     stages.shown,
-    seed=options.seed,
+    made=demo_page.how_made(options),
     warning=QUICK if options.quick else '',
   )
   figures = json.loads((files.output / 'report.json').read_text())

@@ -1,12 +1,19 @@
 """The page of the demo: whether it worked, beside what it is compared with."""
 
+import datetime
 import json
 import os
 import pathlib
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from alpro_jax.evaluation import facts
 from alpro_jax.evaluation.page import Table
+from alpro_jax.train import identity
 from examples.shapes import report, zero_shot
 from examples.shapes.report import Headline
 
@@ -160,7 +167,28 @@ def _twice(figures, name):
   return None if None in known else 2 * max(known)
 
 
-def write(files, results, tuned, cards, models, stages, *, seed: int, warning: str) -> pathlib.Path:
+def how_made(options) -> dict[str, Any]:
+  """What may make a difference between two demos.
+
+  The options, the code and versions of libraries, the processor, what tells XLA
+  which of its cores and instructions to use, and the day.
+  """
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  names = re.findall(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.exists() else '')
+  return {
+    **options._asdict(),
+    'code': facts.code_version(),
+    'versions': identity.versions(),
+    'processor': names[0] if names else platform.machine(),
+    'cores': os.cpu_count(),
+    'environment': {x: os.environ[x] for x in ('PJRT_NPROC', 'XLA_FLAGS') if os.environ.get(x)},
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+  }
+
+
+def write(
+  files, results, tuned, cards, models, stages, *, made: Mapping[str, Any], warning: str
+) -> pathlib.Path:
   """Writes report.html and report.json; returns the path of the page.
 
   Args:
@@ -170,7 +198,7 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
     cards: of two of these, paths by name.
     models: the fine-tuned ones; see demo.DOWNSTREAM.
     stages: of the work, in order.
-    seed: of the demo.
+    made: of `how_made`.
     warning: to stand on top, or ''.
   """
   output = files.output
@@ -198,8 +226,8 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
       notes=[
         f'A model of {parameters / 1e6:.1f} million parameters, trained from '
         'random weights on clips drawn by this program (seed '
-        f'{seed}), on {jax.device_count()} device(s) of kind '
-        f'{device} and {os.cpu_count()} processor cores. First the prompter '
+        f'{made["seed"]}), on {jax.device_count()} device(s) of kind '
+        f'{device} and {made["cores"]} processor cores. First the prompter '
         'learns by contrast, then all four losses of the paper for '
         f'{config.train.steps} steps, with the frozen prompter naming '
         'regions.',
@@ -208,10 +236,11 @@ def write(files, results, tuned, cards, models, stages, *, seed: int, warning: s
       ],
       warning=warning,
       figures=figures,
+      made=made,
       headlines=headlines(results, tuned),
       best=best,
       worst=worst,
-      regions=zero_shot.regions(main_result, seed=seed),
+      regions=zero_shot.regions(main_result, seed=made['seed']),
       entities=zero_shot.chosen_entities(main_result),
       comparison=_comparison(results),
       details=tuning_tables(tuned, models) | zero_shot.detail_tables(figures),

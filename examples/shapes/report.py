@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,7 @@ class Report:
     curves: run -> its curves.
     stages: of the work, in order.
     files: what -> where.
+    made: how the figures came about, as JSON; beside them in report.json.
   """
 
   title: str
@@ -111,6 +112,7 @@ class Report:
   curves: Mapping[str, Sequence[Curve]] = dataclasses.field(default_factory=dict)
   stages: Sequence[Stage] = ()
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write(report: Report, folder) -> pathlib.Path:
@@ -124,7 +126,8 @@ def write(report: Report, folder) -> pathlib.Path:
     raise ValueError(f'figures {bad} are not finite; leave out what was not measured.')
   folder = pathlib.Path(folder)
   figures = {k: float(report.figures[k]) for k in sorted(report.figures)}
-  files.write_text(folder / 'report.json', json.dumps(figures, indent=1) + '\n')
+  made = {'made': report.made} if report.made else {}
+  files.write_text(folder / 'report.json', json.dumps(made | figures, indent=1) + '\n')
   files.write_text(folder / 'report.html', render(report))
   return folder / 'report.html'
 

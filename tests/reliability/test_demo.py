@@ -56,7 +56,9 @@ def test_the_demo_runs_and_goes_on_where_it_was(tmp_path):
   assert again.returncode == 0, again.stderr[-2000:]
   assert again.stdout.count('done before') == 17
   repeated = json.loads((output / 'report.json').read_text())
-  same = {k for k in figures if not k.startswith('seconds.')}
+  made = figures['made']
+  assert (made['seed'], made['quick']) == (0, True) and made['code'] and made['versions']['jax']
+  same = {k for k in figures if k != 'made' and not k.startswith('seconds.')}
   assert {k: figures[k] for k in same} == {k: repeated[k] for k in same}
 
   # Other options in the same folder would mix two worlds.
