@@ -7,9 +7,9 @@ videos = model.embed_videos(['a.mp4', 'b.mp4'])
 texts = model.embed_texts(['a red disc drifts left'])
 model.similarity(texts, videos)                      # float32[1, 2]
 model.match(texts, videos)                           # float32[1, 2]
+model.index('clips', 'clips.index').search('a red disc', k=5)
 """
 
-import itertools
 import os
 import pathlib
 import re
@@ -18,13 +18,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from alpro_jax import files, metrics
+from alpro_jax import files
 from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
 from alpro_jax.encoded import Choice, Skipped, Texts, Videos
 from alpro_jax.evaluation import explain, familiarity, split, trained
-from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
+from alpro_jax.evaluation.scorer import Scorer, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
+from alpro_jax.search import indexing
+from alpro_jax.search.encoder import Encoder
+from alpro_jax.search.index import Index
 from alpro_jax.serving import alpro_loader, hub, layouts
 from alpro_jax.train import checkpoints
 
@@ -175,7 +178,7 @@ class Model:
     known, far = self.trained.familiarity, None
     if known:
       far = known.far_videos(VideoFeatures(tokens_, feature))
-      _warn_of_far(far, names, 'videos')
+      familiarity.warn_of_far(far, names, 'videos')
     return Videos(tuple(names), feature, tokens_, tuple(skipped), far)
 
   def embed_texts(self, texts: Sequence[str] | Texts) -> Texts:
@@ -195,7 +198,7 @@ class Model:
     known, far = self.trained.familiarity, None
     if known:
       far = known.far_texts(self.trained.tokenizer, texts, most, found)
-      _warn_of_far(far, texts, 'texts')
+      familiarity.warn_of_far(far, texts, 'texts')
     return Texts(tuple(texts), found.feature, found.tokens, found.mask, far)
 
   def similarity(self, texts, videos) -> np.ndarray:
@@ -220,7 +223,7 @@ class Model:
     if why := self.trained.why_no_matching:
       raise ValueError(f'this model cannot match: {why}; use similarity, or load another.')
     texts, videos = self.embed_texts(texts), self.embed_videos(videos)
-    margin = self._scorer.matching(_text_features(texts), _video_features(videos)).margin
+    margin = self._scorer.matching(texts, videos).margin
     self._warn_of_no_summary()
     return familiarity.match_probability(self.trained.familiarity, margin)[0]
 
@@ -251,8 +254,8 @@ class Model:
     index = {text: i for i, text in enumerate(dict.fromkeys(questions))}
     texts = self.embed_texts(list(index))
     logits = self._scorer.answers(
-      _text_features(texts),
-      _video_features(videos),
+      texts,
+      videos,
       np.array([index[text] for text in questions]),
       np.arange(len(videos)),
       self._count(len(questions), 'questions'),
@@ -261,7 +264,7 @@ class Model:
     known, far = self.trained.familiarity, None
     if videos.far is not None and texts.far is not None:
       far = [videos.far[i] or texts.far[index[text]] for i, text in enumerate(questions)]
-    return _choices(
+    return familiarity.choices(
       logits, self.answer_names, top, known.answer_temperature if known else None, far
     )
 
@@ -293,7 +296,9 @@ class Model:
       strange = next((f'{text!r}: {why}' for text, why in found if why), '')
       far = tuple(reason or strange for reason in far)
     # The temperature was fitted to the choice among those of pre-training.
-    return _choices(logits, names, top, known.entity_temperature if known and own else None, far)
+    return familiarity.choices(
+      logits, names, top, known.entity_temperature if known and own else None, far
+    )
 
   def explain(
     self, text: str, video, *, page: str | os.PathLike = '', steps: int = 16
@@ -315,6 +320,47 @@ class Model:
     if page:
       files.write_text(page, explain.render(found))
     return found
+
+  def index(
+    self,
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    span: float | None = None,
+    stride: float | None = None,
+    fps: float | None = None,
+    skip_unreadable: bool = False,
+    retry: bool = False,
+  ) -> Index:
+    """Makes an index of all videos below a folder, to be searched by text.
+
+    Only new and changed videos are decoded: the same call extends an index, and goes
+    on with one that was interrupted.
+
+    Args:
+      folder: of videos.
+      output: folder of the index, or where it is to be made.
+      span, stride, fps: see search.cut.Cutting; None is as before, or 10, the span, 8.
+      skip_unreadable: leave out what cannot be read, and say so in `skipped`.
+      retry: try again what could not be read last time.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      UnreadableVideo: for the first that cannot be read.
+      ValueError: if it holds no video, the index was made otherwise or by another model,
+        or the model has no features to search by.
+    """
+    encoder = Encoder(self.trained, batch_size=self.batch_size)
+    indexing.update(
+      encoder,
+      indexing.list_videos(folder),
+      output,
+      cutting={'span': span, 'stride': stride, 'fps': fps},
+      skip_unreadable=skip_unreadable,
+      retry=retry,
+      log=None if self.progress else lambda line: None,
+    )
+    return Index(encoder, output)
 
   def save_pretrained(
     self,
@@ -399,36 +445,3 @@ class Model:
   def _count(self, total, unit):
     """Lines about long work, or none."""
     return Progress(total, unit, log=None if self.progress else lambda line: None)
-
-
-def _text_features(texts: Texts) -> TextFeatures:
-  return TextFeatures(texts.mask, texts.tokens, texts.feature)
-
-
-def _video_features(videos: Videos) -> VideoFeatures:
-  return VideoFeatures(videos.tokens, videos.feature)
-
-
-def _warn_of_far(far: Sequence[str], names: Sequence[str], what: str) -> None:
-  """Says how many are far from those of training, and of the first why."""
-  if strange := [(name, reason) for name, reason in zip(names, far, strict=True) if reason]:
-    logging.warning(
-      '%d of %d %s are far from what the model was trained on, and scores of them mean '
-      'little; the first, %r: %s.',
-      *(len(strange), len(far), what, *strange[0]),
-    )
-
-
-def _choices(
-  logits: np.ndarray,
-  names: Sequence[str],
-  top: int,
-  temperature: float | None,
-  far: Sequence[str] | None,
-) -> list[list[Choice]]:
-  """float32[B, N] -> the likeliest names of each row, with what is said about it."""
-  share, calibrated = familiarity.probabilities(logits, temperature)
-  return [
-    [Choice(*x, calibrated and not reason, reason) for x in metrics.most_probable(names, row, top)]
-    for row, reason in itertools.zip_longest(share, far or ())
-  ]

@@ -30,7 +30,6 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
-import dataclasses
 import os
 import pathlib
 import sys
@@ -140,46 +139,24 @@ def find(folder, *texts):
 def index(folder):
   """Brings an index up to date with a folder."""
   from alpro_jax.search import indexing
-  from alpro_jax.search.store import Store, show_name
+  from alpro_jax.search.store import FILE, Store
 
   start = time.monotonic()
   listed = indexing.list_videos(folder)
-  if not listed.files:
-    problems = ''.join(
-      f' {show_name(name)} cannot be looked at: {detail}.' for name, detail in listed.problems[:5]
-    )
-    raise ValueError(f'no video lies below {folder}.{problems}')
-  with indexing.locked(_INDEX.value):
-    store = None
-    if Store.exists(_INDEX.value):
-      store = Store.open(_INDEX.value)
-    elif not _CHECKPOINT.value:
-      raise ValueError(f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
-    encoder = _load(store)
-    about = indexing.describe(
-      encoder,
-      folder,
-      _cutting(encoder, store),
-      store.about['tokens'] is not None
-      if store and _KEEP_TOKENS.value is None
-      else _KEEP_TOKENS.value is not False,
-    )
-    if store:
-      indexing.check_same(store, about)
-      # Both may have moved; names below the folder count.
-      store.change(**{name: about[name] for name in ('root', 'root_bytes', 'checkpoint')})
-    else:
-      store = Store.create(_INDEX.value, about)
-    report = indexing.index(
-      encoder,
-      store,
-      listed,
-      folder,
-      num_workers=_WORKERS.value,
-      timeout_s=_TIMEOUT_S.value,
-      retry=_RETRY.value,
-    )
-  size = (store.folder / 'index.sqlite').stat().st_size
+  store = Store.open(_INDEX.value) if Store.exists(_INDEX.value) else None
+  if not store and not _CHECKPOINT.value:
+    raise ValueError(f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
+  report = indexing.update(
+    _load(store),
+    listed,
+    _INDEX.value,
+    cutting=_cutting(),
+    keep_tokens=_KEEP_TOKENS.value,
+    num_workers=_WORKERS.value,
+    timeout_s=_TIMEOUT_S.value,
+    retry=_RETRY.value,
+  )
+  size = pathlib.Path(_INDEX.value, FILE).stat().st_size
   clips = max(report['clips'], 1)
   print(
     f'{report["indexed"]} of {report["videos"]} videos are indexed as '
@@ -199,7 +176,7 @@ def index(folder):
     detail = f' ({printable(problem["detail"])})' if problem['detail'] else ''
     kept = f', {problem["clips"]} clips kept' if problem['clips'] else ''
     print(f'  {problem["video"]}: {problem["reason"]}{detail}{kept}')
-  print(f'Written: {store.folder} in {time.monotonic() - start:.1f} s.')
+  print(f'Written: {_INDEX.value} in {time.monotonic() - start:.1f} s.')
 
 
 def query(*texts):
@@ -211,14 +188,10 @@ def query(*texts):
 
   store = Store.open(_INDEX.value)
   clips = store.clips()
-  if not len(clips.id):
-    raise ValueError(f'{_INDEX.value} holds no clip; index a folder first.')
   encoder = _load(store)
-  rerank_k = _RERANK_K.value
-  if _FAST.value or not encoder.trained.knows_matching:
-    rerank_k = 0
-    if not _FAST.value:
-      print('By similarity: this checkpoint was not trained to match.')
+  if not (_FAST.value or encoder.trained.knows_matching):
+    print('By similarity: this checkpoint was not trained to match.')
+  rerank_k = 0 if _FAST.value else _RERANK_K.value
   found = querying.search(encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
   _say_if_unknown(encoder)
   for one in found:
@@ -230,7 +203,7 @@ def query(*texts):
     for number, hit in enumerate(one.hits, 1):
       honest = one.calibrated and not (one.far or hit.far)
       match = '' if hit.match is None else f'match {familiarity.show(hit.match, honest)}   '
-      span = f'{gallery.show_time(hit.start)} - {gallery.show_time(hit.stop)}'
+      span = f'{gallery.show_time(hit.start)} - {gallery.show_time(hit.end)}'
       print(
         f'  {number:>3}  {span:>17}   {match}similarity '
         f'{hit.similarity:5.2f}   {show_name(hit.name)}'
@@ -244,13 +217,14 @@ def query(*texts):
 def ask(video, *questions):
   """Answers questions about a video."""
   from alpro_jax.evaluation import familiarity
-  from alpro_jax.search import gallery, querying
+  from alpro_jax.search import gallery, indexing, querying
   from alpro_jax.search.cut import decode
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
   encoder = _load(None)
-  (cut,) = decode([(video, None)], _cutting(encoder, None), timeout_s=_TIMEOUT_S.value)
+  cutting = indexing.choose_cutting(encoder, None, _cutting())
+  (cut,) = decode([(video, None)], cutting, timeout_s=_TIMEOUT_S.value)
   if not cut.clips:
     raise ValueError(f'{video} gives no clip: {cut.reason} {cut.detail}')
   if cut.reason:
@@ -330,22 +304,14 @@ def _load(store):
   return Encoder(model, batch_size=_BATCH_SIZE.value)
 
 
-def _cutting(encoder, store):
-  """What the flags say, and else the index, and else the defaults."""
-  from alpro_jax.search.cut import Cutting
-
-  given = {
+def _cutting():
+  """What the flags say, None where they say nothing."""
+  return {
     'span': _SPAN.value,
     'stride': _STRIDE.value,
     'fps': _FPS.value,
     'short_side': _SHORT_SIDE.value,
   }
-  given = {name: value for name, value in given.items() if value is not None}
-  if store:
-    return dataclasses.replace(store.cutting, **given)
-  if 'span' in given:
-    given.setdefault('stride', given['span'])
-  return Cutting(frames=encoder.trained.config.data.frames, **given)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The Python API: loading from everywhere, and what a model can be asked."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import alpro_jax
 from alpro_jax import api
 from alpro_jax.data import video
+from alpro_jax.search import indexing
 from alpro_jax.serving import hub, layouts
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
@@ -201,6 +203,85 @@ def test_a_video_is_explained_word_by_word(model, paths, tmp_path):
   prompter.config.task = 'prompter'
   with pytest.raises(ValueError, match='never trained its fusion encoder'):
     alpro_jax.Model(prompter).explain('a dog', paths[0])
+
+
+@pytest.fixture
+def folder(paths, tmp_path):
+  """Two of the videos, and room for more."""
+  (tmp_path / 'videos' / 'below').mkdir(parents=True)
+  shutil.copy(paths[0], tmp_path / 'videos')
+  shutil.copy(paths[1], tmp_path / 'videos' / 'below')
+  return tmp_path / 'videos'
+
+
+def test_a_folder_is_indexed_and_searched_as_its_videos_are(model, paths, folder, tmp_path, capfd):
+  index = model.index(folder, tmp_path / 'index', fps=0)
+  assert len(index) == 2 and not index.skipped and '2 videos below' in repr(index)
+  assert '2/2 videos' in capfd.readouterr().err
+  found = index.search('a dog', k=5, page=tmp_path / 'page.html')
+  assert sorted(hit.path for hit in found) == [
+    str(folder / '0.mp4'),
+    str(folder / 'below' / '1.mp4'),
+  ]
+  assert found[0].score >= found[1].score and len(index.search('a dog', k=1)) == 1
+  assert (tmp_path / 'page.html').read_text().count('<figure') == 2
+  # What stands beside a hit is what the model says of the file, but for its JPEG.
+  for hit in found:
+    assert hit.start == 0 and 0 < hit.end < 2
+    assert hit.score == pytest.approx(model.match(['a dog'], [hit.path])[0, 0], abs=0.02)
+    assert hit.similarity == pytest.approx(model.similarity(['a dog'], [hit.path])[0, 0], abs=0.05)
+  (fast, *_) = index.search('a dog', rerank_k=0)
+  assert fast.score == fast.similarity and fast.match is None
+  # The same call extends it, and decodes what is new alone.
+  shutil.copy(paths[2], folder)
+  capfd.readouterr()
+  quiet = alpro_jax.Model(model.trained, progress=False)
+  assert len(quiet.index(folder, tmp_path / 'index')) == 3
+  assert capfd.readouterr().err == ''
+  report = json.loads((tmp_path / 'index' / indexing.REPORT).read_text())
+  assert (report['done_in_this_run'], report['already_there']) == (1, 2)
+
+
+def test_unreadable_videos_of_an_index_are_left_out_on_request(model, folder, tmp_path):
+  (folder / 'broken.mp4').write_bytes(b'\0' * 999)
+  for _ in range(2):  # The second time from what is stored.
+    with pytest.raises(video.UnreadableVideo, match='unreadable: .*broken.mp4 .*skip_unreadable'):
+      model.index(folder, tmp_path / 'index')
+  (folder / 'gone.mp4').symlink_to('nowhere')
+  with pytest.raises(video.UnreadableVideo, match='cannot be looked at: .*gone.mp4'):
+    os.remove(folder / 'broken.mp4')
+    model.index(folder, tmp_path / 'index')
+  (folder / 'broken.mp4').write_bytes(b'\0' * 999)
+  index = model.index(folder, tmp_path / 'index', skip_unreadable=True)
+  assert len(index) == 2 and [os.path.basename(path) for path in index.skipped] == [
+    'broken.mp4',
+    'gone.mp4',
+  ]
+  assert index.skipped[str(folder / 'broken.mp4')].startswith('unreadable: ')
+
+
+def test_mistakes_about_an_index_are_said(model, answering, folder, tmp_path):
+  with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
+    model.index(tmp_path / 'nowhere', tmp_path / 'index')
+  with pytest.raises(NotADirectoryError, match='0.mp4 is a file; expected a folder for the index'):
+    model.index(folder, folder / '0.mp4')
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ValueError, match='no video lies below'):
+    model.index(tmp_path / 'empty', tmp_path / 'index')
+  with pytest.raises(ValueError, match='no vectors to search by'):
+    answering.index(folder, tmp_path / 'index')
+  assert not (tmp_path / 'index' / 'index.sqlite').exists()
+  index = model.index(folder, tmp_path / 'index')
+  with pytest.raises(ValueError, match='--span was 10.0, now 1; --stride was 10.0, now 1'):
+    model.index(folder, tmp_path / 'index', span=1)
+  with pytest.raises(ValueError, match="expected a text and k of at least 1, got ' ' and 5"):
+    index.search(' ')
+  other = model.trained._replace(
+    params=jax.tree.map(lambda x: x + 1, model.trained.params),
+    origin=model.trained.origin._replace(digest='d' * 64),
+  )
+  with pytest.raises(ValueError, match='is another checkpoint'):
+    alpro_jax.Model(other).index(folder, tmp_path / 'index')
 
 
 def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

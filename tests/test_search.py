@@ -269,7 +269,9 @@ def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
   monkeypatch.setattr(indexing.files, 'write_text', write_text)
   with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
     indexing.index(
-      NumpyEncoder(), store, indexing.Folder([File(b'a', 1, 1), File(b'b', 1, 1)], []), tmp_path
+      NumpyEncoder(),
+      store,
+      indexing.Folder(bytes(tmp_path), [File(b'a', 1, 1), File(b'b', 1, 1)], []),
     )
   store._connection.execute('PRAGMA max_page_count = 100000')
   store.put(File(b'a', 2, 2), [large])
@@ -330,7 +332,7 @@ def test_only_what_is_missing_is_done(tmp_path, encoder, capfd):
 
   def run():
     before = encoder.encoded
-    report = indexing.index(encoder, store, indexing.list_videos(root), root, num_workers=1)
+    report = indexing.index(encoder, store, indexing.list_videos(root), num_workers=1)
     return report, encoder.encoded - before
 
   # Two clips a video, three a call: interrupted in the second call.
@@ -386,7 +388,7 @@ def put_bytes(path, text):
 
 
 def bring_up_to_date(store, root):
-  return indexing.index(NumpyEncoder(), store, indexing.list_videos(root), root)
+  return indexing.index(NumpyEncoder(), store, indexing.list_videos(root))
 
 
 def test_a_video_replaced_at_the_same_size_and_time_is_noticed(store, byte_videos):
@@ -447,9 +449,9 @@ def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
   assert report['dropped'] == ['a.mp4'] and store.counts() == (1, 1)
   (problem,) = report['problems']
   assert problem['reason'] == 'cannot be looked at'
-  folder = indexing.Folder([], [(b'sub', 'denied')])
+  folder = indexing.Folder(b'/v', [], [(b'sub', 'denied')])
   assert folder.may_hold(b'sub/a.mp4') and not folder.may_hold(b'subs/a.mp4')
-  assert indexing.Folder([], [(b'.', 'denied')]).may_hold(b'x.mp4')
+  assert indexing.Folder(b'/v', [], [(b'.', 'denied')]).may_hold(b'x.mp4')
 
 
 def test_one_run_at_a_time(tmp_path):

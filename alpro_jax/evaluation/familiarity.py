@@ -12,13 +12,16 @@ makes a summary of prepared sets; it travels beside the parameters.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from alpro_jax import files
+from alpro_jax import files, metrics
+from alpro_jax.encoded import Choice
 
 FILE = 'familiarity.npz'
 KEPT = 0.99  # Share of held-out clips, and of texts by either sign, that are not far.
@@ -243,6 +246,31 @@ def probabilities(logits: np.ndarray, temperature: float | None) -> tuple[np.nda
   scaled = np.asarray(logits, np.float64) / (temperature if calibrated else 1.0)
   share = np.exp(scaled - scaled.max(1, keepdims=True))
   return share / share.sum(1, keepdims=True), calibrated
+
+
+def choices(
+  logits: np.ndarray,
+  names: Sequence[str],
+  top: int,
+  temperature: float | None,
+  far: Sequence[str] | None,
+) -> list[list[Choice]]:
+  """float[n, C] -> the likeliest names of each row, with what is said about it."""
+  share, calibrated = probabilities(logits, temperature)
+  return [
+    [Choice(*x, calibrated and not reason, reason) for x in metrics.most_probable(names, row, top)]
+    for row, reason in itertools.zip_longest(share, far or ())
+  ]
+
+
+def warn_of_far(far: Sequence[str], names: Sequence[str], what: str) -> None:
+  """Says how many are far from those of training, and of the first why."""
+  if strange := [(name, reason) for name, reason in zip(names, far, strict=True) if reason]:
+    logging.warning(
+      '%d of %d %s are far from what the model was trained on, and scores of them mean '
+      'little; the first, %r: %s.',
+      *(len(strange), len(far), what, *strange[0]),
+    )
 
 
 def show(share: float, calibrated: bool) -> str:

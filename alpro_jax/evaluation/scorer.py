@@ -33,6 +33,7 @@ from einops import rearrange, repeat
 
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
+from alpro_jax.encoded import Texts, Videos
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
@@ -248,7 +249,7 @@ class Scorer:
       )
     return stored
 
-  def matching(self, texts: TextFeatures, videos: VideoFeatures) -> Matching:
+  def matching(self, texts: TextFeatures | Texts, videos: VideoFeatures | Videos) -> Matching:
     """Reads all pairs: arrays [texts, videos]."""
     shape = len(texts.mask), len(videos.feature)
     side = max(int(np.sqrt(self._pairs_per_call)), 1)
@@ -287,8 +288,8 @@ class Scorer:
 
   def answers(
     self,
-    texts: TextFeatures,
-    videos: VideoFeatures,
+    texts: TextFeatures | Texts,
+    videos: VideoFeatures | Videos,
     text: np.ndarray,
     video: np.ndarray,
     progress: Progress,

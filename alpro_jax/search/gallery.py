@@ -32,9 +32,8 @@ def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -
   """
   root, checkpoint = store.about['root'], store.about['checkpoint']
   videos, clips = store.counts()
-  hits = dict.fromkeys((hit.name, hit.start, hit.stop) for one in found for hit in one.hits)
-  spans = [(os.fsdecode(os.path.join(store.root, name)), *span) for name, *span in hits]
-  played = dict(zip(hits, playing.prepare(spans, copy_all=copy_all), strict=True))
+  spans = list(dict.fromkeys((hit.path, hit.start, hit.end) for one in found for hit in one.hits))
+  played = dict(zip(spans, playing.prepare(spans, copy_all=copy_all), strict=True))
   return page.render(
     'gallery.html',
     title='What was found',
@@ -47,14 +46,13 @@ def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -
 
 
 def _card(store, hit: Hit, played):
-  path = os.path.join(store.root, hit.name)
-  own = played[hit.name, hit.start, hit.stop]
-  link = f'file://{urllib.parse.quote(path)}#t={hit.start:.2f},{hit.stop:.2f}'
+  own = played[hit.path, hit.start, hit.end]
+  link = f'file://{urllib.parse.quote(os.fsencode(hit.path))}#t={hit.start:.2f},{hit.end:.2f}'
   return {
     'hit': hit,
     'name': show_name(hit.name),
     'start': show_time(hit.start),
-    'stop': show_time(hit.stop),
+    'stop': show_time(hit.end),
     'why_not': own.why_not,
     'link': link,
     'played': pictures.encode(own.copy, 'video/mp4') if own.copy else link,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from absl import logging
 
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, workers
+from alpro_jax.data.containers import UnreadableVideo
 from alpro_jax.data.progress import Progress
 from alpro_jax.search.cut import Cutting, CutVideo, decode
 from alpro_jax.search.encoder import Encoder
@@ -30,6 +31,7 @@ REPORT = 'report.json'
 class Folder(NamedTuple):
   """What lies below a folder; names are relative to it."""
 
+  root: bytes  # Where it lies, as the file system has it.
   files: list[File]  # Its videos.
   problems: list[tuple[bytes, str]]  # (name, reason) of what could not be looked at.
   passed_over: list[tuple[bytes, str]] = []  # And of what only looks like a video.
@@ -40,7 +42,11 @@ class Folder(NamedTuple):
 
 
 def list_videos(root) -> Folder:
-  """Finds all videos below a folder; see data/listing.py."""
+  """Finds all videos below a folder; see data/listing.py.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+  """
   root = os.fsencode(os.path.abspath(root))
   if not os.path.isdir(root):
     raise FileNotFoundError(f'{show_name(root)} is not a folder.')
@@ -51,7 +57,7 @@ def list_videos(root) -> Folder:
       videos.append(look_at(root, name))
     except OSError as error:
       problems.append((name, error.strerror))
-  return Folder(videos, sorted(problems), found.passed_over)
+  return Folder(root, videos, sorted(problems), found.passed_over)
 
 
 def made_with(trained) -> dict[str, Any]:
@@ -82,6 +88,67 @@ def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dic
   }
 
 
+def choose_cutting(
+  encoder: Encoder, store: Store | None, given: Mapping[str, float | None]
+) -> Cutting:
+  """How to cut: what is given and not None, else as in an index, else the defaults."""
+  given = {name: value for name, value in given.items() if value is not None}
+  if 'span' in given and not (store and given['span'] == store.cutting.span):
+    given.setdefault('stride', given['span'])
+  if store:
+    return dataclasses.replace(store.cutting, **given)
+  return Cutting(frames=encoder.trained.config.data.frames, **given)
+
+
+def update(
+  encoder: Encoder,
+  listed: Folder,
+  output,
+  *,
+  cutting: Mapping[str, float | None],
+  keep_tokens: bool | None = None,
+  **options,
+) -> dict[str, Any]:
+  """Makes an index of a folder, or brings one up to date.
+
+  Args:
+    encoder: with the model.
+    listed: the folder, from list_videos.
+    output: folder of the index.
+    cutting: see choose_cutting.
+    keep_tokens: store what the fusion encoder reads; None is as before, or yes.
+    options: see index.
+  Returns:
+    the report.
+  Raises:
+    NotADirectoryError: if the output is a file.
+    OSError: if it cannot be written.
+    UnreadableVideo: see index.
+    ValueError: if the folder holds no video, or the index was made otherwise.
+  """
+  if not listed.files:
+    problems = ''.join(
+      f' {show_name(name)} cannot be looked at: {detail}.' for name, detail in listed.problems[:5]
+    )
+    raise ValueError(f'no video lies below {show_name(listed.root)}.{problems}')
+  if os.path.exists(output) and not os.path.isdir(output):
+    raise NotADirectoryError(f'{output} is a file; expected a folder for the index.')
+  with contextlib.ExitStack() as opened:
+    opened.enter_context(locked(output))
+    store = Store.open(output) if Store.exists(output) else None
+    if keep_tokens is None:
+      keep_tokens = store is None or store.about['tokens'] is not None
+    about = describe(encoder, listed.root, choose_cutting(encoder, store, cutting), keep_tokens)
+    if store:
+      opened.callback(store.close)
+      check_same(store, about)
+      # Both may have moved; names below the folder count.
+      store.change(**{name: about[name] for name in ('root', 'root_bytes', 'checkpoint')})
+    else:
+      store = opened.enter_context(contextlib.closing(Store.create(output, about)))
+    return index(encoder, store, listed, **options)
+
+
 def check_same(store: Store, about: dict[str, Any]) -> None:
   """Refuses to add to an index what was made otherwise.
 
@@ -92,7 +159,8 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   check_checkpoint(store, about['checkpoint'])
   if old['root_bytes'] != about['root_bytes'] and os.path.isdir(store.root):
     raise ValueError(
-      f'{store.folder} is an index of {old["root"]}, not of {about["root"]}; give another --index.'
+      f'{store.folder} is an index of {old["root"]}, not of {about["root"]}; '
+      'index into another folder.'
     )
   was = {f'--{name}': value for name, value in old['cutting'].items()} | old
   now = {f'--{name}': value for name, value in about['cutting'].items()} | about
@@ -100,8 +168,8 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   changed = [f'{name} was {was[name]}, now {now[name]}' for name in names if was[name] != now[name]]
   if changed:
     raise ValueError(
-      f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave the '
-      'flags out to go on with it, or give another --index.'
+      f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave '
+      'these out to go on with it, or index into another folder.'
     )
 
 
@@ -113,7 +181,7 @@ def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
       f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
       f'digest {own["digest"][:12]}), but {given["path"]} is another '
       f'checkpoint (step {given["step"]}, digest {given["digest"][:12]}), '
-      'whose vectors do not compare; use that one, or another --index.'
+      'whose vectors do not compare; use that one, or index into another folder.'
     )
   if own['path'] != given['path']:
     logging.warning(
@@ -151,11 +219,12 @@ def index(
   encoder: Encoder,
   store: Store,
   folder: Folder,
-  root,
   *,
   num_workers: int = 0,
   timeout_s: float | None = None,
   retry: bool = False,
+  skip_unreadable: bool = True,
+  log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
   """Brings an index up to date with its folder.
 
@@ -163,13 +232,17 @@ def index(
     encoder: with the model.
     store: the index.
     folder: what is there.
-    root: where it lies.
     num_workers: processes that decode; 0 is one per core.
     timeout_s: longest time for one video; see workers.run_in_order.
     retry: try again what could not be read; what only this machine was to
       blame for is tried again in any case.
+    skip_unreadable: leave out what cannot be read; else it ends the work, and what was
+      indexed before stays.
+    log: takes the lines about progress; None is stderr.
   Returns:
     the report, which is also written into the folder of the index.
+  Raises:
+    UnreadableVideo: unless such are skipped; a video that breaks off gives its clips.
   """
   known = store.files()
   there = {file.name for file in folder.files}
@@ -186,6 +259,7 @@ def index(
   progress = Progress(
     len(todo),
     'videos',
+    log=log,
     every_s=5.0,
     describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
   )
@@ -216,8 +290,19 @@ def index(
     files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
     return report
 
-  root = os.fsencode(os.path.abspath(root))
-  items = [(os.fsdecode(os.path.join(root, file.name)), None) for file in todo]
+  items = [(os.fsdecode(os.path.join(folder.root, file.name)), None) for file in todo]
+
+  def refuse(name, reason, detail, kept):
+    if not (skip_unreadable or kept):
+      detail = f' ({detail})' if detail else ''
+      path = show_name(os.path.join(folder.root, name))
+      raise UnreadableVideo(reason, f'{path}{detail}; skip_unreadable=True leaves it out')
+
+  for entry in store.problems():
+    if entry[0] in done:
+      refuse(*entry)
+  for name, why in folder.problems:
+    refuse(name, 'cannot be looked at', why, 0)
   cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
     for file, result, rows in _encode(encoder, zip(todo, cut, strict=True), store.about['tokens']):
@@ -227,6 +312,7 @@ def index(
       progress.add()
       if result.reason:
         progress.say(problem(file, result))
+        refuse(file.name, result.reason, result.detail, len(result.clips))
   except BaseException:
     progress.close()
     # What ended the run is what is said, even if the report fails as well.

@@ -1,6 +1,7 @@
 """From a text to the clips that fit it, from a question to answers."""
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -23,21 +24,43 @@ class Hit(NamedTuple):
   clip: int  # Its id in the index.
   name: bytes  # Of its video.
   start: float  # In seconds.
-  stop: float
+  end: float
   similarity: float  # Cosine of the contrastive features.
   match: float | None  # Probability of a match, None if fusion was not asked.
   far: str = ''  # Why the clip is far from those of training, '' if it is not or unknown.
+  path: str = ''  # Of its video.
+
+  @property
+  def score(self) -> float:
+    """The probability of a match, or the similarity where fusion was not asked."""
+    return self.similarity if self.match is None else self.match
 
 
-class SearchResult(NamedTuple):
-  """What a text found, best first, and how many clips were read by fusion."""
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+  """What a text found; also a sequence of its hits, best first.
+
+  Attributes:
+    text: that was searched by.
+    hits: best first.
+    read: clips that were read by the fusion encoder.
+    seconds: that it took.
+    far: why the text is far from those of training.
+    calibrated: whether matches are worth what they say.
+  """
 
   text: str
   hits: list[Hit]
   read: int
   seconds: float
-  far: str = ''  # Why the text is far from those of training.
-  calibrated: bool = False  # Whether matches are worth what they say.
+  far: str = ''
+  calibrated: bool = False
+
+  def __len__(self) -> int:
+    return len(self.hits)
+
+  def __getitem__(self, number: int) -> Hit:
+    return self.hits[number]
 
 
 def search(
@@ -60,8 +83,13 @@ def search(
     clips: all of it.
     texts: to search by.
     top: hits to keep.
-    rerank_k: 0 leaves the fusion encoder out.
+    rerank_k: 0 leaves the fusion encoder out, and so does a model that cannot match.
+  Raises:
+    ValueError: if nothing was indexed.
   """
+  if not len(clips.id):
+    raise ValueError(f'{store.folder} holds no clip; index a folder first.')
+  rerank_k = rerank_k if encoder.trained.knows_matching else 0
   found = []
   for text in texts:
     start = time.monotonic()
@@ -91,6 +119,7 @@ def search(
         float(similarity[i]),
         match.get(i),
         far.get(i, ''),
+        os.fsdecode(os.path.join(store.root, clips.name[i])),
       )
       for i in order[:top]
     ]

@@ -145,8 +145,8 @@ class Store:
     path = pathlib.Path(folder) / FILE
     if not cls.exists(folder):
       raise FileNotFoundError(
-        f'--index={folder} holds no {FILE}; make one with `search.py index '
-        'DIR --checkpoint=... --index=...`.'
+        f'{folder} holds no {FILE}; make one with `search.py index DIR --checkpoint=... '
+        '--index=...`, or model.index(DIR, ...).'
       )
     with contextlib.ExitStack() as opened, _in_words(path):
       connection = opened.enter_context(contextlib.closing(sqlite3.connect(path, timeout=60)))
@@ -154,7 +154,7 @@ class Store:
       if store.about.get('format') != FORMAT:
         raise ValueError(
           f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
-          'index into another --index.'
+          'index into another folder.'
         )
       opened.pop_all()
     return store

@@ -1,0 +1,82 @@
+"""An index and the model that it was made with: a folder of videos, to be searched."""
+
+import json
+import os
+
+from alpro_jax import files
+from alpro_jax.evaluation import familiarity
+from alpro_jax.search import gallery, indexing, querying
+from alpro_jax.search.encoder import Encoder
+from alpro_jax.search.store import Store
+
+
+class Index:
+  """A folder of videos, cut into clips of some seconds and encoded; `len` counts them.
+
+  `Model.index` makes one.
+
+  Attributes:
+    folder: where the index lies.
+    skipped: why videos were left out when it was last brought up to date, by path.
+  """
+
+  def __init__(self, encoder: Encoder, folder: str | os.PathLike):
+    """Opens an index.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is none of ours, or was made with another model.
+    """
+    self._encoder, self._store = encoder, Store.open(folder)
+    indexing.check_checkpoint(self._store, indexing.made_with(encoder.trained))
+    self.folder, self._clips = self._store.folder, self._store.clips()
+    report = json.loads((self.folder / indexing.REPORT).read_text())
+    root = self._store.about['root']
+    self.skipped = {
+      os.path.join(root, one['video']): f'{one["reason"]}: {one["detail"]}'.rstrip(': ')
+      for one in report['problems']
+      if not one['clips']
+    }
+
+  def __repr__(self) -> str:
+    videos, clips = self._store.counts()
+    return (
+      f'<alpro_jax.Index {self.folder}: {videos} videos below {self._store.about["root"]} in '
+      f'{clips} clips, {len(self.skipped)} videos left out>'
+    )
+
+  def __len__(self) -> int:
+    return len(self._clips.id)
+
+  def search(
+    self, text: str, *, k: int = 5, rerank_k: int = 64, page: str | os.PathLike = ''
+  ) -> querying.SearchResult:
+    """Finds the clips that fit a text; warns if it is far from those of training.
+
+    Args:
+      text: to search by.
+      k: hits to return.
+      rerank_k: nearest clips by similarity that the fusion encoder reads, at least k,
+        if the model was trained to match; 0 goes by similarity alone.
+      page: HTML file to write with players for the hits; '' writes none.
+
+    Returns:
+      a sequence of hits, the best first, each with `path`, `start` and `end` in seconds,
+      and `score`.
+
+    Raises:
+      ValueError: if nothing was indexed, or the text is none.
+    """
+    if not isinstance(text, str) or not text.strip() or k < 1:
+      raise ValueError(f'expected a text and k of at least 1, got {text!r} and {k}.')
+    (found,) = querying.search(
+      self._encoder, self._store, self._clips, [text], top=k, rerank_k=rerank_k and max(rerank_k, k)
+    )
+    familiarity.warn_of_far([found.far], [text], 'texts')
+    if page:
+      files.write_text(page, gallery.render(self._store, [found]))
+    return found
+
+  def close(self) -> None:
+    """Closes its file."""
+    self._store.close()
