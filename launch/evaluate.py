@@ -159,16 +159,15 @@ def evaluate():
       f'({model.why_no_matching or "as asked"}); leave it out.'
     )
   if _FAMILIARITY.value:
-    _summarise(found, model, splits)
+    _summarise(model, splits)
     return
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')
 
 
-def _summarise(found, model, splits):
+def _summarise(model, splits):
   """Stores what is familiar beside the parameters."""
-  from alpro_jax.data import dataset
   from alpro_jax.evaluation import familiarity, split
 
   if _CONFIG.value is not None or _FRAMES.value or _IMAGE_SIZE.value or len(splits) > 1:
@@ -176,16 +175,9 @@ def _summarise(found, model, splits):
       '--familiarity is about clips as the model was trained on them, and one held-out split; '
       'pass --data and --split, and neither --config nor --frames nor --image_size.'
     )
-  sources = dict.fromkeys((x['path'], x['split']) for x in model.config.data.sources)
-  training = [dataset.open_dataset(*source) for source in sources]
-  known = split.familiarity(model, training, splits[0][0])
+  known = split.summarise(model, splits[0][0])
   if jax.process_index() == 0:
-    known.save(found.folder)
-    clips, texts, *held_out = known.counts
-    print(
-      f'Written: {found.folder / familiarity.FILE}, of {clips} clips and {texts} texts of '
-      f'training, {held_out[0]} and {held_out[1]} held out.'
-    )
+    print(f'Written: {model.origin.path}/{familiarity.FILE}, of {known}.')
 
 
 def choose_options(meta):

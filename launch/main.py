@@ -58,6 +58,8 @@ def main():
     command.fail(error, NOT_FINITE)
   if outcome.finished and settled.held_out:
     _say_held_out(_WORKDIR.value, settled.held_out)
+  if outcome.finished and _CONFIG.value.data.path and config.eval.sources:
+    split.summarise_run(_WORKDIR.value, config)
   if outcome.finished and _CONFIG.value.data.path and config.task in ('pretrain', 'retrieval'):
     logging.info(
       'next: python launch/search.py find VIDEOS "what you look for" --checkpoint=%s',

@@ -1,6 +1,7 @@
 """What is marked as far from training, and whether probabilities are worth what they say."""
 
 import dataclasses
+import shutil
 import types
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 import alpro_jax
 from alpro_jax.data import dataset
-from alpro_jax.evaluation import explain, familiarity
+from alpro_jax.evaluation import explain, familiarity, split
 from alpro_jax.serving import export
+from configs import common
 from examples.shapes import files, scenes
 from tests import launched, small_sets, test_api, test_copied
 
@@ -143,7 +145,8 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
   assert launched.run(*ask, '--split=test', '--frames=1') != 0
   assert 'neither --config nor --frames' in capsys.readouterr().err
   assert launched.run(*ask, '--split=test') == 0
-  assert 'of 20 clips and 40 texts of training, 20 and 40 held out' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f'Written: {copied}/familiarity.npz, of 20 clips and 40 texts of training, 20 and' in said
   model = alpro_jax.load(copied)
   known = model.trained.familiarity
   assert np.isfinite(known.match).all() and known.seen.any()
@@ -156,6 +159,35 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
   (tmp_path / 'saved' / familiarity.FILE).write_bytes(b'x')
   with pytest.raises(ValueError, match='get the folder again'):
     alpro_jax.load(tmp_path / 'saved')
+
+
+def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
+  """Its newest and its best checkpoint, once, and without it where that is not possible."""
+  workdir, captions = test_api.run_of(tmp_path, 'pretrain'), [('a dog runs',)] * 20
+  opened = {x: small_sets.MemorySet(20, name=x, captions=captions) for x in ('train', 'test')}
+  monkeypatch.setattr(dataset, 'open_dataset', lambda path, split, **_: opened[split])
+  config = alpro_jax.load(workdir).trained.config
+  config.eval.sources = (common.source('sets/a', split='test'),)
+  newest, best = (workdir / 'checkpoints' / step for step in '73')
+  shutil.copytree(newest, best)
+  (workdir / 'report.json').write_text('{"best_step": 3}')
+  small = small_sets.MemorySet(9, name='small', captions=captions[:9])
+  monkeypatch.setitem(opened, 'train', small)
+  split.summarise_run(workdir, config)
+  assert 'nothing will be marked as far from training: 9 clips' in caplog.text
+  assert not (newest / familiarity.FILE).exists()
+  monkeypatch.setitem(opened, 'train', small_sets.MemorySet(20, name='train', captions=captions))
+  split.summarise_run(workdir, config)
+  # It is part of what is copied, and damages nothing.
+  moved = shutil.copytree(newest, tmp_path / 'moved')
+  assert alpro_jax.load(moved).trained.familiarity.counts.tolist() == [20, 20, 20, 20]
+  assert alpro_jax.load(workdir).embed_texts(['中 中 中']).far[0].startswith('3 of its 3 pieces')
+  # Made once: what is there stays.
+  before = (best / familiarity.FILE).stat().st_mtime_ns
+  (newest / familiarity.FILE).unlink()
+  split.summarise_run(workdir, config)
+  assert (newest / familiarity.FILE).exists()
+  assert (best / familiarity.FILE).stat().st_mtime_ns == before
 
 
 def test_answers_are_calibrated(tmp_path):

@@ -1,5 +1,6 @@
 """A run of launch/main.py that a test can start, kill and start again."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -42,12 +43,17 @@ def get_config():
 """
 
 
-def make_inputs(folder):
-  """Writes a set of 16 clips, a tokenizer and a config to a folder."""
+def make_inputs(folder, clips=16):
+  """Writes a set, a tokenizer and a config to a folder."""
   (folder / 'tiny.py').write_text(CONFIG % {'folder': folder})
-  world = (
-    '{"size": 32, "frames": 4, "renderings": 1, "train": {"move": 16}, '
-    '"test_captions": {"move": 2}}'
+  world = json.dumps(
+    {
+      'size': 32,
+      'frames': 4,
+      'renderings': 1,
+      'train': {'move': clips},
+      'test_captions': {'move': 2},
+    }
   )
   train = folder / 'world' / 'train'
   for command in (

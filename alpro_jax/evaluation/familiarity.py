@@ -137,6 +137,10 @@ class Familiarity:
   answer_temperature: float = np.nan
   entity_temperature: float = np.nan
 
+  def __str__(self) -> str:
+    clips, texts, *held_out = self.counts
+    return f'{clips} clips and {texts} texts of training, {held_out[0]} and {held_out[1]} held out'
+
   def far_videos(self, videos: Any) -> tuple[str, ...]:
     """Why each of the encoded clips is far from training; '' if it is not."""
     times = self.videos.distance(video_vectors(videos)) / self.videos.limit

@@ -6,6 +6,8 @@ same code serves a checkpoint and the parameters of a training.
 """
 
 import itertools
+import json
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from alpro_jax import flops
+from alpro_jax import flops, sharding
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import familiarity as familiar
@@ -24,7 +26,9 @@ from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import TrainedModel
+from alpro_jax.evaluation.trained import load as load_trained
 from alpro_jax.models import prompter
+from alpro_jax.train import checkpoints
 
 SCORINGS = ('auto', *retrieval.RULES)
 # Clips of training and held-out ones that a summary is made of, and how many at a time.
@@ -195,6 +199,48 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
     np.array([len(x) for x in (clips, texts, *rest)]),
     **_calibrate(trained, scorer, held_out),
   )
+
+
+def summarise(trained: TrainedModel, held_out) -> familiar.Familiarity:
+  """Stores the summary of a checkpoint's training sets beside its parameters.
+
+  Args:
+    trained: a model of a checkpoint, whose sets lie where they were in training.
+    held_out: see familiarity.
+  Raises:
+    FileNotFoundError: if a training set is no longer there.
+    OSError: if the folder cannot be written to.
+    ValueError: see familiarity.
+  """
+  sources = dict.fromkeys((x['path'], x['split']) for x in trained.config.data.sources)
+  known = familiarity(trained, [dataset.open_dataset(*x) for x in sources], held_out)
+  if jax.process_index() == 0:
+    known.save(trained.origin.path)
+  return known
+
+
+def summarise_run(workdir, config) -> None:
+  """Summarises the newest and the best checkpoint of a run, as far as that is not done.
+
+  What prevents it is said; the run is whole without.
+
+  Args:
+    workdir: of a run that is finished.
+    config: its options; the first of eval.sources is held out.
+  """
+  folder, asked = pathlib.Path(workdir).absolute(), config.eval.sources[0]
+  newest = checkpoints.find(folder).folder
+  best = json.loads((folder / 'report.json').read_text())['best_step']
+  for step in dict.fromkeys([newest.name, str(newest.name if best is None else best)]):
+    if (newest.parent / step / familiar.FILE).exists():
+      continue
+    logging.info('step %s: summarising what it was trained on, to mark what is far', step)
+    try:
+      model = load_trained(newest.parent / step, mesh=sharding.mesh_from_config(config.mesh))
+      known = summarise(model, dataset.open_dataset(asked.path, asked.split))
+      logging.info('step %s: summarised %s', step, known)
+    except (OSError, ValueError) as error:
+      logging.warning('nothing will be marked as far from training: %s', error)
 
 
 def _spread(prepared, most):

@@ -4,8 +4,10 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
+from alpro_jax.evaluation import familiarity
 from tests import patience, tiny_run
 
 pytestmark = [
@@ -48,9 +50,13 @@ def kill(process, workdir, moment, chance):
   ],
 )
 def test_killed_runs_end_bit_for_bit_like_an_undisturbed_one(tmp_path, steps, moments):
-  tiny_run.make_inputs(tmp_path)
+  tiny_run.make_inputs(tmp_path, clips=24)
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-  every = f'--config.train.steps={steps}', '--config.train.eval_every_steps=20'
+  every = (
+    f'--config.train.steps={steps}',
+    '--config.train.eval_every_steps=20',
+    f'--config.data.path={tmp_path}/set',
+  )
   code, messages = tiny_run.finish(tiny_run.start(tmp_path, f'--workdir={straight}', *every))
   assert code == 0, messages
   assert f'step {steps}: eval/' in messages
@@ -79,3 +85,13 @@ def test_killed_runs_end_bit_for_bit_like_an_undisturbed_one(tmp_path, steps, mo
   assert 'going on with this run from step' in messages
   assert (killed / 'report.json').exists()
   tiny_run.assert_same_end(straight, killed)
+
+  # What it was trained on is summarised behind the last step; a kill there is made up for.
+  summaries = [run / 'checkpoints' / str(steps) / familiarity.FILE for run in (straight, killed)]
+  summaries[1].unlink()
+  code, messages = tiny_run.finish(tiny_run.start(tmp_path, *often))
+  assert code == 0 and 'already finished' in messages, messages
+  want, got = (dict(np.load(path)) for path in summaries)
+  assert want['counts'].tolist()[0::2] == [20, 4]
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array, err_msg=name)
