@@ -58,7 +58,7 @@ class Index:
       k: hits to return.
       rerank_k: nearest clips by similarity that the fusion encoder reads, at least k,
         if the model was trained to match; 0 goes by similarity alone.
-      page: HTML file to write with players for the hits; '' writes none.
+      page: HTML file to write, with small copies of the hits to play; '' writes none.
 
     Returns:
       a sequence of hits, the best first, each with `path`, `start` and `end` in seconds,
@@ -74,7 +74,7 @@ class Index:
     )
     familiarity.warn_of_far([found.far], [text], 'texts')
     if page:
-      files.write_text(page, gallery.render(self._store, [found]))
+      files.write_text(page, gallery.render(self._store, [found], copy_all=True))
     return found
 
   def close(self) -> None:
