@@ -11,6 +11,7 @@ import pytest
 import alpro_jax
 from alpro_jax import api
 from alpro_jax.data import video
+from alpro_jax.evaluation import familiarity
 from alpro_jax.search import indexing
 from alpro_jax.serving import hub, layouts
 from alpro_jax.train import checkpoints, identity
@@ -214,10 +215,10 @@ def folder(paths, tmp_path):
   return tmp_path / 'videos'
 
 
-def test_a_folder_is_indexed_and_searched_as_its_videos_are(model, paths, folder, tmp_path, capfd):
+def test_a_folder_is_indexed_and_searched(model, paths, folder, tmp_path, capfd, caplog):
   index = model.index(folder, tmp_path / 'index', fps=0)
   assert len(index) == 2 and not index.skipped and '2 videos below' in repr(index)
-  assert '2/2 videos' in capfd.readouterr().err
+  assert '2/2 videos' in capfd.readouterr().err and familiarity.NO_SUMMARY in caplog.text
   found = index.search('a dog', k=5, page=tmp_path / 'page.html')
   assert sorted(hit.path for hit in found) == [
     str(folder / '0.mp4'),

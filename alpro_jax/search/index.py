@@ -3,6 +3,8 @@
 import json
 import os
 
+from absl import logging
+
 from alpro_jax import files
 from alpro_jax.evaluation import familiarity
 from alpro_jax.search import gallery, indexing, querying
@@ -29,6 +31,8 @@ class Index:
     """
     self._encoder, self._store = encoder, Store.open(folder)
     indexing.check_checkpoint(self._store, indexing.made_with(encoder.trained))
+    if not encoder.trained.familiarity:
+      logging.warning(familiarity.NO_SUMMARY)
     self.folder, self._clips = self._store.folder, self._store.clips()
     report = json.loads((self.folder / indexing.REPORT).read_text())
     root = self._store.about['root']
