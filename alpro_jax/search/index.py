@@ -46,7 +46,7 @@ class Index:
     videos, clips = self._store.counts()
     return (
       f'<alpro_jax.Index {self.folder}: {videos} videos below {self._store.about["root"]} in '
-      f'{clips} clips, {len(self.skipped)} videos left out>'
+      f'{clips} clips, {len(self.skipped)} left out>'
     )
 
   def __len__(self) -> int:
