@@ -20,7 +20,7 @@ def _flags_of_its_own(script):
   aside = [
     (module, flag)
     for module, its in known.flags_by_module_dict().items()
-    if module.startswith('launch.') and module != command.__name__
+    if module.startswith(('launch.', 'examples.')) and module != command.__name__
     for flag in list(its)
   ]
   for _, flag in aside:
