@@ -141,7 +141,7 @@ class Figures:
     values = [times * value for value in self._values(key)]
     if not values:
       return '–'
-    least, most = f'{min(values):.1f}', f'{max(values):.1f}'
+    least, most = f'{min(values):.{digits}f}', f'{max(values):.{digits}f}'
     ends = f' ({least}–{most})' if spread and least != most else ''
     return f'{statistics.mean(values):.{digits}f}{ends}'
 
