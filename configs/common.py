@@ -194,6 +194,9 @@ def get_config(model='base'):
       'sources': (),
       # Batches of the first set whose training loss is computed, as eval/loss.
       'loss_batches': 0,
+      # Clips of the first set that TensorBoard shows with what the model says of
+      # them, the same ones each time; 0 is none.
+      'pictures': 6,
       'batch_size': 64,
       'pairs_per_call': 256,  # Pairs that the fusion encoder scores at once.
       # What orders the results of retrieval: 'matching' (the paper),

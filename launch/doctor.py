@@ -328,11 +328,11 @@ def check_workdir(doctor, config):
 
 def check_run(doctor, config):
   """Asks what launch/main.py asks before its first step."""
-  from alpro_jax.evaluation import split
+  from alpro_jax.evaluation import during_training
   from alpro_jax.train import checkpoints, loop, resume, step
 
   def begin():
-    plan = loop.make_plan(config, split.during_training(config))
+    plan = loop.make_plan(config, during_training.evaluations(config))
     counts = [source.num_records for source in plan.sources]
     if said := step.check_negatives(config, plan.task, counts):
       doctor.warn('negatives', said)

@@ -85,8 +85,9 @@ def explain(checkpoint, video, text):
         f'Regions are not named, for the prompter is not there ({error}); pass --prompter.'
       )
     else:
+      count = _REGIONS.value
       shown.regions.extend(
-        explain.name_regions(model, teacher, names, frames, text, count=_REGIONS.value)
+        explain.name_regions(model, teacher, names, frames[None].repeat(count, 0), [text] * count)
       )
   path = pathlib.Path(_OUTPUT.value)
   files.write_text(path, explain.render(shown))

@@ -42,7 +42,7 @@ def main():
       '--config and --workdir are needed, e.g. --config=configs/pretrain.py --workdir=runs/a.'
     )
   command.start()
-  from alpro_jax.evaluation import split
+  from alpro_jax.evaluation import during_training, split
   from alpro_jax.train import loop
   from launch import settle
 
@@ -53,7 +53,7 @@ def main():
     raise ValueError(settled.pretended)
   config = settled.config
   try:
-    outcome = loop.train(config, _WORKDIR.value, evaluations=split.during_training(config))
+    outcome = loop.train(config, _WORKDIR.value, evaluations=during_training.evaluations(config))
   except NonFiniteError as error:
     command.fail(error, NOT_FINITE)
   if outcome.finished and settled.held_out:

@@ -9,7 +9,7 @@ import pytest
 
 from alpro_jax.data import dataset
 from alpro_jax.data.annotations import Question
-from alpro_jax.evaluation import split
+from alpro_jax.evaluation import during_training
 from alpro_jax.models.alpro import AlproConfig
 from alpro_jax.train import identity, loop
 from configs import (
@@ -83,7 +83,7 @@ def test_every_finetuning_keeps_its_best_on_any_number_of_sets(file, sets, monke
   model = types.SimpleNamespace(config=types.SimpleNamespace(embed_size=8, match=True))
   task = types.SimpleNamespace(model=model, answers=('a',))
   plan = loop.Plan(config, task, None, None)
-  names = loop.check_evaluations(plan, split.during_training(config))
+  names = loop.check_evaluations(plan, during_training.evaluations(config))
   assert config.train.best_metric in names
   # Whoever named the first of several sets by its number still may.
   first = config.train.best_metric.replace('eval/', 'eval/0/')

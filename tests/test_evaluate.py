@@ -12,7 +12,7 @@ from flax import linen as nn
 from alpro_jax import sharding
 from alpro_jax.data import dataset, tokens
 from alpro_jax.data.annotations import Question
-from alpro_jax.evaluation import split, trained
+from alpro_jax.evaluation import during_training, split, trained
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
@@ -64,7 +64,12 @@ def run(tmp_path_factory):
     }
   )
   config.eval.update(
-    {'batch_size': 2, 'pairs_per_call': 2, 'sources': (common.source('sets/set', split='test'),)}
+    {
+      'batch_size': 2,
+      'pairs_per_call': 2,
+      'sources': (common.source('sets/set', split='test'),),
+      'pictures': 0,
+    }
   )
   task = get_task(config, TextInfo(Tokenizer.special, 256), mesh())
   params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
@@ -114,7 +119,7 @@ def test_a_checkpoint_becomes_a_card(run, sets, tmp_path, capsys, caplog):
   # The same figures in the middle of a training, on one device of eight.
   _, config, task, params = run
   plan = Plan(config, task, Tokenizer(), mesh())
-  found = split.DuringTraining()(plan, params, 7)
+  found = during_training.DuringTraining()(plan, params, 7)
   assert set(found) == {'eval/accuracy', 'eval/accuracy_what', 'eval/accuracy_who'}
   for name, value in found.items():
     assert card['metrics'][name.removeprefix('eval/')]['value'] == value
@@ -129,7 +134,7 @@ def test_names_in_training_are_known_before_it(run, sets):
     common.source('sets/b', split='test'),
   )
   plan = Plan(config, task, Tokenizer(), mesh())
-  evaluation = split.DuringTraining()
+  evaluation = during_training.DuringTraining()
   names = evaluation.names(plan)
   assert sorted(names) == sorted(
     [
@@ -150,14 +155,14 @@ def test_names_in_training_are_known_before_it(run, sets):
   # What would end the first evaluation is said as early.
   sets['sets/b'] = small_sets.MemorySet(2)
   with pytest.raises(ValueError, match='has no questions'):
-    split.DuringTraining().names(plan)
+    during_training.DuringTraining().names(plan)
   sets['sets/b'] = small_sets.MemorySet(1, questions=[[Question('who?', 'x', 'who')]])
   with pytest.raises(
     ValueError,
     match=r'not one of the 1 questions .* '
     r"answered by \['x'\], the list begins with \['disc'",
   ):
-    split.DuringTraining().names(plan)
+    during_training.DuringTraining().names(plan)
 
 
 def test_a_set_of_unknown_answers_is_said(run, sets, caplog):

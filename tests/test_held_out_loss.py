@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.data import dataset
-from alpro_jax.evaluation import split
+from alpro_jax.evaluation import during_training
 from alpro_jax.evaluation.held_out_loss import HeldOutLoss, batch_size
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
@@ -50,11 +50,11 @@ def test_all_losses_the_same_each_time(plan):
 
 def test_it_is_asked_for_by_an_option(plan):
   def kinds():
-    return [type(one) for one in split.during_training(plan.config)]
+    return [type(one) for one in during_training.evaluations(plan.config)]
 
-  assert kinds() == [split.DuringTraining, HeldOutLoss]
+  assert kinds() == [during_training.DuringTraining, HeldOutLoss]
   plan.config.eval.loss_batches = 0
-  assert kinds() == [split.DuringTraining]
+  assert kinds() == [during_training.DuringTraining]
 
 
 @pytest.mark.parametrize(

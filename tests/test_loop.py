@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
@@ -147,7 +150,7 @@ def test_a_whole_run(toy, tmp_path):
 
   def evaluation(plan, params, step):
     seen.append((step, plan.config.data.batch_size))
-    return {'eval/r1': float(step)}
+    return {'eval/r1': float(step), 'eval/searches': np.full((2, 4, 5, 3), step, np.uint8)}
 
   config = toy_config(eval_every_steps=6, best_metric='eval/r1')
   outcome = loop.train(config, tmp_path, evaluations=[evaluation])
@@ -181,7 +184,12 @@ def test_a_whole_run(toy, tmp_path):
     'finished 12 steps',
   ):
     assert text in log
-  assert list((tmp_path / 'tensorboard').glob('events*'))
+  events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+  shown = {e.step: e.tensor_proto.string_val for e in events.Tensors('eval/searches')}
+  assert set(shown) == {6, 12}
+  (width, height, *pngs) = shown[12]
+  assert (width, height, len(pngs)) == (b'5', b'4', 2)
+  assert (np.asarray(Image.open(io.BytesIO(pngs[1]))) == 12).all()
   assert 'body/kernel' in (tmp_path / 'parameters.txt').read_text()
   meta = checkpoints.load_meta(tmp_path)
   assert meta['model'] == {'width': 4} and meta['step'] == 12
@@ -563,6 +571,44 @@ def test_rates_count_timed_steps_and_waiting(tmp_path, monkeypatch):
   assert summary['clips_per_second'] == pytest.approx(12 / 4)
   assert summary['waiting_share'] == pytest.approx(1 / 4)
   assert summary['metrics']['loss'] == pytest.approx((9 + 2 + 3) / 3)
+
+
+def test_time_left_is_said_when_it_was_measured(tmp_path, monkeypatch, caplog):
+  clock = [0.0]
+  monkeypatch.setattr('time.monotonic', lambda: clock[0])
+  progress = Progress(tmp_path, steps=101, batch_size=6, describe=lambda _: '')
+  lines = {}
+  with caplog.at_level('INFO', logger='absl'):
+    for step in range(1, 15):
+      progress.add(step, {'loss': jnp.float32(1.0)})
+      clock[0] += 40 if step == 3 else 2  # The third waits for something else.
+      progress.fetch()
+      if step == 1:
+        progress.skip_compilation(0.0)
+      if step in (1, 3, 8, 14):
+        caplog.clear()
+        progress.report(waiting=0.0)
+        lines[step] = caplog.messages[-1].partition(')')[2]
+  progress.close()
+  assert lines[1] == ''  # Nothing is timed.
+  assert lines[3] == '  0.3 clips/s  waiting for data 0%'  # Of two steps, 42 s.
+  assert lines[8] == '  3.0 clips/s  waiting for data 0%  3:06 left'  # 93 steps of 2 s.
+  assert lines[14].endswith('2:54 left')
+
+
+def test_the_first_guess_is_a_median(tmp_path, monkeypatch, caplog):
+  clock = [0.0]
+  monkeypatch.setattr('time.monotonic', lambda: clock[0])
+  progress = Progress(tmp_path, steps=101, batch_size=6, describe=lambda _: '')
+  with caplog.at_level('INFO', logger='absl'):
+    for step in range(1, 8):
+      progress.add(step, {'loss': jnp.float32(1.0)})
+      clock[0] += 40 if step == 3 else 2
+      progress.fetch()
+      if step == 1:
+        progress.skip_compilation(0.0)
+  progress.close()
+  assert '2 s a step, measured on 5: 3:10 for the 95 that are left' in caplog.text
 
 
 def test_durations():

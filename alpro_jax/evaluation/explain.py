@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alpro_jax import masking, metrics
+from alpro_jax import masking, metrics, sharding
 from alpro_jax.evaluation import attribution, familiarity, page, pictures
 from alpro_jax.evaluation.attribution import AttentionMaps, Texts
 from alpro_jax.evaluation.scorer import Scorer, fill_batch
@@ -242,41 +242,37 @@ def name_regions(
   trained: TrainedModel,
   teacher,
   entities: Sequence[str],
-  frames: np.ndarray,
-  text: str,
+  video: np.ndarray,
+  texts: Sequence[str],
   *,
-  count: int = 6,
+  still: np.ndarray | None = None,
   seed: int = 0,
 ) -> list[Region]:
-  """Asks prompter and model what random regions show, as in training.
+  """Asks prompter and model what a random region of each clip shows, as in training.
 
   Args:
     trained: a model of pre-training with PEM.
     teacher: its prompter, tasks.teacher.Teacher.
     entities: what the teacher chooses from.
-    frames: uint8[T, H, W, 3].
-    text: that the model reads beside the clip.
-    count: of regions.
+    video: uint8[B, T, H, W, 3].
+    texts: B of them, which the model reads beside the clips.
+    still: bool[B], True where the clip is a photo; None is nowhere.
     seed: of the regions.
   """
-  loss = trained.config.loss
-  patch = trained.model.config.video.patch_size
-  grid = frames.shape[1] // patch, frames.shape[2] // patch
-  ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)[:2]
-
-  @jax.jit
-  def run(params, teacher, video, key):
-    region = masking.sample_regions(key, count, grid, area=loss.region_area, rule=loss.region_rule)
-    clips = jnp.repeat(video[None], count, axis=0)
-    labels, keep = teacher.label(clips, region, jnp.zeros(count, bool), patch_size=patch)
-    model = trained.model.bind({'params': params})
-    tokens = model.encode_video(video[None], train=False).tokens
-    words = model.encode_text(ids, mask, train=False).tokens
-    fused = model.fuse(words, mask, tokens, train=False)
-    logits = model.region_entities(jnp.repeat(fused, count, axis=0), region)
-    return region, labels, keep, jax.nn.softmax(logits)
-
-  found = run(trained.params, teacher, jnp.asarray(frames), jax.random.key(seed))
+  loss, patch, mesh = trained.config.loss, trained.model.config.video.patch_size, trained.mesh
+  grid = video.shape[2] // patch, video.shape[3] // patch
+  region = masking.sample_regions(
+    jax.random.key(seed), len(video), grid, area=loss.region_area, rule=loss.region_rule
+  )
+  ids, mask = trained.tokenizer.encode(list(texts), trained.config.data.max_text_tokens)[:2]
+  still = np.zeros(len(video), bool) if still is None else still
+  # Every device has as many rows; those that are too many repeat the last.
+  row = np.minimum(np.arange(-(-len(video) // mesh.size) * mesh.size), len(video) - 1)
+  rows = [
+    jax.make_array_from_callback(x.shape, sharding.batch_sharding(mesh), x.__getitem__)
+    for x in (np.asarray(x)[row] for x in (video, ids, mask, region, still))
+  ]
+  found = _entities(trained.model, mesh, trained.params, teacher, *rows)
   return [
     Region(
       inside.reshape(grid),
@@ -284,8 +280,24 @@ def name_regions(
       metrics.most_probable(entities, answers),
       bool(kept),
     )
-    for inside, labels, kept, answers in zip(*map(np.asarray, found), strict=True)
+    for inside, labels, kept, answers in zip(
+      np.asarray(region), *jax.device_get(found), strict=False
+    )
   ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _entities(model, mesh, params, teacher, video, ids, mask, region, still):
+  """Labels float32[B, Z], whether they are kept bool[B], and answers float32[B, Z]."""
+  patch = model.config.video.patch_size
+  labels, keep = teacher.label(video, region, still, patch_size=patch, mesh=mesh)
+  bound = model.bind({'params': params})
+  tokens = bound.encode_video(video, train=False).tokens
+  words = bound.encode_text(ids, mask, train=False).tokens
+  fused = bound.fuse(words, mask, tokens, train=False)
+  found = labels, keep, jax.nn.softmax(bound.region_entities(fused, region))
+  # Whole on every device, so that every host can read them.
+  return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
 
 
 def render(shown: Explanation) -> str:

@@ -1,15 +1,22 @@
 """Frames as pictures: strips, thumbnails, outlined regions, heat maps."""
 
 import base64
+import functools
 import io
+import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _ENLARGED = 112  # Pixels of a frame under a heat map, at least.
+# Fonts with letters of many scripts that a machine may have: Linux, macOS, Windows.
+_FONTS = ('DejaVuSans.ttf', 'Arial Unicode.ttf', 'arial.ttf')
+# Of text that is right, wrong, or neither.
+_INKS = {True: (0, 110, 50), False: (180, 40, 0), None: (30, 30, 30)}
 
 
 class Picture(NamedTuple):
@@ -38,6 +45,42 @@ def film_strip(frames: np.ndarray, gap: int = 2) -> np.ndarray:
   """uint8[T, H, W, 3] -> uint8[H, T * W + (T - 1) * gap, 3], on white."""
   spaced = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
   return np.concatenate(spaced, axis=1)[:, :-gap]
+
+
+def captioned(frames: np.ndarray, lines: Sequence[tuple[str, bool | None]]) -> np.ndarray:
+  """Draws frames side by side above lines of text.
+
+  Args:
+    frames: uint8[T, H, W, 3], of one size for pictures of one width.
+    lines: texts, each with whether it is right, which colours it; None is neither. What
+      is longer than two rows is cut.
+  Returns:
+    uint8[H', W', 3], on white.
+  """
+  strip, font, leading = film_strip(enlarge(frames)), _font(), 18
+  width = max(strip.shape[1], 400)
+  columns = int(width / font.getlength('n'))
+  rows = [
+    (row, _INKS[right])
+    for text, right in lines
+    for row in textwrap.wrap(text, columns, max_lines=2, placeholder=' …')
+  ]
+  picture = Image.new('RGB', (width, len(strip) + leading * len(rows) + 8), 'white')
+  picture.paste(Image.fromarray(strip))
+  draw = ImageDraw.Draw(picture)
+  for number, (row, ink) in enumerate(rows):
+    draw.text((2, len(strip) + 4 + leading * number), row, fill=ink, font=font)
+  return np.asarray(picture)
+
+
+@functools.cache
+def _font():
+  for name in _FONTS:
+    try:
+      return ImageFont.truetype(name, 13)
+    except OSError:
+      continue
+  return ImageFont.load_default(14)  # Of Latin letters without accents.
 
 
 def thumbnails(frames: np.ndarray, count: int = 4, side: int = 112) -> np.ndarray:

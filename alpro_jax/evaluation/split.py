@@ -21,7 +21,6 @@ from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import familiarity as familiar
 from alpro_jax.evaluation import question_answering, retrieval
-from alpro_jax.evaluation.held_out_loss import HeldOutLoss
 from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
@@ -319,68 +318,12 @@ def entity_templates(trained: TrainedModel):
   return (trained.meta or {}).get('templates', {}).get('video') or prompter.VIDEO_TEMPLATES
 
 
-class DuringTraining:
-  """Evaluates on `config.eval.sources` between the steps of a training.
+def figure_names(trained: TrainedModel, prepared, style: str) -> list[str]:
+  """The figures with an interval that `evaluate` will give, by name; scores nothing.
 
-  The figures of the first source are called eval/t2v_r1, eval/accuracy and so
-  on. With several, those of each stand under its number as well: eval/0/t2v_r1,
-  eval/1/t2v_r1. Those that have an interval are given: the others, such as the
-  number of videos, do not depend on the model.
+  Raises:
+    ValueError: if there is no question whose answer can be given.
   """
-
-  def __init__(self):
-    self._opened = {}
-
-  def __call__(self, plan, params, step: int) -> dict[str, float]:
-    """See train/loop.py."""
-    del step
-    figures = {}
-    for prefixes, trained, prepared, style in self._splits(plan, params):
-      found = evaluate(trained, prepared, style=style).found
-      figures |= {
-        f'{prefix}/{name}': float(found.metrics[name])
-        for prefix in prefixes
-        for name in found.intervals
-      }
-    return figures
-
-  def names(self, plan) -> list[str]:
-    """Names of the figures it will give; opens the sets and scores nothing.
-
-    Raises:
-      ValueError: if a set has nothing to ask, no question whose answer can be
-        given, or cannot be scored as config.eval says.
-      FileNotFoundError: if a set is not there.
-    """
-    return [
-      f'{prefix}/{name}'
-      for prefixes, trained, prepared, style in self._splits(plan, None)
-      for name in _figure_names(trained, select(trained, prepared, style=style), style)
-      for prefix in prefixes
-    ]
-
-  def _splits(self, plan, params):
-    """Yields (prefixes of the names, model, set, style) of every source."""
-    config, task, tokenizer, mesh = plan[:4]
-    trained = TrainedModel(task.model, params, config, tokenizer, mesh, tuple(task.answers))
-    sources = config.eval.sources
-    for number, source in enumerate(sources):
-      where = source.path, source.split
-      if where not in self._opened:
-        self._opened[where] = dataset.open_dataset(*where)
-      prefixes = ['eval'] * (number == 0) + [f'eval/{number}'] * (len(sources) > 1)
-      yield prefixes, trained, self._opened[where], source.style
-
-
-def during_training(config) -> list[DuringTraining | HeldOutLoss]:
-  """The evaluations of a run of launch/main.py."""
-  if not config.eval.sources:
-    return []
-  return [DuringTraining(), *([HeldOutLoss()] if config.eval.loss_batches else [])]
-
-
-def _figure_names(trained, prepared, style):
-  """The figures with an interval that `evaluate` will give, by name."""
   asked = _asked(trained, prepared, style)
   if not trained.answers_questions:
     return retrieval.figure_names(

@@ -42,9 +42,9 @@ class Plan(NamedTuple):
   frozen: Any = None  # What is not trained; see tasks/base.py.
 
 
-# (plan, params, step) -> figures by name, such as 'eval/t2v_r1'. One that knows
-# beforehand what it will give has a method names(plan) -> the names.
-Evaluation = Callable[[Plan, Any, int], dict[str, float]]
+# (plan, params, step) -> figures by name, such as 'eval/t2v_r1', and pictures uint8[n, H, W, 3].
+# One that knows beforehand which figures it will give has a method names(plan) -> the names.
+Evaluation = Callable[[Plan, Any, int], dict[str, float | np.ndarray]]
 
 
 class Outcome(NamedTuple):
@@ -300,16 +300,17 @@ class _Trainer:
 
   def _evaluate(self):
     """Returns the figures of this step; None if a stop came before them."""
-    figures = {}
+    found = {}
     self.supervisor.doing(f'evaluating step {self.step}')
     logging.info('step %d: evaluating', self.step)
     try:
       with self.progress.paused(), self.supervisor.interrupts():
         for evaluation in self.evaluations:
-          figures |= evaluation(self.plan, self.state.params, self.step)
+          found |= evaluation(self.plan, self.state.params, self.step)
+        figures = {name: value for name, value in found.items() if not np.ndim(value)}
         said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
         logging.info('step %d: %s', self.step, said)
-        self.progress.write(self.step, figures)
+        self.progress.write(self.step, found)
         self.due, self.figures = False, figures
     except Exception:
       # What was learned since the last save is not lost with the evaluation.

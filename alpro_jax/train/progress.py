@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from absl import logging
 
 from alpro_jax.train import curves
 
-_FIRST = 5  # Steps, after the one that compiles, that tell how long a run takes.
+# Steps, after the one that compiles, that tell how long a run takes; fewer do not.
+_FEW = 5
 
 
 class NonFiniteError(ArithmeticError):
@@ -111,8 +113,10 @@ class Progress:
     parts = ', '.join(f'{name}={value:.6g}' for name, value in _scalars(metrics).items())
     self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
     self._timed += 1
-    if self._timed == _FIRST and not self._total['steps']:
-      self._say_how_long()
+    if not self._total['steps'] and self._timed <= _FEW:
+      self._ends.append(time.monotonic())
+      if self._timed == _FEW:
+        self._say_how_long()
     if skipped:
       self._trouble['skipped_steps'] += 1
       count = self._trouble['skipped_steps']
@@ -148,11 +152,12 @@ class Progress:
     self._restart(waiting)
 
   def _say_how_long(self):
-    each = (time.monotonic() - self._start) / _FIRST
+    # The median: one of them may have waited for something else.
+    each = float(np.median(np.diff([self._start, *self._ends])))
     left = self._steps - self._step
-    if left > _FIRST:
+    if left > _FEW:
       logging.info(
-        f'{each:.3g} s a step, measured on {_FIRST}: {duration(each * left)} for the {left:,} '
+        f'{each:.3g} s a step, measured on {_FEW}: {duration(each * left)} for the {left:,} '
         'that are left, evaluations not included'
       )
 
@@ -177,16 +182,13 @@ class Progress:
     since = {'steps': self._timed, 'seconds': seconds, 'waiting': waiting - self._waiting}
     self._total = {name: value + since[name] for name, value in self._total.items()}
     scalars, times = _scalars(self._averages), self._rates(since)
-    left = (self._steps - self._step) * self._batch_size
     parts = (name.removeprefix('loss/') for name in sorted(scalars) if name.startswith('loss/'))
     trouble = self._trouble | {'replaced_records': replaced}
     losses = ' '.join(f'{name} {scalars[f"loss/{name}"]:.4f}' for name in parts)
-    rest = duration(left / times['clips_per_second'] if self._timed else 0)
     wrong = ''.join(f'  {n} {name.replace("_", " ")}' for name, n in trouble.items() if n)
     logging.info(
-      f'step {self._step} of {self._steps}  loss {scalars["loss"]:.4f} ({losses})  '
-      f'{times["clips_per_second"]:.1f} clips/s  waiting for data {times["waiting_share"]:.0%}  '
-      f'{rest} left{wrong}'
+      f'step {self._step} of {self._steps}  loss {scalars["loss"]:.4f} ({losses})'
+      f'{self._speed(since, times)}{wrong}'
     )
     if line := self._describe(self._averages):
       logging.info('%s', line)
@@ -200,10 +202,27 @@ class Progress:
     self._sums, self._count = {}, 0
     self._restart(waiting)
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes scalars under their names."""
+  def _speed(self, since, times) -> str:
+    """Rates since the last report and the time left; '' of what was not measured."""
+    if not self._timed:
+      return ''
+    waited = f'waiting for data {times["waiting_share"]:.0%}'
+    said = f'  {times["clips_per_second"]:.1f} clips/s  {waited}'
+    # A few steps, beside a save, tell little; of this start there may be more.
+    known = since if since['steps'] >= _FEW else self._total
+    if known['steps'] < _FEW:
+      return said
+    left = (self._steps - self._step) * known['seconds'] / known['steps']
+    return f'{said}  {duration(left)} left'
+
+  def write(self, step: int, found: Mapping[str, float | np.ndarray]) -> None:
+    """Writes scalars, and pictures uint8[n, H, W, 3], under their names."""
+    pictures = {name: value for name, value in found.items() if np.ndim(value)}
+    scalars = {k: v for k, v in found.items() if k not in pictures and math.isfinite(v)}
     with _curves_may_fail():
-      self._writer.write_scalars(step, {k: v for k, v in scalars.items() if math.isfinite(v)})
+      self._writer.write_scalars(step, scalars)
+      if pictures:
+        self._writer.write_images(step, pictures)
 
   def summary(self) -> dict[str, Any]:
     """Returns rates of this start, and the last averages."""
@@ -229,7 +248,7 @@ class Progress:
     }
 
   def _restart(self, waiting):
-    self._start, self._waiting, self._timed = time.monotonic(), waiting, 0
+    self._start, self._waiting, self._timed, self._ends = time.monotonic(), waiting, 0, []
 
 
 @contextlib.contextmanager
