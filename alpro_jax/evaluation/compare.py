@@ -213,7 +213,7 @@ def render(runs: Sequence[Run]) -> str:
   training = {
     'step': lambda report: report.get('step'),
     'clips per second': lambda report: report.get('clips_per_second'),
-    'waiting for input, %': lambda report: 100 * report['waiting_share'],
+    'waiting for input, %': lambda report: round(100 * report['waiting_share'], 1),
     'loss': lambda report: report['metrics'].get('loss'),
     **{name: lambda report, name=name: report['evaluation'].get(name) for name in ends},
   }
