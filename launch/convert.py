@@ -55,6 +55,7 @@ from absl import flags, logging
 
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
+from alpro_jax.train import identity
 from alpro_jax.weights import convert, kept, released, sources, tables, tensor_files
 from configs import (
   finetune_didemo_retrieval,
@@ -218,13 +219,14 @@ def _report_checkpoint(one):
   print(f'Written: {one.folder}')
 
 
-def _report_file(arrays, absent, was_converted):
+def _report_file(arrays, absent, was_converted, prompter):
   size = sum(array.nbytes for array in arrays.values())
   print(f'{len(arrays)} tensors, {size / 2**20:.1f} MiB')
   if absent:
     _print_list('in the file that was converted, and not in this one', absent)
-    if any(name.startswith('prompter.') for name in absent):
-      print('  (pass --prompter to add the prompter)')
+  if prompter or any(name.startswith('prompter.') for name in absent):
+    which = prompter and f', {identity.named(prompter)},'
+    print(f'The prompter{which or ""} is not in the file; pass --prompter to add it.')
   if not was_converted:
     print(
       f'{_CHECKPOINT.value} keeps nothing of a file that it was converted from, so tensors that '

@@ -64,6 +64,7 @@ def explain(checkpoint, video, text):
   explain.choose_target(model)
   clip = _cut(video, model.config.data.frames)
   frames = Encoder(model).pixels([clip])[0]
+  named, note = _load_prompter(model)
   shown = explain.explain(
     model,
     os.path.basename(video),
@@ -73,25 +74,34 @@ def explain(checkpoint, video, text):
     layer=_LAYER.value,
     steps=_STEPS.value,
   )
-  if model.config.task == 'pretrain' and model.config.loss.pem > 0:
-    with model.config.ignore_type(), model.config.unlocked():
-      prompter = model.config.prompter
-      prompter.checkpoint = _PROMPTER.value or prompter.checkpoint
-      prompter.entities = _ENTITIES.value or prompter.entities
-    try:
-      teacher, names = trained.load_teacher(model)
-    except OSError as error:
-      shown.notes.append(
-        f'Regions are not named, for the prompter is not there ({error}); pass --prompter.'
-      )
-    else:
-      count = _REGIONS.value
-      shown.regions.extend(
-        explain.name_regions(model, teacher, names, frames[None].repeat(count, 0), [text] * count)
-      )
+  if named:
+    count = _REGIONS.value
+    clips = frames[None].repeat(count, 0)
+    shown.regions.extend(explain.name_regions(model, *named, clips, [text] * count))
+  if note:
+    shown.notes.append(note)
+    print(note)
   path = pathlib.Path(_OUTPUT.value)
   files.write_text(path, explain.render(shown))
   return path
+
+
+def _load_prompter(model):
+  """The prompter of a pre-training with its entities, if it is there, and why not."""
+  from alpro_jax.evaluation import trained
+
+  if model.config.task != 'pretrain' or not model.config.loss.pem > 0:
+    return None, ''
+  with model.config.ignore_type(), model.config.unlocked():
+    prompter = model.config.prompter
+    prompter.checkpoint = _PROMPTER.value or prompter.checkpoint
+    prompter.entities = _ENTITIES.value or prompter.entities
+  try:
+    return trained.load_teacher(model), ''
+  except (OSError, ValueError) as error:
+    if _PROMPTER.value or _ENTITIES.value:
+      raise
+    return None, f'Regions are not named: {error}'
 
 
 def _cut(video, frames):

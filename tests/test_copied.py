@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -19,14 +20,20 @@ from tests import launched, small_sets, small_towers, small_videos, test_export
 COLOURS = [(200, 30, 60)] * 8
 
 
-def copy_of(root, task):
-  """The folder of a step of a run that is gone."""
-  (root / 'run').mkdir()
-  made, own, _ = test_export.make(root / 'run', task)
+def run_of(folder, task, prompter=''):
+  """A run that was stopped at step 7."""
+  folder.mkdir()
+  made, own, _ = test_export.make(folder, task)
+  made.config.prompter.checkpoint = str(prompter)
   meta = identity.describe(made.config, own, made.tokenizer)
-  store = checkpoints.Checkpoints(root / 'run', words=identity.words(meta, made.tokenizer))
+  store = checkpoints.Checkpoints(folder, words=identity.words(meta, made.tokenizer))
   store.save(TrainState(np.int32(7), made.params, {'mu': made.params}), meta)
   store.close()
+
+
+def copy_of(root, task, prompter=''):
+  """The folder of a step of a run that is gone."""
+  run_of(root / 'run', task, prompter)
   shutil.copytree(root / 'run' / 'checkpoints' / '7', root / 'another place')
   shutil.rmtree(root / 'run')
   return root / 'another place'
@@ -34,7 +41,17 @@ def copy_of(root, task):
 
 @pytest.fixture(scope='module')
 def copied(tmp_path_factory):
-  return copy_of(tmp_path_factory.mktemp('pretrained'), 'pretrain')
+  """A pre-training, of which the prompter stayed behind: see `moved_prompter`."""
+  root = tmp_path_factory.mktemp('pretrained')
+  run_of(root / 'prompter', 'prompter')
+  step = copy_of(root, 'pretrain', root / 'prompter')
+  (root / 'prompter').rename(root / 'moved')
+  return step
+
+
+@pytest.fixture(scope='module')
+def moved_prompter(copied):
+  return copied.parent / 'moved'
 
 
 @pytest.fixture(scope='module')
@@ -92,10 +109,39 @@ def test_evaluate(place, monkeypatch):
     assert json.load(file)['checkpoint']['path'] == str(place)
 
 
-def test_explain(place, tmp_path):
-  options = ('clips/a.mp4', 'a dog', '--steps=2', '--layer=1', '--fps=0', '--seconds=0.2')
-  assert launched.run('explain', place, *options) == 0
-  assert (tmp_path / 'explained.html').is_file()
+EXPLAIN = ('clips/a.mp4', 'a dog', '--steps=2', '--layer=1', '--fps=0', '--seconds=0.2')
+
+
+def test_explain_says_that_the_prompter_is_missing(place, tmp_path, capsys):
+  assert launched.run('explain', place, *EXPLAIN) == 0
+  said = capsys.readouterr().out
+  assert re.search(
+    r'Regions are not named: the prompter that the model was pre-trained with, .*\(step 7, digest '
+    r'\w{12}\), is not at .*prompter.* pass its folder as --prompter',
+    said,
+  )
+  page = (tmp_path / 'explained.html').read_text()
+  assert 'What regions are called' not in page and 'is not at' in page
+
+
+def test_explain_with_the_prompter_given(copied, moved_prompter, tmp_path, capsys):
+  given = f'--prompter={moved_prompter}'
+  assert launched.run('explain', copied, *EXPLAIN, given, '--regions=2') == 0
+  page = (tmp_path / 'explained.html').read_text()
+  assert page.count('frames with region') == 2 and 'not named' not in page
+  # What is given is used, or refused.
+  assert launched.run('explain', copied, *EXPLAIN, '--prompter=nowhere') == 2
+  assert launched.run('explain', copied, *EXPLAIN, f'--prompter={copied}') == 2
+  assert 'pre-trained with others' in capsys.readouterr().err
+
+
+def test_a_file_of_the_original_s_format_says_what_it_lacks(copied, moved_prompter, capsys):
+  options = f'--checkpoint={copied}', '--output=out.safetensors'
+  assert launched.run('convert', *options) == 0
+  said = capsys.readouterr().out
+  assert re.search(r'The prompter, .* digest \w{12}\), is not in the file; pass --prompter', said)
+  assert launched.run('convert', *options, f'--prompter={moved_prompter}') == 0
+  assert 'is not in the file' not in capsys.readouterr().out
 
 
 def test_exports(copied, saved, capsys):

@@ -144,6 +144,25 @@ def test_the_teacher_must_be_the_one_of_the_training(pretraining, toy):
     identity.check_teacher(stored, other, ENTITIES)
 
 
+def test_a_prompter_that_is_gone_is_named(pretraining):
+  options, run = pretraining
+  shutil.move(options[PROMPTER], run.parent / 'moved')
+  with pytest.raises(FileNotFoundError, match='the prompter is not there: no checkpoint in .*pass'):
+    train(run, **options, **{'train.steps': 6})
+  stored = checkpoints.load_meta(run)
+  for path in ('', options[PROMPTER]):
+    with pytest.raises(FileNotFoundError, match=r'with, .*\(step 3, digest \w{12}\), is not at'):
+      identity.check_teacher(stored, path, ENTITIES)
+  # The Hub's layout keeps no places.
+  del stored['prompter']['path']
+  with pytest.raises(ValueError, match=r'prompter: was a checkpoint \(step 3, digest .*moved'):
+    identity.check_teacher(
+      {**stored, 'prompter': {**stored['prompter'], 'digest': 'x' * 64}},
+      run.parent / 'moved',
+      ENTITIES,
+    )
+
+
 def test_another_tokenizer_of_the_same_size_is_refused(toy, tmp_path):
   toy.task = Task()
   options = {'train.init_from': str(train(tmp_path / 'first'))}

@@ -183,8 +183,6 @@ def load_teacher(trained: TrainedModel):
   """
   path = trained.config.prompter.checkpoint
   logging.info('prompter: %s', path)
-  if path:
-    path = checkpoints.find(path).folder
   text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
   task = get_task(trained.config, text, trained.mesh)
   prompter = identity.check_teacher(trained.meta, path, task.entities)

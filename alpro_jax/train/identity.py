@@ -16,6 +16,7 @@ place is accepted, and the log says so; other content is refused.
   config      every option that decides what is learned
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -136,6 +137,13 @@ def opened(described: Mapping[str, Any]) -> checkpoints.Checkpoint:
   return checkpoints.Checkpoint(pathlib.Path(described['path']))
 
 
+def named(described: Mapping[str, Any]) -> str:
+  """Returns what messages call a checkpoint that `of_checkpoint` described."""
+  # A folder in the Hub's layout does not say where things lay.
+  place = described.get('path', 'a checkpoint')
+  return f'{place} (step {described["step"]}, digest {described["digest"][:12]})'
+
+
 def digest(meta: Mapping[str, Any], params: Mapping[str, str]) -> str:
   """Returns the digest that `of_checkpoint` explains, of `meta` and every parameter's."""
   content = {
@@ -176,7 +184,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
       return 'none'
     if 'digest' not in value:
       return f'{value["path"]}, which is no intact checkpoint'
-    return f'{value["path"]} (step {value["step"]}, digest {value["digest"][:12]})'
+    return named(value)
 
   def how(name):
     if name not in LABELLED:
@@ -198,7 +206,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
 def check_teacher(
   stored: Mapping[str, Any], path, entities: Sequence[str]
 ) -> checkpoints.Checkpoint | None:
-  """Raises ValueError for another prompter or list than a model was pre-trained with.
+  """Checks that prompter and list are those that a model was pre-trained with.
 
   Args:
     stored: what was stored with the pre-trained checkpoint.
@@ -206,6 +214,9 @@ def check_teacher(
     entities: the names that would be used.
   Returns:
     the prompter's checkpoint.
+  Raises:
+    FileNotFoundError: if there is no prompter.
+    ValueError: if it is another one, or the list is another.
   """
   if 'entities' not in stored:
     logging.warning(
@@ -213,7 +224,15 @@ def check_teacher(
       'it was pre-trained with; those at the given paths are used.'
     )
     return checkpoints.find(path) if path else None
-  found = _prompter(path, stored) if path else None
+  found = None
+  with contextlib.suppress(FileNotFoundError):
+    found = _prompter(path, stored) if path else None
+  if stored['prompter'] and not found:
+    raise FileNotFoundError(
+      f'the prompter that the model was pre-trained with, {named(stored["prompter"])}, is not at '
+      f'{str(path)!r}. It is a checkpoint of its own, which does not travel with the model: '
+      'copy it as well and pass its folder as --prompter or in its config.'
+    )
   different = differences(
     {'entities': stored['entities'], 'prompter': stored['prompter']},
     {'entities': entities, 'prompter': found},
@@ -303,7 +322,13 @@ def _start(path):
 
 
 def _prompter(path, meta):
-  found = of_checkpoint(path)
+  try:
+    found = of_checkpoint(path)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+      f'the prompter is not there: {error} If it has moved, pass its folder as '
+      '--config.prompter.checkpoint; it is compared by content.'
+    ) from error
   name, stored = f'the prompter {path}', opened(found).meta
   if not stored['model'].get('embed_size'):
     raise ValueError(

@@ -96,12 +96,15 @@ def stored_meta(metadata: Mapping[str, str]) -> dict[str, Any]:
   return found
 
 
-def to_original(checkpoint, output, prompter=None) -> tuple[dict[str, np.ndarray], list[str], bool]:
+def to_original(
+  checkpoint, output, prompter=None
+) -> tuple[dict[str, np.ndarray], list[str], bool, dict[str, Any] | None]:
   """Writes a checkpoint, with its prompter if given, as the original's file.
 
   Returns:
     the arrays, by name in the file; names of the file that was converted and that there is no array
-    for; whether the checkpoint came from such a file.
+    for; whether the checkpoint came from such a file; the prompter that the checkpoint was
+    pre-trained with, as identity.of_checkpoint describes it, if it is known and not in the file.
   """
   tensor_files.check_writable(output)
   state, meta, kept = _read_back(checkpoint)
@@ -129,7 +132,7 @@ def to_original(checkpoint, output, prompter=None) -> tuple[dict[str, np.ndarray
     for part, values in (('model', meta), ('prompter', teacher_meta))
   }
   tensor_files.write_tensors(output, arrays, {_KEY: json.dumps({'format': _FORMAT, **metas})})
-  return arrays, absent, bool(kept.order)
+  return arrays, absent, bool(kept.order), None if prompter else meta.get('prompter')
 
 
 def _read_back(checkpoint):
