@@ -27,6 +27,7 @@ class Config:
   entities: int = 0
   video: dict = dataclasses.field(default_factory=lambda: {'heads': 2})
   text: dict = dataclasses.field(default_factory=lambda: {'heads': 2})
+  temperature_range = 0.001, 0.5
 
   def to_dict(self):
     return dataclasses.asdict(self)

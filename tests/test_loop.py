@@ -32,6 +32,7 @@ from tests.processes import run_two
 @dataclasses.dataclass(frozen=True)
 class ToyModelConfig:
   width: int = 4
+  temperature_range = 0.001, 0.5
 
   def to_dict(self):
     return dataclasses.asdict(self)
