@@ -6,6 +6,7 @@ sent is the features, once, and one number for each row.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,15 +31,23 @@ def similarity(video: jax.Array, text: jax.Array, temperature: jax.Array) -> jax
   return products / temperature
 
 
+Contrast = tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]
+
+
 def vtc(
   features: Features,
   temperature: jax.Array,
   ids: jax.Array | None = None,
   *,
+  positives: Sequence[int] = (),
   chunk: int = 0,
   mesh: jax.sharding.Mesh | None = None,
-) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+) -> Contrast:
   """Video-text contrastive loss: each video must find its text, and back.
+
+  With positives, any of its texts: the target of a row is spread evenly over its
+  positives, as in UniCL (Yang et al. 2022, arXiv 2204.03610), so that the loss is
+  the mean over them of the cross entropy. It is lowest where all are equally near.
 
   Args:
     features: of B pairs.
@@ -48,17 +57,58 @@ def vtc(
       a b a:   1 0 1          the diagonal always stays,
                0 1 0   and    pairs (0, 2) and (2, 0) are left out.
                1 0 1
+    positives: which of the I are more than that: rows that agree in one of these
+      are right for each other, as each is for itself. With captions a b a the
+      targets of rows are   .5 0 .5
+                             0 1  0
+                            .5 0 .5
     chunk: columns met at a time; 0 is all.
     mesh: of the devices that the rows are sharded over.
   Returns:
     Sum over the B pairs of the two directions' mean; B; and the shares of
-    videos that find their text and of texts that find their video.
+    videos that find a text of theirs and of texts that find a video.
   """
-  rows = features.video.shape[0]
-  if ids is None:
-    ids = jnp.arange(rows)[:, None]
-  total, right = _vtc(chunk, mesh, features, temperature, ids)
-  return total, jnp.float32(rows), right
+  total, right = _vtc(tuple(positives), chunk, mesh, features, temperature, _ids(ids, features))
+  return total, jnp.float32(features.video.shape[0]), right
+
+
+def sigmoid_vtc(
+  features: Features,
+  temperature: jax.Array,
+  bias: jax.Array,
+  ids: jax.Array | None = None,
+  *,
+  positives: Sequence[int] = (),
+  chunk: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Contrast:
+  """VTC by a question for each pair: do these belong together?
+
+  The sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343): with scores
+  s = similarity / temperature + bias of all B x B pairs, the sum of
+  log(1 + exp(-s)) of the positives and of log(1 + exp(s)) of the negatives. No
+  row depends on the others of its batch, but for what the batch contains.
+
+  Args:
+    features: of B pairs.
+    temperature: float32[]; SigLIP's scale is 1 / temperature.
+    bias: float32[]; far below 0 at first, or the many negatives outweigh all.
+    ids: see `vtc`; pairs that are neither positive nor negative do not count.
+    positives: see `vtc`; each positive pair is one question more with the answer yes.
+    chunk: see `vtc`.
+    mesh: see `vtc`.
+  Returns:
+    Sum over all pairs; B, which it is divided by as in the paper; and the shares
+    of `vtc`.
+  """
+  total, right = _sigmoid(
+    tuple(positives), chunk, mesh, features, temperature, bias, _ids(ids, features)
+  )
+  return total, jnp.float32(features.video.shape[0]), right
+
+
+def _ids(ids, features):
+  return jnp.arange(features.video.shape[0])[:, None] if ids is None else ids
 
 
 def zero_with_gradient(features: Features, cotangent: Features) -> tuple[jax.Array, jax.Array]:
@@ -75,45 +125,48 @@ def zero_with_gradient(features: Features, cotangent: Features) -> tuple[jax.Arr
 # would send the gradients of all columns. With the logarithms of both
 # directions' denominators a device finds the gradient of its own rows from what
 # it has already.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _vtc(chunk, mesh, features, temperature, ids):
-  return _vtc_forward(chunk, mesh, features, temperature, ids)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _vtc(positives, chunk, mesh, features, temperature, ids):
+  return _vtc_forward(positives, chunk, mesh, features, temperature, ids)[0]
 
 
-def _vtc_forward(chunk, mesh, features, temperature, ids):
+def _vtc_forward(positives, chunk, mesh, features, temperature, ids):
   columns = Features(*(_gather(x, mesh) for x in features))
-  column_ids = _gather(ids, mesh)
+  pairs = _Pairs(ids, _gather(ids, mesh), positives)
+  share = _target(pairs, chunk)
   logs, losses, right = [], [], []
   for rows, others in ((features.video, columns.text), (features.text, columns.video)):
-    log, own, best = _softmax_parts(_shard(rows, mesh), others, ids, column_ids, temperature, chunk)
+    log, own, best = _softmax_parts(_shard(rows, mesh), others, pairs, temperature, chunk)
     logs.append(log)
-    losses.append(jnp.sum(log - own))
-    right.append(jnp.mean((best == jnp.arange(len(rows))).astype(jnp.float32)))
-  kept = features, columns, temperature, ids, column_ids, logs
+    losses.append(jnp.sum(log - own * share))
+    right.append(_share_right(pairs, best))
+  kept = features, columns, temperature, pairs.row_ids, pairs.column_ids, share, logs
   return (sum(losses) / 2, tuple(right)), kept
 
 
-def _softmax_parts(rows, columns, row_ids, column_ids, temperature, chunk):
-  """Of each row: log of the sum of exp(scores), its own score, the best column."""
+def _softmax_parts(rows, columns, pairs, temperature, chunk):
+  """Of each row: log of the sum of exp(scores), the sum of its own, the best column."""
 
   def visit(carry, columns, column_ids, index):
     top, total, own, best = carry
-    scores, is_own, _ = _scores(rows, columns, row_ids, column_ids, index, temperature)
+    positive, out = pairs.compare(column_ids, index)
+    scores = jnp.where(out, _LOWEST, similarity(rows, columns, temperature))
     peak, best = _better(top, best, scores, index)
     total *= jnp.exp(top - peak)
     total += jnp.sum(jnp.exp(scores - peak[:, None]), axis=1)
-    own += jnp.sum(jnp.where(is_own, scores, 0), axis=1)
+    own += jnp.sum(jnp.where(positive, scores, 0), axis=1)
     return peak, total, own, best
 
   zero = jnp.zeros_like(rows[:, 0])
   start = (zero + _LOWEST, zero, zero, jnp.zeros_like(jnp.arange(len(rows))))
-  top, total, own, best = _scan(visit, start, chunk, columns, column_ids)
+  top, total, own, best = _scan(visit, start, chunk, columns, pairs.column_ids)
   return top + jnp.log(total), own, best
 
 
-def _vtc_backward(chunk, mesh, kept, cotangents):
-  features, columns, temperature, ids, column_ids, logs = kept
-  column_logs = [_gather(log, mesh) for log in logs]
+def _vtc_backward(positives, chunk, mesh, kept, cotangents):
+  features, columns, temperature, row_ids, column_ids, share, logs = kept
+  pairs = _Pairs(row_ids, column_ids, positives)
+  column_share, *column_logs = (_gather(x, mesh) for x in (share, *logs))
   scale = cotangents[0] / (2 * temperature)
   gradients, temperature_gradient = [], 0.0
   for rows, others, row_log, column_log in (
@@ -121,7 +174,13 @@ def _vtc_backward(chunk, mesh, kept, cotangents):
     (features.text, columns.video, logs[1], column_logs[0]),
   ):
     gradient, sums = _row_gradients(
-      _shard(rows, mesh), others, ids, column_ids, row_log, column_log, temperature, chunk
+      _shard(rows, mesh),
+      others,
+      pairs,
+      (row_log, share),
+      (column_log, column_share),
+      temperature,
+      chunk,
     )
     gradients.append(scale * gradient)
     # Each direction sees all pairs: half of it from each.
@@ -129,23 +188,84 @@ def _vtc_backward(chunk, mesh, kept, cotangents):
   return Features(*gradients), temperature_gradient, None
 
 
-def _row_gradients(rows, columns, row_ids, column_ids, row_log, column_log, temperature, chunk):
+def _row_gradients(rows, columns, pairs, of_rows, of_columns, temperature, chunk):
   """Gradient of both directions by the rows, times 2, and by log(scale)."""
+  row_log, row_share = of_rows
 
-  def visit(carry, columns, column_ids, column_log, index):
+  def visit(carry, columns, column_ids, column_log, column_share, index):
     gradient, sums = carry
-    scores, is_own, out = _scores(rows, columns, row_ids, column_ids, index, temperature)
+    positive, out = pairs.compare(column_ids, index)
+    scores = jnp.where(out, _LOWEST, similarity(rows, columns, temperature))
     slope = jnp.exp(scores - row_log[:, None])
     slope += jnp.exp(scores - column_log[None, :])
-    slope = jnp.where(is_own, slope - 2, jnp.where(out, 0, slope))
+    target = row_share[:, None] + column_share[None, :]
+    slope = jnp.where(positive, slope - target, jnp.where(out, 0, slope))
     gradient += jnp.einsum('rc,ce->re', slope, columns, precision=jax.lax.Precision.HIGHEST)
     return gradient, sums + jnp.sum(slope * scores, axis=1)
 
   start = (jnp.zeros_like(rows), jnp.zeros_like(rows[:, 0]))
-  return _scan(visit, start, chunk, columns, column_ids, column_log)
+  return _scan(visit, start, chunk, columns, pairs.column_ids, *of_columns)
 
 
 _vtc.defvjp(_vtc_forward, _vtc_backward)
+
+
+# Written by hand for the same reasons. An entry's slope depends on its score alone,
+# so the gradient of a row is found where its loss is, and nothing is met twice.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sigmoid(positives, chunk, mesh, features, temperature, bias, ids):
+  return _sigmoid_forward(positives, chunk, mesh, features, temperature, bias, ids)[0]
+
+
+def _sigmoid_forward(positives, chunk, mesh, features, temperature, bias, ids):
+  columns = Features(*(_gather(x, mesh) for x in features))
+  pairs = _Pairs(ids, _gather(ids, mesh), positives)
+  gradients, right = [], []
+  for rows, others in ((features.video, columns.text), (features.text, columns.video)):
+    gradient, best, *sums = _sigmoid_parts(
+      _shard(rows, mesh), others, pairs, temperature, bias, chunk
+    )
+    gradients.append(gradient / temperature)
+    right.append(_share_right(pairs, best))
+  # Either direction sees all pairs.
+  total, by_score, by_bias = (jnp.sum(x) for x in sums)
+  kept = Features(*gradients), -by_score / temperature, by_bias
+  return (total, tuple(right)), kept
+
+
+def _sigmoid_parts(rows, columns, pairs, temperature, bias, chunk):
+  """Of each row: gradient by it, times the temperature, the best column, and sums.
+
+  The sums are of the losses, of slope * scores without the bias, and of slopes.
+  """
+
+  def visit(carry, columns, column_ids, index):
+    gradient, top, best, total, by_score, by_bias = carry
+    positive, out = pairs.compare(column_ids, index)
+    scores = similarity(rows, columns, temperature)
+    top, best = _better(top, best, jnp.where(out, _LOWEST, scores), index)
+    sign = jnp.where(positive, -1.0, jnp.where(out, 0.0, 1.0))
+    # Softplus and its slope, where the answer is wrong if sign * score > 0.
+    wrong = sign * (scores + bias)
+    slope = sign * jax.nn.sigmoid(wrong)
+    total += jnp.sum(jnp.abs(sign) * jax.nn.softplus(wrong), axis=1)
+    gradient += jnp.einsum('rc,ce->re', slope, columns, precision=jax.lax.Precision.HIGHEST)
+    by_score += jnp.sum(slope * scores, axis=1)
+    return gradient, top, best, total, by_score, by_bias + jnp.sum(slope, axis=1)
+
+  zero = jnp.zeros_like(rows[:, 0])
+  best = jnp.zeros_like(jnp.arange(len(rows)))
+  start = (jnp.zeros_like(rows), zero + _LOWEST, best, zero, zero, zero)
+  gradient, _, best, *sums = _scan(visit, start, chunk, columns, pairs.column_ids)
+  return gradient, best, *sums
+
+
+def _sigmoid_backward(positives, chunk, mesh, kept, cotangents):
+  del positives, chunk, mesh
+  return *jax.tree.map(lambda x: cotangents[0] * x, kept), None
+
+
+_sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def hard_negatives(
@@ -240,12 +360,39 @@ def _scan(visit, start, chunk, *columns):
   return jax.lax.scan(lambda carry, part: (visit(carry, *part), None), start, parts)[0]
 
 
-def _scores(rows, columns, row_ids, column_ids, index, temperature):
-  """Scores with the lowest where left out; which are own; which left out."""
-  scores = similarity(rows, columns, temperature)
-  own = jnp.arange(rows.shape[0])[:, None] == index[None, :]
-  out = _same(row_ids, column_ids) & ~own
-  return jnp.where(out, _LOWEST, scores), own, out
+class _Pairs(NamedTuple):
+  """What rows and columns are for each other: int32[B, I] twice; see `vtc`."""
+
+  row_ids: jax.Array
+  column_ids: jax.Array
+  positives: tuple[int, ...]
+
+  def compare(self, column_ids, index):
+    """bool[B, chunk] twice, of some columns: which are positive; which are left out."""
+    positive = jnp.arange(self.row_ids.shape[0])[:, None] == index[None, :]
+    for i in self.positives:
+      positive |= _same(self.row_ids[:, i : i + 1], column_ids[:, i : i + 1])
+    return positive, _same(self.row_ids, column_ids) & ~positive
+
+
+def _target(pairs, chunk):
+  """float32[B]: what each positive of a row has of its target, 1 / their number."""
+  if not pairs.positives:
+    return jnp.ones(len(pairs.row_ids))
+
+  def visit(count, column_ids, index):
+    return count + jnp.sum(pairs.compare(column_ids, index)[0], axis=1)
+
+  start = jnp.zeros_like(pairs.row_ids[:, 0])
+  return 1 / _scan(visit, start, chunk, pairs.column_ids).astype(jnp.float32)
+
+
+def _share_right(pairs, best):
+  """float32[]: of rows whose best column, int32[B], is a positive."""
+  right = best == jnp.arange(len(best))
+  for i in pairs.positives:
+    right |= pairs.column_ids[best, i] == pairs.row_ids[:, i]
+  return jnp.mean(right.astype(jnp.float32))
 
 
 def _better(top, best, scores, index):

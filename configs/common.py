@@ -86,6 +86,10 @@ def get_config(model='base'):
       'vtm': 1.0,
       'mlm': 1.0,
       'pem': 1.0,
+      # Of VTC: 'softmax' asks each video for its text among all, and back, as the
+      # paper; 'sigmoid' asks of each pair whether it belongs together, as SigLIP,
+      # and needs config.model.logit_bias. See docs/research.md, Which contrast.
+      'vtc_form': 'softmax',
       'mask_probability': 0.15,
       # Hard negatives for VTM: from the whole batch, or from blocks of it as
       # the original's devices did (0 blocks: one for each data shard). Fewer
@@ -99,8 +103,12 @@ def get_config(model='base'):
       # Columns of the batch that VTC and the choice of negatives meet at a
       # time: memory grows with batch x chunk, the result is the same. 0: all.
       'vtc_chunk': 0,
-      # Treat equal captions as the same pair: not as negatives of each other.
-      'mask_equal_captions': True,
+      # What two pairs of a batch are for each other that show the same video, or
+      # whose captions are equal: 'neutral' (left out of the contrast), 'positive'
+      # (right for each other), or 'negative'. Of both, positive counts before
+      # neutral, and neutral before negative. VTM draws negatives alone.
+      'same_video': 'neutral',
+      'same_caption': 'neutral',
       # Area of the region that is labelled by the prompter; see Region
       # erasing in docs/specification.md.
       'region_area': (0.3, 0.5),

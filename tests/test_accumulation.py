@@ -28,13 +28,18 @@ def answering(tmp_path):
   return config
 
 
-def test_two_micro_batches_contrast_as_one_batch(prompter):
+@pytest.mark.parametrize('form', ['softmax', 'sigmoid'])
+def test_two_micro_batches_contrast_as_one_batch(prompter, form):
+  if form == 'sigmoid':
+    prompter.model.logit_bias = -2.0
+    prompter.loss.update({'vtc_form': form, 'same_video': 'positive', 'same_caption': 'positive'})
   whole = small_task.gradients_on(prompter, test_step.mesh_of(1))
   prompter.loss.vtc_chunk = 4
   parts = small_task.gradients_on(
     prompter, test_step.mesh_of(8), accumulation=2, negatives='global'
   )
   test_step.assert_equal_results(whole, parts)
+  assert ('logit_bias' in whole[0]) == ('logit_bias' in whole[1]) == (form == 'sigmoid')
 
 
 def test_both_passes_drop_the_same(prompter):

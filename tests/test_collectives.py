@@ -1,9 +1,10 @@
 """What the parser counts, and what the real step sends."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from alpro_jax import sharding
+from alpro_jax import contrastive, sharding
 from benchmarks import collectives, dry_run
 from tests import small_task
 
@@ -104,6 +105,36 @@ def test_what_is_not_understood_is_refused():
     collectives.parse(PROGRAM.replace('=[1,8]<=[8]', '=somehow'))
   with pytest.raises(ValueError, match='no ENTRY'):
     collectives.parse('f32[8]')
+
+
+def test_no_form_of_the_contrast_sends_more_than_features_and_a_few_numbers():
+  """Of 64 pairs on 8 devices, with their gradients."""
+  b, embed, mesh = 64, 32, sharding.make_mesh()
+  place = sharding.batch_sharding(mesh)
+
+  def shaped(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+  side, ids = shaped(jnp.float32, b, embed), shaped(jnp.int32, b, 2)
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+
+  def sent(loss, *numbers, **options):
+    run = jax.jit(
+      jax.value_and_grad(
+        lambda pair, ids, *numbers: loss(pair, *numbers, ids, chunk=8, mesh=mesh, **options)[0],
+        argnums=(0, *range(2, 2 + len(numbers))),
+      )
+    )
+    text = run.lower(contrastive.Features(side, side), ids, *numbers).compile().as_text()
+    return sum(x.sent_bytes for x in collectives.totals(collectives.parse(text)).values())
+
+  softmax = sent(contrastive.vtc, number)
+  a_number, shared = 4 * b * 7 // 8, 4 * b * 7 // 8 * (2 * embed + 2)
+  # Logarithms of two directions, and sums.
+  assert shared < softmax <= shared + 2 * a_number + 100
+  assert sent(contrastive.vtc, number, positives=(0, 1)) <= softmax + a_number
+  for positives in ((), (0, 1)):
+    assert sent(contrastive.sigmoid_vtc, number, number, positives=positives) <= softmax
 
 
 @pytest.mark.slow

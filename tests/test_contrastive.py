@@ -26,17 +26,43 @@ def ids_of(*columns):
   return jnp.stack([jnp.asarray(c, jnp.int32) for c in columns], axis=1)
 
 
-def dense(pair, temperature, ids):
-  """VTC as the paper writes it, with all similarities at once."""
-  same = (ids[:, None] == ids[None]).any(-1) & ~jnp.eye(len(ids), dtype=bool)
-  scores = jnp.where(same, -jnp.inf, contrastive.similarity(*pair, temperature))
-  found = jnp.diagonal(jax.nn.log_softmax(scores, axis=1))
-  found += jnp.diagonal(jax.nn.log_softmax(scores, axis=0))
-  own = jnp.arange(len(ids))
-  return -jnp.sum(found) / 2, (
-    jnp.mean(jnp.argmax(scores, axis=1) == own),
-    jnp.mean(jnp.argmax(scores, axis=0) == own),
-  )
+def dense_relations(ids, positives):
+  """bool[B, B] twice: which pairs are right, and which count."""
+  same = ids[:, None] == ids[None]
+  right = same[..., list(positives)].any(-1) | jnp.eye(len(ids), dtype=bool)
+  return right, right | ~same.any(-1)
+
+
+def dense(pair, temperature, bias, ids, positives):
+  """VTC as the papers write it, with all similarities at once; no bias is softmax.
+
+  Sum of the losses; shares of videos and texts whose nearest is right.
+  """
+  right, counts = dense_relations(ids, positives)
+  scores = pair.video @ pair.text.T / temperature
+  if bias is None:
+    total = 0.0
+    for axis in (0, 1):
+      logs = jax.nn.log_softmax(jnp.where(counts, scores, -jnp.inf), axis=axis)
+      target = right / right.sum(axis=axis, keepdims=True)
+      total -= jnp.sum(target * jnp.where(right, logs, 0)) / 2
+  else:
+    label = jnp.where(right, 1, -1)
+    total = -jnp.sum(jnp.where(counts, jax.nn.log_sigmoid(label * (scores + bias)), 0))
+  found = []
+  for axis in (1, 0):
+    nearest = jnp.argmax(jnp.where(counts, scores, -jnp.inf), axis=axis)
+    found.append(jnp.mean(jnp.take_along_axis(right, jnp.expand_dims(nearest, axis), axis)))
+  return total, tuple(found)
+
+
+def chunked(pair, temperature, bias, ids, positives, **options):
+  """`dense`, by the library."""
+  if bias is None:
+    found = contrastive.vtc(pair, temperature, ids, positives=positives, **options)
+  else:
+    found = contrastive.sigmoid_vtc(pair, temperature, bias, ids, positives=positives, **options)
+  return found[0], found[2]
 
 
 def test_vtc_of_two_pairs_by_hand():
@@ -102,28 +128,100 @@ def test_vtc_without_any_negative_is_zero(rows):
     np.testing.assert_allclose(part, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize('chunk, devices', [(0, 1), (8, 1), (4, 8), (0, 8)])
-def test_vtc_in_chunks_is_that_of_all_pairs(chunk, devices):
+@pytest.mark.parametrize('bias', [None, -2.0], ids=['softmax', 'sigmoid'])
+@pytest.mark.parametrize(
+  'positives, chunk, devices',
+  [((), 0, 1), ((), 8, 1), ((), 4, 8), ((), 0, 8), ((1,), 4, 8), ((0, 1), 1, 1), ((0, 1), 0, 8)],
+)
+def test_vtc_in_chunks_is_that_of_all_pairs(bias, positives, chunk, devices):
+  """Its value, its gradients by features, temperature and bias, what is found."""
   rng = np.random.default_rng(0)
   ids = ids_of(rng.integers(0, 20, 32), rng.integers(0, 20, 32))
   pair, t = Features(features(0, 32), features(1, 32)), jnp.float32(0.07)
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
 
-  def run(function):
-    return jax.jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
+  def run(function, pair, **options):
+    numbers = (t,) if bias is None else (t, jnp.float32(bias))
 
-  (want, shares), gradients = run(lambda p, t: dense(p, t, ids))(pair, t)
+    def loss(pair, temperature, bias=None):
+      return function(pair, temperature, bias, ids, positives, **options)
 
-  def ours(pair, t):
-    total, _, right = contrastive.vtc(pair, t, ids, chunk=chunk, mesh=mesh)
-    return total, right
+    argnums = tuple(range(1 + len(numbers)))
+    return jax.jit(jax.value_and_grad(loss, argnums, has_aux=True))(pair, *numbers)
 
-  (total, right), ours = run(ours)(jax.device_put(pair, sharding.batch_sharding(mesh)), t)
+  (want, shares), gradients = run(dense, pair)
+  placed = jax.device_put(pair, sharding.batch_sharding(mesh))
+  (total, right), ours = run(chunked, placed, chunk=chunk, mesh=mesh)
   np.testing.assert_allclose(total, want, rtol=1e-5)
   np.testing.assert_allclose(right, shares)
   for found, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(gradients), strict=True):
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale)
+
+
+def test_several_right_captions_share_the_target_by_hand():
+  """Captions a b a, of scores 2 0 1 in the first row: half of each of the two."""
+  pair = of_scores([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+  ids = ids_of([0, 1, 2], [0, 1, 0])
+  total, _, right = contrastive.vtc(pair, jnp.float32(1.0), ids, positives=(1,))
+  e = np.exp
+  rows = np.log(e(2) + 1 + e(1)) - 1.5 + np.log(e(1) + 2) - 1 + np.log(3)
+  columns = np.log(e(2) + 2) - 1 + np.log(e(1) + 2) - 1 + np.log(e(1) + 2) - 0.5
+  np.testing.assert_allclose(total, (rows + columns) / 2, rtol=1e-6)
+  # Video 2 finds a caption, and text 2 a video, that is another row's.
+  np.testing.assert_array_equal(right, [1, 1])
+  *_, left_out = contrastive.vtc(pair, jnp.float32(1.0), ids)
+  np.testing.assert_allclose(left_out, [2 / 3, 2 / 3])
+
+
+def test_sigmoid_of_two_pairs_by_hand():
+  video = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+  text = jnp.array([[1.0, 0.0], [0.6, 0.8]])
+  # [[1, .6], [0, .8]], divided by a temperature of .5, and less 1.
+  positives = np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-0.6))
+  negatives = np.log1p(np.exp(0.2)) + np.log1p(np.exp(-1.0))
+  pair = Features(video, text)
+  total, count, right = contrastive.sigmoid_vtc(pair, jnp.float32(0.5), jnp.float32(-1.0))
+  np.testing.assert_allclose(total, positives + negatives, rtol=1e-6)
+  assert count == 2
+  np.testing.assert_array_equal(right, [1, 1])
+
+
+def test_sigmoid_asks_each_pair_by_itself():
+  """Captions a b a: the pairs 0 and 2 are left out, or right as the others are."""
+  pair, t, b = Features(features(0, 3), features(1, 3)), jnp.float32(0.1), jnp.float32(-3.0)
+  ids = ids_of([0, 1, 2], [0, 1, 0])
+
+  def gradient(positives):
+    wide = of_scores(pair.video @ pair.text.T)
+
+    def loss(video):
+      features = Features(video, wide.text)
+      return contrastive.sigmoid_vtc(features, t, b, ids, positives=positives)[0]
+
+    return np.asarray(jax.grad(loss)(wide.video))
+
+  left_out, right = gradient(()), gradient((1,))
+  assert left_out[0, 2] == left_out[2, 0] == 0
+  assert right[0, 2] < 0 and right[2, 0] < 0
+  others = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], bool)
+  np.testing.assert_array_equal(left_out[others], right[others])
+  assert (np.diagonal(right) < 0).all() and (right[[0, 1, 1, 2], [1, 0, 2, 1]] > 0).all()
+
+
+def test_sigmoid_is_finite_and_exact_for_very_sure_answers():
+  pair = of_scores([[1.0, 0.0], [1.0, -1.0]])
+
+  def loss(pair, t, b):
+    return contrastive.sigmoid_vtc(pair, t, b)[0]
+
+  value, (features, by_t, by_b) = jax.value_and_grad(loss, argnums=(0, 1, 2))(
+    pair, jnp.float32(0.001), jnp.float32(0.0)
+  )
+  # Right by 1,000; the second row is wrong by as much, twice.
+  np.testing.assert_allclose(value, np.log(2) + 2000, rtol=1e-6)
+  np.testing.assert_allclose(features.video, [[0, 500], [1000, -1000]], rtol=1e-6)
+  np.testing.assert_allclose([by_t, by_b], [-2e6, 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize('chunk', [0, 1])
@@ -140,7 +238,8 @@ def test_a_chunk_must_divide_the_batch():
     contrastive.vtc(pair, jnp.float32(1.0), chunk=4)
 
 
-def test_memory_does_not_grow_with_the_square_of_the_batch():
+@pytest.mark.parametrize('bias', [None, -10.0], ids=['softmax', 'sigmoid'])
+def test_memory_does_not_grow_with_the_square_of_the_batch(bias):
   """32,768 pairs on 8 devices: all similarities would take 4 GiB."""
   rows, size, chunk = 32_768, 256, 1_024
   mesh = sharding.make_mesh()
@@ -156,7 +255,7 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
     t = jnp.float32(0.07)
 
     def loss(pair):
-      return contrastive.vtc(pair, t, ids, chunk=chunk, mesh=mesh)[0]
+      return chunked(pair, t, bias, ids, (1,), chunk=chunk, mesh=mesh)[0]
 
     drawn = contrastive.hard_negatives(
       jax.random.key(0), *pair, t, ids, uniform_share=0.1, chunk=chunk, mesh=mesh

@@ -1,11 +1,12 @@
-"""Fine-tuning tasks: their losses, heads and refusals."""
+"""Fine-tuning tasks: their losses, heads and refusals; what a batch's pairs are to each other."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from alpro_jax import losses, sharding
+from alpro_jax import contrastive, losses, sharding
 from alpro_jax.tasks.shared import abstract_params
 from tests import small_task
 
@@ -68,6 +69,54 @@ def test_a_task_has_the_heads_that_it_trains(answering, retrieval):
   assert heads(retrieval) == contrast | {'match_head'}
   retrieval.loss.vtm = 0.0
   assert heads(retrieval) == contrast
+
+
+@pytest.mark.parametrize(
+  'video, caption, wanted',
+  [
+    ('neutral', 'neutral', '=.--. .=-.. --=-- -.-=- ..--='),
+    ('neutral', 'negative', '=.--. .=--. --=-- ---=- ..--='),
+    ('negative', 'negative', '=---- -=--- --=-- ---=- ----='),
+    ('neutral', 'positive', '=.--= .=-=. --=-- -=-=- =.--='),
+    ('positive', 'neutral', '==--= ==-.= --=-- -.-=- ==--='),
+    ('positive', 'negative', '==--= ==--= --=-- ---=- ==--='),
+    ('negative', 'positive', '=---= -=-=- --=-- -=-=- =---='),
+    ('positive', 'positive', '==--= ==-== --=-- -=-=- ==--='),
+  ],
+)
+def test_what_pairs_are_for_each_other(retrieval, video, caption, wanted):
+  """Rows 0, 1, 4 show a video, rows 0, 4 and 1, 3 share captions: = right, . neutral."""
+  retrieval.loss.update({'same_video': video, 'same_caption': caption})
+  batch = small_task.small_batch(5).replace(
+    video_id=np.array([0, 0, 1, 2, 0]), caption_id=np.array([5, 6, 7, 6, 5])
+  )
+  ids, positives = small_task.small_task(retrieval, mesh_of(1)).relations(batch)
+  wanted = np.array([list(row) for row in wanted.split()])
+  same = np.asarray(ids[:, None] == ids[None])
+  np.testing.assert_array_equal(same.any(-1) | np.eye(5, dtype=bool), wanted != '-')
+  right = same[..., list(positives)].any(-1) | np.eye(5, dtype=bool)
+  np.testing.assert_array_equal(right, wanted == '=')
+  # What VTM draws is a negative.
+  score = jnp.where(wanted == '-', 0.0, 9.0)
+  drawn, valid = contrastive.hard_negatives(
+    jax.random.key(0), score, jnp.eye(5), jnp.float32(1), ids, uniform_share=0.0
+  )
+  assert valid.all() and (wanted[np.arange(5), drawn] == '-').all()
+
+
+@pytest.mark.parametrize(
+  'option, message',
+  [
+    ({'vtc_form': 'hinge'}, r"config.loss.vtc_form='hinge' is unknown; choose one of \('softmax'"),
+    ({'same_video': True}, r"same_video=True is unknown; choose one of \('neutral', 'positive'"),
+    ({'vtc_form': 'sigmoid'}, "'sigmoid' needs a model with a bias: set config.model.logit_bias"),
+  ],
+)
+def test_a_contrast_that_cannot_be_is_refused(retrieval, option, message):
+  with retrieval.ignore_type():
+    retrieval.loss.update(option)
+  with pytest.raises(ValueError, match=message):
+    small_task.small_task(retrieval, mesh_of(1))
 
 
 def test_retrieval_refuses_losses_that_are_not_its(retrieval):

@@ -1,8 +1,12 @@
 """Options that were renamed: what says their new names, and what loads by them."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
+import alpro_jax
+from alpro_jax.serving import layouts
 from alpro_jax.train import checkpoints, options
 from alpro_jax.train.state import TrainState
 from configs import common, pretrain
@@ -20,17 +24,33 @@ def test_names_look_into_sections_and_lists():
   assert found == {'a', 'a.b', 'c', 'c.d', 'e'}
 
 
-@pytest.mark.parametrize('stored, now', [(True, 'auto'), (False, 'similarity')])
-def test_an_old_checkpoint_loads_by_the_new_names(tmp_path, stored, now):
+@pytest.mark.parametrize(
+  'old, new',
+  [
+    (('eval', 'rerank', True), ('eval', 'scoring', 'auto')),
+    (('eval', 'rerank', False), ('eval', 'scoring', 'similarity')),
+    (('loss', 'mask_equal_captions', True), ('loss', 'same_caption', 'neutral')),
+    (('loss', 'mask_equal_captions', False), ('loss', 'same_caption', 'negative')),
+  ],
+)
+def test_an_old_checkpoint_loads_by_the_new_names(tmp_path, old, new):
   store = checkpoints.Checkpoints(tmp_path)
   state = TrainState(step=np.int32(3), params={'a': np.zeros(2)}, opt_state={'n': np.int32(0)})
-  store.save(state, {'config': {'task': 'retrieval', 'eval': {'rerank': stored}}})
+  part, name, value = old
+  store.save(state, {'config': {'task': 'retrieval', part: {name: value}}})
   store.close()
+  now_part, now_name, now = new
   meta = checkpoints.load_meta(tmp_path)
-  assert meta['config'] == {'task': 'retrieval', 'eval': {'scoring': now}}
+  assert meta['config'] == {'task': 'retrieval', now_part: {now_name: now}}
   # Whoever has both keeps the new one.
-  both = {'eval': {'rerank': stored, 'scoring': 'matching'}}
-  assert options.with_new_names(both) == {'eval': {'scoring': 'matching'}}
+  both = {part: {name: value, now_name: 'mine'}}
+  assert options.with_new_names(both) == {now_part: {now_name: 'mine'}}
+
+
+def test_a_folder_for_the_hub_loads_by_the_new_names():
+  stored = layouts.find(pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes')
+  loss = stored.meta['config']['loss']
+  assert loss['same_caption'] == 'neutral' and 'mask_equal_captions' not in loss
 
 
 def test_a_config_file_that_invents_an_option_is_refused(tmp_path):

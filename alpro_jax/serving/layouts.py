@@ -17,6 +17,7 @@ from alpro_jax import files
 from alpro_jax.serving import alpro_loader
 from alpro_jax.train import trees
 from alpro_jax.train.checkpoints import Checkpoint
+from alpro_jax.train.options import with_new_names
 from alpro_jax.weights.tensor_files import open_tensors
 
 CONFIG, PARAMS = 'config.json', 'model.safetensors'
@@ -82,7 +83,9 @@ class HubFolder(_Folder):
 
   @property
   def meta(self) -> dict[str, Any]:
-    return {**self._stored['meta'], 'step': self._stored['step']}
+    meta = self._stored['meta']
+    config = with_new_names(meta['config'])
+    return {**meta, 'config': config, 'step': self._stored['step']}
 
   @property
   def digest(self) -> str:

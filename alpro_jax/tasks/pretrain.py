@@ -80,7 +80,8 @@ class Pretrain(Prompter):
     """Returns the task of `config`.
 
     Raises:
-      ValueError: for an unknown kind of negatives, or if every weight is 0.
+      ValueError: as Prompter, for an unknown kind of negatives, or if every
+        weight is 0.
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
@@ -125,7 +126,7 @@ class Pretrain(Prompter):
     if options.vtm:
       found = sharding.map_parts(
         lambda ids: contrastive.has_negative(ids, **self._columns),
-        self.identities(batch),
+        self.relations(batch)[0],
         parts,
         self.mesh,
       )
@@ -241,7 +242,7 @@ class Pretrain(Prompter):
     """int32[B] each: a wrong video for every text, a wrong text for every video."""
     options, keys = self.options, _keys(key)
     share = negative_ramp(step, options.uniform_negative_steps, options.negative_ramp_steps)
-    rest = temperature, self.identities(batch)
+    rest = temperature, self.relations(batch)[0]
     draw = functools.partial(contrastive.hard_negatives, uniform_share=share, **self._columns)
     other_video, _ = draw(keys['videos'], features.text, features.video, *rest)
     other_text, _ = draw(keys['texts'], features.video, features.text, *rest)

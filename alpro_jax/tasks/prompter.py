@@ -13,6 +13,10 @@ from alpro_jax.models.alpro import Alpro, Encoding
 from alpro_jax.tasks.base import Task
 from alpro_jax.tasks.shared import model_config
 
+# Of config.loss; runs that are older than these options did the first.
+_RELATIONS = ('neutral', 'positive', 'negative')
+CHOICES = {'vtc_form': ('softmax', 'sigmoid'), 'same_video': _RELATIONS, 'same_caption': _RELATIONS}
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompter(Task):
@@ -20,6 +24,9 @@ class Prompter(Task):
 
   Attributes:
     options: config.loss.
+
+  Raises:
+    ValueError: for an unknown option, or a sigmoid without its bias.
   """
 
   model: Alpro
@@ -27,6 +34,18 @@ class Prompter(Task):
   mesh: jax.sharding.Mesh
   weights = {'loss/vtc': 1.0}
   contrasts = True
+
+  def __post_init__(self):
+    chosen = {name: self.options.get(name, known[0]) for name, known in CHOICES.items()}
+    for name, value in chosen.items():
+      if value not in CHOICES[name]:
+        raise ValueError(f'config.loss.{name}={value!r} is unknown; choose one of {CHOICES[name]}.')
+    if chosen['vtc_form'] == 'sigmoid' and self.model.config.logit_bias is None:
+      raise ValueError(
+        "config.loss.vtc_form='sigmoid' needs a model with a bias: set "
+        'config.model.logit_bias=-10, and temperature=0.1 of a model that was not trained before; '
+        "of one that was, without a bias, add 'logit_bias' to config.train.new_parameters."
+      )
 
   @classmethod
   def from_config(cls, config, text, mesh):
@@ -43,15 +62,22 @@ class Prompter(Task):
   def contrast(self, params, features, batch, cotangent=None):
     if cotangent is not None:
       return {'loss/vtc': contrastive.zero_with_gradient(features, cotangent)}
-    temperature = self.bind(params).temperature()
-    total, count, (v2t, t2v) = contrastive.vtc(
-      features, temperature, self.identities(batch), chunk=self.options.vtc_chunk, mesh=self.mesh
-    )
-    return {
+    model = self.bind(params)
+    temperature = model.temperature()
+    ids, positives = self.relations(batch)
+    rest = {'positives': positives, 'chunk': self.options.vtc_chunk, 'mesh': self.mesh}
+    terms = {'temperature': (temperature, 1.0)}
+    if self.options.vtc_form == 'sigmoid':
+      bias = model.logit_bias()
+      found = contrastive.sigmoid_vtc(features, temperature, bias, ids, **rest)
+      terms['logit_bias'] = bias, 1.0
+    else:
+      found = contrastive.vtc(features, temperature, ids, **rest)
+    total, count, (v2t, t2v) = found
+    return terms | {
       'loss/vtc': (total, count),
       'accuracy/v2t': (v2t, 1.0),
       'accuracy/t2v': (t2v, 1.0),
-      'temperature': (temperature, 1.0),
     }
 
   def terms(self, params, targets, batch, key, step, *, train, cotangent=None):
@@ -68,13 +94,18 @@ class Prompter(Task):
     video = model.encode_video(batch.video, train=train)
     return video, model.encode_text(batch.text_ids, batch.text_mask, train=train)
 
-  def identities(self, batch: VideoTextBatch) -> jax.Array:
-    """int32[B, 1 or 2]: the video and, with `mask_equal_captions`, the caption.
+  def relations(self, batch: VideoTextBatch) -> tuple[jax.Array, tuple[int, ...]]:
+    """Says which pairs are no negatives of each other, by `same_video` and `same_caption`.
 
-    Rows that are equal in a column are no negatives of each other; the original
-    contrasts repeated videos and captions with themselves (defect 22).
+    The original contrasts repeated videos and captions with themselves (defect 22).
+
+    Returns:
+      int32[B, 1 or 2]: rows that agree in a column are no negatives; and which
+      of the columns make them positives.
     """
-    columns = [batch.video_id]
-    if self.options.mask_equal_captions:
-      columns.append(batch.caption_id)
-    return jnp.stack(columns, axis=1)
+    ids = {'same_video': batch.video_id, 'same_caption': batch.caption_id}
+    kept = [name for name in ids if self.options[name] != 'negative']
+    positives = tuple(i for i, name in enumerate(kept) if self.options[name] == 'positive')
+    # A row is never a negative of itself.
+    columns = [ids[name] for name in kept] or [jnp.arange(batch.video_id.shape[0])]
+    return jnp.stack(columns, axis=1), positives

@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Old name -> new name, and what its values became where they changed too.
-RENAMED = {'eval.rerank': ('eval.scoring', {True: 'auto', False: 'similarity'})}
+RENAMED = {
+  'eval.rerank': ('eval.scoring', {True: 'auto', False: 'similarity'}),
+  'loss.mask_equal_captions': ('loss.same_caption', {True: 'neutral', False: 'negative'}),
+}
 
 
 def names(config: Mapping[str, Any]) -> Iterator[str]:
