@@ -36,6 +36,10 @@ def test_a_loss_and_a_task_of_ones_own(monkeypatch):
   assert int(names['now'].step) == 10
 
 
+def test_which_contrast():
+  run_section('Which contrast', {})
+
+
 def test_an_encoder_of_ones_own(monkeypatch):
   file = types.ModuleType('averaged')
   monkeypatch.setitem(encoders.VIDEO, 'averaged', file)

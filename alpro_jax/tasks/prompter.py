@@ -43,8 +43,8 @@ class Prompter(Task):
     if chosen['vtc_form'] == 'sigmoid' and self.model.config.logit_bias is None:
       raise ValueError(
         "config.loss.vtc_form='sigmoid' needs a model with a bias: set "
-        'config.model.logit_bias=-10, and temperature=0.1 of a model that was not trained before; '
-        "of one that was, without a bias, add 'logit_bias' to config.train.new_parameters."
+        'config.model.logit_bias=-10, and config.model.temperature=0.1 where nothing is trained '
+        "yet; of weights without one, add 'logit_bias' to config.train.new_parameters."
       )
 
   @classmethod
