@@ -2,7 +2,7 @@
 
 Each device has its rows, meets all columns chunk by chunk, and keeps a few
 numbers for each row: memory grows with the batch, not with its square. What is
-sent is the features, once, and one number for each row.
+sent is the features, once, and a few numbers for each row.
 """
 
 import functools
@@ -31,6 +31,7 @@ def similarity(video: jax.Array, text: jax.Array, temperature: jax.Array) -> jax
   return products / temperature
 
 
+# Sum, count, shares of videos and of texts that find what is theirs.
 Contrast = tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]
 
 

@@ -1,6 +1,8 @@
 """Options that were renamed: what says their new names, and what loads by them."""
 
+import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -47,10 +49,18 @@ def test_an_old_checkpoint_loads_by_the_new_names(tmp_path, old, new):
   assert options.with_new_names(both) == {now_part: {now_name: 'mine'}}
 
 
-def test_a_folder_for_the_hub_loads_by_the_new_names():
-  stored = layouts.find(pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes')
-  loss = stored.meta['config']['loss']
-  assert loss['same_caption'] == 'neutral' and 'mask_equal_captions' not in loss
+def test_an_old_folder_for_the_hub_loads_by_the_new_names(tmp_path):
+  folder = tmp_path / 'shapes'
+  shutil.copytree(pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes', folder)
+  stored = json.loads((folder / layouts.CONFIG).read_text())
+  loss = stored['meta']['config']['loss']
+  del loss['same_caption']
+  loss['mask_equal_captions'] = False
+  (folder / layouts.CONFIG).write_text(json.dumps(stored))
+  found = layouts.find(folder).meta['config']['loss']
+  assert found == {x: loss[x] for x in loss if x != 'mask_equal_captions'} | {
+    'same_caption': 'negative'
+  }
 
 
 def test_a_config_file_that_invents_an_option_is_refused(tmp_path):
