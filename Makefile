@@ -52,8 +52,10 @@ $(VENV)/installed-torch: requirements-torch.txt $(VENV)/installed
 	@touch $@
 
 test-torch: $(VENV)/installed-torch
-	$(RUN) -c 'import torch, transformers'  # Without them tests are skipped.
-	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py
+	# Without them tests are skipped.
+	$(RUN) -c 'import open_clip, torch, transformers'
+	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py \
+	  tests/test_tower_tokens_torch.py
 
 # The compilers have environments of their own: with that for TPUs installed jax
 # would look for one.

@@ -1,4 +1,4 @@
-"""A tokenizer of a text tower, small enough to read: CLIP's with three merges."""
+"""Tokenizers of text towers, small enough to read."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ FILE = 'bpe_simple_vocab_16e6.txt.gz'
 
 
 def write(folder, context=8):
-  """Writes it as a folder of open_clip's weights has it; returns the folder."""
+  """Writes CLIP's with three merges as open_clip's weights have it; returns the folder."""
   folder.mkdir(parents=True, exist_ok=True)
   lines = '\n'.join(['"a heading"', *MERGES, ''])
   (folder / FILE).write_bytes(gzip.compress(lines.encode()))

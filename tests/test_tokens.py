@@ -1,12 +1,14 @@
 """Tokenizers: rows, truncation, special pieces, training."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 
-from alpro_jax.data import tokens
+from alpro_jax.data import tokens, tower_tokens
 from configs import common
 from tests import small_towers
 
@@ -149,6 +151,99 @@ def test_rows_of_a_tower_by_hand(tmp_path):
   assert tokens.count_cut(tower, ['a', 'a a', 'dog dog dog'], 4) == 1
   with pytest.raises(ValueError, match='max_tokens=2 leaves no room.*max_tower_tokens'):
     tower.encode(['a'], 2)
+
+
+def test_a_family_reads_the_same_vocabulary_by_its_own_rules(tmp_path):
+  path = small_towers.write(tmp_path) / small_towers.FILE
+  # a & am p ; dog: as transformers reads CLIP's texts, where & was not unescaped.
+  clip = tower_tokens.load(path, family='clip')
+  row = [515, 320, 261, 64, 76, 335, 282, 513, 516]
+  assert clip.encode(['A &amp; dog'], 10)[0].tolist() == [[*row, 516]]
+  assert clip.rules.context == 8  # Of open_clip_config.json.
+  pe = tower_tokens.load(path, family='pe_core', context=32)
+  assert pe.encode(['A &amp; dog'], 6)[0].tolist() == [[515, 320, 261, 513, 516, 0]]
+  assert pe.rules.context == 32 and pe.digest != clip.digest
+  (tmp_path / 'own').mkdir()
+  (tmp_path / 'own' / tower_tokens.FILE).write_bytes(pe.content)
+  for again in (tmp_path / 'own', tmp_path / 'own' / tower_tokens.FILE):
+    assert tokens.load_tokenizer(again).digest == pe.digest
+
+
+def test_siglip_by_hand(tmp_path):
+  with open(tmp_path / 'spiece.model', 'wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(CAPTIONS),
+      model_writer=file,
+      vocab_size=60,
+      model_type='unigram',
+      hard_vocab_limit=False,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      minloglevel=2,
+    )
+  said = {'tokenizer_class': 'SiglipTokenizer', 'pad_token': {'content': '</s>'}}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(said))
+  config = {'model_type': 'siglip', 'text_config': {'max_position_embeddings': 9}}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  one = tokens.load_tokenizer(tmp_path)
+  ids, mask = one.encode(['a disc', ' A, DISC!', '', 'a ' * 20, 'é'], 5)
+  # Padding is read, so that rows have what the tower has, and is the end again.
+  assert ids.shape == (5, 9) and one.special == (1, 2, -1, 1, -1)
+  np.testing.assert_array_equal(ids[0], ids[1])
+  assert one.decode(ids[1]) == 'a disc' and (ids[2] == 1).all()
+  assert ids[3, -1] == 1 and 1 not in ids[3, :-1] and 2 in ids[4]
+  np.testing.assert_array_equal(mask.sum(1)[2:4], [1, 9])
+
+
+def test_siglip2_by_hand(tmp_path):
+  special = ['<pad>', '<eos>', '<bos>', '<unk>']
+  vocab = {x: i for i, x in enumerate([*special, *'▁abcdo,', 'co', 'do', '▁do'])}
+  merges = [('c', 'o'), ('d', 'o'), ('▁', 'do')]
+  model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token='<unk>'))
+  model.normalizer = tokenizers.normalizers.Replace(' ', '▁')
+  model.add_special_tokens(special)
+  model.enable_padding(length=30)  # Which is the family's to decide.
+  model.save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'config.json').write_text('{"model_type": "siglip2"}')
+  (tmp_path / 'tokenizer_config.json').write_text('{"tokenizer_class": "GemmaTokenizerFast"}')
+  one = tokens.load_tokenizer(tmp_path)
+  ids, mask = one.encode(['A do, z', '<bos>a'], 64)
+  assert ids[:, :6].tolist() == [[5, 13, 10, 4, 3, 1], [2, 5, 1, 0, 0, 0]]
+  assert ids.shape == (2, 64) and mask.sum(1).tolist() == [6, 3]
+  assert one.special == (0, 3, -1, 1, -1) and not ids[:, 6:].any()
+
+
+@pytest.mark.parametrize(
+  'files, options, match',
+  [
+    ({}, {}, 'does not say which family.*one of .*pe_core'),
+    ({'config.json': '{"model_type": "siglip"}'}, {}, 'does not say which family'),
+    ({'config.json': '{"model_type": '}, {}, 'config.json is damaged'),
+    ({}, {'family': 'blip'}, "family='blip' must be one of"),
+    ({'tokenizer.json': '{}'}, {'family': 'clip'}, 'tokenizer.json is no tokenizer of clip'),
+    ({'vocab.json': '{"a": 0}', 'merges.txt': ''}, {'family': 'clip'}, 'vocab.json is no .*start'),
+    ({'tower.json': '{"rules": {}}'}, {}, 'tower.json is no tokenizer of a text tower'),
+    ({'spiece.model': 'x'}, {'family': 'siglip'}, 'spiece.model is no tokenizer of siglip'),
+  ],
+)
+def test_refuses_folders_without_a_tokenizer(files, options, match, tmp_path):
+  for name, content in files.items():
+    (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=match):
+    tower_tokens.load(tmp_path, **options)
+
+
+def test_names_the_files_that_it_looked_for(tmp_path):
+  with pytest.raises(FileNotFoundError, match='expected tower.json, .*tokenizer.json'):
+    tower_tokens.load(tmp_path, family='siglip2')
+  with pytest.raises(FileNotFoundError, match='expected tower.json'):
+    tokens.load_tokenizer(tmp_path / 'none' / 'tower.json')
+  model = json.loads(tower_tokens.load(small_towers.write(tmp_path)).content)
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(model['tokenizer']))
+  with pytest.raises(ValueError, match="no pieces .'</s>'"):
+    tower_tokens.load(tmp_path / 'tokenizer.json', family='siglip')
 
 
 def test_a_model_reads_with_what_its_encoders_need(wordpiece, tmp_path):

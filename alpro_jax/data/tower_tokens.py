@@ -174,27 +174,35 @@ def load(path, *, family='', context=0):
   """
   path = pathlib.Path(path)
   if path.name == FILE or (path / FILE).is_file():
-    path = path if path.name == FILE else path / FILE
-    return TowerTokenizer(path, checksum.read_bytes(path))
-  folder, given = (path, None) if path.is_dir() else (path.parent, path)
-  rules = _rules(folder, family, context)
-  file = given or next((x for name in _order(rules) if (x := folder / name).is_file()), None)
+    file, rules = path if path.name == FILE else path / FILE, None
+  else:
+    folder, given = (path, None) if path.is_dir() else (path.parent, path)
+    rules = _rules(folder, family, context)
+    file = given or next((x for name in _order(rules) if (x := folder / name).is_file()), None)
   if file is None or not file.is_file():
     raise FileNotFoundError(
-      f'No tokenizer at {str(path)!r}; expected a folder with one of {_order(rules)}, or such a '
-      'file.'
+      f'No tokenizer at {str(path)!r}; expected {FILE}, or the folder of weights '
+      f'with one of {_order(rules or FAMILIES["clip"])}.'
     )
   try:
-    stored = _read(file, rules)
-    ids = _ids(stored, {name: getattr(rules, name) for name in ('begin', 'end', 'pad')})
-    rules = dataclasses.asdict(dataclasses.replace(rules, **ids))
-    content = json.dumps({'rules': rules} | stored, ensure_ascii=False, separators=(',', ':'))
-    return TowerTokenizer(path, content.encode())
-  except (KeyError, TypeError, UnicodeDecodeError, RuntimeError, OSError, ValueError) as error:
+    content = _content(file, rules) if rules else checksum.read_bytes(file)
+    return TowerTokenizer(file, content)
+  except Exception as error:  # Whatever JSON, gzip and both libraries make of it.
     raise ValueError(
-      f'{file} is no tokenizer of family {rules.family!r}: {error}. Get it again, or say which '
-      'family it is.'
+      f'{file} is no tokenizer of {rules.family if rules else "a text tower"}: {error}. Get it '
+      'again, or say which family it is of.'
     ) from error
+
+
+def _content(file, rules):
+  """Returns tower.json of a file."""
+  stored = _read(file, rules)
+  if rules.family == 'siglip2' and rules.clean == 'none' and 'sentencepiece' in stored:
+    rules = dataclasses.replace(rules, clean='lowercase')
+  ids = _ids(stored, {name: getattr(rules, name) for name in ('begin', 'end', 'pad')})
+  rules = dataclasses.asdict(dataclasses.replace(rules, **ids))
+  text = json.dumps({'rules': rules} | stored, ensure_ascii=False, separators=(',', ':'))
+  return text.encode()
 
 
 def _rules(folder, family, context):
@@ -233,7 +241,12 @@ def _rules(folder, family, context):
 
 
 def _json(path):
-  return json.loads(checksum.read_text(path)) if path.is_file() else {}
+  if not path.is_file():
+    return {}
+  try:
+    return json.loads(checksum.read_text(path))
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}; get it again.') from error
 
 
 def _order(rules):
@@ -278,6 +291,7 @@ def _byte_pairs(vocab, merges, rules):
     vocab = {_OPENAI.get(piece, piece): i for piece, i in vocab.items()}
   # In a text these words are the tokens themselves, as with the original.
   words = {piece: vocab[piece] for piece in (rules.begin, rules.end)}
+  vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))  # One content of any file.
   plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
   normal = [
     {'type': 'NFC'},
@@ -285,6 +299,8 @@ def _byte_pairs(vocab, merges, rules):
     {'type': 'Lowercase'},
   ]
   split = '|'.join([*map(re.escape, words), _SPLIT])
+  if not own:  # Where case is ignored, this combining iota is no letter and no other sign.
+    split = split.replace(r'[^\s', r'[^\s\x{345}')
   level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
   return {
     'version': '1.0',
@@ -329,7 +345,10 @@ def _ids(stored, pieces):
     model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     known = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
   else:
-    known = tokenizers.Tokenizer.from_str(json.dumps(stored['tokenizer'])).get_vocab()
+    vocab = stored['tokenizer']['model']['vocab']
+    if isinstance(vocab, list):  # Pieces and their scores, of a unigram model.
+      vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+    known = vocab | {x['content']: x['id'] for x in stored['tokenizer'].get('added_tokens', ())}
   named = {name: piece for name, piece in pieces.items() if isinstance(piece, str)}
   if missing := sorted({*named.values()} - {*known}):
     raise ValueError(f'it has no pieces {missing}')
@@ -351,9 +370,10 @@ def _strip_punctuation(text):
   return re.sub(r'\s+', ' ', text.lower().translate(_PUNCTUATION)).strip()
 
 
-# Text -> text, before it is split. The last four are open_clip's, by its names.
+# Text -> text, before it is split. The last three are open_clip's, by its names.
 CLEAN = {
   'none': lambda text: text,
+  'lowercase': tokenizers.normalizers.Lowercase().normalize_str,
   'no_punctuation': lambda text: _strip_punctuation(text.replace('▁', ' ')),
   'lower': lambda text: _squeeze(_basic(text)).lower(),
   'whitespace': lambda text: _squeeze(_basic(text)),
