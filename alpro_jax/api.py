@@ -59,22 +59,24 @@ def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
   return layouts.find(folder) or checkpoints.find(folder)
 
 
-def load(source: str | os.PathLike, *, tokenizer: str = '') -> 'Model':
+def load(source: str | os.PathLike, *, tokenizer: str = '', averaged: bool = True) -> 'Model':
   """Loads a trained model.
 
   Args:
     source: what `find` takes, or 'user/name' on the Hugging Face Hub.
     tokenizer: its file, for a checkpoint of an earlier version whose tokenizer moved.
+    averaged: False takes the weights of the last step of a run that averaged them
+      (train.ema_decay).
 
   Raises:
     FileNotFoundError: if there is nothing by that name.
-    ValueError: if what is there is damaged, or no model.
+    ValueError: if what is there is damaged, or no model, or holds no other weights.
     ImportError: if a Hub name is given without huggingface_hub.
   """
   # In a folder that is here a name is a slip, and no user of the Hub.
   if _HUB_NAME.fullmatch(str(source)) and not pathlib.Path(source).parent.is_dir():
     source = _download(str(source))
-  return Model(trained.load(find(source), tokenizer=tokenizer))
+  return Model(trained.load(find(source), tokenizer=tokenizer, averaged=averaged))
 
 
 def _download(name):

@@ -29,7 +29,7 @@ class Program(NamedTuple):
   """The training step of a config, with the shapes and shardings it takes.
 
   Attributes:
-    task, step, optimizer, state: see alpro_jax/train/step.py, Update.
+    task, step, optimizer, state, first: see alpro_jax/train/step.py, Update.
     frozen: what does not train, as ShapeDtypeStruct with sharding, or None.
     batch: VideoTextBatch of ShapeDtypeStruct with sharding.
   """
@@ -38,6 +38,7 @@ class Program(NamedTuple):
   step: Any
   optimizer: Any
   state: Any
+  first: Any
   frozen: Any
   batch: VideoTextBatch
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import jax
 
 from alpro_jax import sharding
-from alpro_jax.train import state
 from alpro_jax.train.progress import peak_memory_gib
 from benchmarks import dry_run, kernels, profile, timing
 from benchmarks.flops import step_flops
@@ -36,7 +35,7 @@ def measure(
   mesh = sharding.mesh_from_config(config.mesh)
   program = dry_run.program(config, mesh)
   task = program.task
-  train_state = state.create_state(task.init, program.optimizer, mesh, config.seed)
+  train_state = program.first(config.seed)
   frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
   batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
 
@@ -79,7 +78,7 @@ def measure(
     'peak_in_use_gib': used.get('peak_bytes_in_use', 0) / 2**30 or None,
     'memory_gib': used.get('bytes_limit', 0) / 2**30 or None,
     'peak_process_gib': peak_memory_gib(),
-    'parameters': sum(x.size for x in jax.tree.leaves(train_state.params)),
+    'parameters': sum(x.size for x in jax.tree.leaves(train_state.model)),
   }
   if peak_tflops:
     figures['share_of_peak'] = figures['model_tflop_per_s'] / peak_tflops

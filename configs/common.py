@@ -155,10 +155,21 @@ def get_config(model='base'):
       # all of the step, for one more forward pass without gradient (GradCache,
       # Gao et al. 2021). Hard negatives of VTM stay in the micro-batch.
       'accumulation_negatives': 'micro',
-      # 'video_attention_and_mlp' keeps these weights of the video encoder as
-      # they are, as the original did by accident in its published question
-      # answering (defect 2).
+      # What is trained: docs/fine-tuning.md. Patterns are regular expressions
+      # for whole names of parameters or parts, with commas between, such as
+      # 'video_encoder,text_encoder/layer[0-3]'; what they match is held, without
+      # gradients or moments. 'video_attention_and_mlp' are those weights of the
+      # video encoder, as the original held them by accident in its published
+      # question answering (defect 2).
       'freeze': '',
+      # Instead of the kernels that match, factors of this rank are trained (LoRA,
+      # Hu et al. 2021); 0: none. Their product is scaled by alpha / rank.
+      'lora': {'rank': 0, 'alpha': 16.0, 'kernels': '.*/(query|value)'},
+      # Factors of the learning rate: 'PATTERN=FACTOR', with commas between. The
+      # last one that matches a parameter counts.
+      'groups': '',
+      # Factor from each layer of a tower to the one below, as in BEiT; 1: none.
+      'layer_decay': 1.0,
     }
   )
 
@@ -181,6 +192,10 @@ def get_config(model='base'):
       'init_from': '',
       'new_parameters': ('entity_head',),
       'unused_parameters': (),
+      # Keep an average of the trained parameters, mean += (1 - ema_decay) * (new -
+      # mean) in every step; it is what is evaluated, and used of a checkpoint. 0:
+      # none.
+      'ema_decay': 0.0,
       # A loss or gradient that is not finite: 'stop' ends the run and saves
       # nothing from it; 'skip' leaves that update out, and ends the run after
       # more than `skip_limit` of them in a row.

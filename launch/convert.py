@@ -36,6 +36,12 @@ what was stored with the checkpoint, so that it comes back as the same model:
   python launch/convert.py --checkpoint=runs/alpro \\
     --prompter=runs/alpro_prompter --output=alpro.pt
 
+What lies between a fine-tuned model and its start, parameter by parameter (WiSE-FT);
+launch/evaluate.py --interpolate measures which share is best:
+
+  python launch/convert.py --checkpoint=runs/msrvtt --interpolate=runs/clip \\
+    --alpha=0.5 --output=runs/between
+
 Reading or writing .pt, .pth, .bin and .pyth needs torch, which is not installed
 with this project: `pip install torch --index-url
 https://download.pytorch.org/whl/cpu`. Nothing in such a file is ever run.
@@ -55,8 +61,8 @@ from absl import flags, logging
 
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
-from alpro_jax.train import identity
-from alpro_jax.weights import convert, kept, released, sources, tables, tensor_files
+from alpro_jax.train import checkpoints, identity
+from alpro_jax.weights import convert, interpolation, kept, released, sources, tables, tensor_files
 from configs import (
   finetune_didemo_retrieval,
   finetune_msrvtt_qa,
@@ -90,11 +96,21 @@ _BERT = flags.DEFINE_string(
   'Weights of a BERT for text and fusion encoder; a file, or a '
   'folder with its config.json and vocab.txt.',
 )
-_CHECKPOINT = flags.DEFINE_string('checkpoint', '', 'Checkpoint to bring back to PyTorch.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', '', 'Checkpoint to bring back to PyTorch; with --interpolate, the fine-tuned one.'
+)
+_INTERPOLATE = flags.DEFINE_string(
+  'interpolate', '', 'Checkpoint that --checkpoint was fine-tuned from, to write one between.'
+)
+_ALPHA = flags.DEFINE_float(
+  'alpha', None, 'With --interpolate: share of --checkpoint; 0 is the start, 1 --checkpoint.'
+)
 _PROMPTER = flags.DEFINE_string(
   'prompter', '', 'With --checkpoint: the prompter to put into the file.'
 )
-_OUTPUT = flags.DEFINE_string('output', '', 'Workdir to make; with --checkpoint, file to write.')
+_OUTPUT = flags.DEFINE_string(
+  'output', '', 'Workdir to make; with --checkpoint, but for --interpolate, file to write.'
+)
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'vocab.txt of the BERT that the weights come from.'
 )
@@ -143,6 +159,15 @@ def main():
   )
   python_logging.getLogger('asyncio').setLevel('CRITICAL')
   _check_flags()
+  if _INTERPOLATE.value:
+    start, tuned = checkpoints.find(_INTERPOLATE.value), checkpoints.find(_CHECKPOINT.value)
+    shared = interpolation.write(start, tuned, _ALPHA.value, _OUTPUT.value)
+    print(f'{len(shared.params)} tensors are {_ALPHA.value:g} x {tuned.folder}')
+    print(f'  + {1 - _ALPHA.value:g} x {start.folder}')
+    _print_list('of the fine-tuned model alone, as they are there', shared.only_tuned)
+    _print_list('of the start alone, left out', shared.only_start)
+    print(f'Written: {_OUTPUT.value}')
+    return
   if _CHECKPOINT.value:
     written = kept.to_original(_CHECKPOINT.value, _OUTPUT.value, _PROMPTER.value)
     _report_file(*written)
@@ -194,9 +219,14 @@ def _check_flags():
   if not _OUTPUT.value:
     raise ValueError('--output is needed: where the result goes.')
   needs = {'prompter': 'checkpoint', 'task': 'original', 'mirror': 'released'}
+  needs |= {'interpolate': 'checkpoint'}
   for name, other in needs.items():
     if flags.FLAGS[name].value and not flags.FLAGS[other].value:
       raise ValueError(f'--{name} goes with --{other} alone.')
+  if bool(_INTERPOLATE.value) != (_ALPHA.value is not None) or (
+    _INTERPOLATE.value and _PROMPTER.value
+  ):
+    raise ValueError('--interpolate and --alpha go together, and without --prompter.')
   if _ANSWERS.value and not (_ORIGINAL.value or _RELEASED.value):
     raise ValueError('--answers goes with --original or --released alone.')
   if _CHECKPOINT.value:

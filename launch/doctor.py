@@ -353,7 +353,6 @@ def check_step(doctor, config):
   import jax
 
   from alpro_jax import sharding
-  from alpro_jax.train import state
   from benchmarks import dry_run
 
   if config is None:
@@ -383,7 +382,7 @@ def check_step(doctor, config):
     return
   begin = time.monotonic()
   try:
-    values = state.create_state(program.task.init, program.optimizer, mesh, config.seed)
+    values = program.first(config.seed)
     frozen = sharding.create(program.task.init_frozen, jax.random.key(1), mesh)
     batch = jax.device_put(dry_run.noise(config), sharding.batch_sharding(mesh))
     begin = time.monotonic()

@@ -37,6 +37,12 @@ its training, and how sure it may be; stored in the checkpoint's folder:
   python launch/evaluate.py --checkpoint=runs/msrvtt --data=data/msrvtt \\
     --split=test --familiarity
 
+Models between a fine-tuned one and its start, by the share of the fine-tuned (WiSE-FT), as
+a table; launch/convert.py --interpolate writes the one that you choose:
+
+  python launch/evaluate.py --checkpoint=runs/msrvtt --interpolate=runs/clip \\
+    --alphas=0,0.25,0.5,0.75,1 --data=data/msrvtt --split=val
+
 A model of the demo, with the truth about the clips, for report.html with all
 probes:
 
@@ -94,9 +100,20 @@ _FAMILIARITY = flags.DEFINE_bool(
   'Summarise the training set, and calibrate on this split, which the model must not have '
   'been trained on; no figures.',
 )
+_INTERPOLATE = flags.DEFINE_string(
+  'interpolate', '', 'Checkpoint that the model was fine-tuned from, to evaluate those between.'
+)
+_ALPHAS = flags.DEFINE_list(
+  'alphas', ['0', '0.25', '0.5', '0.75', '1'], 'With --interpolate: shares of the fine-tuned model.'
+)
 _TRUTH = flags.DEFINE_string('truth', '', 'truth.jsonl of the split, for the probes.')
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
+)
+_AVERAGED = flags.DEFINE_bool(
+  'averaged',
+  True,
+  'Of a run with train.ema_decay: the averaged weights, not those of its last step.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output', '', 'Folder for the card; one below it for each of several sets.'
@@ -151,7 +168,7 @@ def evaluate():
   tokenizer = _TOKENIZER.value
   if not tokenizer and _CONFIG.value and os.path.isfile(_CONFIG.value.data.tokenizer):
     tokenizer = _CONFIG.value.data.tokenizer
-  model = trained.load(found, config=config, tokenizer=tokenizer)
+  model = trained.load(found, config=config, tokenizer=tokenizer, averaged=_AVERAGED.value)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
     raise ValueError(
       '--recall_table is about pairs that the fusion encoder reads, but '
@@ -161,9 +178,50 @@ def evaluate():
   if _FAMILIARITY.value:
     _summarise(model, splits)
     return
+  if _INTERPOLATE.value:
+    _sweep(found, model, splits)
+    return
   for prepared, style in splits:
     _evaluate(model, prepared, style, several=len(splits) > 1)
   print(f'{time.monotonic() - start:.1f} s in all.')
+
+
+def _sweep(found, model, splits):
+  """Prints the figures of models between the start and this one, a column for each share."""
+  from alpro_jax import api
+  from alpro_jax.evaluation import split
+  from alpro_jax.tasks.shared import abstract_params
+  from alpro_jax.weights import interpolation
+
+  alone = ('output', 'truth', 'recall_table')
+  if given := [f'--{name}' for name in alone if flags.FLAGS[name].value]:
+    raise ValueError(
+      f'{", ".join(given)} is of one model, and --interpolate of several; write the one that you '
+      'choose with launch/convert.py --interpolate, and evaluate it.'
+    )
+  try:
+    alphas = [float(alpha) for alpha in _ALPHAS.value]
+  except ValueError as error:
+    raise ValueError(f'--alphas={",".join(_ALPHAS.value)} are no numbers.') from error
+  for alpha in alphas:
+    interpolation.check_alpha(alpha)
+  abstract = abstract_params(model.model, model.mesh)
+  start = interpolation.load_start(api.find(_INTERPOLATE.value), found, abstract)
+  for only, what in ((start.only_tuned, 'stay as they are in'), (start.only_start, 'are not in')):
+    if only:
+      logging.warning('%d parameters %s %s: %s', len(only), what, found.folder, ', '.join(only))
+  for prepared, style in splits:
+    rows: dict[str, list[float]] = {}
+    for alpha in alphas:
+      between = model._replace(params=interpolation.interpolate(model.params, start.params, alpha))
+      for name, value in split.evaluate(between, prepared, style=style).found.metrics.items():
+        rows.setdefault(name, []).append(value)
+    if jax.process_index() == 0:
+      print(f'{_card_name(prepared, style)}, by the share of {found.folder}')
+      print(f'  {"":<46}' + ''.join(f'{alpha:>10g}' for alpha in alphas))
+      for name, values in rows.items():
+        if not name.endswith(('_low', '_high')):
+          print(f'  {printable(name):<46}' + ''.join(f'{value:>10.2f}' for value in values))
 
 
 def _summarise(model, splits):

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from alpro_jax import sharding
 from alpro_jax.train import checkpoints, digests, optimizer
 from alpro_jax.train.state import TrainState
+from alpro_jax.train.trainable import Trainable
 from tests.processes import run_two
 
 META = {'task': 'toy'}
@@ -71,23 +72,24 @@ def test_moments_of_frozen_parameters_are_left_out(tmp_path, eps_rule):
   options = dict(b1=0.9, b2=0.98, eps=1e-6, eps_rule=eps_rule, weight_decay=0.1, clip_norm=1.0)
   leaf = {'kernel': jnp.arange(6.0).reshape(2, 3)}
   params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
+  trained, held = Trainable(('.*/mlp',)).split(params, jax.random.key(0))
   schedule = optax.constant_schedule(1e-3)
   parts = optimizer.make_optimizer(schedule, **options).init(params)
   adam = jax.tree.map(lambda x: x + 1, parts[1])
-  now = optimizer.make_optimizer(schedule, freeze='video_attention_and_mlp', **options)
-  new = now.init(params)
+  new = optimizer.make_optimizer(schedule, holds=True, **options).init(trained)
   old = TrainState(jnp.int32(3), params, (*new[:2], adam, *new[3:]))
   store = checkpoints.Checkpoints(tmp_path)
   store.save(old, META)
   store.close()
   store = checkpoints.Checkpoints(tmp_path)
-  wanted = TrainState(jnp.int32(0), params, new)
+  wanted = TrainState(jnp.int32(0), trained, new, held)
   got = store.restore(3, abstract(wanted))
   store.close()
   assert jax.tree.structure(got) == jax.tree.structure(wanted)
   moments = optax.tree.get(adam, 'mu')['video_encoder']['block0']
   (kept,) = jax.tree.leaves(optax.tree.get(got.opt_state, 'mu'))
   np.testing.assert_array_equal(kept, moments['temporal_fc']['kernel'])
+  jax.tree.map(np.testing.assert_array_equal, got.model, params)
   assert optax.tree.get_all_with_path(got.opt_state[2], 'count')[0][1] == 1
 
 

@@ -7,9 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from alpro_jax import sharding
-from alpro_jax.train import optimizer, state
-from tests import small_task
+from alpro_jax.train import optimizer
 
 
 def make(schedule='linear', steps=10, warmup=2, final=0.0, rate=1e-3):
@@ -99,15 +97,6 @@ def test_decay_mask_sees_through_boxes():
   assert jax.tree.leaves(mask) == [True]
 
 
-def test_a_boxed_parameter_is_one_leaf_of_what_is_frozen():
-  boxed = nn.Partitioned(jnp.ones((2, 2)), ('embed', 'mlp'))
-  mask = optimizer.frozen_mask(
-    {'video_encoder': {'block0': {'mlp': {'kernel': boxed}, 'norm': {'scale': boxed}}}},
-    freeze='video_attention_and_mlp',
-  )
-  assert mask == {'video_encoder': {'block0': {'mlp': {'kernel': True}, 'norm': {'scale': False}}}}
-
-
 def test_clipping_is_by_the_norm_of_everything():
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   tx = optax.chain(*[adamw(make('constant', warmup=0), clip_norm=1.0)])
@@ -116,54 +105,6 @@ def test_clipping_is_by_the_norm_of_everything():
   moments = optax.tree.get(state, 'mu')
   np.testing.assert_allclose(moments['a'], 0.1 * 0.6, rtol=1e-5)
   np.testing.assert_allclose(moments['b'], 0.1 * 0.8, rtol=1e-5)
-
-
-def test_freezing_is_the_originals_accident():
-  """Weights of the video encoder's attention and MLP, and nothing else."""
-  block = {
-    name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
-    for name in ('attention', 'temporal_attention', 'mlp', 'temporal_fc')
-  }
-  params = {
-    'video_encoder': {'block0': {**block, 'norm': {'scale': jnp.ones(2)}}},
-    'fusion_encoder': {'layer0': {'attention': {'kernel': jnp.ones(2)}}},
-  }
-  tx = adamw(
-    make('constant', warmup=0), freeze='video_attention_and_mlp', weight_decay=0.1, clip_norm=1.0
-  )
-  updates, _ = jax.jit(tx.update)(jax.tree.map(lambda x: 100 * x, params), tx.init(params), params)
-  still = {
-    '/'.join(str(p.key) for p in path)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
-    if not leaf.any()
-  }
-  assert still == {
-    f'video_encoder/block0/{name}/{leaf}'
-    for name in ('attention', 'temporal_attention', 'mlp')
-    for leaf in ('kernel', 'bias')
-  }
-  with pytest.raises(ValueError, match='one of'):
-    adamw(make(), freeze='all')
-
-
-@pytest.mark.parametrize('eps_rule', ['standard', 'original'])
-def test_frozen_parameters_do_not_count_in_the_norm_that_is_clipped(eps_rule):
-  leaf = {'kernel': jnp.zeros((1, 1))}
-  params = {'video_encoder': {'block0': {'mlp': leaf, 'temporal_fc': leaf}}}
-  tx = adamw(
-    make('constant', warmup=0), freeze='video_attention_and_mlp', clip_norm=1.0, eps_rule=eps_rule
-  )
-  gradients = {
-    'video_encoder': {
-      'block0': {
-        'mlp': {'kernel': jnp.full((1, 1), 1e3)},
-        'temporal_fc': {'kernel': jnp.full((1, 1), 0.5)},
-      }
-    }
-  }
-  _, state = tx.update(gradients, tx.init(params), params)
-  (moment,) = jax.tree.leaves(optax.tree.get(state, 'mu'))
-  np.testing.assert_allclose(moment, 0.1 * 0.5, rtol=1e-6)
 
 
 def test_the_schedule_is_set_by_the_step_and_the_moments_are_not():
@@ -176,23 +117,70 @@ def test_the_schedule_is_set_by_the_step_and_the_moments_are_not():
   assert counts == [0, 7]
 
 
-def test_frozen_parameters_in_their_boxes(tmp_path):
-  """As a state is laid out: moments lie where their parameters do."""
-  config = small_task.small_config(tmp_path, 'prompter')
-  config.optimizer.freeze = 'video_attention_and_mlp'
-  mesh = sharding.make_mesh(4, 2)
-  task = small_task.small_task(config, mesh)
-  tx, _ = optimizer.from_config(config.optimizer, steps=100)
-  shapes = state.abstract_state(task.init, tx, mesh)
-  params, kept = (
-    {jax.tree_util.keystr(path): leaf.sharding for path, leaf in jax.tree.leaves_with_path(tree)}
-    for tree in (shapes.params, optax.tree.get(shapes.opt_state, 'mu'))
+def tower(depth, layer, *others):
+  return [f'{layer}{i}/mlp/kernel' for i in range(depth)] + list(others)
+
+
+def test_rates_fall_by_layer_as_in_beit():
+  """Each tower by itself; text and fusion encoder are one BERT."""
+  video, text = 'video_encoder/block', 'text_encoder/layer'
+  names = [
+    *tower(12, video, 'video_encoder/patch_embed/kernel', 'video_encoder/norm/scale'),
+    *tower(2, text, 'text_embedding/words', 'fusion_encoder/layer2/mlp/kernel'),
+    *tower(3, 'text_tower/block', 'text_tower/positions', 'text_tower/norm/bias'),
+    *('match_head/kernel', 'temperature', 'video_encoder/block11/attention/query/kernel/a'),
+  ]
+  rates = optimizer.rate_factors(names, layer_decay=0.5)
+  assert set(rates) == set(names)
+  assert [rates[f'{video}{i}/mlp/kernel'] for i in (0, 1, 11)] == [0.5**12, 0.5**11, 0.5]
+  assert rates['video_encoder/block11/attention/query/kernel/a'] == 0.5
+  assert rates['video_encoder/patch_embed/kernel'] == 0.5**13
+  assert rates['text_embedding/words'] == 0.5**4
+  assert [rates[f'{text}{i}/mlp/kernel'] for i in range(2)] == [0.5**3, 0.5**2]
+  assert rates['fusion_encoder/layer2/mlp/kernel'] == 0.5
+  assert [rates[f'text_tower/block{i}/mlp/kernel'] for i in range(3)] == [0.125, 0.25, 0.5]
+  assert rates['text_tower/positions'] == 0.5**4
+  tops = ('video_encoder/norm/scale', 'text_tower/norm/bias', 'match_head/kernel', 'temperature')
+  assert {rates[name] for name in tops} == {1.0}
+  assert optimizer.rate_factors(names) == {}
+
+
+def test_the_last_group_that_matches_counts_beside_the_layer():
+  names = tower(2, 'video_encoder/block', 'match_head/kernel', 'match_head/bias', 'temperature')
+  rates = optimizer.rate_factors(
+    names, groups='video_encoder=0.1, video_encoder/block1=2,.*_head=10', layer_decay=0.5
   )
-  held = {
-    name
-    for name in params
-    if "['video_encoder']['block0']" in name
-    and any(f"['{x}']" in name for x in ('temporal_attention', 'attention', 'mlp'))
+  assert rates == {
+    'video_encoder/block0/mlp/kernel': 0.25 * 0.1,
+    'video_encoder/block1/mlp/kernel': 0.5 * 2,
+    'match_head/kernel': 10,
+    'match_head/bias': 10,
+    'temperature': 1,
   }
-  assert held and set(kept) == set(params) - held
-  assert all(params[name] == where for name, where in kept.items())
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'groups': 'video=0.1'}, r"'video' matches no parameter.*video_encoder/block\\d\+/mlp"),
+    ({'groups': '(=2'}, 'no regular expression'),
+    ({'groups': 'match_head'}, 'expected PATTERN=FACTOR'),
+    ({'groups': 'match_head=0'}, 'a factor above 0'),
+    ({'groups': 'match_head=fast'}, 'a factor above 0'),
+    ({'layer_decay': 0.0}, 'above 0 and at most 1'),
+  ],
+)
+def test_rates_that_mean_nothing_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    optimizer.rate_factors(['video_encoder/block0/mlp/kernel', 'match_head/kernel'], **options)
+
+
+def test_a_factor_scales_update_and_decay():
+  params = {'a': {'kernel': jnp.ones((2, 2))}, 'b': {'kernel': jnp.ones((2, 2))}}
+  rates = {'a/kernel': 0.25, 'b/kernel': 1.0}
+  tx = adamw(make('constant', warmup=0), weight_decay=0.5, rates=rates)
+  updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+  plain = adamw(make('constant', warmup=0), weight_decay=0.5)
+  alone, _ = plain.update(jax.tree.map(jnp.ones_like, params), plain.init(params), params)
+  np.testing.assert_array_equal(updates['b']['kernel'], alone['b']['kernel'])
+  np.testing.assert_array_equal(updates['a']['kernel'], alone['a']['kernel'] / 4)

@@ -12,6 +12,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Task
 from alpro_jax.train import optimizer, state
 from alpro_jax.train.step import make_gradients, make_train_step, step_key
+from alpro_jax.train.trainable import Trainable
 from configs import common, models
 from tests import small_task
 from tests.processes import run_two
@@ -161,9 +162,9 @@ class Parts(Task):
     self.model = Alpro(AlproConfig.from_dict(values))
 
 
-def parts_at(step, params, tx):
-  params = jax.tree.map(jnp.float32, params)
-  return state.TrainState(jnp.int32(step), params, tx.init(params))
+def parts_at(step, params, tx, trainable):
+  trained, held = trainable.split(jax.tree.map(jnp.float32, params), jax.random.key(0))
+  return state.TrainState(jnp.int32(step), trained, tx.init(trained), held)
 
 
 def run_parts(task, now, changes, batches, non_finite='stop'):
@@ -172,7 +173,7 @@ def run_parts(task, now, changes, batches, non_finite='stop'):
   config.optimizer.update({'warmup_steps': 0, 'clip_norm': 0.0, **changes})
   config.train.non_finite = non_finite
   tx, schedule = optimizer.from_config(config.optimizer, steps=10)
-  now = parts_at(*now, tx)
+  now = parts_at(*now, tx, Trainable.from_config(config.optimizer))
   mesh = mesh_of(1)
   layout = jax.tree.map(lambda x: sharding.replicated(mesh), now)
   step = make_train_step(config, task, tx, schedule, mesh, layout)
@@ -233,7 +234,7 @@ def test_frozen_parameters_have_no_moments_and_no_norm():
   ]
   assert [name.rpartition('block0/')[2] for name in moments] == ['norm1/kernel'] * 2
   for name, changed in (('attention', False), ('mlp', False), ('norm1', True)):
-    kernel = now.params['video_encoder']['block0'][name]['kernel']
+    kernel = now.model['video_encoder']['block0'][name]['kernel']
     assert (kernel != 1).all() == changed
 
 

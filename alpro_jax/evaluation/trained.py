@@ -74,7 +74,9 @@ class TrainedModel(NamedTuple):
     return ''
 
 
-def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedModel:
+def load(
+  checkpoint, *, tokenizer: str = '', config=None, mesh=None, averaged: bool = True
+) -> TrainedModel:
   """Loads a model from a workdir or checkpoint, with its options.
 
   Args:
@@ -82,11 +84,12 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
     tokenizer: see find_tokenizer.
     config: all options, instead of those of the run.
     mesh: None is all devices.
+    averaged: False takes the parameters of the last step of a run that averaged them.
   Returns:
     the model; its options name the lists that the checkpoint brings along.
   Raises:
     ValueError: if the tokenizer is not the one of training, or the answers are
-      not stored.
+      not stored, or nothing was averaged.
     FileNotFoundError: if there is no checkpoint or tokenizer.
   """
   mesh = mesh or sharding.make_mesh()
@@ -102,7 +105,7 @@ def load(checkpoint, *, tokenizer: str = '', config=None, mesh=None) -> TrainedM
       f'{checkpoint} chooses from {model.config.answers} answers and names '
       f'{len(answers)}; it cannot be read out. Train it again.'
     )
-  params = found.load_params(abstract_params(model, mesh))
+  params = found.load_params(abstract_params(model, mesh), averaged=averaged)
   origin = CheckpointInfo(str(found.folder), int(meta['step']), found.digest)
   known = familiar.load(found.folder)
   return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta, known)

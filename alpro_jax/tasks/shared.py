@@ -1,11 +1,14 @@
 """The model of a task: its config, fresh parameters, and their layout."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from alpro_jax import sharding
+from alpro_jax.models import timesformer
 from alpro_jax.models.alpro import Alpro, AlproConfig
 
 
@@ -40,3 +43,11 @@ def abstract_params(model: Alpro, mesh: jax.sharding.Mesh) -> Any:
   """Returns shape, type and sharding of every parameter, to load them into."""
   boxed = jax.eval_shape(lambda key: init_model(model, key), jax.random.key(0))
   return sharding.abstract(boxed, mesh)
+
+
+def resized_tables() -> dict[str, Callable[[jax.Array, int], jax.Array]]:
+  """Returns `resize` of Checkpoint.load_params: what fits other frames and image sizes."""
+  return {
+    f'video_encoder/{name}': functools.partial(timesformer.fit_table, name)
+    for name in ('positions', 'times')
+  }

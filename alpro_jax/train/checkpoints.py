@@ -1,12 +1,12 @@
 """Checkpoints: what is stored, what is checked, what is kept.
 
-One folder for each step, with three items: `params`, so that another run can
-start from them alone; `train`, the step and the optimizer's moments; `meta`,
-JSON that train/identity.py describes, and the digests of the arrays. `words`
-has copies of the small files without which parameters mean nothing: tokenizer,
-entities, answers. These and the digests of all files are written before the
-folder gets its final name, so a folder with a number for a name is complete,
-and may be copied anywhere.
+One folder for each step, with three items: `params`, the model as it is used,
+averaged if an average is kept and LoRA merged, so that another run can start
+from it alone; `train`, what else the state has; `meta`, JSON that train/identity.py
+describes, and the digests of the arrays. `words` has copies of the small files
+without which parameters mean nothing: tokenizer, entities, answers. These and
+the digests of all files are written before the folder gets its final name, so a
+folder with a number for a name is complete, and may be copied anywhere.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from alpro_jax import files
 from alpro_jax.train import digests, options, trees
 from alpro_jax.train.state import TrainState
+from alpro_jax.train.trainable import merge, nested
 
 FOLDER = 'checkpoints'
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # In the name of a step that is being saved.
@@ -72,14 +73,20 @@ class Checkpoint:
     """Returns the digest of every parameter; see `digests.of_arrays`."""
     stored = self.meta.get('arrays')
     if not stored:  # An older checkpoint.
-      return digests.of_arrays(self._load('params', {}, unused=lambda name: True)[0])
+      return digests.of_arrays(self._whole('params'))
     items = (name.partition('/') for name in stored)
     return {name: stored[f'{item}/{name}'] for item, _, name in items if item == 'params'}
+
+  @property
+  def averaged(self) -> bool:
+    """Whether its parameters are averages of those that were trained."""
+    return self.meta.get('config', {}).get('train', {}).get('ema_decay', 0) > 0
 
   def load_params(
     self,
     abstract: Any,
     *,
+    averaged: bool = True,
     initial: Any = None,
     new: Sequence[str] = (),
     fresh: Sequence[str] = (),
@@ -90,13 +97,15 @@ class Checkpoint:
 
     Args:
       abstract: the wanted ShapeDtypeStructs; without sharding, on the first local device.
+      averaged: of a run that averaged its parameters; False takes those of its last step.
       initial: values of the parameters that may be missing.
       new: names that start with one of these may be missing.
       fresh: those that start with one of these are taken from `initial` in any case.
       unused: names that start with one of these may be left over.
       resize: {name: (stored table, wanted rows) -> table} where rows may differ.
     Raises:
-      ValueError: with all names that are missing, left over, or do not fit.
+      ValueError: with all names that are missing, left over, or do not fit; if there is no
+        average to leave aside.
       DamagedCheckpointError: if an array is not what was written.
     """
     wanted = trees.by_name(abstract)
@@ -108,6 +117,9 @@ class Checkpoint:
       unused=lambda name: name.startswith((*unused, *fresh)),
       resizable=resize or (),
     )
+    if not averaged:
+      latest = {name: leaf for name, leaf in self._latest().items() if name in restored}
+      restored |= {name: jax.device_put(x, _place(wanted.get(name))) for name, x in latest.items()}
     for name in set(resize or ()) & set(wanted) & set(restored):
       leaf, rows, stored = wanted[name], wanted[name].shape[0], restored[name]
       if stored.shape[0] != rows:
@@ -130,17 +142,35 @@ class Checkpoint:
 
     Moments of frozen parameters, which the optimizer once kept, are left out.
     """
-    items = _items(abstract)
-    names = trees.by_name(items['params'])
+    apart, held = abstract.apart(), trees.by_name(abstract.held)
+    leaves = trees.by_name(abstract).items()
+    model = {name.partition('/')[2]: leaf for name, leaf in leaves if name not in apart}
 
     def of_frozen(name):
       moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
-      return moment and moment[1] in names
+      return moment and moment[1] in held
 
-    params, _ = self._load('params', names)
-    train, _ = self._load('train', trees.by_name(items['train']), unused=of_frozen)
-    train = trees.like(items['train'], train)
-    return TrainState(train['step'], trees.like(abstract.params, params), train['opt_state'])
+    params, _ = self._load('params', held | model)
+    train, _ = self._load('train', apart, unused=of_frozen)
+
+    def stored(path, _):
+      name = trees.leaf_name(path)
+      return train[name] if name in apart else params[name.partition('/')[2]]
+
+    return jax.tree_util.tree_map_with_path(stored, abstract)
+
+  def _latest(self):
+    """Returns {name: array} of what was averaged, as the last step left it."""
+    train = nested(self._whole('train')) if (self.folder / 'train').is_dir() else {}
+    if not (self.averaged and 'params' in train):
+      raise ValueError(f'{self.folder} holds no parameters beside those that it is used with.')
+    lora = self.meta['config']['optimizer']['lora']
+    scale = lora['alpha'] / max(lora['rank'], 1)
+    return trees.by_name(merge(train['params'], train.get('held'), scale))
+
+  def _whole(self, item):
+    """Returns {name: array} of all that an item holds."""
+    return self._load(item, {}, unused=lambda name: True)[0]
 
   def _load(self, item, wanted, *, new=(), unused=lambda name: False, resizable=()):
     """Returns {name: array} of an item, checked, and the wanted names that are missing."""
@@ -323,7 +353,7 @@ class Checkpoints:
         return False
       self._manager.delete(step)
     self._saving = step
-    items = _items(state)
+    items = state.stored()
     meta = {**meta, 'step': step, 'arrays': digests.of_arrays(items)}
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     args = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
@@ -407,11 +437,6 @@ class Checkpoints:
       aside = next(place / name for name in names if not (place / name).exists())
       step.rename(aside)
       logging.warning('%s Moved to %s; another one is used.', what, aside)
-
-
-def _items(state):
-  """Returns what is stored of a state, as the trees of two items."""
-  return {'params': state.params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
 
 
 def _place(leaf):

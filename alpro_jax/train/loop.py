@@ -6,7 +6,6 @@ so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
 import difflib
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from alpro_jax import sharding
-from alpro_jax.models import timesformer
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
+from alpro_jax.tasks.shared import resized_tables
 from alpro_jax.train import checkpoints, identity, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.progress import Progress
-from alpro_jax.train.state import TrainState, create_state
+from alpro_jax.train.state import TrainState
 from alpro_jax.train.step import Update, check_negatives, make_update
 from alpro_jax.train.supervision import Supervisor
 
@@ -91,7 +90,7 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       store.close()
       return Outcome(newest, finished=True)
     run_folder.write_json(folder / 'config.json', meta['config'])
-    _write_parameters(folder / 'parameters.txt', plan.update.state.params)
+    _write_parameters(folder / 'parameters.txt', plan.update.state)
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
     frozen = load_frozen(plan.task, prompter, plan.tokenizer)
     state = _first_state(plan, store, fresh)
@@ -164,13 +163,15 @@ def check_evaluations(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str
   return names
 
 
-def _write_parameters(path, params):
-  """Lists them in a file, and says how many they are."""
-  overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+def _write_parameters(path, state):
+  """Lists what is trained in a file, and says how many parameters that and the rest are."""
+  overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
   run_folder.write_text(path, overview + '\n')
-  logging.info(
-    f'{sum(x.size for x in jax.tree.leaves(params)):,} parameters are trained, listed in {path}'
+  trained, held = (
+    sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, state.held)
   )
+  rest = f'; {held:,} others stay as they are' if held else ''
+  logging.info(f'{trained:,} parameters are trained, listed in {path}{rest}')
 
 
 def _first_state(plan, store, fresh) -> TrainState:
@@ -183,23 +184,21 @@ def _first_state(plan, store, fresh) -> TrainState:
       return store.restore(step, abstract)
     except checkpoints.DamagedCheckpointError as error:
       store.set_aside(step, error)
-  state = create_state(plan.task.init, plan.update.optimizer, plan.mesh, plan.config.seed)
+  state = plan.update.first(plan.config.seed)
   # 2. Another run is named: take its parameters, with a fresh optimizer.
   if plan.meta['start']:
     start = identity.opened(plan.meta['start'])
-    params = start.load_params(
-      abstract.params,
-      initial=state.params,
+    model = start.load_params(
+      sharding.abstract(jax.eval_shape(plan.task.init, jax.random.key(0)), plan.mesh),
+      initial=state.model,
       new=options.new_parameters,
       fresh=fresh,
       unused=options.unused_parameters,
-      resize={
-        f'video_encoder/{name}': functools.partial(timesformer.fit_table, name)
-        for name in ('positions', 'times')
-      },
+      resize=resized_tables(),
     )
-    logging.info('restore: parameters from %s, optimizer from scratch', start.folder)
-    return state.replace(params=params)
+    mean = ', averaged there (train.ema_decay)' if start.averaged else ''
+    logging.info('restore: parameters from %s%s, optimizer from scratch', start.folder, mean)
+    return state.start_from(model)
   # 3. Neither: random weights from the seed.
   logging.info(
     f'restore: nothing to restore; from scratch, seed {plan.config.seed}: all weights are '
@@ -306,7 +305,7 @@ class _Trainer:
     try:
       with self.progress.paused(), self.supervisor.interrupts():
         for evaluation in self.evaluations:
-          found |= evaluation(self.plan, self.state.params, self.step)
+          found |= evaluation(self.plan, self.state.model, self.step)
         figures = {name: value for name, value in found.items() if not np.ndim(value)}
         said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
         logging.info('step %d: %s', self.step, said)

@@ -1,12 +1,11 @@
-"""AdamW with a decay mask, warm-up and clipping.
+"""AdamW with a decay mask, warm-up, clipping, and rates by parameter.
 
 See docs/specification.md, Optimisation, and defects 1, 19 and 20.
 """
 
 import math
-import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,27 +13,45 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from alpro_jax.train import trainable
 from alpro_jax.train.trees import leaf_name
 
 SCHEDULES = ('linear', 'cosine', 'constant')
 # The original never lets a falling learning rate reach zero.
 _SMALLEST_RATE = 1e-8
-# What config.optimizer.freeze may hold still, by the names of parameters.
-FROZEN = {
-  'video_attention_and_mlp': r'video_encoder/block\d+/(temporal_attention|attention|mlp)/.*'
+# Towers of numbered layers, by the parts of each in the order in which they are run: BERT's
+# first layers read text, its last ones fuse.
+_TOWERS = (
+  ('video_encoder/block',),
+  ('text_tower/block',),
+  ('text_encoder/layer', 'fusion_encoder/layer'),
+)
+# What such a tower reads, by the name of its first part: below its layers, not above.
+_BELOW = {
+  'video_encoder/block': r'video_encoder/(?!block|norm/|pool/).*',
+  'text_tower/block': r'text_tower/(?!block|norm/|pool/|projection).*',
+  'text_encoder/layer': r'text_embedding/.*',
 }
 
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def from_config(config, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
-  """Returns (optimizer, schedule) for `config.optimizer` and a run's steps."""
+def from_config(
+  config, steps: int, names: Iterable[str] = ()
+) -> tuple[optax.GradientTransformation, Schedule]:
+  """Returns (optimizer, schedule) for `config.optimizer` and a run's steps.
+
+  `names` are of all parameters of the model and of those that are trained: rates that
+  differ between them need them.
+  """
   options = config.to_dict()
   of_schedule = ('learning_rate', 'schedule', 'warmup_steps', 'final_fraction')
   schedule = make_schedule(steps=steps, **{name: options.pop(name) for name in of_schedule})
-  for name in ('accumulation', 'accumulation_negatives'):  # Of the step.
+  for name in ('accumulation', 'accumulation_negatives', 'lora'):  # Of the step.
     del options[name]
-  return make_optimizer(schedule, **options), schedule
+  rates = rate_factors(names, options.pop('groups'), options.pop('layer_decay'))
+  options['holds'] = bool(options.pop('freeze'))
+  return make_optimizer(schedule, rates=rates, **options), schedule
 
 
 def make_schedule(
@@ -82,7 +99,8 @@ def make_optimizer(
   eps_rule: str,
   weight_decay: float,
   clip_norm: float,
-  freeze: str = '',
+  rates: Mapping[str, float] | None = None,
+  holds: bool = False,
 ) -> optax.GradientTransformation:
   """Returns clipping, AdamW and the learning rate as one transformation.
 
@@ -95,8 +113,9 @@ def make_optimizer(
       uncorrected one, as the PyTorch system did.
     weight_decay: decoupled, scaled by the learning rate, on matrices alone.
     clip_norm: largest global norm of the gradients; 0 does not clip.
-    freeze: '' or a name of FROZEN; those parameters stay as they are, have no
-      moments, and do not count in the norm that is clipped.
+    rates: factors of the learning rate, by the names of the parameters.
+    holds: whether parts of the model are frozen, which the optimizer never
+      sees: its state has one part more then, as the first checkpoints have.
   """
   if eps_rule == 'standard':
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
@@ -106,36 +125,82 @@ def make_optimizer(
     )
   else:
     raise ValueError(f"config.optimizer.{eps_rule=} must be 'standard' or 'original'.")
-  if freeze and freeze not in FROZEN:
-    raise ValueError(f"config.optimizer.{freeze=} must be '' or one of {sorted(FROZEN)}.")
-  still = optax.stateless(lambda updates, _: hold(updates, freeze=freeze))
   parts = [
+    *([optax.identity()] if holds else []),
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-    _without_moments(adam, freeze) if freeze else adam,
+    adam,
     optax.add_decayed_weights(weight_decay, mask=decay_mask),
     optax.scale_by_learning_rate(schedule),
   ]
-  # Before clipping, which must not count what is frozen, and after the decay.
-  return optax.chain(*([still, *parts, still] if freeze else parts))
+  if rates:
+    parts.append(optax.stateless(lambda updates, _: _scaled(updates, rates)))
+  return optax.chain(*parts)
+
+
+def rate_factors(
+  names: Iterable[str], groups: str = '', layer_decay: float = 1.0
+) -> dict[str, float]:
+  """Returns the factor of the learning rate of every parameter; {} if all are 1.
+
+  Layers are counted as in BEiT (Bao et al. 2021, arXiv 2106.08254) and timm, in each tower
+  by itself: a head has factor 1, the last of L layers `layer_decay`, the first one
+  `layer_decay`^L, and what is below it `layer_decay`^(L + 1).
+
+  Args:
+    names: of all parameters of the model, and of those that are trained.
+    groups: 'pattern=factor, ...', see `trainable.matching`; the last one that matches a
+      parameter counts, beside the decay of its layer.
+    layer_decay: factor from a layer to the one below; 1 is none.
+  Raises:
+    ValueError: for factors that are no rates, and for patterns that match nothing.
+  """
+  if not 0 < layer_decay <= 1:
+    raise ValueError(f'config.optimizer.{layer_decay=} must be above 0 and at most 1, for none.')
+  pairs = [group.rpartition('=') for group in trainable.listed(groups)]
+  if layer_decay == 1 and not pairs:
+    return {}
+  names, grouped = list(names), {}
+  for pattern, _, factor in pairs:
+    try:
+      value = float(factor)
+    except ValueError:
+      value = math.nan
+    if not pattern or not 0 < value < math.inf:
+      raise ValueError(
+        f'config.optimizer.groups has {pattern}={factor}; expected PATTERN=FACTOR with a factor '
+        'above 0, several with commas between; config.optimizer.freeze holds parts still.'
+      )
+    grouped |= dict.fromkeys(trainable.matching('groups', [pattern], names), value)
+  above = _layers_above(names)
+  return {name: layer_decay ** above.get(name, 0) * grouped.get(name, 1.0) for name in names}
+
+
+def _layers_above(names):
+  """Returns {name: layers from there to the head}, for all that lies in a tower."""
+  found = {}
+  for tower in _TOWERS:
+    layers = {}
+    for name in names:
+      for order, part in enumerate(tower):
+        if match := re.match(rf'{part}(\d+)/', name):
+          layers[name] = order, int(match[1])
+    numbers = sorted(set(layers.values()))
+    found |= {name: len(numbers) - numbers.index(layer) for name, layer in layers.items()}
+    below = _BELOW[tower[0]]
+    found |= {name: len(numbers) + 1 for name in names if re.fullmatch(below, name)}
+  return found
+
+
+def _scaled(updates, rates):
+  return jax.tree_util.tree_map_with_path(lambda path, x: rates[leaf_name(path)] * x, updates)
 
 
 def decay_mask(params: Any) -> Any:
   """True for the matrices: not biases, norms, embeddings, positions, scalars.
 
-  Matrices are the leaves that linen names `kernel`.
+  Matrices are the leaves that linen names `kernel`, and the factors of these.
   """
-  return _match(r'(.*/)?kernel', params)
-
-
-def frozen_mask(params: Any, *, freeze: str) -> Any:
-  """True for the parameters that a name of FROZEN holds; '' holds none."""
-  return _match(FROZEN.get(freeze, ''), params)
-
-
-def hold(gradients: Any, *, freeze: str) -> Any:
-  """Returns gradients that are 0 where the parameters stay as they are."""
-  mask = frozen_mask(gradients, freeze=freeze)
-  return jax.tree.map(lambda still, g: jnp.zeros_like(g) if still else g, mask, gradients)
+  return _match(r'(.*/)?kernel(/[ab])?', params)
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
@@ -162,20 +227,3 @@ def _match(pattern, params):
     params,
     is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
-
-
-def _without_moments(adam, freeze):
-  """Adam that leaves frozen parameters out.
-
-  Its state has the names that it has with all of them, so that checkpoints
-  which hold their moments still fit; see train/checkpoints.py.
-  """
-  masked = optax.masked(
-    adam, lambda params: jax.tree.map(operator.not_, frozen_mask(params, freeze=freeze))
-  )
-
-  def update(updates, inner, params=None):
-    updates, outer = masked.update(updates, optax.MaskedState(inner_state=inner), params)
-    return updates, outer.inner_state
-
-  return optax.GradientTransformation(lambda params: masked.init(params).inner_state, update)

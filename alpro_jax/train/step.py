@@ -13,7 +13,8 @@ from alpro_jax.batch import VideoTextBatch
 from alpro_jax.models import alpro
 from alpro_jax.tasks.base import Task, weighted_loss
 from alpro_jax.train import optimizer as optimizers
-from alpro_jax.train.state import TrainState, abstract_state
+from alpro_jax.train import trainable
+from alpro_jax.train.state import TrainState, abstract_state, create_state
 
 NEGATIVES = ('micro', 'global')
 NON_FINITE = ('stop', 'skip')
@@ -34,15 +35,28 @@ class Update(NamedTuple):
   step: Callable  # See `make_train_step`.
   optimizer: optax.GradientTransformation
   state: TrainState  # Of ShapeDtypeStructs with sharding.
+  first: Callable[[int], TrainState]  # Seed -> a fresh state.
 
 
 def make_update(config, task: Task, mesh) -> Update:
   """Makes the update of a config; nothing is computed or allocated."""
-  optimizer, schedule = optimizers.from_config(config.optimizer, config.train.steps)
-  state = abstract_state(task.init, optimizer, mesh)
+  ema_decay = config.train.ema_decay
+  if not 0 <= ema_decay < 1:
+    raise ValueError(f'config.train.{ema_decay=} must be at least 0, which is none, and below 1.')
+  options = {
+    'trainable': trainable.Trainable.from_config(config.optimizer),
+    'averaged': ema_decay > 0,
+  }
+  parts = jax.eval_shape(
+    lambda key: options['trainable'].split(task.init(key), key), jax.random.key(0)
+  )
+  names = {name for part in parts for name in trainable.named(part)}
+  optimizer, schedule = optimizers.from_config(config.optimizer, config.train.steps, names)
+  state = abstract_state(task.init, optimizer, mesh, **options)
   layout = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = make_train_step(config, task, optimizer, schedule, mesh, layout)
-  return Update(task, step, optimizer, state)
+  first = functools.partial(create_state, task.init, optimizer, mesh, **options)
+  return Update(task, step, optimizer, state, first)
 
 
 def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
@@ -82,7 +96,10 @@ def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
 
 
 def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
-  """Returns (params, frozen, batch, key, step) -> (metrics, gradients).
+  """Returns (params, frozen, batch, key, step, whole=...) -> (metrics, gradients).
+
+  `whole` makes the parameters of the model of those that the gradients are by, where these
+  are not all; see train/trainable.py.
 
   With accumulation the batch is split into micro-batches of every
   accumulation-th row, so that each is spread over all devices. Their sums of
@@ -112,40 +129,40 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
       "contrasts videos and texts; this one does not: use 'micro'."
     )
 
-  def of_rows(params, counts, step, rows):
+  def of_rows(whole, params, counts, step, rows):
     """Terms of some rows, and the gradient of their share of the loss."""
 
     def loss(params):
-      terms = task.terms(params, step=step, train=True, **rows)
+      terms = task.terms(whole(params), step=step, train=True, **rows)
       return weighted_loss(task.weights, terms, counts), terms
 
     gradient, terms = jax.grad(loss, has_aux=True)(params)
     return terms, gradient
 
-  def of_micro_batches(params, counts, step, rows):
+  def of_micro_batches(whole, params, counts, step, rows):
     keys = jax.vmap(lambda i: jax.random.fold_in(rows['key'], i))(jnp.arange(accumulation))
     batch = rows['batch']
     micro = {'targets': rows['targets'], 'batch': batch}
     micro = {**sharding.split_parts(micro, accumulation, mesh), 'key': keys}
-    whole = None
+    of_batch = None
     if negatives == 'global' and 'loss/vtc' in task.weights:
       features = sharding.join_parts(
-        jax.lax.map(lambda part: task.embed(params, **part, train=True), micro), mesh
+        jax.lax.map(lambda part: task.embed(whole(params), **part, train=True), micro), mesh
       )
 
       def contrast(params, features):
-        terms = task.contrast(params, features, batch)
+        terms = task.contrast(whole(params), features, batch)
         return terms['loss/vtc'][0], terms
 
       (direct, cotangent), terms = jax.grad(contrast, argnums=(0, 1), has_aux=True)(
         params, features
       )
       share = task.weights['loss/vtc'] / counts['loss/vtc']
-      whole = terms, jax.tree.map(lambda x: share * x, direct)
+      of_batch = terms, jax.tree.map(lambda x: share * x, direct)
       micro['cotangent'] = sharding.split_parts(cotangent, accumulation, mesh)
 
     def of_part(part):
-      return of_rows(params, counts, step, part)
+      return of_rows(whole, params, counts, step, part)
 
     def add(total, part):
       return jax.tree.map(jnp.add, total, of_part(part)), None
@@ -153,16 +170,16 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
     shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (terms, grads), _ = jax.lax.scan(add, zero, micro)
-    if whole is not None:
-      terms |= whole[0]
-      grads = jax.tree.map(jnp.add, whole[1], grads)
+    if of_batch is not None:
+      terms |= of_batch[0]
+      grads = jax.tree.map(jnp.add, of_batch[1], grads)
     return terms, grads
 
-  def gradients(params, frozen, batch, key, step):
+  def gradients(params, frozen, batch, key, step, whole=lambda params: params):
     targets, counts = task.make_targets(frozen, batch, key, parts=accumulation)
     rows = {'targets': targets, 'batch': batch, 'key': key}
     run = of_rows if accumulation == 1 else of_micro_batches
-    terms, grads = run(params, counts, step, rows)
+    terms, grads = run(whole, params, counts, step, rows)
     metrics = {name: losses.mean(*pair) for name, pair in terms.items()}
     return {'loss': weighted_loss(task.weights, terms, counts), **metrics}, grads
 
@@ -180,8 +197,8 @@ def make_train_step(
   """Returns the jitted (state, frozen, batch) -> (state, metrics).
 
   Where config.train.non_finite is 'stop', every update is taken, and whoever
-  reads the metrics must stop. With 'skip', parameters and moments stay as they
-  are where the loss or a gradient is not finite; 'skipped' = 1 says so.
+  reads the metrics must stop. With 'skip', parameters, moments and averages stay
+  as they are where the loss or a gradient is not finite; 'skipped' = 1 says so.
 
   Args:
     config: see configs/common.py; its seed, `optimizer` and `train` count here.
@@ -195,7 +212,8 @@ def make_train_step(
     'loss', the task's parts, 'grad_norm' before clipping, the same of each part
     of the model as 'grad_norm/PART', 'learning_rate'.
   """
-  options, seed, non_finite = config.optimizer, config.seed, config.train.non_finite
+  options, seed = config.optimizer, config.seed
+  non_finite, ema_decay = config.train.non_finite, config.train.ema_decay
   if non_finite not in NON_FINITE:
     raise ValueError(f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.')
   gradients = make_gradients(
@@ -213,22 +231,28 @@ def make_train_step(
     key = step_key(seed, state.step)
     # Parameters that the run starts from may lie outside.
     before = alpro.in_range(state.params, bounds)
-    metrics, grads = gradients(before, frozen, batch, key, state.step)
-    grads = optimizers.hold(grads, freeze=options.freeze)
+    whole = functools.partial(trainable.merge, held=state.held, scale=state.scale)
+    metrics, grads = gradients(before, frozen, batch, key, state.step, whole)
     updates, opt_state = optimizer.update(
       grads, optimizers.at_step(state.opt_state, state.step), before
     )
     params = alpro.in_range(optax.apply_updates(before, updates), bounds)
+    average = state.average
+    if average is not None:
+      average = jax.tree.map(lambda mean, x: mean + (1 - ema_decay) * (x - mean), average, params)
     norms = {part: optax.tree.norm(leaves) for part, leaves in grads.items()}
     metrics['grad_norm'] = optax.tree.norm(norms)
     metrics |= {f'grad_norm/{part}': norm for part, norm in norms.items()}
     metrics['learning_rate'] = schedule(state.step)
     if non_finite == 'skip':
       good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-      params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, opt_state), (before, state.opt_state)
+      params, opt_state, average = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, opt_state, average),
+        (before, state.opt_state, state.average),
       )
       metrics['skipped'] = 1.0 - good.astype(jnp.float32)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    step = state.step + 1
+    return state.replace(step=step, params=params, opt_state=opt_state, average=average), metrics
 
   return train_step
