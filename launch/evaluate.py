@@ -211,17 +211,18 @@ def _sweep(found, model, splits):
     if only:
       logging.warning('%d parameters %s %s: %s', len(only), what, found.folder, ', '.join(only))
   for prepared, style in splits:
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, dict[float, float]] = {}
     for alpha in alphas:
       between = model._replace(params=interpolation.interpolate(model.params, start.params, alpha))
       for name, value in split.evaluate(between, prepared, style=style).found.metrics.items():
-        rows.setdefault(name, []).append(value)
+        rows.setdefault(name, {})[alpha] = value
     if jax.process_index() == 0:
       print(f'{_card_name(prepared, style)}, by the share of {found.folder}')
       print(f'  {"":<46}' + ''.join(f'{alpha:>10g}' for alpha in alphas))
       for name, values in rows.items():
         if not name.endswith(('_low', '_high')):
-          print(f'  {printable(name):<46}' + ''.join(f'{value:>10.2f}' for value in values))
+          cells = (f'{values[alpha]:.2f}' if alpha in values else '' for alpha in alphas)
+          print(f'  {printable(name):<46}' + ''.join(f'{cell:>10}' for cell in cells))
 
 
 def _summarise(model, splits):
