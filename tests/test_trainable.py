@@ -330,7 +330,7 @@ def test_without_an_average_there_is_none_to_leave_aside(adapted, tmp_path):
   store = checkpoints.Checkpoints(tmp_path)
   store.save(states[1].replace(average=None), {'config': {'train': {'ema_decay': 0.0}}})
   store.close()
-  with pytest.raises(ValueError, match='holds no parameters beside'):
+  with pytest.raises(ValueError, match='has no others'):
     checkpoints.find(tmp_path).load_params(
       abstract_params(update.task.model, update.task.mesh), averaged=False
     )

@@ -104,8 +104,7 @@ class Checkpoint:
       unused: names that start with one of these may be left over.
       resize: {name: (stored table, wanted rows) -> table} where rows may differ.
     Raises:
-      ValueError: with all names that are missing, left over, or do not fit; if there is no
-        average to leave aside.
+      ValueError: with all names that are missing, left over, or do not fit; without an average.
       DamagedCheckpointError: if an array is not what was written.
     """
     wanted = trees.by_name(abstract)
@@ -162,8 +161,9 @@ class Checkpoint:
   def _latest(self):
     """Returns {name: array} of what was averaged, as the last step left it."""
     train = nested(self._whole('train')) if (self.folder / 'train').is_dir() else {}
-    if not (self.averaged and 'params' in train):
-      raise ValueError(f'{self.folder} holds no parameters beside those that it is used with.')
+    if 'params' not in train or not self.averaged:
+      why = 'it is a copy, or its run kept no average (config.train.ema_decay)'
+      raise ValueError(f'{self.folder} has no others: {why}; leave averaged=False out.')
     lora = self.meta['config']['optimizer']['lora']
     scale = lora['alpha'] / max(lora['rank'], 1)
     return trees.by_name(merge(train['params'], train.get('held'), scale))
