@@ -18,9 +18,14 @@ def video_forward(config: AlproConfig, frames: int, image_size: int) -> int:
 
 
 def text_forward(config: AlproConfig, length: int) -> int:
-  """One text through the text encoder and its projection."""
-  encoder = encoders.find('text', config.text.encoder)
-  return encoder.text_flops(config.text, length) + 2 * config.text.width * config.embed_size
+  """One text through the encoders of texts, the tower's as long as it can be, and projected."""
+  total, tower = 2 * config.contrasted('text').width * config.embed_size, config.text_tower
+  if config.text:
+    total += encoders.find('text', config.text.encoder).text_flops(config.text, length)
+  if tower:
+    find = encoders.find('text_tower', tower.encoder)
+    total += find.text_flops(tower, tower.max_positions)
+  return total
 
 
 def fusion_forward(
@@ -30,6 +35,8 @@ def fusion_forward(
 
   The last layer makes only the first `query_tokens`; None is all.
   """
+  if not config.text:
+    return 0
   tokens = length + 1 + (image_size // config.video.patch_size) ** 2
   encoder = encoders.find('text', config.text.encoder)
   return encoder.fusion_flops(config.text, tokens, query_tokens)
@@ -46,7 +53,7 @@ def retrieval(
   length: int,
 ) -> int:
   """Evaluation: everything encoded once, and `pairs` read by fusion."""
-  pair = fusion_forward(config, length, image_size, 1) + 2 * config.text.width * 2
+  pair = fusion_forward(config, length, image_size, 1) + 2 * config.token_width * 2
   return (
     videos * video_forward(config, frames, image_size)
     + texts * text_forward(config, length)

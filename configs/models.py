@@ -147,6 +147,181 @@ def large():
   )
 
 
+# Statistics of pixels that families of weights were trained with: CLIP's own, and
+# those that take 0..1 to -1..1.
+CLIP_PIXELS = {
+  'pixel_mean': (0.48145466, 0.4578275, 0.40821073),
+  'pixel_std': (0.26862954, 0.26130258, 0.27577711),
+}
+CENTRED_PIXELS = {'pixel_mean': (0.5, 0.5, 0.5), 'pixel_std': (0.5, 0.5, 0.5)}
+
+
+def _image_text(video, tower, **model):
+  """A model whose towers are those of image-text weights, with a BERT-base to fuse.
+
+  Args:
+    video: what differs from a plain ViT; see alpro_jax/models/vit.py.
+    tower: the same of the text tower; see alpro_jax/models/text_tower.py.
+    **model: options of the model itself.
+  """
+  config = base()
+  common = {'drop_path': 0.0, 'dropout': 0.0, 'matrix_std': 0.02, 'position_std': 0.02}
+  config.video = {
+    'encoder': 'vit',
+    'patch_size': 16,
+    'image_size': 224,
+    'frames': 4,
+    'attention': 'divided',
+    'activation': 'gelu',
+    'epsilon': 1e-5,
+    'class_token': True,
+    'registers': 0,
+    'pooling': 'class',
+    'pool_heads': 8,
+    'patch_bias': False,
+    'norm_before': True,
+    'positions': 'absolute',
+    'layer_scale': 0.0,
+    # Zero, so that a clip starts out as its frames.
+    'temporal_fc_std': 0.0,
+    'time_std': 0.0,
+    **CLIP_PIXELS,
+    **common,
+    **video,
+    'mlp_size': 4 * video['width'],
+  }
+  config.text_tower = {
+    'encoder': 'transformer',
+    'vocab_size': 49408,
+    'max_positions': 77,
+    'activation': config.video.activation,
+    'epsilon': config.video.epsilon,
+    'causal': True,
+    'pooling': 'end',
+    'end_id': 49407,
+    'word_std': 0.02,
+    **common,
+    **tower,
+    'mlp_size': 4 * tower['width'],
+  }
+  config.update({'video_projection': 'linear', 'text_projection': 'linear', **model})
+  return config
+
+
+def _clip(width, text_width, **video):
+  """OpenAI's CLIP (arXiv 2103.00020); LAION's and DataComp's have the exact GELU."""
+  video = {'activation': 'quick_gelu', 'width': width, 'heads': width // 64, **video}
+  tower = {'width': text_width, 'depth': 12, 'heads': text_width // 64}
+  return _image_text(video, tower, embed_size=text_width)
+
+
+def clip_b32():
+  """CLIP ViT-B/32."""
+  return _clip(768, 512, depth=12, patch_size=32)
+
+
+def clip_b16():
+  """CLIP ViT-B/16."""
+  return _clip(768, 512, depth=12)
+
+
+def clip_l14():
+  """CLIP ViT-L/14."""
+  return _clip(1024, 768, depth=24, patch_size=14)
+
+
+def siglip2_b16():
+  """SigLIP 2 B/16 at 224 pixels (arXiv 2502.14786)."""
+  video = {
+    'activation': 'gelu_tanh',
+    'epsilon': 1e-6,
+    'width': 768,
+    'depth': 12,
+    'heads': 12,
+    'class_token': False,
+    'pooling': 'attention',
+    'pool_heads': 12,
+    'patch_bias': True,
+    'norm_before': False,
+    **CENTRED_PIXELS,
+  }
+  tower = {
+    'vocab_size': 256_000,
+    'max_positions': 64,
+    'causal': False,
+    'pooling': 'last',
+    'end_id': 1,
+    'width': 768,
+    'depth': 12,
+    'heads': 12,
+  }
+  return _image_text(
+    video, tower, embed_size=768, video_projection='none', text_projection='affine'
+  )
+
+
+def _pe_core(width, depth, heads, **video):
+  """Perception Encoder, core (arXiv 2504.13181)."""
+  video = {
+    'width': width,
+    'depth': depth,
+    'heads': heads,
+    'pooling': 'attention',
+    'positions': 'both',
+    **CENTRED_PIXELS,
+    **video,
+  }
+  tower = {'max_positions': 32, 'width': 1024, 'depth': 24, 'heads': 16}
+  return _image_text(video, tower, embed_size=1024)
+
+
+def pe_core_b16():
+  """PE-Core B/16 at 224 pixels."""
+  return _pe_core(768, 12, 12)
+
+
+def pe_core_l14():
+  """PE-Core L/14 at 336 pixels."""
+  return _pe_core(1024, 24, 16, patch_size=14, image_size=336)
+
+
+def _shrink(make):
+  """Returns a preset with the options of another and the sizes of `tiny`."""
+
+  def small():
+    config, sizes = make(), tiny()
+    config.text = sizes.text
+    config.video.update({name: sizes.video[name] for name in TINY_SIZES})
+    config.video.pool_heads = config.video.heads
+    config.text_tower.update(
+      {
+        'vocab_size': 320,
+        'end_id': 319 if config.text_tower.pooling == 'end' else 1,
+        'max_positions': 32,
+        'width': sizes.text.width,
+        'depth': 2,
+        'heads': sizes.text.heads,
+        'mlp_size': sizes.text.mlp_size,
+      }
+    )
+    config.embed_size = sizes.video.width
+    return config
+
+  return small
+
+
+TINY_SIZES = ('image_size', 'patch_size', 'frames', 'width', 'depth', 'heads', 'mlp_size')
+# What starts from image-text weights, each with a form for tests.
+IMAGE_TEXT = {
+  f.__name__: f for f in (clip_b32, clip_b16, clip_l14, siglip2_b16, pe_core_b16, pe_core_l14)
+}
+TINY_IMAGE_TEXT = {
+  'tiny_clip': _shrink(clip_b16),
+  'tiny_siglip2': _shrink(siglip2_b16),
+  'tiny_pe_core': _shrink(pe_core_b16),
+}
+
+
 def from_random_weights(model):
   """Sets initial values for a model that starts from nothing, on little data.
 
@@ -177,4 +352,11 @@ def from_random_weights(model):
   return model
 
 
-PRESETS = {'tiny': tiny, 'small': small, 'base': base, 'large': large}
+PRESETS = {
+  'tiny': tiny,
+  'small': small,
+  'base': base,
+  'large': large,
+  **IMAGE_TEXT,
+  **TINY_IMAGE_TEXT,
+}

@@ -118,7 +118,8 @@ def evidence(
     float32[R, T, H / cell, W / cell].
   """
   bound = Alpro(model.config.plain()).bind({'params': params})
-  pixels = timesformer.normalize_pixels(video)
+  statistics = model.config.video.pixel_mean, model.config.video.pixel_std
+  pixels = timesformer.normalize_pixels(video, *statistics)
   base = jnp.broadcast_to(jnp.median(pixels, axis=(0, 1, 2)), pixels.shape)
 
   def integrate(row):

@@ -147,7 +147,15 @@ def _metrics(found):
 
 def _run_options(trained):
   """Options of the training in short: {dotted name: value}."""
-  config, video, text = trained.config, trained.model.config.video, trained.model.config.text
+  config, model = trained.config, trained.model.config
+  video, text, tower = model.video, model.text, model.text_tower
+  texts = (
+    [f'{text.depth} layers of {text.width}, the fusion encoder from layer {text.fusion_layer}']
+    if text
+    else []
+  )
+  if tower:
+    texts.append(f'for contrast a tower of {tower.depth} layers of {tower.width}')
   losses = {'question_answering': (), 'prompter': ('vtc',)}
   shown = {
     'loss': losses.get(config.task, ('vtc', 'vtm', 'mlm', 'pem')),
@@ -160,8 +168,7 @@ def _run_options(trained):
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     'model.video': f'{video.image_size} px, {video.frames} frames, patch {video.patch_size}, '
     f'{video.attention} attention, {video.depth} layers of {video.width}',
-    'model.text': f'{text.depth} layers of {text.width}, the fusion encoder from layer '
-    f'{text.fusion_layer}',
+    'model.text': '; '.join(texts),
     'data.sources': ', '.join(
       f'{source["path"]}/{source["split"]}' + (f' ({source["style"]})' if source['style'] else '')
       for source in config.data.sources

@@ -18,17 +18,32 @@ CHOICES = {
   'implementation': ('plain', 'fused'),
   'attention_impl': attention.KERNELS,
   'remat': tuple(stack.REMAT),
+  'video_projection': ('affine', 'linear', 'none'),
+  'text_projection': ('affine', 'linear', 'none'),
 }
+# Options that models had not at first, which are stored where they say something.
+LATER = (
+  'logit_bias',
+  'temperature_range',
+  'text_tower',
+  'video_projection',
+  'text_projection',
+)
 # Options that say how a model is computed, not what.
 COMPUTE = ('implementation', 'attention_impl', 'scan_layers', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
 class AlproConfig:
-  """Everything that decides the parameters and the arithmetic of a model."""
+  """Everything that decides the parameters and the arithmetic of a model.
+
+  Two encoders of texts are possible. `text` reads them for the fusion encoder, and for
+  contrast too unless there is a `text_tower`, whose tokenizer is another. Without `text`
+  there is no fusion encoder: the model contrasts, and nothing else.
+  """
 
   video: Any  # Config of one of encoders.VIDEO.
-  text: Any  # Config of one of encoders.TEXT.
+  text: Any  # Config of one of encoders.TEXT; None: no fusion encoder.
   embed_size: int  # 0: no contrastive features, so no temperature.
   temperature: float
   dtype: str
@@ -45,6 +60,11 @@ class AlproConfig:
   implementation: str = 'plain'
   attention_impl: str = 'auto'
   scan_layers: bool = False
+  # Of image-text models.
+  text_tower: Any = None  # Config of one of encoders.TEXT_TOWER; None: `text` contrasts.
+  # From a tower to the feature: with a bias ('affine'), without ('linear'), or 'none'.
+  video_projection: str = 'affine'
+  text_projection: str = 'affine'
 
   def __post_init__(self):
     if isinstance(self.remat, bool):
@@ -65,11 +85,32 @@ class AlproConfig:
         "config.model.attention_impl='pallas' is a kernel of the fused layers; set "
         "config.model.implementation='fused' too."
       )
-    if self.video.width != self.text.width:
-      raise ValueError(
-        f'{self.video.width=} must equal {self.text.width=}: the fusion '
-        'encoder reads tokens of both.'
-      )
+    if self.text is None:
+      if self.text_tower is None:
+        raise ValueError('config.model needs `text`, `text_tower`, or both.')
+      if self.entities or self.answers:
+        raise ValueError(
+          'naming entities and answering questions need a fusion encoder, but config.model.text '
+          'is left out: give the model a BERT, as `launch/convert.py --bert=FOLDER` does.'
+        )
+      object.__setattr__(self, 'match', False)
+      object.__setattr__(self, 'mlm', False)
+    for part in ('video', 'text'):
+      width, kind = self.contrasted(part).width, getattr(self, f'{part}_projection')
+      if kind == 'none' and self.embed_size not in (0, width):
+        raise ValueError(
+          f"config.model.{part}_projection='none' needs {self.embed_size=} to be {width}, the "
+          f'width of the {part} tower.'
+        )
+
+  def contrasted(self, part: str) -> Any:
+    """Config of the encoder whose tokens are projected for contrast; 'video' or 'text'."""
+    return self.video if part == 'video' else self.text_tower or self.text
+
+  @property
+  def token_width(self) -> int:
+    """Width of the video tokens that the fusion encoder reads; 0 without one."""
+    return self.text.width if self.text else 0
 
   def plain(self) -> 'AlproConfig':
     """The same model computed layer by layer, the same way on any device.
@@ -83,9 +124,13 @@ class AlproConfig:
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
     """Builds the nested config; unknown and missing keys are refused."""
-    values = dict(values)
+    values = {'text': None} | dict(values)
     for part, default in encoders.DEFAULT.items():
-      if part in values:
+      if not values.get(part):
+        values.pop(part, None)
+        if part == 'text':
+          values[part] = None
+      else:
         encoder = encoders.find(part, values[part].get('encoder', default))
         values[part] = _build(encoder.Config, values[part], f'model.{part}')
     return _build(cls, values, 'model')
@@ -98,10 +143,10 @@ class AlproConfig:
     """
     values = dataclasses.asdict(self)
     for field in dataclasses.fields(self):
-      if field.name in ('logit_bias', 'temperature_range') and values[field.name] == field.default:
+      if field.name in LATER and values[field.name] == field.default:
         del values[field.name]
     for part, default in encoders.DEFAULT.items():
-      if values[part]['encoder'] == default:
+      if values[part] and values[part]['encoder'] == default:
         del values[part]['encoder']
     return values
 
@@ -172,16 +217,21 @@ class Alpro(nn.Module):
 
   def setup(self):
     config, options = self.config, self._compute_options()
-    video, width = encoders.find('video', config.video.encoder), config.text.width
-    text = encoders.find('text', config.text.encoder)
+    video = encoders.find('video', config.video.encoder)
     self.video_encoder = video.Encoder(config.video, options)
-    self.text_embedding = text.Embedding(config.text, options)
-    self.text_encoder = text.text_encoder(config.text, options)
-    self.fusion_encoder = text.fusion_encoder(config.text, options)
+    if config.text:
+      text, width = encoders.find('text', config.text.encoder), config.text.width
+      self.text_embedding = text.Embedding(config.text, options)
+      self.text_encoder = text.text_encoder(config.text, options)
+      self.fusion_encoder = text.fusion_encoder(config.text, options)
+      if config.video.width != width:
+        self.fusion_projection = _head(width, config.video.width, ('embed', 'embed_out'))
+    if config.text_tower:
+      tower = encoders.find('text_tower', config.text_tower.encoder)
+      self.text_tower = tower.Encoder(config.text_tower, options)
     if config.embed_size:
-      axes = ('embed', 'joint')
-      self.video_projection = _head(config.embed_size, width, axes)
-      self.text_projection = _head(config.embed_size, width, axes)
+      self.video_projection = self._projection('video')
+      self.text_projection = self._projection('text')
       self.free_temperature = self.param(
         'temperature', nn.initializers.constant(config.temperature), ()
       )
@@ -195,6 +245,14 @@ class Alpro(nn.Module):
       self.entity_head = Classifier(config.entities)
     if config.answers:
       self.answer_head = Classifier(config.answers)
+
+  def _projection(self, part):
+    kind, size = getattr(self.config, f'{part}_projection'), self.config.embed_size
+    if kind == 'none':
+      return lambda x: x
+    init = layers.uniform_fan_in(self.config.contrasted(part).width)
+    kernel = nn.with_logical_partitioning(init, ('embed', 'joint'))
+    return nn.Dense(size, kind == 'affine', dtype=jnp.float32, kernel_init=kernel, bias_init=init)
 
   def _compute_options(self):
     config, mesh = self.config, self.mesh
@@ -220,19 +278,62 @@ class Alpro(nn.Module):
     Returns:
       Tokens f[B, S, D] and features float32[B, E].
     """
-    tokens = self.video_encoder(video, train=train)
-    return Encoding(tokens, self._feature(tokens, 'video_projection'))
+    encoded = self.video_encoder(video, train=train)
+    frames, tokens = encoded if isinstance(encoded, tuple) else (None, encoded)
+    if frames is None:
+      feature = self._feature(tokens[:, 0], 'video_projection')
+    else:
+      # The mean over frames, each of unit length, as users of image-text models take it.
+      feature = unit_length(jnp.mean(self._feature(frames, 'video_projection'), axis=1))
+    if not self.config.text:
+      tokens = tokens[:, :, :0]
+    elif self.config.video.width != self.config.text.width:
+      tokens = self.fusion_projection(tokens.astype(jnp.float32)).astype(tokens.dtype)
+    return Encoding(tokens, feature)
 
-  def encode_text(self, ids: jax.Array, mask: jax.Array, *, train: bool) -> Encoding:
-    """int32[B, L] and bool[B, L] -> tokens f[B, L, D], float32[B, E]."""
+  def encode_text(
+    self, ids: jax.Array, mask: jax.Array, tower_ids: jax.Array | None = None, *, train: bool
+  ) -> Encoding:
+    """Encodes texts.
+
+    Args:
+      ids: int32[B, L], of the tokenizer of `config.text`; without one, of the tower's.
+      mask: bool[B, L], True on tokens that are no padding.
+      tower_ids: int32[B, M], of the tower's tokenizer, where the model has both.
+      train: whether dropout acts.
+
+    Returns:
+      Tokens f[B, L, D], of width 0 without `config.text`, and features float32[B, E].
+    """
+    tokens = self.text_tokens(ids, mask, train=train)
+    return Encoding(tokens, self.text_feature(tokens, ids, tower_ids, train=train))
+
+  def text_tokens(self, ids: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    """int32[B, L], bool[B, L] -> f[B, L, D], what the fusion encoder reads of texts."""
+    if not self.config.text:
+      return jnp.zeros((*ids.shape, 0), self.config.dtype)
     tokens = self.text_embedding(ids, train=train)
-    tokens = self.text_encoder(tokens, mask, train=train)
-    return Encoding(tokens, self._feature(tokens, 'text_projection'))
+    return self.text_encoder(tokens, mask, train=train)
+
+  def text_feature(
+    self, tokens: jax.Array, ids: jax.Array, tower_ids: jax.Array | None = None, *, train: bool
+  ) -> jax.Array:
+    """Of `text_tokens` and the arguments of `encode_text`: features float32[B, E]."""
+    if not self.config.text_tower:
+      return self._feature(tokens[:, 0], 'text_projection')
+    if self.config.text:
+      if tower_ids is None:
+        raise ValueError(
+          'this model has a text tower with a tokenizer of its own: encode_text needs tower_ids.'
+        )
+      ids = tower_ids
+    return self._feature(self.text_tower(ids, train=train), 'text_projection')
 
   def _feature(self, tokens, projection):
+    """f[..., D] -> float32[..., E] of unit length; E is 0 without contrast."""
     if not self.config.embed_size:
-      return jnp.zeros((tokens.shape[0], 0))
-    return unit_length(getattr(self, projection)(tokens[:, 0].astype(jnp.float32)))
+      return jnp.zeros((*tokens.shape[:-1], 0))
+    return unit_length(getattr(self, projection)(tokens.astype(jnp.float32)))
 
   def fuse(
     self,
@@ -327,11 +428,15 @@ class Alpro(nn.Module):
     """float32[], what the sigmoid loss adds to similarity / temperature."""
     return self.free_bias
 
-  def init_all(self, video: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
+  def init_all(
+    self, video: jax.Array, ids: jax.Array, mask: jax.Array, tower_ids: jax.Array | None = None
+  ) -> jax.Array:
     """Touches every parameter; for `init(..., method='init_all')`."""
     config = self.config
     clip = self.encode_video(video, train=False)
-    text = self.encode_text(ids, mask, train=False)
+    if not config.text:
+      return self.text_feature(clip.tokens, cast(jax.Array, tower_ids), train=False)
+    text = self.encode_text(ids, mask, tower_ids, train=False)
     fused = cast(jax.Array, self.fuse(text.tokens, mask, clip.tokens, train=False))
     pair = fused[:, 0]
     for used, head, tokens in (

@@ -32,6 +32,7 @@ def attend(
   kernel: str,
   rate: float = 0.0,
   rng: jax.Array | None = None,
+  causal: bool = False,
 ) -> jax.Array:
   """Returns the values of each sequence, weighted by softmax(q k / sqrt(K)).
 
@@ -47,6 +48,7 @@ def attend(
       Other queries than keys are few and have few scores: always 'xla'.
     rate: of dropout of the weights, which no kernel here has.
     rng: key of dropout; None in evaluation.
+    causal: each token attends to itself and to those before it; by 'xla', without dropout.
   Returns:
     f[..., Q, A, K]. Scores and softmax are float32.
   """
@@ -54,7 +56,7 @@ def attend(
     weights = jax.nn.softmax(scores(query, key, mask)).astype(value.dtype)
     weights = scale_kept(weights, *draw_kept(rng, rate, weights.shape))
     return jnp.einsum('...aql,...lak->...qak', weights, value)
-  if kernel != 'xla' and query.shape == key.shape:
+  if kernel != 'xla' and query.shape == key.shape and not causal:
     if mask is None and key.shape[-3] <= SHORT:
       return _attend_elementwise(query, key, value)
     if kernel in BY_CUDNN and fits_cudnn(query):
@@ -62,7 +64,9 @@ def attend(
 
   def run(query, key, value, mask):
     mask = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='xla')
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=mask, is_causal=causal, implementation='xla'
+    )
 
   for _ in range(query.ndim - 4):
     run = jax.vmap(run)

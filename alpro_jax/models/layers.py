@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import einops
 import jax
@@ -54,6 +55,7 @@ class Attention(nn.Module):
   options: 'ComputeOptions'
   kernel_init: Initializer
   dropout: float = 0.0
+  causal: bool = False  # Each token attends to itself and to those before it.
   attend = staticmethod(attention.attend)
 
   @nn.compact
@@ -64,6 +66,7 @@ class Attention(nn.Module):
     *,
     rng: jax.Array | None = None,
     query_tokens: Sequence[int] = (),
+    rotary: 'Rotary | None' = None,
   ) -> jax.Array:
     """f[..., L, D] -> f[..., L, D].
 
@@ -73,6 +76,7 @@ class Attention(nn.Module):
       rng: key of dropout; None in evaluation.
       query_tokens: how many of the first tokens of each type attend, to all of
         theirs; () is all of all.
+      rotary: turns queries and keys by their places.
     Returns:
       f[..., L, D]; with `query_tokens` as `first_tokens`. Either way each
       matrix is used once, so that its gradient is reduced over devices once.
@@ -87,7 +91,11 @@ class Attention(nn.Module):
 
     query = project('query', first_tokens(x, query_tokens) if query_tokens else x)
     key, value = project('key', x), project('value', x)
+    if rotary is not None:
+      query, key = rotary.turn(query), rotary.turn(key)
     attend = functools.partial(self.attend, kernel=self.options.kernel, rate=self.dropout)
+    if self.causal:
+      attend = functools.partial(attend, causal=True)
     if query_tokens:
       attend = functools.partial(_attend_by_type, attend, query_tokens)
     out = einops.rearrange(attend(query, key, value, mask, rng=rng), '... l a k -> ... l (a k)')
@@ -117,23 +125,59 @@ def split_types(x: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
   return jnp.split(x, ends, axis=1)
 
 
+class Rotary(NamedTuple):
+  """Rotary positions (Su et al. 2021, arXiv 2104.09864), of L tokens and heads of size K.
+
+  Attributes:
+    cos: float32[L, K].
+    sin: float32[L, K]; 0, with a cos of 1, leaves a token as it is.
+  """
+
+  cos: jax.Array
+  sin: jax.Array
+
+  def turn(self, x: jax.Array) -> jax.Array:
+    """f[..., L, A, K] -> the same, each pair of neighbouring channels turned."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+    return (x * self.cos[:, None] + turned * self.sin[:, None]).astype(x.dtype)
+
+
 class Mlp(nn.Module):
-  """D -> M -> D with the exact GELU."""
+  """D -> M -> D; the activation is one of ACTIVATIONS."""
 
   size: int
   options: 'ComputeOptions'
   kernel_init: Initializer
+  activation: str = 'gelu'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width, dtype, init = x.shape[-1], self.options.dtype, self.kernel_init
     x = dense(self.size, ('embed', 'mlp'), dtype, init, name='fc1')(x)
-    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(self.options.choose(gelu)(x))
+    x = self.options.choose(ACTIVATIONS[self.activation])(x)
+    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(x)
 
 
 def gelu(x: jax.Array) -> jax.Array:
   """x Phi(x), exact; f[...] -> the same."""
   return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x sigmoid(1.702 x), OpenAI's CLIP; f[...] -> the same."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {'gelu': gelu, 'gelu_tanh': jax.nn.gelu, 'quick_gelu': quick_gelu}
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+  """Raises a ValueError for a value of config.model.`name` that is not among its choices."""
+  if value not in choices:
+    raise ValueError(
+      f'config.model.{name}={value!r} is not known; choose one of {sorted(choices)}.'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

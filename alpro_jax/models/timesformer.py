@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import einops
 import jax
@@ -41,6 +42,8 @@ class Config:
   time_std: float
   smooth_positions: bool
   encoder: str = 'timesformer'
+  pixel_mean = PIXEL_MEAN
+  pixel_std = PIXEL_STD
 
   def __post_init__(self):
     if self.attention not in ATTENTIONS:
@@ -56,10 +59,38 @@ class Config:
     return self.image_size // self.patch_size
 
 
-def normalize_pixels(video: jax.Array) -> jax.Array:
-  """uint8 RGB in 0..255 -> float32 with CLIP's mean and deviation removed."""
+def normalize_pixels(
+  video: jax.Array, mean: tuple[float, ...] = PIXEL_MEAN, std: tuple[float, ...] = PIXEL_STD
+) -> jax.Array:
+  """uint8 RGB in 0..255 -> float32 with mean and deviation, of RGB in 0..1, removed."""
   video = video.astype(jnp.float32) / 255.0
-  return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+  return (video - jnp.array(mean)) / jnp.array(std)
+
+
+def patches(video: jax.Array, config: Any, dtype: jnp.dtype) -> tuple[jax.Array, tuple[int, int]]:
+  """Cuts frames into patches.
+
+  Args:
+    video: uint8[B, T, H, W, 3], or floats that are already normalised.
+    config: of a video encoder: its patches and pixel statistics.
+    dtype: of the result.
+  Returns:
+    f[B, T, N, 3 P P], and rows and columns of the N patches.
+  Raises:
+    ValueError: if H or W is not a multiple of P.
+  """
+  height, width = video.shape[2:4]
+  p = config.patch_size
+  if height % p or width % p:
+    raise ValueError(
+      f'{video.shape=}: height and width must be multiples of {p=}, the '
+      'patch side; resize or crop the frames.'
+    )
+  if not jnp.issubdtype(video.dtype, jnp.floating):
+    video = normalize_pixels(video, config.pixel_mean, config.pixel_std)
+  video = video.astype(dtype)
+  cut = einops.rearrange(video, 'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p)
+  return cut, (height // p, width // p)
 
 
 def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
@@ -215,34 +246,23 @@ class Encoder(nn.Module):
       ValueError: if H or W is not a multiple of the patch side.
     """
     config, options = self.config, self.options
-    b, t, h, w, _ = video.shape
-    p = config.patch_size
-    if h % p or w % p:
-      raise ValueError(
-        f'{video.shape=}: height and width must be multiples of {p=}, the '
-        'patch side; resize or crop the frames.'
-      )
-    if not jnp.issubdtype(video.dtype, jnp.floating):
-      video = normalize_pixels(video)
-    video = video.astype(options.dtype)
-    pixels = einops.rearrange(video, 'b t (h p) (w q) c -> b t (h w) (p q c)', p=p, q=p)
+    t = video.shape[1]
+    pixels, grid = patches(video, config, options.dtype)
     init = layers.uniform_fan_in(pixels.shape[-1])
     embed = layers.dense(
       config.width, ('pixels', 'embed'), options.dtype, init, init, name='patch_embed'
     )
-    patches = embed(pixels)
-
-    class_token, positions, times = self._embeddings((h // p, w // p), t)
-    patches = patches + positions + times[:, None]
+    class_token, positions, times = self._embeddings(grid, t)
+    x = embed(pixels) + positions + times[:, None]
     key, layers_key = split(self.make_rng('dropout') if train else None, 2)
-    patches = dropout(patches, config.dropout, key)
+    x = dropout(x, config.dropout, key)
     space_only = config.attention == 'space_only'
     if not space_only:
-      patches = einops.rearrange(patches, 'b t n d -> b (t n) d')
+      x = einops.rearrange(x, 'b t n d -> b (t n) d')
     # Not einops.repeat, whose gradient makes XLA's GPU compiler transpose all
     # tokens before and after each layer.
-    first = jnp.broadcast_to(class_token, (*patches.shape[:-2], 1, config.width))
-    x = jnp.concatenate([first, patches], axis=-2)
+    first = jnp.broadcast_to(class_token, (*x.shape[:-2], 1, config.width))
+    x = jnp.concatenate([first, x], axis=-2)
 
     def make_block(name):
       if config.attention == 'divided':
@@ -256,8 +276,8 @@ class Encoder(nn.Module):
     x = options.layer_norm(EPSILON, name='norm')(x)
     if space_only:
       return jnp.mean(x, axis=1)
-    patches = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
-    return jnp.concatenate([x[:, :1], patches], axis=1)
+    places = einops.reduce(x[:, 1:], 'b (t n) d -> b n d', 'mean', t=t)
+    return jnp.concatenate([x[:, :1], places], axis=1)
 
   def _embeddings(self, grid, frames):
     """Class token f[D], positions f[N, D], times f[T, D] (0 if space_only)."""

@@ -84,7 +84,7 @@ def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dic
     'cutting': dataclasses.asdict(cutting),
     'shown': {name: data[name] for name in ('image_size', 'resize', 'resize_mode')},
     'vector': config.embed_size,
-    'tokens': [1 + patches, config.video.width] if keep_tokens else None,
+    'tokens': [1 + patches, config.token_width] if keep_tokens else None,
   }
 
 

@@ -25,7 +25,6 @@ import numpy as np
 from alpro_jax import files
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
-from alpro_jax.models import timesformer
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
 from alpro_jax.train import checkpoints, digests, identity
 
@@ -200,8 +199,8 @@ def _describe(trained, made, params):
       'crop': 'centre',
       'pixels': 'uint8 RGB in 0..255; the program subtracts mean and '
       'divides by std, of RGB in 0..1',
-      'mean': list(timesformer.PIXEL_MEAN),
-      'std': list(timesformer.PIXEL_STD),
+      'mean': list(trained.model.config.video.pixel_mean),
+      'std': list(trained.model.config.video.pixel_std),
     },
     'text': {
       'file': text.path.name,

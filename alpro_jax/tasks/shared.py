@@ -22,19 +22,21 @@ def model_config(config, vocab_size: int, **heads) -> AlproConfig:
       contrastive features out.
   """
   values = config.to_dict()
-  values['text']['vocab_size'] = vocab_size
+  # The tokenizer is the tower's where there is no other.
+  values['text' if values.get('text') else 'text_tower']['vocab_size'] = vocab_size
   return AlproConfig.from_dict(values | heads)
 
 
 def init_model(model: Alpro, key: jax.Array) -> Any:
   """Returns fresh parameters of a model, boxed."""
-  video = model.config.video
+  video, tower = model.config.video, model.config.text_tower
   size = (1, video.frames, video.image_size, video.image_size, 3)
   return model.init(
     key,
     jnp.zeros(size, jnp.uint8),
     jnp.zeros((1, 2), jnp.int32),
     jnp.ones((1, 2), bool),
+    jnp.zeros((1, tower.max_positions if tower else 0), jnp.int32),
     method='init_all',
   )['params']
 
