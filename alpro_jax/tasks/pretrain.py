@@ -100,6 +100,12 @@ class Pretrain(Prompter):
         )
       entities = tuple(read_entities(prompter.entities, prompter.num_entities))
     values = model_config(config.model, text.vocab_size, **cls.heads(options, entities))
+    fused = [name for name in LOSSES[1:] if options[name]]
+    if fused and not values.text:
+      raise ValueError(
+        f'config.loss has {fused}, which need a fusion encoder, but config.model.text is left '
+        'out: give the model a BERT, as `launch/convert.py --bert=FOLDER` does, or set them to 0.'
+      )
     return cls(
       model=Alpro(values, mesh),
       options=options,
@@ -224,14 +230,16 @@ class Pretrain(Prompter):
     if not self.options.mlm:
       return *super().encode(model, targets, batch, train), None
     video = model.encode_video(batch.video, train=train)
-    both = model.encode_text(
+    both = model.text_tokens(
       self._interleave((batch.text_ids, targets.masked_ids)),
       self._interleave((batch.text_mask, batch.text_mask)),
       train=train,
     )
-    rows = sharding.constrain_batch(both.tokens, self.mesh)
+    rows = sharding.constrain_batch(both, self.mesh)
     tokens = rearrange(rows, '(b k) l d -> b k l d', k=2)
-    return video, Encoding(tokens[:, 0], both.feature[::2]), tokens[:, 1]
+    clean = tokens[:, 0]
+    feature = model.text_feature(clean, batch.text_ids, batch.tower_ids, train=train)
+    return video, Encoding(clean, feature), tokens[:, 1]
 
   @property
   def _columns(self):

@@ -92,7 +92,8 @@ class Prompter(Task):
   def encode(self, model, targets, batch, train) -> tuple[Encoding, Encoding]:
     """Encodes both sides. Dropout falls alike in `embed` and in `terms`."""
     video = model.encode_video(batch.video, train=train)
-    return video, model.encode_text(batch.text_ids, batch.text_mask, train=train)
+    texts = batch.text_ids, batch.text_mask, batch.tower_ids
+    return video, model.encode_text(*texts, train=train)
 
   def relations(self, batch: VideoTextBatch) -> tuple[jax.Array, tuple[int, ...]]:
     """Says which pairs are no negatives of each other, by `same_video` and `same_caption`.

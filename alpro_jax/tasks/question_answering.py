@@ -45,7 +45,9 @@ class QuestionAnswering(Task):
         "config.task='question_answering'."
       )
     answers = read_answers(config.data.answers)
-    heads = {'embed_size': 0, 'match': False, 'mlm': False, 'answers': len(answers)}
+    # What contrasts is left out.
+    heads = {'embed_size': 0, 'match': False, 'mlm': False, 'text_tower': None}
+    heads['answers'] = len(answers)
     values = model_config(config.model, text.vocab_size, **heads)
     return cls(model=Alpro(values, mesh), mesh=mesh, answers=answers)
 
@@ -55,8 +57,8 @@ class QuestionAnswering(Task):
   def terms(self, params, targets, batch, key, step, *, train):
     model = self.model.bind({'params': params}, rngs={'dropout': key})
     video = model.encode_video(batch.video, train=train)
-    text = model.encode_text(batch.text_ids, batch.text_mask, train=train)
-    logits = model.answer(text.tokens, batch.text_mask, video.tokens, train=train)
+    text = model.text_tokens(batch.text_ids, batch.text_mask, train=train)
+    logits = model.answer(text, batch.text_mask, video.tokens, train=train)
     # -1 is never the largest: an answer outside the list is a wrong one.
     right = jnp.argmax(logits, axis=1) == batch.answer
     return {
