@@ -58,8 +58,9 @@ def of_step(config: Any, *, kind: str = 'cpu', devices: int = 1, vocab_size: int
     devices: over which batch and, by `mesh.fsdp`, state are sharded.
     vocab_size: of the tokenizer; 0 is that of the config.
   """
-  task, vocab_size = config.task, vocab_size or config.model.text.vocab_size
-  count = parameters(config.model, vocab_size)
+  task, model = config.task, config.model
+  vocab_size = vocab_size or (model.get('text') or model.text_tower).vocab_size
+  count = parameters(model, vocab_size)
   frozen = count if task == 'pretrain' and config.loss.pem else 0
   rows = -(-config.data.batch_size // (config.optimizer.accumulation * devices))
   return Need(
@@ -71,14 +72,21 @@ def of_step(config: Any, *, kind: str = 'cpu', devices: int = 1, vocab_size: int
 
 def parameters(model: Any, vocab_size: int) -> int:
   """Returns about how many parameters a model has, without biases and small heads."""
-  video, text = model.video, model.text
+  video, total = model.video, 3 * model.video.patch_size**2 * model.video.width
   # Of a layer: attention 4 W^2, MLP 2 W M; divided attention has another, and a product.
   attentions = 9 if video.attention == 'divided' else 4
-  of_video = attentions * video.width**2 + 2 * video.width * video.mlp_size
-  of_text = 4 * text.width**2 + 2 * text.width * text.mlp_size
-  tables = (vocab_size + text.max_positions) * text.width
-  patches = 3 * video.patch_size**2 * video.width
-  return video.depth * of_video + text.depth * of_text + tables + patches
+  total += video.depth * (attentions * video.width**2 + 2 * video.width * video.mlp_size)
+  for text in _texts(model):
+    total += text.depth * (4 * text.width**2 + 2 * text.width * text.mlp_size)
+    # The tokenizer is that of the first.
+    words, vocab_size = vocab_size or text.vocab_size, 0
+    total += (words + text.max_positions) * text.width
+  return total
+
+
+def _texts(model):
+  """The encoders of texts of config.model: `text`, `text_tower` or both."""
+  return [model[name] for name in ('text', 'text_tower') if model.get(name)]
 
 
 def _of_clip(config, kind, vocab_size):
@@ -92,15 +100,13 @@ def _of_clip(config, kind, vocab_size):
     # VTC alone; VTC and VTM; each question with its clip.
     masked, pairs = 0, {'prompter': 0, 'retrieval': 3 * (loss.vtm > 0)}.get(task, 1)
   # Tokens x width, layers, and values that each keeps.
-  layers = [
-    ((1 + config.data.frames * places) * model.video.width, model.video.depth, VIDEO),
-    ((1 + masked) * length * model.text.width, model.text.fusion_layer, TEXT),
-    (
-      pairs * (length + 1 + places) * model.text.width,
-      model.text.depth - model.text.fusion_layer,
-      TEXT,
-    ),
-  ]
+  layers = [((1 + config.data.frames * places) * model.video.width, model.video.depth, VIDEO)]
+  if text := model.get('text'):
+    fused = pairs * (length + 1 + places) * text.width
+    layers.append(((1 + masked) * length * text.width, text.fusion_layer, TEXT))
+    layers.append((fused, text.depth - text.fusion_layer, TEXT))
+  if tower := model.get('text_tower'):
+    layers.append((tower.max_positions * tower.width, tower.depth, TEXT))
   share = 1.0 if model.dtype == 'float32' else _BFLOAT16
   values = share * sum(size * depth * kept for size, depth, kept in layers)
   if kind != 'cpu' and model.remat == 'blocks':

@@ -5,9 +5,9 @@ The original's values: docs/specification.md, Published settings.
 
 import math
 
-from configs import common, pretrain
+from configs import common, image_text, pretrain
 
-SCALES = ('base', 'large', 'demo')
+SCALES = ('base', 'large', 'demo', *image_text.SCALES)
 
 
 def start(scale):
@@ -22,6 +22,10 @@ def start(scale):
   if scale == 'demo':
     return pretrain.get_config('demo')
   config = common.get_config(scale)
+  if scale in image_text.SCALES:
+    config = image_text.start(config)
+    config.data.update({'sampling': 'rand', 'examples': 'texts'})
+    return config
   config.model.dtype = 'bfloat16'
   config.data.tokenizer = 'data/bert-base-uncased/vocab.txt'
   # Frames are squashed to the size of the image, without a crop.
@@ -56,6 +60,7 @@ def question_answering(config):
     'video_projection',
     'text_projection',
     'temperature',
+    'text_tower',
     'logit_bias',
   )
   config.train.best_metric = 'eval/accuracy'
@@ -74,7 +79,8 @@ def schedule(
 ):
   """Sets the original's schedule: a line after a tenth of warm-up.
 
-  See docs/specification.md, Optimisation.
+  Models that start from image-text weights have that of configs/image_text.py. See
+  docs/specification.md, Optimisation.
 
   Args:
     config: to change.
@@ -87,6 +93,9 @@ def schedule(
     evaluations: during the training.
     accumulation: micro-batches of one update.
   """
+  if config.model.get('text_tower'):
+    image_text.finetune(config, examples=examples)
+    return _every(config, evaluations)
   steps = math.ceil(epochs * examples / batch_size)
   config.data.batch_size = batch_size
   config.optimizer.update(
@@ -98,8 +107,12 @@ def schedule(
     }
   )
   config.train.steps = steps
-  config.train.eval_every_steps = math.ceil(steps / evaluations)
-  config.train.checkpoint_every_steps = math.ceil(steps / 100)
+  return _every(config, evaluations)
+
+
+def _every(config, evaluations):
+  config.train.eval_every_steps = math.ceil(config.train.steps / evaluations)
+  config.train.checkpoint_every_steps = math.ceil(config.train.steps / 100)
   return config
 
 

@@ -6,7 +6,8 @@
 16 processes x 16 pairs for 100,000 steps, about 10 epochs of 2.5 million
 clips and 3 million photos. `:large` is ViT-L with BERT-large, `:demo` the
 pre-training of `make demo`; `:own` and `:tiny_own` are runs on one's own set,
---config.data.path=SET, sized to the machine (configs/own.py).
+--config.data.path=SET, sized to the machine (configs/own.py); `:clip_b16` and others
+start from image-text weights (configs/image_text.py).
 
 The paper starts from a ViT and a BERT. Without --config.train.init_from all
 weights are random, and the log says so; with one, made by
@@ -17,9 +18,9 @@ weights are random, and the log says so; with one, made by
 pass --config.train.init_from=runs/start, here as to the prompter.
 """
 
-from configs import common, models, own
+from configs import common, image_text, models, own
 
-SCALES = ('base', 'large', 'demo', *own.SCALES)
+SCALES = ('base', 'large', 'demo', *own.SCALES, *image_text.SCALES)
 
 
 def get_config(scale=''):
@@ -33,6 +34,8 @@ def get_config(scale=''):
     raise ValueError(f"unknown {scale=} after ':' in --config; choose one of {SCALES}.")
   if scale == 'demo':
     return demo()
+  if scale in image_text.SCALES:
+    return image_text.pretrain(image_text.start(paper(scale)))
   return own.get_config(scale) if scale in own.SCALES else paper(scale)
 
 

@@ -15,7 +15,7 @@ weights are random, and the log says so; with one, made by
 pass --config.train.init_from=runs/start.
 """
 
-from configs import common, own, pretrain
+from configs import common, image_text, own, pretrain
 
 
 def get_config(scale=''):
@@ -24,7 +24,7 @@ def get_config(scale=''):
   config.task = 'prompter'
   if scale == 'demo':
     return demo(config)
-  if scale in own.SCALES:
+  if scale in (*own.SCALES, *image_text.SCALES):
     return config
   # The original's 20 acts on the sum of two micro-batches.
   config.optimizer.clip_norm = 10.0
