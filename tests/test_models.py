@@ -578,7 +578,7 @@ def test_unit_length_is_finite_at_zero():
     ({'spin': 1}, r"unknown=\['spin'\]"),
     ({'implementation': 'quick'}, r"implementation='quick' is not known; choose one of \('plain'"),
     ({'video': {'attention': 'sideways'}}, 'is not known; choose one of'),
-    ({'video': {'encoder': 'vivit'}}, r"encoder='vivit' is unknown; choose .* \['timesformer', 'vit'\]"),
+    ({'video': {'encoder': 'vivit'}}, r"'vivit' is unknown; choose .* \['timesformer', 'vit'\]"),
     ({'text': {'encoder': 'gpt'}}, r"encoder='gpt' is unknown; choose one of \['bert'\]"),
     ({'video': {'patch_size': 7}}, 'self.patch_size=7 must divide'),
     ({'video': {'heads': 5}}, 'self.heads=5 must divide'),
