@@ -29,6 +29,16 @@ TimeSformer, and a BERT of Hugging Face; either may be left out:
   python launch/main.py --config=configs/pretrain_prompter.py \\
     --workdir=runs/prompter --config.train.init_from=runs/start
 
+A model that searches videos at once, from image-text weights: CLIP, SigLIP or
+SigLIP 2 of Hugging Face or open_clip, PE-Core of open_clip or its authors, with
+the tokenizer of the same folder. --bert adds a fusion encoder, to be trained
+(docs/weights.md has a table):
+
+  python launch/convert.py --image_text=siglip2-base-patch16-224 \\
+    --output=runs/siglip2
+  python launch/search.py index clips --checkpoint=runs/siglip2 \\
+    --index=clips.index
+
 Back to the original's names and layouts, as .safetensors or with torch as .pt;
 exactly the file that was converted, if one was. Beside its tensors it carries
 what was stored with the checkpoint, so that it comes back as the same model:
@@ -62,12 +72,22 @@ from absl import flags, logging
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
 from alpro_jax.train import checkpoints, identity
-from alpro_jax.weights import convert, interpolation, kept, released, sources, tables, tensor_files
+from alpro_jax.weights import (
+  convert,
+  image_text,
+  interpolation,
+  kept,
+  released,
+  sources,
+  tables,
+  tensor_files,
+)
 from configs import (
   finetune_didemo_retrieval,
   finetune_msrvtt_qa,
   finetune_msrvtt_retrieval,
   finetune_msvd_qa,
+  models,
   pretrain,
   pretrain_prompter,
 )
@@ -95,6 +115,21 @@ _BERT = flags.DEFINE_string(
   '',
   'Weights of a BERT for text and fusion encoder; a file, or a '
   'folder with its config.json and vocab.txt.',
+)
+_IMAGE_TEXT = flags.DEFINE_string(
+  'image_text',
+  '',
+  'Weights of an image-text model for both towers; a folder, or a file in it, with its '
+  'config.json or open_clip_config.json.',
+)
+_OPEN_CLIP = flags.DEFINE_string(
+  'open_clip',
+  '',
+  'Config of --image_text where no open_clip_config.json is there: a file, or a name that an '
+  'installed open_clip knows.',
+)
+_TOWER_TOKENIZER = flags.DEFINE_string(
+  'tower_tokenizer', '', 'Tokenizer of --image_text, if it is not in the same folder.'
 )
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', '', 'Checkpoint to bring back to PyTorch; with --interpolate, the fine-tuned one.'
@@ -180,10 +215,20 @@ def main():
   if _RELEASED.value:
     options = _fetch_released(options)
   way = convert.from_original if options.original else convert.from_backbones
+  if options.image_text:
+    way = image_text.from_image_text
+    options = dataclasses.replace(options, paper_config=_image_text_config)
   for one in way(options):
     _report_checkpoint(one)
   if _RELEASED.value:
     print(f'The figures that are published for it: {_OUTPUT.value}/README.md')
+
+
+def _image_text_config(task):
+  """Options of a task, with a model of towers whose sizes the weights decide."""
+  config = _CONFIGS[task].get_config()
+  config.model = models.clip_b16()
+  return config
 
 
 def _fetch_released(options):
@@ -210,16 +255,23 @@ def _fetch_released(options):
 
 
 def _check_flags():
-  ways = (_RELEASED.value, _ORIGINAL.value, _CHECKPOINT.value, _VIT.value or _BERT.value)
-  if sum(map(bool, ways)) != 1:
+  start = _VIT.value or _IMAGE_TEXT.value or _BERT.value
+  ways = (_RELEASED.value, _ORIGINAL.value, _CHECKPOINT.value, start)
+  if sum(map(bool, ways)) != 1 or (_VIT.value and _IMAGE_TEXT.value):
     raise ValueError(
-      'exactly one of --released, --original, --checkpoint, or --vit with --bert (one of '
-      'them suffices) is needed; see --help.'
+      'exactly one of --released, --original, --checkpoint, --image_text, or --vit with --bert '
+      '(one of them suffices) is needed; --image_text may have a --bert too. See --help.'
     )
   if not _OUTPUT.value:
     raise ValueError('--output is needed: where the result goes.')
-  needs = {'prompter': 'checkpoint', 'task': 'original', 'mirror': 'released'}
-  needs |= {'interpolate': 'checkpoint'}
+  needs = {
+    'prompter': 'checkpoint',
+    'task': 'original',
+    'mirror': 'released',
+    'interpolate': 'checkpoint',
+    'open_clip': 'image_text',
+    'tower_tokenizer': 'image_text',
+  }
   for name, other in needs.items():
     if flags.FLAGS[name].value and not flags.FLAGS[other].value:
       raise ValueError(f'--{name} goes with --{other} alone.')
@@ -236,14 +288,16 @@ def _check_flags():
 
 
 def _report_checkpoint(one):
-  video, text = one.model.config.video, one.model.config.text
+  video, text, tower = (getattr(one.model.config, x) for x in ('video', 'text', 'text_tower'))
   count = sum(array.size for array in jax.tree.leaves(one.params))
-  print(
+  line = (
     f'{one.config.task}: {count:,} parameters; video {video.width} x {video.depth}, {video.heads} '
-    f'heads, {video.frames} frames of {video.image_size} in patches of {video.patch_size}; text '
-    f'{text.width} x {text.depth}, {text.heads} heads, fusion from layer {text.fusion_layer}, '
-    f'{text.vocab_size} words'
+    f'heads, {video.frames} frames of {video.image_size} in patches of {video.patch_size}'
   )
+  for name, part in (('text tower', tower), ('text', text)):
+    if part:
+      line += f'; {name} {part.width} x {part.depth}, {part.heads} heads, {part.vocab_size} words'
+  print(line + (f', fusion from layer {text.fusion_layer}' if text else ''))
   for what, lines in one.notes.items():
     _print_list(what, lines)
   print(f'Written: {one.folder}')

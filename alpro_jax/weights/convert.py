@@ -41,6 +41,9 @@ class Options:
   original: str = ''
   vit: str = ''
   bert: str = ''
+  image_text: str = ''
+  open_clip: str = ''
+  tower_tokenizer: str = ''
   tokenizer: str = ''
   answers: str = ''
   image_size: int = 0
@@ -92,7 +95,7 @@ def from_original(options: Options) -> list[Converted]:
   if prompter:
     beside = folder.with_name(folder.name + '_prompter')
     parts.append((beside, 'prompter', prompter, meta.get('prompter') or {}))
-  tokenizer = _load_tokenizer(options)
+  tokenizer = load_tokenizer(options)
   # Everything is read and checked before anything is written.
   converted = [_of_original(options, tokenizer, *part) for part in parts]
   if prompter:
@@ -117,7 +120,7 @@ def from_original(options: Options) -> list[Converted]:
           if (name in unused and not tables.derived(name))
           or ('cut' in one.notes and name.startswith('classifier.2.'))
         }
-        _save(draft, one, tokenizer, options, {kept.KEPT: kept.write(draft, order, unread)})
+        save(draft, one, tokenizer, options, {kept.KEPT: kept.write(draft, order, unread)})
   return converted
 
 
@@ -139,13 +142,13 @@ def _of_original(options, tokenizer, folder, task, tensors, meta):
       for name, tensor in tensors.items()
       if name.startswith('classifier.2.')
     }
-  config = _config(options, task, meta)
+  config = stored_config(options, task, meta)
   if meta:
     _check_agreement(options, meta, tokenizer)
     values = meta['model']
   else:
     values = _infer_model(options, task, tensors, answers, config, notes)
-    _check_vocabulary(options, tokenizer, values['text'])
+    check_vocabulary(options, tokenizer, values['text'])
   model, params, _ = _read(options, tensors, values, config, notes)
   return Converted(folder, model, unflatten_dict(params, sep='/'), config, answers, notes, meta)
 
@@ -224,25 +227,25 @@ def from_backbones(options: Options) -> list[Converted]:
   folder = pathlib.Path(options.output)
   files.check_free(folder)
   tensors, prefixes, left_out, notes, video, text = {}, [], (), {}, {}, {}
-  config = _config(options, 'prompter', {})
+  config = stored_config(options, 'prompter', {})
   config.seed = options.seed
   if options.vit:
-    source, video = _backbone(options, 'vit', sources.vit, sizes.video_sizes, notes)
+    source, video = open_backbone(options, 'vit', sources.vit, sizes.video_sizes, notes)
     prefixes.append('visual_encoder.')
     tensors |= source.tensors
     if source.copied:  # An image encoder knows no time.
       left_out = ('.temporal_fc.', '.time_embed')
       notes['copied'] = [f'{name} from {theirs}' for name, theirs in source.copied.items()]
   if options.bert:
-    source, text = _backbone(options, 'bert', sources.bert, sizes.text_sizes, notes)
+    source, text = open_backbone(options, 'bert', sources.bert, sizes.text_sizes, notes)
     text['fusion_layer'] = options.fusion_layer or text['fusion_layer']
     prefixes += ['text_encoder.bert.']
     if any('.cls.predictions.' in name for name in source.tensors):
       prefixes += ['text_encoder.cls.predictions.']
     tensors |= source.tensors
-  tokenizer = _load_tokenizer(options)
+  tokenizer = load_tokenizer(options)
   _set_sizes(config, video, text)
-  _check_vocabulary(options, tokenizer, text or {'vocab_size': tokenizer.vocab_size})
+  check_vocabulary(options, tokenizer, text or {'vocab_size': tokenizer.vocab_size})
   values = model_config(config.model, tokenizer.vocab_size).to_dict()
 
   def optional(name):
@@ -253,14 +256,14 @@ def from_backbones(options: Options) -> list[Converted]:
     lambda key: init_model(model, key), optax.identity(), sharding.make_mesh(), options.seed
   ).params
   params = flatten_dict(fresh, sep='/') | params
-  notes['from the seed'] = _grouped(absent, params)
+  notes['from the seed'] = grouped(absent, params)
   one = Converted(folder, model, unflatten_dict(params, sep='/'), config, (), notes, {})
   with files.folder(folder) as draft:
-    _save(draft, one, tokenizer, options)
+    save(draft, one, tokenizer, options)
   return [one]
 
 
-def _backbone(options, flag, name_tensors, find_sizes, notes):
+def open_backbone(options, flag, name_tensors, find_sizes, notes):
   """Opens a backbone; returns its Source and sizes."""
   path, described = tensor_files.find(getattr(options, flag)), {}
   beside = path.with_name('config.json')
@@ -289,7 +292,7 @@ def _backbone(options, flag, name_tensors, find_sizes, notes):
   return source, found
 
 
-def _grouped(absent, params):
+def grouped(absent, params):
   """Names parameters, those of a whole module by its name alone."""
   lines = []
   for module in dict.fromkeys(path.partition('/')[0] for path in absent):
@@ -302,7 +305,7 @@ def _grouped(absent, params):
   return lines
 
 
-def _config(options, task, meta):
+def stored_config(options, task, meta):
   """Returns the options that are stored beside the sizes of the model."""
   if options.config is not None:
     config = options.config.copy_and_resolve_references()
@@ -390,7 +393,7 @@ def _tokenizer_file(options):
   return options.tokenizer
 
 
-def _load_tokenizer(options):
+def load_tokenizer(options):
   path = _tokenizer_file(options)
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(
@@ -401,7 +404,8 @@ def _load_tokenizer(options):
   return tokens.load_tokenizer(path)
 
 
-def _check_vocabulary(options, tokenizer, text):
+def check_vocabulary(options, tokenizer, text):
+  """Raises ValueError for a tokenizer of other weights."""
   if tokenizer.vocab_size != text['vocab_size']:
     raise ValueError(
       f'{_tokenizer_file(options)} has {tokenizer.vocab_size} words, but the weights have vectors '
@@ -429,12 +433,13 @@ def _meta(one, tokenizer):
   }
 
 
-def _save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
+def save(draft, one, tokenizer, options, beside: Mapping[str, str] = {}):
   """Writes a checkpoint of step 0, like one of a training, to a folder `draft`.
 
   `beside` has the digests of what lies beside it.
   """
-  origin = {n: x for n in ('released', 'original', 'vit', 'bert') if (x := getattr(options, n))}
+  ways = 'released', 'original', 'vit', 'image_text', 'bert'
+  origin = {n: x for n in ways if (x := getattr(options, n))}
   meta = _meta(one, tokenizer) | {'converted': {'from': origin, **one.notes, **beside}}
   store = checkpoints.Checkpoints(draft, words=identity.words(meta, tokenizer))
   params = jax.tree.map(jnp.asarray, one.params)

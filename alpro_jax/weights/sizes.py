@@ -29,26 +29,28 @@ def video_sizes(tensors: Mapping[str, Tensor], heads: int = 0) -> dict:
       known.
   """
   theirs = 'visual_encoder.model.'
-  width = _length(tensors, f'{theirs}blocks.*.norm1.weight', 1, 0)
-  patches = _length(tensors, f'{theirs}pos_embed', 3, 1) - 1
+  width = length(tensors, f'{theirs}blocks.*.norm1.weight', 1, 0)
+  patches = length(tensors, f'{theirs}pos_embed', 3, 1) - 1
   height, patch_size = (
-    _length(tensors, f'{theirs}patch_embed.proj.weight', 4, axis) for axis in (2, 3)
+    length(tensors, f'{theirs}patch_embed.proj.weight', 4, axis) for axis in (2, 3)
   )
   grid = math.isqrt(max(patches, 0))
   if height != patch_size:
-    raise _odd(f'{theirs}patch_embed.proj.weight', tensors, 'square patches')
+    raise wrong_shape(f'{theirs}patch_embed.proj.weight', tensors, 'square patches')
   if grid * grid != patches or not patches:
-    raise _odd(f'{theirs}pos_embed', tensors, 'one row and those of a square grid of patches')
+    raise wrong_shape(
+      f'{theirs}pos_embed', tensors, 'one row and those of a square grid of patches'
+    )
   sizes = {
     'image_size': grid * patch_size,
     'patch_size': patch_size,
     'width': width,
-    'depth': _depth(tensors, f'{theirs}blocks.*.norm1.weight'),
+    'depth': depth_of(tensors, f'{theirs}blocks.*.norm1.weight'),
     'heads': heads or _published_heads(width, 'video'),
-    'mlp_size': _length(tensors, f'{theirs}blocks.*.mlp.fc1.weight', 2, 0),
+    'mlp_size': length(tensors, f'{theirs}blocks.*.mlp.fc1.weight', 2, 0),
   }
   if f'{theirs}time_embed' in tensors:
-    sizes['frames'] = _length(tensors, f'{theirs}time_embed', 3, 1)
+    sizes['frames'] = length(tensors, f'{theirs}time_embed', 3, 1)
   return sizes
 
 
@@ -65,15 +67,15 @@ def text_sizes(tensors: Mapping[str, Tensor], heads: int = 0, fusion_layer: int 
   bare = any(name.startswith('text_encoder.embeddings.') for name in tensors)
   theirs = 'text_encoder.' if bare else 'text_encoder.bert.'
   norm = f'{theirs}encoder.layer.*.output.LayerNorm.weight'
-  width, depth = _length(tensors, norm, 1, 0), _depth(tensors, norm)
+  width, depth = length(tensors, norm, 1, 0), depth_of(tensors, norm)
   return {
-    'vocab_size': _length(tensors, f'{theirs}embeddings.word_embeddings.weight', 2, 0),
+    'vocab_size': length(tensors, f'{theirs}embeddings.word_embeddings.weight', 2, 0),
     'width': width,
     'depth': depth,
     'fusion_layer': fusion_layer or depth // 2,
     'heads': heads or _published_heads(width, 'text'),
-    'mlp_size': _length(tensors, f'{theirs}encoder.layer.*.intermediate.dense.weight', 2, 0),
-    'max_positions': _length(tensors, f'{theirs}embeddings.position_embeddings.weight', 2, 0),
+    'mlp_size': length(tensors, f'{theirs}encoder.layer.*.intermediate.dense.weight', 2, 0),
+    'max_positions': length(tensors, f'{theirs}embeddings.position_embeddings.weight', 2, 0),
   }
 
 
@@ -81,12 +83,12 @@ def head_sizes(tensors: Mapping[str, Tensor]) -> dict:
   """Returns the widths of the heads: embed_size, entities, answers; 0: none."""
   names = {'embed_size': 'vision_proj', 'entities': 'mpm_head.2', 'answers': 'classifier.2'}
   return {
-    size: _length(tensors, f'{name}.weight', 2, 0) if f'{name}.weight' in tensors else 0
+    size: length(tensors, f'{name}.weight', 2, 0) if f'{name}.weight' in tensors else 0
     for size, name in names.items()
   }
 
 
-def _length(tensors, name, axes, axis):
+def length(tensors: Mapping[str, Tensor], name: str, axes: int, axis: int) -> int:
   """The length of an axis that most of the tensors of a name have: a wrong one is named later.
 
   * in the name is any number.
@@ -99,11 +101,12 @@ def _length(tensors, name, axes, axis):
     )
   lengths = collections.Counter(shape[axis] for shape in found.values() if len(shape) == axes)
   if not lengths:
-    raise _odd(next(iter(found)), tensors, f'{axes} axes')
+    raise wrong_shape(next(iter(found)), tensors, f'{axes} axes')
   return lengths.most_common(1)[0][0]
 
 
-def _depth(tensors, name):
+def depth_of(tensors: Mapping[str, Tensor], name: str) -> int:
+  """One more than the highest number that * stands for in the names of tensors."""
   return 1 + max(int(match[1]) for n in tensors if (match := _matches(n, name)))
 
 
@@ -111,7 +114,8 @@ def _matches(name, pattern):
   return re.fullmatch(re.escape(pattern).replace(r'\*', r'(\d+)'), name)
 
 
-def _odd(name, tensors, expected):
+def wrong_shape(name: str, tensors: Mapping[str, Tensor], expected: str) -> ValueError:
+  """The error to raise."""
   return ValueError(f'tensor {name} has shape {tensors[name].array.shape}; expected {expected}.')
 
 

@@ -46,7 +46,7 @@ def alpro(
   Raises:
     ValueError: if it is no file of ALPRO's, or of another task, or its task cannot be seen.
   """
-  tensors = _without_prefix(tensors, 'module.')
+  tensors = without_prefix(tensors, 'module.')
   own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PROMPTER)}
   prompter = {
     name.removeprefix(_PROMPTER): tensor for name, tensor in tensors.items() if name not in own
@@ -102,7 +102,7 @@ def vit(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source:
   Raises:
     ValueError: if it computes something else, or lacks a tensor.
   """
-  tensors, heads = _without_prefix(tensors, 'module.', 'model.'), 0
+  tensors, heads = without_prefix(tensors, 'module.', 'model.'), 0
   if 'Transformer/encoder_norm/scale' in tensors:
     tensors, heads = _of_npz(tensors)
   elif any('.layernorm_before.' in name for name in tensors):
@@ -133,7 +133,7 @@ def bert(tensors: Mapping[str, Tensor], config: Mapping | None = None) -> Source
   Raises:
     ValueError: if it is another kind of BERT, or is not tied.
   """
-  tensors = _without_prefix(tensors, 'module.', 'model.')
+  tensors = without_prefix(tensors, 'module.', 'model.')
   if not any(name.startswith('bert.') for name in tensors):
     tensors = _renamed(tensors, [(r'^(?!cls\.)', 'bert.')])
   # TensorFlow's names, in which Google's own weights are still published.
@@ -192,7 +192,8 @@ def _read_config(config, flag, find_sizes, **arithmetic):
   return heads, f'config.json beside {flag}: {heads} heads of attention; its other sizes agree'
 
 
-def _without_prefix(tensors, *prefixes):
+def without_prefix(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+  """Takes each prefix away that all names have."""
   for prefix in prefixes:
     if tensors and all(name.startswith(prefix) for name in tensors):
       tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

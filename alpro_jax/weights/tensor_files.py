@@ -39,6 +39,8 @@ _IN_FOLDERS = (
   f'model.safetensors{_INDEX}',
   f'pytorch_model.bin{_INDEX}',
   'pytorch_model.bin',
+  'open_clip_model.safetensors',
+  'open_clip_pytorch_model.bin',
 )
 # What programs wrap a state dict in: LAVIS, TimeSformer, ALPRO, timm.
 _WRAPPERS = ('model', 'model_state', 'model_state_dict', 'state_dict')
