@@ -293,9 +293,9 @@ class Encoder(nn.Module):
     config, std = self.config, self.config.position_std
     absolute, parts = config.positions != 'rotary', []
     if config.class_token:
-      parts.append(self._table('class_token', std, 1))
-      if absolute:
-        parts[0] += self._table('class_position', std, 1)
+      token = self._table('class_token', std, 1)
+      # Not in place, where parameters may be arrays of NumPy.
+      parts.append(token + self._table('class_position', std, 1) if absolute else token)
     if config.registers:
       parts.append(self._table('registers', std, config.registers))
     if absolute:
