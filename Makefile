@@ -55,7 +55,7 @@ test-torch: $(VENV)/installed-torch
 	# Without them tests are skipped.
 	$(RUN) -c 'import open_clip, torch, transformers'
 	$(RUN) -m pytest tests/test_weights_torch.py tests/test_torch_step.py \
-	  tests/test_tower_tokens_torch.py
+	  tests/test_tower_tokens_torch.py tests/test_image_text_torch.py
 
 # The compilers have environments of their own: with that for TPUs installed jax
 # would look for one.

@@ -108,7 +108,7 @@ def test_a_folder_makes_a_model_that_contrasts(tmp_path):
   assert 'text tower 64 x 2, 2 heads, 517 words' in said
   assert 'text_model.embeddings.position_ids: the numbers 0, 1, 2' in said
   assert 'temporal_norm and temporal_attention of every block' in said
-  meta, model, stored = test_convert.stored(tmp_path / 'out')
+  _, model, stored = test_convert.stored(tmp_path / 'out')
   for path, array in params.items():
     np.testing.assert_array_equal(stored[path], array, err_msg=path)
   np.testing.assert_allclose(stored['temperature'], np.exp(-4), rtol=1e-6)
@@ -116,7 +116,7 @@ def test_a_folder_makes_a_model_that_contrasts(tmp_path):
     assert path.startswith('video_encoder/') and ('/temporal_' in path or path.endswith('/times'))
     assert ('temporal_fc' not in path and 'times' not in path) or not stored[path].any()
   config = model.config
-  assert config.model.video.pixel_mean == (0.1, 0.2, 0.3) and config.task == 'prompter'
+  assert model.model.config.video.pixel_mean == (0.1, 0.2, 0.3) and config.task == 'prompter'
   data = config.data
   assert (data.image_size, data.resize, data.resize_mode) == (48, 56, 'short_side')
   assert data.frames == config.model.video.frames == 3
