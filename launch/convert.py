@@ -279,6 +279,11 @@ def _check_flags():
     _INTERPOLATE.value and _PROMPTER.value
   ):
     raise ValueError('--interpolate and --alpha go together, and without --prompter.')
+  if _IMAGE_TEXT.value and not _BERT.value and (_TOKENIZER.value or _FUSION_LAYER.value):
+    raise ValueError(
+      '--tokenizer and --fusion_layer are of a --bert; the tokenizer of --image_text is in its '
+      'folder, or --tower_tokenizer.'
+    )
   if _ANSWERS.value and not (_ORIGINAL.value or _RELEASED.value):
     raise ValueError('--answers goes with --original or --released alone.')
   if _CHECKPOINT.value:

@@ -234,3 +234,14 @@ def test_towers_that_are_not_built_are_refused(tmp_path, config, message):
 def test_a_model_of_towers_does_not_go_out_as_the_original(tmp_path):
   with pytest.raises(ValueError, match='no towers of image-text models'):
     tables.rename_table(parts()[0])
+
+
+def test_flags_that_do_not_go_together(tmp_path):
+  mistakes = {
+    ('--image_text=a', '--vit=b'): 'exactly one of',
+    ('--image_text=a', '--tokenizer=b'): '--tokenizer and --fusion_layer are of a --bert',
+    ('--bert=a', '--open_clip=b'): '--open_clip goes with --image_text alone',
+  }
+  done = test_convert.session(*((*flags, f'--output={tmp_path}/out') for flags in mistakes))
+  for (code, said), message in zip(done, mistakes.values(), strict=True):
+    assert code == 2 and message in said, said

@@ -212,8 +212,8 @@ def _of_open_clip(tensors, said):
   vision, texts = (model.get(part, {}) for part in ('vision_cfg', 'text_cfg'))
   for part, section in (('model_cfg', model), ('vision_cfg', vision), ('text_cfg', texts)):
     known = {*_KNOWN[part].split(' ')}
-    refused = {name: x for name, x in section.items() if x and name not in known}
-    if refused := {name: x for name, x in refused.items() if (name, x) != ('pool_type', 'tok')}:
+    refused = {name: x for name, x in section.items() if x not in ('tok', None, False, 0)}
+    if refused := {name: x for name, x in refused.items() if name not in known}:
       raise ValueError(f'{OPEN_CLIP} has {refused} in {part}, which no tower here computes.')
   prefix = 'text.' if any(name.startswith('text.') for name in tensors) else ''
   if name := vision.get('timm_model_name'):
