@@ -259,6 +259,7 @@ def test_a_model_reads_with_what_its_encoders_need(wordpiece, tmp_path):
   for ours, theirs in zip((ids, mask), wordpiece.encode(['a dog', ''], 7), strict=True):
     np.testing.assert_array_equal(ours, theirs)
   np.testing.assert_array_equal(tower, pair.tower.encode(['a dog', ''], 6)[0])
+  assert tokens.count_cut(pair, ['a dog', 'a dog a dog'], 4) == 1
   config.model.text_tower.vocab_size = 516
   with pytest.raises(ValueError, match='has 517 ids, but tower.vocab_size=516'):
     tokens.load_tokenizers(config)

@@ -200,7 +200,7 @@ def _load_sentencepiece(path):
 
 def count_cut(tokenizer, texts, max_tokens):
   """Returns how many of a list of texts `encode` has to cut, as int."""
-  _, mask = tokenizer.encode(texts, max_tokens + 1)
+  mask = tokenizer.encode(texts, max_tokens + 1)[1]
   return int(mask[:, -1].sum())
 
 
