@@ -50,8 +50,8 @@ def start(config):
       'resize': video.image_size,
       'frames': video.frames,
       'max_tower_tokens': tower.max_positions,
-      # SigLIP squashes frames to squares, the others crop their middle.
-      'resize_mode': 'squash' if tower.pooling == 'last' else 'short_side',
+      # CLIP crops the middle of frames, the others squash them to squares.
+      'resize_mode': 'short_side' if video.pooling == 'class' else 'squash',
     }
   )
   config.data.randaugment.enabled = False

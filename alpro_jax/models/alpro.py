@@ -22,13 +22,7 @@ CHOICES = {
   'text_projection': ('affine', 'linear', 'none'),
 }
 # Options that models had not at first, which are stored where they say something.
-LATER = (
-  'logit_bias',
-  'temperature_range',
-  'text_tower',
-  'video_projection',
-  'text_projection',
-)
+LATER = ('logit_bias', 'temperature_range', 'text_tower', 'video_projection', 'text_projection')
 # Options that say how a model is computed, not what.
 COMPUTE = ('implementation', 'attention_impl', 'scan_layers', 'remat')
 
@@ -146,7 +140,7 @@ class AlproConfig:
       if field.name in LATER and values[field.name] == field.default:
         del values[field.name]
     for part, default in encoders.DEFAULT.items():
-      if values[part] and values[part]['encoder'] == default:
+      if values.get(part) and values[part]['encoder'] == default:
         del values[part]['encoder']
     return values
 

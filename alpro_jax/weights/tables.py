@@ -49,7 +49,7 @@ def _patch_kernel(kernel):
 
 AS_IS = Layout(lambda x: (x,), lambda x: x)
 # (out, in) -> (in, out).
-_TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
+TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
 _PATCHES = Layout(lambda x: (einops.rearrange(x, 'd c p q -> (p q c) d'),), _patch_kernel)
 # (1, rows, D) -> (rows, D).
 _WITHOUT_AXIS = Layout(lambda x: (x[0],), lambda x: x[None])
@@ -57,22 +57,31 @@ _WITHOUT_AXIS = Layout(lambda x: (x[0],), lambda x: x[None])
 _CLASS_AND_PATCHES = Layout(
   lambda x: (x[0, :1], x[0, 1:]), lambda first, rest: np.concatenate([first, rest])[None]
 )
-# Rows are the query's, then the key's, then the value's.
-_QKV_KERNEL = Layout(
-  lambda x: tuple(part.T for part in np.split(x, 3)),
-  lambda *parts: np.concatenate([part.T for part in parts]),
-)
-_QKV_BIAS = Layout(lambda x: tuple(np.split(x, 3)), lambda *parts: np.concatenate(parts))
+
+
+def _packed(count):
+  """Layouts of kernels and biases whose rows are those of several, one after the other."""
+  return (
+    Layout(
+      lambda x: tuple(part.T for part in np.split(x, count)),
+      lambda *parts: np.concatenate([part.T for part in parts]),
+    ),
+    Layout(lambda x: tuple(np.split(x, count)), lambda *parts: np.concatenate(parts)),
+  )
+
+
+QKV_KERNEL, QKV_BIAS = _packed(3)
+KV_KERNEL, KV_BIAS = _packed(2)
 
 # What a name stands for: rows whose names follow it.
 TENSOR = (Row('', ('',), AS_IS),)
 TABLE = (Row('', ('',), _WITHOUT_AXIS),)
-LINEAR = (Row('.weight', ('/kernel',), _TRANSPOSED), Row('.bias', ('/bias',), AS_IS))
+LINEAR = (Row('.weight', ('/kernel',), TRANSPOSED), Row('.bias', ('/bias',), AS_IS))
 NORM = (Row('.weight', ('/scale',), AS_IS), Row('.bias', ('/bias',), AS_IS))
 QKV_ATTENTION = (
-  Row('.qkv.weight', ('/query/kernel', '/key/kernel', '/value/kernel'), _QKV_KERNEL),
-  Row('.qkv.bias', ('/query/bias', '/key/bias', '/value/bias'), _QKV_BIAS),
-  Row('.proj.weight', ('/out/kernel',), _TRANSPOSED),
+  Row('.qkv.weight', ('/query/kernel', '/key/kernel', '/value/kernel'), QKV_KERNEL),
+  Row('.qkv.bias', ('/query/bias', '/key/bias', '/value/bias'), QKV_BIAS),
+  Row('.proj.weight', ('/out/kernel',), TRANSPOSED),
   Row('.proj.bias', ('/out/bias',), AS_IS),
 )
 PATCH_EMBEDDING = (Row('.weight', ('/kernel',), _PATCHES), Row('.bias', ('/bias',), AS_IS))
@@ -119,20 +128,17 @@ _MLM = (
 
 def rename_table(config: AlproConfig) -> list[Row]:
   """Returns every tensor of a model, in the original's order, which has divided attention only."""
+  if config.text_tower or config.video.encoder != 'timesformer':
+    raise ValueError('the original has no towers of image-text models.')
   if config.video.attention != 'divided':
     raise ValueError(f'{config.video.attention=}: the original has divided attention only.')
-  video, bert = 'visual_encoder.model.', f'{bert_prefix(config)}.'
-  rows = _rows([(TENSOR, 'temp', 'temperature')] if config.embed_size else [])
-  rows += _rows(_VIDEO, video, 'video_encoder/')
+  video = 'visual_encoder.model.'
+  rows = rows_of([(TENSOR, 'temp', 'temperature')] if config.embed_size else [])
+  rows += rows_of(_VIDEO, video, 'video_encoder/')
   for i in range(config.video.depth):
-    rows += _rows(_VIDEO_BLOCK, f'{video}blocks.{i}.', f'video_encoder/block{i}/')
-  rows += _rows([(NORM, 'norm', 'norm')], video, 'video_encoder/')
-  rows += _rows(_BERT, f'{bert}embeddings.', 'text_embedding/')
-  for i in range(config.text.depth):
-    encoder = 'fusion_encoder' if i >= config.text.fusion_layer else 'text_encoder'
-    rows += _rows(_BERT_LAYER, f'{bert}encoder.layer.{i}.', f'{encoder}/layer{i}/')
-  if config.mlm:
-    rows += _rows(_MLM, 'text_encoder.cls.predictions.', 'mlm_head/')
+    rows += rows_of(_VIDEO_BLOCK, f'{video}blocks.{i}.', f'video_encoder/block{i}/')
+  rows += rows_of([(NORM, 'norm', 'norm')], video, 'video_encoder/')
+  rows += bert_table(config)
   for wanted, theirs, ours in (
     (config.embed_size, 'vision_proj', 'video_projection'),
     (config.embed_size, 'text_proj', 'text_projection'),
@@ -142,11 +148,21 @@ def rename_table(config: AlproConfig) -> list[Row]:
     (config.answers, 'classifier.0', 'answer_head/hidden'),
     (config.answers, 'classifier.2', 'answer_head/out'),
   ):
-    rows += _rows([(LINEAR, theirs, ours)] if wanted else [])
+    rows += rows_of([(LINEAR, theirs, ours)] if wanted else [])
   return rows
 
 
-def _rows(entries, theirs='', ours=''):
+def bert_table(config: AlproConfig) -> list[Row]:
+  """The part of `rename_table` that a BERT has."""
+  bert = f'{bert_prefix(config)}.'
+  rows = rows_of(_BERT, f'{bert}embeddings.', 'text_embedding/')
+  for i in range(config.text.depth):
+    encoder = 'fusion_encoder' if i >= config.text.fusion_layer else 'text_encoder'
+    rows += rows_of(_BERT_LAYER, f'{bert}encoder.layer.{i}.', f'{encoder}/layer{i}/')
+  return rows + (rows_of(_MLM, 'text_encoder.cls.predictions.', 'mlm_head/') if config.mlm else [])
+
+
+def rows_of(entries, theirs='', ours=''):
   """Puts the names of a module and of its parts before those of the rows."""
   return [
     Row(f'{theirs}{name}{row.original}', tuple(f'{ours}{path}{p}' for p in row.ours), row.layout)
