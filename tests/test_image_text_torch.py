@@ -66,9 +66,14 @@ class Stub(types.ModuleType):
 @pytest.fixture(scope='module')
 def packages():
   """Imports a package that needs torchvision, or skips."""
-  found = importlib.util.find_spec('torchvision')
-  stubbed = found is None or found.origin is None
-  if stubbed:
+  try:
+    import torchvision  # noqa: F401
+
+    stubbed = False
+  except (ImportError, RuntimeError):  # A build for another torch raises the latter.
+    stubbed = True
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
+      del sys.modules[name]
     sys.meta_path.insert(0, Stub)
   yield pytest.importorskip
   if stubbed:
