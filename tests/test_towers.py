@@ -1,6 +1,7 @@
 """Towers of image-text models: what they compute, and how they stand in a model."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from alpro_jax import flops
 from alpro_jax.models import vit
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.layers import ComputeOptions
+from alpro_jax.serving import export
 from alpro_jax.tasks import shared
 from configs import models
 
@@ -232,3 +234,10 @@ def test_operations_are_those_of_the_compiled_encoder():
   cost = run.lower(params['video_encoder'], video(rows=1)).compile().cost_analysis()
   formula = vit.forward_flops(config, 3, 48)
   assert 0.9 * cost['flops'] <= formula <= cost['flops']
+
+
+def test_an_export_that_would_lack_the_towers_tokenizer_is_refused(tmp_path):
+  model, params = built('tiny_clip')
+  with pytest.raises(ValueError, match='save_pretrained'):
+    export.write(types.SimpleNamespace(model=model, params=params), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()

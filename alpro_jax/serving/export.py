@@ -123,6 +123,11 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
 
 
 def _check(trained):
+  if trained.model.config.text_tower:
+    raise ValueError(
+      'this model has a text tower with a tokenizer of its own, which exported programs do not '
+      'have yet; `alpro_jax.load(...).save_pretrained(FOLDER)` writes all of it.'
+    )
   sampling = trained.config.data.eval_sampling
   if sampling not in _EVEN:
     raise ValueError(
