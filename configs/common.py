@@ -5,6 +5,7 @@ Run files change values; they never add keys, except for the list of sources.
 
 import ml_collections
 
+from alpro_jax.train import options
 from configs import models
 
 
@@ -254,3 +255,11 @@ def get_config(model='base'):
   # same rows: for models that do not fit otherwise, on devices close by.
   config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
   return config
+
+
+def option_names():
+  """Returns the dotted names of all options that a config may have, whatever its model."""
+  config = get_config()
+  config.data.sources = config.eval.sources = (source(''),)
+  of_models = (options.names({'model': make()}) for make in models.PRESETS.values())
+  return set(options.names(config)).union(*of_models)

@@ -180,9 +180,7 @@ def _check_config():
   name = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
   if not pathlib.Path(name).is_file():
     raise FileNotFoundError(f'config file {name} is not there; see configs/ for those that are.')
-  defaults = common.get_config()
-  defaults.data.sources = defaults.eval.sources = (common.source(''),)
-  known = set(options.names(defaults))
+  known = common.option_names()
   for option in options.names(flags.FLAGS.config):
     if option not in known:
       raise ValueError(f'{name}: {_unknown(option, option, known)}')

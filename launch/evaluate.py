@@ -246,7 +246,10 @@ def choose_options(meta):
     ValueError: if --config, or a flag, asks for what the checkpoint is not.
   """
   name = _CHECKPOINT.value
-  config, missing = _fill(meta['config'], common.get_config().to_dict())
+  defaults = common.get_config().to_dict()
+  if meta['config']['model'].get('text_tower'):
+    del defaults['model']  # Of other encoders.
+  config, missing = _fill(meta['config'], defaults)
   if missing:
     logging.warning(
       'the run of %s is older than these options; their present defaults count: %s', name, missing

@@ -52,7 +52,10 @@ class NumpyEncoder:
   def __init__(self):
     self.encoded, self.fail_after = 0, None
     config = types.SimpleNamespace(
-      embed_size=2, dtype='float32', video=types.SimpleNamespace(width=4, patch_size=8)
+      embed_size=2,
+      dtype='float32',
+      token_width=4,
+      video=types.SimpleNamespace(width=4, patch_size=8),
     )
     self.trained = types.SimpleNamespace(
       model=types.SimpleNamespace(config=config),

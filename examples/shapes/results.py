@@ -25,12 +25,6 @@ from examples.shapes.report import TEMPLATES
 from examples.shapes.stages import ROOT
 from launch import command
 
-_REPORTS = flags.DEFINE_string(
-  'reports', str(ROOT / 'docs' / 'results'), 'Folder of report.json of demos, by other names.'
-)
-_OUTPUT = flags.DEFINE_string('output', str(ROOT / 'docs' / 'results.md'), 'The page.')
-
-
 # Of (value, low, high) of two figures; without an interval all three are the value.
 TESTS = {
   'more': lambda a, b: a[0] > b[0],
@@ -203,10 +197,15 @@ def _signed(value):
 
 
 def main() -> None:
-  runs = read(_REPORTS.value)
-  files.write_text(pathlib.Path(_OUTPUT.value), render(runs))
-  print(f'Written: {_OUTPUT.value}, of {len(runs)} reports.')
+  runs, output = read(flags.FLAGS.reports), pathlib.Path(flags.FLAGS.output)
+  files.write_text(output, render(runs))
+  print(f'Written: {output}, of {len(runs)} reports.')
 
 
 if __name__ == '__main__':
+  # Here, so that tests may import this beside commands with flags of these names.
+  flags.DEFINE_string(
+    'reports', str(ROOT / 'docs' / 'results'), 'Folder of report.json of demos, by other names.'
+  )
+  flags.DEFINE_string('output', str(ROOT / 'docs' / 'results.md'), 'The page.')
   command.run(main)
