@@ -23,8 +23,8 @@ def text_forward(config: AlproConfig, length: int) -> int:
   if config.text:
     total += encoders.find('text', config.text.encoder).text_flops(config.text, length)
   if tower:
-    find = encoders.find('text_tower', tower.encoder)
-    total += find.text_flops(tower, tower.max_positions)
+    encoder = encoders.find('text_tower', tower.encoder)
+    total += encoder.text_flops(tower, tower.max_positions)
   return total
 
 

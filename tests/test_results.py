@@ -54,13 +54,13 @@ def test_the_page_is_whole(reports):
   text = render(reports)
   assert 'python -m examples.shapes.results' in text and 'of 3 demos' in text
   assert '## Missing' not in text and '| – |' not in text and '{' not in text
-  rows = [line for line in text.splitlines() if line.startswith('| text finds its clip, R@1 (')]
+  rows = [line for line in text.split('\n') if line.startswith('| text finds its clip, R@1 (')]
   # Interval, difference from the first run of the seed; the mean leaves the other run out.
   assert rows[1].endswith(
     '| 40.0 (45–55) | 43.5 (45–55) | +3.5 | 51.0 (45–55) | 45.5 (40.0–51.0) |'
   )
   # One line below the other, or it is no table.
-  for line, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+  for line, after in zip(text.split('\n'), text.split('\n')[1:], strict=False):
     if line.startswith('| '):
       assert not after or line.count(' |') == after.count(' |')
   assert re.search(r'\| zero-shot \| 17 \| 0.0 \| 11.0 \| 0.0 \| 3.5 \|', text)

@@ -118,13 +118,11 @@ class AlproConfig:
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> 'AlproConfig':
     """Builds the nested config; unknown and missing keys are refused."""
-    values = {'text': None} | dict(values)
+    values = dict(values)
     for part, default in encoders.DEFAULT.items():
-      if not values.get(part):
-        values.pop(part, None)
-        if part == 'text':
-          values[part] = None
-      else:
+      if part != 'video' and not values.get(part):
+        values[part] = None  # One of the two that read texts may be left out.
+      elif part in values:
         encoder = encoders.find(part, values[part].get('encoder', default))
         values[part] = _build(encoder.Config, values[part], f'model.{part}')
     return _build(cls, values, 'model')

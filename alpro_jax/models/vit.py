@@ -307,11 +307,6 @@ class Encoder(nn.Module):
     return jnp.concatenate([*parts, patches], axis=2)
 
 
-def fit_table(name: str, table: jax.Array, rows: int) -> jax.Array:
-  """As timesformer.fit_table."""
-  return timesformer.fit_table(name, table, rows)
-
-
 def forward_flops(config: Config, frames: int, image_size: int) -> int:
   """Operations for one clip; see flops.py."""
   patches, width, mlp = (image_size // config.patch_size) ** 2, config.width, config.mlp_size

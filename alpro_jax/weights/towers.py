@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from alpro_jax.models import timesformer
 from alpro_jax.weights import sizes, tower_names
 from alpro_jax.weights.sources import without_prefix
 from alpro_jax.weights.tables import LINEAR, TENSOR, Row, rows_of
@@ -47,10 +48,7 @@ class Towers(NamedTuple):
 
 
 # What all weights of a family have in common, as config.model.video names it.
-_CLIP_PIXELS = {
-  'pixel_mean': (0.48145466, 0.4578275, 0.40821073),
-  'pixel_std': (0.26862954, 0.26130258, 0.27577711),
-}
+_CLIP_PIXELS = {'pixel_mean': timesformer.PIXEL_MEAN, 'pixel_std': timesformer.PIXEL_STD}
 _CENTRED_PIXELS = {'pixel_mean': (0.5, 0.5, 0.5), 'pixel_std': (0.5, 0.5, 0.5)}
 _WITH_CLASS = {'class_token': True, 'patch_bias': False, 'norm_before': True}
 _FAMILIES: dict[str, dict[str, Any]] = {
