@@ -17,11 +17,29 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
 MARK = 'made-by-alpro_jax'
 _BLOCK = 1 << 16  # Bytes.
+# pathlib makes gs:/b of gs://b.
+_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|file):/')
+
+
+def local(path) -> pathlib.Path:
+  """Returns a path, of this machine.
+
+  Raises:
+    ValueError: for an address, such as gs://bucket/run, which pathlib takes for a folder
+      called gs: of the working directory.
+  """
+  if address := _ADDRESS.match(os.fspath(path)):
+    raise ValueError(
+      f'{os.fspath(path)} is an address, and alpro_jax reads and writes files of this machine '
+      f'alone: give a path without {address[0]}, copied here or mounted, as by gcsfuse.'
+    )
+  return pathlib.Path(path)
 
 
 def sha256(path) -> str:
@@ -45,7 +63,7 @@ def ends_digest(stream) -> bytes:
 
 def check_free(path) -> None:
   """Raises FileExistsError unless nothing is here, or an empty folder."""
-  path = pathlib.Path(os.path.realpath(path))
+  path = pathlib.Path(os.path.realpath(local(path)))
   if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
     raise FileExistsError(f'{path} exists already; choose another --output, or delete it.')
 
@@ -110,7 +128,7 @@ def lock(path, refusal: str) -> Iterator[None]:
     refusal: the message of the ValueError if another process holds it, after
       'process 7 '.
   """
-  mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  mark = os.open(local(path), os.O_RDWR | os.O_CREAT, 0o666)
   try:
     _take(mark, refusal)
     yield
@@ -121,7 +139,7 @@ def lock(path, refusal: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _aside(path, wait=False):
   """Yields where to write what will be renamed to `path`."""
-  path = pathlib.Path(os.path.realpath(path))
+  path = pathlib.Path(os.path.realpath(local(path)))
   path.parent.mkdir(parents=True, exist_ok=True)
   work, mark = _claim(path, wait)
   try:

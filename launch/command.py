@@ -17,7 +17,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alpro_jax import machine
+from alpro_jax import files, machine
 from alpro_jax.data.annotations import printable_lines
 from alpro_jax.train import options
 from configs import common
@@ -107,6 +107,7 @@ def parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     _check_config()
+    _check_places(rest[1:])
     return rest
   except SystemExit:
     sys.exit(0)  # --help was asked for and shown, which absl calls a failure.
@@ -184,6 +185,25 @@ def _check_config():
   for option in options.names(flags.FLAGS.config):
     if option not in known:
       raise ValueError(f'{name}: {_unknown(option, option, known)}')
+
+
+def _check_places(words):
+  """Refuses addresses, such as gs://bucket/run, in flags, options and words.
+
+  Everything is read from and written to this machine; whoever opens such a path would
+  find, or make, a folder called gs: here.
+  """
+  given = [(f'--{name}', flags.FLAGS[name].value) for name in flags.FLAGS if name != 'mirror']
+  if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
+    given += [(f'--config.{name}', value) for name, value in options.values(flags.FLAGS.config)]
+  given += [('', word) for word in words if not any(map(str.isspace, word))]
+  for name, value in given:
+    for text in value if isinstance(value, (list, tuple)) else (value,):
+      if isinstance(text, str):
+        try:
+          files.local(text)
+        except ValueError as error:
+          raise ValueError(f'{name}: {error}' if name else f'{error}') from None
 
 
 def _explain(error, argv):

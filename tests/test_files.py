@@ -2,13 +2,17 @@
 
 import contextlib
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import alpro_jax
 from alpro_jax import files
-from tests import tiny_run
+from alpro_jax.data import dataset
+from alpro_jax.train import checkpoints, run_folder
+from tests import launched, tiny_run
 
 # Writes a part of a result, says so, and then waits for its end.
 _WRITER = """
@@ -192,3 +196,55 @@ def test_an_error_of_a_full_disk_names_the_result(tmp_path):
 def test_sha256(tmp_path):
   (tmp_path / 'a').write_bytes(b'abc')
   assert files.sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea')
+
+
+@pytest.mark.parametrize('path', ['gs://b/run', 's3://b/set', 'file:///tmp/x', 'gs:/b/run'])
+def test_addresses_are_refused_wherever_something_is_read_or_written(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
+  for use in (
+    files.folder(path).__enter__,
+    files.file(path).__enter__,
+    files.lock(path, '').__enter__,
+    run_folder.claim(path).__enter__,
+    lambda: checkpoints.find(path),
+    lambda: dataset.open_dataset(path),
+    lambda: alpro_jax.load(pathlib.Path(path)),
+  ):
+    with pytest.raises(ValueError, match='is an address, and alpro_jax reads and writes files of'):
+      use()
+  assert not any(tmp_path.iterdir())
+  assert files.local('data: 1/run') == pathlib.Path('data: 1/run')
+
+
+@pytest.mark.parametrize(
+  'command, options',
+  [
+    ('prepare', ['--source=folder', '--videos=v', '--output=gs://b/set']),
+    ('tokenizer', ['--captions=a.csv', '--captions=gs://b/x.csv', '--output=x.model']),
+    ('search', ['find', 'gs://b/videos', 'a dog', '--checkpoint=shapes']),
+    ('evaluate', ['--checkpoint=shapes', '--data=gs://b/set']),
+  ],
+)
+def test_a_command_says_which_flag_holds_an_address(
+  tmp_path, monkeypatch, capsys, command, options
+):
+  monkeypatch.chdir(tmp_path)
+  assert launched.run(command, *options) == 2
+  said = capsys.readouterr().err
+  assert 'is an address' in said and said.count('\n') == 1
+  flag = next(o for o in options if '://' in o).partition('=')[0]
+  assert f'error: {flag}: ' in said or command == 'search'
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('option', ['--workdir=gs://b/run', '--config.data.path=s3://b/set'])
+def test_so_does_a_training(tmp_path, option):
+  launch = launched.ROOT / 'launch/main.py'
+  config = f'--config={launched.ROOT}/configs/pretrain.py:demo'
+  ended = subprocess.run(
+    [sys.executable, launch, config, option], cwd=tmp_path, capture_output=True, text=True
+  )
+  flag, _, address = option.partition('=')
+  assert ended.returncode == 2
+  assert ended.stderr.startswith(f'error: {flag}: {address} is an address')
+  assert not any(tmp_path.iterdir())

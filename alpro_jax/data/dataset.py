@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from alpro_jax import files
 from alpro_jax.data import annotations
 from alpro_jax.data.manifest import read_manifest
 
@@ -238,7 +239,7 @@ def open_dataset(path, split='train', *, verify=None):
     FileNotFoundError: there is no finished set, or a file is gone.
     ValueError: the split is unknown, or a file is not as it was written.
   """
-  path = os.path.abspath(os.fspath(path))
+  path = os.path.abspath(files.local(path))
   manifest = read_manifest(path)
   part = re.fullmatch(r'(.+)\[(?:(:-)|-)(\d+)(?(2)|:)\]', split)
   whole = part[1] if part else split

@@ -214,7 +214,7 @@ def find(path) -> Checkpoint:
   """
   if isinstance(path, Checkpoint):
     return path
-  path = pathlib.Path(path).absolute()
+  path = files.local(path).absolute()
   if _UNFINISHED in path.name:
     raise FileNotFoundError(
       f'{path} is a save that was not finished: its run was stopped meanwhile, or is '

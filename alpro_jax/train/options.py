@@ -11,13 +11,18 @@ RENAMED = {
 }
 
 
-def names(config: Mapping[str, Any]) -> Iterator[str]:
-  """Yields the dotted name of every option and section; lists have no index."""
+def values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields dotted name and value of every option and section; lists have no index."""
   for name, value in config.items():
-    yield name
+    yield name, value
     for part in value if isinstance(value, (list, tuple)) else (value,):
       if hasattr(part, 'items'):
-        yield from (f'{name}.{below}' for below in names(part))
+        yield from ((f'{name}.{below}', inner) for below, inner in values(part))
+
+
+def names(config: Mapping[str, Any]) -> Iterator[str]:
+  """Yields the dotted name of every option and section; lists have no index."""
+  return (name for name, _ in values(config))
 
 
 def flat(value: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def claim(workdir):
   Raises:
     ValueError: if another run is at work there.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.local(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   if jax.process_index() != 0:
     yield workdir
