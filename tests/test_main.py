@@ -67,13 +67,13 @@ MISTAKES = {
   ),
   'devices': (
     DEMO,
-    ['--workdir=W', '--config.data.batch_size=12'],
+    ['--workdir=W', '--config.data.batch_size=12', '--config.machine.memory_gib=8'],
     8,
     'a global batch of 12 cannot be sharded over 8 shards',
   ),
   'no data': (
     DEMO,
-    ['--workdir=W', '--config.data.tokenizer=none.model'],
+    ['--workdir=W', '--config.data.tokenizer=none.model', '--config.machine.memory_gib=8'],
     1,
     'launch/tokenizer.py',
   ),
