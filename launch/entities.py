@@ -25,6 +25,9 @@ _CAPTIONS = flags.DEFINE_multi_string(
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the captions.')
 _OUTPUT = flags.DEFINE_string('output', None, 'File to write: noun, tab, count.', required=True)
 _LIMIT = flags.DEFINE_integer('limit', 1000, 'How many nouns.')
+_PHRASES = flags.DEFINE_bool(
+  'phrases', False, 'Nouns with the adjective or noun before them, as "red ball", "fire truck".'
+)
 _STOP_WORDS = flags.DEFINE_string(
   'stop_words', '', 'Nouns to leave out: a,b,c or a file with one a line.'
 )
@@ -39,7 +42,10 @@ def _stop_words(text):
 def main():
   logging.set_verbosity(logging.INFO)
   texts = captions.read_all(_CAPTIONS.value, _SPLIT.value)
-  counted = entities.count_entities(texts, _LIMIT.value, stop_words=_stop_words(_STOP_WORDS.value))
+  stop_words = _stop_words(_STOP_WORDS.value)
+  counted = entities.count_entities(
+    texts, _LIMIT.value, stop_words=stop_words, phrases=_PHRASES.value
+  )
   entities.write_entities(counted, _OUTPUT.value)
   print(f'{len(counted)} entities from {len(texts)} captions -> {_OUTPUT.value}')
   for noun, count in counted[:10]:

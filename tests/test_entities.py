@@ -118,6 +118,28 @@ def test_things_count_and_what_they_do_does_not():
   } & set(counted)
 
 
+@pytest.mark.parametrize(
+  'said, counted',
+  [
+    ('a small red ball', {'red ball': 1}),
+    ('a red ball moves to two red balls', {'red ball': 2}),
+    ('two fire trucks and a fire truck', {'fire truck': 2}),
+    ('a grey key and a red ball', {'grey key': 1, 'red ball': 1}),
+    ('with a key, it takes a green key, then a box', {'key': 1, 'green key': 1, 'box': 1}),
+    ('a big, red ball', {'red ball': 1}),
+    ('the other ball', {'ball': 1}),
+    ('dogs run', {'dogs': 1}),
+  ],
+)
+def test_a_phrase_is_a_noun_with_the_word_before_it(said, counted):
+  assert dict(entities.count_entities([said], 9, phrases=True)) == counted
+
+
+def test_a_noun_that_the_lexicon_does_not_know_counts_before_a_comma_too():
+  said = ['a key, a box and a ball', 'a small key and a key', 'a big, red and old ball']
+  assert dict(entities.count_entities(said, 9)) == {'key': 3, 'ball': 2, 'box': 1}
+
+
 def test_refuses_files_that_would_corrupt_the_prompts(tmp_path):
   path = tmp_path / 'entities.txt'
   with pytest.raises(FileNotFoundError, match='set prompter.entities'):
@@ -151,6 +173,11 @@ def test_launchers(tmp_path, capsys):
     '--stop_words=footage',
   )
   assert entities.read_entities(tmp_path / 'e.txt', 3)[0] == 'dog'
+  write_jsonl(tmp_path / 'b.jsonl', ['a red ball', 'two red balls'])
+  assert not launched.run(
+    'entities', f'--captions={tmp_path}/b.jsonl', f'--output={tmp_path}/p.txt', '--phrases'
+  )
+  assert entities.read_entities(tmp_path / 'p.txt', 0) == ['red ball']
   assert not launched.run(
     'tokenizer', f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model'
   )

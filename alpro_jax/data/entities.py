@@ -16,14 +16,17 @@ _NUMBER = re.compile(r'\d[\d.,]*(e[-+]?\d+)?')
 _LOG_EVERY = 200_000
 # A verb that the tagger takes for a noun stands behind a subject nearly always.
 _VERB_SHARE = 0.8
+# What stands behind a noun phrase that ends, and what begins another.
+_CLOSES = ('.', 'IN', 'TO', 'RB', 'MD', 'VBZ', 'VBD')
+_OPENS = ('DT', 'PRP$', 'CD')
 # Behind "the", these seldom stand for a thing.
 _NO_THINGS = frozenset('few first last little many next other own same such'.split())
 
 
 def count_entities(
-  captions: Iterable[str], limit: int, *, stop_words: Iterable[str] = ()
+  captions: Iterable[str], limit: int, *, stop_words: Iterable[str] = (), phrases: bool = False
 ) -> list[tuple[str, int]]:
-  """Counts nouns by the lexicon that TextBlob brings along.
+  """Counts nouns, or noun phrases, by the lexicon that TextBlob brings along.
 
   A noun counts once per mention. A plural joins its singular where that occurs as well, so
   "dogs" joins "dog" but "dress" does not become "dres". The lexicon has one part of speech
@@ -32,10 +35,15 @@ def count_entities(
   "moves" does, is left out. Read the list all the same: "the left" is there too, and a verb
   that is often a noun, such as "light", is counted with the noun.
 
+  A phrase is a noun with the adjective or noun right before it: "a small red ball" counts
+  as "red ball" and "two fire trucks" as "fire truck", and not as "ball", "fire" or "truck"
+  too. A noun without one counts as itself.
+
   Args:
     captions: all of them.
     limit: keep this many.
-    stop_words: nouns to leave out, in the form that is counted.
+    stop_words: nouns, or phrases, to leave out, in the form that is counted.
+    phrases: count phrases.
   Returns:
     list of (noun, count), most frequent first, equal counts by alphabet.
   """
@@ -47,28 +55,39 @@ def count_entities(
   singular, plural, doubtful = (collections.Counter() for _ in range(3))
   for number, caption in enumerate(captions, 1):
     # Lower case, or the tagger takes capitals for names.
-    for word, many, doubt in _nouns(tag(caption.lower())):
-      if _WORD.fullmatch(word):
+    tagged = tag(caption.lower())
+    found = [
+      (place, word, many, doubt and _can_be_verb(word, lexicon))
+      for place, word, many, doubt in _nouns(tagged)
+    ]
+    if phrases:
+      found = _with_modifiers(tagged, found)
+    for _, word, many, doubt in found:
+      if all(map(_WORD.fullmatch, word.split(' '))):
         (plural if many else singular)[word] += 1
         doubtful[word] += doubt
     if number % _LOG_EVERY == 0:
       logging.info('Tagged %d captions.', number)
   for word, doubts in doubtful.items():
     if doubts and doubts >= _VERB_SHARE * (singular[word] + plural[word]):
-      stems = (word, word.removesuffix('s'), word.removesuffix('es'))
-      forms = {form for stem in stems for form in (stem, stem.removesuffix('e'), stem + stem[-1:])}
-      if any(lexicon.get(f'{form}ing') == 'VBG' for form in forms):
-        del singular[word], plural[word]
+      del singular[word], plural[word]
   for word, count in plural.items():
-    single = inflect.singularize(word)
+    modifier, _, noun = word.rpartition(' ')
+    single = f'{modifier} {inflect.singularize(noun)}'.lstrip()
     singular[single if single in singular else word] += count
   for word in stop_words:
     del singular[word.lower()]
   return sorted(singular.items(), key=lambda item: (-item[1], item[0]))[:limit]
 
 
+def _can_be_verb(word, lexicon):
+  stems = (word, word.removesuffix('s'), word.removesuffix('es'))
+  forms = {form for stem in stems for form in (stem, stem.removesuffix('e'), stem + stem[-1:])}
+  return any(lexicon.get(f'{form}ing') == 'VBG' for form in forms)
+
+
 def _nouns(tagged):
-  """Yields (noun, is it a plural, may it be a verb) of [(word, part of speech)]."""
+  """Yields (place, noun, is it a plural, may it be a verb) of [(word, part of speech)]."""
   tags = [tag for _, tag in tagged]
   for i, (word, tag) in enumerate(tagged):
     earlier = [x for x in tags[:i] if x != 'RB'] or ['']
@@ -78,10 +97,10 @@ def _nouns(tagged):
       joined = earlier[-1] == 'CC' and earlier[-2:-1] == ['VBZ']
       doubt = joined or (earlier[-1].startswith(subject) and earlier[-1] != 'PRP$')
       tags[i] = 'VBZ' if doubt else tag  # For what stands behind it.
-      yield word, tag == 'NNS', doubt
+      yield i, word, tag == 'NNS', doubt
     elif _ends_phrase(tagged, tags, i):
       tags[i] = 'NNS' if tag == 'VBZ' else 'NN'
-      yield word, tag == 'VBZ', False
+      yield i, word, tag == 'VBZ', False
 
 
 def _ends_phrase(tagged, tags, i):
@@ -90,14 +109,30 @@ def _ends_phrase(tagged, tags, i):
   while start >= 0 and tags[start] == 'JJ' and tags[i] != 'VBZ':
     start -= 1
   first = tagged[start][0] if start >= 0 else ''
-  if not first or tags[start] not in ('DT', 'PRP$', 'CD') or tagged[i][0] in _NO_THINGS:
+  if not first or tags[start] not in _OPENS or tagged[i][0] in _NO_THINGS:
     return False
   if tags[i] != 'JJ':
     return tags[i] in ('VB', 'VBP') or (tags[i] == 'VBZ' and first not in ('this', 'that'))
-  then = tags[i + 1] if i + 1 < len(tags) else '.'
+  then, after = [*tags[i + 1 :], '.', '.'][:2]
   if then == 'NNS':  # "a key moves", but "the red balls".
     return first in ('a', 'an')
-  return then in ('.', 'IN', 'TO', 'RB', 'MD', 'VBZ', 'VBD')
+  if then in ('CC', ',', ':'):  # "a key, a box and a ball", but "a big, red ball".
+    return after.startswith((*_CLOSES, *_OPENS, ',', 'V', 'W', 'PRP', 'EX'))
+  return then in _CLOSES
+
+
+def _with_modifiers(tagged, nouns):
+  """Yields what `_nouns` does, of phrases: see count_entities."""
+  nouns = {place: rest for place, *rest in nouns}
+  for i, (word, many, doubt) in nouns.items():
+    before, tag = tagged[i - 1] if i else ('', '')
+    head = i + 1 not in nouns or nouns[i + 1][2]  # "a ball moves": the verb is no head.
+    if not head:
+      continue
+    modifies = (tag == 'JJ' and before not in _NO_THINGS) or (
+      i - 1 in nouns and not nouns[i - 1][2] and not doubt
+    )
+    yield i, f'{before} {word}' if modifies else word, many, doubt
 
 
 def write_entities(counted: Iterable[tuple[str, int]], path) -> None:

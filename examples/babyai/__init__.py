@@ -1,0 +1,1 @@
+"""Rooms of BabyAI: several coloured objects, of which the mission names one or two."""

@@ -1,0 +1,207 @@
+"""Sets of clips from simulators: captions by dials, restarts, digests, BabyAI's rooms."""
+
+import collections
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alpro_jax.data import entities, manifest
+from examples import simulated
+from examples.babyai import scenes, words
+from tests import launched
+
+THINGS = ('red ball', 'blue key', 'red ball', 'grey box')
+GOTO = {'action': 'goto', 'object': 'blue key', 'frame': 3}
+PUT = {'action': 'putnext', 'object': 'grey box', 'target': 'red ball', 'frame': 7}
+
+
+def row(number=0, split='train', actions=(GOTO, PUT)):
+  objects = [{'kind': kind, 'x': i, 'y': 0} for i, kind in enumerate(THINGS)]
+  return {
+    'video': f'{number}.mp4',
+    'split': split,
+    'mission': 'go to the key, then put a box next to a ball',
+    'objects': objects,
+    'actions': list(actions),
+  }
+
+
+def test_a_whole_caption_names_everything_and_a_partial_one_does_not():
+  plain = dict(words.captions(row(split='test'), random.Random(0), 0.0))
+  assert plain == {
+    'whole': 'the agent goes to a blue key, then puts a grey box next to a red ball, '
+    'with a red ball in the room',
+    'action': 'the agent goes to a blue key, then puts a grey box next to a red ball',
+    'mission': 'go to the key, then put a box next to a ball',
+  }
+  rng, said = random.Random(0), collections.defaultdict(set)
+  for _ in range(300):
+    for style, text in words.captions(row(), rng, 0.5):
+      said[style].add(text)
+  assert said.keys() == {'whole', 'action', 'mission', 'objects'}
+  assert all(all(kind in text for kind in THINGS) for text in said['whole'])
+  assert not any(all(kind in text for kind in THINGS) for text in said['objects'])
+  # Of two actions one alone is said, too; and the second one first.
+  assert any('key' not in text for text in said['action'])
+  assert any(text.index('box') < text.index('key') for text in said['action'] if 'after it' in text)
+  assert 'two red balls' in words._listed(THINGS)
+  assert {s for s, _ in words.captions(row(), random.Random(1), 0.0)} == {'whole'}
+
+
+def test_questions_of_a_room_have_true_answers():
+  seen = collections.defaultdict(set)
+  for seed in range(50):
+    for kind, question, answer in words.questions(row(), random.Random(seed)):
+      seen[kind].add((question, answer))
+  assert seen['order'] == {
+    ('does it go for the blue key before or after the grey box?', 'before'),
+    ('does it go for the grey box before or after the blue key?', 'after'),
+  }
+  assert seen['action'] == {
+    ('what does it do with the blue key?', 'goes to it'),
+    ('what does it do with the grey box?', 'moves it'),
+  }
+  assert seen['count'] == {
+    ('how many balls are there at first?', 'two'),
+    ('how many boxes are there at first?', 'one'),
+    ('how many keys are there at first?', 'one'),
+  }
+  assert seen['colour'] == {
+    ('what colour is the box?', 'grey'),
+    ('what colour is the key?', 'blue'),
+  }
+  for question, answer in seen['exists']:
+    assert (question.removeprefix('is there a ')[:-1] in THINGS) == (answer == 'yes')
+  assert ('is there a red key?', 'no') in seen['exists']  # Both words are there, apart.
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_dials_change_training_captions_alone(tmp_path):
+  rows = []
+  for i in range(240):
+    colour, thing = scenes.COLOURS[i % 6], scenes.OBJECTS[i % 3]
+    action = {'action': 'goto', 'object': f'{colour} {thing}'}
+    one = row(i, 'test' if i % 6 == 5 else 'train', [action])
+    one['objects'] = [{'kind': action['object'], 'x': x, 'y': 0} for x in range(2)]
+    rows.append(one | {'mission': f'go to the {thing}'})
+  dials = simulated.Dials(partial=0.25, wrong=0.3, distractors=0.2)
+  simulated.write_words(tmp_path, rows, words, seed=0)
+  exact = {name: (tmp_path / name / 'captions.jsonl').read_text() for name in ('train', 'test')}
+  counts = simulated.write_words(tmp_path, rows, words, seed=0, dials=dials, name='noisy')
+  assert (tmp_path / 'test' / 'noisy.jsonl').read_text() == exact['test']
+  assert (tmp_path / 'train' / 'captions.jsonl').read_text() == exact['train']
+  assert json.loads((tmp_path / 'captions.json').read_text())['noisy'] == dials._asdict()
+
+  noisy = read(tmp_path / 'train' / 'noisy.jsonl')
+  assert counts['train'] == {
+    'clips': 200,
+    'captions': len(noisy),
+    'questions': len(read(tmp_path / 'train' / 'questions.jsonl')),
+  }
+  colours = {one['video']: one['actions'][0]['object'].split()[0] for one in rows}
+  wrong = {said['video'] for said in noisy if 'captions_of' in said}
+  assert 0.2 < len(wrong) / 200 < 0.4
+  for said in noisy:
+    source = said.get('captions_of', said['video'])
+    assert said['style'] == 'mission' or colours[source] in said['caption']
+  whole = [said for said in noisy if said['style'] == 'whole']
+  odd = [said for said in noisy if not said['caption'].startswith(('the', 'a ', 'it', 'go'))]
+  assert 0.6 < len(whole) / len(noisy) < 0.9 and odd
+
+
+def room(clip):
+  """A clip without a simulator."""
+  frames = np.full((2, 16, 16, 3), 10 * clip, np.uint8)
+  return frames, row(clip, 'test' if clip % 2 else 'train')
+
+
+def test_a_run_that_was_cut_off_goes_on_and_ends_alike(tmp_path):
+  def make(folder, clips):
+    rows = simulated.draw(folder, {'seed': 0}, range(clips), room, rate=4, workers=1)
+    simulated.write_words(folder, rows, words, seed=0)
+    return json.loads((folder / 'digests.json').read_text())
+
+  expected = make(tmp_path / 'whole', 6)
+  assert expected.keys() == {
+    'truth.jsonl',
+    *(f'{split}/{name}' for split in ('train', 'test') for name in ('videos', 'captions.jsonl')),
+    'train/questions.jsonl',
+    'test/questions.jsonl',
+  }
+  make(tmp_path / 'cut', 3)
+  with open(tmp_path / 'cut' / 'truth.jsonl', 'a') as file:
+    file.write('{"video": "3.mp')
+  before = (tmp_path / 'cut' / 'train' / 'videos' / '0.mp4').stat().st_mtime_ns
+  assert make(tmp_path / 'cut', 6) == expected
+  assert (tmp_path / 'cut' / 'train' / 'videos' / '0.mp4').stat().st_mtime_ns == before
+  with pytest.raises(ValueError, match="was begun with {'seed': 0}"):
+    simulated.draw(tmp_path / 'cut', {'seed': 1}, range(6), room, rate=4)
+
+
+def test_rooms_of_babyai():
+  pytest.importorskip('minigrid', reason='needs minigrid')
+  clips = scenes.list_clips(12, seed=0, size=48)
+  assert [clip.split for clip in clips[:5]] == ['train'] * 4 + ['test']
+  done, orders = collections.Counter(), collections.Counter()
+  for clip in clips:
+    frames, shown = scenes.draw(clip)
+    assert frames.shape[1:] == (48, 48, 3) and 5 <= len(frames) <= 16
+    assert len(shown['frames']) == len(frames) and len(shown['objects']) == 4
+    orders[len(shown['actions'])] += 1
+    for action in shown['actions']:
+      done[action['action']] += 1
+      now, before = (shown['frames'][action['frame'] - i] for i in (0, 1))
+      places = {(o['x'], o['y']): o['kind'] for o in now['objects']}
+      x, y = now['agent']
+      ahead = [places.get(place) for place in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1))]
+      if action['action'] == 'pickup':
+        assert now['carrying'] == action['object'] and not before['carrying']
+        continue
+      assert action['object'] in ahead
+      assert action['action'] == 'goto' or before['carrying'] == action['object']
+    # An object is where the truth says: the tile is not black there.
+    for thing in shown['frames'][0]['objects']:
+      tile = frames[0][12 * thing['y'] :, 12 * thing['x'] :][1:12, 1:12]
+      assert tile.max() > 60, thing
+  assert done.keys() == {'goto', 'pickup', 'putnext'} and orders.keys() == {1, 2}
+  np.testing.assert_array_equal(scenes.draw(clips[3])[0], scenes.draw(clips[3])[0])
+  with pytest.raises(ValueError, match='--size=50 must be a multiple of 8'):
+    scenes.list_clips(1, 0, 50)
+
+
+def test_the_command_makes_a_set_for_prepare(tmp_path):
+  pytest.importorskip('minigrid', reason='needs minigrid')
+  world = tmp_path / 'world'
+  command = [sys.executable, '-m', 'examples.babyai', f'--output={world}', '--size=48']
+  made = subprocess.run(
+    [*command, '--clips=10', '--workers=2'], cwd=launched.ROOT, capture_output=True, text=True
+  )
+  assert not made.returncode and '10/10 clips' in made.stderr, made.stderr
+  assert 'test             2 clips       6 captions' in made.stdout
+  for split, clips in (('train', 8), ('test', 2)):
+    assert not launched.run(
+      'prepare',
+      '--source=folder',
+      '--fps=0',
+      f'--videos={world}/{split}/videos',
+      f'--captions={world}/{split}/captions.jsonl',
+      f'--questions={world}/{split}/questions.jsonl',
+      f'--split={split}',
+      f'--output={world}/set',
+    )
+    assert manifest.read_manifest(world / 'set')['splits'][split]['examples'] == clips
+  nouns = entities.read_entities(world / 'set' / 'entities.txt', 0)
+  assert {'ball', 'box', 'key'} <= set(nouns)
+
+
+def test_what_is_not_installed_is_said(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'minigrid', None)
+  with pytest.raises(ValueError, match='pip install "minigrid==3.2.0"'):
+    scenes.list_clips(1, 0, 48)
