@@ -1,0 +1,1 @@
+"""What each part of ALPRO teaches, on worlds that others made, over several seeds."""

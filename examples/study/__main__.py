@@ -1,0 +1,252 @@
+"""Trains the rows of the study and writes what came out.
+
+  python -m examples.study --output=runs/study
+  python -m examples.study --output=runs/study --rows=alpro,without_pem --seeds=0,1
+  python -m examples.study --page_only
+
+What is finished is kept: each row and seed leaves a small file in docs/results/study/,
+which is committed, so that the study goes on on any machine, and docs/study.md is written
+from all of them. Two commands with other --seeds may run side by side, once the clips are
+made. Rows, metrics and seeds: plan.py.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from typing import NamedTuple
+
+from absl import flags
+
+from alpro_jax import files
+from examples.shapes.stages import ROOT, Stages, log_to_console, script
+from examples.study import plan
+from launch import command
+
+_OUTPUT = flags.DEFINE_string('output', 'runs/study', 'Folder of clips, sets and runs.')
+_WORLD = flags.DEFINE_enum('world', 'babyai', [*plan.WORLDS], 'Where the clips come from.')
+_ROWS = flags.DEFINE_list('rows', [], f'Some of {", ".join(plan.ROWS)}; all by default.')
+_SEEDS = flags.DEFINE_list('seeds', [], "Some of each row's seeds; all by default.")
+_RESULTS = flags.DEFINE_string(
+  'results', os.path.relpath(ROOT / 'docs' / 'results' / 'study'), 'Folder of finished rows.'
+)
+_PAGE = flags.DEFINE_string('page', os.path.relpath(ROOT / 'docs' / 'study.md'), 'The page.')
+_PAGE_ONLY = flags.DEFINE_bool('page_only', False, 'Write the page, train nothing.')
+_QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
+
+QUICK_CLIPS = 40
+QUICK_FLAGS = (
+  '--config.train.steps=2',
+  '--config.optimizer.warmup_steps=1',
+  '--config.data.batch_size=8',
+  # Compiling takes nearly all of the time.
+  '--config.model.video.depth=1',
+  '--config.model.text.depth=2',
+  '--config.model.text.fusion_layer=1',
+)
+
+
+def digest(world: str, row: str) -> str:
+  """Of all in the plan that the figures of a row depend on."""
+  told = {
+    'world': dataclasses.asdict(plan.WORLDS[world]),
+    'row': plan.ROWS[row]._asdict(),
+    'constants': {k: v for k, v in vars(plan).items() if k.isupper() and not isinstance(v, dict)},
+    'shares': plan.QUESTION_SHARES,
+  }
+  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def main():
+  unknown = sorted(set(_ROWS.value) - set(plan.ROWS))
+  if unknown:
+    raise ValueError(f'--rows names {unknown}; choose from {list(plan.ROWS)}.')
+  if not _PAGE_ONLY.value:
+    study = Study(_WORLD.value, pathlib.Path(_OUTPUT.value), pathlib.Path(_RESULTS.value))
+    study.make_sets()
+    for row in _ROWS.value or plan.ROWS:
+      for seed in map(int, _SEEDS.value or plan.ROWS[row].seeds):
+        study.run(row, seed)
+  _write_page()
+
+
+def _write_page():
+  from examples.study import table
+
+  found = table.read(_RESULTS.value, _WORLD.value, functools.partial(digest, _WORLD.value))
+  text = table.write(found, _WORLD.value)
+  files.write_text(_PAGE.value, f'# The study\n\n{text}')
+  print(f'Written: {_PAGE.value}')
+
+
+class Made(NamedTuple):
+  """What tells one run of a row from another."""
+
+  seed: int
+
+
+class Study:
+  """Clips, sets and runs of one world below one folder."""
+
+  def __init__(self, world: str, output: pathlib.Path, results: pathlib.Path):
+    self.name, self.world = world, plan.WORLDS[world]
+    self.folder, self.results = output / world, results / world
+    self.data = self.folder / 'data'
+    self.data.mkdir(parents=True, exist_ok=True)
+    self._quick = _QUICK.value
+
+  def make_sets(self) -> None:
+    """Makes clips, sets, and the lists beside them."""
+    with files.lock(self.folder / 'lock', 'makes the clips; wait for that and repeat the command'):
+      stages = Stages(self.folder, total=3 * len(self.world.captions) + 3)
+      clips = QUICK_CLIPS if self._quick else self.world.clips
+      for name, dials in self.world.captions.items():
+        stages.run(
+          f'{name}: clips and captions',
+          '-m',
+          f'examples.{self.name}',
+          f'--output={self.folder / "clips"}',
+          f'--clips={clips}',
+          f'--captions={name}',
+          *(f'--{dial}={share}' for dial, share in dials.items()),
+        )
+        for split in ('train', 'test'):
+          place = self.folder / 'clips' / split
+          stages.run(
+            f'{name}: {split} split',
+            script('prepare'),
+            '--source=folder',
+            f'--videos={place / "videos"}',
+            f'--captions={place / name}.jsonl',
+            f'--questions={place / "questions.jsonl"}',
+            f'--output={self.data / name}',
+            f'--split={split}',
+            '--fps=0',
+            '--short_side=0',
+            '--quality=95',
+          )
+      exact = self.data / 'exact'
+      stages.run(
+        'tokenizer',
+        script('tokenizer'),
+        f'--captions={exact}',
+        f'--captions={self.data / "partial"}',
+        f'--vocab_size={plan.PIECES}',
+        f'--output={self.data / "tokenizer.model"}',
+      )
+      stages.run(
+        'answers', script('answers'), f'--data={exact}', f'--output={self.data / "answers.txt"}'
+      )
+    for name, entities in self.world.entities.items():
+      files.write_text(self.data / f'{name}.txt', ''.join(f'{entity}\t1\n' for entity in entities))
+
+  def run(self, name: str, seed: int) -> None:
+    """Trains a row, asks what it knows, and writes its file."""
+    file = self.results / f'{name}_seed{seed}.json'
+    if file.exists() and not self._quick:
+      print(f'{file} is there.')
+      return
+    row, start = plan.ROWS[name], time.monotonic()
+    folder = self.folder / name / f'seed{seed}'
+    prompter = self.folder / f'prompter_{row.captions}' / f'seed{seed}'
+    tuned = ['retrieval', *(f'questions_{share}' for share in plan.QUESTION_SHARES)]
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = Stages(folder, total=2 + len(tuned))
+    if row.needs_prompter:
+      self._train(stages, name, 'prompter', seed, prompter, row.captions)
+    begun = ''
+    if row.pretrain is not None:
+      flags_of_teacher = []
+      if row.teaches:
+        flags_of_teacher = [
+          f'--config.prompter.checkpoint={prompter}',
+          f'--config.prompter.entities={self.data / row.entities}.txt',
+        ]
+      if row.start == 'prompter':
+        flags_of_teacher.append(f'--config.train.init_from={prompter}')
+      self._train(
+        stages, name, 'pretrain', seed, folder / 'pretrain', row.captions, *flags_of_teacher
+      )
+      begun = f'--config.train.init_from={folder / "pretrain"}'
+    for stage in tuned:
+      self._train(stages, name, stage, seed, folder / stage, 'exact', *([begun] if begun else []))
+    figures = self._measure(row, folder)
+    from examples.shapes import demo_page
+
+    made = {
+      'world': self.name,
+      'row': name,
+      'plan': digest(self.name, name),
+      'made': demo_page.how_made(Made(seed)),
+      'minutes': round((time.monotonic() - start) / 60, 1),
+      'figures': {key: round(value, 3) for key, value in sorted(figures.items())},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(file, json.dumps(made, indent=1) + '\n')
+    print(f'Written: {file}')
+    for stage in tuned:  # Their figures are what is left.
+      shutil.rmtree(folder / stage)
+
+  def _train(self, stages, row, stage, seed, folder, captions, *more):
+    config = f'examples/study/runs.py:{self.name},{row},{stage}'
+    from examples.study import runs
+
+    sources = runs.get_config(f'{self.name},{row},{stage}').data.sources
+    split, share = 'train', plan.QUESTION_SHARES.get(stage.rpartition('_')[2], 1.0)
+    if stage == 'retrieval':
+      share = plan.RETRIEVAL_SHARE
+    if share < 1:
+      split = f'train[-{max(round(share * self._training_clips()), 2)}:]'
+    stages.run(
+      f'{row}, seed {seed}: {stage}',
+      script('main'),
+      f'--config={os.path.relpath(ROOT / config)}',
+      f'--config.seed={seed}',
+      f'--config.data.tokenizer={self.data / "tokenizer.model"}',
+      *(
+        f'--config.data.sources[{i}].{key}={value}'
+        for i in range(len(sources))
+        for key, value in (('path', self.data / captions), ('split', split))
+      ),
+      *([f'--config.data.answers={self.data / "answers.txt"}'] if 'questions' in stage else []),
+      *(QUICK_FLAGS if self._quick else []),
+      *more,
+      f'--workdir={folder}',
+    )
+
+  def _training_clips(self):
+    from alpro_jax.data import dataset
+
+    return len(dataset.open_dataset(self.data / 'exact', 'train'))
+
+  def _measure(self, row, folder):
+    command.start()
+    from examples.study import measure
+
+    log_to_console()
+    exact = str(self.data / 'exact')
+    lines = (self.folder / 'clips' / 'truth.jsonl').read_text().splitlines()
+    truth = {known['video']: known for known in map(json.loads, lines)}
+    figures = {}
+    if row.pretrain is not None:
+      names = self.world.entities['all']
+      for key, value in measure.searches(folder / 'pretrain', exact, truth, names).items():
+        figures[f'zero_shot.{key}'] = value
+    for key, value in measure.searches(folder / 'retrieval', exact, truth, ()).items():
+      figures[f'retrieval.{key}'] = value
+    for share in plan.QUESTION_SHARES:
+      stage = f'questions_{share}'
+      for key, value in measure.questions(folder / stage, exact).items():
+        figures[f'{stage}.{key}'] = value
+    if row.teaches:
+      for key, value in measure.labels(folder / 'pretrain', exact, truth).items():
+        figures[f'pseudo.{key}'] = value
+    return figures
+
+
+if __name__ == '__main__':
+  command.run(main)

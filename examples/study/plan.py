@@ -1,0 +1,150 @@
+"""What the study trains and measures: fixed before a result was seen.
+
+Every row has the same number of updates and the same batches. A row that starts from its
+prompter counts the prompter's steps; one that has no contrast, or none but contrast, starts
+from random weights and takes them itself. Wrong pairs are drawn uniformly in all rows, so
+that a row without contrast differs in nothing else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+PROMPTER_STEPS, PRETRAIN_STEPS = 1200, 1500
+RETRIEVAL_STEPS, QUESTION_STEPS = 200, 300
+BATCH = 32
+FRAMES, IMAGE_SIZE, TOKENS, PIECES = 4, 48, 40, 220
+# Share of the training clips whose questions are learned from.
+QUESTION_SHARES = {'1': 0.01, '10': 0.1, '100': 1.0}
+RETRIEVAL_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """A set of clips from examples/, and what a pre-training is told of it.
+
+  Attributes:
+    clips: of all splits.
+    captions: name -> dials of a file of captions; 'exact' is fine-tuned on and tested.
+    styles: of the captions that are pre-trained on, with their weights.
+    entities: of the prompts: 'all' and other lists by name.
+    templates: of the prompts, in the words of the captions.
+    pairs: which question type only time can answer; '' is none.
+  """
+
+  clips: int
+  captions: Mapping[str, Mapping[str, float]]
+  styles: Mapping[str, float]
+  entities: Mapping[str, tuple[str, ...]]
+  templates: tuple[str, ...]
+
+
+class Row(NamedTuple):
+  """One way to train.
+
+  Attributes:
+    title: on the page.
+    pretrain: options changed in pre-training; None is no pre-training.
+    averaged: frames are encoded one by one and averaged, as in ClipBERT.
+    start: 'prompter' or 'random'.
+    captions: of the prompter and of pre-training, by their name in World.captions.
+    entities: of the prompts, by their name in World.entities.
+    single_prompt: the first template alone.
+    main: a row that a claim of the paper rests on: five seeds, the others three.
+  """
+
+  title: str
+  pretrain: Mapping[str, Any] | None = {}
+  averaged: bool = False
+  start: str = 'prompter'
+  captions: str = 'partial'
+  entities: str = 'all'
+  single_prompt: bool = False
+  main: bool = False
+
+  @property
+  def seeds(self) -> range:
+    return range(5 if self.main else 3)
+
+  @property
+  def steps(self) -> int:
+    """Of pre-training."""
+    return PRETRAIN_STEPS + (PROMPTER_STEPS if self.start == 'random' else 0)
+
+  @property
+  def teaches(self) -> bool:
+    """Whether the prompter labels regions."""
+    return self.pretrain is not None and self.pretrain.get('loss.pem', 1.0) > 0
+
+  @property
+  def needs_prompter(self) -> bool:
+    return self.pretrain is not None and (self.start == 'prompter' or self.teaches)
+
+
+_COLOURS = ('red', 'green', 'blue', 'purple', 'yellow', 'grey')
+_OBJECTS = ('ball', 'box', 'key')
+_KINDS = tuple(f'{colour} {thing}' for colour in _COLOURS for thing in _OBJECTS)
+_PARTIAL = {'partial': 1.0}
+
+WORLDS = {
+  'babyai': World(
+    clips=3000,
+    captions={
+      'partial': _PARTIAL,
+      'exact': {'partial': 0.0},
+      'wrong30': _PARTIAL | {'wrong': 0.3},
+      'wrong60': _PARTIAL | {'wrong': 0.6},
+    },
+    styles={'action': 0.4, 'mission': 0.3, 'objects': 0.3},
+    entities={
+      'all': _KINDS,
+      'few': _OBJECTS,
+      # As many again that no clip shows.
+      'many': (*_KINDS, *(f'{c} {o}' for c in _COLOURS for o in ('door', 'lamp', 'wall'))),
+    },
+    templates=('a {entity}', 'a robot picks up a {entity}', 'the agent goes to a {entity}'),
+  )
+}
+_ALONE = {'loss.vtm': 0.0, 'loss.mlm': 0.0, 'loss.pem': 0.0}
+ROWS = {
+  'alpro': Row('ALPRO', main=True),
+  'without_pem': Row('without PEM', {'loss.pem': 0.0}, main=True),
+  'without_vtc': Row('without VTC', {'loss.vtc': 0.0}, start='random', main=True),
+  'mlm_vtm': Row(
+    'MLM and VTM alone', {'loss.vtc': 0.0, 'loss.pem': 0.0}, start='random', main=True
+  ),
+  'scratch': Row('no pre-training', None),
+  'dual_encoder': Row('contrast alone, two encoders', _ALONE),
+  'frames_averaged': Row('frames averaged', averaged=True),
+  'light_pem': Row('PEM at a weight of 0.3', {'loss.pem': 0.3}),
+  'single_prompt': Row('one prompt for each entity', single_prompt=True),
+  'few_entities': Row('few entities', entities='few'),
+  'many_entities': Row('many entities, half of them never shown', entities='many'),
+  'alpro_wrong30': Row('ALPRO, 30 % of the captions wrong', captions='wrong30'),
+  'without_pem_wrong30': Row('without PEM, 30 % wrong', {'loss.pem': 0.0}, captions='wrong30'),
+  'alpro_wrong60': Row('ALPRO, 60 % of the captions wrong', captions='wrong60'),
+  'without_pem_wrong60': Row('without PEM, 60 % wrong', {'loss.pem': 0.0}, captions='wrong60'),
+}
+# What a row is compared with, by seed; the others with 'alpro'.
+BESIDE = {'without_pem_wrong30': 'alpro_wrong30', 'without_pem_wrong60': 'alpro_wrong60'}
+# Figures of the page, in %, in this order.
+METRICS = {
+  'zero_shot.t2v_r1': 'text to video, R@1, zero-shot',
+  'zero_shot.similarity.t2v_r1': 'the same by similarity',
+  'zero_shot.order': 'which of two actions came first, zero-shot',
+  'zero_shot.entity': 'the likeliest entity is in the clip, by matching',
+  'zero_shot.similarity.entity': 'the same by similarity',
+  'retrieval.t2v_r1': 'text to video, R@1, fine-tuned',
+  'retrieval.order': 'which of two actions came first, fine-tuned',
+  **{
+    f'questions_{share}.accuracy': f'questions, of {share} % of the clips'
+    for share in QUESTION_SHARES
+  },
+  **{
+    f'questions_{share}.accuracy_{kind}': f'“{kind}”, {share} %'
+    for share in QUESTION_SHARES
+    for kind in ('object', 'action', 'order', 'exists', 'count', 'colour')
+  },
+  'pseudo.kept': 'pseudo-labels kept',
+  'pseudo.right': 'of those, right',
+}

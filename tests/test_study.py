@@ -1,0 +1,91 @@
+"""The study: its plan holds together, its table is paired, and every stage runs."""
+
+import functools
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from examples.study import __main__ as study
+from examples.study import plan, runs, table
+from tests import launched
+
+
+@pytest.mark.parametrize('row', plan.ROWS)
+def test_rows_differ_in_what_they_say_alone(row):
+  """Equal updates in all, and a config for every stage."""
+  told = plan.ROWS[row]
+  made = {
+    stage: runs.get_config(f'babyai,{row},{stage}')
+    for stage in ('prompter', 'pretrain', 'retrieval', 'questions_10')
+  }
+  steps = made['pretrain'].train.steps
+  if told.start == 'prompter':
+    steps += made['prompter'].train.steps
+  assert steps == plan.PROMPTER_STEPS + plan.PRETRAIN_STEPS
+  batches = {config.data.batch_size for config in made.values()}
+  negatives = {config.loss.uniform_negative_steps >= steps for config in made.values()}
+  assert batches == {plan.BATCH} and negatives == {True}
+  assert told.teaches == (told.pretrain is not None and made['pretrain'].loss.pem > 0)
+  if told.start == 'random':  # No contrast comes in by a start.
+    assert made['pretrain'].loss.vtc == 0
+  assert plan.BESIDE.get(row, 'alpro') in plan.ROWS
+
+
+def test_main_rows_have_five_seeds_and_no_unknown_run_has_a_config():
+  assert [row for row, told in plan.ROWS.items() if len(told.seeds) == 5] == [
+    'alpro',
+    'without_pem',
+    'without_vtc',
+    'mlm_vtm',
+  ]
+  for argument in ('babyai,alpro', 'mars,alpro,pretrain', 'babyai,beta,pretrain', 'a,b,c,d'):
+    with pytest.raises(ValueError, match='is no WORLD,ROW,STAGE'):
+      runs.get_config(argument)
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+  """Rows that differ by 2 in every seed, however far seeds are apart."""
+  digest = functools.partial(study.digest, 'babyai')
+  (tmp_path / 'babyai').mkdir()
+  for row, more in (('alpro', 0.0), ('without_pem', 2.0), ('without_vtc', -9.0)):
+    for seed, base in enumerate((10.0, 50.0, 90.0)):
+      figure = base + more + (seed - 1 if row == 'without_pem' else 0)
+      content = {
+        'row': row,
+        'plan': digest(row),
+        'made': {'seed': seed},
+        'figures': {'retrieval.t2v_r1': figure},
+      }
+      if row != 'without_vtc' or seed == 0:
+        (tmp_path / 'babyai' / f'{row}_seed{seed}.json').write_text(json.dumps(content))
+  found = table.read(tmp_path, 'babyai', digest)
+  differ = table.differences(found)
+  assert ('alpro', 'retrieval.t2v_r1') not in differ
+  told = differ['without_pem', 'retrieval.t2v_r1']
+  # Student's t of two degrees of freedom: 4.303.
+  assert told.mean == pytest.approx(2) and told.half == pytest.approx(4.3027 / math.sqrt(3), 1e-4)
+  assert not told.clear
+  page = table.write(found, 'babyai')
+  assert '| 50.0 | 52.0<br>+2.0 (-0.5 to +4.5) | 1.0<br>-9.0 (one seed) |' in page
+  with pytest.raises(ValueError, match='was made by another plan'):
+    table.read(tmp_path, 'babyai', lambda row: 'another')
+
+
+@pytest.mark.reliability
+@pytest.mark.skipif(not importlib.util.find_spec('minigrid'), reason='needs minigrid')
+def test_a_row_from_clips_to_the_page(tmp_path):
+  command = [
+    *(sys.executable, '-m', 'examples.study', '--quick', '--rows=alpro', '--seeds=0'),
+    f'--output={tmp_path / "study"}',
+    f'--results={tmp_path / "results"}',
+    f'--page={tmp_path / "study.md"}',
+  ]
+  subprocess.run(command, cwd=launched.ROOT, check=True, timeout=1800)
+  made = json.loads((tmp_path / 'results' / 'babyai' / 'alpro_seed0.json').read_text())
+  missing = set(plan.METRICS) - set(made['figures']) - {'pseudo.right'}  # None may be kept.
+  assert not missing
+  assert '| text to video, R@1, zero-shot |' in (tmp_path / 'study.md').read_text()
