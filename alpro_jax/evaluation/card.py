@@ -30,7 +30,7 @@ class Card(NamedTuple):
   content: Mapping[str, Any]  # Of card.json; see facts.collect.
   best: Sequence[page.Search | cases.AnswerCase]
   worst: Sequence[page.Search | cases.AnswerCase]
-  examples: Sequence[Mapping[str, Any]]  # See question_answering.rows, and _rank_rows.
+  examples: Sequence[Mapping[str, Any]]  # See question_answering.rows, and rank_rows.
 
   @property
   def examples_file(self) -> str:
@@ -42,13 +42,13 @@ def make(evaluated: EvaluationResult, *, recall: Sequence[Tradeoff] = ()) -> Car
   content = facts.collect(evaluated, recall)
   videos = [record.video for record in evaluated.prepared.metadata()]
   if not isinstance(evaluated.found, AnswerResult):
-    rows = _rank_rows(evaluated.found, videos)
+    rows = rank_rows(evaluated.found, videos)
     return Card(content, *cases.search_cases(evaluated, _SHOWN), rows)
   answers = question_answering.rows(evaluated.found, videos)
   return Card(content, *cases.answer_cases(evaluated, _SHOWN), answers)
 
 
-def _rank_rows(found, videos):
+def rank_rows(found, videos):
   """The rank, from 1, of the video of every caption, as JSON; videos name the records."""
   return [
     {'video': videos[video], 'text': found.texts[text], 'rank': int(rank)}
