@@ -8,6 +8,7 @@ from alpro_jax.batch import SpecialTokens
 
 NO_LABEL = -1
 REGION_RULES = ('original', 'nominal')
+REGION_CHOICES = ('random', 'confidence', 'change')
 REGION_TRIES = 64
 
 
@@ -114,6 +115,24 @@ def sample_regions(
   in_columns = (column >= left) & (column < left + width)
   inside = in_rows[:, :, None] & in_columns[:, None, :]
   return einops.rearrange(inside, 'b h w -> b (h w)')
+
+
+def changing_regions(video: jax.Array, regions: jax.Array, patch_size: int) -> jax.Array:
+  """Says in which of some regions pixels change most from frame to frame.
+
+  Args:
+    video: uint8[B, T, H, W, 3].
+    regions: bool[B, K, N], True inside.
+    patch_size: P.
+  Returns:
+    int32[B], by the mean over the region's patches; 0 where nothing changes, as in photos.
+  """
+  frames = video.astype(jnp.float32)
+  change = jnp.abs(frames[:, 1:] - frames[:, :-1])
+  change = einops.reduce(change, 'b t (h p) (w q) c -> b (h w)', 'sum', p=patch_size, q=patch_size)
+  inside = regions.astype(jnp.float32)
+  mean = jnp.einsum('bkn,bn->bk', inside, change, precision=jax.lax.Precision.HIGHEST)
+  return jnp.argmax(mean / inside.sum(-1), axis=1).astype(jnp.int32)
 
 
 def crop_regions(video: jax.Array, region: jax.Array, patch_size: int) -> jax.Array:

@@ -116,6 +116,11 @@ def get_config(model='base'):
       # 'original' redraws boxes that stick out, which makes them smaller than
       # that (31.5 % on average, defect 23); 'nominal' keeps the area.
       'region_rule': 'original',
+      # Which of so many random regions is labelled: 'random' takes the first,
+      # 'confidence' the one that the prompter is surest of, 'change' the one whose
+      # pixels change most from frame to frame.
+      'region_choice': 'random',
+      'region_candidates': 4,
     }
   )
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpro_jax import masking
+from alpro_jax import masking, sharding
 from alpro_jax.batch import SpecialTokens
+from tests import small_task
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 VOCAB = 1000
@@ -182,3 +183,49 @@ def test_crop_keeps_the_region_in_place_and_blackens_the_rest():
 def test_crop_refuses_another_grid():
   with pytest.raises(ValueError, match='2 x 3 patches of side 2'):
     masking.crop_regions(jnp.zeros((1, 1, 4, 6, 3), jnp.uint8), jnp.ones((1, 4), bool), 2)
+
+
+def test_the_region_that_changes_most():
+  video = np.zeros((3, 4, 4, 6, 3), np.uint8)
+  video[0, ::2, 0:2, 2:4] = 100  # Flickers in the second patch of six.
+  video[1, ::2, 2:4] = 100
+  regions = np.zeros((3, 3, 6), bool)
+  regions[:, 0, [0, 4]] = True
+  regions[:, 1, [0, 1]] = True  # Half of it flickers.
+  regions[:, 2, [0, 1, 2, 3, 4, 5]] = True
+  found = masking.changing_regions(jnp.asarray(video), jnp.asarray(regions), 2)
+  # By the mean: the whole image has all that changes, and most that does not.
+  np.testing.assert_array_equal(found, [1, 0, 0])
+
+
+@pytest.mark.parametrize('choice', ['confidence', 'change'])
+def test_a_chosen_region_is_the_same_on_any_devices_and_named_by_the_teacher(tmp_path, choice):
+  config = small_task.small_config(tmp_path)
+  config.loss.update({'region_choice': choice, 'region_area': (0.2, 0.6), 'vtm': 0.0, 'mlm': 0.0})
+  host, found = small_task.small_batch(), {}
+  for devices in (1, 8):
+    mesh = sharding.make_mesh(devices, 1, jax.devices()[:devices])
+    task = small_task.small_task(config, mesh)
+    frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
+    batch = jax.device_put(host, sharding.batch_sharding(mesh))
+    make = jax.jit(lambda *args, task=task: task.make_targets(*args)[0])
+    found[devices] = jax.device_get(make(frozen, batch, jax.random.key(2)))
+  one, eight = found.values()
+  np.testing.assert_array_equal(one.region, eight.region)
+  np.testing.assert_allclose(one.entity, eight.entity, atol=1e-6)
+  # What is said of a region is what the teacher says of that one.
+  label, _ = frozen.label(batch.video, eight.region, batch.still, patch_size=12, mesh=mesh)
+  np.testing.assert_allclose(eight.entity, label, atol=1e-6)
+  config.loss.region_choice = 'random'
+  plain = small_task.small_task(config, mesh)
+  first = jax.jit(lambda *args: plain.make_targets(*args)[0])(frozen, batch, jax.random.key(2))
+  assert (np.asarray(first.region) != eight.region).any()
+  if choice == 'confidence':  # Of more regions the surest is surer than the first.
+    assert eight.entity.max(1).mean() > np.asarray(first.entity).max(1).mean()
+
+
+def test_an_unknown_choice_of_regions(tmp_path):
+  config = small_task.small_config(tmp_path)
+  config.loss.region_choice = 'best'
+  with pytest.raises(ValueError, match="'best' is unknown; choose one of .*'confidence'"):
+    small_task.small_task(config, sharding.make_mesh(1, 1, jax.devices()[:1]))

@@ -88,6 +88,10 @@ class Pretrain(Prompter):
     scopes = {'global': 1, 'local': options.negative_blocks or sharding.batch_shards(mesh)}
     if options.negatives not in scopes:
       raise ValueError(f"config.loss.{options.negatives=} must be 'global' or 'local'.")
+    if options.get('region_choice', 'random') not in masking.REGION_CHOICES:
+      raise ValueError(
+        f'config.loss.{options.region_choice=} is unknown; choose one of {masking.REGION_CHOICES}.'
+      )
     if not any(options[name] for name in LOSSES):
       raise ValueError('every weight in config.loss is 0; give vtc, vtm, mlm or pem one.')
     entities, prompter = (), config.prompter
@@ -151,20 +155,10 @@ class Pretrain(Prompter):
       targets = targets.replace(masked_ids=masked_ids, labels=labels)
       counts['loss/mlm'] = losses.labelled(labels)
     if options.pem:
-      patch = self.model.config.video.patch_size
-      region = masking.sample_regions(
-        keys['region'],
-        batch.video.shape[0],
-        batch.video.shape[2] // patch,
-        area=options.region_area,
-        rule=options.region_rule,
+      name = functools.partial(self._name_region, frozen)
+      region, entity, keep = sharding.map_parts(
+        name, (batch, self._sample_regions(batch, keys['region'])), parts, self.mesh
       )
-
-      def label(rows):
-        batch, region = rows
-        return frozen.label(batch.video, region, batch.still, patch_size=patch, mesh=self.mesh)
-
-      entity, keep = sharding.map_parts(label, (batch, region), parts, self.mesh)
       targets = targets.replace(region=region, entity=entity, keep=keep)
       counts['loss/pem'] = jnp.sum(keep.astype(jnp.float32))
     return targets, counts
@@ -240,6 +234,39 @@ class Pretrain(Prompter):
     clean = tokens[:, 0]
     feature = model.text_feature(clean, batch.text_ids, batch.tower_ids, train=train)
     return video, Encoding(clean, feature), tokens[:, 1]
+
+  def _sample_regions(self, batch, key):
+    """bool[B, K, N]: the regions that one is chosen from."""
+    options = self.options
+    rows = batch.video.shape[0]
+    number = 1 if options.region_choice == 'random' else options.region_candidates
+    regions = masking.sample_regions(
+      key,
+      rows * number,
+      batch.video.shape[2] // self.model.config.video.patch_size,
+      area=options.region_area,
+      rule=options.region_rule,
+    )
+    regions = rearrange(regions, '(b k) n -> b k n', k=number)
+    return sharding.constrain_batch(regions, self.mesh)
+
+  def _name_region(self, teacher, rows):
+    """Chooses a region of each row: bool[B, N], its label, and whether to keep that."""
+    batch, regions = rows
+    patch = self.model.config.video.patch_size
+    label = functools.partial(
+      teacher.label, batch.video, still=batch.still, patch_size=patch, mesh=self.mesh
+    )
+    if self.options.region_choice == 'confidence':
+      found = jax.lax.map(label, rearrange(regions, 'b k n -> k b n'))
+      entity, keep = (rearrange(x, 'k b ... -> b k ...') for x in found)
+      best = jnp.argmax(entity.max(-1), axis=1)
+      return tuple(jax.vmap(lambda x, i: x[i])(x, best) for x in (regions, entity, keep))
+    region = regions[:, 0]
+    if self.options.region_choice == 'change':
+      best = masking.changing_regions(batch.video, regions, patch)
+      region = jax.vmap(lambda x, i: x[i])(regions, best)
+    return region, *label(region)
 
   @property
   def _columns(self):

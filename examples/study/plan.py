@@ -117,6 +117,12 @@ ROWS = {
   'dual_encoder': Row('contrast alone, two encoders', _ALONE),
   'frames_averaged': Row('frames averaged', averaged=True),
   'light_pem': Row('PEM at a weight of 0.3', {'loss.pem': 0.3}),
+  'surest_regions': Row(
+    'of four regions the one that the prompter is surest of', {'loss.region_choice': 'confidence'}
+  ),
+  'changing_regions': Row(
+    'of four regions the one that changes most', {'loss.region_choice': 'change'}
+  ),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
   'few_entities': Row('few entities', entities='few'),
   'many_entities': Row('many entities, half of them never shown', entities='many'),
