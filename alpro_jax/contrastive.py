@@ -16,6 +16,8 @@ from alpro_jax import sharding
 
 # Below any score, and finite: the difference of two is a number.
 _LOWEST = -1e30
+# Far below any score of unit features, and small enough to tell scores beside it apart.
+_FAR = 1e4
 
 
 class Features(NamedTuple):
@@ -277,6 +279,7 @@ def hard_negatives(
   ids: jax.Array,
   *,
   uniform_share: jax.Array | float,
+  margin: float = -2.0,
   blocks: int = 1,
   chunk: int = 0,
   mesh: jax.sharding.Mesh | None = None,
@@ -301,6 +304,10 @@ def hard_negatives(
     ids: int32[B, I]; column c is not allowed for row r if they agree in one:
       itself, the same video, the same caption.
     uniform_share: u in 0..1.
+    margin: columns count that are less similar to the row than its own one by this much
+      at least (cosine), as in the positive-aware mining of NV-Retriever (Moreira et al.
+      2024, arXiv 2407.15831): what is nearer may be right for the row as well. If there is
+      none, the least similar ones are the likely ones. -2 is any column.
     blocks: of rows that draw among themselves; must divide B.
     chunk: columns met at a time; 0 is all.
     mesh: of the devices that the rows are sharded over.
@@ -312,11 +319,14 @@ def hard_negatives(
   block = jnp.arange(count) // (count // blocks)
   noise_key, share_key = jax.random.split(key)
   uniform = jax.random.uniform(share_key, (count,)) < uniform_share
+  highest = (jnp.sum(rows * columns, axis=1) - margin) / temperature
   rows, ids = _shard(rows, mesh), _shard(ids, mesh)
 
   def visit(carry, columns, column_ids, column_block, index):
-    scores = similarity(rows, columns, temperature)
-    scores = jnp.where(uniform[:, None], 0, scores)
+    similar = similarity(rows, columns, temperature)
+    scores = jnp.where(uniform[:, None], 0, similar)
+    if margin > -2:
+      scores = jnp.where(similar > highest[:, None], -_FAR - similar, scores)
     noise = jax.vmap(
       lambda column: jax.random.gumbel(jax.random.fold_in(noise_key, column), (count,))
     )(index)

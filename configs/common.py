@@ -101,6 +101,9 @@ def get_config(model='base'):
       # by similarity. The paper samples by similarity from the start.
       'uniform_negative_steps': 0,
       'negative_ramp_steps': 0,
+      # Negatives for VTM are less similar than the pair itself by so much at least (cosine):
+      # where captions name only a part, what is as near may be right as well. -2: any.
+      'negative_margin': -2.0,
       # Columns of the batch that VTC and the choice of negatives meet at a
       # time: memory grows with batch x chunk, the result is the same. 0: all.
       'vtc_chunk': 0,

@@ -136,6 +136,14 @@ def test_an_ablation_changes_something_and_nothing_else(name):
     file.get_config('train')
 
 
+@pytest.mark.parametrize('name, option', [('without_vtc', 'vtc'), ('without_pem', 'pem')])
+def test_a_row_without_a_loss_is_the_full_recipe_otherwise(name, option):
+  config = importlib.import_module(f'configs.ablations.{name}').get_config('pretrain,demo')
+  assert config.loss[option] == 0
+  config.loss[option] = 1.0
+  assert config.to_dict() == stages.STAGES['pretrain']('demo').to_dict()
+
+
 def test_ablations_belong_to_one_demo_wherever_it_lies(tmp_path, monkeypatch):
   measured = []
   monkeypatch.setattr(ablations, '_measure', lambda *_: measured.append(1))

@@ -276,18 +276,18 @@ def test_memory_does_not_grow_with_the_square_of_the_batch(bias):
   assert f'[{rows},{size}]{{1,0}} all-reduce' not in text
 
 
-@functools.partial(jax.jit, static_argnames='blocks')
-def draw_many(keys, rows, columns, ids, share, blocks):
+@functools.partial(jax.jit, static_argnames=('blocks', 'margin'))
+def draw_many(keys, rows, columns, ids, share, blocks, margin):
   return jax.vmap(
     lambda key: contrastive.hard_negatives(
-      key, rows, columns, jnp.float32(1.0), ids, uniform_share=share, blocks=blocks
+      key, rows, columns, jnp.float32(1.0), ids, uniform_share=share, blocks=blocks, margin=margin
     )
   )(keys)
 
 
-def draw(rows, columns, ids, share, draws=400, blocks=1):
+def draw(rows, columns, ids, share, draws=400, blocks=1, margin=-2.0):
   keys = jax.random.split(jax.random.key(0), draws)
-  index, valid = draw_many(keys, rows, columns, ids, share, blocks)
+  index, valid = draw_many(keys, rows, columns, ids, share, blocks, margin)
   assert index.dtype == jnp.int32 and valid.dtype == bool
   return np.asarray(index), np.asarray(valid)
 
@@ -312,6 +312,30 @@ def test_the_more_similar_the_more_likely():
     index, _ = draw(*of_scores(scores), ids, share, draws=2000)
     counts = np.bincount(index[:, 0], minlength=4) / 2000 * 8
     np.testing.assert_allclose(counts, [0, *want], atol=0.3)
+
+
+@pytest.mark.parametrize('share', [0.0, 1.0])
+def test_what_is_nearly_as_similar_as_the_pair_is_left_out(share):
+  scores = jnp.array(
+    [
+      [0.5, 0.6, 0.45, 0.2, 0.1],  # Its own first: 0.6 and 0.45 may be right as well.
+      [0.9, 0.8, 0.9, 0.85, 0.75],  # None is 0.1 below: the least similar is likely.
+      [0.1, 0.2, 0.9, 0.3, 0.4],
+      [0.0, 0.0, 0.0, 0.0, 0.0],
+      [-0.5, -0.9, -0.5, -0.2, -0.3],
+    ]
+  )
+  ids = jnp.arange(5)[:, None]
+  index, valid = draw(*of_scores(scores), ids, share, margin=0.1)
+  assert valid.all()
+  drawn = [set(index[:, row].tolist()) for row in range(5)]
+  assert drawn[0] == {3, 4} and drawn[2] == {0, 1, 3, 4} and drawn[4] == {0, 1, 2}
+  assert drawn[1] == {0, 2, 3, 4} and drawn[3] == {0, 1, 2, 4}
+  counts = np.bincount(index[:, 1], minlength=5)
+  assert counts[4] > max(counts[0], counts[2])
+  # A difference of 0 leaves out what is nearer alone; -2 leaves out nothing.
+  assert set(draw(*of_scores(scores), ids, share, margin=0.0)[0][:, 0].tolist()) == {2, 3, 4}
+  assert set(draw(*of_scores(scores), ids, share)[0][:, 0].tolist()) == {1, 2, 3, 4}
 
 
 def test_a_row_without_any_negative_is_not_valid():
@@ -355,13 +379,16 @@ def test_blocks_draw_among_themselves():
   np.testing.assert_array_equal(index // 3, [[0, 0, 0, 1, 1, 1]] * 400)
 
 
-def test_draws_do_not_depend_on_devices_or_chunks():
+@pytest.mark.parametrize('margin', [-2.0, 0.1])
+def test_draws_do_not_depend_on_devices_or_chunks(margin):
   rows, columns = features(0, 32), features(1, 32)
 
   def negatives(chunk, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     run = jax.jit(
-      functools.partial(contrastive.hard_negatives, uniform_share=0.1, chunk=chunk, mesh=mesh)
+      functools.partial(
+        contrastive.hard_negatives, uniform_share=0.1, margin=margin, chunk=chunk, mesh=mesh
+      )
     )
     place = sharding.batch_sharding(mesh)
     return run(

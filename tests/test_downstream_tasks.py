@@ -104,11 +104,27 @@ def test_what_pairs_are_for_each_other(retrieval, video, caption, wanted):
   assert valid.all() and (wanted[np.arange(5), drawn] == '-').all()
 
 
+def test_matching_asks_of_pairs_within_the_margin_alone(retrieval):
+  """Each of four pairs is nearly as near to the next one, and to no other."""
+  retrieval.loss.negative_margin = 0.2
+  task = small_task.small_task(retrieval, mesh_of(1))
+  batch = small_task.small_batch(4).replace(video_id=np.arange(4), caption_id=np.arange(4))
+  video = jnp.eye(4)
+  features = contrastive.Features(video, 0.7 * video + 0.7 * jnp.roll(video, 1, axis=1))
+  for seed in range(5):
+    other_video, other_text = task._hard_negatives(
+      features, jnp.float32(0.1), batch, jax.random.key(seed), 0
+    )
+    assert (other_video != (np.arange(4) + 1) % 4).all()
+    assert (other_text != (np.arange(4) - 1) % 4).all()
+
+
 @pytest.mark.parametrize(
   'option, message',
   [
     ({'vtc_form': 'hinge'}, r"config.loss.vtc_form='hinge' is unknown; choose one of \('softmax'"),
     ({'same_video': True}, r"same_video=True is unknown; choose one of \('neutral', 'positive'"),
+    ({'negative_margin': 3.0}, 'negative_margin=3.0 must lie between -2 and 2'),
     ({'vtc_form': 'sigmoid'}, "'sigmoid' needs a model with a bias: set config.model.logit_bias"),
   ],
 )

@@ -80,8 +80,8 @@ class Pretrain(Prompter):
     """Returns the task of `config`.
 
     Raises:
-      ValueError: as Prompter, for an unknown kind of negatives, or if every
-        weight is 0.
+      ValueError: as Prompter, for an unknown kind of negatives or a margin that is
+        none, or if every weight is 0.
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
@@ -91,6 +91,12 @@ class Pretrain(Prompter):
     if options.get('region_choice', 'random') not in masking.REGION_CHOICES:
       raise ValueError(
         f'config.loss.{options.region_choice=} is unknown; choose one of {masking.REGION_CHOICES}.'
+      )
+    negative_margin = options.get('negative_margin', -2.0)
+    if not -2 <= negative_margin <= 2:
+      raise ValueError(
+        f'config.loss.{negative_margin=} must lie between -2 and 2, as differences of '
+        'cosines do; -2 is no margin.'
       )
     if not any(options[name] for name in LOSSES):
       raise ValueError('every weight in config.loss is 0; give vtc, vtm, mlm or pem one.')
@@ -278,7 +284,12 @@ class Pretrain(Prompter):
     options, keys = self.options, _keys(key)
     share = negative_ramp(step, options.uniform_negative_steps, options.negative_ramp_steps)
     rest = temperature, self.relations(batch)[0]
-    draw = functools.partial(contrastive.hard_negatives, uniform_share=share, **self._columns)
+    draw = functools.partial(
+      contrastive.hard_negatives,
+      uniform_share=share,
+      margin=options.get('negative_margin', -2.0),  # Older runs have none.
+      **self._columns,
+    )
     other_video, _ = draw(keys['videos'], features.text, features.video, *rest)
     other_text, _ = draw(keys['texts'], features.video, features.text, *rest)
     return other_video, other_text

@@ -1,6 +1,8 @@
 """Pre-training without contrast: what VTC brings (paper 4.4).
 
-Features are not comparable then, so wrong pairs are drawn uniformly."""
+Wrong pairs are drawn as in all other rows, first uniformly where the recipe says so and
+then by similarity, which nothing trains here. To leave that out of the comparison give
+--config.loss.uniform_negative_steps=STEPS, the steps of the run, here and to `full`."""
 
 from configs.ablations import stages
 
@@ -8,7 +10,6 @@ from configs.ablations import stages
 def change(config, stage):
   if stage == 'pretrain':
     config.loss.vtc = 0.0
-    config.loss.uniform_negative_steps = config.train.steps
 
 
 def get_config(argument='pretrain'):
