@@ -134,6 +134,7 @@ def get_config(model='base'):
       'num_entities': 1000,  # 0: every line of the file.
       'video_templates': (),  # () means the paper's twelve.
       'image_templates': (),
+      'prompts': '',  # Learned ones in place of templates, by launch/prompts.py.
       'max_prompt_tokens': 15,
       'renormalize': True,  # Defect 17: l2-normalise the averaged prompt.
       'ignore_rule': 'probability',  # 'index' is the original's, defect 3.

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from alpro_jax import sharding
+from alpro_jax import files, sharding
 from alpro_jax.data import tokens
 from alpro_jax.evaluation import familiarity as familiar
 from alpro_jax.models.alpro import Alpro, AlproConfig
@@ -184,8 +184,10 @@ def load_teacher(trained: TrainedModel):
     FileNotFoundError: if one of them is not where config.prompter says.
     ValueError: if they are not those that the model was pre-trained with.
   """
-  path = trained.config.prompter.checkpoint
+  path, prompts = trained.config.prompter.checkpoint, trained.config.prompter.get('prompts', '')
   logging.info('prompter: %s', path)
+  if prompts and files.sha256(prompts) != trained.meta['templates']['prompts']:
+    raise ValueError(f'{prompts} does not hold the prompts that the model was pre-trained with.')
   text = TextInfo(trained.tokenizer.special, trained.tokenizer.vocab_size)
   task = get_task(trained.config, text, trained.mesh)
   prompter = identity.check_teacher(trained.meta, path, task.entities)

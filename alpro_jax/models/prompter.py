@@ -4,12 +4,15 @@ A trained, frozen video-text model is asked by prompts: "A video of a dog." is
 a text like any other, and a crop of a clip is a video like any other.
 """
 
+import zipfile
 from collections.abc import Callable, Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from alpro_jax import files
 from alpro_jax.models.alpro import unit_length
 
 IGNORE_RULES = ('probability', 'index')
@@ -82,6 +85,41 @@ def build_prompt_bank(
     return ensemble(jnp.stack(rows), renormalize=renormalize)
 
   return PromptBank(video=average(video_templates), image=average(image_templates))
+
+
+def write_prompts(path, feature: np.ndarray, entities: Sequence[str], digest: str) -> None:
+  """Writes learned prompts float32[Z, E] of a prompter, whose parameters have this digest."""
+  with files.file(path, wait=True) as made, open(made, 'wb') as stream:
+    np.savez(stream, feature=feature, entities=list(entities), prompter=digest)
+
+
+def read_prompts(path, entities: Sequence[str], digest: str = '') -> PromptBank:
+  """Reads learned prompts: the same for videos and for photos.
+
+  Args:
+    path: of the file.
+    entities: Z names.
+    digest: of the parameters of the prompter; '' is any.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is damaged, or of other entities or another prompter.
+  """
+  try:
+    with np.load(path) as stored:
+      feature, names, of = (stored[name] for name in ('feature', 'entities', 'prompter'))
+  except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    raise ValueError(f'{path} is no file of launch/prompts.py: {error}.') from error
+  for what, wanted, has in (
+    ('list of entities', list(entities), names.tolist()),
+    ('prompter', digest, str(of)),
+  ):
+    if wanted and wanted != has:
+      raise ValueError(
+        f'the prompts of {path} were learned for another {what}: {has}, not '
+        f'{wanted}; learn them again with launch/prompts.py.'
+      )
+  return PromptBank(jnp.asarray(feature), jnp.asarray(feature))
 
 
 def ensemble(rows: jax.Array, *, renormalize: bool) -> jax.Array:

@@ -76,6 +76,8 @@ def make_teacher(
     options: config.prompter.
     encode: of its tokenizer.
   """
+  if path := options.get('prompts', ''):
+    return _teacher(params, prompter.read_prompts(path, entities), model.config, options)
   video = tuple(options.video_templates or prompter.VIDEO_TEMPLATES)
   image = tuple(options.image_templates or prompter.IMAGE_TEMPLATES)
   check_prompts(encode, video + image, entities, options.max_prompt_tokens)

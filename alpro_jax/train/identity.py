@@ -27,6 +27,7 @@ from typing import Any
 
 from absl import logging
 
+from alpro_jax import files
 from alpro_jax.data import tokens
 from alpro_jax.data.answers import canonical
 from alpro_jax.models import alpro, prompter
@@ -78,10 +79,14 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
       'video': list(options.video_templates or prompter.VIDEO_TEMPLATES),
       'image': list(options.image_templates or prompter.IMAGE_TEMPLATES),
     }
+    of = _prompter(options.checkpoint, meta) if used else None
+    if used and options.prompts:
+      prompter.read_prompts(options.prompts, task.entities, of['digest'])
+      templates = {'prompts': files.sha256(options.prompts)}
     meta |= {
       'entities': list(task.entities),
       'templates': templates if task.entities else {},
-      'prompter': _prompter(options.checkpoint, meta) if used else None,
+      'prompter': of,
     }
   return meta
 

@@ -57,6 +57,7 @@ _BY_CONTENT = {
   'prompter.num_entities': 'entities',
   'prompter.video_templates': 'templates',
   'prompter.image_templates': 'templates',
+  'prompter.prompts': 'templates',
   'prompter.checkpoint': 'prompter',
   'train.init_from': 'start',
 }

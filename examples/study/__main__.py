@@ -166,6 +166,8 @@ class Study:
           f'--config.prompter.checkpoint={prompter}',
           f'--config.prompter.entities={self.data / row.entities}.txt',
         ]
+        if row.learned_prompts:
+          flags_of_teacher.append(self._learn_prompts(stages, row, prompter))
       if row.start == 'prompter':
         flags_of_teacher.append(f'--config.train.init_from={prompter}')
       self._train(
@@ -190,6 +192,21 @@ class Study:
     print(f'Written: {file}')
     for stage in tuned:  # Their figures are what is left.
       shutil.rmtree(folder / stage)
+
+  def _learn_prompts(self, stages, row, prompter):
+    """The flag that takes prompts learned from the captions of training."""
+    file = prompter / 'prompts.npz'
+    stages.run(
+      'prompts',
+      script('prompts'),
+      'learn',
+      f'--prompter={prompter}',
+      f'--data={self.data / row.captions}',
+      f'--entities={self.data / row.entities}.txt',
+      f'--start={self.world.templates[0]}',
+      f'--output={file}',
+    )
+    return f'--config.prompter.prompts={file}'
 
   def _train(self, stages, row, stage, seed, folder, captions, *more):
     config = f'examples/study/runs.py:{self.name},{row},{stage}'

@@ -50,6 +50,7 @@ class Row(NamedTuple):
     captions: of the prompter and of pre-training, by their name in World.captions.
     entities: of the prompts, by their name in World.entities.
     single_prompt: the first template alone.
+    learned_prompts: vectors in place of templates; see launch/prompts.py.
     main: a row that a claim of the paper rests on: five seeds, the others three.
   """
 
@@ -60,6 +61,7 @@ class Row(NamedTuple):
   captions: str = 'partial'
   entities: str = 'all'
   single_prompt: bool = False
+  learned_prompts: bool = False
   main: bool = False
 
   @property
@@ -124,6 +126,7 @@ ROWS = {
     'of four regions the one that changes most', {'loss.region_choice': 'change'}
   ),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
+  'learned_prompts': Row('prompts learned', learned_prompts=True),
   'few_entities': Row('few entities', entities='few'),
   'many_entities': Row('many entities, half of them never shown', entities='many'),
   'alpro_wrong30': Row('ALPRO, 30 % of the captions wrong', captions='wrong30'),
