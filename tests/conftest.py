@@ -21,8 +21,6 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
   filter(None, (str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH')))
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Nobody needs Keras, which takes a fifth of the time that importing TensorFlow takes.
-os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 ON_GPU = os.environ.get('ALPRO_TEST_DEVICE') == 'gpu'
 
 jax.config.update('jax_num_cpu_devices', 8)
