@@ -1,4 +1,5 @@
 # make demo   installs, then trains and evaluates on the embedded data set
+# make search installs, indexes three sample clips and opens a page to search them
 # make test   installs what is missing, then lints and runs the tests
 # make test-runs    runs a small demo, and a training that is killed and resumed
 # make test-reliability   the same, and breaks whole runs on purpose in other ways
@@ -16,7 +17,7 @@ RUN := $(VENV)/bin/python
 OUTPUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: install demo lint clean test test-runs \
+.PHONY: install demo search lint clean test test-runs \
   test-reliability test-torch test-tpu test-gpu test-beam docs
 
 install: $(VENV)/installed
@@ -30,6 +31,11 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 demo: install
 	$(RUN) launch/demo.py --output=$(OUTPUT) --seed=$(SEED)
+
+search: install
+	$(RUN) launch/search.py index alpro_jax/shipped/shapes/clips \
+	  --checkpoint=shapes --index=runs/shapes.index
+	$(RUN) launch/search.py serve --index=runs/shapes.index --open
 
 lint: install
 	$(RUN) -m ruff check .

@@ -15,7 +15,7 @@ S is 1 + N: the class token and one token per patch, averaged over time.
 
 __version__ = '0.1.0'
 
-__all__ = ('Model', 'load')
+__all__ = ('Model', 'load', 'open_index')
 
 
 def __getattr__(name: str):

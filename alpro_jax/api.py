@@ -8,6 +8,7 @@ texts = model.embed_texts(['a red disc drifts left'])
 model.similarity(texts, videos)                      # float32[1, 2]
 model.match(texts, videos)                           # float32[1, 2]
 model.index('clips', 'clips.index').search('a red disc', k=5)
+alpro_jax.open_index('clips.index').search('a red disc', k=5)  # From then on.
 """
 
 import os
@@ -28,6 +29,7 @@ from alpro_jax.models import prompter
 from alpro_jax.search import indexing
 from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.index import Index
+from alpro_jax.search.store import Store
 from alpro_jax.serving import alpro_loader, hub, layouts
 from alpro_jax.train import checkpoints
 
@@ -77,6 +79,27 @@ def load(source: str | os.PathLike, *, tokenizer: str = '', averaged: bool = Tru
   if _HUB_NAME.fullmatch(str(source)) and not pathlib.Path(source).parent.is_dir():
     source = _download(str(source))
   return Model(trained.load(find(source), tokenizer=tokenizer, averaged=averaged))
+
+
+def open_index(folder: str | os.PathLike, *, model: str | os.PathLike = '') -> Index:
+  """Opens an index of videos that `Model.index` or launch/search.py made.
+
+  Args:
+    folder: of the index.
+    model: what `load` takes; '' is where the model lay that made the index.
+
+  Raises:
+    FileNotFoundError: if there is no index, or no model.
+    ValueError: if either is damaged, or they do not belong together.
+    ImportError: without LanceDB.
+  """
+  store = Store.open(folder)
+  source = model or store.about['checkpoint']['path']
+  if not model and not os.path.isdir(source):
+    raise FileNotFoundError(
+      f'{folder} was made with {source}, which is not there; pass where it is now as `model`.'
+    )
+  return Index(Encoder(load(source).trained), folder)
 
 
 def _download(name):
@@ -328,13 +351,13 @@ class Model:
     folder: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    span: float | None = None,
+    span: float | Sequence[float] | None = None,
     stride: float | None = None,
     fps: float | None = None,
     skip_unreadable: bool = False,
     retry: bool = False,
   ) -> Index:
-    """Makes an index of all videos below a folder, to be searched by text.
+    """Makes an index of all videos below a folder, to be searched by text; needs LanceDB.
 
     Only new and changed videos are decoded: the same call extends an index, and goes
     on with one that was interrupted.
@@ -342,7 +365,8 @@ class Model:
     Args:
       folder: of videos.
       output: folder of the index, or where it is to be made.
-      span, stride, fps: see search.cut.Cutting; None is as before, or 10, the span, 8.
+      span, stride, fps: see search.cut.Cutting; None is as before, or 10, the longest
+        span, 8. Several spans make clips of each length.
       skip_unreadable: leave out what cannot be read, and say so in `skipped`.
       retry: try again what could not be read last time.
 

@@ -109,7 +109,7 @@ def _cut(video, frames):
   from alpro_jax.search.cut import Cutting, decode
 
   start, length = _START.value, _SECONDS.value
-  cutting = Cutting(frames=frames, span=length, stride=length, fps=_FPS.value, begin=start)
+  cutting = Cutting(frames=frames, spans=(length,), stride=length, fps=_FPS.value, begin=start)
   (cut,) = decode([(video, (start,))], cutting)
   if not cut.clips:
     reason = f'{cut.reason} {cut.detail}'.strip() or (f'it ends before --start={start}')

@@ -1,4 +1,4 @@
-"""Searches a folder of your own videos by text, and asks about them.
+"""Searches folders of your own videos by text, and asks about them.
 
 Steps, each a word before its arguments. Everything stays in the folder
 --index; repeat `index` whenever videos were added: only new and changed ones
@@ -9,20 +9,30 @@ and last 64 KiB is another.
   python launch/search.py index videos/ --checkpoint=runs/msrvtt \\
     --index=runs/index
   python launch/search.py query "a red circle moves left" --index=runs/index
+  python launch/search.py serve --index=runs/index
   python launch/search.py ask "videos/a clip.mp4" "what colour is it?" \\
     --checkpoint=runs/msvd_qa
   python launch/search.py embed --index=runs/index --output=vectors.npz
+  python launch/search.py merge runs/part1 runs/part2 --index=runs/index
+  python launch/search.py convert --index=runs/index
 
 find    is `index` and then `query`; --index is NAME.index of a folder NAME, unless
         another is given.
 index   cuts every video into clips of --span seconds, encodes them and stores
         vectors, thumbnails and, with --keep_tokens, what the fusion encoder
-        reads. What could not be read is named in report.json of the index.
+        reads. What could not be read is named in report.json of the index. Another
+        folder is added to those of the index. --part=2/5 takes one of five parts,
+        to be made on as many machines, each into an index of its own.
 query   prints the best clips for each text and writes a page with them. The
         --rerank_k nearest are read by the fusion encoder, where it was
         trained to match; --fast goes by similarity alone.
+serve   shows a page to search and play, and answers programs over HTTP, on this
+        machine alone; another --host needs a --token. --answers=CHECKPOINT loads a
+        model that answers questions beside that of the index.
 ask     answers a question about a video, for each span and over all.
 embed   writes video, start, stop and vector of every clip to .npz or .parquet.
+merge   joins such parts, each an index, into a new one or one that is there.
+convert makes an index of an earlier version (index.sqlite) one of today.
 """
 
 try:
@@ -52,10 +62,16 @@ _OUTPUT = flags.DEFINE_string(
   'File for the page of `query` (gallery.html in the index) or '
   'for the vectors of `embed` (.npz or .parquet).',
 )
-_SPAN = flags.DEFINE_float('span', None, 'Seconds of a clip; 10 for a new index.')
-_STRIDE = flags.DEFINE_float(
-  'stride', None, 'Seconds from clip to clip, less than --span for overlap.'
+_SPAN = flags.DEFINE_list(
+  'span', None, 'Seconds of a clip, or several for clips of each, as 3,10; 10 for a new index.'
 )
+_STRIDE = flags.DEFINE_float(
+  'stride',
+  None,
+  'Seconds from clip to clip, less than --span for overlap; of several spans the '
+  "longest's, and of the others in proportion.",
+)
+_PART = flags.DEFINE_string('part', '1/1', 'Which part of the folder, as 2/5: see `merge`.')
 _FPS = flags.DEFINE_float(
   'fps',
   None,
@@ -91,14 +107,26 @@ _RERANK_K = flags.DEFINE_integer(
 _COPY_CLIPS = flags.DEFINE_bool(
   'copy_clips', False, 'Copy all hits into the page, to show it away from the videos.'
 )
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address that `serve` listens at.')
+_PORT = flags.DEFINE_integer(
+  'port', 8000, 'And its port; 0 takes any.', lower_bound=0, upper_bound=65535
+)
+_TOKEN = flags.DEFINE_string(
+  'token', '', "What requests must carry, 16 characters or more; 'new' makes one."
+)
+_OPEN = flags.DEFINE_bool('open', False, 'Open the page of `serve` in a browser.')
+_ANSWERS = flags.DEFINE_string('answers', '', 'Checkpoint of question answering for `serve`.')
 _FAST = flags.DEFINE_bool('fast', False, 'Without the fusion encoder.')
 
 _STEPS = {
   'find': 'find DIR "a red circle moves left" --checkpoint=...',
   'index': 'index DIR --checkpoint=... --index=...',
   'query': 'query "a red circle moves left" --index=...',
+  'serve': 'serve --index=...',
   'ask': 'ask VIDEO "what colour is the circle?" --checkpoint=...',
   'embed': 'embed --index=... --output=vectors.npz',
+  'merge': 'merge PART1 PART2 --index=...',
+  'convert': 'convert --index=...',
 }
 
 
@@ -111,8 +139,11 @@ def main(step='', *rest):
     'find': range(2, 1000),
     'index': range(1, 2),
     'query': range(1, 1000),
+    'serve': range(0, 1),
     'ask': range(2, 1000),
     'embed': range(0, 1),
+    'merge': range(1, 1000),
+    'convert': range(0, 1),
   }[step]
   if len(rest) not in wanted or not all(text.strip() for text in rest):
     raise ValueError(
@@ -125,7 +156,7 @@ def main(step='', *rest):
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
   try:
-    {'find': find, 'index': index, 'query': query, 'ask': ask, 'embed': embed}[step](*rest)
+    globals()[step](*rest)
   except KeyboardInterrupt:
     command.fail('interrupted; the same command goes on from here.', 130)
 
@@ -139,10 +170,10 @@ def find(folder, *texts):
 def index(folder):
   """Brings an index up to date with a folder."""
   from alpro_jax.search import indexing
-  from alpro_jax.search.store import FILE, Store
+  from alpro_jax.search.store import Store
 
   start = time.monotonic()
-  listed = indexing.list_videos(folder)
+  listed = indexing.list_videos(folder, _part())
   store = Store.open(_INDEX.value) if Store.exists(_INDEX.value) else None
   if not store and not _CHECKPOINT.value:
     raise ValueError(f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
@@ -156,7 +187,7 @@ def index(folder):
     timeout_s=_TIMEOUT_S.value,
     retry=_RETRY.value,
   )
-  size = pathlib.Path(_INDEX.value, FILE).stat().st_size
+  size = sum(x.stat().st_size for x in pathlib.Path(_INDEX.value).rglob('*.lance') if x.is_file())
   clips = max(report['clips'], 1)
   print(
     f'{report["indexed"]} of {report["videos"]} videos are indexed as '
@@ -187,17 +218,16 @@ def query(*texts):
   from alpro_jax.search.store import Store, show_name
 
   store = Store.open(_INDEX.value)
-  clips = store.clips()
+  clips = store.counts()[1]
   encoder = _load(store)
   if not (_FAST.value or encoder.trained.knows_matching):
     print('By similarity: this checkpoint was not trained to match.')
   rerank_k = 0 if _FAST.value else _RERANK_K.value
-  found = querying.search(encoder, store, clips, texts, top=_TOP.value, rerank_k=rerank_k)
+  found = querying.search(encoder, store, texts, top=_TOP.value, rerank_k=rerank_k)
   _say_if_unknown(encoder)
   for one in found:
     print(
-      f'{one.text}   ({len(clips.id)} clips, {one.read} read by the '
-      f'fusion encoder, {one.seconds:.2f} s)'
+      f'{one.text}   ({clips} clips, {one.read} read by the fusion encoder, {one.seconds:.2f} s)'
     )
     _say_far(one.far)
     for number, hit in enumerate(one.hits, 1):
@@ -212,6 +242,55 @@ def query(*texts):
   path = pathlib.Path(_OUTPUT.value or store.folder / 'gallery.html')
   files.write_text(path, gallery.render(store, found, copy_all=_COPY_CLIPS.value))
   print(f'Written: {path}')
+
+
+def serve():
+  """Serves the page, until SIGTERM or Ctrl-C."""
+  import ipaddress
+  import secrets
+  import threading
+  import webbrowser
+
+  from alpro_jax.search.store import Store
+
+  try:
+    from alpro_jax.search import server
+  except ImportError as error:
+    raise ValueError(f'`serve` needs {error.name}; pip install "alpro_jax[serve]".') from error
+  host, token = _HOST.value, _TOKEN.value
+  token = secrets.token_urlsafe(24) if token == 'new' else token
+  try:
+    alone = host == 'localhost' or ipaddress.ip_address(host).is_loopback
+  except ValueError as error:
+    raise ValueError(f'--host={host} is no address, as 127.0.0.1 or 0.0.0.0.') from error
+  if token and len(token) < 16 or not (alone or token):
+    raise ValueError(
+      f'--host={host} is seen by others and needs a --token, 16 characters or more; '
+      '--token=new makes one.'
+      if not token
+      else '--token must have 16 characters or more; --token=new makes one.'
+    )
+  store = Store.open(_INDEX.value)
+  listening = server.bind(host, _PORT.value)
+  encoder = _load(store)
+  answering = _load(None, _ANSWERS.value) if _ANSWERS.value else None
+  if answering and not answering.trained.answers_questions:
+    raise ValueError(
+      f'--answers={_ANSWERS.value} was trained for {answering.trained.config.task!r} and '
+      'answers no questions; pass a checkpoint of question answering.'
+    )
+  service = server.Service(store, encoder, answering)
+  service.warm_up()
+  port = listening.getsockname()[1]
+  hosts = server.hosts_of(host, port) if alone else frozenset()
+  link = f'?token={token}' if token else ''
+  address = f'http://{f"[{host}]" if ":" in host else host}:{port}/{link}'
+  print(address, flush=True)
+  if _OPEN.value:
+    threading.Timer(1, webbrowser.open, [address]).start()
+  app = server.make_app(service, hosts=hosts, token=token)
+  server.make_server(app).run(sockets=[listening])
+  service.close()
 
 
 def ask(video, *questions):
@@ -282,14 +361,59 @@ def embed():
   print(f'Written: {_OUTPUT.value}, {len(clips.id)} vectors of {store.about["vector"]}.')
 
 
-def _load(store):
-  """Returns the Encoder of --checkpoint, or of an index."""
+def merge(*parts):
+  """Joins indexes of parts of the same folders."""
+  from alpro_jax.search import indexing
+  from alpro_jax.search.store import Store
+
+  opened = [Store.open(part) for part in parts]
+  with indexing.locked(_INDEX.value):
+    if not Store.exists(_INDEX.value):
+      about = {name: x for name, x in opened[0].about.items() if name != 'format'}
+      Store.create(_INDEX.value, about)
+    store = Store.open(_INDEX.value)
+    for part in opened:
+      indexing.check_same(store, part.about)
+      if part.folders != store.folders:
+        raise ValueError(
+          f'{part.folder} is of {part.shown_folders}, {store.folder} of '
+          f'{store.shown_folders}; parts are of the same folders.'
+        )
+      store.merge(part)
+    store.tidy()
+  videos, clips = store.counts()
+  print(f'Written: {_INDEX.value}, {clips} clips of {videos} videos.')
+
+
+def convert():
+  """Makes an index of an earlier version one of today."""
+  from alpro_jax.search import earlier, indexing
+
+  with indexing.locked(_INDEX.value):
+    videos, clips = earlier.convert(_INDEX.value).counts()
+  print(
+    f'Written: {_INDEX.value}, {clips} clips of {videos} videos. {earlier.EARLIER} is no '
+    'longer read; remove it when you like.'
+  )
+
+
+def _part():
+  """--part as two numbers."""
+  try:
+    number, count = map(int, _PART.value.split('/'))
+  except ValueError as error:
+    raise ValueError(f'--part={_PART.value} must be two numbers, as 2/5.') from error
+  return number, count
+
+
+def _load(store, checkpoint=''):
+  """Returns the Encoder of a checkpoint, of --checkpoint, or of an index."""
   from alpro_jax import api
   from alpro_jax.evaluation import trained
   from alpro_jax.search import indexing
   from alpro_jax.search.encoder import Encoder
 
-  checkpoint = _CHECKPOINT.value
+  checkpoint = checkpoint or _CHECKPOINT.value
   if not checkpoint:
     checkpoint = store.about['checkpoint']['path']
     if not os.path.isdir(checkpoint):
@@ -307,11 +431,19 @@ def _load(store):
 def _cutting():
   """What the flags say, None where they say nothing."""
   return {
-    'span': _SPAN.value,
+    'span': _spans(),
     'stride': _STRIDE.value,
     'fps': _FPS.value,
     'short_side': _SHORT_SIDE.value,
   }
+
+
+def _spans():
+  """--span as numbers."""
+  try:
+    return _SPAN.value and tuple(map(float, _SPAN.value))
+  except ValueError as error:
+    raise ValueError(f'--span={",".join(_SPAN.value)} must be numbers, as 3,10.') from error
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from alpro_jax import api
 from alpro_jax.data import video
 from alpro_jax.evaluation import familiarity
 from alpro_jax.search import indexing
+from alpro_jax.search.store import Store
 from alpro_jax.serving import hub, layouts
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
@@ -215,7 +216,9 @@ def folder(paths, tmp_path):
   return tmp_path / 'videos'
 
 
-def test_a_folder_is_indexed_and_searched(model, paths, folder, tmp_path, capfd, caplog):
+def test_a_folder_is_indexed_and_searched(
+  model, paths, folder, tmp_path, capfd, caplog, monkeypatch
+):
   index = model.index(folder, tmp_path / 'index', fps=0)
   assert len(index) == 2 and not index.skipped and '2 videos below' in repr(index)
   assert '2/2 videos' in capfd.readouterr().err and familiarity.NO_SUMMARY in caplog.text
@@ -241,6 +244,19 @@ def test_a_folder_is_indexed_and_searched(model, paths, folder, tmp_path, capfd,
   assert capfd.readouterr().err == ''
   report = json.loads((tmp_path / 'index' / indexing.REPORT).read_text())
   assert (report['done_in_this_run'], report['already_there']) == (1, 2)
+  # From then on it knows its model.
+  monkeypatch.setattr(api, 'load', lambda source: model)
+  assert len(alpro_jax.open_index(tmp_path / 'index')) == 3
+  store = Store.open(tmp_path / 'index')
+  store.change(checkpoint=store.about['checkpoint'] | {'path': 'nowhere'})
+  with pytest.raises(FileNotFoundError, match='which is not there; pass where it is now'):
+    alpro_jax.open_index(tmp_path / 'index')
+  again = alpro_jax.open_index(tmp_path / 'index', model='there')
+  assert list(again.search('a dog', k=5, rerank_k=0))[0].path == fast.path
+  (tmp_path / 'more').mkdir()
+  shutil.copy(paths[0], tmp_path / 'more' / 'b.mp4')
+  again.add(tmp_path / 'more')
+  assert len(again) == 4 and 'more' in repr(again)
 
 
 def test_unreadable_videos_of_an_index_are_left_out_on_request(model, folder, tmp_path):
@@ -271,9 +287,9 @@ def test_mistakes_about_an_index_are_said(model, answering, folder, tmp_path):
     model.index(tmp_path / 'empty', tmp_path / 'index')
   with pytest.raises(ValueError, match='no vectors to search by'):
     answering.index(folder, tmp_path / 'index')
-  assert not (tmp_path / 'index' / 'index.sqlite').exists()
+  assert not (tmp_path / 'index' / 'index.json').exists()
   index = model.index(folder, tmp_path / 'index')
-  with pytest.raises(ValueError, match='--span was 10.0, now 1; --stride was 10.0, now 1'):
+  with pytest.raises(ValueError, match=r'--span was .10.0., now .1.0.; --stride was 10.0, now 1'):
     model.index(folder, tmp_path / 'index', span=1)
   with pytest.raises(ValueError, match="expected a text and k of at least 1, got ' ' and 5"):
     index.search(' ')

@@ -16,22 +16,21 @@ import pytest
 from alpro_jax.data import frames
 from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import CheckpointInfo
-from alpro_jax.search import cut, gallery, indexing, querying, vectors
+from alpro_jax.search import cut, earlier, gallery, indexing, querying, vectors
 from alpro_jax.search import store as storing
 from alpro_jax.search.cut import Cutting, Segment
-from alpro_jax.search.store import File, Row, Store, show_name
+from alpro_jax.search.store import File, Indexed, Only, Row, Store, key, show_name
 from launch import command
 from tests import patience, small_videos
 from tests.test_report import readable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ABOUT = {
-  'root': '/v',
-  'root_bytes': os.fsencode('/v').hex(),
+  'folders': [os.fsencode('/v').hex()],
   'checkpoint': {'path': 'runs/a', 'step': 7, 'digest': 'd' * 64, 'content': 'c'},
   'cutting': {
     'frames': 2,
-    'span': 10.0,
+    'spans': [10.0],
     'stride': 10.0,
     'fps': 8.0,
     'short_side': 256,
@@ -44,8 +43,13 @@ ABOUT = {
 ODD = [b'a "b" <c>.mp4', b'new\nline.mp4', 'ü ß.mp4'.encode(), b'bad\xff.mp4']
 
 
+def pointing(start):
+  """A unit vector."""
+  return np.array([start, 1.0]) / np.hypot(start, 1.0)
+
+
 class NumpyEncoder:
-  """Stands for an Encoder; the vector of a clip is its start and red."""
+  """Stands for an Encoder; the vector of a clip is nearer to (1, 0) the later it starts."""
 
   batch_size = 3
 
@@ -75,16 +79,16 @@ class NumpyEncoder:
     if self.fail_after is not None and self.encoded >= self.fail_after:
       raise KeyboardInterrupt
     self.encoded += len(clips)
-    feature = np.array([[clip.start, 1] for clip in clips], np.float32)
+    feature = np.array([pointing(clip.start) for clip in clips], np.float32)
     tokens = np.zeros((len(clips), 3, 4), np.float32)
-    tokens[:, 0, 0] = feature[:, 0]
+    tokens[:, 0, 0] = [clip.start for clip in clips]
     return VideoFeatures(tokens, feature)
 
   def texts(self, texts):
-    return TextFeatures(None, None, np.array([[1, 0]], np.float32))
+    return TextFeatures(None, None, np.array([[1, 0]] * len(texts), np.float32))
 
   def far_clips(self, videos):
-    return tuple(f'{x:.0f} away' if x > 5 else '' for x in videos.feature[:, 0])
+    return tuple(f'{x:.0f} away' if x > 5 else '' for x in videos.tokens[:, 0, 0])
 
   def far_text(self, text, features):
     return 'none of its pieces is known' if text == 'zzz' else ''
@@ -116,7 +120,7 @@ def numbered(seconds, rate=1):
   ],
 )
 def test_a_video_is_cut_into_spans(seconds, stride, wanted):
-  cutting = Cutting(frames=2, span=10, stride=stride, fps=1)
+  cutting = Cutting(frames=2, spans=(10,), stride=stride, fps=1)
   found = list(cut.spans(iter(numbered(seconds)), cutting))
   assert [x[:2] for x in found] == wanted
   for start, stop, held in found:
@@ -124,11 +128,11 @@ def test_a_video_is_cut_into_spans(seconds, stride, wanted):
 
 
 def test_a_clip_may_begin_late_and_frames_may_be_missing():
-  cutting = Cutting(frames=2, span=2, stride=2, fps=1, begin=3)
+  cutting = Cutting(frames=2, spans=(2,), stride=2, fps=1, begin=3)
   assert [x[:2] for x in cut.spans(iter(numbered(8)), cutting)] == [(3, 5), (5, 8)]
   # Nothing is shown between 1 and 20 s.
   gap = iter([(0, 0.0), (1, 1.0), (2, 20.0)])
-  cutting = Cutting(frames=2, span=2, stride=2, fps=0)
+  cutting = Cutting(frames=2, spans=(2,), stride=2, fps=0)
   assert [x[2] for x in cut.spans(gap, cutting)] == [[0, 1], [2]]
   assert not list(cut.spans(iter([]), cutting))
 
@@ -136,7 +140,7 @@ def test_a_clip_may_begin_late_and_frames_may_be_missing():
 @pytest.mark.parametrize('stride', (10, 5, 2.5))
 def test_a_gap_costs_nothing_however_long(stride):
   """And the clips behind it begin where they would have begun anyway."""
-  cutting = Cutting(frames=2, span=10, stride=stride, fps=1)
+  cutting = Cutting(frames=2, spans=(10,), stride=stride, fps=1)
   seconds = [0, 1, 2, 12, 3_000_000_001, 3_000_000_002, 3_000_000_019]
   found = list(cut.spans(((at, float(at)) for at in seconds), cutting))
   starts = [x[0] for x in found]
@@ -152,7 +156,10 @@ def test_a_gap_costs_nothing_however_long(stride):
 
 def test_how_to_cut_is_checked():
   with pytest.raises(ValueError, match='leave no gaps'):
-    Cutting(frames=2, span=2, stride=3)
+    Cutting(frames=2, spans=(2,), stride=3)
+  for spans in ((), (5, 2), (2, 2), (0, 2)):
+    with pytest.raises(ValueError, match='in ascending order'):
+      Cutting(frames=2, spans=spans)
   with pytest.raises(ValueError, match='--fps=-1'):
     Cutting(frames=2, fps=-1)
   with pytest.raises(ValueError, match='no negative number'):
@@ -172,6 +179,19 @@ def test_a_clip_has_the_frames_of_evaluation(tmp_path, monkeypatch):
   assert found.size == 4 and not found.reason
 
 
+def test_several_spans_cut_the_same_video(tmp_path, monkeypatch):
+  path = str(small_videos.write_video(tmp_path / 'a.mp4', frames=14, rate=2))
+  monkeypatch.setattr(cut, '_make', lambda start, stop, pixels, count: (start, stop, len(pixels)))
+  cutting = Cutting(frames=1, spans=(2, 4), stride=2, fps=0)
+  wanted = [(0, 2, 4), (0, 4, 8), (1, 3, 4), (2, 4, 4), (2, 7, 10), (3, 5, 4), (4, 6, 4), (5, 7, 4)]
+  assert list(cut.cut_video((path, None), cutting=cutting).clips) == wanted
+  assert list(cut.cut_video((path, (2.0,)), cutting=cutting).clips) == [wanted[3], wanted[4]]
+  # One that is shorter than both is one clip.
+  path = str(small_videos.write_video(tmp_path / 'b.mp4', frames=4, rate=2))
+  assert list(cut.cut_video((path, None), cutting=cutting).clips) == [(0, 2, 4)]
+  assert cutting.overlaps and not Cutting(frames=1).overlaps
+
+
 def test_what_cannot_be_read_says_why(tmp_path):
   (tmp_path / 'a.mp4').write_text('no video')
   cutting = Cutting(frames=2)
@@ -187,26 +207,31 @@ def store(tmp_path):
 
 
 def row(start, value=0.0):
-  return Row(start, start + 1, np.array([start, value]), np.full((3, 4), start + value), b'strip')
+  return Row(start, start + 1, pointing(start), np.full((3, 4), start + value), b'strip')
+
+
+def put(store, name, rows=(), *said, size=1, mtime_ns=1):
+  store.put(Indexed(File(name, size, mtime_ns), rows, *said))
 
 
 def test_the_index_keeps_any_name(store):
-  for number, name in enumerate(ODD):
-    store.put(File(name, 5, number), [row(1.0), row(0.0)])
-  store.put(File(ODD[0], 6, 0), [row(2.0)])
-  store.put(File(b'broken.mp4', 1, 1), [], 'unreadable', 'why')
+  store.put(*(Indexed(File(name, 5, i), [row(1.0), row(0.0)]) for i, name in enumerate(ODD)))
+  put(store, ODD[0], [row(2.0)], size=6)
+  put(store, b'broken.mp4', [], 'unreadable', 'why')
   clips = store.clips()
   assert clips.name == sorted([*ODD, *ODD[1:]])
   assert clips.start[clips.name.index(ODD[1])] == 0
-  assert clips.vector.shape == (7, 2)
+  assert clips.vector.shape == (7, 2) and clips.vector.dtype == np.float32
   np.testing.assert_array_equal(clips.stop - clips.start, 1)
   assert clips.start.dtype == clips.stop.dtype == np.float64
-  tokens = store.tokens(clips.id[:2])
+  tokens = store.tokens(clips.id[[4, 0]])
   assert tokens.dtype == np.float16 and tokens.shape == (2, 3, 4)
-  assert store.strip(clips.id[0]) == b'strip'
+  assert tokens[:, 0, 0].tolist() == clips.start[[4, 0]].tolist()
+  assert store.strips(clips.id[:1]) == [b'strip']
   assert store.files()[ODD[0]].size == 6
   assert store.problems() == [(b'broken.mp4', 'unreadable', 'why', 0)]
   assert store.counts() == (4, 7)
+  assert store.path(ODD[3]) == b'/v/bad\xff.mp4'
   store.drop(ODD)
   assert store.counts() == (0, 0) and not len(store.clips().id)
   assert [show_name(name) for name in ODD] == [
@@ -217,68 +242,146 @@ def test_the_index_keeps_any_name(store):
   ]
 
 
+def test_a_search_looks_where_it_is_asked_to(store):
+  put(store, b"it's/a.mp4", [row(1.0), row(2.0)], mtime_ns=10**18)
+  put(store, b"it's/b.mp4", [row(9.0)], mtime_ns=2 * 10**18)
+  put(store, b'c.mp4', [row(0.0)], mtime_ns=3 * 10**18)
+
+  def found(**only):
+    return store.nearest(np.array([1, 0], np.float32), 9, Only(**only)).start.tolist()
+
+  assert found() == [9, 2, 1, 0]
+  assert found(below="it's/") == [9, 2, 1]
+  assert found(below="it's/", max_seconds=5) == [2, 1]
+  assert found(min_seconds=5) == [9] and found(after=2e9) == [9, 0] and found(before=2e9) == [2, 1]
+  assert found(video=key(b'c.mp4')) == [0] and found(below="' OR 1=1 --") == []
+  assert not Only().where and Only(after=-1e30, before=1e30).where.count('mtime_ns') == 2
+
+
+def test_above_some_size_vectors_are_found_by_their_neighbourhood(store, monkeypatch):
+  monkeypatch.setattr(storing, 'EXACT', 300)
+  rng = np.random.default_rng(0)
+  vectors = rng.normal(size=(330, 2))
+  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+  rows = [Row(0.0, 1.0, x, None, bytes([i % 256])) for i, x in enumerate(vectors)]
+  store.put(*(Indexed(File(b'%d' % i, 1, 1), [one]) for i, one in enumerate(rows[:320])))
+  store.tidy()
+  # Of those that come later all are compared.
+  store.put(*(Indexed(File(b'%d' % i, 1, 1), [rows[i]]) for i in range(320, 330)))
+  for query in (3, 325):
+    exact = np.argsort(-(vectors @ vectors[query]))[:10]
+    found = store.nearest(vectors[query].astype(np.float32), 10)
+    assert {int(name) for name in found.name} >= set(exact[:8])
+    assert store.strips(found.id) == [bytes([int(name) % 256]) for name in found.name]
+  store.tidy()
+  assert store.counts() == (330, 330)
+
+
+def test_a_reader_sees_a_change_when_it_asks(store):
+  put(store, b'a', [row(0.0)])
+  reader = Store.open(store.folder)
+  put(store, b'b', [row(1.0)])
+  assert reader.counts() == (1, 1)
+  reader.refresh()
+  assert reader.counts() == (2, 2)
+  store.drop([b'b'])
+  (clip,) = reader.nearest(np.array([1, 0], np.float32), 1).id
+  reader.refresh()
+  with pytest.raises(ValueError, match='was changed by another run'):
+    reader.strips([clip])
+
+
+def test_clips_of_a_run_that_was_killed_are_replaced(store):
+  put(store, b'a', [row(0.0), row(1.0)])
+  store._videos.delete('true')  # It is written last.
+  again = Store.open(store.folder)
+  assert not again.files()
+  put(again, b'a', [row(0.0), row(1.0)])
+  assert again.counts() == (1, 2) and len(again.clips().id) == 2
+  assert again._kept.count_rows() == 2
+
+
+def test_parts_are_merged(store, tmp_path):
+  parts = [Store.create(tmp_path / f'{i}', ABOUT) for i in range(2)]
+  put(parts[0], b'a', [row(0.0), row(1.0)])
+  put(parts[1], b'b', [row(2.0)])
+  put(parts[1], b'broken', [], 'unreadable', 'why')
+  for _ in range(2):  # Twice changes nothing.
+    for part in parts:
+      store.merge(part)
+  assert store.counts() == (2, 3) and list(store.files()) == [b'a', b'b', b'broken']
+  clips = store.clips()
+  np.testing.assert_array_equal(store.tokens(clips.id)[:, 0, 0], clips.start)
+
+
+def test_parts_of_a_folder_are_all_of_it(byte_videos, tmp_path):
+  for name in 'abcdefgh':
+    put_bytes(byte_videos / f'{name}.mp4', name)
+  whole = {file.name for file in indexing.list_videos(byte_videos).files}
+  parts = [indexing.list_videos(byte_videos, (i, 3)) for i in (1, 2, 3)]
+  names = [file.name for part in parts for file in part.files]
+  assert len(names) == 8 and set(names) == whole and all(len(part.files) < 8 for part in parts)
+  with pytest.raises(ValueError, match='--part=4/3 must be'):
+    indexing.list_videos(byte_videos, (4, 3))
+  # A part forgets nothing of another.
+  store = Store.create(tmp_path / 'x', ABOUT | {'folders': [os.fsencode(byte_videos).hex()]})
+  for part in parts:
+    indexing.index(NumpyEncoder(), store, part)
+  assert store.counts()[0] == 8
+
+
 def test_what_is_no_index_is_refused(tmp_path):
   assert not Store.exists(tmp_path)
-  with pytest.raises(FileNotFoundError, match='holds no index.sqlite'):
+  with pytest.raises(FileNotFoundError, match='holds no index.json'):
     Store.open(tmp_path)
-  (tmp_path / 'index.sqlite').write_text('something else, long enough')
+  (tmp_path / 'index.json').write_text('something else')
   with pytest.raises(ValueError, match='is no index'):
     Store.open(tmp_path)
-  Store.create(tmp_path / 'old', {}).change(format=0)
-  assert Store.exists(tmp_path / 'old')
+  (tmp_path / 'index.json').write_text('{"format": 0}')
   with pytest.raises(ValueError, match='has format 0'):
-    Store.open(tmp_path / 'old')
+    Store.open(tmp_path)
+  (tmp_path / 'index.json').write_text(json.dumps({'format': storing.FORMAT, **ABOUT}))
+  with pytest.raises(ValueError, match='is no index, or a damaged one .LanceDB: '):
+    Store.open(tmp_path)
 
 
-SAID = {
-  'SQLITE_FULL': 'the disk is full; free space',
-  'SQLITE_IOERR_WRITE': 'the disk failed or is full',
-  'SQLITE_BUSY': 'another program holds it',
-  'SQLITE_READONLY_DIRECTORY': 'may not be written to',
-  'SQLITE_CANTOPEN': 'may not be read or written to',
-}
+def test_an_index_needs_lancedb(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'lancedb', None)
+  with pytest.raises(ImportError, match='pip install "alpro_jax.search.", or lancedb'):
+    Store.create(tmp_path / 'x', ABOUT)
 
 
-@pytest.mark.parametrize('name', SAID)
-def test_what_sqlite_refuses_is_a_sentence(store, name, monkeypatch):
-  error = sqlite3.OperationalError('whatever')
-  error.sqlite_errorname = name
+@pytest.mark.parametrize('said, sentence', storing._SAID.items())
+def test_what_the_disk_refuses_is_a_sentence(store, said, sentence, monkeypatch):
+  def refuse(*_, **__):
+    raise RuntimeError(f'lance error: LanceError(IO): {said} (os error 28)')
 
-  def connect(*_, **unused):
-    raise error
-
-  monkeypatch.setattr(sqlite3, 'connect', connect)
+  monkeypatch.setattr(store._videos, 'count_rows', refuse)
   # A sound index is never called damaged.
-  with pytest.raises(OSError, match=f'index.sqlite: .*{SAID[name]}') as caught:
-    Store.open(store.folder)
-  assert 'remove' not in str(caught.value)
+  with pytest.raises(OSError) as caught:
+    store.counts()
+  assert sentence in str(caught.value) and 'damaged' not in str(caught.value)
 
 
-def test_a_full_disk_leaves_what_is_stored(store, tmp_path, monkeypatch):
-  store.put(File(b'a', 1, 1), [row(0.0)])
-  (pages,) = store._connection.execute('PRAGMA page_count').fetchone()
-  store._connection.execute(f'PRAGMA max_page_count = {pages}')
-  large = row(1.0)._replace(strip=bytes(1 << 16))
-  with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
-    store.put(File(b'a', 2, 2), [large])
-  assert store.counts() == (1, 1) and store.files()[b'a'].size == 1
+def test_what_ends_a_run_is_what_is_said(store, tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise RuntimeError('No space left on device')
 
-  # The report does not fit either: what ended the run is what is said.
   def write_text(path, text):
     raise OSError(errno.ENOSPC, 'full', 'report.json')
 
-  cut_video = cut.CutVideo((Segment(0.0, 1.0, (), large.strip),))
+  # The report does not fit either.
+  monkeypatch.setattr(store._clips, 'add', full)
+  cut_video = cut.CutVideo((Segment(0.0, 1.0, (), b'strip'),))
   monkeypatch.setattr(indexing, 'decode', lambda *_, **__: [cut_video])
   monkeypatch.setattr(indexing.files, 'write_text', write_text)
-  with pytest.raises(OSError, match='index.sqlite: the disk is full; free'):
-    indexing.index(
-      NumpyEncoder(),
-      store,
-      indexing.Folder(bytes(tmp_path), [File(b'a', 1, 1), File(b'b', 1, 1)], []),
-    )
-  store._connection.execute('PRAGMA max_page_count = 100000')
-  store.put(File(b'a', 2, 2), [large])
-  assert store.files()[b'a'].size == 2
+  folder = indexing.Folder(bytes(tmp_path), [File(b'b', 1, 1)], [])
+  with pytest.raises(OSError, match='the disk is full; free'):
+    indexing.index(NumpyEncoder(), store, folder)
+  assert store.counts() == (0, 0) and not store.files()
+  monkeypatch.undo()
+  put(store, b'b', [row(1.0)])
+  assert store.counts() == (1, 1) and store._kept.count_rows() == 1
 
 
 def test_what_the_system_refuses_comes_with_advice():
@@ -317,19 +420,17 @@ def test_an_index_is_not_mixed(store):
   other = ABOUT | {'checkpoint': {'path': 'runs/b', 'step': 8, 'digest': 'e', 'content': 'f'}}
   with pytest.raises(ValueError, match='another checkpoint .step 8'):
     indexing.check_same(store, other)
-  other = ABOUT | {'cutting': ABOUT['cutting'] | {'span': 5.0}}
-  with pytest.raises(ValueError, match='--span was 10.0, now 5.0'):
+  other = ABOUT | {'cutting': ABOUT['cutting'] | {'spans': (5.0,)}}
+  with pytest.raises(ValueError, match=r'--span was .10.0., now .5.0.'):
     indexing.check_same(store, other)
-  store.change(root_bytes=os.fsencode('/').hex())
-  with pytest.raises(ValueError, match='is an index of /v, not of'):
-    indexing.check_same(store, ABOUT)
 
 
 def test_only_what_is_missing_is_done(tmp_path, encoder, capfd):
   root = tmp_path / 'my videos'
   small_videos.write_folder(root, 4)
   (root / 'broken.avi').write_text('no video')
-  about = indexing.describe(encoder, root, Cutting(frames=2, span=0.5, stride=0.5), True)
+  cutting = Cutting(frames=2, spans=(0.5,), stride=0.5)
+  about = indexing.describe(encoder, [os.fsencode(root)], cutting, True)
   assert about['tokens'] == [2, 4]
   store = Store.create(tmp_path / 'index', about | {'tokens': [3, 4]})
 
@@ -391,6 +492,7 @@ def put_bytes(path, text):
 
 
 def bring_up_to_date(store, root):
+  store.change(folders=[os.fsencode(root).hex()])
   return indexing.index(NumpyEncoder(), store, indexing.list_videos(root))
 
 
@@ -413,31 +515,113 @@ def test_a_video_replaced_at_the_same_size_and_time_is_noticed(store, byte_video
     assert (report['done_in_this_run'], report['left']) == (1, 0)
 
 
-def test_an_index_of_earlier_needs_only_what_is_new(tmp_path, byte_videos, monkeypatch):
-  with monkeypatch.context() as patched:
-    patched.setattr(storing, '_TABLES', storing._TABLES.replace(',\n  ends BLOB', ''))
-    Store.create(tmp_path / 'old', ABOUT).close()
+# What index.sqlite was.
+TABLES = """
+CREATE TABLE about (value TEXT NOT NULL);
+CREATE TABLE videos (
+  id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
+  mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE clips (
+  id INTEGER PRIMARY KEY, video INTEGER NOT NULL, start REAL NOT NULL,
+  stop REAL NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE kept (clip INTEGER PRIMARY KEY, strip BLOB NOT NULL, tokens BLOB);
+"""
+
+
+@pytest.mark.parametrize('ends', (None, b'ends'))
+def test_an_index_of_earlier_is_converted(tmp_path, byte_videos, ends):
+  folder = tmp_path / 'old'
+  folder.mkdir()
+  cutting = {name: x for name, x in ABOUT['cutting'].items() if name != 'spans'} | {'span': 10.0}
+  about = {'root': 'x', 'root_bytes': os.fsencode(byte_videos).hex(), 'cutting': cutting}
+  about |= {name: ABOUT[name] for name in ('checkpoint', 'shown', 'vector', 'tokens')}
+  with sqlite3.connect(folder / 'index.sqlite') as old:
+    old.executescript(TABLES)
+    old.execute('INSERT INTO about VALUES (?)', (json.dumps({'format': 1, **about}),))
+    for number, (name, size, reason) in enumerate([('a.mp4', 200000, ''), ('b.mp4', 3, 'broken')]):
+      values = number, name.encode(), size, 10**18, reason
+      old.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?, 'why')", values)
+    vector, tokens = np.array([0.6, 0.8], '<f4'), np.full((3, 4), 7, '<f2')
+    old.execute('INSERT INTO clips VALUES (1, 0, 7, 8, ?)', (vector.tobytes(),))
+    old.execute('INSERT INTO kept VALUES (1, ?, ?)', (b'strip', tokens.tobytes()))
+    if ends:
+      old.execute('ALTER TABLE videos ADD COLUMN ends BLOB')
+      old.execute('UPDATE videos SET ends = ?', (ends,))
+  old.close()
+  with pytest.raises(ValueError, match='of an earlier version; `search.py convert --index='):
+    Store.open(folder)
+  store = earlier.convert(folder)
+  clips = store.clips()
+  assert clips.start.tolist() == [7] and clips.name == [b'a.mp4']
+  np.testing.assert_array_equal(clips.vector, vector[None])
+  np.testing.assert_array_equal(store.tokens(clips.id), tokens[None])
+  assert store.strips(clips.id) == [b'strip']
+  assert store.files()[b'a.mp4'] == File(b'a.mp4', 200000, 10**18, ends)
+  assert store.problems() == [(b'b.mp4', 'broken', 'why', 0)]
+  indexing.check_same(store, ABOUT)
+  with pytest.raises(FileExistsError, match='nothing is to be converted'):
+    earlier.convert(folder)
+  with pytest.raises(FileNotFoundError, match='holds no index.sqlite'):
+    earlier.convert(byte_videos)
+  (byte_videos / 'index.sqlite').write_text('something else, long enough')
+  with pytest.raises(ValueError, match='is no index, or a damaged one'):
+    earlier.convert(byte_videos)
+  if ends:
+    return
+  # An index without digests takes as unchanged what has its size and time, and adds them.
   put_bytes(byte_videos / 'a.mp4', 'x')
-  with sqlite3.connect(tmp_path / 'old' / 'index.sqlite') as connection:
-    connection.execute("INSERT INTO videos VALUES (1, ?, 200000, ?, '', '')", (b'a.mp4', 10**18))
-    connection.execute('INSERT INTO clips VALUES (1, 1, 7, 8, ?)', (bytes(8),))
-    connection.execute('INSERT INTO kept VALUES (1, ?, ?)', (b'', bytes(24)))
-  connection.close()
-  store = Store.open(tmp_path / 'old')
-  assert store.clips().start.tolist() == [7]
-  assert store.files() == {b'a.mp4': File(b'a.mp4', 200000, 10**18)}
-  put_bytes(byte_videos / 'new.mp4', 'y')
   report = bring_up_to_date(store, byte_videos)
-  assert report['done_in_this_run'] == report['taken_as_unchanged'] == 1
-  assert store.clips().start.tolist() == [7, ord('y')]
-  store.close()
-  # From then on it holds what a new one holds.
+  assert report['taken_as_unchanged'] == 1 and report['dropped'] == ['b.mp4']
   put_bytes(byte_videos / 'a.mp4', 'z')
-  store = Store.open(tmp_path / 'old')
   report = bring_up_to_date(store, byte_videos)
   assert (report['done_in_this_run'], report['taken_as_unchanged']) == (1, 0)
-  assert store.clips().start.tolist() == [ord('z'), ord('y')]
-  store.close()
+  assert store.clips().start.tolist() == [ord('z')]
+
+
+def test_folders_are_added_and_may_move(tmp_path, byte_videos, encoder):
+  """Of several, each keeps its own videos."""
+  encoder.trained.config.data.frames = 2
+  output, other, moved = (tmp_path / name for name in ('index', 'other', 'moved'))
+  other.mkdir()
+  put_bytes(byte_videos / 'a.mp4', 'a')
+  put_bytes(other / 'a.mp4', 'b')
+  put_bytes(other / 'c.mp4', 'c')
+
+  def update(folder):
+    listed = indexing.list_videos(folder)
+    options = {'cutting': {}, 'keep_tokens': False, 'log': lambda line: None}
+    report = indexing.update(encoder, listed, output, **options)
+    return report['done_in_this_run'], len(report['dropped'])
+
+  assert update(byte_videos) == (1, 0) and update(other) == (2, 0) and update(byte_videos) == (0, 0)
+  store = Store.open(output)
+  assert store.folders == [os.fsencode(x) for x in (byte_videos, other)]
+  paths = {os.fsencode(x) for x in (byte_videos / 'a.mp4', other / 'a.mp4', other / 'c.mp4')}
+  assert {store.path(name) for name in store.files()} == paths
+  # Of one that is gone nothing is forgotten, unless it is found elsewhere.
+  other.rename(moved)
+  (moved / 'c.mp4').unlink()
+  assert update(byte_videos) == (0, 0) and update(moved) == (0, 1)
+  store = Store.open(output)
+  assert store.folders == [os.fsencode(x) for x in (byte_videos, moved)]
+  assert store.counts() == (2, 2)
+  (found,) = querying.search(encoder, store, ['x'], top=1, rerank_k=0)
+  assert found[0].path == str(moved / 'a.mp4')
+
+
+def test_of_overlapping_hits_the_best_stays(tmp_path, encoder):
+  cutting = ABOUT['cutting'] | {'spans': [2.0, 4.0], 'stride': 4.0}
+  about = ABOUT | {'cutting': cutting, 'tokens': None}
+  store = Store.create(tmp_path / 'x', about)
+  spans = [(0, 4), (3, 5), (4, 8), (6, 8)]
+  rows = [row(float(start))._replace(stop=float(stop), tokens=None) for start, stop in spans]
+  store.put(*(Indexed(File(name, 1, 1), rows) for name in (b'a', b'b')))
+  (found,) = querying.search(encoder, store, ['x'], top=9, rerank_k=0)
+  # Half of 3-5 lies in 4-8, which is no better than half; all of 4-8 would take 6-8 away.
+  assert [(hit.start, hit.end) for hit in found.by_video['/v/a']] == [(6, 8), (3, 5), (0, 4)]
+  assert sorted(found.by_video) == ['/v/a', '/v/b'] and len(found) == 6
+  (few,) = querying.search(encoder, store, ['x'], top=3, rerank_k=0)
+  assert list(few) == list(found)[:3]
 
 
 def test_what_cannot_be_looked_at_is_not_forgotten(store, byte_videos):
@@ -467,12 +651,12 @@ def test_one_run_at_a_time(tmp_path):
 
 
 def test_fusion_orders_the_nearest(store):
-  store.put(File(b'a', 1, 1), [row(float(i)) for i in range(5)])
-  clips, encoder = store.clips(), NumpyEncoder()
-  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=0)
+  put(store, b'a', [row(float(i)) for i in range(5)])
+  encoder = NumpyEncoder()
+  (found,) = querying.search(encoder, store, ['x'], top=4, rerank_k=0)
   assert [hit.start for hit in found.hits] == [4, 3, 2, 1]
   assert found.read == 0 and found.hits[0].match is None
-  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=2)
+  (found,) = querying.search(encoder, store, ['x'], top=4, rerank_k=2)
   assert [hit.start for hit in found.hits] == [3, 4, 2, 1]
   assert found.read == 2 and found.hits[2].match is None
   assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(3)))
@@ -480,15 +664,15 @@ def test_fusion_orders_the_nearest(store):
 
 def test_fusion_reads_more_than_are_shown_and_orders_by_score(store):
   # Similarity is the start; the margin of a match is -(start + value).
-  store.put(File(b'a', 1, 1), [row(float(i), value) for i, value in enumerate([0, 0, 5, -9, 5])])
-  clips, encoder = store.clips(), NumpyEncoder()
-  (found,) = querying.search(encoder, store, clips, ['x'], top=1, rerank_k=3)
+  put(store, b'a', [row(float(i), value) for i, value in enumerate([0, 0, 5, -9, 5])])
+  encoder = NumpyEncoder()
+  (found,) = querying.search(encoder, store, ['x'], top=1, rerank_k=3)
   assert [hit.start for hit in found.hits] == [3] and found.read == 3
   assert found.hits[0].match == pytest.approx(1 / (1 + np.exp(-6)))
-  assert found.hits[0].similarity == 3
-  (found,) = querying.search(encoder, store, clips, ['x'], top=4, rerank_k=3)
+  assert found.hits[0].similarity == pytest.approx(pointing(3)[0])
+  (found,) = querying.search(encoder, store, ['x'], top=4, rerank_k=3)
   assert [hit.start for hit in found.hits] == [3, 2, 4, 1]
-  (found,) = querying.search(encoder, store, clips, ['x'], top=9, rerank_k=9)
+  (found,) = querying.search(encoder, store, ['x'], top=9, rerank_k=9)
   assert [hit.start for hit in found.hits] == [3, 0, 1, 2, 4]
 
 
@@ -498,10 +682,10 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
   for name in 'ab':
     put_bytes(byte_videos / f'{name}.mp4', name)
   store = Store.create(
-    tmp_path / 'index', ABOUT | {'tokens': None, 'root_bytes': os.fsencode(byte_videos).hex()}
+    tmp_path / 'index', ABOUT | {'tokens': None, 'folders': [os.fsencode(byte_videos).hex()]}
   )
   bring_up_to_date(store, byte_videos)
-  assert store._ask('SELECT DISTINCT tokens FROM kept') == [(None,)]
+  assert store._kept.to_arrow()['tokens'].to_pylist() == [None, None]
   put_bytes(byte_videos / 'b.mp4', 'c')
   monkeypatch.setattr(
     querying,
@@ -511,7 +695,7 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
       for _, starts in items
     ],
   )
-  (found,) = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=2)
+  (found,) = querying.search(NumpyEncoder(), store, ['x'], rerank_k=2)
   assert [(hit.name, hit.match is None) for hit in found.hits] == [
     (b'a.mp4', False),
     (b'b.mp4', True),
@@ -523,8 +707,8 @@ def test_a_video_that_has_changed_is_not_decoded_for_its_old_clips(
 def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch, caplog):
   store = Store.create(tmp_path, ABOUT | {'tokens': None})
   bare = [row(float(i))._replace(tokens=None) for i in range(3)]
-  store.put(File(b'a.mp4', 1, 1), bare)
-  store.put(File(b'gone.mp4', 1, 1), [bare[2]])
+  put(store, b'a.mp4', bare)
+  put(store, b'gone.mp4', [bare[2]])
   asked = []
 
   def decode(items, cutting):
@@ -536,7 +720,7 @@ def test_without_tokens_candidates_are_decoded_again(tmp_path, monkeypatch, capl
       yield cut.CutVideo(there, '' if there else 'missing file')
 
   monkeypatch.setattr(querying, 'decode', decode)
-  (found,) = querying.search(NumpyEncoder(), store, store.clips(), ['x'], top=4, rerank_k=3)
+  (found,) = querying.search(NumpyEncoder(), store, ['x'], top=4, rerank_k=3)
   assert dict(asked) == {'/v/a.mp4': (2.0, 1.0), '/v/gone.mp4': (2.0,)}
   assert found.read == 2
   assert [(hit.name, hit.start) for hit in found.hits] == [
@@ -584,10 +768,10 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
 def test_hits_are_played_from_the_file_or_a_copy(store, tmp_path):
   small_videos.write_video(tmp_path / 'a.mp4')
   small_videos.write_video(tmp_path / 'b.avi', codec='mpeg4')
-  store.change(root=str(tmp_path), root_bytes=bytes(tmp_path).hex())
+  store.change(folders=[bytes(tmp_path).hex()])
   for name in (b'a.mp4', b'b.avi'):
-    store.put(File(name, 1, 1), [row(0.0)])
-  found = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
+    put(store, name, [row(0.0)])
+  found = querying.search(NumpyEncoder(), store, ['x'], rerank_k=0)
 
   def played(**options):
     tags = readable(gallery.render(store, found, **options)).tags
@@ -598,8 +782,8 @@ def test_hits_are_played_from_the_file_or_a_copy(store, tmp_path):
 
 
 def test_the_page_is_escaped(store):
-  store.put(File(ODD[0], 1, 1), [row(1.0)])
-  found = querying.search(NumpyEncoder(), store, store.clips(), ['<script>'], rerank_k=1)
+  put(store, ODD[0], [row(1.0)])
+  found = querying.search(NumpyEncoder(), store, ['<script>'], rerank_k=1)
   shown = gallery.render(store, found)
   assert '&lt;script&gt;' in shown and '<script>' not in shown
   assert 'a &#34;b&#34; &lt;c&gt;.mp4' in shown and '<c>' not in shown
@@ -608,10 +792,10 @@ def test_the_page_is_escaped(store):
   assert 'without a player: No such file or directory.' in shown and '<video' not in shown
   # The margin is -1.
   assert 'The 1 nearest' in shown and 'match 0.27' in shown and 'not calibrated' in shown
-  assert 'similarity 1.00' in shown
-  found = querying.search(NumpyEncoder(), store, store.clips(), ['x'], rerank_k=0)
+  assert 'similarity 0.71' in shown
+  found = querying.search(NumpyEncoder(), store, ['x'], rerank_k=0)
   shown = gallery.render(store, found)
-  assert 'was not asked' in shown and 'similarity 1.00' in shown
+  assert 'was not asked' in shown and 'similarity 0.71' in shown
   assert 'match' not in shown.partition('class="score"')[2]
 
 
@@ -624,7 +808,7 @@ def test_times_are_shown(seconds, text):
 
 
 def test_vectors_leave(store, tmp_path, monkeypatch):
-  store.put(File(ODD[3], 1, 1), [row(1.0), row(2.0)])
+  put(store, ODD[3], [row(1.0), row(2.0)])
   clips = store.clips()
   vectors.write(tmp_path / 'v.npz', clips, store.about)
   with np.load(tmp_path / 'v.npz') as found:

@@ -6,10 +6,14 @@ stride 10, seconds:
   24 s -> 0-10, 10-24      the rest is less than half a stride: it joins
   26 s -> 0-10, 10-20, 20-26
   with stride 5:  17 s -> 0-10, 5-17;   19 s -> 0-10, 5-15, 10-19
+
+Of several spans each cuts the whole video; a clip that two of them give is one.
 """
 
 import dataclasses
+import heapq
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -27,22 +31,44 @@ class Cutting:
   """How videos are cut."""
 
   frames: int  # T, of every clip.
-  span: float = 10.0  # Seconds of a clip; the last one of a video has up to 1.5 times.
-  stride: float = 10.0  # Seconds from start to start, at most `span`.
+  # Seconds of a clip, in ascending order; the last one of a video has up to 1.5 times.
+  spans: tuple[float, ...] = (10.0,)
+  # Seconds from start to start, at most `span`; of shorter spans in proportion.
+  stride: float = 10.0
   fps: float = 8.0  # Frames per second among which T are chosen; 0 is all.
   short_side: int = 256  # Pixels of the frames; smaller videos keep their size.
   begin: float = 0.0  # Second where the first clip starts.
 
   def __post_init__(self):
+    given = ','.join(map(str, self.spans))
+    if not self.spans or sorted(set(self.spans)) != list(self.spans) or self.spans[0] <= 0:
+      raise ValueError(f'--span={given} must be seconds above 0, in ascending order.')
     if not 0 < self.stride <= self.span < math.inf:
       raise ValueError(
-        f'--span={self.span} and --stride={self.stride} must be above 0, and '
-        'the stride at most the span: clips may overlap, but leave no gaps.'
+        f'--span={given} and --stride={self.stride} must be above 0, and the stride at '
+        'most the longest span: clips may overlap, but leave no gaps.'
       )
     if not 0 <= self.fps <= 1000:
       raise ValueError(f'--fps={self.fps} must be 0 (all frames) to 1000.')
     if self.frames < 1 or self.short_side < 0 or not 0 <= self.begin < 1e9:
       raise ValueError(f'{self} needs a frame and no negative number.')
+
+  @property
+  def span(self) -> float:
+    """The longest."""
+    return self.spans[-1]
+
+  @property
+  def overlaps(self) -> bool:
+    """Whether clips of one video may overlap."""
+    return len(self.spans) > 1 or self.stride < self.span
+
+  def each(self) -> 'list[Cutting]':
+    """One for each span."""
+    return [
+      dataclasses.replace(self, spans=(span,), stride=self.stride * span / self.span)
+      for span in self.spans
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +141,14 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
       broken = error
 
   try:
-    for start, stop, pixels in spans(frames(), cutting):
-      if starts is None or start in starts:
+    streams = itertools.tee(frames(), len(cutting.spans))
+    cut = [spans(*each) for each in zip(streams, cutting.each(), strict=True)]
+    before = None
+    # In the order of starts: a stream is never far ahead of another.
+    for start, stop, pixels in heapq.merge(*cut, key=lambda clip: clip[:2]):
+      if (starts is None or start in starts) and (start, stop) != before:
         clips.append(_make(start, stop, pixels, cutting.frames))
+        before = start, stop
   except Exception as error:  # Whatever a broken file makes a decoder raise.
     clips, broken = [], error
   if broken is None:
@@ -132,7 +163,7 @@ def cut_video(item, *, cutting: Cutting) -> CutVideo:
 def spans(
   frames: Iterable[tuple[np.ndarray, float]], cutting: Cutting
 ) -> Iterator[tuple[float, float, list]]:
-  """(frame, second) in order -> (start, stop, frames) of each clip.
+  """(frame, second) in order -> (start, stop, frames) of each clip of the longest span.
 
   A clip is given as soon as it is known that another one follows it.
   """

@@ -30,22 +30,24 @@ def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -
     found: in it.
     copy_all: copy every hit into the page, which is then shown away from the files.
   """
-  root, checkpoint = store.about['root'], store.about['checkpoint']
+  checkpoint = store.about['checkpoint']
   videos, clips = store.counts()
   spans = list(dict.fromkeys((hit.path, hit.start, hit.end) for one in found for hit in one.hits))
+  ids = [hit.clip for one in found for hit in one.hits]
+  strips = dict(zip(ids, store.strips(ids), strict=True))
   played = dict(zip(spans, playing.prepare(spans, copy_all=copy_all), strict=True))
   return page.render(
     'gallery.html',
     title='What was found',
     about=[
-      ('videos', f'{videos:,} in {clips:,} clips, {root}'),
+      ('videos', f'{videos:,} in {clips:,} clips, {store.shown_folders}'),
       ('checkpoint', f'{checkpoint["path"]}, step {checkpoint["step"]}'),
     ],
-    found=[(one, [_card(store, hit, played) for hit in one.hits]) for one in found],
+    found=[(one, [_card(strips[hit.clip], hit, played) for hit in one.hits]) for one in found],
   )
 
 
-def _card(store, hit: Hit, played):
+def _card(strip, hit: Hit, played):
   own = played[hit.path, hit.start, hit.end]
   link = f'file://{urllib.parse.quote(os.fsencode(hit.path))}#t={hit.start:.2f},{hit.end:.2f}'
   return {
@@ -56,5 +58,5 @@ def _card(store, hit: Hit, played):
     'why_not': own.why_not,
     'link': link,
     'played': pictures.encode(own.copy, 'video/mp4') if own.copy else link,
-    'strip': pictures.encode(store.strip(hit.clip), 'image/jpeg'),
+    'strip': pictures.encode(strip, 'image/jpeg'),
   }

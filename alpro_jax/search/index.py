@@ -9,13 +9,13 @@ from alpro_jax import files
 from alpro_jax.evaluation import familiarity
 from alpro_jax.search import gallery, indexing, querying
 from alpro_jax.search.encoder import Encoder
-from alpro_jax.search.store import Store
+from alpro_jax.search.store import Store, show_name
 
 
 class Index:
   """A folder of videos, cut into clips of some seconds and encoded; `len` counts them.
 
-  `Model.index` makes one.
+  `Model.index` makes one, `alpro_jax.open_index` opens one.
 
   Attributes:
     folder: where the index lies.
@@ -33,24 +33,28 @@ class Index:
     indexing.check_checkpoint(self._store, indexing.made_with(encoder.trained))
     if not encoder.trained.familiarity:
       logging.warning(familiarity.NO_SUMMARY)
-    self.folder, self._clips = self._store.folder, self._store.clips()
-    report = json.loads((self.folder / indexing.REPORT).read_text())
-    root = self._store.about['root']
-    self.skipped = {
-      os.path.join(root, one['video']): f'{one["reason"]}: {one["detail"]}'.rstrip(': ')
-      for one in report['problems']
+    self.folder = self._store.folder
+    self.skipped = self._skipped()
+
+  def _skipped(self):
+    path = self.folder / indexing.REPORT
+    problems = json.loads(path.read_text())['problems'] if path.is_file() else []
+    return {
+      show_name(self._store.path(os.fsencode(one['video']))): f'{one["reason"]}: '
+      f'{one["detail"]}'.rstrip(': ')
+      for one in problems
       if not one['clips']
     }
 
   def __repr__(self) -> str:
     videos, clips = self._store.counts()
     return (
-      f'<alpro_jax.Index {self.folder}: {videos} videos below {self._store.about["root"]} in '
+      f'<alpro_jax.Index {self.folder}: {videos} videos below {self._store.shown_folders} in '
       f'{clips} clips, {len(self.skipped)} left out>'
     )
 
   def __len__(self) -> int:
-    return len(self._clips.id)
+    return self._store.counts()[1]
 
   def search(
     self, text: str, *, k: int = 5, rerank_k: int = 64, page: str | os.PathLike = ''
@@ -74,13 +78,34 @@ class Index:
     if not isinstance(text, str) or not text.strip() or k < 1:
       raise ValueError(f'expected a text and k of at least 1, got {text!r} and {k}.')
     (found,) = querying.search(
-      self._encoder, self._store, self._clips, [text], top=k, rerank_k=rerank_k and max(rerank_k, k)
+      self._encoder, self._store, [text], top=k, rerank_k=rerank_k and max(rerank_k, k)
     )
     familiarity.warn_of_far([found.far], [text], 'texts')
     if page:
       files.write_text(page, gallery.render(self._store, [found], copy_all=True))
     return found
 
+  def add(
+    self, folder: str | os.PathLike, *, skip_unreadable: bool = True, retry: bool = False
+  ) -> None:
+    """Brings it up to date with a folder of videos, which may be a new one.
+
+    Args:
+      folder: of videos; only what is new or changed is decoded.
+      skip_unreadable, retry: see `Model.index`.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      UnreadableVideo: for the first that cannot be read, unless such are skipped.
+      ValueError: if it holds no video.
+    """
+    listed = indexing.list_videos(folder)
+    indexing.update(
+      self._encoder, listed, self.folder, cutting={}, skip_unreadable=skip_unreadable, retry=retry
+    )
+    self._store = Store.open(self.folder)
+    self.skipped = self._skipped()
+
   def close(self) -> None:
-    """Closes its file."""
+    """Lets go of its files."""
     self._store.close()

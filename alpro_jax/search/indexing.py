@@ -1,8 +1,8 @@
-"""From a folder of videos to an index: only what is new or changed is decoded.
+"""From folders of videos to an index: only what is new or changed is decoded.
 
 Worker processes decode (a video that hangs or crashes one is named and left
-out), this process encodes. A video is stored when all its clips are encoded:
-an interrupted run loses at most what is in flight.
+out), this process encodes. Videos are stored together, every few seconds, when all
+their clips are encoded: a run that is killed loses at most these seconds.
 """
 
 import contextlib
@@ -10,7 +10,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,42 +23,75 @@ from alpro_jax.data.containers import UnreadableVideo
 from alpro_jax.data.progress import Progress
 from alpro_jax.search.cut import Cutting, CutVideo, decode
 from alpro_jax.search.encoder import Encoder
-from alpro_jax.search.store import File, Row, Store, look_at, show_name
+from alpro_jax.search.store import File, Indexed, Row, Store, key, look_at, show_name
 from alpro_jax.train import digests, identity
 
 REPORT = 'report.json'
+# What is stored at once: seconds of work, or bytes.
+_SECONDS, _BYTES = 10.0, 1 << 26
+_TIDY = 100  # Times that it is stored, after which small pieces are joined.
 
 
 class Folder(NamedTuple):
-  """What lies below a folder; names are relative to it."""
+  """What lies below a folder; names are relative to it, or as in an index."""
 
   root: bytes  # Where it lies, as the file system has it.
   files: list[File]  # Its videos.
   problems: list[tuple[bytes, str]]  # (name, reason) of what could not be looked at.
   passed_over: list[tuple[bytes, str]] = []  # And of what only looks like a video.
+  part: tuple[int, int] = (1, 1)  # Which of how many parts of the folder this is.
+  prefix: bytes = b''  # Of all names.
 
   def may_hold(self, name: bytes) -> bool:
     """Whether a video could be there, in what could not be looked at."""
-    return any(path in (name, b'.') or name.startswith(path + b'/') for path, _ in self.problems)
+    everything = self.prefix + b'.'
+    return any(
+      path in (name, everything) or name.startswith(path + b'/') for path, _ in self.problems
+    )
+
+  def covers(self, name: bytes) -> bool:
+    """Whether a video of an index is looked for in this part of this folder."""
+    own = name.startswith(self.prefix) if self.prefix else not name.startswith(b'//')
+    return own and _in_part(name[len(self.prefix) :], self.part)
+
+  def as_number(self, number: int) -> 'Folder':
+    """With the names that an index has for those of its folder of this number."""
+    prefix = b'//%d/' % number if number else b''
+    rest = ([(prefix + name, *x) for name, *x in y] for y in (self.problems, self.passed_over))
+    named = [file._replace(name=prefix + file.name) for file in self.files]
+    return Folder(self.root, named, *rest, self.part, prefix)
 
 
-def list_videos(root) -> Folder:
+def _in_part(name, part):
+  """By a digest: a video stays in its part, whatever comes and goes beside it."""
+  return key(name) % part[1] == part[0] - 1
+
+
+def list_videos(root, part: tuple[int, int] = (1, 1)) -> Folder:
   """Finds all videos below a folder; see data/listing.py.
+
+  Args:
+    root: the folder.
+    part: (i, n): only those of the i-th of n parts, to be indexed apart and merged.
 
   Raises:
     FileNotFoundError: if there is no such folder.
+    ValueError: if there is no such part.
   """
+  if not 1 <= part[0] <= part[1]:
+    raise ValueError(f'--part={part[0]}/{part[1]} must be 1/n to n/n, n parts of a folder.')
   root = os.fsencode(os.path.abspath(root))
   if not os.path.isdir(root):
     raise FileNotFoundError(f'{show_name(root)} is not a folder.')
   found = listing.list_videos(root)
   videos, problems = [], found.problems
   for name in found.videos:
-    try:
-      videos.append(look_at(root, name))
-    except OSError as error:
-      problems.append((name, error.strerror))
-  return Folder(root, videos, sorted(problems), found.passed_over)
+    if _in_part(name, part):
+      try:
+        videos.append(look_at(os.path.join(root, name), name))
+      except OSError as error:
+        problems.append((name, error.strerror))
+  return Folder(root, videos, sorted(problems), found.passed_over, part)
 
 
 def made_with(trained) -> dict[str, Any]:
@@ -66,9 +100,11 @@ def made_with(trained) -> dict[str, Any]:
   return trained.origin._asdict() | {'content': content}
 
 
-def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dict[str, Any]:
+def describe(
+  encoder: Encoder, folders: Sequence[bytes], cutting: Cutting, keep_tokens: bool
+) -> dict[str, Any]:
   """What an index says about itself."""
-  trained, root = encoder.trained, os.fsencode(os.path.abspath(root))
+  trained = encoder.trained
   config, data = trained.model.config, trained.config.data
   if trained.answers_questions or not config.embed_size:
     raise ValueError(
@@ -78,8 +114,7 @@ def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dic
     )
   patches = (data.image_size // config.video.patch_size) ** 2
   return {
-    'root': show_name(root),
-    'root_bytes': root.hex(),
+    'folders': [folder.hex() for folder in folders],
     'checkpoint': made_with(trained),
     'cutting': dataclasses.asdict(cutting),
     'shown': {name: data[name] for name in ('image_size', 'resize', 'resize_mode')},
@@ -88,13 +123,16 @@ def describe(encoder: Encoder, root, cutting: Cutting, keep_tokens: bool) -> dic
   }
 
 
-def choose_cutting(
-  encoder: Encoder, store: Store | None, given: Mapping[str, float | None]
-) -> Cutting:
-  """How to cut: what is given and not None, else as in an index, else the defaults."""
+def choose_cutting(encoder: Encoder, store: Store | None, given: Mapping[str, Any]) -> Cutting:
+  """How to cut: what is given and not None, else as in an index, else the defaults.
+
+  `span` may be one number, or several.
+  """
   given = {name: value for name, value in given.items() if value is not None}
-  if 'span' in given and not (store and given['span'] == store.cutting.span):
-    given.setdefault('stride', given['span'])
+  if 'span' in given:
+    given['spans'] = tuple(float(x) for x in np.atleast_1d(given.pop('span')))
+    if not (store and given['spans'] == store.cutting.spans):
+      given.setdefault('stride', max(given['spans'], default=0.0))
   if store:
     return dataclasses.replace(store.cutting, **given)
   return Cutting(frames=encoder.trained.config.data.frames, **given)
@@ -105,11 +143,13 @@ def update(
   listed: Folder,
   output,
   *,
-  cutting: Mapping[str, float | None],
+  cutting: Mapping[str, Any],
   keep_tokens: bool | None = None,
   **options,
 ) -> dict[str, Any]:
-  """Makes an index of a folder, or brings one up to date.
+  """Makes an index of a folder, brings one up to date, or adds a folder to one.
+
+  A folder of an index that is no longer there has moved if videos of it are in this one.
 
   Args:
     encoder: with the model.
@@ -138,15 +178,29 @@ def update(
     store = Store.open(output) if Store.exists(output) else None
     if keep_tokens is None:
       keep_tokens = store is None or store.about['tokens'] is not None
-    about = describe(encoder, listed.root, choose_cutting(encoder, store, cutting), keep_tokens)
+    folders, number = _place(store, listed)
+    about = describe(encoder, folders, choose_cutting(encoder, store, cutting), keep_tokens)
     if store:
       opened.callback(store.close)
       check_same(store, about)
-      # Both may have moved; names below the folder count.
-      store.change(**{name: about[name] for name in ('root', 'root_bytes', 'checkpoint')})
+      # Folder and model may have moved.
+      store.change(**{name: about[name] for name in ('folders', 'checkpoint')})
     else:
       store = opened.enter_context(contextlib.closing(Store.create(output, about)))
-    return index(encoder, store, listed, **options)
+    return index(encoder, store, listed.as_number(number), **options)
+
+
+def _place(store, listed):
+  """Returns the folders of an index with this one, and its number among them."""
+  folders = store.folders if store else []
+  if listed.root in folders:
+    return folders, folders.index(listed.root)
+  known = set(store.files()) if store else set()
+  for number, folder in enumerate(folders):
+    names = {file.name for file in listed.as_number(number).files}
+    if not os.path.isdir(folder) and names & known:
+      return [*folders[:number], listed.root, *folders[number + 1 :]], number
+  return [*folders, listed.root], len(folders)
 
 
 def check_same(store: Store, about: dict[str, Any]) -> None:
@@ -157,13 +211,10 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   """
   old = store.about
   check_checkpoint(store, about['checkpoint'])
-  if old['root_bytes'] != about['root_bytes'] and os.path.isdir(store.root):
-    raise ValueError(
-      f'{store.folder} is an index of {old["root"]}, not of {about["root"]}; '
-      'index into another folder.'
-    )
-  was = {f'--{name}': value for name, value in old['cutting'].items()} | old
-  now = {f'--{name}': value for name, value in about['cutting'].items()} | about
+  was, now = (
+    {f'--{name.replace("spans", "span")}': value for name, value in x['cutting'].items()} | x
+    for x in (json.loads(json.dumps(y)) for y in (old, about))
+  )
   names = [name for name in now if name.startswith('--')] + ['shown', 'tokens']
   changed = [f'{name} was {was[name]}, now {now[name]}' for name in names if was[name] != now[name]]
   if changed:
@@ -247,7 +298,8 @@ def index(
   known = store.files()
   there = {file.name for file in folder.files}
   # What cannot be looked at is kept: that may be the fault of a disk.
-  gone = sorted(name for name in set(known) - there if not folder.may_hold(name))
+  missing = {name for name in known if folder.covers(name)} - there
+  gone = sorted(name for name in missing if not folder.may_hold(name))
   store.drop(gone)
   failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
   same = [file for file in folder.files if file.name in known and known[file.name].is_now(file)]
@@ -290,12 +342,23 @@ def index(
     files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
     return report
 
-  items = [(os.fsdecode(os.path.join(folder.root, file.name)), None) for file in todo]
+  waiting: list[Indexed] = []  # To be stored.
+  stored_at, times = time.monotonic(), 0
+
+  def keep():
+    nonlocal stored_at, times
+    store.put(*waiting)
+    waiting.clear()
+    stored_at, times = time.monotonic(), times + 1
+    if times % _TIDY == 0:
+      store.tidy()
+
+  items = [(os.fsdecode(store.path(file.name)), None) for file in todo]
 
   def refuse(name, reason, detail, kept):
     if not (skip_unreadable or kept):
       detail = f' ({detail})' if detail else ''
-      path = show_name(os.path.join(folder.root, name))
+      path = show_name(store.path(name))
       raise UnreadableVideo(reason, f'{path}{detail}; skip_unreadable=True leaves it out')
 
   for entry in store.problems():
@@ -306,21 +369,34 @@ def index(
   cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
     for file, result, rows in _encode(encoder, zip(todo, cut, strict=True), store.about['tokens']):
-      store.put(file, rows, result.reason, result.detail)
+      waiting.append(Indexed(file, rows, result.reason, result.detail))
       clips += len(result.clips)
       seconds += max((clip.stop for clip in result.clips), default=0.0)
       progress.add()
+      # The first at once: who looks on sees that it works, and a full disk is known early.
+      if not times or time.monotonic() - stored_at > _SECONDS or _size(waiting) > _BYTES:
+        keep()
+        write_report()
       if result.reason:
         progress.say(problem(file, result))
         refuse(file.name, result.reason, result.detail, len(result.clips))
+    keep()
   except BaseException:
     progress.close()
-    # What ended the run is what is said, even if the report fails as well.
+    # What ended the run is what is said, even if the rest fails as well.
     with contextlib.suppress(OSError, ValueError):
+      keep()
       write_report()
     raise
   progress.close()
+  store.tidy()
   return write_report()
+
+
+def _size(waiting):
+  """Bytes of what is to be stored."""
+  rows = (row for one in waiting for row in one.rows)
+  return sum(len(row.strip) + (0 if row.tokens is None else row.tokens.nbytes) for row in rows)
 
 
 def _encode(

@@ -12,10 +12,13 @@ from absl import logging
 
 from alpro_jax import metrics
 from alpro_jax.evaluation import familiarity, question_answering
-from alpro_jax.evaluation.scorer import VideoFeatures
+from alpro_jax.evaluation.scorer import TextFeatures, VideoFeatures
 from alpro_jax.search.cut import CutVideo, decode
 from alpro_jax.search.encoder import Encoder, batches
-from alpro_jax.search.store import Clips, Store, look_at, show_name
+from alpro_jax.search.store import EVERYTHING, Only, Store, key, look_at, show_name
+
+# Hits of one video are one moment if that share of the shorter one lies in the other.
+_SAME_MOMENT = 0.5
 
 
 class Hit(NamedTuple):
@@ -29,6 +32,7 @@ class Hit(NamedTuple):
   match: float | None  # Probability of a match, None if fusion was not asked.
   far: str = ''  # Why the clip is far from those of training, '' if it is not or unknown.
   path: str = ''  # Of its video.
+  seconds: float = 0.0  # Length of its video.
 
   @property
   def score(self) -> float:
@@ -41,7 +45,7 @@ class SearchResult:
   """What a text found; also a sequence of its hits, best first.
 
   Attributes:
-    text: that was searched by.
+    text: that was searched by; '' if it was an example.
     hits: best first.
     read: clips that were read by the fusion encoder.
     seconds: that it took.
@@ -62,70 +66,126 @@ class SearchResult:
   def __getitem__(self, number: int) -> Hit:
     return self.hits[number]
 
+  @property
+  def by_video(self) -> dict[str, list[Hit]]:
+    """The hits of each path; that of the best hit comes first."""
+    found: dict[str, list[Hit]] = {}
+    for hit in self.hits:
+      found.setdefault(hit.path, []).append(hit)
+    return found
+
 
 def search(
   encoder: Encoder,
   store: Store,
-  clips: Clips,
   texts: Sequence[str],
   *,
   top: int = 10,
   rerank_k: int = 64,
+  only: Only = EVERYTHING,
 ) -> list[SearchResult]:
   """Finds the clips that fit each text.
 
   The nearest by similarity, of which the `rerank_k` first are put in the
-  order of the fusion encoder's logit of a match; the others follow.
+  order of the fusion encoder's logit of a match; the others follow. Of hits that
+  overlap the first one stays.
 
   Args:
     encoder: with the model that the index was made with.
     store: the index.
-    clips: all of it.
     texts: to search by.
     top: hits to keep.
     rerank_k: 0 leaves the fusion encoder out, and so does a model that cannot match.
+    only: where to look.
   Raises:
     ValueError: if nothing was indexed.
   """
-  if not len(clips.id):
+  features = encoder.texts(list(texts))
+  rows = [
+    TextFeatures(*(None if x is None else x[i : i + 1] for x in features))
+    for i in range(len(texts))
+  ]
+  return [
+    find(encoder, store, row.feature[0], top=top, only=only, rerank_k=rerank_k, text=text, by=row)
+    for text, row in zip(texts, rows, strict=True)
+  ]
+
+
+def find(
+  encoder: Encoder,
+  store: Store,
+  vector: np.ndarray,
+  *,
+  top: int = 10,
+  only: Only = EVERYTHING,
+  rerank_k: int = 0,
+  text: str = '',
+  by: TextFeatures | None = None,
+) -> SearchResult:
+  """Finds the clips nearest to float32[E], of a clip or of a text; see `search`.
+
+  Args:
+    text, by: that the fusion encoder reads beside the clips; without, it does not.
+
+  Raises:
+    ValueError: if nothing was indexed.
+  """
+  start = time.monotonic()
+  if not store.counts()[1]:
     raise ValueError(f'{store.folder} holds no clip; index a folder first.')
-  rerank_k = rerank_k if encoder.trained.knows_matching else 0
-  found = []
-  for text in texts:
-    start = time.monotonic()
-    features = encoder.texts([text])
-    similarity = clips.vector @ features.feature[0]
-    order = np.argsort(-similarity, kind='stable')[: max(top, rerank_k)].tolist()
-    # What is shown is looked at too, where that costs no decoding.
-    chosen = order[: rerank_k or (top if store.about['tokens'] else 0)]
-    near, tokens = _tokens(encoder, store, clips, chosen) if chosen else ([], None)
-    margin, match, far, calibrated = {}, {}, {}, False
-    if near:
-      videos = VideoFeatures(tokens, clips.vector[near])
-      far = dict(zip(near, encoder.far_clips(videos), strict=True))
-    if near and rerank_k:
-      rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
-      scores = encoder.scorer.matching_by_video(features, videos, np.zeros_like(rows), rows)
-      margin = dict(zip(near, scores.margin.tolist(), strict=True))
-      share, calibrated = familiarity.match_probability(encoder.trained.familiarity, scores.margin)
-      match = dict(zip(near, share.tolist(), strict=True))
-    order = sorted(margin, key=lambda i: -margin[i]) + [i for i in order if i not in margin]
-    hits = [
-      Hit(
-        int(clips.id[i]),
-        clips.name[i],
-        float(clips.start[i]),
-        float(clips.stop[i]),
-        float(similarity[i]),
-        match.get(i),
-        far.get(i, ''),
-        os.fsdecode(os.path.join(store.root, clips.name[i])),
-      )
-      for i in order[:top]
-    ]
-    strange, seconds = encoder.far_text(text, features), time.monotonic() - start
-    found.append(SearchResult(text, hits, len(margin), seconds, strange, calibrated))
-  return found
+  rerank_k = rerank_k if by and encoder.trained.knows_matching else 0
+  # Overlapping ones are left out below.
+  most = 4 * top if store.cutting.overlaps else top
+  clips = store.nearest(vector, max(most, rerank_k), only)
+  similarity, order = clips.vector @ vector, list(range(len(clips.id)))
+  # What is shown is looked at too, where that costs no decoding.
+  chosen = order[: rerank_k or (most if store.about['tokens'] else 0)]
+  near, tokens = _tokens(encoder, store, clips, chosen) if chosen else ([], None)
+  margin, match, far, calibrated = {}, {}, {}, False
+  if near:
+    videos = VideoFeatures(tokens, clips.vector[near])
+    far = dict(zip(near, encoder.far_clips(videos), strict=True))
+  if near and rerank_k:
+    rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
+    scores = encoder.scorer.matching_by_video(by, videos, np.zeros_like(rows), rows)
+    margin = dict(zip(near, scores.margin.tolist(), strict=True))
+    share, calibrated = familiarity.match_probability(encoder.trained.familiarity, scores.margin)
+    match = dict(zip(near, share.tolist(), strict=True))
+  order = sorted(margin, key=lambda i: -margin[i]) + [i for i in order if i not in margin]
+  hits = [
+    Hit(
+      int(clips.id[i]),
+      clips.name[i],
+      float(clips.start[i]),
+      float(clips.stop[i]),
+      float(similarity[i]),
+      match.get(i),
+      far.get(i, ''),
+      os.fsdecode(store.path(clips.name[i])),
+      float(clips.seconds[i]),
+    )
+    for i in order
+  ]
+  strange = encoder.far_text(text, by) if by else ''
+  return SearchResult(
+    text, suppress(hits)[:top], len(margin), time.monotonic() - start, strange, calibrated
+  )
+
+
+def suppress(hits: Sequence[Hit]) -> list[Hit]:
+  """Leaves out hits that are the same moment as a better one: non-maximum suppression."""
+  kept: dict[bytes, list[Hit]] = {}
+
+  def same(one, other):
+    common = min(one.end, other.end) - max(one.start, other.start)
+    return common > _SAME_MOMENT * min(one.end - one.start, other.end - other.start)
+
+  for hit in hits:
+    better = kept.setdefault(hit.name, [])
+    if not any(same(hit, other) for other in better):
+      better.append(hit)
+  own = {id(hit) for better in kept.values() for hit in better}
+  return [hit for hit in hits if id(hit) in own]
 
 
 def _tokens(encoder, store, clips, chosen):
@@ -140,20 +200,20 @@ def _tokens(encoder, store, clips, chosen):
   starts = {}
   for i in chosen:
     starts.setdefault(clips.name[i], []).append(float(clips.start[i]))
-  root, known = store.root, store.files()
+  known = store.files(f'video IN ({", ".join(str(key(name)) for name in starts)})')
   for name in list(starts):
     # What is not there is said when it is decoded.
     with contextlib.suppress(OSError):
-      if name not in known or not known[name].is_now(look_at(root, name)):
+      if name not in known or not known[name].is_now(look_at(store.path(name), name)):
         logging.warning('%s has changed since it was indexed; index again.', show_name(name))
         del starts[name]
-  items = [(os.fsdecode(os.path.join(root, name)), tuple(own)) for name, own in starts.items()]
+  items = [(os.fsdecode(store.path(name)), tuple(own)) for name, own in starts.items()]
   cut = {}
   for name, result in zip(starts, decode(items, store.cutting), strict=True):
     if not result.clips:
       logging.warning('%s cannot be read again: %s', show_name(name), result.reason)
-    cut |= {(name, clip.start): clip for clip in result.clips}
-  places = {i: (clips.name[i], float(clips.start[i])) for i in chosen}
+    cut |= {(name, clip.start, clip.stop): clip for clip in result.clips}
+  places = {i: (clips.name[i], float(clips.start[i]), float(clips.stop[i])) for i in chosen}
   there = [i for i in chosen if places[i] in cut]
   if not there:
     return there, None

@@ -1,22 +1,29 @@
-"""The index of a folder of videos: one SQLite file.
+"""The index of folders of videos: three LanceDB tables, and index.json, which describes it.
 
-Whatever happens, a video is in it whole or not at all: its rows are written in
-one transaction. Bytes of a clip: its vector, 4 E; a strip of thumbnails, about
-10 kB; and, unless tokens are not kept, 2 S D of float16 for the fusion encoder
-(ALPRO base at 224: 197 * 768 * 2 = 303 kB). Without tokens a search decodes
-the videos of its candidates again, which takes seconds instead of
-milliseconds and needs the files.
+  videos   the file as it was seen, and why it is not whole
+  clips    vector and span of every clip, and what filters ask for
+  kept     a strip of thumbnails, about 10 kB, and, if asked for, 2 S D bytes of float16 for
+           the fusion encoder (ALPRO base at 224: 197 * 768 * 2 = 303 kB)
 
-Names are bytes, as the file system has them: they need not be text. A video is
+Every change of a table is a version of it that is there whole or not at all. Clips are
+written before their video, which counts when it is written itself: a run that is killed
+leaves at most clips without a video, which are right and which the next run replaces. One
+process writes; any number read, each the versions that it opened or last refreshed.
+Without tokens a search decodes the videos of its candidates again, which takes seconds
+instead of milliseconds and needs the files.
+
+Names are bytes, as the file system has them: they need not be text. They are relative to
+the first folder; in folder n they begin with //n/, which no relative name does. A video is
 the same as long as its size, its time and its first and last blocks are.
 """
 
 import contextlib
+import datetime
+import hashlib
 import json
 import os
 import pathlib
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,39 +32,29 @@ from alpro_jax import files
 from alpro_jax.data.annotations import printable
 from alpro_jax.search.cut import Cutting
 
-FORMAT = 1
-FILE = 'index.sqlite'
+FORMAT = 2
+FILE = 'index.json'
+EARLIER = 'index.sqlite'
+# Below, all vectors are compared; above, IVF_PQ finds candidates, whose vectors are.
+EXACT = 50_000
+_PROBES, _REFINE = 50, 20
+# Old versions stay that long for those who read them.
+_KEEP = datetime.timedelta(hours=1)
+_FRAGMENTS = 500  # Of thumbnails and tokens, which are rewritten only when there are as many.
 
-_TABLES = """
-CREATE TABLE about (value TEXT NOT NULL);
-CREATE TABLE videos (
-  id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
-  mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
-  ends BLOB);
-CREATE TABLE clips (
-  id INTEGER PRIMARY KEY, video INTEGER NOT NULL, start REAL NOT NULL,
-  stop REAL NOT NULL, vector BLOB NOT NULL);
-CREATE TABLE kept (clip INTEGER PRIMARY KEY, strip BLOB NOT NULL, tokens BLOB);
-CREATE INDEX clips_of_video ON clips (video);
-"""
-
-# What SQLite says, by the beginning of its name for it, and what would help.
-_REPEAT = 'repeat the command, which goes on from what is stored'
-_MOVE = 'change that or copy the folder to another place'
 _SAID = {
-  'SQLITE_FULL': f'the disk is full; free space there and {_REPEAT}',
-  'SQLITE_IOERR': f'the disk failed or is full; look after it and {_REPEAT}',
-  'SQLITE_BUSY': 'another program holds it; wait for that and repeat the command',
-  'SQLITE_READONLY': f'it, or its folder, may not be written to; {_MOVE}',
-  'SQLITE_CANTOPEN': f'it, or its folder, may not be read or written to; {_MOVE}',
-  'SQLITE_PERM': 'it may not be read; change that',
+  'No space left': 'the disk is full; free space there and repeat the command, which goes on '
+  'from what is stored',
+  'Permission denied': 'it may not be read, or not be written to; change that or copy the '
+  'folder to another place',
+  'Read-only file system': 'it may not be written to; copy the folder to another place',
 }
 
 
 class File(NamedTuple):
   """A video file as it was seen."""
 
-  name: bytes  # Below the folder.
+  name: bytes  # See the module.
   size: int
   mtime_ns: int
   ends: bytes | None = None  # See files.ends_digest; older indexes have none.
@@ -67,9 +64,9 @@ class File(NamedTuple):
     return self[:3] == other[:3] and self.ends in (None, other.ends)
 
 
-def look_at(root: bytes, name: bytes) -> File:
-  """Looks at a video below a folder; raises OSError if it cannot be read."""
-  with open(os.path.join(root, name), 'rb') as file:
+def look_at(path: bytes, name: bytes) -> File:
+  """Looks at a video; raises OSError if it cannot be read."""
+  with open(path, 'rb') as file:
     about = os.fstat(file.fileno())
     return File(name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
 
@@ -84,14 +81,61 @@ class Row(NamedTuple):
   strip: bytes  # JPEG
 
 
+class Indexed(NamedTuple):
+  """A video to store."""
+
+  file: File
+  rows: Sequence[Row]
+  reason: str = ''  # Why it is not whole.
+  detail: str = ''
+
+
 class Clips(NamedTuple):
-  """All clips of an index."""
+  """Clips of an index."""
 
   id: np.ndarray  # int64[n]
   name: list[bytes]  # Of the video of each.
   start: np.ndarray  # float64[n], seconds.
   stop: np.ndarray
+  seconds: np.ndarray  # Length of the video of each.
   vector: np.ndarray  # float32[n, E], unit length.
+
+
+_OF_CLIPS = ('clip', *Clips._fields[1:])
+
+
+class Only(NamedTuple):
+  """Which clips a search looks at; the defaults are all."""
+
+  below: str = ''  # Beginning of the shown name of a video.
+  min_seconds: float = 0.0  # Length of its video.
+  max_seconds: float = float('inf')
+  after: float = float('-inf')  # Time of the file, seconds since 1970.
+  before: float = float('inf')
+  video: int | None = None  # See `key`.
+
+  @property
+  def where(self) -> str:
+    """As SQL."""
+    quoted = self.below.replace("'", "''")
+    asked = (
+      (self.below, f"starts_with(path, '{quoted}')"),
+      (self.min_seconds > 0, f'seconds >= {self.min_seconds}'),
+      (self.max_seconds < float('inf'), f'seconds <= {self.max_seconds}'),
+      (self.after > float('-inf'), f'mtime_ns >= {int(max(self.after, -9e9) * 1e9)}'),
+      (self.before < float('inf'), f'mtime_ns < {int(min(self.before, 9e9) * 1e9)}'),
+      (self.video is not None, f'video = {self.video}'),
+    )
+    return ' AND '.join(text for wanted, text in asked if wanted)
+
+
+EVERYTHING = Only()
+
+
+def key(*parts) -> int:
+  """A number for a video, by its name, and for a clip."""
+  text = b'\0'.join(x if isinstance(x, bytes) else str(x).encode() for x in parts)
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1
 
 
 def show_name(name: bytes) -> str:
@@ -103,34 +147,43 @@ class Store:
   """An open index.
 
   Attributes:
+    folder: where it lies.
     about: what it is an index of, and how it was made.
   """
 
-  def __init__(self, folder, connection):
-    self.folder = pathlib.Path(folder)
-    self._connection = connection
-    about = self._ask('SELECT value FROM about')
-    try:
-      self.about = json.loads(about[0][0])
-    except (IndexError, TypeError, ValueError) as error:
-      raise ValueError(
-        f'{self.folder / FILE} is no index ({error}); remove it and index again.'
-      ) from error
-    self._has_ends = 'ends' in [column[1] for column in self._ask('PRAGMA table_info(videos)')]
+  def __init__(self, folder, about: dict[str, Any], tables):
+    self.folder, self.about = pathlib.Path(folder), about
+    self._videos, self._clips, self._kept = tables
+    self._known = None  # Keys of all videos with a row anywhere, as soon as one is written.
 
   @classmethod
   def create(cls, folder, about: dict[str, Any]) -> 'Store':
-    """Makes an empty index."""
-    path = pathlib.Path(folder) / FILE
-    # Written aside and renamed, so that an index is never half made.
-    with (
-      files.file(path) as made,
-      _in_words(path),
-      contextlib.closing(sqlite3.connect(made)) as connection,
-    ):
-      connection.executescript(_TABLES)
-      connection.execute('INSERT INTO about VALUES (?)', (json.dumps({'format': FORMAT, **about}),))
-      connection.commit()
+    """Makes an empty index.
+
+    Raises:
+      ImportError: without LanceDB.
+    """
+    lancedb, pa = _lancedb()
+    number, text, second = pa.int64(), pa.string(), pa.float64()
+    named = {'video': number, 'name': pa.binary(), 'path': text, 'mtime_ns': number}
+    vector = {'vector': pa.list_(pa.float32(), about['vector'])}
+    columns = {
+      'videos': named
+      | {'size': number, 'ends': pa.binary(), 'reason': text, 'detail': text}
+      | {'clips': number},
+      'clips': named
+      | {'clip': number, 'start': second, 'stop': second, 'seconds': second}
+      | vector,
+      'kept': {'video': number, 'clip': number, 'strip': pa.binary(), 'tokens': pa.large_binary()},
+    }
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with _in_words(folder):
+      made = lancedb.connect(str(folder))
+      made.drop_all_tables()  # Of a run that was killed here.
+      for name, own in columns.items():
+        made.create_table(name, schema=pa.schema(own))
+    # Last: without it there is no index.
+    files.write_text(pathlib.Path(folder) / FILE, json.dumps({'format': FORMAT, **about}))
     return cls.open(folder)
 
   @classmethod
@@ -140,159 +193,249 @@ class Store:
     Raises:
       FileNotFoundError: if there is none.
       OSError: if it cannot be read.
-      ValueError: if it is none of ours.
+      ValueError: if it is none of ours, or of an earlier version.
+      ImportError: without LanceDB.
     """
     path = pathlib.Path(folder) / FILE
     if not cls.exists(folder):
+      if (path.parent / EARLIER).is_file():
+        raise ValueError(
+          f'{folder} is an index of an earlier version; `search.py convert --index={folder}` '
+          'makes it one of today, without decoding anything.'
+        )
       raise FileNotFoundError(
         f'{folder} holds no {FILE}; make one with `search.py index DIR --checkpoint=... '
         '--index=...`, or model.index(DIR, ...).'
       )
-    with contextlib.ExitStack() as opened, _in_words(path):
-      connection = opened.enter_context(contextlib.closing(sqlite3.connect(path, timeout=60)))
-      store = cls(folder, connection)
-      if store.about.get('format') != FORMAT:
-        raise ValueError(
-          f'{path} has format {store.about.get("format")}, this is {FORMAT}; '
-          'index into another folder.'
-        )
-      opened.pop_all()
-    return store
+    try:
+      about = json.loads(path.read_text())
+      found = about['format']
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(f'{path} is no index ({error}); remove it and index again.') from error
+    if found != FORMAT:
+      raise ValueError(f'{path} has format {found}, this is {FORMAT}; index into another folder.')
+    with _in_words(folder):
+      database = _lancedb()[0].connect(str(folder))
+      return cls(folder, about, [database.open_table(x) for x in ('videos', 'clips', 'kept')])
 
   @staticmethod
   def exists(folder) -> bool:
     return (pathlib.Path(folder) / FILE).is_file()
 
   def close(self) -> None:
-    self._connection.close()
+    """Lets go of its files."""
+    self._videos = self._clips = self._kept = None
+
+  def refresh(self) -> None:
+    """Goes on to what was written since it was opened."""
+    with _in_words(self.folder):
+      # Thumbnails last: what is found then has its own.
+      for table in self._tables():
+        table.checkout_latest()
 
   @property
-  def root(self) -> bytes:
-    """The folder of videos, as the file system has it."""
-    return bytes.fromhex(self.about['root_bytes'])
+  def folders(self) -> list[bytes]:
+    """The folders of videos, as the file system has them."""
+    return [bytes.fromhex(folder) for folder in self.about['folders']]
+
+  @property
+  def shown_folders(self) -> str:
+    return ', '.join(map(show_name, self.folders))
 
   @property
   def cutting(self) -> Cutting:
-    return Cutting(**self.about['cutting'])
+    own = self.about['cutting']
+    return Cutting(**own | {'spans': tuple(own['spans'])})
 
-  def _ask(self, command, *values):
-    """Returns all rows."""
-    with _in_words(self.folder / FILE):
-      return self._connection.execute(command, values).fetchall()
+  def path(self, name: bytes) -> bytes:
+    """Where a video lies."""
+    number, _, below = name[2:].partition(b'/') if name[:2] == b'//' else (0, b'', name)
+    return os.path.join(self.folders[int(number)], below)
 
-  def _ask_clip(self, column, clip):
-    """Returns what is kept of a clip."""
-    found = self._ask(f'SELECT {column} FROM kept WHERE clip = ?', int(clip))
-    if not found:
-      raise ValueError(
-        f'{self.folder} was changed by another run while it was searched; repeat the command.'
-      )
-    return found[0][0]
-
-  @contextlib.contextmanager
-  def _change(self):
-    """Writes all of a block, or nothing."""
-    with _in_words(self.folder / FILE), self._connection as connection:
-      if not self._has_ends:
-        connection.execute('ALTER TABLE videos ADD COLUMN ends BLOB')
-        self._has_ends = True
-      yield connection
+  def shown(self, name: bytes) -> str:
+    """The name of a video for people: with its folder's, where there are several."""
+    path = self.path(name)
+    above = [os.path.dirname(folder) for folder in self.folders if len(self.folders) > 1]
+    below = [folder for folder in above or self.folders if path.startswith(folder)]
+    return show_name(os.path.relpath(path, max(below, key=len)))
 
   def change(self, **values) -> None:
     """Changes what it says about itself."""
     self.about |= values
-    with self._change() as connection:
-      connection.execute('UPDATE about SET value = ?', (json.dumps(self.about),))
+    files.write_text(self.folder / FILE, json.dumps(self.about))
 
-  def files(self) -> dict[bytes, File]:
+  def _read(self, table, columns, where='', limit=None):
+    """Yields rows as dicts."""
+    with _in_words(self.folder):
+      asked = table.search().select(columns)
+      asked = asked.where(where) if where else asked
+      return (asked.limit(limit) if limit else asked).to_arrow().to_pylist()
+
+  def files(self, where: str = '') -> dict[bytes, File]:
     """All videos, those without clips as well."""
-    ends = 'ends' if self._has_ends else 'NULL'
-    found = self._ask(f'SELECT name, size, mtime_ns, {ends} FROM videos')
-    return {row[0]: File(*row) for row in found}
+    rows = self._read(self._videos, list(File._fields), where)
+    return {row['name']: File(**row) for row in rows}
 
   def problems(self) -> list[tuple[bytes, str, str, int]]:
     """(name, reason, detail, clips that are there) of what is not whole."""
-    return self._ask(
-      'SELECT name, reason, detail, (SELECT COUNT(*) FROM clips WHERE '
-      "video = videos.id) FROM videos WHERE reason != '' ORDER BY name"
-    )
+    rows = self._read(self._videos, ['name', 'reason', 'detail', 'clips'], "reason != ''")
+    return sorted(tuple(row.values()) for row in rows)
 
   def counts(self) -> tuple[int, int]:
     """Videos that have clips, and clips."""
-    return self._ask('SELECT COUNT(DISTINCT video), COUNT(*) FROM clips')[0]
+    with _in_words(self.folder):
+      return self._videos.count_rows('clips > 0'), self._clips.count_rows()
 
-  def put(self, file: File, rows: Iterable[Row], reason: str = '', detail: str = '') -> None:
-    """Writes a video, in place of what was known of it."""
-    with self._change() as connection:
-      self._remove(file.name)
-      video = connection.execute(
-        'INSERT INTO videos (name, size, mtime_ns, ends, reason, detail) VALUES (?, ?, ?, ?, ?, ?)',
-        (*file, reason, detail),
-      ).lastrowid
+  def put(self, *done: Indexed) -> None:
+    """Writes videos, in place of what was known of them."""
+    pa = _lancedb()[1]
+    videos, clips, kept = [], [], []
+    for file, rows, reason, detail in done:
+      own = {'video': key(file.name), 'name': file.name, 'path': show_name(file.name)}
+      own['mtime_ns'] = file.mtime_ns
+      seconds = max((row.stop for row in rows), default=0.0)
+      said = {'reason': reason, 'detail': detail, 'clips': len(rows)}
+      videos.append(own | {'size': file.size, 'ends': file.ends} | said)
       for row in rows:
-        clip = connection.execute(
-          'INSERT INTO clips VALUES (NULL, ?, ?, ?, ?)',
-          (video, row.start, row.stop, row.vector.astype('<f4').tobytes()),
-        ).lastrowid
+        clip = {'video': own['video'], 'clip': key(*file, row.start, row.stop)}
+        span = {'start': row.start, 'stop': row.stop, 'seconds': seconds}
+        clips.append(own | clip | span | {'vector': row.vector.astype(np.float32)})
         tokens = None if row.tokens is None else row.tokens.astype('<f2').tobytes()
-        connection.execute('INSERT INTO kept VALUES (?, ?, ?)', (clip, row.strip, tokens))
+        kept.append(clip | {'strip': row.strip, 'tokens': tokens})
+    if self._known is None:
+      # Clips without a video are those of a run that was killed.
+      self._known = {row['video'] for x in self._tables() for row in self._read(x, ['video'])}
+    self._remove([x['video'] for x in videos if x['video'] in self._known])
+    self._known.update(x['video'] for x in videos)
+    with _in_words(self.folder):
+      for table, rows in ((self._kept, kept), (self._clips, clips), (self._videos, videos)):
+        if rows:
+          table.add(pa.Table.from_pylist(rows, schema=table.schema))
 
   def add_ends(self, seen: Iterable[File]) -> None:
     """Adds the digests of videos that are there without."""
-    ends = [(file.ends, file.name) for file in seen]
-    with self._change() as connection:
-      connection.executemany('UPDATE videos SET ends = ? WHERE name = ?', ends)
+    with _in_words(self.folder):
+      for file in seen:
+        self._videos.update(where=f'video = {key(file.name)}', values={'ends': file.ends})
 
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
-    with self._change():
-      for name in names:
-        self._remove(name)
+    self._remove([key(name) for name in names])
 
-  def _remove(self, name):
-    video = 'SELECT id FROM videos WHERE name = ?'
-    for command in (
-      f'DELETE FROM kept WHERE clip IN (SELECT id FROM clips WHERE video IN ({video}))',
-      f'DELETE FROM clips WHERE video IN ({video})',
-      'DELETE FROM videos WHERE name = ?',
-    ):
-      self._connection.execute(command, (name,))
+  def _remove(self, keys):
+    with _in_words(self.folder):
+      for first in range(0, len(keys), 1000):
+        for table in self._tables():
+          table.delete(f'video IN ({", ".join(map(str, keys[first : first + 1000]))})')
+
+  def tidy(self) -> None:
+    """Joins small pieces, and brings the index of the vectors up to date."""
+    from lancedb.index import BTree, IvfPq
+
+    with _in_words(self.folder):
+      count, (approximate, *_) = self._clips.count_rows(), [*self._clips.list_indices(), None]
+      if count >= EXACT and not approximate:
+        self._clips.create_index('vector', config=IvfPq(distance_type='cosine'))
+      self._clips.optimize(cleanup_older_than=_KEEP)
+      self._videos.optimize(cleanup_older_than=_KEEP)
+      if self._kept.stats()['fragment_stats']['num_small_fragments'] > _FRAGMENTS:
+        self._kept.optimize(cleanup_older_than=_KEEP)
+      if count >= EXACT:
+        self._kept.create_index('clip', config=BTree())
+
+  def merge(self, other: 'Store') -> None:
+    """Takes over the videos of another part of the same folders that are not here."""
+    pa = _lancedb()[1]
+    there = set(other.files()) - set(self.files())
+    here = pa.array([key(name) for name in there], pa.int64())
+    with _in_words(self.folder):
+      # As `put`: the videos last.
+      for mine, its in zip(self._tables()[::-1], other._tables()[::-1], strict=True):
+        for batch in its.search().to_batches(1024):
+          batch = batch.filter(pa.compute.is_in(batch['video'], here))
+          if batch.num_rows:
+            mine.add(pa.Table.from_batches([batch.select(mine.schema.names)]))
+
+  def _tables(self):
+    return self._videos, self._clips, self._kept
+
+  def nearest(self, vector: np.ndarray, count: int, only: Only = EVERYTHING) -> Clips:
+    """The clips nearest to float32[E], of at most `count`, the nearest first."""
+    with _in_words(self.folder):
+      asked = self._clips.search(vector, vector_column_name='vector').distance_type('cosine')
+      asked = asked.limit(count).nprobes(_PROBES).refine_factor(_REFINE)
+      asked = asked.where(only.where) if only.where else asked
+      found = asked.select([*_OF_CLIPS, '_distance']).to_arrow()
+    return self._as_clips(found)
+
+  def by_id(self, clip: int) -> Clips:
+    """The clip of this number, or none."""
+    with _in_words(self.folder):
+      asked = self._clips.search().where(f'clip = {clip}').limit(1)
+      return self._as_clips(asked.select(list(_OF_CLIPS)).to_arrow())
 
   def clips(self) -> Clips:
     """Reads all vectors, in the order of names and time."""
-    rows = self._ask(
-      'SELECT clips.id, name, start, stop, vector FROM clips JOIN videos '
-      'ON video = videos.id ORDER BY name, start'
-    )
-    ids, names, starts, stops, vectors = zip(*rows, strict=True) if rows else [()] * 5
+    with _in_words(self.folder):
+      found = self._clips.search().select(list(_OF_CLIPS)).to_arrow()
+    return self._as_clips(found.sort_by([('name', 'ascending'), ('start', 'ascending')]))
+
+  def _as_clips(self, found):
+    vectors = found['vector'].combine_chunks().flatten().to_numpy()
     return Clips(
-      np.array(ids, np.int64),
-      list(names),
-      np.array(starts, float),
-      np.array(stops, float),
-      np.frombuffer(b''.join(vectors), '<f4').reshape(len(rows), self.about['vector']),
+      found['clip'].to_numpy(),
+      found['name'].to_pylist(),
+      found['start'].to_numpy(),
+      found['stop'].to_numpy(),
+      found['seconds'].to_numpy(),
+      vectors.reshape(found.num_rows, self.about['vector']),
     )
+
+  def _kept_of(self, column, clips):
+    """Returns what is kept of clips, in their order."""
+    wanted = ', '.join(str(int(clip)) for clip in clips)
+    rows = self._read(self._kept, ['clip', column], f'clip IN ({wanted})', len(clips))
+    found = {row['clip']: row[column] for row in rows}
+    try:
+      return [found[int(clip)] for clip in clips]
+    except KeyError as error:
+      raise ValueError(
+        f'{self.folder} was changed by another run while it was searched; repeat the command.'
+      ) from error
 
   def tokens(self, ids: Sequence[int]) -> np.ndarray:
     """float16[n, S, D]."""
-    found = [self._ask_clip('tokens', i) for i in ids]
-    return np.frombuffer(b''.join(found), '<f2').reshape(len(ids), *self.about['tokens'])
+    found = b''.join(self._kept_of('tokens', ids))
+    return np.frombuffer(found, '<f2').reshape(len(ids), *self.about['tokens'])
 
-  def strip(self, clip: int) -> bytes:
-    """JPEG of a clip's thumbnails."""
-    return self._ask_clip('strip', clip)
+  def strips(self, ids: Sequence[int]) -> list[bytes]:
+    """JPEGs of the clips' thumbnails."""
+    return self._kept_of('strip', ids)
+
+
+def _lancedb():
+  """LanceDB and PyArrow, which a search alone needs."""
+  try:
+    import lancedb
+    import pyarrow
+    import pyarrow.compute
+  except ImportError as error:
+    raise ImportError(
+      f'an index needs LanceDB ({error}); pip install "alpro_jax[search]", or lancedb.'
+    ) from error
+  return lancedb, pyarrow
 
 
 @contextlib.contextmanager
-def _in_words(path):
-  """Raises what SQLite says as an OSError or a ValueError that helps."""
+def _in_words(folder) -> Iterator[None]:
+  """Raises what LanceDB says as an OSError or a ValueError that helps."""
   try:
     yield
-  except sqlite3.Error as error:
-    name = getattr(error, 'sqlite_errorname', '')
+  except (RuntimeError, OSError, ValueError) as error:
+    text = ' '.join(str(error).split())
     for start, said in _SAID.items():
-      if name.startswith(start):
-        raise OSError(f'{path}: {said} (SQLite: {error}).') from error
+      if start in text:
+        raise OSError(f'{folder}: {said} (LanceDB: {text[:300]}).') from error
     raise ValueError(
-      f'{path} is no index, or a damaged one (SQLite: {error}); remove it and index again.'
+      f'{folder} is no index, or a damaged one (LanceDB: {text[:300]}); index into another folder.'
     ) from error

@@ -25,7 +25,7 @@ def write(path, clips: Clips, about) -> None:
     raise ValueError(f'--output={path} must end in .npz or .parquet.')
   names = [show_name(name) for name in clips.name]
   columns = {'video': names, 'start': clips.start, 'stop': clips.stop, 'vector': clips.vector}
-  note = json.dumps({name: about[name] for name in ('root', 'checkpoint', 'cutting', 'shown')})
+  note = json.dumps({name: about[name] for name in ('folders', 'checkpoint', 'cutting', 'shown')})
   with files.file(path) as made:
     write_columns(made, columns, note)
 

@@ -1,0 +1,80 @@
+"""What was found, for other programs: JSON, CSV, OpenTimelineIO."""
+
+import csv
+import io
+import json
+import pathlib
+
+from alpro_jax.search.querying import Hit, SearchResult
+from alpro_jax.search.store import Store, key
+
+
+def as_json(store: Store, found: SearchResult) -> str:
+  """The hits by video, that of the best one first. Numbers of 63 bits are texts."""
+  videos = [
+    {
+      'video': str(key(hits[0].name)),
+      'name': store.shown(hits[0].name),
+      'path': _printable(path),
+      'seconds': hits[0].seconds,
+      'hits': [
+        {'clip': str(hit.clip), 'start': hit.start, 'stop': hit.end}
+        | {name: getattr(hit, name) for name in ('similarity', 'match', 'far')}
+        for hit in hits
+      ],
+    }
+    for path, hits in found.by_video.items()
+  ]
+  said = {name: getattr(found, name) for name in ('text', 'read', 'seconds', 'far', 'calibrated')}
+  return json.dumps(said | {'videos': videos})
+
+
+def as_csv(store: Store, found: SearchResult) -> str:
+  """A line for each hit."""
+  file = io.StringIO()
+  lines = csv.writer(file)
+  lines.writerow(('rank', 'path', 'start', 'stop', 'similarity', 'match'))
+  for rank, hit in enumerate(found.hits, 1):
+    path = _printable(hit.path)
+    lines.writerow((rank, path, hit.start, hit.end, hit.similarity, hit.match))
+  return file.getvalue()
+
+
+def as_otio(store: Store, found: SearchResult) -> str:
+  """A track of the hits in their order, as editors open it."""
+  common = {'effects': [], 'markers': [], 'metadata': {}, 'enabled': True}
+  track = {'OTIO_SCHEMA': 'Track.1', 'name': 'hits', 'kind': 'Video', 'source_range': None}
+  track |= common | {'children': [_otio_clip(hit) | common for hit in found.hits]}
+  for clip, hit in zip(track['children'], found.hits, strict=True):
+    clip['metadata'] = {'alpro_jax': {'similarity': hit.similarity, 'match': hit.match}}
+  stack = {'OTIO_SCHEMA': 'Stack.1', 'name': 'tracks', 'source_range': None}
+  stack |= common | {'children': [track]}
+  timeline = {'OTIO_SCHEMA': 'Timeline.1', 'name': found.text, 'metadata': {}}
+  return json.dumps(timeline | {'global_start_time': None, 'tracks': stack}, indent=1)
+
+
+def _otio_clip(hit: Hit):
+  def second(value):
+    return {'OTIO_SCHEMA': 'RationalTime.1', 'rate': 1000.0, 'value': float(round(1000 * value))}
+
+  span = {'start_time': second(hit.start), 'duration': second(hit.end - hit.start)}
+  file = {'OTIO_SCHEMA': 'ExternalReference.1', 'name': '', 'metadata': {}}
+  file |= {'available_range': None, 'target_url': pathlib.Path(hit.path).as_uri()}
+  return {
+    'OTIO_SCHEMA': 'Clip.1',
+    'name': _printable(pathlib.Path(hit.path).name),
+    'source_range': {'OTIO_SCHEMA': 'TimeRange.1', **span},
+    'media_reference': file,
+  }
+
+
+def _printable(path):
+  """Paths may hold bytes that are no text."""
+  return path.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+FORMS = {
+  'json': ('application/json', as_json),
+  'csv': ('text/csv; charset=utf-8', as_csv),
+  'otio': ('application/vnd.opentimelineio+json', as_otio),
+}

@@ -1,0 +1,485 @@
+"""An index over HTTP: JSON for programs (`/docs`), a page for people (`/`).
+
+Only videos of the index can be fetched, by their number, and only if they lie below its
+folders when links are followed. Requests that another site's page makes are refused by
+their Host and Origin. Texts that wait at the same time are encoded together.
+"""
+
+import collections
+import contextlib
+import datetime
+import functools
+import hmac
+import json
+import os
+import queue
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from concurrent import futures
+from typing import Annotated
+
+import fastapi
+import numpy as np
+import uvicorn
+from absl import logging
+from fastapi import responses
+from fastapi.exceptions import RequestValidationError
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from alpro_jax.evaluation import explain, familiarity, page
+from alpro_jax.evaluation.scorer import TextFeatures
+from alpro_jax.search import exchange, indexing, playing, querying
+from alpro_jax.search.cut import CutVideo, decode
+from alpro_jax.search.encoder import Encoder
+from alpro_jax.search.store import Only, Store, key, show_name
+
+MOST_BYTES = 64 << 20  # Of an upload.
+_MOST_IN_FLIGHT, _TEXTS_AT_ONCE, _HEAVY_AT_ONCE = 64, 16, 2
+_REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0
+
+Text = Annotated[str, fastapi.Query(max_length=1000)]
+Seconds = Annotated[float | None, fastapi.Query(ge=0, le=1e9, allow_inf_nan=False)]
+Day = Annotated[datetime.date | None, fastapi.Query()]
+Upload = Annotated[fastapi.UploadFile, fastapi.File()]
+
+
+class Service:
+  """What is asked: an index with its model, and one that answers questions.
+
+  Attributes:
+    store: the index; what is written to it is seen after some seconds.
+    encoder: with the model of the index.
+    answering: with one that answers, or None.
+  """
+
+  def __init__(self, store: Store, encoder: Encoder, answering: Encoder | None = None):
+    self.store, self.encoder, self.answering = store, encoder, answering
+    self._texts: queue.SimpleQueue = queue.SimpleQueue()
+    self._heavy = threading.Semaphore(_HEAVY_AT_ONCE)
+    self._copies = functools.lru_cache(maxsize=64)(self._make_copy)
+    self._ended = threading.Event()
+    for work in (self._encode_texts, self._refresh):
+      threading.Thread(target=work, daemon=True).start()
+
+  def warm_up(self) -> None:
+    """Compiles what a search needs."""
+    if self.store.counts()[1]:
+      self.search('a')
+
+  def close(self) -> None:
+    """Ends its threads."""
+    self._ended.set()
+    self._texts.put(None)
+
+  def _refresh(self):
+    while not self._ended.wait(_REFRESH_S):
+      try:
+        self.store.refresh()
+      except (OSError, ValueError) as error:
+        logging.warning('The index cannot be read again: %s', error)
+
+  def _encode_texts(self):
+    while waiting := [self._texts.get()]:
+      with contextlib.suppress(queue.Empty):
+        while len(waiting) < _TEXTS_AT_ONCE:
+          waiting.append(self._texts.get_nowait())
+      if None in waiting:
+        return
+      try:
+        found = self.encoder.texts([text for text, _ in waiting])
+        for i, (_, future) in enumerate(waiting):
+          future.set_result(TextFeatures(*(x if x is None else x[i : i + 1] for x in found)))
+      except Exception as error:  # Whoever waits is told.
+        for _, future in waiting:
+          if not future.done():
+            future.set_exception(error)
+
+  def text(self, text: str) -> TextFeatures:
+    """Encodes one text, with others that wait."""
+    future: futures.Future = futures.Future()
+    self._texts.put((text, future))
+    return future.result()
+
+  def search(self, text: str, **options) -> querying.SearchResult:
+    """See querying.find."""
+    by = self.text(text)
+    return querying.find(self.encoder, self.store, by.feature[0], text=text, by=by, **options)
+
+  def like_clip(self, clip: int, **options) -> querying.SearchResult:
+    """Finds what is like a clip of the index."""
+    vector = self._clip(clip).vector[0]
+    return querying.find(self.encoder, self.store, vector, **options | {'rerank_k': 0})
+
+  def like_file(self, path: str, **options) -> querying.SearchResult:
+    """Finds what is like a video or a picture."""
+    clips = self._cut(path).clips[:16]
+    with self._heavy:
+      vector = self.encoder.videos(list(clips)).feature.mean(0)
+    vector /= max(float(np.linalg.norm(vector)), 1e-6)
+    return querying.find(self.encoder, self.store, vector, **options | {'rerank_k': 0})
+
+  def _cut(self, path, starts=None) -> CutVideo:
+    with self._heavy:
+      (cut,) = decode([(path, starts)], self.store.cutting, num_workers=1, timeout_s=_DECODE_S)
+    if not cut.clips:
+      raise fastapi.HTTPException(422, f'it cannot be read: {cut.reason} {cut.detail}'.strip())
+    return cut
+
+  def _clip(self, clip):
+    found = self.store.by_id(clip)
+    if not len(found.id):
+      raise fastapi.HTTPException(404, f'the index has no clip {clip}.')
+    return found
+
+  def path(self, video: int) -> str:
+    """Where a video of the index lies, if that is below its folders."""
+    for name in self.store.files(f'video = {video}'):
+      path = os.path.realpath(self.store.path(name))
+      below = (os.path.join(os.path.realpath(folder), b'') for folder in self.store.folders)
+      if not any(path.startswith(folder) for folder in below):
+        raise fastapi.HTTPException(
+          403, f'{show_name(name)} is a link to outside of the indexed folders.'
+        )
+      if not os.path.isfile(path):
+        raise fastapi.HTTPException(404, f'{show_name(name)} is no longer there.')
+      return os.fsdecode(path)
+    raise fastapi.HTTPException(404, f'the index has no video {video}.')
+
+  def copy(self, clip: int) -> bytes:
+    """A small MP4 of a clip, without sound."""
+    return self._copies(clip)
+
+  def _make_copy(self, clip):
+    found = self._clip(clip)
+    span = self.path(key(found.name[0])), float(found.start[0]), float(found.stop[0])
+    with self._heavy:
+      (made,) = playing.prepare([span], copy_all=True)
+    if not made.copy:
+      raise fastapi.HTTPException(422, f'no copy can be made: {made.why_not}')
+    return made.copy
+
+  def explain(self, clip: int, text: str) -> str:
+    """A page of heat maps."""
+    found = self._clip(clip)
+    name, start, stop = found.name[0], float(found.start[0]), float(found.stop[0])
+    cut = self._cut(self.path(key(name)), (start,))
+    (segment, *_) = [x for x in cut.clips if x.stop == stop] or cut.clips
+    pixels = self.encoder.pixels([segment])[0]
+    with self._heavy:
+      shown = explain.explain(
+        self.encoder.trained, self.store.shown(name), pixels, (start, stop), text
+      )
+    return explain.render(shown)
+
+  def ask(self, video: int, question: str) -> dict:
+    """Answers about a whole video and each of its clips."""
+    if not self.answering:
+      raise fastapi.HTTPException(
+        409, 'no model that answers questions is loaded; start the server with --answers=...'
+      )
+    cut = self._cut(self.path(video))
+    with self._heavy:
+      whole, each = querying.ask(self.answering, cut, question)
+
+    def said(one):
+      honest = one.calibrated and not one.far
+      top = [
+        {'answer': text, 'share': share, 'shown': familiarity.show(share, honest).strip()}
+        for text, share in one.top
+      ]
+      return {'start': one.start, 'stop': one.stop, 'answers': top, 'far': one.far}
+
+    return said(whole) | {'question': question, 'spans': [said(one) for one in each]}
+
+  def status(self) -> dict:
+    """What is there, and how far the indexing is."""
+    videos, clips = self.store.counts()
+    report = self.store.folder / indexing.REPORT
+    progress = json.loads(report.read_text()) if report.is_file() else {}
+    trained = self.encoder.trained
+    return {
+      'videos': videos,
+      'clips': clips,
+      'folders': [show_name(folder) for folder in self.store.folders],
+      'model': self.store.about['checkpoint']['path'],
+      'matches': trained.knows_matching,
+      'explains': trained.knows_matching or trained.answers_questions,
+      'answers': self.answering is not None,
+      'left': progress.get('left', 0),
+      'problems': progress.get('problems', [])[:100],
+    }
+
+
+class Guard:
+  """Refuses, before anything is read, what no user of this server asks; counts the rest."""
+
+  def __init__(self, app, *, hosts: frozenset[str], token: str):
+    self._app, self._hosts, self._token = app, hosts, token
+    self.in_flight = 0
+    self.answered: collections.Counter = collections.Counter()
+    self.seconds: collections.Counter = collections.Counter()
+
+  async def __call__(self, scope, receive, send):
+    if scope['type'] != 'http':
+      return await self._app(scope, receive, send)
+    request, start = fastapi.Request(scope), time.monotonic()
+    read, status = 0, 500
+
+    async def limited():
+      nonlocal read
+      message = await receive()
+      read += len(message.get('body', b''))
+      if read > MOST_BYTES:
+        raise fastapi.HTTPException(413, _TOO_LARGE)
+      return message
+
+    async def watched(message):
+      nonlocal status
+      if message['type'] == 'http.response.start':
+        status = message['status']
+        message = message | {'headers': [*message['headers'], *_HEADERS]}
+      await send(message)
+
+    refusal = self._refuse(request)
+    self.in_flight += 1
+    try:
+      await (refusal or self._app)(scope, limited, watched)
+    finally:
+      self.in_flight -= 1
+      route = getattr(scope.get('route'), 'path', 'none')
+      self.answered[route, status] += 1
+      self.seconds[route] += time.monotonic() - start
+
+  def _refuse(self, request):
+    """Returns a response, or None."""
+    asked, head = request.headers, functools.partial(responses.JSONResponse, status_code=403)
+    if self._hosts and asked.get('host', '') not in self._hosts:
+      return head({'detail': f'this server is not {asked.get("host")!r}.'})
+    origin = asked.get('origin')
+    if origin and origin != f'{request.url.scheme}://{asked.get("host")}':
+      return head({'detail': f'requests of {origin[:200]!r} are refused.'})
+    if asked.get('sec-fetch-site', 'none') in ('cross-site', 'same-site') and not (
+      request.url.path == '/' and asked.get('sec-fetch-mode') == 'navigate'
+    ):
+      return head({'detail': 'requests of other sites are refused.'})
+    if self._token:
+      given = asked.get('authorization', '').removeprefix('Bearer ')
+      given = given or request.cookies.get('token', '')
+      by_link = request.query_params.get('token', '')
+      if request.url.path == '/' and _same(by_link, self._token):
+        response = responses.RedirectResponse('/', 303)
+        response.set_cookie('token', self._token, httponly=True, samesite='strict')
+        return response
+      if not _same(given, self._token):
+        return head({'detail': 'a token is needed: Authorization: Bearer ...'}, status_code=401)
+    if int(asked.get('content-length', '0') or 0) > MOST_BYTES:
+      return head({'detail': _TOO_LARGE}, status_code=413)
+    if self.in_flight >= _MOST_IN_FLIGHT:
+      return head(
+        {'detail': 'too many requests at once; ask again.'},
+        status_code=503,
+        headers={'retry-after': '1'},
+      )
+    return None
+
+  def metrics(self) -> str:
+    """As Prometheus reads them."""
+    lines = [f'search_requests_in_flight {self.in_flight}']
+    for (route, status), count in sorted(self.answered.items()):
+      lines.append(f'search_requests_total{{route="{route}",status="{status}"}} {count}')
+    for route, seconds in sorted(self.seconds.items()):
+      lines.append(f'search_request_seconds_total{{route="{route}"}} {seconds:.6f}')
+    return '\n'.join(lines) + '\n'
+
+
+_TOO_LARGE = f'more than {MOST_BYTES >> 20} MB are not taken.'
+_HEADERS = [
+  (b'x-content-type-options', b'nosniff'),
+  (b'referrer-policy', b'no-referrer'),
+  (b'cross-origin-resource-policy', b'same-origin'),
+]
+
+
+def _same(given, wanted):
+  return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _policy(nonce=''):
+  """What a page may fetch and run: nothing but what this server sends."""
+  script = f"'nonce-{nonce}'" if nonce else "'none'"
+  return (
+    f"default-src 'self'; script-src {script}; style-src 'unsafe-inline'; img-src 'self' "
+    "data:; media-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+  )
+
+
+def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: str = ''):
+  """Returns the ASGI application.
+
+  Args:
+    service: what is asked.
+    hosts: values of Host that are answered, all if empty.
+    token: that every request must carry, '' for none.
+  """
+  app = fastapi.FastAPI(title='Search of videos', redoc_url=None)
+
+  def problem(status, error):
+    return responses.JSONResponse({'detail': str(error)}, status)
+
+  @app.exception_handler(RequestValidationError)
+  async def invalid(_, error):
+    said = (f'{".".join(map(str, x["loc"][1:]))}: {x["msg"]}' for x in error.errors())
+    return problem(422, '; '.join(said))
+
+  app.exception_handler(ValueError)(lambda _, error: problem(400, error))
+  app.exception_handler(OSError)(lambda _, error: problem(503, error))
+
+  def only(
+    below: Text = '',
+    min_seconds: Seconds = None,
+    max_seconds: Seconds = None,
+    after: Day = None,
+    before: Day = None,
+    video: int | None = None,
+  ) -> Only:
+    def at(day, otherwise):
+      return (
+        otherwise if day is None else datetime.datetime.combine(day, datetime.time()).timestamp()
+      )
+
+    most = float('inf') if max_seconds is None else max_seconds
+    times = at(after, float('-inf')), at(before, float('inf'))
+    return Only(below, min_seconds or 0.0, most, *times, video)
+
+  Where = Annotated[Only, fastapi.Depends(only)]
+  Top = Annotated[int, fastapi.Query(ge=1, le=500)]
+  Rerank = Annotated[int, fastapi.Query(ge=0, le=500)]
+
+  def answer(found, form):
+    kind, text = exchange.FORMS[form]
+    headers = {} if form == 'json' else {'content-disposition': f'attachment; filename=hits.{form}'}
+    return responses.Response(text(service.store, found), media_type=kind, headers=headers)
+
+  Form = Annotated[str, fastapi.Query(pattern=f'^({"|".join(exchange.FORMS)})$')]
+
+  @app.get('/search')
+  def search(
+    where: Where,
+    q: Text = '',
+    clip: int | None = None,
+    k: Top = 50,
+    rerank: Rerank = 64,
+    form: Form = 'json',
+  ):
+    """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
+    if clip is not None:
+      return answer(service.like_clip(clip, top=k, only=where), form)
+    if not q.strip():
+      raise fastapi.HTTPException(422, 'q: expected a text to search by.')
+    return answer(service.search(q, top=k, rerank_k=rerank, only=where), form)
+
+  @app.post('/search')
+  def search_by_example(file: Upload, where: Where, k: Top = 50, form: Form = 'json'):
+    """Finds clips like a video or a picture."""
+    with tempfile.NamedTemporaryFile() as copy:
+      shutil.copyfileobj(file.file, copy)
+      copy.flush()
+      return answer(service.like_file(copy.name, top=k, only=where), form)
+
+  @app.get('/videos/{video}')
+  def video(video: int):
+    """A video, or a range of its bytes."""
+    return responses.FileResponse(service.path(video))
+
+  @app.get('/clips/{clip}.mp4')
+  def copy(clip: int):
+    """A small copy of a clip, for what browsers do not play."""
+    return responses.Response(service.copy(clip), media_type='video/mp4')
+
+  @app.get('/clips/{clip}.jpg')
+  def strip(clip: int):
+    """Its thumbnails."""
+    return responses.Response(service.store.strips([clip])[0], media_type='image/jpeg')
+
+  @app.get('/ask')
+  def ask(video: int, question: Text):
+    """Answers a question about a video."""
+    return service.ask(video, question)
+
+  @app.get('/explain', response_class=responses.HTMLResponse)
+  def explained(clip: int, q: Text):
+    """Shows which places of a clip each word rests on."""
+    headers = {'content-security-policy': _policy()}
+    return responses.HTMLResponse(service.explain(clip, q), headers=headers)
+
+  @app.get('/status')
+  def status():
+    """What the index holds, and how far the indexing is."""
+    return service.status()
+
+  @app.get('/health')
+  def health():
+    return {'status': 'ok', 'clips': service.store.counts()[1]}
+
+  @app.get('/metrics', response_class=responses.PlainTextResponse)
+  def metrics():
+    return guard.metrics()
+
+  @app.get('/', response_class=responses.HTMLResponse)
+  def index():
+    nonce = secrets.token_urlsafe(16)
+    shown = page.render('search.html', title='Search', status=service.status(), nonce=nonce)
+    headers = {'content-security-policy': _policy(nonce)}
+    return responses.HTMLResponse(shown, headers=headers)
+
+  guard = Guard(app, hosts=hosts, token=token)
+  return guard
+
+
+class _Protocol(H11Protocol):
+  """Ends connections that ask nothing."""
+
+  def connection_made(self, transport):
+    super().connection_made(transport)
+    self.loop.call_later(_SILENT_S, lambda: self.cycle or transport.close())
+
+
+def bind(host: str, port: int) -> socket.socket:
+  """Takes the address.
+
+  Raises:
+    OSError: if another program has it, or it is none of this machine.
+  """
+  try:
+    return socket.create_server(
+      (host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET
+    )
+  except OSError as error:
+    raise OSError(
+      f'port {port} of {host} cannot be taken ({error.strerror}); another program may have '
+      'it: choose another with --port.'
+    ) from error
+
+
+def hosts_of(host: str, port: int) -> frozenset[str]:
+  """Values of Host for an address of this machine alone."""
+  return frozenset(f'{name}:{port}' for name in (host, '127.0.0.1', 'localhost', '[::1]'))
+
+
+def make_server(app) -> uvicorn.Server:
+  """What serves, by `.run(sockets=[...])`, until SIGTERM or SIGINT and its last answer."""
+  return uvicorn.Server(
+    uvicorn.Config(
+      app,
+      http=_Protocol,
+      ws='none',
+      log_level='warning',
+      access_log=False,
+      server_header=False,
+      timeout_graceful_shutdown=10,
+    )
+  )
