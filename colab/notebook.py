@@ -42,6 +42,7 @@ NEEDED = {
   'av': 'av',
   'PIL': 'pillow',
   'jinja2': 'jinja2',
+  'lancedb': 'lancedb',
   'matplotlib': 'matplotlib',
 }
 # I1123 05:10:15.306124 139793585134464 loop.py:79]

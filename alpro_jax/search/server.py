@@ -260,7 +260,8 @@ class Guard:
     if self._hosts and asked.get('host', '') not in self._hosts:
       return head({'detail': f'this server is not {asked.get("host")!r}.'})
     origin = asked.get('origin')
-    if origin and origin != f'{request.url.scheme}://{asked.get("host")}':
+    # The scheme is another where TLS ends before this server.
+    if origin and origin.partition('://')[2] != asked.get('host'):
       return head({'detail': f'requests of {origin[:200]!r} are refused.'})
     if asked.get('sec-fetch-site', 'none') in ('cross-site', 'same-site') and not (
       request.url.path == '/' and asked.get('sec-fetch-mode') == 'navigate'

@@ -107,7 +107,7 @@ _OF_CLIPS = ('clip', *Clips._fields[1:])
 class Only(NamedTuple):
   """Which clips a search looks at; the defaults are all."""
 
-  below: str = ''  # Beginning of the shown name of a video.
+  below: str = ''  # Beginning of the path of a video below its folder, as it is shown.
   min_seconds: float = 0.0  # Length of its video.
   max_seconds: float = float('inf')
   after: float = float('-inf')  # Time of the file, seconds since 1970.
@@ -136,6 +136,12 @@ def key(*parts) -> int:
   """A number for a video, by its name, and for a clip."""
   text = b'\0'.join(x if isinstance(x, bytes) else str(x).encode() for x in parts)
   return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1
+
+
+def _split(name):
+  """Number of the folder of a video, and its path below."""
+  number, _, below = name[2:].partition(b'/') if name[:2] == b'//' else (0, b'', name)
+  return int(number), below
 
 
 def show_name(name: bytes) -> str:
@@ -232,6 +238,7 @@ class Store:
       # Thumbnails last: what is found then has its own.
       for table in self._tables():
         table.checkout_latest()
+    self.about = json.loads((self.folder / FILE).read_text())
 
   @property
   def folders(self) -> list[bytes]:
@@ -249,8 +256,8 @@ class Store:
 
   def path(self, name: bytes) -> bytes:
     """Where a video lies."""
-    number, _, below = name[2:].partition(b'/') if name[:2] == b'//' else (0, b'', name)
-    return os.path.join(self.folders[int(number)], below)
+    number, below = _split(name)
+    return os.path.join(self.folders[number], below)
 
   def shown(self, name: bytes) -> str:
     """The name of a video for people: with its folder's, where there are several."""
@@ -291,7 +298,7 @@ class Store:
     pa = _lancedb()[1]
     videos, clips, kept = [], [], []
     for file, rows, reason, detail in done:
-      own = {'video': key(file.name), 'name': file.name, 'path': show_name(file.name)}
+      own = {'video': key(file.name), 'name': file.name, 'path': show_name(_split(file.name)[1])}
       own['mtime_ns'] = file.mtime_ns
       seconds = max((row.stop for row in rows), default=0.0)
       said = {'reason': reason, 'detail': detail, 'clips': len(rows)}
@@ -303,14 +310,17 @@ class Store:
         tokens = None if row.tokens is None else row.tokens.astype('<f2').tobytes()
         kept.append(clip | {'strip': row.strip, 'tokens': tokens})
     if self._known is None:
-      # Clips without a video are those of a run that was killed.
-      self._known = {row['video'] for x in self._tables() for row in self._read(x, ['video'])}
+      self._known = self._keys()
     self._remove([x['video'] for x in videos if x['video'] in self._known])
     self._known.update(x['video'] for x in videos)
     with _in_words(self.folder):
       for table, rows in ((self._kept, kept), (self._clips, clips), (self._videos, videos)):
         if rows:
           table.add(pa.Table.from_pylist(rows, schema=table.schema))
+
+  def _keys(self):
+    """Of all videos; clips without a video are those of a run that was killed."""
+    return {row['video'] for table in self._tables() for row in self._read(table, ['video'])}
 
   def add_ends(self, seen: Iterable[File]) -> None:
     """Adds the digests of videos that are there without."""
@@ -346,8 +356,9 @@ class Store:
   def merge(self, other: 'Store') -> None:
     """Takes over the videos of another part of the same folders that are not here."""
     pa = _lancedb()[1]
-    there = set(other.files()) - set(self.files())
-    here = pa.array([key(name) for name in there], pa.int64())
+    new = {key(name) for name in set(other.files()) - set(self.files())}
+    here = pa.array(sorted(new), pa.int64())
+    self._remove(sorted(new & self._keys()))
     with _in_words(self.folder):
       # As `put`: the videos last.
       for mine, its in zip(self._tables()[::-1], other._tables()[::-1], strict=True):
