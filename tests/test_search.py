@@ -190,6 +190,9 @@ def test_several_spans_cut_the_same_video(tmp_path, monkeypatch):
   path = str(small_videos.write_video(tmp_path / 'b.mp4', frames=4, rate=2))
   assert list(cut.cut_video((path, None), cutting=cutting).clips) == [(0, 2, 4)]
   assert cutting.overlaps and not Cutting(frames=1).overlaps
+  for spans, stride in (((0.2,), 0.2), ((0.1, 0.2, 0.7), 0.7), ((0.7,), 0.1)):
+    each = Cutting(frames=1, spans=spans, stride=stride).each()
+    assert [x.span for x in each] == list(spans) and each[-1].stride == stride
 
 
 def test_what_cannot_be_read_says_why(tmp_path):

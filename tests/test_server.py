@@ -14,7 +14,7 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from alpro_jax.search import indexing, querying, server
+from alpro_jax.search import guard, indexing, querying, server
 from alpro_jax.search.cut import CutVideo, Segment
 from alpro_jax.search.store import Store, key
 from tests import patience, small_videos
@@ -156,7 +156,7 @@ def test_an_example_is_searched_by(port, service, monkeypatch):
   # Breaks off; and no form at all.
   assert send(b'half of it')[0] in (400, 422)
   assert ask(port, '/search', method='POST', body=b'x')[0] == 422
-  headers = {'Content-Length': str(server.MOST_BYTES + 1)}
+  headers = {'Content-Length': str(guard.MOST_BYTES + 1)}
   assert ask(port, '/search', method='POST', headers=headers)[0] == 413
 
 

@@ -65,9 +65,10 @@ class Cutting:
 
   def each(self) -> 'list[Cutting]':
     """One for each span."""
+    share = self.stride / self.span
     return [
-      dataclasses.replace(self, spans=(span,), stride=self.stride * span / self.span)
-      for span in self.spans
+      *(dataclasses.replace(self, spans=(x,), stride=x * share) for x in self.spans[:-1]),
+      dataclasses.replace(self, spans=self.spans[-1:]),  # Not by way of a share: it rounds.
     ]
 
 

@@ -379,16 +379,10 @@ class Store:
       found = asked.select([*_OF_CLIPS, '_distance']).to_arrow()
     return self._as_clips(found)
 
-  def by_id(self, clip: int) -> Clips:
-    """The clip of this number, or none."""
+  def clips(self, where: str = 'true') -> Clips:
+    """Reads all clips, or those of a condition in SQL, in the order of names and time."""
     with _in_words(self.folder):
-      asked = self._clips.search().where(f'clip = {clip}').limit(1)
-      return self._as_clips(asked.select(list(_OF_CLIPS)).to_arrow())
-
-  def clips(self) -> Clips:
-    """Reads all vectors, in the order of names and time."""
-    with _in_words(self.folder):
-      found = self._clips.search().select(list(_OF_CLIPS)).to_arrow()
+      found = self._clips.search().where(where).select(list(_OF_CLIPS)).to_arrow()
     return self._as_clips(found.sort_by([('name', 'ascending'), ('start', 'ascending')]))
 
   def _as_clips(self, found):
