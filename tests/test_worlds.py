@@ -1,4 +1,4 @@
-"""Sets of clips from simulators: captions by dials, restarts, digests, BabyAI's rooms."""
+"""Sets of clips from simulators, BabyAI and Meta-World: captions, restarts, digests."""
 
 import collections
 import json
@@ -12,6 +12,9 @@ import pytest
 from alpro_jax.data import entities, manifest
 from examples import simulated
 from examples.babyai import scenes, words
+from examples.metaworld import scenes as robots
+from examples.metaworld import tasks
+from examples.metaworld import words as metaworld
 from tests import launched
 
 THINGS = ('red ball', 'blue key', 'red ball', 'grey box')
@@ -205,3 +208,110 @@ def test_what_is_not_installed_is_said(monkeypatch):
   monkeypatch.setitem(sys.modules, 'minigrid', None)
   with pytest.raises(ValueError, match='pip install "minigrid==3.2.0"'):
     scenes.list_clips(1, 0, 48)
+
+
+def episode(task='door-open', split='train', backwards=False, success=True, camera='left'):
+  verb, thing, place = tasks.shown(task, backwards)
+  return {
+    'video': '0.mp4',
+    'split': split,
+    'task': task,
+    'camera': camera,
+    'success': success,
+    'backwards': backwards,
+    'verb': verb,
+    'thing': thing,
+    'place': place,
+    'others': list(tasks.TASKS[task].others),
+  }
+
+
+@pytest.mark.parametrize(
+  'shown, whole, task',
+  [
+    ({}, 'a robot arm opens a door, seen from the left', 'door open'),
+    ({'backwards': True}, 'a robot arm closes a door, seen from the left', 'door close'),
+    ({'success': False}, 'a robot arm tries to open a door, seen from the left', 'door open'),
+    (
+      {'task': 'coffee-button', 'camera': 'behind'},
+      'a robot arm presses a button of a coffee machine, with a mug on the table',
+      'coffee button',
+    ),
+    (
+      {'task': 'peg-insert-side', 'backwards': True, 'camera': 'above'},
+      'a robot arm takes a peg out of a hole, seen from above',
+      'peg take out of a hole',
+    ),
+    ({'task': 'reach'}, 'a robot arm reaches out into the air, with a puck on the table', 'reach'),
+  ],
+)
+def test_an_episode_in_words(shown, whole, task):
+  row = episode(split='test', **shown)
+  said = dict(metaworld.captions(row, random.Random(0), 0.0))
+  assert said['whole'].startswith(whole) and said['task'] == task
+  assert whole.startswith(said['action'].split(',')[0])
+
+
+def test_every_task_has_words_and_a_question_of_time_where_another_undoes_it():
+  assert len(tasks.TASKS) == 50
+  for name, task in tasks.TASKS.items():
+    for backwards in (False, True)[: 1 + bool(task.undone)]:
+      row = episode(name, backwards=backwards)
+      assert row['verb'] in tasks.VERBS
+      texts = [text for _, text in metaworld.captions(row, random.Random(1), 0.5)]
+      assert texts and not any('{' in text or '  ' in text for text in texts)
+      asked = {
+        kind: (question, answer)
+        for kind, question, answer in metaworld.questions(row, random.Random(2))
+      }
+      assert {'action', 'exists'} <= asked.keys()
+      if task.undone:
+        question, answer = asked['order']
+        assert answer in question
+        other = episode(name, backwards=not backwards)
+        said = dict((k, a) for k, _, a in metaworld.questions(other, random.Random(2)))
+        assert said['order'] != answer, name
+
+
+def test_episodes_of_metaworld():
+  try:
+    clips = robots.list_clips(8, 0, 64, tasks=['door-open', 'drawer-close'], misjudged=0.0)
+  except ValueError as missing:
+    pytest.skip(str(missing))
+  assert [clip.task for clip in clips] == ['door-open'] * 4 + ['drawer-close'] * 4
+  assert [clip.split for clip in clips[:4]] == ['train', 'test', 'train', 'camera']
+  drawn = [robots.draw(clip) for clip in (clips[0], clips[3], clips[4])]
+  for frames, shown in drawn:
+    assert frames.shape[1:] == (64, 64, 3) and len(frames) == len(shown['frames']) <= 25
+    assert shown['success'] and shown['split'] in ('train', 'camera')
+    # The hand comes close to what it handles, and both are in the picture.
+    away = [np.subtract(at['hand'], at['objects'][0]) for at in shown['frames']]
+    assert min(np.linalg.norm(away, axis=1)) < 0.15
+    assert 0 < np.min(shown['frames'][0]['objects'][0]) < 1
+  assert drawn[1][1]['camera'] == 'behind'
+  # What was drawn before changes nothing.
+  np.testing.assert_array_equal(robots.draw(clips[0])[0], drawn[0][0])
+  forward = robots.draw(clips[0]._replace(backwards=0.0))
+  backward = robots.draw(clips[0]._replace(backwards=1.0))
+  np.testing.assert_array_equal(forward[0], backward[0][::-1])
+  assert (forward[1]['verb'], backward[1]['verb']) == ('open', 'close')
+  assert forward[1]['frames'] == backward[1]['frames'][::-1]
+
+
+def test_what_metaworld_needs_is_said(monkeypatch):
+  with pytest.raises(ValueError, match="--tasks names \\['door'\\]; choose from assembly"):
+    robots.list_clips(1, 0, 96, tasks=['door'])
+  with pytest.raises(ValueError, match='--size=63 must be even'):
+    robots.list_clips(1, 0, 63)
+  monkeypatch.setenv('MUJOCO_GL', 'egl')
+  monkeypatch.setitem(sys.modules, 'metaworld', None)
+  with pytest.raises(ValueError, match='pip install "metaworld==3.1.1"'):
+    robots.list_clips(1, 0, 96)
+  monkeypatch.setenv('MUJOCO_GL', 'osmesa')
+
+  def missing(name):
+    raise OSError(name)
+
+  monkeypatch.setattr(robots.ctypes, 'CDLL', missing)
+  with pytest.raises(ValueError, match='apt-get install libosmesa6'):
+    robots.list_clips(1, 0, 96)

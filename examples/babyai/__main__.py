@@ -1,6 +1,6 @@
 """Makes a set of clips, captions and questions from BabyAI.
 
-  pip install "alpro_jax[babyai]"
+  pip install ".[babyai]"
   python -m examples.babyai --output=worlds/babyai --clips=2000
 
 The same videos with other captions beside them, as captions_noisy.jsonl:

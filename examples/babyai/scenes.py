@@ -11,7 +11,7 @@ import numpy as np
 
 COLOURS = ('red', 'green', 'blue', 'purple', 'yellow', 'grey')
 OBJECTS = ('ball', 'box', 'key')
-INSTALL = 'examples.babyai needs minigrid: pip install "minigrid==3.2.0", or alpro_jax[babyai].'
+INSTALL = 'examples.babyai needs minigrid: pip install "minigrid==3.2.0", or ".[babyai]".'
 TILES = 4
 RATE = 8  # Frames per second.
 _THINGS = 4
