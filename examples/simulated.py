@@ -17,12 +17,15 @@ one set of videos may have several files of captions, from exact to mostly wrong
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
 import pathlib
 import random
+import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -95,9 +98,25 @@ def define_flags(clips: int, size: int) -> None:
   flags.DEFINE_integer('workers', 0, 'Processes; 0 is one for each core.', lower_bound=0)
 
 
-def dials() -> Dials:
-  """Returns those of the command line."""
-  return Dials(**{name: flags.FLAGS[name].value for name in Dials._fields})
+def make(
+  clips: Sequence[Any],
+  options: Mapping[str, Any],
+  function: Callable[[Any], tuple[np.ndarray, dict[str, Any]]],
+  words: Words,
+  *,
+  rate: int,
+) -> int | None:
+  """Makes a set by the flags of the command line; returns the exit code. Arguments: see draw."""
+  given = flags.FLAGS
+  options = {**options, **{name: given[name].value for name in ('clips', 'seed', 'size')}}
+  dials = Dials(**{name: given[name].value for name in Dials._fields})
+  try:
+    rows = draw(given.output, options, clips, function, rate=rate, workers=given.workers)
+  except KeyboardInterrupt:
+    print('\nInterrupted. Give the same command again to continue.', file=sys.stderr)
+    return 130
+  counts = write_words(given.output, rows, words, seed=given.seed, dials=dials, name=given.captions)
+  _say(given.output, counts)
 
 
 def draw(
@@ -170,13 +189,20 @@ def _map(function, items, workers):
   # Spawned: a fork of a process with threads may hang.
   with processes.environment_of_children():
     pool = concurrent.futures.ProcessPoolExecutor(
-      workers, mp_context=multiprocessing.get_context('spawn')
+      workers, multiprocessing.get_context('spawn'), _end_with_the_parent
     )
     try:
       # Whole runs of neighbours to one process: they may share a scene.
       yield from pool.map(function, items, chunksize=max(1, min(20, len(items) // (4 * workers))))
     finally:
       pool.shutdown(cancel_futures=True)
+
+
+def _end_with_the_parent():
+  # One that waits for work would not see that its parent was killed.
+  with contextlib.suppress(OSError, AttributeError):  # Linux alone.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
 
 
 def write_words(
@@ -243,9 +269,11 @@ def write_words(
 def write_digests(output: pathlib.Path) -> None:
   """Writes digests.json: the same seed and versions give the same."""
   found = {}
-  for file in sorted(output.rglob('*.jsonl')):
-    found[file.relative_to(output).as_posix()] = files.sha256(file)
-  for folder in sorted(output.glob('*/videos')):
+  folders = sorted(output.glob('*/videos'))
+  for folder in (output, *(videos.parent for videos in folders)):
+    for file in sorted(folder.glob('*.jsonl')):
+      found[file.relative_to(output).as_posix()] = files.sha256(file)
+  for folder in folders:
     digest = hashlib.sha256()
     for video in sorted(folder.iterdir()):
       digest.update(f'{files.sha256(video)}  {video.name}\n'.encode())
@@ -253,8 +281,7 @@ def write_digests(output: pathlib.Path) -> None:
   files.write_text(output / 'digests.json', json.dumps(found, indent=1) + '\n')
 
 
-def say(output: str | pathlib.Path, counts: Mapping[str, Mapping[str, int]]) -> None:
-  """Prints what was written, and the commands that read it."""
+def _say(output, counts):
   for split, count in counts.items():
     print(f'{split:<10}' + ''.join(f'{value:>8,} {name}' for name, value in count.items()))
   print(f'Written: {output}, with digests.json. Next:')

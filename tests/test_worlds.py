@@ -141,6 +141,9 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_alike(tmp_path):
   make(tmp_path / 'cut', 3)
   with open(tmp_path / 'cut' / 'truth.jsonl', 'a') as file:
     file.write('{"video": "3.mp')
+  prepared = tmp_path / 'cut' / 'set'  # What was made of it is no part of it.
+  prepared.mkdir()
+  (prepared / 'index-train.jsonl').write_text('')
   before = (tmp_path / 'cut' / 'train' / 'videos' / '0.mp4').stat().st_mtime_ns
   assert make(tmp_path / 'cut', 6) == expected
   assert (tmp_path / 'cut' / 'train' / 'videos' / '0.mp4').stat().st_mtime_ns == before

@@ -23,14 +23,7 @@ flags.adopt_module_key_flags(simulated)  # --help shows them.
 def main():
   given = flags.FLAGS
   clips = scenes.list_clips(given.clips, given.seed, given.size)
-  options = {'world': 'babyai', 'clips': given.clips, 'seed': given.seed, 'size': given.size}
-  rows = simulated.draw(
-    given.output, options, clips, scenes.draw, rate=scenes.RATE, workers=given.workers
-  )
-  counts = simulated.write_words(
-    given.output, rows, words, seed=given.seed, dials=simulated.dials(), name=given.captions
-  )
-  simulated.say(given.output, counts)
+  return simulated.make(clips, {'world': 'babyai'}, scenes.draw, words, rate=scenes.RATE)
 
 
 if __name__ == '__main__':

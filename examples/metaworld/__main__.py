@@ -40,17 +40,10 @@ _MISJUDGED = flags.DEFINE_float(
 
 def main():
   given = flags.FLAGS
-  options = {'tasks': given.tasks, 'backwards': given.backwards, 'misjudged': given.misjudged}
+  options = {'tasks': _TASKS.value, 'backwards': _BACKWARDS.value, 'misjudged': _MISJUDGED.value}
   clips = scenes.list_clips(given.clips, given.seed, given.size, **options)
-  options |= {'world': 'metaworld'}
-  options |= {name: given[name].value for name in ('clips', 'seed', 'size')}
-  rows = simulated.draw(
-    given.output, options, clips, scenes.draw, rate=scenes.RATE, workers=given.workers
-  )
-  counts = simulated.write_words(
-    given.output, rows, words, seed=given.seed, dials=simulated.dials(), name=given.captions
-  )
-  simulated.say(given.output, counts)
+  options['world'] = 'metaworld'
+  return simulated.make(clips, options, scenes.draw, words, rate=scenes.RATE)
 
 
 if __name__ == '__main__':
