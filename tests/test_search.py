@@ -616,12 +616,12 @@ def test_of_overlapping_hits_the_best_stays(tmp_path, encoder):
   cutting = ABOUT['cutting'] | {'spans': [2.0, 4.0], 'stride': 4.0}
   about = ABOUT | {'cutting': cutting, 'tokens': None}
   store = Store.create(tmp_path / 'x', about)
-  spans = [(0, 4), (3, 5), (4, 8), (6, 8)]
+  spans = [(0, 4), (3, 5), (4, 8), (5, 8)]
   rows = [row(float(start))._replace(stop=float(stop), tokens=None) for start, stop in spans]
   store.put(*(Indexed(File(name, 1, 1), rows) for name in (b'a', b'b')))
   (found,) = querying.search(encoder, store, ['x'], top=9, rerank_k=0)
-  # Half of 3-5 lies in 4-8, which is no better than half; all of 4-8 would take 6-8 away.
-  assert [(hit.start, hit.end) for hit in found.by_video['/v/a']] == [(6, 8), (3, 5), (0, 4)]
+  # 3 of the 4 seconds of 4-8 are 5-8.
+  assert [(hit.start, hit.end) for hit in found.by_video['/v/a']] == [(5, 8), (3, 5), (0, 4)]
   assert sorted(found.by_video) == ['/v/a', '/v/b'] and len(found) == 6
   (few,) = querying.search(encoder, store, ['x'], top=3, rerank_k=0)
   assert list(few) == list(found)[:3]

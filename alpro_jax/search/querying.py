@@ -17,7 +17,7 @@ from alpro_jax.search.cut import CutVideo, decode
 from alpro_jax.search.encoder import Encoder, batches
 from alpro_jax.search.store import EVERYTHING, Only, Store, key, look_at, show_name
 
-# Hits of one video are one moment if that share of the shorter one lies in the other.
+# Hits of one video are one moment if their intersection is more than that of their union.
 _SAME_MOMENT = 0.5
 
 
@@ -178,7 +178,7 @@ def suppress(hits: Sequence[Hit]) -> list[Hit]:
 
   def same(one, other):
     common = min(one.end, other.end) - max(one.start, other.start)
-    return common > _SAME_MOMENT * min(one.end - one.start, other.end - other.start)
+    return common > _SAME_MOMENT * (max(one.end, other.end) - min(one.start, other.start))
 
   for hit in hits:
     better = kept.setdefault(hit.name, [])
