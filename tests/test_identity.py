@@ -377,3 +377,13 @@ def test_the_tokenizer_is_found_by_its_digest(tmp_path):
     find(other)
   with pytest.raises(FileNotFoundError, match=f'no tokenizer at {tmp_path}/none.txt; name none'):
     find(f'{tmp_path}/none.txt')
+
+
+def test_sizes_are_compared_of_parts_that_both_have():
+  """Towers alone have no BERT: what they lack is named where parameters are loaded."""
+  tower = {'width': 64, 'heads': 2}
+  stored = {'video': {'heads': 2}, 'text': None, 'text_tower': tower}
+  identity.check_sizes('runs/a', stored, stored)
+  identity.check_sizes('runs/a', stored, stored | {'text': {'heads': 12}})
+  with pytest.raises(ValueError, match='model.text_tower.heads is 2, --config says 4'):
+    identity.check_sizes('runs/a', stored, stored | {'text_tower': tower | {'heads': 4}})

@@ -39,6 +39,7 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 SIZES = {
   'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
   'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size', 'max_positions'),
+  'text_tower': ('width', 'depth', 'heads', 'mlp_size', 'max_positions'),
 }
 TOKENIZERS = ('tokenizer', 'tower_tokenizer')  # The second of models that have two.
 # Heads whose rows are labels, by the name of those.
@@ -257,6 +258,9 @@ def check_sizes(
 ) -> None:
   """Raises ValueError for a checkpoint of another size than a config says.
 
+  A part that one of them lacks, as a BERT beside image-text towers, is not compared: whoever
+  loads parameters names those that are missing.
+
   Args:
     name: of the checkpoint, for the message.
     stored: `model` of what was stored with it.
@@ -266,8 +270,9 @@ def check_sizes(
   lines = [
     f'model.{part}.{size} is {theirs!r}, --config says {ours!r}'
     for part, names in sizes.items()
+    if stored.get(part) and asked.get(part)
     for size in names
-    if (theirs := stored.get(part, {}).get(size)) != (ours := asked.get(part, {}).get(size))
+    if (theirs := stored[part].get(size)) != (ours := asked[part].get(size))
   ]
   if lines:
     raise ValueError(

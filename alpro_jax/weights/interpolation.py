@@ -108,7 +108,7 @@ def _check_same_model(start, tuned) -> tuple[str, ...]:
   was, now = start.meta, tuned.meta
   sizes = [(part, size) for part, names in identity.SIZES.items() for size in names]
   both = {
-    f'model.{part}.{size}': [x['model'].get(part, {}).get(size) for x in (was, now)]
+    f'model.{part}.{size}': [(x['model'].get(part) or {}).get(size) for x in (was, now)]
     for part, size in sizes
   }
   lines = [

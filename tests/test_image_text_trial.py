@@ -1,0 +1,114 @@
+"""The trial of image-text weights: its stills, the folder of its stand-in, its runs, its page."""
+
+import json
+import math
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from alpro_jax.data import tower_tokens
+from alpro_jax.models.alpro import Alpro, AlproConfig
+from alpro_jax.tasks.shared import init_model
+from alpro_jax.train import optimizer, trainable
+from examples.shapes import clip_folder, image_text, image_text_runs, scenes, stills
+from tests import test_image_text
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'docs' / 'results' / 'image_text'
+CAPTIONS = ['a red disc on the left', 'a blue ring at the top']
+
+
+def test_stills_say_where_a_shape_is(tmp_path):
+  world = stills.world(0, 8)
+  counts = stills.write(world, tmp_path, scenes.World())
+  # Five places of 4 x 4 things, and of the others of 6 x 7.
+  assert counts == {'train': 24, 'shown': 80, 'other': 130}
+  captions = {}
+  for split in stills.SPLITS:
+    rows = json.loads((tmp_path / split / 'captions.json').read_text())
+    captions[split] = {row['caption']: tmp_path / split / 'images' / row['image'] for row in rows}
+  assert not captions['shown'].keys() & captions['other'].keys()
+  assert 'a white disc on the left' in captions['other']
+
+  def middle(caption):
+    """Where its pixels are reddest, as fractions of the side."""
+    pixels = np.asarray(Image.open(captions['shown'][caption]), float)
+    red = np.maximum(pixels[..., 0] - pixels[..., 1:].max(-1) - 40, 0)
+    return [np.average(np.arange(48) / 48, weights=red.sum(axis)) for axis in (0, 1)]
+
+  assert middle('a red disc on the left')[0] < 0.4 < 0.6 < middle('a red disc on the right')[0]
+  assert middle('a red disc at the top')[1] < 0.4 < 0.6 < middle('a red disc at the bottom')[1]
+
+
+def test_a_folder_comes_back_as_the_same_model(tmp_path):
+  """At the start a clip's feature is the mean of what the stand-in says of its frames."""
+  end = clip_folder.write_vocabulary(tmp_path / 'clip', CAPTIONS, 540)
+  words = tower_tokens.load(tmp_path / 'clip', context=16)
+  ids, mask = words.encode(CAPTIONS, 16)
+  assert words.vocab_size == end + 1 == ids.max() + 1
+  assert [words.decode(row) for row in ids] == CAPTIONS
+  config = image_text_runs.get_config('stand_in')
+  config.model.text_tower.update({'vocab_size': end + 1, 'end_id': end})
+  model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
+  params = jax.tree.map(
+    lambda x: x.unbox() if hasattr(x, 'unbox') else x,
+    init_model(model, jax.random.key(0)),
+    is_leaf=lambda x: hasattr(x, 'unbox'),
+  )
+  clip_folder.write_weights(tmp_path / 'clip', params, model.config)
+  one = test_image_text.run(tmp_path / 'clip', tmp_path / 'start')
+  video = np.random.default_rng(0).integers(0, 255, (2, 4, 48, 48, 3)).astype(np.uint8)
+
+  def features(model, params, video):
+    bound = model.bind({'params': params})
+    return (
+      bound.encode_video(video, train=False).feature,
+      bound.encode_text(ids, mask, ids, train=False).feature,
+    )
+
+  frames, texts = features(model, params, video.reshape(8, 1, 48, 48, 3))
+  mean = frames.reshape(2, 4, -1).mean(1)
+  clips, again = features(one.model, one.params, video)
+  np.testing.assert_allclose(again, texts, atol=1e-6)
+  np.testing.assert_allclose(clips, mean / np.linalg.norm(mean, axis=1)[:, None], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ('stand_in', *image_text_runs.ROWS))
+def test_runs_fit_the_model(name):
+  config = image_text_runs.get_config(name).lock()
+  model = AlproConfig.from_dict(config.model.to_dict())
+  assert not model.text and model.video.frames == config.data.frames
+  options, held = config.optimizer, {}
+
+  def split(key):  # Patterns that match nothing are refused.
+    trained, still = trainable.Trainable.from_config(options).split(
+      init_model(Alpro(model), key), key
+    )
+    held.update(trainable.named(still or {}))
+    return trained
+
+  trained = trainable.named(jax.eval_shape(split, jax.random.key(0)))
+  optimizer.rate_factors([*trained, *held], options.groups, options.layer_decay)
+  if name == 'lora':  # Factors, and what reads time.
+    assert all(re.search(r'/(a|b)$|/temporal_|/times$', path) for path in trained)
+  else:
+    assert not held
+
+
+def test_an_interval_by_hand():
+  found = image_text.interval([10.0, 12.0, 14.0])
+  assert found.mean == 12 and math.isclose(found.half, 4.303 * 2 / math.sqrt(3))
+  assert str(found) == '12.0 ± 5.0' and found.signed() == '**+12.0 ± 5.0**'
+  assert image_text.interval([-1.0, 1.0]).signed() == '+0.0 ± 12.7'
+  assert str(image_text.interval([50.0])) == '50.0'
+
+
+def test_the_page_is_made_of_the_figures():
+  seeds = {int(x.stem[4:]): json.loads(x.read_text()) for x in sorted(RESULTS.glob('seed*.json'))}
+  found = image_text.Found(seeds)
+  assert (ROOT / 'docs' / 'starting-weights.md').read_text() == image_text.render(found)
+  assert not any(made['quick'] for made in found.made)
