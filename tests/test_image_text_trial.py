@@ -8,14 +8,17 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
+from alpro_jax import sharding
 from alpro_jax.data import tower_tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.shared import init_model
+from alpro_jax.tasks.shared import abstract_params, init_model
 from alpro_jax.train import optimizer, trainable
+from alpro_jax.weights import tables, tensor_files, towers
+from alpro_jax.weights.towers import PREPROCESSOR, TRANSFORMERS
 from examples.shapes import clip_folder, image_text, image_text_runs, scenes, stills
-from tests import test_image_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'docs' / 'results' / 'image_text'
@@ -44,37 +47,33 @@ def test_stills_say_where_a_shape_is(tmp_path):
   assert middle('a red disc at the top')[1] < 0.4 < 0.6 < middle('a red disc at the bottom')[1]
 
 
-def test_a_folder_comes_back_as_the_same_model(tmp_path):
-  """At the start a clip's feature is the mean of what the stand-in says of its frames."""
-  end = clip_folder.write_vocabulary(tmp_path / 'clip', CAPTIONS, 540)
-  words = tower_tokens.load(tmp_path / 'clip', context=16)
-  ids, mask = words.encode(CAPTIONS, 16)
+def test_a_folder_is_read_as_the_model_that_it_was(tmp_path):
+  end = clip_folder.write_vocabulary(tmp_path, CAPTIONS, 540)
+  words = tower_tokens.load(tmp_path, context=16)
+  ids, _ = words.encode(CAPTIONS, 16)
   assert words.vocab_size == end + 1 == ids.max() + 1
   assert [words.decode(row) for row in ids] == CAPTIONS
   config = image_text_runs.get_config('stand_in')
   config.model.text_tower.update({'vocab_size': end + 1, 'end_id': end})
   model = Alpro(AlproConfig.from_dict(config.model.to_dict()))
-  params = jax.tree.map(
-    lambda x: x.unbox() if hasattr(x, 'unbox') else x,
-    init_model(model, jax.random.key(0)),
-    is_leaf=lambda x: hasattr(x, 'unbox'),
-  )
-  clip_folder.write_weights(tmp_path / 'clip', params, model.config)
-  one = test_image_text.run(tmp_path / 'clip', tmp_path / 'start')
-  video = np.random.default_rng(0).integers(0, 255, (2, 4, 48, 48, 3)).astype(np.uint8)
-
-  def features(model, params, video):
-    bound = model.bind({'params': params})
-    return (
-      bound.encode_video(video, train=False).feature,
-      bound.encode_text(ids, mask, ids, train=False).feature,
-    )
-
-  frames, texts = features(model, params, video.reshape(8, 1, 48, 48, 3))
-  mean = frames.reshape(2, 4, -1).mean(1)
-  clips, again = features(one.model, one.params, video)
-  np.testing.assert_allclose(again, texts, atol=1e-6)
-  np.testing.assert_allclose(clips, mean / np.linalg.norm(mean, axis=1)[:, None], atol=1e-5)
+  shapes = flatten_dict(abstract_params(model, sharding.make_mesh()), sep='/')
+  rng = np.random.default_rng(0)
+  params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
+  params['temperature'] = np.float32(0.07)
+  clip_folder.write_weights(tmp_path, unflatten_dict(params, sep='/'), model.config)
+  said = {name: json.loads((tmp_path / name).read_text()) for name in (TRANSFORMERS, PREPROCESSOR)}
+  found = towers.find(tensor_files.open_tensors(tmp_path / 'model.safetensors'), said)
+  again = tables.read_params(found.tensors, found.rows)
+  again['temperature'] = np.exp(-again['temperature'])
+  assert again.keys() == params.keys()
+  for path, array in params.items():
+    np.testing.assert_allclose(again[path], array, rtol=1e-6, err_msg=path)
+  for part in ('video', 'text_tower'):
+    options, made = getattr(found, part), vars(getattr(model.config, part))
+    assert {name: made[name] for name in options if name in made and name != 'pool_heads'} == {
+      name: value for name, value in options.items() if name in made and name != 'pool_heads'
+    }
+  assert not found.notes and found.tokenizer == 'clip' and found.resize_mode == 'short_side'
 
 
 @pytest.mark.parametrize('name', ('stand_in', *image_text_runs.ROWS))

@@ -265,17 +265,16 @@ class Interval(NamedTuple):
   half: float
 
   def __str__(self):
-    # No half where all seeds agree, as by chance.
-    return _minus(f'{self.mean:.1f}' + (f' ± {self.half:.1f}' if self.half > 0 else ''))
+    return self._text(f'{self.mean:.1f}')
 
   def signed(self) -> str:
     """As a difference, in bold where the interval leaves out 0."""
-    text = _minus(f'{self.mean:+.1f} ± {self.half:.1f}')
+    text = self._text(f'{self.mean:+.1f}')
     return f'**{text}**' if abs(self.mean) > self.half else text
 
-
-def _minus(text):
-  return text.replace('-', '−')
+  def _text(self, mean):
+    # No half of one seed, and where all agree, as by chance.
+    return (mean + (f' ± {self.half:.1f}' if self.half > 0 else '')).replace('-', '−')
 
 
 def interval(values) -> Interval:
