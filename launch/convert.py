@@ -140,6 +140,12 @@ _INTERPOLATE = flags.DEFINE_string(
 _ALPHA = flags.DEFINE_float(
   'alpha', None, 'With --interpolate: share of --checkpoint; 0 is the start, 1 --checkpoint.'
 )
+_KEEP = flags.DEFINE_string(
+  'keep',
+  '',
+  'With --interpolate: patterns of parameters that stay as --checkpoint has them, as those of '
+  'config.optimizer.freeze.',
+)
 _PROMPTER = flags.DEFINE_string(
   'prompter', '', 'With --checkpoint: the prompter to put into the file.'
 )
@@ -196,10 +202,10 @@ def main():
   _check_flags()
   if _INTERPOLATE.value:
     start, tuned = checkpoints.find(_INTERPOLATE.value), checkpoints.find(_CHECKPOINT.value)
-    shared = interpolation.write(start, tuned, _ALPHA.value, _OUTPUT.value)
+    shared = interpolation.write(start, tuned, _ALPHA.value, _OUTPUT.value, _KEEP.value)
     print(f'{len(shared.params)} tensors are {_ALPHA.value:g} x {tuned.folder}')
     print(f'  + {1 - _ALPHA.value:g} x {start.folder}')
-    _print_list('of the fine-tuned model alone, as they are there', shared.only_tuned)
+    _print_list('as the fine-tuned model has them', shared.only_tuned)
     _print_list('of the start alone, left out', shared.only_start)
     print(f'Written: {_OUTPUT.value}')
     return
@@ -269,6 +275,7 @@ def _check_flags():
     'task': 'original',
     'mirror': 'released',
     'interpolate': 'checkpoint',
+    'keep': 'interpolate',
     'open_clip': 'image_text',
     'tower_tokenizer': 'image_text',
   }

@@ -106,6 +106,12 @@ _INTERPOLATE = flags.DEFINE_string(
 _ALPHAS = flags.DEFINE_list(
   'alphas', ['0', '0.25', '0.5', '0.75', '1'], 'With --interpolate: shares of the fine-tuned model.'
 )
+_KEEP = flags.DEFINE_string(
+  'keep',
+  '',
+  'With --interpolate: patterns of parameters that stay as the model has them, as those of '
+  'config.optimizer.freeze.',
+)
 _TRUTH = flags.DEFINE_string('truth', '', 'truth.jsonl of the split, for the probes.')
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'Its file: only for checkpoints of earlier versions, if it has moved.'
@@ -206,7 +212,7 @@ def _sweep(found, model, splits):
   for alpha in alphas:
     interpolation.check_alpha(alpha)
   abstract = abstract_params(model.model, model.mesh)
-  start = interpolation.load_start(api.find(_INTERPOLATE.value), found, abstract)
+  start = interpolation.load_start(api.find(_INTERPOLATE.value), found, abstract, _KEEP.value)
   for only, what in ((start.only_tuned, 'stay as they are in'), (start.only_start, 'are not in')):
     if only:
       logging.warning('%d parameters %s %s: %s', len(only), what, found.folder, ', '.join(only))

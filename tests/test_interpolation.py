@@ -69,6 +69,20 @@ def test_the_ends_are_the_two_models_exactly(pair, alpha, want):
   assert all(np.all(trees.by_name(mixed)[name] == want) for name in shared.params)
 
 
+def test_what_is_kept_stays_as_it_was_fine_tuned(pair, tmp_path):
+  start, tuned, model = pair
+  time = r'video_encoder/times,video_encoder/block\d+/temporal_\w+'
+  interpolation.write(start, tuned, 0.5, tmp_path / 'between', time)
+  found = checkpoints.find(tmp_path / 'between')
+  params = trees.by_name(found.load_params(abstract_params(model, sharding.make_mesh())))
+  for name, x in params.items():
+    kept = '/temporal_' in name or name == 'video_encoder/times' or 'entity_head' in name
+    assert np.all(x == (3.0 if kept else 2.0)), name
+  assert any('/temporal_' in name for name in params)
+  with pytest.raises(ValueError, match="--keep: 'text_tower' matches no parameter"):
+    interpolation.write(start, tuned, 0.5, tmp_path / 'other', 'text_tower')
+
+
 def test_other_models_and_shares_are_refused(pair, tmp_path):
   _, tuned, model = pair
   abstract = abstract_params(model, sharding.make_mesh())

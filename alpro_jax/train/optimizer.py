@@ -170,7 +170,7 @@ def rate_factors(
         f'config.optimizer.groups has {pattern}={factor}; expected PATTERN=FACTOR with a factor '
         'above 0, several with commas between; config.optimizer.freeze holds parts still.'
       )
-    grouped |= dict.fromkeys(trainable.matching('groups', [pattern], names), value)
+    grouped |= dict.fromkeys(trainable.matching('config.optimizer.groups', [pattern], names), value)
   above = _layers_above(names)
   return {name: layer_decay ** above.get(name, 0) * grouped.get(name, 1.0) for name in names}
 

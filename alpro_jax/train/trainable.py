@@ -78,11 +78,11 @@ class Trainable:
     if not (self.freeze or self.rank):
       return params, None
     leaves = named(params)
-    held = matching('freeze', self.freeze, leaves)
+    held = matching('config.optimizer.freeze', self.freeze, leaves)
     adapted = set()
     if self.rank:
       kernels = [name for name in leaves if name.endswith('/kernel')]
-      adapted = matching('lora.kernels', self.kernels, kernels)
+      adapted = matching('config.optimizer.lora.kernels', self.kernels, kernels)
     trained = {name: leaf for name, leaf in leaves.items() if name not in held | adapted}
     for index, name in enumerate(sorted(adapted)):
       factors = _factors(leaves[name], self.rank, jax.random.fold_in(key, index))
@@ -125,7 +125,7 @@ def matching(option: str, patterns: Iterable[str], names: Iterable[str]) -> set[
   lies in: `video_encoder/block1` is all of that block, and nothing of block 10.
 
   Args:
-    option: below config.optimizer, for the message.
+    option: its name, for the message.
     patterns: from `listed`.
     names: of the parameters, with slashes.
   Raises:
@@ -136,13 +136,11 @@ def matching(option: str, patterns: Iterable[str], names: Iterable[str]) -> set[
     try:
       chosen = {name for name in names if re.fullmatch(f'(?:{pattern})(/.*)?', name)}
     except re.error as error:
-      raise ValueError(
-        f'config.optimizer.{option}: {pattern!r} is no regular expression: {error}.'
-      ) from error
+      raise ValueError(f'{option}: {pattern!r} is no regular expression: {error}.') from error
     if not chosen:
       there = {re.sub(r'\d+', r'\\d+', name.rpartition('/')[0] or name) for name in names}
       raise ValueError(
-        f'config.optimizer.{option}: {pattern!r} matches no parameter. It must be the whole name '
+        f'{option}: {pattern!r} matches no parameter. It must be the whole name '
         f'of one, or of a part, as a regular expression; there are {trees.listed(there)}.'
       )
     found |= chosen

@@ -33,7 +33,7 @@ class Start(NamedTuple):
   only_start: tuple[str, ...]
 
 
-def load_start(start: Checkpoint, tuned: Checkpoint, abstract: Any) -> Start:
+def load_start(start: Checkpoint, tuned: Checkpoint, abstract: Any, keep: str = '') -> Start:
   """Loads what `interpolate` needs of the start.
 
   Args:
@@ -41,12 +41,16 @@ def load_start(start: Checkpoint, tuned: Checkpoint, abstract: Any) -> Start:
     tuned: the fine-tuned one.
     abstract: its parameters, as ShapeDtypeStructs with sharding; tables of positions are
       resized to them. A head whose rows stand for other labels is the fine-tuned one's alone.
+    keep: patterns, as those of config.optimizer, of parameters that stay as the fine-tuned
+      model has them: what reads time, where the start knew nothing of it.
   Raises:
-    ValueError: if they are different models, with all that differs.
+    ValueError: if they are different models, with all that differs; or a pattern matches nothing.
   """
   fresh = _check_same_model(start, tuned)
   wanted, stored = trees.by_name(abstract), set(start.params_digests())
-  shared = {n: x for n, x in wanted.items() if n in stored and not n.startswith(fresh)}
+  kept = trainable.matching('--keep', trainable.listed(keep), wanted)
+  both = (stored & wanted.keys()) - kept
+  shared = {n: x for n, x in wanted.items() if n in both and not n.startswith(fresh)}
   params = start.load_params(trainable.nested(shared), unused=('',), resize=resized_tables())
   only_tuned, only_start = set(wanted) - set(shared), stored - set(wanted)
   return Start(trees.by_name(params), tuple(sorted(only_tuned)), tuple(sorted(only_start)))
@@ -66,7 +70,7 @@ def interpolate(tuned: Any, start: Mapping[str, jax.Array], alpha: jax.Array | f
   return trees.like(tuned, leaves | mixed)
 
 
-def write(start: Checkpoint, tuned: Checkpoint, alpha: float, output) -> Start:
+def write(start: Checkpoint, tuned: Checkpoint, alpha: float, output, keep: str = '') -> Start:
   """Writes the interpolated model to a folder, as a checkpoint like those of a training.
 
   Args:
@@ -74,6 +78,7 @@ def write(start: Checkpoint, tuned: Checkpoint, alpha: float, output) -> Start:
     tuned: the fine-tuned model.
     alpha: share of it.
     output: workdir to make.
+    keep: see `load_start`.
   Raises:
     ValueError: if the models differ, or alpha is not in 0..1.
   """
@@ -81,10 +86,11 @@ def write(start: Checkpoint, tuned: Checkpoint, alpha: float, output) -> Start:
   of_tuned = ('arrays', 'evaluation', 'evaluation_due')
   meta = {name: value for name, value in tuned.meta.items() if name not in of_tuned}
   abstract = abstract_params(Alpro(AlproConfig.from_dict(meta['model'])), sharding.make_mesh())
-  found = load_start(start, tuned, abstract)
+  found = load_start(start, tuned, abstract, keep)
   params = interpolate(tuned.load_params(abstract), found.params, alpha)
   meta['interpolated'] = {
     'alpha': alpha,
+    'keep': keep,
     'start': {'path': str(start.folder), 'digest': start.digest},
     'tuned': {'path': str(tuned.folder), 'digest': tuned.digest},
   }

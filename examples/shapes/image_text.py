@@ -23,6 +23,7 @@ from absl import flags
 
 from alpro_jax import files
 from alpro_jax.evaluation import page
+from configs import image_text
 from examples.shapes import clip_folder, image_text_runs, scenes, stills
 from examples.shapes.demo_page import how_made
 from examples.shapes.report import TEMPLATES
@@ -41,11 +42,12 @@ class Row(NamedTuple):
 ROWS = {
   'start': Row('converted, not fine-tuned', 'start'),
   'plain': Row('all weights trained', 'plain', averaged=False),
-  'average': Row('the same, averaged over steps (EMA)', 'plain'),
-  'between': Row('half way from the start to that (WiSE-FT)', 'between'),
+  'average': Row('averaged over steps (EMA)', 'plain'),
+  'between': Row('half way from the start to these (WiSE-FT)', 'between'),
+  'between_space': Row('the same, but for what reads time (*)', 'between_space'),
   'random': Row('from random weights', 'random'),
   'lora': Row('what was known frozen, with LoRA', 'lora'),
-  'decay': Row('the same, rates falling by layers', 'decay'),
+  'decay': Row('all weights trained, rates falling by layers', 'decay'),
   'slow': Row('what was known at a tenth of the rate', 'slow'),
 }
 # Of each model: a name, and what it says.
@@ -191,14 +193,15 @@ class Seed:
     start = self._folder / 'start'
     if run in image_text_runs.ROWS:
       self._train(run, *(() if run == 'random' else (f'--config.train.init_from={start}',)))
-    elif run == 'between':
+    elif run.startswith('between'):
       self._run(
         'convert',
         f'--checkpoint={self._folder / "plain"}',
         f'--interpolate={start}',
         f'--alpha={ALPHA}',
+        *([f'--keep={image_text.TIME}'] if run == 'between_space' else []),
         f'--output={self._folder / run}',
-        name='interpolate',
+        name=f'interpolate, {run}',
       )
     return self._folder / run
 

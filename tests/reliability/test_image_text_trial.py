@@ -19,9 +19,9 @@ def test_the_trial_runs_and_goes_on_where_it_was(tmp_path):
   first = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
   assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
   found = json.loads((results / 'seed0.json').read_text())
-  assert found['made']['quick'] and len(found['rows']) == 8
+  assert found['made']['quick'] and len(found['rows']) == 9
   assert all(0 <= value <= 100 for row in found['rows'].values() for value in row.values())
-  assert page.read_text().count('half way from the start') == 3
+  assert page.read_text().count('half way from the start') == 4
   # One row is lost: its run is there, and is asked again.
   lost = found['rows'].pop('lora')
   (results / 'seed0.json').write_text(json.dumps(found))
