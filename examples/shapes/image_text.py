@@ -42,9 +42,9 @@ class Row(NamedTuple):
 ROWS = {
   'start': Row('converted, not fine-tuned', 'start'),
   'plain': Row('all weights trained', 'plain', averaged=False),
-  'average': Row('averaged over steps (EMA)', 'plain'),
-  'between': Row('half way from the start to these (WiSE-FT)', 'between'),
-  'between_space': Row('the same, but for what reads time (*)', 'between_space'),
+  'average': Row('averaged over steps, EMA', 'plain'),
+  'between': Row('half way from the start to these, WiSE-FT', 'between'),
+  'between_space': Row('half way, but for what reads time (*)', 'between_space'),
   'random': Row('from random weights', 'random'),
   'lora': Row('what was known frozen, with LoRA', 'lora'),
   'decay': Row('all weights trained, rates falling by layers', 'decay'),
@@ -267,13 +267,18 @@ class Interval(NamedTuple):
   mean: float
   half: float
 
+  @property
+  def clear(self) -> int:
+    """1 or -1 if the interval lies above or below 0, else 0."""
+    return (abs(self.mean) > self.half) * (1 if self.mean > 0 else -1)
+
   def __str__(self):
     return self._text(f'{self.mean:.1f}')
 
   def signed(self) -> str:
     """As a difference, in bold where the interval leaves out 0."""
     text = self._text(f'{self.mean:+.1f}')
-    return f'**{text}**' if abs(self.mean) > self.half else text
+    return f'**{text}**' if self.clear else text
 
   def _text(self, mean):
     # No half of one seed, and where all agree, as by chance.
@@ -311,6 +316,14 @@ class Found:
     """How much more a row has than another, seed by seed."""
     both = zip(self.values(row, metric), self.values(other, metric), strict=True)
     return interval([a - b for a, b in both])
+
+  def better(self, metric: str, sign: int = 1) -> list[str]:
+    """Titles of the rows that clearly have more than REFERENCE, or with sign -1 less."""
+    return [
+      row.title
+      for name, row in self.rows.items()
+      if name != 'start' and self.difference(name, REFERENCE, metric).clear == sign
+    ]
 
 
 def render(found: Found) -> str:
