@@ -5,7 +5,9 @@ such as a vocab.txt, have none and are read as they are.
 """
 
 import hashlib
+import json
 import pathlib
+from typing import Any
 
 from alpro_jax import files
 
@@ -60,6 +62,19 @@ def read_lines(path) -> list[str]:
   if not lines[-1]:
     lines.pop()
   return [line.removesuffix('\r') for line in lines]
+
+
+def read_json(path) -> dict[str, Any]:
+  """Returns the JSON object that a file from elsewhere holds; see read_text.
+
+  Raises:
+    ValueError: it holds something else.
+  """
+  text = read_text(path)
+  try:
+    return dict(json.loads(text))
+  except (ValueError, TypeError) as e:
+    raise ValueError(f'{path} is damaged, or no JSON object: {e}; get it again.') from e
 
 
 def _beside(path):

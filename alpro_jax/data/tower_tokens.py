@@ -13,6 +13,7 @@ content, tower.json, is all that travels with a model.
 
 import base64
 import dataclasses
+import functools
 import gzip
 import hashlib
 import html
@@ -20,6 +21,7 @@ import json
 import pathlib
 import re
 import string
+import zlib
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,9 @@ import tokenizers
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import checksum
 
+# What JSON of other things, gzip and SentencePiece raise.
+_BROKEN = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
+_BROKEN += (EOFError, gzip.BadGzipFile, zlib.error)
 FILE = 'tower.json'  # What `content` is called where it travels with a model.
 _PUNCTUATION = str.maketrans('', '', string.punctuation)
 # Words, digits one by one, and the rest, as CLIP splits texts.
@@ -100,12 +105,14 @@ class TowerTokenizer:
     self.digest = hashlib.sha256(content).hexdigest()
     self.rules = rules = Rules(**stored['rules'])
     if 'sentencepiece' in stored:
-      proto = base64.b64decode(stored['sentencepiece'])
-      model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+      model = _sentencepiece(stored['sentencepiece'])
       self.vocab_size, unknown = model.get_piece_size(), model.unk_id()
       self._split, self._join = model.encode, model.decode
     else:
-      model = tokenizers.Tokenizer.from_str(json.dumps(stored['tokenizer']))
+      try:
+        model = tokenizers.Tokenizer.from_str(json.dumps(stored['tokenizer']))
+      except Exception as error:  # The library raises that itself.
+        raise ValueError(str(error)) from error
       model.no_padding()
       model.no_truncation()
       self.vocab_size = 1 + max(model.get_vocab().values())
@@ -187,7 +194,7 @@ def load(path, *, family='', context=0):
   try:
     content = _content(file, rules) if rules else checksum.read_bytes(file)
     return TowerTokenizer(file, content)
-  except Exception as error:  # Whatever JSON, gzip and both libraries make of it.
+  except _BROKEN as error:
     raise ValueError(
       f'{file} is no tokenizer of {rules.family if rules else "a text tower"}: {error}. Get it '
       'again, or say which family it is of.'
@@ -241,12 +248,7 @@ def _rules(folder, family, context):
 
 
 def _json(path):
-  if not path.is_file():
-    return {}
-  try:
-    return json.loads(checksum.read_text(path))
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}; get it again.') from error
+  return checksum.read_json(path) if path.is_file() else {}
 
 
 def _order(rules):
@@ -338,11 +340,15 @@ def _lower(found):
   return found | {'normalizer': {'type': 'Sequence', 'normalizers': steps}}
 
 
+@functools.lru_cache(maxsize=1)  # Read for its pieces, and then to be used.
+def _sentencepiece(encoded):
+  return sentencepiece.SentencePieceProcessor(model_proto=base64.b64decode(encoded))
+
+
 def _ids(stored, pieces):
   """The ids of some pieces, by name; None and ids stay."""
   if 'sentencepiece' in stored:
-    proto = base64.b64decode(stored['sentencepiece'])
-    model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    model = _sentencepiece(stored['sentencepiece'])
     known = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
   else:
     vocab = stored['tokenizer']['model']['vocab']

@@ -5,7 +5,6 @@ What shapes do not say and decides what a model computes is asked for, never gue
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alpro_jax import files, sharding
 from alpro_jax.data import answers as answer_lists
-from alpro_jax.data import tokens
+from alpro_jax.data import checksum, tokens
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.shared import abstract_params, init_model, model_config
 from alpro_jax.train import checkpoints, digests, identity, run_folder
@@ -268,10 +267,7 @@ def open_backbone(options, flag, name_tensors, find_sizes, notes):
   path, described = tensor_files.find(getattr(options, flag)), {}
   beside = path.with_name('config.json')
   if beside.is_file():
-    try:
-      described = dict(json.loads(beside.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
-      raise ValueError(f'{beside} is no config of Hugging Face: {error}.') from error
+    described = checksum.read_json(beside)
   source = name_tensors(tensor_files.open_tensors(path), described)
   if options.heads and source.heads and options.heads != source.heads:
     raise ValueError(

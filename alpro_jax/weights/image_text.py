@@ -4,7 +4,6 @@ At the start the model is the image model: its feature of a clip is the mean of 
 """
 
 import importlib.util
-import json
 import pathlib
 import re
 
@@ -13,7 +12,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from alpro_jax import files, sharding
-from alpro_jax.data import tokens, tower_tokens
+from alpro_jax.data import checksum, tokens, tower_tokens
 from alpro_jax.models.alpro import Alpro
 from alpro_jax.tasks.shared import abstract_params, init_model, model_config
 from alpro_jax.train.state import create_state
@@ -75,7 +74,8 @@ def from_image_text(options: convert.Options) -> list[convert.Converted]:
 def _read_said(path, options):
   """Returns what JSON files beside the weights say, by their names."""
   names = towers.TRANSFORMERS, towers.OPEN_CLIP, towers.PREPROCESSOR
-  said = {name: _json(path.with_name(name)) for name in names if path.with_name(name).is_file()}
+  beside = {name: path.with_name(name) for name in names}
+  said = {name: checksum.read_json(file) for name, file in beside.items() if file.is_file()}
   if options.open_clip:
     file = pathlib.Path(options.open_clip)
     package = importlib.util.find_spec('open_clip')
@@ -86,16 +86,9 @@ def _read_said(path, options):
         f'--open_clip={options.open_clip} is no file, and no config of an installed open_clip; '
         f"pass an {towers.OPEN_CLIP}, or one of open_clip's model_configs."
       )
-    described = _json(file)
+    described = checksum.read_json(file)
     said[towers.OPEN_CLIP] = described if 'model_cfg' in described else {'model_cfg': described}
   return said
-
-
-def _json(path):
-  try:
-    return dict(json.loads(path.read_text(encoding='utf-8')))
-  except (ValueError, TypeError) as error:
-    raise ValueError(f'{path} is no JSON object: {error}; get it again.') from error
 
 
 def _load_tower_tokenizer(options, path, found):
