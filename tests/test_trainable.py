@@ -15,7 +15,7 @@ from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import checkpoints, trainable, trees
 from alpro_jax.train.step import make_gradients, make_update
 from alpro_jax.train.trainable import Trainable
-from tests import small_task
+from tests import small_task, tiny_run
 
 LORA = {'rank': 2, 'alpha': 6.0, 'kernels': r'video_encoder/.*/(query|value),text_encoder/.*/fc1'}
 
@@ -293,6 +293,10 @@ def test_a_checkpoint_alone_is_the_model_as_it_is_used(adapted):
   stored = {name for name in found.meta['arrays'] if name.startswith('train/')}
   held = {name for name in stored if name.startswith('train/held/')}
   assert len(held) == 5  # Kernels that a merged one does not tell; no other weight twice.
+  moments = trees.by_name(tiny_run.stored_state(folder.parent)[1]['train']['opt_state'])
+  for moment in ('mu', 'nu'):
+    of = {name.partition(f'/{moment}/')[2] for name in moments} - {''}
+    assert of == set(trees.by_name(states[4].params))
   assert not any('words' in name for name in stored)
 
 
