@@ -19,7 +19,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
-from alpro_jax.train import step
+from alpro_jax.train import features, step
 
 ENTITIES = 1000  # If the config asks for all of its list.
 ANSWERS = 1500  # As many as the original's question answering has.
@@ -79,6 +79,9 @@ def program(config, mesh) -> Program:
     lambda row: jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=where),
     noise(config, rows=1),
   )
+  if config.data.features:
+    features.check(config, update.task, update.state.params)
+    batch = features.in_place_of(batch, update.task, update.state.params)
   return Program(*update, sharding.abstract(frozen, mesh), batch)
 
 

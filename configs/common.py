@@ -69,8 +69,14 @@ def get_config(model='base'):
       'image_size': 224,
       'resize': 256,  # Side of the frame before the crop.
       'resize_mode': 'squash',  # Or 'short_side', which keeps the shape.
+      'crop': 'random',  # Of training; or 'centre', as evaluation has it.
       # Exclude 'horizontal_flip' where captions say left or right.
       'randaugment': {'enabled': True, 'operations': 2, 'level': 5, 'exclude': ()},
+      # A folder for what frozen encoders make of every clip and text, made at the start
+      # and trained from in place of pixels: docs/fine-tuning.md. '' computes it anew
+      # in every step.
+      'features': '',
+      'bfloat16_features': False,  # Half the size, for a model that computes in float32.
       # Records that cannot be read are replaced; more than this share stops.
       'broken_share': 0.01,
       'threads': 0,  # tf.data threads; 0 lets tf.data choose.

@@ -664,5 +664,5 @@ def test_data_is_forgotten_after_its_last_batch():
 def test_evaluation_leaves_nothing_out():
   data = MemorySet(6)
   data.rotten = {5}
-  with pytest.raises(ValueError, match='5.mp4.*leaves nothing out'):
+  with pytest.raises(ValueError, match='5.mp4.*Nothing is left out'):
     evaluate(data)

@@ -43,7 +43,8 @@ def to_batch(rows, mesh):
     raise ValueError(f'A batch needs the fields {list(FIELDS)}; {missing=}, {extra=}.')
   layout = sharding.batch_sharding(mesh)
   put = functools.partial(jax.make_array_from_process_local_data, layout)
-  batch = VideoTextBatch(**{name: put(np.asarray(rows[name])) for name in FIELDS})
+  batch = jax.tree.map(lambda x: put(np.asarray(x)), {name: rows[name] for name in FIELDS})
+  batch = VideoTextBatch(**batch)
   _check_rows(len(rows['valid']), mesh)
   return batch
 

@@ -103,6 +103,21 @@ def _next_readable(source, shuffled, offset):
   return chosen
 
 
+def texts(plan, tokenizer, length):
+  """Returns what a batch has beside the clips: fields of VideoTextBatch, of a Plan's rows."""
+  source, _, records, chosen, _ = plan
+  ids, mask, *tower = tokenizer.encode([source.read_text(i) for i in chosen], length)
+  return {
+    'text_ids': ids,
+    'text_mask': mask,
+    'tower_ids': tower[0] if tower else np.zeros((len(ids), 0), np.int32),
+    'video_id': video_ids(source.dataset, records),
+    'caption_id': caption_ids(ids),
+    'answer': source.labels[chosen],
+    'valid': np.ones(len(records), bool),
+  }
+
+
 def hash64(*parts):
   """Mixes whole numbers, or arrays of them, to uint64 of full range.
 

@@ -23,8 +23,9 @@ from absl import logging
 
 from alpro_jax.data import augment, dataset, frames
 from alpro_jax.data.mixture import TooManyBroken
-from alpro_jax.data.order import Order, caption_ids, video_ids
+from alpro_jax.data.order import Order, texts
 
+CROPS = ('random', 'centre')  # Runs that are older than this option did the first.
 # What the pixels need of a record; the rest is known from its metadata.
 # TFDS's own parser reads all of it and takes ten times as long.
 FEATURES = {
@@ -71,7 +72,7 @@ def _train_batches(config, order, tokenizer, step, rows):
     with contextlib.closing(_Clips(steps, read, rows, config, train=True)) as clips:
       try:
         for clip in clips:
-          yield clip | _texts(order.plan(step, rows), tokenizer, config.max_text_tokens)
+          yield clip | texts(order.plan(step, rows), tokenizer, config.max_text_tokens)
           step += 1
       except tf.errors.OpError as error:
         # A copy: the frames behind it would hold the clips, which went on reading.
@@ -85,21 +86,6 @@ def _train_batches(config, order, tokenizer, step, rows):
     elif failed == step:  # Twice, and no record is at fault.
       raise failure
     failed = step
-
-
-def _texts(plan, tokenizer, length):
-  """Returns what a batch has beside the clips."""
-  source, _, records, texts, _ = plan
-  ids, mask, *tower = tokenizer.encode([source.read_text(i) for i in texts], length)
-  return {
-    'text_ids': ids,
-    'text_mask': mask,
-    'tower_ids': tower[0] if tower else np.zeros((len(ids), 0), np.int32),
-    'video_id': video_ids(source.dataset, records),
-    'caption_id': caption_ids(ids),
-    'answer': source.labels[texts],
-    'valid': np.ones(len(records), bool),
-  }
 
 
 def _replace(source, broken, step, share):
@@ -116,7 +102,7 @@ def _replace(source, broken, step, share):
     )
 
 
-def eval_batches(config, prepared, *, batch_size, rows=None):
+def eval_batches(config, prepared, *, batch_size, rows=None, first=0):
   """Yields every record once: same frames, centre crop, no augmentation.
 
   The last batch is filled with copies marked by valid = False, so that all
@@ -127,6 +113,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
     prepared: PreparedDataset.
     batch_size: global.
     rows: slice of the global batch that this host reads; None is all.
+    first: record to begin with.
 
   Yields:
     dicts of numpy arrays, for b rows: video uint8[b, T, H, W, 3], still bool[b],
@@ -136,10 +123,10 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
     ValueError: a record cannot be read; OSError where the disk fails.
   """
   rows = rows or slice(0, batch_size)
-  steps = range(-(-len(prepared) // batch_size))
+  steps = range(-((first - len(prepared)) // batch_size))
 
   def rows_of(step):
-    numbers = step * batch_size + np.arange(rows.start, rows.stop)
+    numbers = first + step * batch_size + np.arange(rows.start, rows.stop)
     return np.minimum(numbers, len(prepared) - 1), numbers < len(prepared)
 
   def read(step):
@@ -154,7 +141,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None):
       except tf.errors.OpError as error:
         for reason in _find_unreadable(prepared, records, config, train=False).values():
           raise ValueError(
-            f'{reason}. Evaluation leaves nothing out: copy or prepare the set again.'
+            f'{reason}. Nothing is left out here: copy or prepare the set again.'
           ) from error
         raise
       yield batch | {'record': records.astype(np.int32), 'valid': valid}
@@ -167,7 +154,7 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
     serialized: string[], a record of a PreparedDataset.
     seed: int64[2].
     config: config.data.
-    train: random crop and augmentation; else centre crop.
+    train: crop as `config.crop` says, and augmentation; else centre crop.
     num_frames: T of a photo, int32[]; None is config.frames, as of a clip.
 
   Returns:
@@ -181,7 +168,10 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
     return seed + tf.constant([0, number], tf.int64)
 
   index = frames.choose_frames(strategy, tf.shape(stored)[0], config.frames, stream(0))
-  position = tf.random.stateless_uniform([2], stream(10)) if train else tf.constant([0.5, 0.5])
+  if (crop := config.get('crop', CROPS[0])) not in CROPS:
+    raise ValueError(f'data.{crop=} is unknown; choose one of {CROPS}.')
+  moves = train and crop == 'random'
+  position = tf.random.stateless_uniform([2], stream(10)) if moves else tf.constant([0.5, 0.5])
   # A photo is decoded and augmented once, then repeated.
   clip = tf.cond(
     tf.shape(stored)[0] == 1,

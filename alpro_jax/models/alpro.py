@@ -264,13 +264,14 @@ class Alpro(nn.Module):
 
     Args:
       video: uint8[B, T, H, W, 3] RGB in 0..255, normalised here; floats count
-        as already normalised. T, H and W may differ from the config.
+        as already normalised. T, H and W may differ from the config. Or what
+        `video_encoder` gave: f[B, T, D] or None, and f[B, S, D].
       train: whether dropout and drop path act.
 
     Returns:
       Tokens f[B, S, D] and features float32[B, E].
     """
-    encoded = self.video_encoder(video, train=train)
+    encoded = video if isinstance(video, tuple) else self.video_encoder(video, train=train)
     frames, tokens = encoded if isinstance(encoded, tuple) else (None, encoded)
     if frames is None:
       feature = self._feature(tokens[:, 0], 'video_projection')
@@ -291,7 +292,8 @@ class Alpro(nn.Module):
     Args:
       ids: int32[B, L], of the tokenizer of `config.text`; without one, of the tower's.
       mask: bool[B, L], True on tokens that are no padding.
-      tower_ids: int32[B, M], of the tower's tokenizer, where the model has both.
+      tower_ids: int32[B, M], of the tower's tokenizer, where the model has both; or what
+        `text_tower` gave, f[B, D].
       train: whether dropout acts.
 
     Returns:
@@ -313,13 +315,14 @@ class Alpro(nn.Module):
     """Of `text_tokens` and the arguments of `encode_text`: features float32[B, E]."""
     if not self.config.text_tower:
       return self._feature(tokens[:, 0], 'text_projection')
-    if self.config.text:
-      if tower_ids is None:
-        raise ValueError(
-          'this model has a text tower with a tokenizer of its own: encode_text needs tower_ids.'
-        )
-      ids = tower_ids
-    return self._feature(self.text_tower(ids, train=train), 'text_projection')
+    if tower_ids is not None and jnp.issubdtype(tower_ids.dtype, jnp.floating):
+      return self._feature(tower_ids, 'text_projection')
+    if self.config.text and tower_ids is None:
+      raise ValueError(
+        'this model has a text tower with a tokenizer of its own: encode_text needs tower_ids.'
+      )
+    read = cast(jax.Array, tower_ids) if self.config.text else ids
+    return self._feature(self.text_tower(read, train=train), 'text_projection')
 
   def _feature(self, tokens, projection):
     """f[..., D] -> float32[..., E] of unit length; E is 0 without contrast."""

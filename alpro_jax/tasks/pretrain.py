@@ -138,7 +138,7 @@ class Pretrain(Prompter):
     options, keys = self.options, _keys(key)
     targets, counts = Targets(), {}
     if options.vtc:
-      counts['loss/vtc'] = jnp.float32(batch.video.shape[0])
+      counts['loss/vtc'] = jnp.float32(batch.valid.shape[0])
     if options.vtm:
       found = sharding.map_parts(
         lambda ids: contrastive.has_negative(ids, **self._columns),

@@ -53,7 +53,7 @@ class Prompter(Task):
     return cls(model=model, options=config.loss, mesh=mesh)
 
   def make_targets(self, frozen, batch, key, *, parts=1):
-    return None, {'loss/vtc': jnp.float32(batch.video.shape[0])}
+    return None, {'loss/vtc': jnp.float32(batch.valid.shape[0])}
 
   def embed(self, params, targets, batch, key, *, train):
     video, text = self.encode(self.bind(params, key), targets, batch, train)[:2]

@@ -28,7 +28,7 @@ _GOLDEN = np.uint32(0x9E3779B9)
 
 
 def write(folder: pathlib.Path) -> None:
-  """Stores the size and SHA-256 of every file in a checkpoint's folder."""
+  """Stores the size and SHA-256 of every file in a folder."""
   found = {
     str(file.relative_to(folder)): {'bytes': file.stat().st_size, 'sha256': files.sha256(file)}
     for file in sorted(folder.rglob('*'))
@@ -37,9 +37,9 @@ def write(folder: pathlib.Path) -> None:
   (folder / FILE).write_text(json.dumps(found, indent=1))
 
 
-def damage(folder: pathlib.Path) -> str:
-  """Says which file of a checkpoint's folder is not what was written, '' if none."""
-  prefix = f'checkpoint {folder} is damaged:'
+def damage(folder: pathlib.Path, what: str = 'checkpoint') -> str:
+  """Says which file of a folder, called `what`, is not what was written, '' if none."""
+  prefix = f'{what} {folder} is damaged:'
   try:
     stored = json.loads((folder / FILE).read_text())
   except (FileNotFoundError, ValueError) as error:

@@ -6,6 +6,7 @@ so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
 import difflib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from alpro_jax import sharding
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.tasks.shared import resized_tables
-from alpro_jax.train import checkpoints, identity, resume, run_folder
+from alpro_jax.train import checkpoints, features, identity, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
   update: Update | None = None
   meta: dict[str, Any] | None = None  # See identity.describe.
   frozen: Any = None  # What is not trained; see tasks/base.py.
+  features: Any = None  # What sources are read from in place of clips; see train/features.py.
 
 
 # (plan, params, step) -> figures by name, such as 'eval/t2v_r1', and pictures uint8[n, H, W, 3].
@@ -96,6 +98,13 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     state = _first_state(plan, store, fresh)
     due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
     plan = plan._replace(frozen=frozen)
+    if config.data.features:
+      with supervisor.interrupts():
+        plan = plan._replace(features=features.prepare(plan, state, supervisor.doing))
+      if not plan.features:
+        logging.warning('stopped on request; what is made of %s stays', features.OPTION)
+        store.close()
+        return Outcome(int(state.step), finished=False)
     return _Trainer(folder, plan, evaluations, store, supervisor, state, due).run()
 
 
@@ -125,6 +134,7 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   tokenizer = tokens.load_tokenizers(config)
   task = get_task(config, TextInfo(tokenizer.special, tokenizer.vocab_size), mesh)
   update = make_update(config, task, mesh)
+  features.check(config, task, update.state.params)
   sources = mixture.open_sources(config.data)
   mixture.measure_texts(sources, tokenizer, config.data.max_text_tokens)
   if said := check_negatives(config, task, [source.num_records for source in sources]):
@@ -208,6 +218,17 @@ def _first_state(plan, store, fresh) -> TrainState:
   return state
 
 
+def _reader(plan):
+  """Returns what batches come from: videos, or what was made of them."""
+  if plan.features:
+    from alpro_jax.data import features as on_disk
+
+    return functools.partial(on_disk.train_batches, plan.features)
+  from alpro_jax.data import pipeline
+
+  return pipeline.train_batches
+
+
 class _Trainer:
   """Takes the steps of one start of a run."""
 
@@ -229,10 +250,10 @@ class _Trainer:
 
   def run(self) -> Outcome:
     """Takes all steps that are left, or those until a stop is asked for."""
-    from alpro_jax.data import feed, pipeline
+    from alpro_jax.data import feed
 
     data, steps = self.plan.config.data, self.options.steps
-    rows = pipeline.train_batches(
+    rows = _reader(self.plan)(
       data,
       self.plan.sources,
       self.plan.tokenizer,

@@ -38,6 +38,7 @@ FREE = (
   'loss.vtc_chunk',
   'eval.',
   'mesh.',
+  'data.features',
   'data.threads',
   'data.verify',
   # Empty, or what they chose is compared.
