@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import its own folder and whatever stands in an earlier line.
 RANKS = (
-  ('batch', 'sharding', 'files', 'machine', 'memory', 'encoded'),
+  ('batch', 'sharding', 'files', 'machine', 'encoded'),
   ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
   ('tasks',),
   ('train',),
-  ('evaluation', 'weights'),
+  ('evaluation', 'weights', 'memory'),
   ('serving', 'search'),
   ('api',),
 )

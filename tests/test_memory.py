@@ -5,7 +5,7 @@ import pytest
 
 from alpro_jax import machine, memory, sharding
 from benchmarks import dry_run
-from configs import common, finetune
+from configs import common, finetune, finetune_msrvtt_retrieval
 
 GIB = 2**30
 # (task, model, batch, accumulation, frames, dtype, remat, kind) -> arguments and temporaries
@@ -52,6 +52,50 @@ def test_the_formula_is_within_a_share_that_a_choice_leaves_free(case):
   *options, kind = case
   need = of_device(memory.of_step(make(*options), kind=kind))
   assert 0.88 < need / COMPILED[case] < 1.12
+
+
+TOWERS = 'video_encoder,text_tower,text_embedding,text_encoder'
+# (preset, batch, kind, freeze, rank of LoRA) -> the same of retrieval with parts held: of an
+# A100 by launch/compile_for.py, with remat=blocks and 12 frames.
+HELD = {
+  ('tiny', 64, 'cpu', 'video_encoder,text_encoder,text_embedding', 0): 0.1016,
+  ('tiny', 64, 'cpu', 'text_embedding,(video|text|fusion)_encoder', 8): 0.2414,
+  ('clip_l14', 32, 'gpu', '', 0): 22.73,
+  ('clip_l14', 32, 'gpu', f'{TOWERS},fusion_encoder', 8): 14.67,
+  ('clip_l14', 32, 'gpu', TOWERS, 0): 6.15,
+}
+
+
+@pytest.mark.parametrize('case', HELD, ids=lambda case: '-'.join(map(str, case)))
+def test_what_is_held_has_no_moments_and_keeps_nothing_below_what_is_trained(case):
+  preset, batch, kind, freeze, rank = case
+  if kind == 'gpu':
+    config = finetune_msrvtt_retrieval.get_config(preset)
+    config.data.batch_size, config.model.remat = batch, 'blocks'
+  else:
+    config = make('retrieval', preset, batch, 1, 4, 'float32', 'none')
+  config.optimizer.freeze, config.optimizer.lora.rank = freeze, rank
+  assert 0.88 < of_device(memory.of_step(config, kind=kind)) / HELD[case] < 1.12
+
+
+def test_what_lies_above_the_lowest_trained_layer_is_kept():
+  config = make('retrieval', 'tiny', 64, 1, 4, 'float32', 'none')
+  kept = {}
+  for freeze in ('', r'video_encoder/(?!block2).*', 'video_encoder', 'video_encoder,text_.*'):
+    config.optimizer.freeze = freeze
+    kept[freeze] = memory.of_step(config).activations
+  assert list(kept.values()) == sorted(kept.values(), reverse=True)
+  assert len(set(kept.values())) == 4
+  config.data.features = 'anywhere'
+  assert memory.of_step(config).activations <= min(kept.values())
+  config.data.features, config.optimizer.freeze = '', ''
+  all_of_it = memory.of_step(config)
+  config.train.ema_decay = 0.9
+  assert memory.of_step(config).state == all_of_it.state * 20 // 16
+  # Factors in every block: a gradient passes all.
+  config.optimizer.lora.rank = 2
+  adapted = memory.of_step(config)
+  assert adapted.activations == all_of_it.activations
 
 
 @pytest.mark.slow
