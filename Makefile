@@ -64,7 +64,8 @@ test-torch: $(VENV)/installed-torch
 	$(RUN) -c 'import torch, transformers; from importlib.util import find_spec; \
 	  assert find_spec("open_clip")'
 	$(RUN) -m pytest -n 2 --dist worksteal tests/test_weights_torch.py tests/test_torch_step.py \
-	  tests/test_tower_tokens_torch.py tests/test_image_text_torch.py
+	  tests/test_tower_tokens_torch.py tests/test_image_text_torch.py \
+	  tests/test_zero_shot_torch.py
 
 # The compilers have environments of their own: with that for TPUs installed jax
 # would look for one.

@@ -330,6 +330,8 @@ class Model:
   ) -> explain.Explanation:
     """Says what the model goes by in one video: places of frames, word by word.
 
+    Of a model whose fusion encoder was never trained, that is about the similarity.
+
     Args:
       text: a caption, or a question for a model that answers.
       video: a path, or uint8[F, H, W, 3].
@@ -337,9 +339,8 @@ class Model:
       steps: of integrated gradients; more is finer.
 
     Raises:
-      ValueError: if no word is known, or the fusion encoder was never trained.
+      ValueError: if no word is known.
     """
-    explain.choose_target(self.trained)
     name = os.path.basename(video) if isinstance(video, (str, os.PathLike)) else 'a video'
     found = explain.explain(self.trained, name, self._prepare(video), None, text, steps=steps)
     if page:

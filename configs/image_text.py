@@ -54,6 +54,8 @@ def start(config):
       'resize_mode': 'short_side' if video.pooling == 'class' else 'squash',
     }
   )
+  if config.model.logit_bias is not None:  # As SigLIP was trained.
+    config.loss.vtc_form = 'sigmoid'
   config.data.randaugment.enabled = False
   config.train.init_from = 'runs/start'
   return config

@@ -255,9 +255,9 @@ def siglip2_b16():
     'depth': 12,
     'heads': 12,
   }
-  return _image_text(
-    video, tower, embed_size=768, video_projection='none', text_projection='affine'
-  )
+  model = {'embed_size': 768, 'video_projection': 'none', 'text_projection': 'affine'}
+  # Of its sigmoid loss, at first (arXiv 2303.15343, section 3.2).
+  return _image_text(video, tower, **model, temperature=0.1, logit_bias=-10.0)
 
 
 def _pe_core(width, depth, heads, **video):

@@ -22,6 +22,8 @@ def get_config(model='clip_b16'):
   config = image_text.start(common.get_config(model))
   config.task = 'prompter'  # Contrast alone.
   config.data.frames = image_text.FRAMES
+  # The tower's tokenizer, which the checkpoint brings along, is the only one that counts.
+  config.data.update({'tokenizer': '', 'max_text_tokens': config.data.max_tower_tokens})
   config.eval.sources = (common.source('data/msrvtt', split='test'),)
   config.eval.scoring = 'similarity'
   return config

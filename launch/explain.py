@@ -7,7 +7,9 @@ For each word of the text, which places of which frames speak for it
 (integrated gradients by the pixels), where a layer of the fusion encoder looks
 from it (Grad-CAM, and attention alone), what the prompter calls some regions
 if the checkpoint was pre-trained with one, and where and when the video
-encoder looks. A checkpoint of question answering is given a question.
+encoder looks. A checkpoint of question answering is given a question. A model
+whose fusion encoder was never trained, as converted image-text weights, is asked
+what each word adds to the similarity.
 """
 
 try:
@@ -61,7 +63,6 @@ def explain(checkpoint, video, text):
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
   model = trained.load(api.find(checkpoint), tokenizer=_TOKENIZER.value)
-  explain.choose_target(model)
   clip = _cut(video, model.config.data.frames)
   frames = Encoder(model).pixels([clip])[0]
   named, note = _load_prompter(model)

@@ -129,14 +129,13 @@ def test_joined_words_are_shown_token_by_token(trained):
     explain.split_words(trained, ' ')
 
 
-def test_what_was_not_trained_is_not_explained(trained):
+def test_what_was_trained_is_explained(trained):
   assert explain.choose_target(trained) == 'word'
   config = trained.config.copy_and_resolve_references()
   config.task = 'retrieval'
   assert explain.choose_target(trained._replace(config=config)) == 'match'
   config.task = 'prompter'
-  with pytest.raises(ValueError, match='never trained its fusion encoder'):
-    explain.choose_target(trained._replace(config=config))
+  assert explain.choose_target(trained._replace(config=config)) == 'similarity'
   sizes = types.SimpleNamespace(text=types.SimpleNamespace(fusion_layer=6, depth=12))
   assert explain.choose_layer(sizes) == 8
   with pytest.raises(ValueError, match='they are 6 to 11'):

@@ -12,19 +12,20 @@ import types
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 import tensorflow as tf
 from flax import linen as nn
 
 import alpro_jax
 from alpro_jax import sharding
-from alpro_jax.data import augment, frames, tokens
+from alpro_jax.data import augment, frames, tokens, tower_tokens
 from alpro_jax.evaluation.trained import TrainedModel, load
 from alpro_jax.serving import alpro_loader, check, export, programs, saved_model
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
-from tests import launched, small_task
+from tests import launched, small_task, small_towers
 
 VOCAB = [
   *tokens.PIECES,
@@ -497,9 +498,9 @@ def test_wordpiece_is_that_of_training(tmp_path, cased):
   extra = ['Dog', 'A', 'Σ', '##Σ', 'é', 'caf', '##é'] if cased else []
   path.write_text('\n'.join([*VOCAB, *extra]) + '\n')
   right = tokens.load_tokenizer(path)
-  encode = alpro_loader.WordPiece(path)
-  found = alpro_loader.pad_rows([encode(text) for text in TEXTS], 12, right.special._asdict())
-  for mine, theirs in zip(found, right.encode(TEXTS, 12), strict=True):
+  described = {'kind': 'wordpiece', 'max_tokens': 12, 'special': right.special._asdict()}
+  encode = alpro_loader.read_tokenizer(path, described)
+  for mine, theirs in zip(encode(TEXTS), right.encode(TEXTS, 12), strict=True):
     np.testing.assert_array_equal(mine, theirs)
     assert mine.dtype == theirs.dtype
 
@@ -532,6 +533,46 @@ def test_sentencepiece_is_that_of_training(exported, tmp_path):
     strict=True,
   ):
     np.testing.assert_array_equal(mine, theirs)
+
+
+def towers(folder):
+  """Tokenizers of text towers by byte pairs and by SentencePiece, under every rule of cleaning."""
+  pairs = tower_tokens.load(small_towers.write(folder / 'pairs'), family='clip')
+  with open(folder / 'spiece.model', 'wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(['a dog runs', 'a café is it ?', 'what disc , ring']),
+      model_writer=file,
+      vocab_size=40,
+      hard_vocab_limit=False,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      minloglevel=2,
+    )
+  pieces = tower_tokens.load(folder / 'spiece.model', family='siglip')
+  for one in (pairs, pieces):
+    stored = json.loads(one.content)
+    for rule in tower_tokens.CLEAN:
+      content = json.dumps(stored | {'rules': stored['rules'] | {'clean': rule}})
+      yield tower_tokens.TowerTokenizer(folder / tower_tokens.FILE, content.encode())
+
+
+def test_tokenizers_of_towers_are_those_of_training(tmp_path):
+  texts = [*TEXTS, ' A &amp;amp;  DOG', '\u2581_a_dog\u2581', 'cafÃ© ΑΣ,Α', '<|startoftext|> ru']
+  seen = set()
+  for right in towers(tmp_path):
+    right.path.write_bytes(right.content)
+    ids, mask = right.encode(texts, 12)
+    described = {
+      'kind': 'tower', 'max_tokens': ids.shape[1], 'special': right.special._asdict()
+    }  # fmt: skip
+    found = alpro_loader.read_tokenizer(right.path, described)(texts)
+    for mine, theirs in zip(found, (ids, mask), strict=True):
+      np.testing.assert_array_equal(mine, theirs, err_msg=f'{right.packages} {right.rules}')
+      assert mine.dtype == theirs.dtype
+    seen.add(ids.tobytes())
+  assert len(seen) > 6  # The rules do differ.
 
 
 # --- A checkpoint without the optimizer -------------------------------------

@@ -23,7 +23,7 @@ from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import create_state
 from colab import notebook, store_outputs
-from tests import patience, tiny_run
+from tests import patience, test_image_text, tiny_run
 
 FOLDER = tiny_run.ROOT / 'colab'
 NAMES = ('evaluate', 'your_own_videos')
@@ -211,6 +211,26 @@ def test_evaluate(tiny):
   explained = page(cells['explain'])
   assert 'What each word rests on' in explained
   assert explained.count('heat map of') >= 3
+
+
+@pytest.mark.slow
+def test_evaluate_of_image_text_weights(tiny):
+  """Converted and not trained, so that nothing fuses."""
+  weights = test_image_text.write(tiny / 'clip', test_image_text.make_params()[1])
+  test_image_text.run(weights, tiny / 'towers', frames=2)
+  cells = execute(
+    'evaluate',
+    tiny,
+    CHECKPOINT=tiny / 'towers',
+    DATA=tiny / 'set',
+    SPLIT='train',
+    VIDEOS=tiny / 'world' / 'train' / 'videos',
+    OUTPUT=tiny / 'shown_towers',
+  )
+  assert 'similarity/t2v_r1' in said(cells['evaluate'])
+  assert 'By similarity' in said(cells['search'])
+  assert 'a similarity of' in said(cells['explain'])
+  assert 'is left out of the text' in page(cells['explain'])
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Towers of image-text models: what they compute, and how they stand in a model."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,10 @@ import pytest
 from flax import linen as nn
 
 from alpro_jax import flops
-from alpro_jax.models import vit
+from alpro_jax.evaluation import attribution
+from alpro_jax.models import layers, vit
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.layers import ComputeOptions
-from alpro_jax.serving import export
 from alpro_jax.tasks import shared
 from configs import models
 
@@ -236,8 +235,32 @@ def test_operations_are_those_of_the_compiled_encoder():
   assert 0.9 * cost['flops'] <= formula <= cost['flops']
 
 
-def test_an_export_that_would_lack_the_towers_tokenizer_is_refused(tmp_path):
-  model, params = built('tiny_clip')
-  with pytest.raises(ValueError, match='save_pretrained'):
-    export.write(types.SimpleNamespace(model=model, params=params), tmp_path / 'out')
-  assert not (tmp_path / 'out').exists()
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('attention', ['divided', 'joint'])
+def test_where_an_encoder_of_frames_looks(family, attention):
+  """From what stands for a frame to its patches; what pools by attention looks with that."""
+  model, params = built(family, fused=False)
+  values = model.config.to_dict()
+  values['video'] |= {'attention': attention}
+  model = Alpro(AlproConfig.from_dict(values))
+  space, time = attribution.video_attention(model, params, video()[0])
+  assert space.shape == (3, 16) and time.shape == (3, 3) and (np.asarray(space) > 0).all()
+  # The rest goes to the class token and to registers; over time all goes to frames.
+  of_class = attention == 'joint' and model.config.video.pooling == 'class'
+  shares = np.asarray(space).sum() if of_class else np.asarray(space).sum(axis=1)
+  assert (shares < 1).all() and (shares > 0.5).all()
+  if attention == 'divided':
+    np.testing.assert_allclose(np.asarray(time).sum(1), 1, rtol=1e-5)
+
+
+def test_weights_that_are_watched_are_those_that_turn():
+  """By hand: with them, and the values, the layer's output comes out again."""
+  layer = layers.Attention(2, ComputeOptions(jnp.float32), nn.initializers.normal(0.3))
+  turns, x = vit.rotary((2, 2), 2, 1, 8), jax.random.normal(jax.random.key(0), (1, 5, 16))
+  params, weights = layer.init(jax.random.key(1), x), {}
+  with nn.intercept_methods(attribution._recorder(weights)):
+    out = layer.apply(params, x, rotary=turns)
+  dense = nn.unbox(params)['params']
+  value = (x @ dense['value']['kernel'] + dense['value']['bias']).reshape(1, 5, 2, 8)
+  mixed = jnp.einsum('baql,blak->bqak', weights[''], value).reshape(1, 5, 16)
+  assert near(out, np.asarray(mixed @ dense['out']['kernel'] + dense['out']['bias']))

@@ -35,6 +35,7 @@ class Tokenizer:
     special: ids of the five special tokens.
     content: bytes of the file, by which it is copied.
     digest: sha256 of the content; another digest means other ids.
+    packages: that serving/alpro_loader.py reads the file with.
   """
 
   def __init__(self, path, kind, pieces, split, join):
@@ -45,6 +46,7 @@ class Tokenizer:
         'launch/tokenizer.py makes one that has them.'
       )
     self.path, self.kind = pathlib.Path(path), kind
+    self.packages = ('sentencepiece',) if kind == 'sentencepiece' else ()
     self.vocab_size = len(pieces)
     self.special = SpecialTokens(*(ids[piece] for piece in PIECES))
     self.content = checksum.read_bytes(path)

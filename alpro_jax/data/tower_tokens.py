@@ -95,6 +95,7 @@ class TowerTokenizer:
     special: ids of the special tokens, -1 of those that the family has not.
     content: bytes of tower.json: vocabulary and rules.
     digest: sha256 of the content; another digest means other ids.
+    packages: that serving/alpro_loader.py reads the content with.
   """
 
   kind = 'tower'
@@ -124,6 +125,8 @@ class TowerTokenizer:
         row.ids for row in model.encode_batch_fast(texts, add_special_tokens=False)
       ]
       self._join = lambda ids: model.decode(ids).replace('</w>', ' ').strip()
+    cleaned = ('ftfy',) if rules.clean in _WITH_FTFY else ()
+    self.packages = ('sentencepiece' if 'sentencepiece' in stored else 'tokenizers', *cleaned)
     ids = rules.pad, unknown, rules.begin, rules.end, None
     self.special = SpecialTokens(*(-1 if x is None else x for x in ids))
 
@@ -376,7 +379,8 @@ def _strip_punctuation(text):
   return re.sub(r'\s+', ' ', text.lower().translate(_PUNCTUATION)).strip()
 
 
-# Text -> text, before it is split. The last three are open_clip's, by its names.
+_WITH_FTFY = ('lower', 'whitespace', 'canonicalize')
+# Text -> text, before it is split. These three are open_clip's, by its names.
 CLEAN = {
   'none': lambda text: text,
   'lowercase': tokenizers.normalizers.Lowercase().normalize_str,

@@ -5,6 +5,7 @@
                   colour. What all places add is the target less that of the
                   plain clip.
   attention_maps  attention of all fusion layers and of the last video block.
+  video_attention  the latter alone.
                   Grad-CAM is attention from a word to the patches, times the
                   positive part of the target's gradient by it, mean over heads,
                   as in ALBEF's figures, which take the third of six layers.
@@ -25,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from alpro_jax.models import attention, layers, timesformer
+from alpro_jax.models import attention, layers, timesformer, vit
 from alpro_jax.models.alpro import Alpro
 
 # What is explained: the margin of a match, the log probability of words that
-# are masked, the log probability of the most probable answer.
-TARGETS = ('match', 'word', 'answer')
+# are masked, the log probability of the most probable answer, or, without a
+# fusion encoder, the similarity.
+TARGETS = ('match', 'word', 'answer', 'similarity')
 
 
 class Texts(NamedTuple):
@@ -57,10 +59,7 @@ class AttentionMaps(NamedTuple):
     weights: {layer: float32[R, L, N]}, mean over heads, from every text token
       to every patch, of each fusion layer.
     gradcam: {layer: float32[R, L, N]}.
-    space: float32[T, N], from the class token to the patches of each frame in
-      the last video block, mean over heads.
-    time: float32[T, T], from frame to frame in the last video block, mean over
-      heads and places; None without attention over time.
+    space, time: see `video_attention`.
   """
 
   target: jax.Array
@@ -79,7 +78,7 @@ def score(model: Alpro, params: Any, video: jax.Array, texts: Texts, target: str
 
 
 def _score(bound, video_tokens, texts, target):
-  text_tokens = bound.encode_text(texts.ids, texts.mask, train=False).tokens
+  text_tokens = bound.text_tokens(texts.ids, texts.mask, train=False)
   video_tokens = jnp.repeat(video_tokens, len(texts.ids), axis=0)
   fused = bound.fuse(text_tokens, texts.mask, video_tokens, train=False)
   if target == 'match':
@@ -97,7 +96,7 @@ def evidence(
   model: Alpro,
   params: Any,
   video: jax.Array,
-  texts: Texts,
+  texts: Texts | jax.Array,
   target: str,
   *,
   cell: int,
@@ -110,7 +109,9 @@ def evidence(
     params: its parameters.
     video: uint8[T, H, W, 3].
     texts: rows, each a map of its own; of 'match', what the masked words (if
-      `wanted` marks any) add: the margin with `labels` less that with `ids`.
+      `wanted` marks any) add: the margin with `labels` less that with `ids`. Of 'similarity'
+      float32[R, E], what is multiplied with the feature of the clip: features of texts, or
+      what one has before another.
     target: one of TARGETS.
     cell: pixels of a side that are added up.
     steps: on the way; each is a pass forward and back for every row.
@@ -126,7 +127,10 @@ def evidence(
     row = jax.tree.map(lambda x: x[None], row)
 
     def of_pixels(pixels):
-      tokens = bound.encode_video(pixels[None], train=False).tokens
+      video = bound.encode_video(pixels[None], train=False)
+      if target == 'similarity':
+        return jnp.sum(video.feature * row)
+      tokens = video.tokens
       value = _score(bound, tokens, row, target)[0]
       if target != 'match':
         return value
@@ -144,6 +148,28 @@ def evidence(
   return jax.lax.map(integrate, texts)
 
 
+@functools.partial(jax.jit, static_argnames=('model',))
+def video_attention(
+  model: Alpro, params: Any, video: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+  """Runs a video encoder on uint8[T, H, W, 3], and watches its last block.
+
+  Returns:
+    float32[T, N], from the token that stands for the clip, or for each frame, to the patches
+    of each frame, mean over heads; and float32[T, T], from frame to frame, mean over heads
+    and places, or None without attention over time.
+  """
+  return _watch_video(Alpro(model.config.plain()).bind({'params': params}), video)[1]
+
+
+def _watch_video(bound, video):
+  """Tokens f[1, S, D] of a video, and what `video_attention` returns."""
+  weights, config = {}, bound.config.video
+  with nn.intercept_methods(_recorder(weights)):
+    tokens = bound.encode_video(video[None], train=False).tokens
+  return tokens, _last_block(weights, config, len(video))
+
+
 @functools.partial(jax.jit, static_argnames=('model', 'target'))
 def attention_maps(
   model: Alpro, params: Any, video: jax.Array, texts: Texts, target: str
@@ -152,9 +178,7 @@ def attention_maps(
   # Nothing could leave a rematerialised or a scanned block.
   model = Alpro(model.config.plain())
   config, bound = model.config, model.bind({'params': params})
-  of_video = {}
-  with nn.intercept_methods(_recorder(of_video)):
-    tokens = bound.encode_video(video[None], train=False).tokens
+  tokens, of_video = _watch_video(bound, video)
 
   def of_shifts(shifts):
     weights = {}
@@ -177,22 +201,32 @@ def attention_maps(
     values,
     {i: to_patches(weights[name]) for name, i in layer_of.items()},
     {i: to_patches(weights[name] * jnp.maximum(slopes[name], 0)) for name, i in layer_of.items()},
-    *_last_block(of_video, config.video, len(video)),
+    *of_video,
   )
 
 
 def _last_block(weights, config, frames):
   """Attention of the last video block: float32[T, N] and [T, T] or None."""
-  block = f'video_encoder/block{config.depth - 1}'
+  block, of_frames = f'video_encoder/block{config.depth - 1}', config.encoder == 'vit'
   mean = jnp.mean(weights[f'{block}/attention'], axis=-3)[0]
-  if config.attention == 'joint':
+  first = config.prefix if of_frames else 1  # Patch of a frame, or of the clip.
+  if config.attention == 'joint' and of_frames:
+    # [1, T L, T L], the tokens of a frame side by side.
+    mean = einops.rearrange(mean[0], '(t n) (s m) -> t n s m', t=frames, s=frames)
+    space, time = jnp.mean(mean[:, 0, :, first:], axis=0), mean[:, first:]
+    time = jnp.mean(jnp.sum(time, axis=3), axis=1)
+  elif config.attention == 'joint':
     # [1 + T N, 1 + T N]
     space = einops.rearrange(mean[0, 1:], '(t n) -> t n', t=frames)
     time = einops.rearrange(mean[1:, 1:], '(t n) (s m) -> t n s m', t=frames, s=frames)
-    return space, jnp.mean(jnp.sum(time, axis=3), axis=1)
-  # [T, 1 + N, 1 + N]: each frame for itself.
-  time = weights.get(f'{block}/temporal_attention')  # [1, N, A, T, T].
-  return mean[:, 0, 1:], None if time is None else jnp.mean(time, axis=(0, 1, 2))
+    time = jnp.mean(jnp.sum(time, axis=3), axis=1)
+  else:
+    # [T, 1 + N, 1 + N]: each frame for itself.
+    space, time = mean[:, 0, first:], weights.get(f'{block}/temporal_attention')
+    time = None if time is None else jnp.mean(time, axis=(0, 1, 2))  # [1, N, A, T, T].
+  if (pool := weights.get('video_encoder/pool')) is not None:  # [1, T, A, 1, L].
+    space = jnp.mean(pool[0, :, :, 0, first:], axis=1)
+  return space, time
 
 
 def _recorder(weights, shifts=None):
@@ -206,17 +240,21 @@ def _recorder(weights, shifts=None):
 
   def intercept(call, args, kwargs, context):
     result, module = call(*args, **kwargs), context.module
-    if context.method_name != '__call__' or not isinstance(module, layers.Attention):
+    pools = isinstance(module, vit.AttentionPool)
+    if context.method_name != '__call__' or not (pools or isinstance(module, layers.Attention)):
       return result
     path = '/'.join(module.path)
     x, mask = (*args, None)[:2]
-    params = module.variables['params']
+    params, rotary = module.variables['params'], kwargs.get('rotary')
+    heads = module.config.pool_heads if pools else module.heads
 
-    def project(name):
+    def project(name, x=x):
       y = x.astype(jnp.float32) @ params[name]['kernel'] + params[name]['bias']
-      return einops.rearrange(y, '... l (a k) -> ... l a k', a=module.heads)
+      y = einops.rearrange(y, '... l (a k) -> ... l a k', a=heads)
+      return y if rotary is None or name == 'value' else rotary.turn(y)
 
-    weights[path] = jax.nn.softmax(attention.scores(project('query'), project('key'), mask))
+    query = project('query', params['latent']) if pools else project('query')
+    weights[path] = jax.nn.softmax(attention.scores(query, project('key'), mask))
     if path not in shifts:
       return result
     # The output is linear in the weights, so a shift adds its own part.

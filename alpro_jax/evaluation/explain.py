@@ -1,5 +1,7 @@
 """A page about one clip and one text: what the model goes by.
 
+Without a fusion encoder, or where none was trained, that is about their similarity.
+
 evidence    places of each frame that speak for a word, or against it
 attention   where fusion looks from each word, Grad-CAM of one layer
 regions     what the prompter calls some regions (pre-training with PEM)
@@ -58,7 +60,7 @@ class Explanation:
     figures: what the model makes of each word; of an answer, the answer.
     evidence: float32[words, T, rows, columns]; of an answer, a single map.
     maps: attention, a row for each word.
-    layer: of fusion that is shown.
+    layer: of fusion that is shown; None without fusion.
     regions: see `name_regions`.
     notes: what could not be shown and why.
   """
@@ -74,7 +76,7 @@ class Explanation:
   figures: list[str]
   evidence: np.ndarray
   maps: AttentionMaps
-  layer: int
+  layer: int | None
   regions: list[Region] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -110,11 +112,7 @@ def split_words(trained: TrainedModel, text: str) -> list[Word]:
 
 
 def choose_target(trained: TrainedModel) -> str:
-  """The target that this model was trained for.
-
-  Raises:
-    ValueError: if it has no fusion encoder that was trained.
-  """
+  """The target that this model was trained for, one of attribution.TARGETS."""
   config = trained.config
   if trained.answers_questions:
     return 'answer'
@@ -122,11 +120,7 @@ def choose_target(trained: TrainedModel) -> str:
     return 'word'
   if trained.knows_matching:
     return 'match'
-  raise ValueError(
-    f'{trained.origin.path} (task={config.task!r}) never trained its fusion '
-    'encoder; pass a checkpoint of pre-training, retrieval or question '
-    'answering.'
-  )
+  return 'similarity'
 
 
 def choose_layer(config, asked: int | None = None) -> int:
@@ -162,9 +156,22 @@ def explain(
     text: a caption, or a question for a model that answers.
     layer: of fusion to show; None chooses.
     steps: see attribution.evidence.
+  Raises:
+    ValueError: if the text has no word, or a layer is asked for that is none of fusion.
   """
-  layer = choose_layer(trained.model.config, layer)
-  target, words = choose_target(trained), split_words(trained, text)
+  target = choose_target(trained)
+  patch = trained.model.config.video.patch_size
+  # Small grids are shown in half patches.
+  fine = frames.shape[1] // patch < 8 and patch % 2 == 0
+  cell = patch // 2 if fine else patch
+  if target == 'similarity':
+    if layer is not None:
+      raise ValueError(
+        f'--layer={layer} is of the fusion encoder, but this model is explained by similarity: '
+        f'{trained.why_no_matching}; leave it out.'
+      )
+    return _explain_similarity(trained, name, frames, seconds, text, cell, steps)
+  layer, words = choose_layer(trained.model.config, layer), split_words(trained, text)
   ids, mask = trained.tokenizer.encode([text], trained.config.data.max_text_tokens)[:2]
   ids, mask = (x.repeat(len(words), 0) for x in (ids, mask))
   token = np.arange(ids.shape[1])
@@ -174,16 +181,9 @@ def explain(
   one = Texts(*(x[:1] for x in whole))
 
   model = trained.model, trained.params, frames
-  patch = trained.model.config.video.patch_size
-  # Small grids are shown in half patches.
-  fine = frames.shape[1] // patch < 8 and patch % 2 == 0
   # An answer rests on all words: one map.
   evidence = attribution.evidence(
-    *model,
-    one if target == 'answer' else masked,
-    target,
-    cell=patch // 2 if fine else patch,
-    steps=steps,
+    *model, one if target == 'answer' else masked, target, cell=cell, steps=steps
   )
   maps = attribution.attention_maps(*model, masked if target == 'word' else whole, target)
   maps = jax.tree.map(np.asarray, maps)
@@ -210,6 +210,36 @@ def explain(
   return shown
 
 
+def _explain_similarity(trained, name, frames, seconds, text, cell, steps):
+  """What each word adds to the similarity: that of the text less that without the word."""
+  words = text.split()
+  if not words:
+    raise ValueError(f'{text!r} has no word.')
+  without = [' '.join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+  scorer = Scorer.of(trained, batch_size=1, pairs_per_call=1)
+  whole, *others = scorer.embed_texts([text, *without]).feature
+  (clip,) = scorer.embed_videos([fill_batch(frames[None], 0, trained.mesh.size, 1)], 1).feature
+  added = whole - np.stack(others)
+  model = trained.model, trained.params, frames
+  evidence = attribution.evidence(*model, added, 'similarity', cell=cell, steps=steps)
+  looked = jax.tree.map(np.asarray, attribution.video_attention(*model))
+  return Explanation(
+    trained,
+    name,
+    text,
+    frames,
+    seconds,
+    [Word(word, 0, 0) for word in words],  # Their tokens do not matter.
+    'similarity',
+    f'a similarity of {whole @ clip:.3f}',
+    [f'{x:+.3f}' for x in added @ clip],
+    np.asarray(evidence),
+    AttentionMaps(added @ clip, {}, {}, *looked),
+    None,
+    notes=strangeness(trained, frames, text)[0],
+  )
+
+
 def strangeness(trained: TrainedModel, frames: np.ndarray, text: str) -> tuple[list[str], bool]:
   """Notes about a clip uint8[T, H, W, 3] and a text: what is far, and whether any is."""
   known = trained.familiarity
@@ -231,7 +261,7 @@ def strangeness(trained: TrainedModel, frames: np.ndarray, text: str) -> tuple[l
 def _answers(trained, frames, text):
   model = trained.model.bind({'params': trained.params})
   video = model.encode_video(jnp.asarray(frames[None]), train=False)
-  tokens = model.encode_text(text.ids, text.mask, train=False).tokens
+  tokens = model.text_tokens(text.ids, text.mask, train=False)
   logits = np.asarray(model.answer(tokens, text.mask, video.tokens))
   known = trained.familiarity
   share, calibrated = familiarity.probabilities(logits, known and known.answer_temperature)
@@ -293,7 +323,7 @@ def _entities(model, mesh, params, teacher, video, ids, mask, region, still):
   labels, keep = teacher.label(video, region, still, patch_size=patch, mesh=mesh)
   bound = model.bind({'params': params})
   tokens = bound.encode_video(video, train=False).tokens
-  words = bound.encode_text(ids, mask, train=False).tokens
+  words = bound.text_tokens(ids, mask, train=False)
   fused = bound.fuse(words, mask, tokens, train=False)
   found = labels, keep, jax.nn.softmax(bound.region_entities(fused, region))
   # Whole on every device, so that every host can read them.
@@ -316,11 +346,13 @@ def render(shown: Explanation) -> str:
     weights = weights.reshape(-1, *grid)
     return pictures.heat(frames, weights / max(float(weights.max()), 1e-12), signed=False)
 
-  both = maps.gradcam[shown.layer], maps.weights[shown.layer]
-  attention = [
-    np.concatenate([looked(mean, x[row, word.first : word.stop].mean(0)) for x in both])
-    for row, word in enumerate(words)
-  ]
+  attention = []
+  if shown.layer is not None:
+    both = maps.gradcam[shown.layer], maps.weights[shown.layer]
+    attention = [
+      np.concatenate([looked(mean, x[row, word.first : word.stop].mean(0)) for x in both])
+      for row, word in enumerate(words)
+    ]
   outlined = [pictures.outline(frames, region.inside) for region in shown.regions]
   return page.render(
     'explain.html',

@@ -212,9 +212,14 @@ def summarise(trained: TrainedModel, held_out) -> familiar.Familiarity:
   Raises:
     FileNotFoundError: if a training set is no longer there.
     OSError: if the folder cannot be written to.
-    ValueError: see familiarity.
+    ValueError: see familiarity; or if the checkpoint names no training set.
   """
   sources = dict.fromkeys((x['path'], x['split']) for x in trained.config.data.sources)
+  if not sources:
+    raise ValueError(
+      f'{trained.origin.path} was converted from weights of others, whose training set is not '
+      'here to be summarised; leave --familiarity out, or train the model on clips of your own.'
+    )
   known = familiarity(trained, [dataset.open_dataset(*x) for x in sources], held_out)
   if jax.process_index() == 0:
     known.save(trained.origin.path)

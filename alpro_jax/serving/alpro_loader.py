@@ -11,19 +11,24 @@ the path:
   video = model.encode_video(frames[None])
   text = model.encode_text(*model.tokenize(['a dog swims']))
   similarity = text.feature @ video.feature.T     # -1..1
-  model.match(text, video).probability            # if it can match
+  model.match(text, video).probability            # if it can match; some hold encoders alone
   model.answers[model.answer(text, video)[0].argmax()]  # if it can answer
 
 Any number B of clips or texts can be given; each number is compiled once, so fill up the last batch
 instead of making it smaller. A text tokenizer that is a SentencePiece model needs the package
-sentencepiece; ids made elsewhere do not. Programs run on the platforms that the manifest names.
+sentencepiece, one of image-text weights that or tokenizers, and ftfy where these cleaned texts by
+it: requirements.txt says so. Ids made elsewhere do not. Programs run on the platforms that the
+manifest names.
 """
 
+import base64
 import functools
 import hashlib
+import html
 import json
 import pathlib
 import re
+import string
 import unicodedata
 from typing import Any, NamedTuple
 
@@ -42,14 +47,17 @@ _LONGEST_WORD = 100  # BERT: a longer one is unknown.
 
 
 class Video(NamedTuple):
-  """Encoded clips: tokens f[B, S, D]; feature float32[B, E] of length one, or None if untrained."""
+  """Encoded clips: tokens f[B, S, D] for match and answer; feature float32[B, E] of length one.
+
+  Either is None in an export that has no use for it.
+  """
 
   tokens: Any
   feature: Any
 
 
 class Text(NamedTuple):
-  """Encoded texts: tokens f[B, L, D], mask bool[B, L], feature as in Video."""
+  """Encoded texts: tokens f[B, L, D] and feature as in Video, mask bool[B, L]."""
 
   tokens: Any
   mask: Any
@@ -96,7 +104,7 @@ def read_manifest(folder, *, verify: bool = True):
       'alpro_loader.py of that folder.'
     )
   listed = manifest.get('files', {})
-  for part in (manifest['text'], manifest['parameters'], *manifest['programs'].values()):
+  for part in (*_texts(manifest), manifest['parameters'], *manifest['programs'].values()):
     if part['file'] not in listed:
       raise ValueError(f'{path} gives no digest of {part["file"]}; copy the export again.')
   for name, expected in listed.items():
@@ -114,6 +122,11 @@ def read_manifest(folder, *, verify: bool = True):
   return manifest
 
 
+def _texts(manifest):
+  """What texts are read by: a tokenizer, and a second one of models with a text tower beside."""
+  return [manifest[name] for name in ('text', 'tower') if name in manifest]
+
+
 class Model:
   """An exported model.
 
@@ -128,9 +141,7 @@ class Model:
     self.manifest = manifest
     self.answers = tuple(manifest['answers'])
     self.temperature = manifest['temperature']
-    self._device = device
-    self._tokenizer_path = folder / manifest['text']['file']
-    self._programs = {}
+    self._device, self._folder, self._programs = device, folder, {}
     written_by = manifest['versions']['jax']
     try:
       import flatbuffers  # noqa: F401
@@ -183,36 +194,36 @@ class Model:
     return crop_and_scale(np.stack(clip), **sizes)
 
   def tokenize(self, texts):
-    """list of B str -> ids int32[B, L] and mask bool[B, L]; a longer text loses its end."""
+    """list of B str -> what encode_text takes; a longer text loses its end.
+
+    ids int32[B, L] and mask bool[B, L]; of a model with a tokenizer for its text tower beside,
+    that one's ids int32[B, M] too.
+    """
     if isinstance(texts, str):
       raise ValueError(f'expected a list of texts, got the text {texts!r}.')
-    text = self.manifest['text']
-    return pad_rows([self._encode(x) for x in texts], text['max_tokens'], text['special'])
+    (ids, mask), *tower = (encode(texts) for encode in self._tokenizers)
+    return ids, mask, *(other for other, _ in tower)
 
   @functools.cached_property
-  def _encode(self):
-    """The function that turns a text into a list of ids."""
-    if self.manifest['text']['kind'] == 'wordpiece':
-      return WordPiece(self._tokenizer_path)
+  def _tokenizers(self):
+    """Functions from a list of texts to ids and mask, one of each tokenizer."""
     try:
-      import sentencepiece
+      return [read_tokenizer(self._folder / x['file'], x) for x in _texts(self.manifest)]
     except ImportError as error:
       raise ImportError(
-        f'{self._tokenizer_path} is a SentencePiece model; pip install sentencepiece, or give ids '
-        'to encode_text.'
+        f'a tokenizer of {self._folder} needs a package that is not here ({error}): pip install -r '
+        'requirements.txt in that folder, or give ids to encode_text.'
       ) from error
-    model = self._tokenizer_path.read_bytes()
-    return sentencepiece.SentencePieceProcessor(model_proto=model).encode
 
   def encode_video(self, clips) -> Video:
     """uint8[B, T, S, S, 3], each clip made by `prepare` -> Video."""
     found = self.call('encode_video', clips)
-    return Video(found['tokens'], found.get('feature'))
+    return Video(found.get('tokens'), found.get('feature'))
 
-  def encode_text(self, ids, mask) -> Text:
-    """int32[B, L] and bool[B, L], True but on padding -> Text."""
-    found = self.call('encode_text', ids, mask)
-    return Text(found['tokens'], mask, found.get('feature'))
+  def encode_text(self, ids, mask, *tower_ids) -> Text:
+    """What `tokenize` gave, or the like made elsewhere; mask is True but on padding -> Text."""
+    found = self.call('encode_text', ids, mask, *tower_ids)
+    return Text(found.get('tokens'), mask, found.get('feature'))
 
   def match(self, text: Text, video: Video) -> Match:
     """Reads B texts together with B clips, the first with the first."""
@@ -364,6 +375,73 @@ class WordPiece:
     return found
 
 
+def read_tokenizer(path, described):
+  """Returns a function from a list of B texts to int32[B, L] and bool[B, L].
+
+  `described` is what the manifest says of the file.
+  """
+  kind, length, special = (described[name] for name in ('kind', 'max_tokens', 'special'))
+  rules = {'begin': special['cls'], 'end': special['sep'], 'pad': special['pad'], 'clean': 'none'}
+  if kind == 'wordpiece':
+    split = WordPiece(path)
+  elif kind == 'sentencepiece':
+    split = _sentencepiece(path.read_bytes())
+  else:  # tower.json of alpro_jax.data.tower_tokens.
+    stored = json.loads(path.read_text(encoding='utf-8'))
+    rules = stored['rules']
+    if 'sentencepiece' in stored:
+      split = _sentencepiece(base64.b64decode(stored['sentencepiece']))
+    else:
+      split = _tokenizers(stored['tokenizer'])
+  first = [] if rules['begin'] is None else [rules['begin']]
+  _clean('', rules['clean'])  # A package is better missing now than at the first text.
+
+  def encode(texts):
+    rows = [split(_clean(text, rules['clean'])) for text in texts]
+    ids = np.full((len(rows), length), rules['pad'], np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for i, row in enumerate(rows):
+      row = [*first, *row[: length - len(first) - 1], rules['end']]
+      ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return ids, mask
+
+  return encode
+
+
+def _sentencepiece(proto):
+  import sentencepiece
+
+  return sentencepiece.SentencePieceProcessor(model_proto=proto).encode
+
+
+def _tokenizers(stored):
+  import tokenizers
+
+  model = tokenizers.Tokenizer.from_str(json.dumps(stored))
+  model.no_padding()
+  model.no_truncation()
+  return lambda text: model.encode(text, add_special_tokens=False).ids
+
+
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
+
+def _clean(text, rule):
+  """What a family of image-text weights does to a text first."""
+  if rule in ('lower', 'whitespace', 'canonicalize'):
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  if rule == 'no_punctuation':
+    text = text.replace('\u2581', ' ').lower().translate(_PUNCTUATION)
+  elif rule == 'canonicalize':
+    text = text.replace('_', ' ').translate(_PUNCTUATION).lower()
+  if rule == 'lowercase':  # Letter by letter, see WordPiece.
+    return ''.join(c.lower() for c in text)
+  text = text if rule == 'none' else ' '.join(text.split())
+  return text.lower() if rule == 'lower' else text
+
+
 def _is_control(c):
   return c == '\ufffd' or unicodedata.category(c) in ('Cc', 'Cf', 'Co')
 
@@ -371,14 +449,3 @@ def _is_control(c):
 def _is_punctuation(c):
   # ASCII's symbols count as well: $ + < = > ^ ` | ~.
   return unicodedata.category(c).startswith('P') or '!' <= c <= '~' and not c.isalnum()
-
-
-def pad_rows(encoded, max_tokens, special):
-  """B lists of ids -> int32[B, L], bool[B, L]: [CLS] ids [SEP], cut or padded to L tokens."""
-  ids = np.full((len(encoded), max_tokens), special['pad'], np.int32)
-  mask = np.zeros((len(encoded), max_tokens), bool)
-  for i, row in enumerate(encoded):
-    row = [special['cls'], *row[: max_tokens - 2], special['sep']]
-    ids[i, : len(row)] = row
-    mask[i, : len(row)] = True
-  return ids, mask

@@ -58,24 +58,25 @@ def differences(
 
 
 def _ask(call, trained, batch):
-  """Runs all programs on noise and random words.
+  """Runs all programs on noise and texts of random words.
 
   What the encoders found goes into the programs that follow, so that errors add up as they do in
   use.
   """
-  data, text = trained.config.data, trained.model.config.text
+  data, tokenizer = trained.config.data, trained.tokenizer
   rng = np.random.default_rng(0)
   most, size, length = BATCH_SIZES[-1], data.image_size, data.max_text_tokens
   video = rng.integers(0, 256, (most, data.frames, size, size, 3), dtype=np.uint8)
-  ids = rng.integers(0, text.vocab_size, (most, length), dtype=np.int32)
-  mask = np.arange(length) < rng.integers(3, length + 1, (most, 1))
-  ids = np.where(mask, ids, trained.tokenizer.special.pad).astype(np.int32)
+  counts = rng.integers(1, length + 1, most)
+  words = [tokenizer.decode(rng.integers(0, tokenizer.vocab_size, count)) for count in counts]
+  texts = [x[:batch] for x in programs.encode(trained, words)]
   found = {
     'encode_video': call('encode_video', video[:batch]),
-    'encode_text': call('encode_text', ids[:batch], mask[:batch]),
+    'encode_text': call('encode_text', *texts),
   }
-  pair = found['encode_text']['tokens'], mask[:batch], found['encode_video']['tokens']
-  found |= {name: call(name, *pair) for name in programs.of_pairs(trained)}
+  if pairs := programs.of_pairs(trained):
+    pair = found['encode_text']['tokens'], texts[1], found['encode_video']['tokens']
+    found |= {name: call(name, *pair) for name in pairs}
   return {
     f'{name}/{output}': np.asarray(x, np.float32)
     for name, outputs in found.items()

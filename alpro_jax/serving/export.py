@@ -3,7 +3,7 @@
   manifest.json          all that a program or a person must know
   programs/*.jax_export  StableHLO by jax.export, any batch size
   params.npz             parameters, once; programs take them as arguments
-  tokenizer.model        or vocab.txt
+  tokenizer.model        or vocab.txt; tower.json of a text tower
   alpro_loader.py        reads all of this; see there for how to use it
   requirements.txt       the packages that it needs
   saved_model/           on request: the same for TensorFlow
@@ -12,6 +12,7 @@ Every program is run from that folder, by that loader, and compared with the liv
 folder gets its name.
 """
 
+import dataclasses
 import json
 import platform
 import shutil
@@ -23,6 +24,7 @@ import jaxlib
 import numpy as np
 
 from alpro_jax import files
+from alpro_jax.data import tokens
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.trained import TrainedModel, find_tokenizer
 from alpro_jax.serving import alpro_loader, check, programs, saved_model
@@ -59,6 +61,7 @@ def write(
     FileExistsError: if the folder is there and not empty.
   """
   _check(trained)
+  trained = _useful(trained)
   with files.folder(output) as draft:
     made = programs.make(trained, platforms)
     params = _used(made, trained)
@@ -66,6 +69,8 @@ def write(
     for name, described in manifest['programs'].items():
       count = sum(params[n].size for n in described['parameters'])
       say(f'{name}: {manifest["files"][described["file"]]["bytes"]:,} bytes, {count:,} parameters')
+    if not programs.of_pairs(trained):
+      say(f'both encoders alone, to compare by similarity: {trained.why_no_matching}')
     expected = check.live(trained)
     found = check.differences(trained, alpro_loader.load(draft).call, expected)
     if with_saved_model:
@@ -123,11 +128,6 @@ def write_params(checkpoint, output, *, tokenizer: str = '') -> None:
 
 
 def _check(trained):
-  if trained.model.config.text_tower:
-    raise ValueError(
-      'this model has a text tower with a tokenizer of its own, which exported programs do not '
-      'have yet; `alpro_jax.load(...).save_pretrained(FOLDER)` writes all of it.'
-    )
   sampling = trained.config.data.eval_sampling
   if sampling not in _EVEN:
     raise ValueError(
@@ -142,6 +142,23 @@ def _check(trained):
     )
 
 
+def _useful(trained):
+  """Leaves out the BERT that a text tower has beside it, where nobody trained it to fuse."""
+  config = trained.model.config
+  if not config.text_tower or not config.text or programs.of_pairs(trained):
+    return trained
+  model = dataclasses.replace(trained.model, config=dataclasses.replace(config, text=None))
+  parts = ('video_encoder', 'video_projection', 'text_tower', 'text_projection', *programs.SCALARS)
+  options = trained.config.copy_and_resolve_references()
+  options.data.max_text_tokens = options.data.max_tower_tokens
+  return trained._replace(
+    model=model,
+    params={name: x for name, x in trained.params.items() if name in parts},
+    config=options,
+    tokenizer=trained.tokenizer.tower,
+  )
+
+
 def _used(made, trained):
   """{name: numpy array} of the parameters that programs take."""
   params = programs.flatten(trained.params)
@@ -151,13 +168,13 @@ def _used(made, trained):
 
 def _write_parts(trained, made, params, folder):
   """Writes everything but the SavedModel; returns the manifest."""
-  (folder / trained.tokenizer.path.name).write_bytes(trained.tokenizer.content)
+  needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
+  for one in tokens.parts(trained.tokenizer):
+    (folder / tokens.NAMES[one.kind]).write_bytes(one.content)
+    needs += [name for name in one.packages if name not in needs]
   if trained.familiarity:
     trained.familiarity.save(folder)
   shutil.copy(alpro_loader.__file__, folder)
-  needs = [f'jax>={jax.__version__}', *alpro_loader.NEEDS[1:]]
-  if trained.tokenizer.kind == 'sentencepiece':
-    needs.append('sentencepiece')
   (folder / 'requirements.txt').write_text('\n'.join([*needs, '']))
   np.savez(folder / _PARAMETERS, **params)
   (folder / 'programs').mkdir()
@@ -166,7 +183,7 @@ def _write_parts(trained, made, params, folder):
   manifest = _describe(trained, made, params)
   manifest['files'] = {
     part: {'bytes': (folder / part).stat().st_size, 'sha256': files.sha256(folder / part)}
-    for part in (*map(_file, made), _PARAMETERS, manifest['text']['file'])
+    for part in (*map(_file, made), _PARAMETERS, *(x['file'] for x in _texts(trained).values()))
   }
   _write_manifest(folder, manifest)
   return manifest
@@ -174,7 +191,7 @@ def _write_parts(trained, made, params, folder):
 
 def _describe(trained, made, params):
   """Returns the manifest but for its files."""
-  data, text, origin = trained.config.data, trained.tokenizer, trained.origin
+  data, origin = trained.config.data, trained.origin
   temperature = trained.params.get('temperature')
   if temperature is not None:
     temperature = float(np.clip(temperature, *trained.model.config.temperature_range))
@@ -207,17 +224,28 @@ def _describe(trained, made, params):
       'mean': list(trained.model.config.video.pixel_mean),
       'std': list(trained.model.config.video.pixel_std),
     },
-    'text': {
-      'file': text.path.name,
-      'kind': text.kind,
-      'vocab_size': text.vocab_size,
-      'max_tokens': data.max_text_tokens,
-      'special': text.special._asdict(),
-    },
+    **_texts(trained),
     'temperature': temperature,
     'answers': list(trained.answers),
     # What the loader has no use for, but alpro_jax.load.
     **{name: x for name in ('entities', 'templates') if (x := (trained.meta or {}).get(name))},
+  }
+
+
+def _texts(trained):
+  """What the manifest says of tokenizers: `text`, and `tower` of a text tower's beside it."""
+  ids, _, *tower_ids = programs.encode(trained, [''])
+  return {
+    name: {
+      'file': tokens.NAMES[one.kind],
+      'kind': one.kind,
+      'vocab_size': one.vocab_size,
+      'max_tokens': rows.shape[1],
+      'special': one.special._asdict(),
+    }
+    for name, one, rows in zip(
+      ('text', 'tower'), tokens.parts(trained.tokenizer), (ids, *tower_ids), strict=False
+    )
   }
 
 

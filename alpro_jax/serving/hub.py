@@ -95,6 +95,7 @@ def write(
       trained_on=_trained_on(config['meta']),
       licence=licence or (released.LICENCE if release else ''),
       release=release,
+      image_text='image_text' in origin,
       figures=[_read_figures(path, trained) for path in figures],
       notes=notes,
     )

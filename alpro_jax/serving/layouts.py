@@ -17,6 +17,7 @@ from alpro_jax import files
 from alpro_jax.serving import alpro_loader
 from alpro_jax.train import trees
 from alpro_jax.train.checkpoints import Checkpoint
+from alpro_jax.train.identity import TOKENIZERS
 from alpro_jax.train.options import with_new_names
 from alpro_jax.weights.tensor_files import open_tensors
 
@@ -121,13 +122,18 @@ class ExportFolder(_Folder):
     own = {'mlm': False, 'entities': 0, 'match': 'match' in can}
     data = {name: shown[name] for name in ('frames', 'image_size', 'resize', 'resize_mode')}
     data |= {'max_text_tokens': text['max_tokens'], 'tokenizer': text['file'], 'answers': ''}
+    read = [x for name in ('text', 'tower') if (x := stored.get(name))]
+    data['max_tower_tokens'] = read[-1]['max_tokens']
     return {
       'step': stored['source']['step'] or 0,
       'model': stored['model'] | own,
-      'tokenizer': {
-        'digest': stored['files'][text['file']]['sha256'],
-        'vocab_size': text['vocab_size'],
-        'special': text['special'],
+      **{
+        name: {
+          'digest': stored['files'][one['file']]['sha256'],
+          'vocab_size': one['vocab_size'],
+          'special': one['special'],
+        }
+        for name, one in zip(TOKENIZERS, read, strict=False)
       },
       'answers': stored['answers'],
       'entities': stored.get('entities', []),

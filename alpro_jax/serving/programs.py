@@ -1,7 +1,8 @@
 """What a trained model can do, as programs of jax.export.
 
 Parameters are arguments, {name: array}, so that programs share them. Pixels go in as uint8 and are
-normalised inside. The batch size is symbolic.
+normalised inside. The batch size is symbolic. A model whose fusion encoder is of no use, or that
+has none, gives no tokens: its features are all.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +24,14 @@ def encode_video(model: Alpro, video) -> dict[str, jax.Array]:
   return _encoding(model, model.encode_video(video, train=False))
 
 
-def encode_text(model: Alpro, ids, mask) -> dict[str, jax.Array]:
-  """int32[B, L], bool[B, L] -> tokens f[B, L, D], feature float32[B, E]."""
-  return _encoding(model, model.encode_text(ids, mask, train=False))
+def encode_text(model: Alpro, ids, mask, tower_ids=None) -> dict[str, jax.Array]:
+  """int32[B, L], bool[B, L], of a tower beside int32[B, M] -> as `encode_video`, L tokens."""
+  return _encoding(model, model.encode_text(ids, mask, tower_ids, train=False))
 
 
 def _encoding(model, found):
-  features = {'feature': found.feature} if model.config.embed_size else {}
-  return {'tokens': found.tokens, **features}
+  tokens = {'tokens': found.tokens} if model.config.text else {}
+  return tokens | ({'feature': found.feature} if model.config.embed_size else {})
 
 
 def match(model: Alpro, text_tokens, text_mask, video_tokens) -> dict[str, jax.Array]:
@@ -49,7 +50,7 @@ class Program(NamedTuple):
 
   Attributes:
     function: of a model and the inputs.
-    inputs: names of the arrays that it takes.
+    inputs: names of the arrays that it takes; the last ones are of some models alone.
     modules: of the model that it reads. The temperature and the bias are touched by every call of
       a model that has them, and used by none of these.
   """
@@ -59,11 +60,17 @@ class Program(NamedTuple):
   modules: tuple[str, ...]
 
 
+# Parameters that are no module's.
+SCALARS = ('temperature', 'logit_bias')
 _PAIR = ('text_tokens', 'text_mask', 'video_tokens')
 PROGRAMS = {
-  'encode_video': Program(encode_video, ('video',), ('video_encoder', 'video_projection')),
+  'encode_video': Program(
+    encode_video, ('video',), ('video_encoder', 'video_projection', 'fusion_projection')
+  ),
   'encode_text': Program(
-    encode_text, ('ids', 'mask'), ('text_embedding', 'text_encoder', 'text_projection')
+    encode_text,
+    ('ids', 'mask', 'tower_ids'),
+    ('text_embedding', 'text_encoder', 'text_tower', 'text_projection'),
   ),
   'match': Program(match, _PAIR, ('fusion_encoder', 'match_head')),
   'answer': Program(answer, _PAIR, ('fusion_encoder', 'answer_head')),
@@ -79,6 +86,11 @@ def of_pairs(trained: TrainedModel) -> list[str]:
 def flatten(params) -> dict[str, jax.Array]:
   """{'video_encoder': {'positions': x}} -> {'video_encoder/positions': x}."""
   return traverse_util.flatten_dict(params, sep='/')
+
+
+def encode(trained: TrainedModel, texts: list[str]) -> tuple[np.ndarray, ...]:
+  """Returns what the program encode_text takes of texts."""
+  return trained.tokenizer.encode(texts, trained.config.data.max_text_tokens)
 
 
 def bind(model: Alpro, name: str):
@@ -114,18 +126,21 @@ def make(
     own = {
       path: jax.ShapeDtypeStruct(x.shape, x.dtype)
       for path, x in params.items()
-      if path.partition('/')[0] in (*PROGRAMS[name].modules, 'temperature', 'logit_bias')
+      if path.partition('/')[0] in (*PROGRAMS[name].modules, *SCALARS)
     }
     return jax.export.export(jax.jit(bind(model, name)), platforms=platforms)(own, *inputs)
 
-  size, mask = data.image_size, spec(bool, data.max_text_tokens)
+  size = data.image_size
+  texts = [spec(x.dtype, *x.shape[1:]) for x in encode(trained, [''])]
   made = {
     'encode_video': export('encode_video', spec(np.uint8, data.frames, size, size, 3)),
-    'encode_text': export('encode_text', spec(np.int32, data.max_text_tokens), mask),
+    'encode_text': export('encode_text', *texts),
   }
-  video, text = (signature(*item).outputs['tokens'] for item in made.items())
-  text, video = (spec(tokens.dtype, *tokens.shape[1:]) for tokens in (text, video))
-  return made | {name: export(name, text, mask, video) for name in of_pairs(trained)}
+  if pairs := of_pairs(trained):
+    video, text = (signature(*item).outputs['tokens'] for item in made.items())
+    text, video = (spec(tokens.dtype, *tokens.shape[1:]) for tokens in (text, video))
+    made |= {name: export(name, text, texts[1], video) for name in pairs}
+  return made
 
 
 class Signature(NamedTuple):
@@ -140,4 +155,4 @@ def signature(name: str, exported: jax.export.Exported) -> Signature:
   """Returns what a program takes and returns."""
   (params, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
   outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-  return Signature(params, dict(zip(PROGRAMS[name].inputs, inputs, strict=True)), outputs)
+  return Signature(params, dict(zip(PROGRAMS[name].inputs, inputs, strict=False)), outputs)

@@ -106,7 +106,7 @@ def load(folder):
   signatures = tf.saved_model.load(str(folder)).signatures
 
   def call(name, *arrays):
-    inputs = zip(PROGRAMS[name].inputs, arrays, strict=True)
+    inputs = zip(PROGRAMS[name].inputs, arrays, strict=False)
     found = signatures[name](**{n: tf.constant(x) for n, x in inputs})
     return {output: x.numpy() for output, x in found.items()}
 

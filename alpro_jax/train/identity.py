@@ -34,12 +34,18 @@ from alpro_jax.models import alpro, prompter
 from alpro_jax.train import checkpoints
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-# What decides the shapes of a model's parameters, or how they are used, and is
-# not known from the data.
+# What no shape of a parameter tells, and decides what the weights mean. Options that
+# encoders of one kind alone have are compared where both sides have them.
+MEANING = {
+  'video': ('heads', 'activation', 'pooling', 'pool_heads', 'positions', 'pixel_mean', 'pixel_std'),
+  'text': ('heads',),
+  'text_tower': ('heads', 'activation', 'causal', 'pooling'),
+}
+# And what decides the shapes of a model's parameters, and is not known from the data.
 SIZES = {
-  'video': ('patch_size', 'width', 'depth', 'heads', 'mlp_size', 'attention'),
-  'text': ('width', 'depth', 'fusion_layer', 'heads', 'mlp_size', 'max_positions'),
-  'text_tower': ('width', 'depth', 'heads', 'mlp_size', 'max_positions'),
+  'video': ('patch_size', 'width', 'depth', 'mlp_size', 'attention', *MEANING['video']),
+  'text': ('width', 'depth', 'fusion_layer', 'mlp_size', 'max_positions', *MEANING['text']),
+  'text_tower': ('width', 'depth', 'mlp_size', 'max_positions', *MEANING['text_tower']),
 }
 TOKENIZERS = ('tokenizer', 'tower_tokenizer')  # The second of models that have two.
 # Heads whose rows are labels, by the name of those.
@@ -253,10 +259,32 @@ def check_teacher(
   return found and opened(found)
 
 
+def other_sizes(
+  stored: Mapping, asked: Mapping, sizes: Mapping[str, Sequence[str]] = SIZES
+) -> dict[str, tuple[Any, Any]]:
+  """Returns what differs of two models, by its name: one's and the other's.
+
+  A part that one of them lacks, as BERT or a text tower may be, is not compared.
+  """
+  both = {part: (stored.get(part), asked.get(part)) for part in sizes}
+  found = {
+    f'model.{part}.{size}': (theirs[size], ours[size])
+    for part, (theirs, ours) in both.items()
+    if theirs and ours
+    for size in sizes[part]
+    if size in theirs and size in ours
+  }
+  return {
+    name: pair
+    for name, pair in found.items()
+    if json.dumps(pair[0], default=list) != json.dumps(pair[1], default=list)
+  }
+
+
 def check_sizes(
   name: str, stored: Mapping, asked: Mapping, sizes: Mapping[str, Sequence[str]] = SIZES
 ) -> None:
-  """Raises ValueError for a checkpoint of another size than a config says.
+  """Raises ValueError for a checkpoint of another size than a config says; see `other_sizes`.
 
   A part that one of them lacks, as a BERT beside image-text towers, is not compared: whoever
   loads parameters names those that are missing.
@@ -268,11 +296,8 @@ def check_sizes(
     sizes: what is compared, by the part of the model.
   """
   lines = [
-    f'model.{part}.{size} is {theirs!r}, --config says {ours!r}'
-    for part, names in sizes.items()
-    if stored.get(part) and asked.get(part)
-    for size in names
-    if (theirs := stored[part].get(size)) != (ours := asked[part].get(size))
+    f'{what} is {theirs!r}, --config says {ours!r}'
+    for what, (theirs, ours) in other_sizes(stored, asked, sizes).items()
   ]
   if lines:
     raise ValueError(

@@ -191,8 +191,7 @@ def _check_start(stored, meta) -> tuple[str, ...]:
   train = meta['config']['train']
   name = f'--{_OPTIONS["start"]}={train["init_from"]}'
   identity.check_tokenizer(name, stored, meta)
-  heads = dict.fromkeys(identity.SIZES, ('heads',))  # No shape tells it.
-  identity.check_sizes(name, stored['model'], meta['model'], heads)
+  identity.check_sizes(name, stored['model'], meta['model'], identity.MEANING)
   fresh = []
   for labels, head in identity.LABELLED.items():
     if not meta[labels] or not stored['model'].get(labels):

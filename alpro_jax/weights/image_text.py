@@ -126,6 +126,8 @@ def _set_options(config, found, options):
   config.model.video.update(found.video | {'temporal_fc_std': 0.0, 'time_std': 0.0})
   config.model.text_tower.update(found.text_tower)
   config.model.update(found.model)
+  if config.model.logit_bias is not None:  # To train it further as it was.
+    config.loss.vtc_form = 'sigmoid'
   video, data = config.model.video, config.data
   data.frames = video.frames = options.frames or FRAMES
   data.image_size, data.resize = video.image_size, found.resize or video.image_size

@@ -112,13 +112,9 @@ def check_alpha(alpha: float) -> None:
 def _check_same_model(start, tuned) -> tuple[str, ...]:
   """Refuses two different models; returns the heads that have other labels."""
   was, now = start.meta, tuned.meta
-  sizes = [(part, size) for part, names in identity.SIZES.items() for size in names]
-  both = {
-    f'model.{part}.{size}': [(x['model'].get(part) or {}).get(size) for x in (was, now)]
-    for part, size in sizes
-  }
   lines = [
-    f'{name} is {one!r} and {other!r}' for name, (one, other) in both.items() if one != other
+    f'{name} is {one!r} and {other!r}'
+    for name, (one, other) in identity.other_sizes(was['model'], now['model']).items()
   ]
   lines += [
     f'their {part}s differ, so that the same id is another word'

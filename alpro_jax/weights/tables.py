@@ -134,6 +134,8 @@ def rename_table(config: AlproConfig) -> list[Row]:
     raise ValueError(f'{config.video.attention=}: the original has divided attention only.')
   video = 'visual_encoder.model.'
   rows = rows_of([(TENSOR, 'temp', 'temperature')] if config.embed_size else [])
+  if config.embed_size and config.logit_bias is not None:  # Ours alone, of a sigmoid loss.
+    rows += rows_of([(TENSOR, 'logit_bias', 'logit_bias')])
   rows += rows_of(_VIDEO, video, 'video_encoder/')
   for i in range(config.video.depth):
     rows += rows_of(_VIDEO_BLOCK, f'{video}blocks.{i}.', f'video_encoder/block{i}/')

@@ -433,6 +433,8 @@ def _towers(
     'embed_size': size,
     'video_projection': kinds[0],
     'text_projection': kinds[1],
-    'logit_bias': 0.0 if bias else None,
+    'logit_bias': None,
   }
+  if bias:  # What such weights began with; their own values are parameters.
+    model |= {'temperature': 0.1, 'logit_bias': -10.0}
   return Towers(tensors, rows, video, text, model, mode, resize, tokenizer, notes)
