@@ -91,6 +91,7 @@ def exported(pretrained, tmp_path_factory):
 # In the place of an environment that has only what is named: what was installed
 # beside that, or for it, cannot be imported.
 ONLY = """
+import contextlib
 import importlib.metadata
 import re
 import sys
@@ -100,9 +101,10 @@ while left:
   package = re.match('[A-Za-z0-9_-]+', left.pop())[0].lower().replace('_', '-')
   if package not in allowed:
     allowed.add(package)
-    left += [
-        name for name in importlib.metadata.requires(package) or ()
-        if 'extra ==' not in name]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Of other platforms.
+      left += [
+          name for name in importlib.metadata.requires(package) or ()
+          if 'extra ==' not in name]
 others = {
     module for module, packages in
     importlib.metadata.packages_distributions().items()

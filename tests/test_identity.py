@@ -14,6 +14,7 @@ from alpro_jax.data import tokens
 from alpro_jax.evaluation import trained
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.train import checkpoints, digests, identity, loop
+from configs import models
 from tests import small_task, small_towers, test_loop
 
 toy = test_loop.toy
@@ -195,6 +196,23 @@ def test_another_number_of_heads_is_refused(toy, tmp_path):
   options = {'train.init_from': str(train(tmp_path / 'first'))}
   toy.task = Task(text={'heads': 4})
   refused('model.text.heads is 2, --config says 4', tmp_path / 'second', **options)
+
+
+def test_weights_of_a_family_that_computes_otherwise_are_refused():
+  """No shape tells; a part that one of both lacks is not compared, and tuples are lists there."""
+  asked = models.PRESETS['tiny_clip']().to_dict()
+  stored = json.loads(json.dumps(asked)) | {'text': None}
+  identity.check_sizes('it', stored, asked)
+  identity.check_sizes('it', asked, stored)
+  for part, name, value in (
+    ('video', 'activation', 'gelu'),
+    ('video', 'pixel_std', [1, 1, 1]),
+    ('text_tower', 'causal', False),
+    ('text_tower', 'width', 32),
+  ):
+    other = stored | {part: stored[part] | {name: value}}
+    with pytest.raises(ValueError, match=f'model.{part}.{name} is .*, --config says'):
+      identity.check_sizes('it', other, asked)
 
 
 def test_the_start_of_a_run_is_known_by_content(toy, tmp_path):

@@ -85,7 +85,7 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   data = f'--data={folder}/set', '--split=train', '--style=full', f'--output={folder}/card'
   for config in ((), (f'--config={folder}/config.py',)):
     said = run(capsys, 'evaluate', f'--checkpoint={folder}/alone', *data, *config)
-    assert 'the model has no fusion encoder (launch/convert.py --bert adds one' in said
+    assert 'All pairs are scored by the similarity of the contrastive features alone' in said
     rows = [json.loads(line) for line in open(folder / 'card' / 'ranks.jsonl')]
     ranks = {row['text']: row['rank'] for row in rows}
     assert [ranks[name] for name in names[:7]] == right
@@ -145,7 +145,7 @@ np.save(sys.argv[3], text.feature @ video.feature.T)
 
 
 @pytest.mark.parametrize('kind', ['alone', 'fused'])
-def test_an_export_holds_both_encoders(folder, kind, clip, capsys):
+def test_an_export_holds_both_encoders(folder, kind, clip, capsys, monkeypatch):
   """A BERT that nobody trained to fuse stays away; the loader needs no TensorFlow."""
   output = folder / f'export_{kind}'
   said = run(capsys, 'export', f'--checkpoint={folder}/{kind}', f'--output={output}')
@@ -160,6 +160,9 @@ def test_an_export_holds_both_encoders(folder, kind, clip, capsys):
   again = alpro_jax.load(output)
   np.testing.assert_allclose(again.similarity(TEXTS, [clip]), right, atol=1e-6)
   model = alpro_loader.load(output)
+  with monkeypatch.context() as patch, pytest.raises(ImportError, match='pip install -r'):
+    patch.setitem(sys.modules, 'tokenizers', None)
+    model.tokenize(TEXTS)
   with pytest.raises(ValueError, match="no 'match', only"):
     model.match(alpro_loader.Text(None, None, None), alpro_loader.Video(None, None))
   if kind == 'alone':
@@ -182,6 +185,8 @@ def test_an_export_matches_with_both_tokenizers(fused, folder, clip):
   most = fused.config.data.max_text_tokens
   for mine, right in zip((ids, mask, tower_ids), fused.tokenizer.encode(TEXTS, most), strict=True):
     np.testing.assert_array_equal(mine, right)
+  with pytest.raises(ValueError, match='takes ids, mask, tower_ids, got 2 arrays'):
+    model.encode_text(ids, mask)
   video = model.encode_video(np.repeat(model.prepare(clip)[None], len(TEXTS), 0))
   text = model.encode_text(ids, mask, tower_ids)
   live = alpro_jax.Model(fused)
@@ -203,7 +208,7 @@ def test_similarity_is_explained_without_fusion(folder, alone, capsys):
   assert 'is left out of the text' in page and 'heat map of dog' in page
   assert 'Where fusion looks' not in page and 'a similarity of ' in page
   frames = np.random.default_rng(1).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
-  found = explain.explain(alone.trained, 'x', frames, None, 'a dog runs', steps=32)
+  found = explain.explain(alone.trained, 'x', frames, None, 'a dog runs', steps=256)
   assert [word.text for word in found.words] == ['a', 'dog', 'runs']
   assert found.evidence.shape == (3, 2, 8, 8) and found.maps.space.shape == (2, 16)
   # A word adds what it changes; its places add that, less what a plain clip gives.
@@ -213,7 +218,7 @@ def test_similarity_is_explained_without_fusion(folder, alone, capsys):
   added = score[0] - score[1:]
   assert found.figures == [f'{x:+.3f}' for x in added[:, 0]]
   sums = found.evidence.sum((1, 2, 3))
-  np.testing.assert_allclose(sums, added[:, 0] - added[:, 1], atol=0.02)
+  np.testing.assert_allclose(sums, added[:, 0] - added[:, 1], atol=1.5e-3)
   with pytest.raises(ValueError, match='--layer=1 is of the fusion encoder'):
     explain.explain(alone.trained, 'x', frames, None, 'a', layer=1)
   with pytest.raises(ValueError, match='has no word'):

@@ -67,7 +67,7 @@ class Stub(types.ModuleType):
 def packages():
   """Imports a package that needs torchvision, or skips."""
   try:
-    import torchvision  # noqa: F401
+    import torchvision.transforms  # noqa: F401
 
     stubbed = False
   except (ImportError, RuntimeError):  # A build for another torch raises the latter.

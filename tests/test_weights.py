@@ -620,3 +620,15 @@ def test_the_original_in_full_size_fits(name):
       assert tables.check(used, rows, shapes_of(config)) == []
       assert dataclasses.asdict(config)['video']['heads'] == 12
       assert config.text.fusion_layer == 6
+
+
+def test_the_bias_of_a_sigmoid_loss_goes_along():
+  """The original has none; a file of ours comes back with it."""
+  config = AlproConfig.from_dict(models.tiny().to_dict() | {'logit_bias': -10.0})
+  boxed = jax.eval_shape(lambda key: init_model(Alpro(config), key), jax.random.key(0))
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nn.unbox(boxed))
+  params['logit_bias'] = np.float32(-9.5)
+  written = tables.to_original(params, config)
+  assert written['logit_bias'] == np.float32(-9.5)
+  again = tables.read_params(tensor_files.named(written), tables.rename_table(config))
+  assert again['logit_bias'] == np.float32(-9.5) and len(again) == len(flatten_dict(params))

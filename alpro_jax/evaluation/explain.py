@@ -349,10 +349,9 @@ def render(shown: Explanation) -> str:
   attention = []
   if shown.layer is not None:
     both = maps.gradcam[shown.layer], maps.weights[shown.layer]
-    attention = [
-      np.concatenate([looked(mean, x[row, word.first : word.stop].mean(0)) for x in both])
-      for row, word in enumerate(words)
-    ]
+    for row, word in enumerate(words):
+      maps_of = [looked(mean, x[row, word.first : word.stop].mean(0)) for x in both]
+      attention.append((word.text, np.concatenate(maps_of)))
   outlined = [pictures.outline(frames, region.inside) for region in shown.regions]
   return page.render(
     'explain.html',
@@ -363,7 +362,7 @@ def render(shown: Explanation) -> str:
       for name, figure, x in zip(names, figures, shown.evidence, strict=True)
     ],
     frames=pictures.enlarge(frames),
-    attention=[(word.text, x) for word, x in zip(words, attention, strict=True)],
+    attention=attention,
     regions=[(x, pictures.enlarge(y)) for x, y in zip(shown.regions, outlined, strict=True)],
     space=looked(frames, maps.space),
     time=maps.time,

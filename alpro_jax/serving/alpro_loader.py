@@ -15,9 +15,8 @@ the path:
   model.answers[model.answer(text, video)[0].argmax()]  # if it can answer
 
 Any number B of clips or texts can be given; each number is compiled once, so fill up the last batch
-instead of making it smaller. A text tokenizer that is a SentencePiece model needs the package
-sentencepiece, one of image-text weights that or tokenizers, and ftfy where these cleaned texts by
-it: requirements.txt says so. Ids made elsewhere do not. Programs run on the platforms that the
+instead of making it smaller. Tokenizers may need more packages (sentencepiece, tokenizers, ftfy),
+which requirements.txt lists; ids made elsewhere do not. Programs run on the platforms that the
 manifest names.
 """
 
@@ -47,10 +46,7 @@ _LONGEST_WORD = 100  # BERT: a longer one is unknown.
 
 
 class Video(NamedTuple):
-  """Encoded clips: tokens f[B, S, D] for match and answer; feature float32[B, E] of length one.
-
-  Either is None in an export that has no use for it.
-  """
+  """Encoded clips: tokens f[B, S, D]; feature float32[B, E] of length one. None if of no use."""
 
   tokens: Any
   feature: Any
@@ -241,7 +237,13 @@ class Model:
         f'{self.manifest["source"]["task"]!r}.'
       )
     arrays = [x if hasattr(x, 'shape') else np.asarray(x) for x in arrays]
-    for array, wanted in zip(arrays, self.manifest['programs'][name]['inputs'], strict=True):
+    inputs = self.manifest['programs'][name]['inputs']
+    if len(arrays) != len(inputs):
+      names = ', '.join(x['name'] for x in inputs)
+      raise ValueError(
+        f'{name} takes {names}, got {len(arrays)} arrays; tokenize makes all of texts.'
+      )
+    for array, wanted in zip(arrays, inputs, strict=True):
       shape = (len(arrays[0]), *wanted['shape'][1:])
       if (array.shape, str(array.dtype)) != (shape, wanted['dtype']):
         raise ValueError(
@@ -376,10 +378,7 @@ class WordPiece:
 
 
 def read_tokenizer(path, described):
-  """Returns a function from a list of B texts to int32[B, L] and bool[B, L].
-
-  `described` is what the manifest says of the file.
-  """
+  """Returns a function from B texts to int32[B, L], bool[B, L]; `described` by the manifest."""
   kind, length, special = (described[name] for name in ('kind', 'max_tokens', 'special'))
   rules = {'begin': special['cls'], 'end': special['sep'], 'pad': special['pad'], 'clean': 'none'}
   if kind == 'wordpiece':
