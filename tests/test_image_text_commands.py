@@ -11,7 +11,8 @@ import pytest
 
 import alpro_jax
 from alpro_jax import sharding
-from alpro_jax.evaluation import attribution, explain, trained
+from alpro_jax.data import dataset
+from alpro_jax.evaluation import attribution, explain, split, trained
 from alpro_jax.serving import alpro_loader, export
 from alpro_jax.weights import tensor_files
 from tests import launched, original_files, small_videos, test_image_text
@@ -77,10 +78,11 @@ def get_config():
 
 def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   """By the options of the checkpoint, and by those of a config with a BERT that it has not."""
-  videos = sorted((folder / 'videos').glob('*.mp4'))
-  names = [f'clip {i}' for i in range(7)] + ['a clip']
-  score = alone.similarity(names, videos)
-  right = [1 + (row[:] > row[i]).sum() for i, row in enumerate(score[:7])]
+  prepared = dataset.open_dataset(folder / 'set', 'train')
+  names = [record.captions[0] for record in prepared.metadata()]
+  shown = np.concatenate([batch['video'] for batch in split.batches(alone.trained, prepared)])
+  score = alone.similarity(names, shown[: len(names)])
+  right = [(row >= row[i]).sum() for i, row in enumerate(score)]
   (folder / 'config.py').write_text(CONFIG)
   data = f'--data={folder}/set', '--split=train', '--style=full', f'--output={folder}/card'
   for config in ((), (f'--config={folder}/config.py',)):
@@ -88,7 +90,7 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
     assert 'All pairs are scored by the similarity of the contrastive features alone' in said
     rows = [json.loads(line) for line in open(folder / 'card' / 'ranks.jsonl')]
     ranks = {row['text']: row['rank'] for row in rows}
-    assert [ranks[name] for name in names[:7]] == right
+    assert [ranks[name] for name in names] == right
   (folder / 'other.py').write_text(CONFIG.replace('tiny_clip', 'tiny_siglip2'))
   code = launched.run(
     'evaluate', f'--checkpoint={folder}/alone', *data, f'--config={folder}/other.py'
