@@ -8,6 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import alpro_jax
 from alpro_jax import sharding
@@ -15,10 +17,19 @@ from alpro_jax.data import dataset
 from alpro_jax.evaluation import attribution, explain, split, trained
 from alpro_jax.serving import alpro_loader, export
 from alpro_jax.weights import tensor_files
+from configs import models, zero_shot
+from launch import evaluate
 from tests import launched, original_files, small_videos, test_image_text
 from tests.test_export import ONLY
 
 TEXTS = ['a dog runs', 'clip 3', 'A &amp; DOG', '']
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  """Flags can be read, whichever test of this file a process runs first."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['evaluate'])
 
 
 @pytest.fixture(scope='module')
@@ -65,17 +76,6 @@ def run(capsys, name, *options):
   return said.out
 
 
-CONFIG = """
-from configs import models, zero_shot
-
-def get_config():
-  config = zero_shot.get_config()
-  config.model = models.tiny_clip()
-  config.data.update({'image_size': 48, 'resize': 48, 'frames': 2, 'max_text_tokens': 8})
-  return config
-"""
-
-
 def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   """By the options of the checkpoint, and by those of a config with a BERT that it has not."""
   prepared = dataset.open_dataset(folder / 'set', 'train')
@@ -83,22 +83,28 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   shown = np.concatenate([batch['video'] for batch in split.batches(alone.trained, prepared)])
   score = alone.similarity(names, shown[: len(names)])
   right = [(row >= row[i]).sum() for i, row in enumerate(score)]
-  (folder / 'config.py').write_text(CONFIG)
-  data = f'--data={folder}/set', '--split=train', '--style=full', f'--output={folder}/card'
-  for config in ((), (f'--config={folder}/config.py',)):
-    said = run(capsys, 'evaluate', f'--checkpoint={folder}/alone', *data, *config)
+  given = {'checkpoint': f'{folder}/alone', 'data': f'{folder}/set', 'split': 'train'}
+  words = [f'--{name}={value}' for name, value in given.items()]
+  given |= {'style': 'full', 'output': f'{folder}/card'}
+
+  def check(said):
     assert 'All pairs are scored by the similarity of the contrastive features alone' in said
-    rows = [json.loads(line) for line in open(folder / 'card' / 'ranks.jsonl')]
+    rows = [json.loads(line) for line in (folder / 'card' / 'ranks.jsonl').read_text().splitlines()]
     ranks = {row['text']: row['rank'] for row in rows}
     assert [ranks[name] for name in names] == right
-  (folder / 'other.py').write_text(CONFIG.replace('tiny_clip', 'tiny_siglip2'))
-  code = launched.run(
-    'evaluate', f'--checkpoint={folder}/alone', *data, f'--config={folder}/other.py'
-  )
-  said = capsys.readouterr().err
-  assert code == 2 and "model.text_tower.pooling is 'end', --config says 'last'" in said
-  code = launched.run('evaluate', f'--checkpoint={folder}/alone', *data[:2], '--familiarity')
-  assert code == 2 and 'converted from weights of others' in capsys.readouterr().err
+
+  check(run(capsys, 'evaluate', *(f'--{name}={value}' for name, value in given.items())))
+  config = zero_shot.get_config()
+  config.model = models.PRESETS['tiny_clip']()
+  config.data.update({'image_size': 48, 'resize': 48, 'frames': 2, 'max_text_tokens': 8})
+  with flagsaver.flagsaver(config=config, **given):
+    evaluate.evaluate()
+    check(capsys.readouterr().out)
+    config.model = models.PRESETS['tiny_siglip2']()
+    with pytest.raises(ValueError, match="text_tower.pooling is 'end', --config says 'last'"):
+      evaluate.evaluate()
+  assert launched.run('evaluate', *words, '--familiarity') == 2
+  assert 'converted from weights of others' in capsys.readouterr().err
 
 
 def test_search_finds_by_similarity(folder, alone, capsys):

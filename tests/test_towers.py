@@ -257,10 +257,10 @@ def test_weights_that_are_watched_are_those_that_turn():
   """By hand: with them, and the values, the layer's output comes out again."""
   layer = layers.Attention(2, ComputeOptions(jnp.float32), nn.initializers.normal(0.3))
   turns, x = vit.rotary((2, 2), 2, 1, 8), jax.random.normal(jax.random.key(0), (1, 5, 16))
-  params, weights = layer.init(jax.random.key(1), x), {}
+  params, weights = nn.unbox(layer.init(jax.random.key(1), x)), {}
   with nn.intercept_methods(attribution._recorder(weights)):
     out = layer.apply(params, x, rotary=turns)
-  dense = nn.unbox(params)['params']
+  dense = params['params']
   value = (x @ dense['value']['kernel'] + dense['value']['bias']).reshape(1, 5, 2, 8)
   mixed = jnp.einsum('baql,blak->bqak', weights[''], value).reshape(1, 5, 16)
   assert near(out, np.asarray(mixed @ dense['out']['kernel'] + dense['out']['bias']))
