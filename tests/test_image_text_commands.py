@@ -96,6 +96,7 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   check(run(capsys, 'evaluate', *(f'--{name}={value}' for name, value in given.items())))
   config = zero_shot.get_config()
   config.model = models.PRESETS['tiny_clip']()
+  config.model.text_tower.max_positions = test_image_text.LENGTH
   config.data.update({'image_size': 48, 'resize': 48, 'frames': 2, 'max_text_tokens': 8})
   with flagsaver.flagsaver(config=config, **given):
     evaluate.evaluate()
