@@ -183,6 +183,7 @@ def test_an_export_holds_both_encoders(folder, kind, clip, capsys, monkeypatch):
     np.testing.assert_allclose(np.load(folder / 'found.npy'), right, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_export_matches_with_both_tokenizers(fused, folder, clip):
   """Of a fusion encoder that was trained; the tower reads ids of its own."""
   output = folder / 'export_match'

@@ -64,7 +64,7 @@ class TrainedModel(NamedTuple):
     Where nobody could say what converted weights were trained for, the head
     itself tells: its bias begins at 0 and does not stay there.
     """
-    if not self.model.config.text:
+    if not self.model.config.match and not self.model.config.text:
       return 'the model has no fusion encoder (launch/convert.py --bert adds one, to be trained)'
     if self.config.task not in ('pretrain', 'retrieval'):
       return f'the matching head is not trained by task {self.config.task!r}'
