@@ -264,7 +264,8 @@ def other_sizes(
 ) -> dict[str, tuple[Any, Any]]:
   """Returns what differs of two models, by its name: one's and the other's.
 
-  A part that one of them lacks, as BERT or a text tower may be, is not compared.
+  A part that one of them lacks, as a BERT beside image-text towers, is not compared: whoever
+  loads parameters names those that are missing.
   """
   both = {part: (stored.get(part), asked.get(part)) for part in sizes}
   found = {
@@ -285,9 +286,6 @@ def check_sizes(
   name: str, stored: Mapping, asked: Mapping, sizes: Mapping[str, Sequence[str]] = SIZES
 ) -> None:
   """Raises ValueError for a checkpoint of another size than a config says; see `other_sizes`.
-
-  A part that one of them lacks, as a BERT beside image-text towers, is not compared: whoever
-  loads parameters names those that are missing.
 
   Args:
     name: of the checkpoint, for the message.
