@@ -319,7 +319,7 @@ def _prepare(words, beam_flags):
   )
   _print_report(report)
   print(f'{time.monotonic() - start:.1f} s in all.')
-  if FLAGS.source == 'folder' and FLAGS.split == 'train':
+  if FLAGS.source == 'folder':
     _next_of_own('retrieval' if report['counts']['captions'] else 'qa')
   else:
     _next_of_published(report)
@@ -328,9 +328,15 @@ def _prepare(words, beam_flags):
 
 def _next_of_own(task):
   """Adds the lists of a set of one's own, and says how it is trained on."""
+  try:
+    found = own.parts(FLAGS.output)
+  except ValueError as e:  # What is held out was prepared first.
+    print(e)
+    return
   for line in own.write_lists(FLAGS.output):
     print(f'  {line}')
   print(
+    f'{annotations.printable(own.say(found, FLAGS.output))}.\n'
     'Next, in minutes on two cores:\n'
     '  python launch/main.py '
     f'--config=configs/finetune_{task}.py:tiny_own '

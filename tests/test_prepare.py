@@ -907,6 +907,32 @@ def test_questions_of_the_command(clips, tmp_path):
   assert (record.video, len(record.questions)) == ('003.avi', 2)
 
 
+def test_what_comes_next_for_a_set_of_ones_own(clips, tmp_path, capsys):
+  output = tmp_path / 'set'
+
+  def said(split):
+    assert not launched.run(
+      'prepare',
+      '--source=folder',
+      f'--videos={clips}',
+      f'--captions={clips / "captions.jsonl"}',
+      f'--output={output}',
+      f'--split={split}',
+      '--fps=0',
+      '--workers=1',
+    )
+    return capsys.readouterr().out
+
+  # A tokenizer is never made of what is held out.
+  assert "no split to train on, only ['test']" in said('test')
+  assert not (output / 'tokenizer.model').exists()
+  out = said('train')
+  assert re.search(r'trains on \d+ videos .train., measures on \d+ others .test.', out)
+  assert 'tokenizer.model: ' in out and f'--config.data.path={output}' in out
+  out = said('test')
+  assert 'tokenizer.model: kept' in out and 'launch/tokenizer.py' not in out
+
+
 # --- Mistakes ---------------------------------------------------------------
 
 
