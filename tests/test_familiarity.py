@@ -91,6 +91,14 @@ def test_foreign_texts_are_marked_and_held_out_ones_are_not(shapes, world):
   assert 'times as far from the texts of training' in words
 
 
+def test_a_text_of_mostly_new_pieces_is_far_whatever_was_held_out(shapes):
+  # Held-out captions of a small set may be of other words than its training.
+  known = dataclasses.replace(shapes.trained.familiarity, unseen_limit=0.9)
+  model = alpro_jax.Model(shapes.trained._replace(familiarity=known), progress=False)
+  (new,) = model.embed_texts(['someone is cooking pasta in a kitchen']).far
+  assert 'pieces never occurred' in new
+
+
 def test_an_entity_of_a_foreign_clip_is_no_percentage(shapes, world, caplog):
   own, (foreign,) = list(world['frames'][:1]), [next(foreign_videos())]
   (known,), (unknown,) = (shapes.entities([clip], top=1) for clip in (own[0], foreign))
@@ -180,6 +188,11 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   assert not (newest / familiarity.FILE).exists()
   opened['train'] = training
   split.summarise_run(workdir, config)
+  # Too few held-out clips calibrate nothing.
+  few = split.familiarity(
+    alpro_jax.load(workdir).trained, [training], opened['test'].select(lambda x: x.video < '30')
+  )
+  assert 0 < few.counts[2] < 16 and np.isnan(few.match).all()
   # It is part of what is copied, and damages nothing.
   moved = shutil.copytree(newest, tmp_path / 'moved')
   assert alpro_jax.load(moved).trained.familiarity.counts.tolist() == [20, 20, 20, 20]
@@ -235,6 +248,10 @@ def test_temperature_and_match_find_what_logits_were_scaled_by():
   margin = rng.standard_normal(4000) * 3
   matches = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * margin + 1)))
   assert familiarity.fit_match(margin, matches) == pytest.approx([0.5, 1], abs=0.1)
+  # Where held-out margins are no sign of a match, the best one is not called the least likely.
+  known = types.SimpleNamespace(match=familiarity.fit_match(-margin, matches))
+  share, calibrated = familiarity.match_probability(known, np.array([3.0, -3.0]))
+  assert not calibrated and share[0] > share[1]
   # Always right is not infinitely sure.
   assert 0 < familiarity.fit_match(np.array([5.0, -5.0]), np.array([True, False]))[0] < 1
 

@@ -25,6 +25,9 @@ from alpro_jax.encoded import Choice
 
 FILE = 'familiarity.npz'
 KEPT = 0.99  # Share of held-out clips, and of texts by either sign, that are not far.
+ENOUGH = 16  # Of fewer nothing is learned: clips and texts of training, held-out pairs.
+# Of a small set held-out texts may be nearly all of new words; they are no measure then.
+_MOST_UNSEEN = 0.5
 # Texts of known words may lie this much further: `a` is missing in `red disc`, no more.
 _TEXT_SLACK = 1.25
 # Directions of the training set that are kept. Few for texts: foreign words show in
@@ -63,10 +66,10 @@ def fit_cloud(training: np.ndarray, held_out: np.ndarray, most: int, slack=1.0) 
   Raises:
     ValueError: for fewer than 16 vectors of training, or none that are held out.
   """
-  if len(training) < 16 or not len(held_out):
+  if len(training) < ENOUGH or not len(held_out):
     raise ValueError(
       f'{len(training)} clips or texts of training and {len(held_out)} held-out ones say too '
-      'little of what is familiar; expected at least 16 and 1.'
+      f'little of what is familiar; expected at least {ENOUGH} and 1.'
     )
   mean = training.mean(0)
   _, scale, rows = np.linalg.svd(training - mean, full_matrices=False)
@@ -120,10 +123,12 @@ class Familiarity:
   Attributes:
     videos, texts: where those of training lie.
     seen: bool[vocabulary], pieces that occurred in training.
-    unseen_limit: share of other pieces beyond which a text is far.
+    unseen_limit: share of other pieces beyond which a text is far; half is too many in
+      any case.
     match: float32[2], scale and offset that make a logit of the margin of a match;
-      NaN if it was not calibrated. A probability is about a clip and a text that are
-      as likely its own as the nearest other.
+      NaN if it was not calibrated, a scale of 0 or less if held-out margins are no sign
+      of a match: no probability is made of either. Another is about a clip and a text
+      that are as likely its own as the nearest other.
     answer_temperature, entity_temperature: that logits are divided by; NaN as above.
     counts: int[4], clips and texts of training, held-out clips and texts.
   """
@@ -161,7 +166,7 @@ class Familiarity:
     found = []
     for text, row, x in zip(texts, pieces(tokenizer, texts, length), times, strict=True):
       unseen = int((~self.seen[row]).sum())
-      if unseen <= self.unseen_limit * len(row):
+      if unseen <= min(self.unseen_limit, _MOST_UNSEEN) * len(row):
         found.append(_far('texts', x))
         continue
       words = list(dict.fromkeys(text.split()))
@@ -239,7 +244,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
 
 def match_probability(known: Familiarity | None, margin: np.ndarray) -> tuple[np.ndarray, bool]:
   """Returns float32, of the margin's shape, and whether it was calibrated."""
-  calibrated = known is not None and bool(np.isfinite(known.match).all())
+  calibrated = known is not None and bool(known.match[0] > 0)
   logit = margin * known.match[0] + known.match[1] if known and calibrated else margin
   return np.float32(1 / (1 + np.exp(-np.clip(logit, -80, 80)))), calibrated
 

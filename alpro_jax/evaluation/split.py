@@ -278,7 +278,8 @@ def _calibrate(trained, scorer, held_out):
     place = {canonical(answer): i for i, answer in reversed([*enumerate(trained.answers)])}
     label = np.array([place.get(canonical(one.answer), -1) for one in found.questions])
     known = label >= 0
-    fitted = familiar.fit_temperature(found.logits[known], label[known]) if known.any() else np.nan
+    enough = known.sum() >= familiar.ENOUGH
+    fitted = familiar.fit_temperature(found.logits[known], label[known]) if enough else np.nan
     return {'match': np.full(2, np.nan), 'answer_temperature': fitted}
   names, pairs = retrieval.list_pairs(asked)
   texts = scorer.embed_texts(names)
@@ -296,6 +297,8 @@ def _calibrate_match(trained, scorer, texts: TextFeatures, videos: VideoFeatures
   near = videos.feature @ texts.feature.T
   near[pairs[:, 1], pairs[:, 0]] = -np.inf
   video, first = np.unique(pairs[:, 1], return_index=True)
+  if len(video) < familiar.ENOUGH:
+    return np.full(2, np.nan)
   text = np.stack([pairs[first, 0], near[video].argmax(1)], 1).ravel()
   margin = scorer.matching_by_video(texts, videos, text, video.repeat(2)).margin
   return familiar.fit_match(margin, np.arange(len(text)) % 2 == 0)
@@ -312,7 +315,7 @@ def _calibrate_entities(trained, scorer, videos, captions):
     for row in captions
   ]
   one = np.array([len(found) == 1 for found in named])
-  if not one.any():
+  if one.sum() < familiar.ENOUGH:
     return np.nan
   logits = scorer.entities(videos.feature[one], names, entity_templates(trained))
   return familiar.fit_temperature(logits, np.array([min(x) for x in named if len(x) == 1]))
