@@ -120,23 +120,27 @@ def check_versions(doctor):
 
   lines = (command.ROOT / 'requirements.txt').read_text().splitlines()
   wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith(('#', '-'))]
-  missing, other = [], []
+  own = map(Requirement, metadata.requires('alpro_jax') or ())
+  needed = {need.name for need in own if not need.marker or need.marker.evaluate({'extra': ''})}
+  missing, absent, other = [], [], []
   for need in wanted:
     if need.marker and not need.marker.evaluate():
       continue
     try:
       version = metadata.version(need.name)
     except metadata.PackageNotFoundError:
-      missing.append(need.name)
+      (missing if need.name in needed else absent).append(need.name)
       continue
     if not need.specifier.contains(version, prereleases=True):
       other.append(f'{need.name} {version} (tried with{need.specifier})')
   fix = f'{sys.executable} -m pip install -r requirements.txt'
   if missing:
     doctor.bad('packages', f'not installed: {", ".join(missing)}', fix)
+  if absent:
+    doctor.warn('packages', f'not installed, for tests and extras alone: {", ".join(absent)}', fix)
   if other:
     doctor.warn('packages', f'other versions: {", ".join(other)}', fix)
-  if not missing and not other:
+  if not (missing or absent or other):
     doctor.good(
       'packages',
       f'Python {platform.python_version()}, jax '

@@ -40,6 +40,25 @@ def test_no_error_is_a_bare_key():
   assert 'fix: a set' in said
 
 
+def test_only_packages_that_a_run_needs_stop_it():
+  code = """
+from importlib import metadata
+from launch import doctor
+version = metadata.version
+def without(name):
+  if name in ('pytest', 'av'):
+    raise metadata.PackageNotFoundError(name)
+  return version(name)
+metadata.version = without
+asked = doctor.Doctor()
+doctor.check_versions(asked)
+print(asked.errors)
+"""
+  said = subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True)
+  assert 'ERROR    packages: not installed: av\n' in said and said.endswith('1\n')
+  assert 'warning  packages: not installed, for tests and extras alone: pytest\n' in said
+
+
 @pytest.mark.slow
 def test_a_run_that_can_start(folder):
   code, out = examine(folder, f'--workdir={folder / "run"}')

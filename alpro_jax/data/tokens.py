@@ -158,8 +158,9 @@ def load_tokenizer(path):
     return tower_tokens.load(path)
   if not path.is_file():
     raise FileNotFoundError(
-      f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE, a '
-      'BERT vocab.txt or a model made by launch/tokenizer.py.'
+      f'No tokenizer at {str(path)!r}; pass --config.data.tokenizer=FILE: a BERT vocab.txt, '
+      'a model made by launch/tokenizer.py, or the tokenizer.model in the folder of a set '
+      "of one's own."
     )
   kinds = {'.txt': _load_wordpiece, '.model': _load_sentencepiece}
   if path.suffix not in kinds:

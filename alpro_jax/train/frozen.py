@@ -23,10 +23,9 @@ def load_frozen(task: Task, prompter: Checkpoint | None, tokenizer: Any) -> Any:
     return None
   if prompter is None:
     raise FileNotFoundError(
-      'pre-training with PEM needs a trained prompter. Make one with '
-      '`python launch/main.py --config=configs/pretrain_prompter.py '
-      '--workdir=DIR`, then pass --config.prompter.checkpoint=DIR; or '
-      'train without PEM: --config.loss.pem=0.'
+      'pre-training with PEM needs a trained prompter. Make one by the same command with '
+      'pretrain_prompter in place of pretrain in --config, and another --workdir=DIR; then '
+      'pass --config.prompter.checkpoint=DIR. Or train without PEM: --config.loss.pem=0.'
     )
   model = Alpro(AlproConfig.from_dict(prompter.meta['model']), task.mesh)
   params = prompter.load_params(abstract_params(model, task.mesh))
