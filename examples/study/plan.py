@@ -4,15 +4,19 @@ Every row has the same number of updates and the same batches. A row that starts
 prompter counts the prompter's steps; one that has no contrast, or none but contrast, starts
 from random weights and takes them itself. Wrong pairs are drawn uniformly in all rows, so
 that a row without contrast differs in nothing else.
+
+Batch, steps of the prompter and styles were chosen with a further seed, 100: with 32 pairs,
+and missions such as "pick up the ball" among the captions, which fit many clips, the
+prompter's loss fell from 3.47 (chance) to 3.16 only.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PROMPTER_STEPS, PRETRAIN_STEPS = 1200, 1500
+PROMPTER_STEPS, PRETRAIN_STEPS = 1500, 1500
 RETRIEVAL_STEPS, QUESTION_STEPS = 200, 300
-BATCH = 32
+BATCH = 64
 FRAMES, IMAGE_SIZE, TOKENS, PIECES = 4, 48, 40, 220
 # Share of the training clips whose questions are learned from.
 QUESTION_SHARES = {'1': 0.01, '10': 0.1, '100': 1.0}
@@ -97,7 +101,7 @@ WORLDS = {
       'wrong30': _PARTIAL | {'wrong': 0.3},
       'wrong60': _PARTIAL | {'wrong': 0.6},
     },
-    styles={'action': 0.4, 'mission': 0.3, 'objects': 0.3},
+    styles={'action': 0.5, 'objects': 0.5},
     entities={
       'all': _KINDS,
       'few': _OBJECTS,
