@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from alpro_jax.data import dataset, order, pipeline
+from alpro_jax.data import dataset, order
 from alpro_jax.data.mixture import Source
 from benchmarks import start
 from tests import test_pipeline
@@ -44,7 +44,7 @@ def test_a_late_step_does_no_more_work(monkeypatch):
     drawn.clear()
     plan = rows.plan(step, slice(0, 6))
     data.fetch(plan.records)
-    pipeline._texts(plan, Letters(), 12)
+    order.texts(plan, Letters(), 12)
     work[step] = len(data.fetched), len(asked), sum(drawn)
   blocks = 100_000 // order.BLOCK
   # Six records, and the infos of six: once for the text, once by MemorySet.

@@ -10,9 +10,7 @@ from all of them. Two commands with other --seeds may run side by side, once the
 made. Rows, metrics and seeds: plan.py.
 """
 
-import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -50,17 +48,6 @@ QUICK_FLAGS = (
 )
 
 
-def digest(world: str, row: str) -> str:
-  """Of all in the plan that the figures of a row depend on."""
-  told = {
-    'world': dataclasses.asdict(plan.WORLDS[world]),
-    'row': plan.ROWS[row]._asdict(),
-    'constants': {k: v for k, v in vars(plan).items() if k.isupper() and not isinstance(v, dict)},
-    'shares': plan.QUESTION_SHARES,
-  }
-  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def main():
   unknown = sorted(set(_ROWS.value) - set(plan.ROWS))
   if unknown:
@@ -77,7 +64,7 @@ def main():
 def _write_page():
   from examples.study import table
 
-  found = table.read(_RESULTS.value, _WORLD.value, functools.partial(digest, _WORLD.value))
+  found = table.read(_RESULTS.value, _WORLD.value, functools.partial(plan.digest, _WORLD.value))
   text = table.write(found, _WORLD.value)
   files.write_text(_PAGE.value, f'# The study\n\n{text}')
   print(f'Written: {_PAGE.value}')
@@ -182,7 +169,7 @@ class Study:
     made = {
       'world': self.name,
       'row': name,
-      'plan': digest(self.name, name),
+      'plan': plan.digest(self.name, name),
       'made': demo_page.how_made(Made(seed)),
       'minutes': round((time.monotonic() - start) / 60, 1),
       'figures': {key: round(value, 3) for key, value in sorted(figures.items())},

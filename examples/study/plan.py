@@ -11,6 +11,8 @@ prompter's loss fell from 3.47 (chance) to 3.16 only.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -161,3 +163,14 @@ METRICS = {
   'pseudo.kept': 'pseudo-labels kept',
   'pseudo.right': 'of those, right',
 }
+
+
+def digest(world: str, row: str) -> str:
+  """Of all here that the figures of a row depend on."""
+  told = {
+    'world': dataclasses.asdict(WORLDS[world]),
+    'row': ROWS[row]._asdict(),
+    'constants': {k: v for k, v in globals().items() if k.isupper() and not isinstance(v, dict)},
+    'shares': QUESTION_SHARES,
+  }
+  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
