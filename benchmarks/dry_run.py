@@ -19,7 +19,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
-from alpro_jax.train import features, step
+from alpro_jax.train import step
 
 ENTITIES = 1000  # If the config asks for all of its list.
 ANSWERS = 1500  # As many as the original's question answering has.
@@ -80,6 +80,8 @@ def program(config, mesh) -> Program:
     noise(config, rows=1),
   )
   if config.data.features:
+    from alpro_jax.train import features  # Needs what reads data, which compilers have not.
+
     features.check(config, update.task, update.state.params)
     batch = features.in_place_of(batch, update.task, update.state.params)
   return Program(*update, sharding.abstract(frozen, mesh), batch)
