@@ -32,7 +32,7 @@ serve   shows a page to search and play, and answers programs over HTTP, on this
 ask     answers a question about a video, for each span and over all.
 embed   writes video, start, stop and vector of every clip to .npz or .parquet.
 merge   joins such parts, each an index, into a new one or one that is there.
-convert makes an index of an earlier version (index.sqlite) one of today.
+convert turns an index of an earlier version (index.sqlite) into LanceDB tables.
 """
 
 try:
@@ -386,7 +386,7 @@ def merge(*parts):
 
 
 def convert():
-  """Makes an index of an earlier version one of today."""
+  """Converts an index of an earlier version to LanceDB."""
   from alpro_jax.search import earlier, indexing
 
   with indexing.locked(_INDEX.value):

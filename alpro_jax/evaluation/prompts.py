@@ -172,13 +172,13 @@ def learn(
 
   vectors = jnp.asarray(table)[ids].astype(jnp.float32)
   moments, best, found = tx.init(vectors), np.inf, None
-  for number in range(steps + 1):
+  for done in range(steps + 1):
     (feature, value), vectors, moments = step(vectors, moments)
     if value < best:
       best, found = value, np.asarray(feature)
-    if not number % _STEPS_BETWEEN or number == steps:
+    if not done % _STEPS_BETWEEN or done == steps:
       share = 100.0 * _agrees(judged, feature).mean()
-      log(f'step {number} of {steps}: held-out loss {value:.3f}, {share:.1f} % named right')
+      log(f'step {done} of {steps}: held-out loss {value:.3f}, {share:.1f} % named right')
   return found
 
 

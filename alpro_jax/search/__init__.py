@@ -1,7 +1,7 @@
 """Search of folders of videos by text, and questions about them.
 
 cut.py      a worker process cuts a video into clips
-store.py    the index: LanceDB tables; earlier.py converts one of before
+store.py    the index: LanceDB tables; earlier.py converts one of an earlier version, in SQLite
 indexing.py from folders to an index; only what is new is decoded
 querying.py from a text to clips, from a question to answers
 index.py    an index with its model, as Python sees it

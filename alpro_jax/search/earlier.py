@@ -1,4 +1,4 @@
-"""Converts an index of an earlier version, one SQLite file, into one of today."""
+"""Converts an index of an earlier version, one SQLite file, into LanceDB."""
 
 import contextlib
 import json
@@ -17,14 +17,16 @@ def convert(folder) -> Store:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    FileExistsError: if there is an index of today.
+    FileExistsError: if there is an index in LanceDB.
     ValueError: if it is none of ours.
   """
   path = pathlib.Path(folder) / EARLIER
   if not path.is_file():
     raise FileNotFoundError(f'{folder} holds no {EARLIER}, and so no index of an earlier version.')
   if Store.exists(folder):
-    raise FileExistsError(f'{folder} holds an index of today; nothing is to be converted.')
+    raise FileExistsError(
+      f'{folder} holds an index in LanceDB already; nothing is to be converted.'
+    )
   try:
     with contextlib.closing(sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True)) as db:
       return _copy(db, folder)

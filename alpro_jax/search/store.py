@@ -207,7 +207,7 @@ class Store:
       if (path.parent / EARLIER).is_file():
         raise ValueError(
           f'{folder} is an index of an earlier version; `search.py convert --index={folder}` '
-          'makes it one of today, without decoding anything.'
+          'converts it to LanceDB, without decoding anything.'
         )
       raise FileNotFoundError(
         f'{folder} holds no {FILE}; make one with `search.py index DIR --checkpoint=... '
