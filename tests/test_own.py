@@ -167,14 +167,17 @@ def test_the_lists_are_written_once_and_used(monkeypatch, tmp_path):
 
 
 def test_parts_of_a_split_have_all_records_once_whatever_their_order():
-  def videos(names, **part):
+  def videos(names, *part):
     records = [dataset.RecordInfo(name, (), (), False, 1) for name in names]
-    return {names[i] for i in dataset._choose(records, 3, **part)}
+    return {names[i] for i in dataset._choose(records, *part)}
 
   names = [f'{i}.mp4' for i in range(10)]
-  held_out, rest = videos(names, rest=False), videos(names, rest=True)
+  held_out, rest = videos(names, '3', None), videos(names, None, '3')
   assert len(held_out) == 3 and held_out | rest == set(names) and not held_out & rest
-  assert videos(names[::-1], rest=False) == held_out
+  assert videos(names[::-1], '3', None) == held_out
+  between = videos(names, '5', '3')
+  assert len(between) == 2 and between | held_out == videos(names, '5', None)
+  assert videos(names, '30', '3') == rest
 
 
 def test_a_folder_of_videos_is_told_how_to_become_a_set(tmp_path):

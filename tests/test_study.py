@@ -15,18 +15,16 @@ from tests import launched
 
 @pytest.mark.parametrize('row', plan.ROWS)
 def test_rows_differ_in_what_they_say_alone(row):
-  """Equal updates in all, and a config for every stage."""
+  """Equal numbers of clips in all, and a config for every stage."""
   told = plan.ROWS[row]
   made = {
     stage: runs.get_config(f'babyai,{row},{stage}')
     for stage in ('prompter', 'pretrain', 'retrieval', 'questions_10')
   }
-  steps = made['pretrain'].train.steps
-  if told.start == 'prompter':
-    steps += made['prompter'].train.steps
-  assert steps == plan.PROMPTER_STEPS + plan.PRETRAIN_STEPS
-  batches = {config.data.batch_size for config in made.values()}
-  negatives = {config.loss.uniform_negative_steps >= steps for config in made.values()}
+  clips = {x: made[x].train.steps * made[x].data.batch_size for x in ('prompter', 'pretrain')}
+  assert clips['pretrain'] + clips['prompter'] * (told.start == 'prompter') == 1500 * (64 + 32)
+  batches = {made[stage].data.batch_size for stage in ('pretrain', 'retrieval', 'questions_10')}
+  negatives = {config.loss.uniform_negative_steps >= 10**5 for config in made.values()}
   assert batches == {plan.BATCH} and negatives == {True}
   assert told.teaches == (told.pretrain is not None and made['pretrain'].loss.pem > 0)
   if told.start == 'random':  # No contrast comes in by a start.

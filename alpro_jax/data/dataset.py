@@ -232,7 +232,8 @@ def open_dataset(path, split='train', *, verify=None):
   Args:
     path: folder made by launch/prepare.py.
     split: name of the split, or a part of it: 'train[:-100]' is without, and
-      'train[-100:]' only, a hundred of its videos, chosen by digests of their names.
+      'train[-100:]' only, a hundred of its videos, 'train[-200:-100]' another hundred;
+      they are in the order of the digests of their names.
     verify: compare the sha256 of every shard with the manifest too; None does
       so below VERIFY_BELOW_BYTES.
   Raises:
@@ -241,7 +242,7 @@ def open_dataset(path, split='train', *, verify=None):
   """
   path = os.path.abspath(files.local(path))
   manifest = read_manifest(path)
-  part = re.fullmatch(r'(.+)\[(?:(:-)|-)(\d+)(?(2)|:)\]', split)
+  part = re.fullmatch(r'(.+)\[(?=.*\d)(?:-(\d+))?:(?:-(\d+))?\]', split)
   whole = part[1] if part else split
   if whole not in manifest['splits']:
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
@@ -260,20 +261,20 @@ def open_dataset(path, split='train', *, verify=None):
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; prepare it again.')
   if part:
-    records = records.take(_choose(records, int(part[3]), rest=part[2] is not None))
+    records = records.take(_choose(records, part[2], part[3]))
   return PreparedDataset(path, split, entry, records, shards)
 
 
-def _choose(records, count, *, rest):
-  """Returns the numbers of `count` records, or of the rest of them, in order.
+def _choose(records, first, last):
+  """Returns the numbers of the records in [-first:-last], in order; None is an end.
 
   By digests of names, which do not follow the order of the file: neighbours in it
   are often alike, and the last ones all of one kind.
   """
   names = [hashlib.sha256(record.video.encode('utf-8', 'surrogatepass')) for record in records]
   order = np.argsort([name.hexdigest() for name in names], kind='stable')
-  cut = max(len(order) - count, 0)
-  return np.sort(order[:cut] if rest else order[cut:])
+  start, stop = (max(len(order) - int(n), 0) if n else n for n in (first, last))
+  return np.sort(order[start:stop])
 
 
 class _Shard:

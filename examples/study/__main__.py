@@ -204,7 +204,8 @@ class Study:
     if stage == 'retrieval':
       share = plan.RETRIEVAL_SHARE
     if share < 1:
-      split = f'train[-{max(round(share * self._training_clips()), 2)}:]'
+      clips = max(round(share * self._training_clips()), 2)
+      split = f'train[-{(seed + 1) * clips}:-{seed * clips}]'
     stages.run(
       f'{row}, seed {seed}: {stage}',
       script('main'),

@@ -48,6 +48,7 @@ def get_config(argument):
 def _prompter(config, world, row, stage):
   del row, stage
   config.task = 'prompter'
+  config.data.batch_size = plan.PROMPTER_BATCH
   config.data.sources = _captions(world)
   config.train.steps = plan.PROMPTER_STEPS
 
