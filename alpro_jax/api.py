@@ -24,10 +24,10 @@ from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
 from alpro_jax.encoded import Choice, Skipped, Texts, Videos
 from alpro_jax.evaluation import explain, familiarity, split, trained
+from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import Scorer, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
 from alpro_jax.search import indexing
-from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.index import Index
 from alpro_jax.search.store import Store
 from alpro_jax.serving import alpro_loader, hub, layouts
@@ -366,7 +366,7 @@ class Model:
     Args:
       folder: of videos.
       output: folder of the index, or where it is to be made.
-      span, stride, fps: see search.cut.Cutting; None is as before, or 10, the longest
+      span, stride, fps: see data.cut.Cutting; None is as before, or 10, the longest
         span, 8. Several spans make clips of each length.
       skip_unreadable: leave out what cannot be read, and say so in `skipped`.
       retry: try again what could not be read last time.

@@ -18,8 +18,8 @@ import tempfile
 import numpy as np
 
 import alpro_jax
+from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.search import indexing, querying
-from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import Only, Store, key
 from examples.shapes import files
 from examples.shapes.scenes import World

@@ -58,7 +58,7 @@ def explain(checkpoint, video, text):
   """Writes the page; returns its path."""
   from alpro_jax import api, files
   from alpro_jax.evaluation import explain, trained
-  from alpro_jax.search.encoder import Encoder
+  from alpro_jax.evaluation.encoder import Encoder
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
@@ -107,7 +107,7 @@ def _load_prompter(model):
 
 def _cut(video, frames):
   """One clip of the video, from --start on."""
-  from alpro_jax.search.cut import Cutting, decode
+  from alpro_jax.data.cut import Cutting, decode
 
   start, length = _START.value, _SECONDS.value
   cutting = Cutting(frames=frames, spans=(length,), stride=length, fps=_FPS.value, begin=start)

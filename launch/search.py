@@ -195,12 +195,6 @@ def index(folder):
     f'{report["done_in_this_run"]} were decoded now, '
     f'{len(report["dropped"])} dropped that are gone.'
   )
-  if report['taken_as_unchanged']:
-    print(
-      f'  {report["taken_as_unchanged"]} videos of an earlier index were '
-      'taken as unchanged by their size and time; from here on their first '
-      'and last blocks count too.'
-    )
   for entry in report['passed_over']:
     print(f'  passed over {entry["file"]}: {entry["reason"]}')
   for problem in report['problems']:
@@ -295,9 +289,9 @@ def serve():
 
 def ask(video, *questions):
   """Answers questions about a video."""
+  from alpro_jax.data.cut import decode
   from alpro_jax.evaluation import familiarity
-  from alpro_jax.search import gallery, indexing, querying
-  from alpro_jax.search.cut import decode
+  from alpro_jax.search import gallery, indexing
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
@@ -310,7 +304,7 @@ def ask(video, *questions):
     print(f'{video}: {cut.reason} ({printable(cut.detail)})', file=sys.stderr)
   _say_if_unknown(encoder)
   for question in questions:
-    whole, each = querying.ask(encoder, cut, question)
+    whole, each = encoder.ask(cut, question)
     print(question)
     for answers in each if len(each) > 1 else ():
       honest = answers.calibrated and not answers.far
@@ -350,15 +344,14 @@ def _say_far(reason):
 
 def embed():
   """Writes the vectors for other tools."""
-  from alpro_jax.search import vectors
+  from alpro_jax.search import exchange
   from alpro_jax.search.store import Store
 
   if not _OUTPUT.value:
     raise ValueError(f'--output is needed, as in: {_STEPS["embed"]}.')
   store = Store.open(_INDEX.value)
-  clips = store.clips()
-  vectors.write(_OUTPUT.value, clips, store.about)
-  print(f'Written: {_OUTPUT.value}, {len(clips.id)} vectors of {store.about["vector"]}.')
+  count = exchange.write_vectors(_OUTPUT.value, store)
+  print(f'Written: {_OUTPUT.value}, {count} vectors of {store.about["vector"]}.')
 
 
 def merge(*parts):
@@ -410,8 +403,8 @@ def _load(store, checkpoint=''):
   """Returns the Encoder of a checkpoint, of --checkpoint, or of an index."""
   from alpro_jax import api
   from alpro_jax.evaluation import trained
+  from alpro_jax.evaluation.encoder import Encoder
   from alpro_jax.search import indexing
-  from alpro_jax.search.encoder import Encoder
 
   checkpoint = checkpoint or _CHECKPOINT.value
   if not checkpoint:

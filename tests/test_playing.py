@@ -5,7 +5,7 @@ import io
 import av
 import pytest
 
-from alpro_jax.search import playing
+from alpro_jax.data import playing
 from tests import small_videos
 
 

@@ -12,13 +12,15 @@ import types
 import ml_collections
 import numpy as np
 import pytest
+from pyarrow import parquet
 
-from alpro_jax.data import frames
+from alpro_jax.data import cut, frames
+from alpro_jax.data.cut import Cutting, Segment
+from alpro_jax.evaluation import encoder as encoding
 from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import CheckpointInfo
-from alpro_jax.search import cut, earlier, gallery, indexing, querying, vectors
+from alpro_jax.search import earlier, exchange, gallery, indexing, querying
 from alpro_jax.search import store as storing
-from alpro_jax.search.cut import Cutting, Segment
 from alpro_jax.search.store import File, Indexed, Only, Row, Store, key, show_name
 from launch import command
 from tests import patience, small_videos
@@ -553,13 +555,16 @@ def test_an_index_of_earlier_is_converted(tmp_path, byte_videos, ends):
   old.close()
   with pytest.raises(ValueError, match='of an earlier version; `search.py convert --index='):
     Store.open(folder)
+  put_bytes(byte_videos / 'a.mp4', 'x')
   store = earlier.convert(folder)
   clips = store.clips()
   assert clips.start.tolist() == [7] and clips.name == [b'a.mp4']
   np.testing.assert_array_equal(clips.vector, vector[None])
   np.testing.assert_array_equal(store.tokens(clips.id), tokens[None])
   assert store.strips(clips.id) == [b'strip']
-  assert store.files()[b'a.mp4'] == File(b'a.mp4', 200000, 10**18, ends)
+  # What has its size and time gets a digest where there was none.
+  now = storing.look_at(os.fsencode(byte_videos / 'a.mp4'), b'a.mp4')
+  assert store.files()[b'a.mp4'] == now._replace(ends=ends or now.ends)
   assert store.problems() == [(b'b.mp4', 'broken', 'why', 0)]
   indexing.check_same(store, ABOUT)
   with pytest.raises(FileExistsError, match='nothing is to be converted'):
@@ -571,13 +576,10 @@ def test_an_index_of_earlier_is_converted(tmp_path, byte_videos, ends):
     earlier.convert(byte_videos)
   if ends:
     return
-  # An index without digests takes as unchanged what has its size and time, and adds them.
-  put_bytes(byte_videos / 'a.mp4', 'x')
   report = bring_up_to_date(store, byte_videos)
-  assert report['taken_as_unchanged'] == 1 and report['dropped'] == ['b.mp4']
+  assert (report['already_there'], report['dropped']) == (1, ['b.mp4'])
   put_bytes(byte_videos / 'a.mp4', 'z')
-  report = bring_up_to_date(store, byte_videos)
-  assert (report['done_in_this_run'], report['taken_as_unchanged']) == (1, 0)
+  assert bring_up_to_date(store, byte_videos)['done_in_this_run'] == 1
   assert store.clips().start.tolist() == [ord('z')]
 
 
@@ -750,9 +752,9 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
     assert answers == encoder.trained.answers
     return types.SimpleNamespace(logits=np.log(share))
 
-  monkeypatch.setattr(querying.question_answering, 'answer', answer)
+  monkeypatch.setattr(encoding.question_answering, 'answer', answer)
   spans = [(2.0, 4.0), (4.0, 6.0), (6.0, 8.0), (8.0, 9.5)]
-  whole, each = querying.ask(
+  whole, each = encoding.Encoder.ask(
     encoder, cut.CutVideo(tuple(Segment(start, stop, (), b'') for start, stop in spans)), 'what?'
   )
   # The last call is filled up with the last clip.
@@ -765,7 +767,7 @@ def test_each_span_answers_and_all_are_averaged(monkeypatch):
   assert [share for _, share in whole.top] == pytest.approx([0.4, 0.375, 0.225])
   encoder.trained.answers_questions = False
   with pytest.raises(ValueError, match='answers no questions'):
-    querying.ask(encoder, cut.CutVideo(), 'what?')
+    encoding.Encoder.ask(encoder, cut.CutVideo(), 'what?')
 
 
 def test_hits_are_played_from_the_file_or_a_copy(store, tmp_path):
@@ -810,21 +812,22 @@ def test_times_are_shown(seconds, text):
   assert gallery.show_time(seconds) == text
 
 
-def test_vectors_leave(store, tmp_path, monkeypatch):
+def test_vectors_leave(store, tmp_path):
   put(store, ODD[3], [row(1.0), row(2.0)])
   clips = store.clips()
-  vectors.write(tmp_path / 'v.npz', clips, store.about)
+  assert exchange.write_vectors(tmp_path / 'v.npz', store) == 2
   with np.load(tmp_path / 'v.npz') as found:
     assert found['video'].tolist() == ['bad\\xff.mp4'] * 2
     np.testing.assert_array_equal(found['vector'], clips.vector)
     assert json.loads(str(found['about']))['checkpoint']['step'] == 7
   with pytest.raises(ValueError, match='must end in .npz or .parquet'):
-    vectors.write(tmp_path / 'v.csv', clips, store.about)
-  with monkeypatch.context() as patched:
-    patched.setitem(sys.modules, 'pyarrow', None)
-    with pytest.raises(ValueError, match='needs pyarrow'):
-      vectors.write(tmp_path / 'v.parquet', clips, store.about)
-  assert sorted(x.name for x in tmp_path.iterdir()) == ['index', 'v.npz']
+    exchange.write_vectors(tmp_path / 'v.csv', store)
+  exchange.write_vectors(tmp_path / 'v.parquet', store)
+  found = parquet.read_table(tmp_path / 'v.parquet')
+  assert found['video'].to_pylist() == ['bad\\xff.mp4'] * 2
+  np.testing.assert_array_equal(found['vector'].to_pylist(), clips.vector)
+  assert json.loads(found.schema.metadata[b'alpro'])['checkpoint']['step'] == 7
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['index', 'v.npz', 'v.parquet']
 
 
 def test_mistakes_are_one_clear_sentence():
@@ -857,7 +860,7 @@ def test_mistakes_are_one_clear_sentence():
 
 
 def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
-  from alpro_jax.search.encoder import Encoder
+  from alpro_jax.evaluation.encoder import Encoder
 
   config = ml_collections.ConfigDict(
     {'data': {'image_size': 16, 'resize': 32, 'resize_mode': 'squash'}}
@@ -883,13 +886,13 @@ def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
 
 
 def test_a_text_that_is_cut_is_named(caplog):
-  from alpro_jax.search.encoder import Encoder
+  from alpro_jax.evaluation.encoder import Encoder
   from tests.small_sets import Letters
 
   config = ml_collections.ConfigDict({'data': {'max_text_tokens': 8}})
   asked = types.SimpleNamespace(
     trained=types.SimpleNamespace(config=config, tokenizer=Letters()),
-    scorer=types.SimpleNamespace(embed_texts=lambda texts: texts),
+    scorer=types.SimpleNamespace(embed_texts=lambda texts, batch_size: texts),
   )
   assert Encoder.texts(asked, ['short']) == ['short']
   assert not caplog.records

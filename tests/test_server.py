@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -14,8 +15,9 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from alpro_jax.search import guard, indexing, querying, server
-from alpro_jax.search.cut import CutVideo, Segment
+from alpro_jax.data.cut import CutVideo, Segment
+from alpro_jax.evaluation.encoder import Answers
+from alpro_jax.search import guard, indexing, server
 from alpro_jax.search.store import Store, key
 from tests import patience, small_videos
 from tests.test_search import ABOUT, NumpyEncoder, put, row
@@ -297,8 +299,8 @@ def test_questions_and_reasons(port, service, monkeypatch):
   status, content, headers = ask(port, f'/explain?clip={clip}&q=a+dog')
   assert status == 200 and b"('a.mp4', (0.0, 1.0), 'a dog')" in content
   assert "script-src 'none'" in headers['content-security-policy']
-  top = querying.Answers(0.0, 2.0, [('red', 0.75), ('blue', 0.25)], True)
-  monkeypatch.setattr(querying, 'ask', lambda encoder, cut, question: (top, [top]))
+  top = Answers(0.0, 2.0, [('red', 0.75), ('blue', 0.25)], True)
+  monkeypatch.setattr(service.answering, 'ask', lambda *_: (top, [top]), raising=False)
   status, content, _ = ask(port, f'/ask?video={key(b"a.mp4")}&question=what')
   assert status == 200 and content['answers'][0] == {
     'answer': 'red',
@@ -317,6 +319,11 @@ def test_it_says_how_it_is(port, service):
   _, text, _ = ask(port, '/metrics')
   assert b'search_requests_total{route="/status",status="200"}' in text
   assert '/search' in ask(port, '/openapi.json')[1]['paths']
+  # Its page fetches nothing from elsewhere.
+  status, text, _ = ask(port, '/docs')
+  fetched = re.findall(rb'(?:src|href)="([^"]+)"', text)
+  assert status == 200 and len(fetched) == 3
+  assert all(ask(port, path.decode())[0] == 200 for path in fetched)
 
 
 def test_what_is_written_meanwhile_is_found(port, service, monkeypatch):

@@ -13,9 +13,9 @@ import types
 import pytest
 from absl import logging
 
-from alpro_jax.data import annotations, answers, captions, clips, dataset, entities, verify
+from alpro_jax.data import annotations, answers, captions, clips, cut, dataset, entities, verify
 from alpro_jax.data.progress import Progress
-from alpro_jax.search import cut, indexing, store
+from alpro_jax.search import indexing, store
 from launch import command
 from tests import launched, patience
 from tests.test_verify import launch_prepare

@@ -214,14 +214,15 @@ class Scorer:
 
     return VideoFeatures(*self._collect(encoded(), total, 'videos'))
 
-  def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
-    """Encodes texts; the last batch is padded with its last text."""
+  def embed_texts(self, texts: Sequence[str], *, batch_size: int = 0) -> TextFeatures:
+    """Encodes texts, as many a call as given to the class or here, the last text repeated."""
     if not texts:
       raise ValueError('there is no text to encode; the split has no captions.')
     encoded_ids = self._encode(list(texts), self._max_text_tokens)
+    size = -(-batch_size // self.mesh.size) * self.mesh.size or self._batch_size
 
     def encoded():
-      for row, valid in _chunks(len(texts), self._batch_size):
+      for row, valid in _chunks(len(texts), size):
         part = self._call.text(self.params, *(self._place(x, row) for x in encoded_ids))
         yield jax.device_get(part), row, valid
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sqlite3
 
 import numpy as np
 
-from alpro_jax.search.store import EARLIER, File, Indexed, Row, Store
+from alpro_jax.search.store import EARLIER, File, Indexed, Row, Store, look_at
 
 _AT_ONCE = 64  # Videos.
 
@@ -35,25 +36,28 @@ def convert(folder) -> Store:
 
 
 def _copy(db, folder):
-  about = json.loads(db.execute('SELECT value FROM about').fetchall()[0][0])
-  about.pop('format'), about.pop('root')
-  about['folders'] = [about.pop('root_bytes')]
+  about = json.loads(db.execute('SELECT value FROM about').fetchone()[0])
+  root = bytes.fromhex(about.pop('root_bytes'))
+  about = {name: x for name, x in about.items() if name not in ('format', 'root')}
+  about |= {'folders': [root.hex()]}
   about['cutting']['spans'] = [about['cutting'].pop('span')]
   store = Store.create(folder, about)
   ends = 'ends' in [column[1] for column in db.execute('PRAGMA table_info(videos)')]
   columns = f'id, name, size, mtime_ns, {"ends" if ends else "NULL"}, reason, detail'
   videos = db.execute(f'SELECT {columns} FROM videos ORDER BY id')
   while some := videos.fetchmany(_AT_ONCE):
-    store.put(
-      *(Indexed(File(*row[1:5]), _rows(db, row[0], about['tokens']), *row[5:]) for row in some)
-    )
+    store.put(*(_video(db, root, about['tokens'], *row) for row in some))
   store.tidy()
   return store
 
 
-def _rows(db, video, shape):
+def _video(db, root, shape, number, name, size, mtime_ns, ends, reason, detail):
+  if ends is None:  # Before digests were kept, size and time told that a video is the same.
+    with contextlib.suppress(OSError):
+      now = look_at(os.path.join(root, name), name)
+      ends = now.ends if now[:3] == (name, size, mtime_ns) else None
   asked = 'SELECT start, stop, vector, tokens, strip FROM clips JOIN kept ON clip = id'
-  return [
+  rows = [
     Row(
       start,
       stop,
@@ -62,6 +66,7 @@ def _rows(db, video, shape):
       strip,
     )
     for start, stop, vector, tokens, strip in db.execute(
-      f'{asked} WHERE video = ? ORDER BY start', (video,)
+      f'{asked} WHERE video = ? ORDER BY start', (number,)
     )
   ]
+  return Indexed(File(name, size, mtime_ns, ends), rows, reason, detail)

@@ -1,12 +1,15 @@
-"""What was found, for other programs: JSON, CSV, OpenTimelineIO."""
+"""For other programs: what was found as JSON, CSV, OpenTimelineIO; all vectors."""
 
 import csv
 import io
 import json
 import pathlib
 
+import numpy as np
+
+from alpro_jax import files
 from alpro_jax.search.querying import Hit, SearchResult
-from alpro_jax.search.store import Store, key
+from alpro_jax.search.store import Store, key, show_name
 
 
 def as_json(store: Store, found: SearchResult) -> str:
@@ -78,3 +81,36 @@ FORMS = {
   'csv': ('text/csv; charset=utf-8', as_csv),
   'otio': ('application/vnd.opentimelineio+json', as_otio),
 }
+
+
+def write_vectors(path, store: Store) -> int:
+  """Writes video, start, stop and vector of every clip to a file; returns their number.
+
+  Args:
+    path: ending in .npz or .parquet.
+    store: the index, whose origin is stored beside.
+
+  Raises:
+    ValueError: for another ending.
+  """
+  kind = pathlib.Path(path).suffix.lower()
+  if kind not in ('.npz', '.parquet'):
+    raise ValueError(f'--output={path} must end in .npz or .parquet.')
+  clips = store.clips()
+  columns = {'video': [show_name(name) for name in clips.name]}
+  columns |= {'start': clips.start, 'stop': clips.stop, 'vector': clips.vector}
+  about = {name: store.about[name] for name in ('folders', 'checkpoint', 'cutting', 'shown')}
+  note = json.dumps(about)
+  with files.file(path) as made, open(made, 'wb') as file:
+    if kind == '.npz':
+      np.savez(file, **columns, about=note)
+    else:
+      import pyarrow as pa
+      from pyarrow import parquet
+
+      columns['vector'] = pa.FixedSizeListArray.from_arrays(
+        clips.vector.ravel(), clips.vector.shape[1]
+      )
+      table = pa.table(columns | {'video': pa.array(columns['video'], pa.string())})
+      parquet.write_table(table.replace_schema_metadata({'alpro': note}), file)
+  return len(clips.id)

@@ -3,8 +3,8 @@
 import os
 import urllib.parse
 
+from alpro_jax.data import playing
 from alpro_jax.evaluation import page, pictures
-from alpro_jax.search import playing
 from alpro_jax.search.querying import Hit, SearchResult
 from alpro_jax.search.store import Store, show_name
 

@@ -7,8 +7,8 @@ from absl import logging
 
 from alpro_jax import files
 from alpro_jax.evaluation import familiarity
+from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.search import gallery, indexing, querying
-from alpro_jax.search.encoder import Encoder
 from alpro_jax.search.store import Store, show_name
 
 

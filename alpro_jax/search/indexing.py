@@ -20,9 +20,9 @@ from absl import logging
 from alpro_jax import files
 from alpro_jax.data import annotations, listing, workers
 from alpro_jax.data.containers import UnreadableVideo
+from alpro_jax.data.cut import Cutting, CutVideo, decode
 from alpro_jax.data.progress import Progress
-from alpro_jax.search.cut import Cutting, CutVideo, decode
-from alpro_jax.search.encoder import Encoder
+from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.search.store import File, Indexed, Row, Store, key, look_at, show_name
 from alpro_jax.train import digests, identity
 
@@ -302,10 +302,7 @@ def index(
   gone = sorted(name for name in missing if not folder.may_hold(name))
   store.drop(gone)
   failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
-  same = [file for file in folder.files if file.name in known and known[file.name].is_now(file)]
-  without_ends = [file for file in same if known[file.name].ends is None]
-  store.add_ends(without_ends)
-  done = {file.name for file in same} - failed
+  done = {file.name for file in folder.files if known.get(file.name) == file} - failed
   todo = [file for file in folder.files if file.name not in done]
   clips, seconds = 0, 0.0
   progress = Progress(
@@ -316,16 +313,13 @@ def index(
     describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
   )
 
+  unseen = [(name, 'cannot be looked at', why, 0) for name, why in folder.problems]
+
   def write_report():
     indexed, stored = store.counts()
-    problems = [
-      *store.problems(),
-      *((name, 'cannot be looked at', why, 0) for name, why in folder.problems),
-    ]
     report = {
       'videos': len(folder.files),
       'already_there': len(done),
-      'taken_as_unchanged': len(without_ends),
       'dropped': [show_name(name) for name in gone],
       'passed_over': [
         {'file': show_name(name), 'reason': reason} for name, reason in folder.passed_over
@@ -336,14 +330,14 @@ def index(
       'clips': stored,
       'problems': [
         {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': kept}
-        for name, reason, detail, kept in problems
+        for name, reason, detail, kept in [*store.problems(), *unseen]
       ],
     }
     files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
     return report
 
   waiting: list[Indexed] = []  # To be stored.
-  stored_at, times = time.monotonic(), 0
+  stored_at, times = time.monotonic(), 0  # When last, and how often.
 
   def keep():
     nonlocal stored_at, times
@@ -361,11 +355,8 @@ def index(
       path = show_name(store.path(name))
       raise UnreadableVideo(reason, f'{path}{detail}; skip_unreadable=True leaves it out')
 
-  for entry in store.problems():
-    if entry[0] in done:
-      refuse(*entry)
-  for name, why in folder.problems:
-    refuse(name, 'cannot be looked at', why, 0)
+  for entry in [*(x for x in store.problems() if x[0] in done), *unseen]:
+    refuse(*entry)
   cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
     for file, result, rows in _encode(encoder, zip(todo, cut, strict=True), store.about['tokens']):

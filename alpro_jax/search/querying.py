@@ -1,4 +1,4 @@
-"""From a text to the clips that fit it, from a question to answers."""
+"""From a text to the clips that fit it."""
 
 import contextlib
 import dataclasses
@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from alpro_jax import metrics
-from alpro_jax.evaluation import familiarity, question_answering
+from alpro_jax.data.cut import decode
+from alpro_jax.evaluation import familiarity
+from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import TextFeatures, VideoFeatures
-from alpro_jax.search.cut import CutVideo, decode
-from alpro_jax.search.encoder import Encoder, batches
 from alpro_jax.search.store import EVERYTHING, Only, Store, key, look_at, show_name
 
 # Hits of one video are one moment if their intersection is more than that of their union.
@@ -204,7 +203,7 @@ def _tokens(encoder, store, clips, chosen):
   for name in list(starts):
     # What is not there is said when it is decoded.
     with contextlib.suppress(OSError):
-      if name not in known or not known[name].is_now(look_at(store.path(name), name)):
+      if known.get(name) != look_at(store.path(name), name):
         logging.warning('%s has changed since it was indexed; index again.', show_name(name))
         del starts[name]
   items = [(os.fsdecode(store.path(name)), tuple(own)) for name, own in starts.items()]
@@ -218,46 +217,3 @@ def _tokens(encoder, store, clips, chosen):
   if not there:
     return there, None
   return there, encoder.videos([cut[places[i]] for i in there]).tokens
-
-
-class Answers(NamedTuple):
-  """The most probable answers, with probabilities, about start..stop seconds of a video."""
-
-  start: float
-  stop: float
-  top: list[tuple[str, float]]
-  calibrated: bool  # Whether the probabilities are worth what they say.
-  far: str = ''  # Why the clip or the question is far from those of training.
-
-
-def ask(encoder: Encoder, cut: CutVideo, question: str) -> tuple[Answers, list[Answers]]:
-  """Answers a question about a video and about each of its clips.
-
-  Over all clips, each speaks with its probabilities: they are averaged.
-
-  Raises:
-    ValueError: if the model does not answer questions.
-  """
-  trained, clips = encoder.trained, cut.clips
-  if not trained.answers_questions:
-    raise ValueError(
-      f'{trained.origin.path} was trained for {trained.config.task!r} and '
-      'answers no questions; pass a checkpoint of question answering.'
-    )
-  questions = [[(question, '', 'other')]] * len(clips)
-  found = question_answering.answer(
-    encoder.scorer, batches(encoder, clips), questions, trained.answers
-  )
-  known = trained.familiarity
-  share, calibrated = familiarity.probabilities(found.logits, known and known.answer_temperature)
-  strange = known and encoder.far_text(question, encoder.texts([question]))
-  far = encoder.far_clips(encoder.videos(clips)) if known else [''] * len(clips)
-
-  def answers(clip, stop, row, reason):
-    top = metrics.most_probable(trained.answers, row, question_answering.TOP)
-    return Answers(clip.start, stop, top, calibrated, strange or reason)
-
-  each = [answers(x, x.stop, *rest) for x, *rest in zip(clips, share, far, strict=True)]
-  # One clip that is like those of training may speak for the others.
-  reason = '' if '' in far else far[0]
-  return answers(clips[0], clips[-1].stop, share.mean(0), reason), each

@@ -25,17 +25,19 @@ import uvicorn
 from absl import logging
 from fastapi import responses
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from alpro_jax.data import playing
+from alpro_jax.data.cut import CutVideo, decode
 from alpro_jax.evaluation import explain, familiarity, page
+from alpro_jax.evaluation.encoder import TEXTS, Encoder
 from alpro_jax.evaluation.scorer import TextFeatures
-from alpro_jax.search import exchange, indexing, playing, querying
-from alpro_jax.search.cut import CutVideo, decode
-from alpro_jax.search.encoder import Encoder
+from alpro_jax.search import exchange, indexing, querying
 from alpro_jax.search.guard import Guard
 from alpro_jax.search.store import Only, Store, key, show_name
 
-_TEXTS_AT_ONCE, _HEAVY_AT_ONCE = 16, 2
+_HEAVY_AT_ONCE = 2
 _REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0
 
 Text = Annotated[str, fastapi.Query(max_length=1000)]
@@ -64,6 +66,8 @@ class Service:
 
   def warm_up(self) -> None:
     """Compiles what a search needs."""
+    for count in TEXTS:
+      self.encoder.texts(['a'] * count)
     if self.store.counts()[1]:
       self.search('a')
 
@@ -82,7 +86,7 @@ class Service:
   def _encode_texts(self):
     while waiting := [self._texts.get()]:
       with contextlib.suppress(queue.Empty):
-        while len(waiting) < _TEXTS_AT_ONCE:
+        while len(waiting) < TEXTS[-1]:
           waiting.append(self._texts.get_nowait())
       if None in waiting:
         return
@@ -180,7 +184,7 @@ class Service:
       )
     cut = self._cut(self.path(video))
     with self._heavy:
-      whole, each = querying.ask(self.answering, cut, question)
+      whole, each = self.answering.ask(cut, question)
 
     def said(one):
       honest = one.calibrated and not one.far
@@ -228,7 +232,7 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
     hosts: values of Host that are answered, all if empty.
     token: that every request must carry, '' for none.
   """
-  app = fastapi.FastAPI(title='Search of videos', redoc_url=None)
+  app = FastAPIOffline(title='Search of videos', redoc_url=None)
 
   def problem(status, error):
     return responses.JSONResponse({'detail': str(error)}, status)

@@ -30,14 +30,21 @@ import numpy as np
 
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
-from alpro_jax.search.cut import Cutting
+from alpro_jax.data.cut import Cutting
 
 FORMAT = 2
+_TABLES = {
+  'videos': 'video name path mtime_ns size ends reason detail clips',
+  'clips': 'video name path mtime_ns clip start stop seconds vector',
+  'kept': 'video clip strip tokens',
+}
 FILE = 'index.json'
 EARLIER = 'index.sqlite'
-# Below, all vectors are compared; above, IVF_PQ finds candidates, whose vectors are.
+# Below, all vectors are compared; above, IVF_SQ (cells, 8 bits a number) finds candidates,
+# whose vectors are.
 EXACT = 50_000
-_PROBES, _REFINE = 50, 20
+_PROBES, _REFINE = 20, 5
+_GROWN = 4  # Times as many clips as when the index of the vectors was made: it is made anew.
 # Old versions stay that long for those who read them.
 _KEEP = datetime.timedelta(hours=1)
 _FRAGMENTS = 500  # Of thumbnails and tokens, which are rewritten only when there are as many.
@@ -57,11 +64,7 @@ class File(NamedTuple):
   name: bytes  # See the module.
   size: int
   mtime_ns: int
-  ends: bytes | None = None  # See files.ends_digest; older indexes have none.
-
-  def is_now(self, other: 'File') -> bool:
-    """Whether a video that was seen again is still the same."""
-    return self[:3] == other[:3] and self.ends in (None, other.ends)
+  ends: bytes | None = None  # See files.ends_digest.
 
 
 def look_at(path: bytes, name: bytes) -> File:
@@ -170,24 +173,17 @@ class Store:
       ImportError: without LanceDB.
     """
     lancedb, pa = _lancedb()
-    number, text, second = pa.int64(), pa.string(), pa.float64()
-    named = {'video': number, 'name': pa.binary(), 'path': text, 'mtime_ns': number}
-    vector = {'vector': pa.list_(pa.float32(), about['vector'])}
-    columns = {
-      'videos': named
-      | {'size': number, 'ends': pa.binary(), 'reason': text, 'detail': text}
-      | {'clips': number},
-      'clips': named
-      | {'clip': number, 'start': second, 'stop': second, 'seconds': second}
-      | vector,
-      'kept': {'video': number, 'clip': number, 'strip': pa.binary(), 'tokens': pa.large_binary()},
-    }
+    types = dict.fromkeys(('video', 'mtime_ns', 'size', 'clips', 'clip'), pa.int64())
+    types |= dict.fromkeys(('path', 'reason', 'detail'), pa.string())
+    types |= dict.fromkeys(('start', 'stop', 'seconds'), pa.float64())
+    types |= dict.fromkeys(('name', 'ends', 'strip'), pa.binary())
+    types |= {'vector': pa.list_(pa.float32(), about['vector']), 'tokens': pa.large_binary()}
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     with _in_words(folder):
       made = lancedb.connect(str(folder))
       made.drop_all_tables()  # Of a run that was killed here.
-      for name, own in columns.items():
-        made.create_table(name, schema=pa.schema(own))
+      for table, columns in _TABLES.items():
+        made.create_table(table, schema=pa.schema([(x, types[x]) for x in columns.split()]))
     # Last: without it there is no index.
     files.write_text(pathlib.Path(folder) / FILE, json.dumps({'format': FORMAT, **about}))
     return cls.open(folder)
@@ -222,7 +218,7 @@ class Store:
       raise ValueError(f'{path} has format {found}, this is {FORMAT}; index into another folder.')
     with _in_words(folder):
       database = _lancedb()[0].connect(str(folder))
-      return cls(folder, about, [database.open_table(x) for x in ('videos', 'clips', 'kept')])
+      return cls(folder, about, [database.open_table(x) for x in _TABLES])
 
   @staticmethod
   def exists(folder) -> bool:
@@ -296,37 +292,27 @@ class Store:
   def put(self, *done: Indexed) -> None:
     """Writes videos, in place of what was known of them."""
     pa = _lancedb()[1]
-    videos, clips, kept = [], [], []
+    videos, clips = [], []
     for file, rows, reason, detail in done:
-      own = {'video': key(file.name), 'name': file.name, 'path': show_name(_split(file.name)[1])}
-      own['mtime_ns'] = file.mtime_ns
-      seconds = max((row.stop for row in rows), default=0.0)
-      said = {'reason': reason, 'detail': detail, 'clips': len(rows)}
-      videos.append(own | {'size': file.size, 'ends': file.ends} | said)
+      own = file._asdict() | {'video': key(file.name), 'path': show_name(_split(file.name)[1])}
+      videos.append(own | {'reason': reason, 'detail': detail, 'clips': len(rows)})
+      own['seconds'] = max((row.stop for row in rows), default=0.0)
       for row in rows:
-        clip = {'video': own['video'], 'clip': key(*file, row.start, row.stop)}
-        span = {'start': row.start, 'stop': row.stop, 'seconds': seconds}
-        clips.append(own | clip | span | {'vector': row.vector.astype(np.float32)})
         tokens = None if row.tokens is None else row.tokens.astype('<f2').tobytes()
-        kept.append(clip | {'strip': row.strip, 'tokens': tokens})
+        clip = row._asdict() | {'clip': key(*file, row.start, row.stop), 'tokens': tokens}
+        clips.append(own | clip | {'vector': row.vector.astype(np.float32)})
     if self._known is None:
       self._known = self._keys()
     self._remove([x['video'] for x in videos if x['video'] in self._known])
     self._known.update(x['video'] for x in videos)
     with _in_words(self.folder):
-      for table, rows in ((self._kept, kept), (self._clips, clips), (self._videos, videos)):
-        if rows:
+      for table, rows in ((self._kept, clips), (self._clips, clips), (self._videos, videos)):
+        if rows:  # The columns of each are picked by its schema.
           table.add(pa.Table.from_pylist(rows, schema=table.schema))
 
   def _keys(self):
     """Of all videos; clips without a video are those of a run that was killed."""
     return {row['video'] for table in self._tables() for row in self._read(table, ['video'])}
-
-  def add_ends(self, seen: Iterable[File]) -> None:
-    """Adds the digests of videos that are there without."""
-    with _in_words(self.folder):
-      for file in seen:
-        self._videos.update(where=f'video = {key(file.name)}', values={'ends': file.ends})
 
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
@@ -340,12 +326,14 @@ class Store:
 
   def tidy(self) -> None:
     """Joins small pieces, and brings the index of the vectors up to date."""
-    from lancedb.index import BTree, IvfPq
+    from lancedb.index import BTree, IvfSq
 
     with _in_words(self.folder):
-      count, (approximate, *_) = self._clips.count_rows(), [*self._clips.list_indices(), None]
-      if count >= EXACT and not approximate:
-        self._clips.create_index('vector', config=IvfPq(distance_type='cosine'))
+      count = self._clips.count_rows()
+      # The cells of the index are those of the vectors when it was made.
+      if count >= max(EXACT, _GROWN * self.about.get('cells_of', 0)):
+        self._clips.create_index('vector', config=IvfSq(distance_type='cosine'), replace=True)
+        self.change(cells_of=count)
       self._clips.optimize(cleanup_older_than=_KEEP)
       self._videos.optimize(cleanup_older_than=_KEEP)
       if self._kept.stats()['fragment_stats']['num_small_fragments'] > _FRAGMENTS:
@@ -386,15 +374,11 @@ class Store:
     return self._as_clips(found.sort_by([('name', 'ascending'), ('start', 'ascending')]))
 
   def _as_clips(self, found):
-    vectors = found['vector'].combine_chunks().flatten().to_numpy()
-    return Clips(
-      found['clip'].to_numpy(),
-      found['name'].to_pylist(),
-      found['start'].to_numpy(),
-      found['stop'].to_numpy(),
-      found['seconds'].to_numpy(),
-      vectors.reshape(found.num_rows, self.about['vector']),
-    )
+    columns = {name: found[name].combine_chunks() for name in _OF_CLIPS}
+    vector = columns.pop('vector').flatten().to_numpy().reshape(-1, self.about['vector'])
+    name = columns.pop('name').to_pylist()
+    number, *rest = (x.to_numpy() for x in columns.values())
+    return Clips(number, name, *rest, vector)
 
   def _kept_of(self, column, clips):
     """Returns what is kept of clips, in their order."""

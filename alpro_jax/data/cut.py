@@ -111,7 +111,7 @@ def decode(
     timeout_s: longest time for one video; see workers.run_in_order.
   """
   for result in workers.run_in_order(
-    'alpro_jax.search.cut:cut_video',
+    'alpro_jax.data.cut:cut_video',
     {'cutting': cutting},
     items,
     workers=num_workers or os.cpu_count() or 1,

@@ -45,7 +45,7 @@ def prepare(
       from the files.
   """
   for found in workers.run_in_order(
-    'alpro_jax.search.playing:look', {'copy': copy_all}, list(clips), workers=os.cpu_count() or 1
+    'alpro_jax.data.playing:look', {'copy': copy_all}, list(clips), workers=os.cpu_count() or 1
   ):
     yield Playable(why_not=found.reason) if isinstance(found, workers.Lost) else found
 
