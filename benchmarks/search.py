@@ -105,7 +105,7 @@ def _answer(folder, _):
     'p50_ms': 1e3 * float(np.percentile(seconds[50:], 50)),
     'p99_ms': 1e3 * float(np.percentile(seconds[50:], 99)),
     'query_memory_mb': _memory(),
-    'disk_mb': sum(x.stat().st_size for x in store.folder.rglob('*') if x.is_file()) / 1e6,
+    'disk_mb': sum(x.stat().st_size for x in (folder / 'index').rglob('*') if x.is_file()) / 1e6,
   }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ import alpro_jax
 from alpro_jax import api
 from alpro_jax.data import video
 from alpro_jax.evaluation import familiarity
-from alpro_jax.search import indexing
-from alpro_jax.search.store import Store
+from alpro_jax.evaluation.encoder import Encoder
+from alpro_jax.search.store import REPORT, Store
 from alpro_jax.serving import hub, layouts
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
@@ -243,7 +244,7 @@ def test_a_folder_is_indexed_and_searched(
   quiet = alpro_jax.Model(model.trained, progress=False)
   assert len(quiet.index(folder, tmp_path / 'index')) == 3
   assert capfd.readouterr().err == ''
-  report = json.loads((tmp_path / 'index' / indexing.REPORT).read_text())
+  report = json.loads((tmp_path / 'index' / REPORT).read_text())
   assert (report['done_in_this_run'], report['already_there']) == (1, 2)
   # From then on it knows its model.
   monkeypatch.setattr(api, 'load', lambda source: model)
@@ -258,6 +259,25 @@ def test_a_folder_is_indexed_and_searched(
   shutil.copy(paths[0], tmp_path / 'more' / 'b.mp4')
   again.add(tmp_path / 'more')
   assert len(again) == 4 and 'more' in repr(again)
+
+
+def test_texts_are_encoded_together_in_few_sizes(model, monkeypatch):
+  encoder, calls = Encoder(model.trained), []
+  call = encoder.scorer._call
+
+  def text(params, *ids):
+    calls.append(len(ids[0]))
+    return call.text(params, *ids)
+
+  monkeypatch.setattr(encoder.scorer, '_call', types.SimpleNamespace(text=text))
+  texts, devices = [f'a dog {"and a cat " * n}' for n in range(18)], model.trained.mesh.size
+  for count, sizes in ((1, [1]), (2, [4]), (7, [16]), (18, [16, 16])):
+    calls.clear()
+    found = encoder.texts(texts[:count])
+    assert calls == [-(-size // devices) * devices for size in sizes]
+    own = model.embed_texts(texts[:count])
+    np.testing.assert_allclose(found.feature, own.feature, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, own.tokens, atol=1e-4)
 
 
 def test_unreadable_videos_of_an_index_are_left_out_on_request(model, folder, tmp_path):

@@ -17,8 +17,8 @@ import pytest
 
 from alpro_jax.data.cut import CutVideo, Segment
 from alpro_jax.evaluation.encoder import Answers
-from alpro_jax.search import guard, indexing, server
-from alpro_jax.search.store import Store, key
+from alpro_jax.search import guard, server
+from alpro_jax.search.store import REPORT, Store, key
 from tests import patience, small_videos
 from tests.test_search import ABOUT, NumpyEncoder, put, row
 
@@ -43,7 +43,7 @@ def service(tmp_path_factory):
   (root / 'link.mp4').symlink_to(work / 'secret.mp4')
   put(store, b'link.mp4', [row(0.0)])
   put(store, b'../secret.mp4', [row(0.0)])
-  (work / 'index' / indexing.REPORT).write_text(
+  (work / 'index' / REPORT).write_text(
     json.dumps({'left': 2, 'problems': [{'video': '<b>', 'reason': 'broken', 'detail': ''}]})
   )
   encoder = NumpyEncoder()

@@ -1,6 +1,5 @@
 """An index and the model that it was made with: a folder of videos, to be searched."""
 
-import json
 import os
 
 from absl import logging
@@ -37,12 +36,10 @@ class Index:
     self.skipped = self._skipped()
 
   def _skipped(self):
-    path = self.folder / indexing.REPORT
-    problems = json.loads(path.read_text())['problems'] if path.is_file() else []
     return {
       show_name(self._store.path(os.fsencode(one['video']))): f'{one["reason"]}: '
       f'{one["detail"]}'.rstrip(': ')
-      for one in problems
+      for one in self._store.report().get('problems', [])
       if not one['clips']
     }
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +22,9 @@ from alpro_jax.data.containers import UnreadableVideo
 from alpro_jax.data.cut import Cutting, CutVideo, decode
 from alpro_jax.data.progress import Progress
 from alpro_jax.evaluation.encoder import Encoder
-from alpro_jax.search.store import File, Indexed, Row, Store, key, look_at, show_name
+from alpro_jax.search.store import REPORT, File, Indexed, Row, Store, key, look_at, show_name
 from alpro_jax.train import digests, identity
 
-REPORT = 'report.json'
 # What is stored at once: seconds of work, or bytes.
 _SECONDS, _BYTES = 10.0, 1 << 26
 _TIDY = 100  # Times that it is stored, after which small pieces are joined.
@@ -246,7 +244,7 @@ def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def locked(folder):
   """One run at a time may write an index."""
-  path = pathlib.Path(folder) / '.lock'
+  path = files.local(folder) / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as held:
     try:
@@ -333,7 +331,9 @@ def index(
         for name, reason, detail, kept in [*store.problems(), *unseen]
       ],
     }
-    files.write_text(store.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+    files.write_text(
+      f'{store.folder}/{REPORT}', json.dumps(report, indent=1, ensure_ascii=False) + '\n'
+    )
     return report
 
   waiting: list[Indexed] = []  # To be stored.

@@ -8,7 +8,6 @@ their Host and Origin. Texts that wait at the same time are encoded together.
 import contextlib
 import datetime
 import functools
-import json
 import os
 import queue
 import secrets
@@ -33,7 +32,7 @@ from alpro_jax.data.cut import CutVideo, decode
 from alpro_jax.evaluation import explain, familiarity, page
 from alpro_jax.evaluation.encoder import TEXTS, Encoder
 from alpro_jax.evaluation.scorer import TextFeatures
-from alpro_jax.search import exchange, indexing, querying
+from alpro_jax.search import exchange, querying
 from alpro_jax.search.guard import Guard
 from alpro_jax.search.store import Only, Store, key, show_name
 
@@ -199,8 +198,7 @@ class Service:
   def status(self) -> dict:
     """What is there, and how far the indexing is."""
     videos, clips = self.store.counts()
-    report = self.store.folder / indexing.REPORT
-    progress = json.loads(report.read_text()) if report.is_file() else {}
+    progress = self.store.report()
     trained = self.encoder.trained
     return {
       'videos': videos,

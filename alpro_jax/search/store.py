@@ -38,7 +38,7 @@ _TABLES = {
   'clips': 'video name path mtime_ns clip start stop seconds vector',
   'kept': 'video clip strip tokens',
 }
-FILE = 'index.json'
+FILE, REPORT = 'index.json', 'report.json'
 EARLIER = 'index.sqlite'
 # Below, all vectors are compared; above, IVF_SQ (cells, 8 bits a number) finds candidates,
 # whose vectors are.
@@ -156,12 +156,12 @@ class Store:
   """An open index.
 
   Attributes:
-    folder: where it lies.
+    folder: where it lies; to be read, that may be an address such as s3://bucket/index.
     about: what it is an index of, and how it was made.
   """
 
   def __init__(self, folder, about: dict[str, Any], tables):
-    self.folder, self.about = pathlib.Path(folder), about
+    self.folder, self.about = str(folder), about
     self._videos, self._clips, self._kept = tables
     self._known = None  # Keys of all videos with a row anywhere, as soon as one is written.
 
@@ -178,7 +178,7 @@ class Store:
     types |= dict.fromkeys(('start', 'stop', 'seconds'), pa.float64())
     types |= dict.fromkeys(('name', 'ends', 'strip'), pa.binary())
     types |= {'vector': pa.list_(pa.float32(), about['vector']), 'tokens': pa.large_binary()}
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    files.local(folder).mkdir(parents=True, exist_ok=True)
     with _in_words(folder):
       made = lancedb.connect(str(folder))
       made.drop_all_tables()  # Of a run that was killed here.
@@ -198,9 +198,9 @@ class Store:
       ValueError: if it is none of ours, or of an earlier version.
       ImportError: without LanceDB.
     """
-    path = pathlib.Path(folder) / FILE
-    if not cls.exists(folder):
-      if (path.parent / EARLIER).is_file():
+    path = f'{folder}/{FILE}'
+    if (text := _text(path)) is None:
+      if pathlib.Path(folder, EARLIER).is_file():
         raise ValueError(
           f'{folder} is an index of an earlier version; `search.py convert --index={folder}` '
           'converts it to LanceDB, without decoding anything.'
@@ -210,7 +210,7 @@ class Store:
         '--index=...`, or model.index(DIR, ...).'
       )
     try:
-      about = json.loads(path.read_text())
+      about = json.loads(text)
       found = about['format']
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f'{path} is no index ({error}); remove it and index again.') from error
@@ -222,7 +222,7 @@ class Store:
 
   @staticmethod
   def exists(folder) -> bool:
-    return (pathlib.Path(folder) / FILE).is_file()
+    return _text(f'{folder}/{FILE}') is not None
 
   def close(self) -> None:
     """Lets go of its files."""
@@ -234,7 +234,11 @@ class Store:
       # Thumbnails last: what is found then has its own.
       for table in self._tables():
         table.checkout_latest()
-    self.about = json.loads((self.folder / FILE).read_text())
+    self.about = json.loads(_text(f'{self.folder}/{FILE}') or '')
+
+  def report(self) -> dict[str, Any]:
+    """What the last run of indexing wrote, {} without any."""
+    return json.loads(_text(f'{self.folder}/{REPORT}') or '{}')
 
   @property
   def folders(self) -> list[bytes]:
@@ -265,7 +269,7 @@ class Store:
   def change(self, **values) -> None:
     """Changes what it says about itself."""
     self.about |= values
-    files.write_text(self.folder / FILE, json.dumps(self.about))
+    files.write_text(f'{self.folder}/{FILE}', json.dumps(self.about))
 
   def _read(self, table, columns, where='', limit=None):
     """Yields rows as dicts."""
@@ -400,6 +404,19 @@ class Store:
   def strips(self, ids: Sequence[int]) -> list[bytes]:
     """JPEGs of the clips' thumbnails."""
     return self._kept_of('strip', ids)
+
+
+def _text(path: str) -> str | None:
+  """What a file holds, of this machine or at an address; None if it is not there."""
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    if '://' not in path:
+      return pathlib.Path(path).read_text(errors='replace')
+    from pyarrow import fs
+
+    system, path = fs.FileSystem.from_uri(path)
+    with system.open_input_stream(path) as stream:
+      return stream.read().decode()
+  return None
 
 
 def _lancedb():
