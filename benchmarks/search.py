@@ -19,6 +19,7 @@ from alpro_jax.search import store as storing
 from alpro_jax.search.store import File, Indexed, Row, Store
 from benchmarks.vector_stores import exact, make
 
+ROOT = pathlib.Path(__file__).parents[1]
 _WIDTH, _QUERIES, _NEAREST = 256, 200, 10
 _CLIPS, _AT_ONCE = 20, 50  # Of a video; videos that are stored together.
 _TOKENS = 17, 64
@@ -30,8 +31,8 @@ def measure(folder: pathlib.Path, clips: int) -> dict[str, float]:
   figures = {}
   for part in ('build', 'answer', 'start', 'rescore', 'extend'):
     if part != 'build' or not Store.exists(folder / 'index'):
-      command = [sys.executable, '-m', 'benchmarks.search', part, str(folder), str(clips)]
-      done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+      command = [sys.executable, '-m', 'benchmarks.search', part, folder.absolute(), str(clips)]
+      done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
       figures |= json.loads(done.stdout.splitlines()[-1])
   return figures
 

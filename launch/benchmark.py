@@ -11,6 +11,7 @@
   python launch/benchmark.py torch --config=configs/pretrain.py --steps=3
   python launch/benchmark.py start --config=configs/pretrain.py \\
     --records=2500000 --start_step=100000
+  python launch/benchmark.py search --folder=runs/million --vectors=1000000
 
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
            recomputation not counted) and its share of --peak_tflops, memory by
@@ -35,6 +36,9 @@ torch      the pre-training step beside the same in PyTorch, eager and compiled,
 start      seconds and memory to open a made-up set of --records, and to its
            first batch at step 10 and at step --start_step, each in a process
            of its own.
+search     an index of --vectors made-up clips, made in --folder unless it is there:
+           seconds to build and to open it, size, memory, time and recall of a
+           search, what re-scoring and 1,000 more clips take. Needs no --config.
 
 Figures are printed and, with --output, written as JSON. Only `input` and
 `start` need TensorFlow. For machines that are not here see
@@ -88,7 +92,10 @@ _START_STEP = flags.DEFINE_integer('start_step', 100_000, 'The late step.', lowe
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 64 to 512 in a sweep.'
 )
-_FOLDER = flags.DEFINE_string('folder', '', 'Where a sweep keeps its figures.')
+_FOLDER = flags.DEFINE_string(
+  'folder', '', 'Where a sweep keeps its figures, or for the index of `search`.'
+)
+_VECTORS = flags.DEFINE_integer('vectors', 1_000_000, 'Clips of that index.', lower_bound=1000)
 _MINUTES = flags.DEFINE_float(
   'minutes', 0.0, 'After these a sweep begins no measurement; 0 is no end.', lower_bound=0.0
 )
@@ -180,6 +187,16 @@ def _start(config):
   return start.measure(config.data, records=_RECORDS.value, start_step=_START_STEP.value)
 
 
+def _search(config):
+  """Times an index of many clips."""
+  del config
+  from benchmarks import search
+
+  if not _FOLDER.value:
+    raise ValueError('--folder is needed, e.g. --folder=runs/million.')
+  return search.measure(pathlib.Path(_FOLDER.value), _VECTORS.value)
+
+
 _WORDS = {
   'step': _step,
   'sweep': _sweep,
@@ -187,13 +204,14 @@ _WORDS = {
   'input': _input,
   'torch': _torch,
   'start': _start,
+  'search': _search,
 }
 
 
 def main(*words):
   if len(words) != 1 or words[0] not in _WORDS:
     raise ValueError(f'{list(words)} is not what to measure; give one of {list(_WORDS)}.')
-  if _CONFIG.value is None:
+  if _CONFIG.value is None and words[0] != 'search':
     raise ValueError('--config is needed, e.g. configs/pretrain.py.')
   if figures := _WORDS[words[0]](_CONFIG.value):
     _report(figures)

@@ -233,7 +233,8 @@ def query(*texts):
         f'{hit.similarity:5.2f}   {show_name(hit.name)}'
       )
       _say_far(hit.far)
-  path = pathlib.Path(_OUTPUT.value or f'{store.folder}/gallery.html')
+  beside = 'gallery.html' if '://' in store.folder else f'{store.folder}/gallery.html'
+  path = pathlib.Path(_OUTPUT.value or beside)
   files.write_text(path, gallery.render(store, found, copy_all=_COPY_CLIPS.value))
   print(f'Written: {path}')
 

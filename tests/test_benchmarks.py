@@ -20,6 +20,7 @@ def test_published_rates():
   [
     (['benchmark.py', 'speed'], "['speed'] is not what to measure; give one"),
     (['benchmark.py', 'step'], '--config is needed'),
+    (['benchmark.py', 'search'], '--folder is needed'),
     (['compile_for.py', '--config=configs/pretrain.py:demo'], '--topology and --config are needed'),
     (
       ['compile_for.py', '--config=configs/pretrain.py:demo', '--topology=v9:2x2'],

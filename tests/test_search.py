@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from alpro_jax import files
 from alpro_jax.data import cut, frames
 from alpro_jax.data.cut import Cutting, Segment
 from alpro_jax.evaluation import encoder as encoding
@@ -279,7 +280,11 @@ def test_above_some_size_vectors_are_found_by_their_neighbourhood(store, monkeyp
     assert {int(name) for name in found.name} >= set(exact[:8])
     assert store.strips(found.id) == [bytes([int(name) % 256]) for name in found.name]
   store.tidy()
-  assert store.counts() == (330, 330)
+  assert store.counts() == (330, 330) and store.about['cells_of'] == 320
+  # Cells are made anew when there are several times as many vectors.
+  monkeypatch.setattr(storing, '_GROWN', 1.03)
+  store.tidy()
+  assert store.about['cells_of'] == 330
 
 
 def test_a_reader_sees_a_change_when_it_asks(store):
@@ -294,6 +299,26 @@ def test_a_reader_sees_a_change_when_it_asks(store):
   reader.refresh()
   with pytest.raises(ValueError, match='was changed by another run'):
     reader.strips([clip])
+
+
+def test_an_index_is_read_at_an_address(store):
+  put(store, b'a', [row(0.0)])
+  files.write_text(f'{store.folder}/{storing.REPORT}', '{"left": 3}')
+  address = f'file://{store.folder}'
+  assert Store.exists(address) and not Store.exists(f'{address}s')
+  reader = Store.open(address)
+  assert reader.counts() == (1, 1) and reader.report() == {'left': 3}
+  assert reader.strips(reader.clips().id) == [b'strip']
+  put(store, b'b', [row(1.0)])
+  reader.refresh()
+  assert reader.counts() == (2, 2)
+  for write in (lambda: reader.change(x=1), lambda: Store.create(address, ABOUT)):
+    with pytest.raises(ValueError, match='is an address'):
+      write()
+  with pytest.raises(ValueError, match='is an address'), indexing.locked(address):
+    pass
+  with pytest.raises(FileNotFoundError, match='holds no index.json'):
+    Store.open('file:///nowhere')
 
 
 def test_clips_of_a_run_that_was_killed_are_replaced(store):

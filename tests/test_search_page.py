@@ -149,7 +149,7 @@ def test_it_fits_a_phone_and_is_read_aloud(page):
   page.set_viewport_size({'width': 400, 'height': 800})
   search(page)
   assert page.evaluate('document.documentElement.scrollWidth') <= 400
-  names = page.locator('button:visible, input:visible, [role=listitem], video')
+  names = page.locator('button:visible, input:visible, article, video')
   for one in names.all():
     assert one.evaluate('x => x.ariaLabel || x.title || x.innerText || x.labels?.length')
   # What cannot be read while an index is being made.
