@@ -3,8 +3,9 @@
   python -m benchmarks.indexing FOLDER --checkpoint=shapes
 
 CPU seconds of one process that does all parts in turn, video after video, after one that
-counts for nothing: compilation. All is stored at once, as indexing.py does every ten seconds. ffmpeg runs with one thread, picks as
-many frames per second, and scales them to the same size.
+counts for nothing: compilation. All is stored at once, as indexing.py does every ten
+seconds. ffmpeg runs with one thread, picks as many frames per second, and scales them to
+the same size.
 """
 
 import argparse
