@@ -1,24 +1,28 @@
 """The study: its plan holds together, its table is paired, and every stage runs."""
 
+import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from examples.study import plan, runs, table
+from examples.study import measure, plan, runs, table
 from tests import launched
 
 
-@pytest.mark.parametrize('row', plan.ROWS)
-def test_rows_differ_in_what_they_say_alone(row):
+@pytest.mark.parametrize(
+  'world, row',
+  [(name, row) for name, world in plan.WORLDS.items() for row in world.rows or plan.ROWS],
+)
+def test_rows_differ_in_what_they_say_alone(world, row):
   """Equal numbers of clips in all, and a config for every stage."""
   told = plan.ROWS[row]
   made = {
-    stage: runs.get_config(f'babyai,{row},{stage}')
+    stage: runs.get_config(f'{world},{row},{stage}')
     for stage in ('prompter', 'pretrain', 'retrieval', 'questions_10')
   }
   clips = {x: made[x].train.steps * made[x].data.batch_size for x in ('prompter', 'pretrain')}
@@ -39,9 +43,26 @@ def test_main_rows_have_five_seeds_and_no_unknown_run_has_a_config():
     'without_vtc',
     'mlm_vtm',
   ]
+  assert [len(plan.seeds(world, 'alpro')) for world in plan.WORLDS] == [5, 3]
   for argument in ('babyai,alpro', 'mars,alpro,pretrain', 'babyai,beta,pretrain', 'a,b,c,d'):
     with pytest.raises(ValueError, match='is no WORLD,ROW,STAGE'):
       runs.get_config(argument)
+
+
+def test_a_plan_is_known_by_what_a_row_depends_on(monkeypatch):
+  before = plan.digest('metaworld', 'alpro')
+  place = plan.WORLDS['metaworld']
+  for change, same in (({'rows': ()}, True), ({'seeds': 1}, True), ({'splits': ('test',)}, False)):
+    monkeypatch.setitem(plan.WORLDS, 'metaworld', dataclasses.replace(place, **change))
+    assert (plan.digest('metaworld', 'alpro') == before) == same
+
+
+def test_a_region_shows_what_lies_in_it_for_half_of_the_frames():
+  region = np.zeros((4, 4), bool)
+  region[1, 2:] = True
+  inside, outside, beyond = ('a', 0.6, 0.3), ('a', 0.4, 0.3), ('b', 1.2, 0.3)
+  assert measure._in_region([[inside, beyond], [outside, beyond]], region) == ['a']
+  assert measure._in_region([[inside], [outside], [outside]], region) == []
 
 
 def test_differences_are_paired_by_seed(tmp_path):
@@ -73,16 +94,19 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 
 @pytest.mark.reliability
-@pytest.mark.skipif(not importlib.util.find_spec('minigrid'), reason='needs minigrid')
-def test_a_row_from_clips_to_the_page(tmp_path):
+@pytest.mark.parametrize('world, package', [('babyai', 'minigrid'), ('metaworld', 'metaworld')])
+def test_a_row_from_clips_to_the_page(tmp_path, world, package):
+  pytest.importorskip(package)
   command = [
     *(sys.executable, '-m', 'examples.study', '--quick', '--rows=alpro', '--seeds=0'),
+    f'--world={world}',
     f'--output={tmp_path / "study"}',
     f'--results={tmp_path / "results"}',
     f'--page={tmp_path / "study.md"}',
   ]
   subprocess.run(command, cwd=launched.ROOT, check=True, timeout=1800)
-  made = json.loads((tmp_path / 'results' / 'babyai' / 'alpro_seed0.json').read_text())
+  made = json.loads((tmp_path / 'results' / world / 'alpro_seed0.json').read_text())
   missing = set(plan.METRICS) - set(made['figures']) - {'pseudo.right'}  # None may be kept.
-  assert not missing
+  of_the_other = {'babyai': ('.camera.',), 'metaworld': ('_count', '_colour')}[world]
+  assert not [name for name in missing if not any(part in name for part in of_the_other)]
   assert '| text to video, R@1, zero-shot |' in (tmp_path / 'study.md').read_text()

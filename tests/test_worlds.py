@@ -12,8 +12,10 @@ import pytest
 from alpro_jax.data import entities, manifest
 from examples import simulated
 from examples.babyai import scenes, words
+from examples.babyai import truth as rooms
 from examples.metaworld import scenes as robots
 from examples.metaworld import tasks
+from examples.metaworld import truth as episodes
 from examples.metaworld import words as metaworld
 from tests import launched
 
@@ -84,6 +86,16 @@ def test_questions_of_a_room_have_true_answers():
 
 def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_room_shows_and_what_time_tells_apart():
+  shown = row(split='test') | {'frames': [{'objects': [{'kind': 'grey box', 'x': 3, 'y': 0}]}]}
+  assert rooms.kinds(shown) == list(THINGS)
+  assert rooms.places(shown) == [[('grey box', 0.875, 0.125)]]
+  first = 'the agent goes to a blue key, then puts a grey box next to a red ball'
+  other = 'the agent puts a grey box next to a red ball, then goes to a blue key'
+  assert rooms.opposites(shown) == (first, other)
+  assert rooms.opposites(row(split='test', actions=(GOTO,))) is None
 
 
 def test_dials_change_training_captions_alone(tmp_path):
@@ -274,6 +286,27 @@ def test_every_task_has_words_and_a_question_of_time_where_another_undoes_it():
         other = episode(name, backwards=not backwards)
         said = dict((k, a) for k, _, a in metaworld.questions(other, random.Random(2)))
         assert said['order'] != answer, name
+        # What is right of the one is wrong of the other.
+        row, other = row | {'split': 'test'}, other | {'split': 'test'}
+        right, wrong = episodes.opposites(row)
+        assert right != wrong and episodes.opposites(other) == (wrong, right)
+      else:
+        assert episodes.opposites(row | {'split': 'test'}) is None
+
+
+def test_what_an_episode_shows_and_where():
+  at = {'hand': [0.1, 0.2], 'objects': [[0.3, 0.4], [0.5, 0.6]]}
+  door, hammer = (episode(name) | {'frames': [at]} for name in ('door-open', 'hammer'))
+  assert episodes.kinds(hammer) == ['nail', 'hammer']
+  assert episodes.places(door) == [[('door', 0.3, 0.4)]]
+  assert episodes.places(hammer) == [[('hammer', 0.3, 0.4), ('nail', 0.5, 0.6)]]
+  assert episodes.places(episode('hand-insert') | {'frames': [at]}) == [[]]
+  failed = episode(split='test', success=False)
+  assert episodes.opposites(failed) is None
+  assert episodes.opposites(episode('plate-slide', split='test')) == (
+    'a robot arm slides a plate into a goal',
+    'a robot arm slides a plate out of a goal',
+  )
 
 
 def test_episodes_of_metaworld():

@@ -115,6 +115,19 @@ TASKS = {
   'window-close': Task('window', 'close', '', 'open'),
   'window-open': Task('window', 'open', '', 'close'),
 }
+THINGS = tuple(
+  sorted({thing for task in TASKS.values() for thing in (task.thing, *task.others)} - {'hand'})
+)
+# What Meta-World observes the places of, in its order, where that is not the thing alone.
+OBSERVED = {
+  'box-close': ('lid',),
+  'hammer': ('hammer', 'nail'),
+  'hand-insert': (),
+  'reach': ('puck',),
+  'reach-wall': ('puck',),
+  'stick-pull': ('stick', 'thermos'),
+  'stick-push': ('stick', 'thermos'),
+}
 
 
 def shown(task: str, backwards: bool) -> tuple[str, str, str]:

@@ -11,13 +11,12 @@ A partial caption is one of the last three. A failed episode is one in which the
 shown: 'door close' of door-open.
 """
 
-from examples.metaworld.tasks import DOES, TASKS, VERBS
+from examples.metaworld.tasks import DOES, TASKS, THINGS, VERBS
 
 CAPTIONS = 3  # Of a training clip, at most.
 _SUBJECTS = ('a robot arm', 'the robot', 'a red robot arm', 'a gripper')
 _TRIES = ('tries to {}', 'fails to {}', 'attempts to {}')
 _OBJECTS = ('{} on a table', '{}', 'there is {}', 'a table with {}')
-_EVERYTHING = sorted({thing for task in TASKS.values() for thing in (task.thing, *task.others)})
 # Of which two in time: what is asked, and the answer to it for one of the two.
 _EITHER = (('open', 'close'), ('lock', 'unlock'), ('push', 'pull'), ('press', 'lift'))
 _TO_OR_FROM = (('onto', 'off'), ('into', 'out of'))
@@ -62,11 +61,17 @@ def questions(row, rng):
       if found := [way for way in pair if row['place'].startswith(f'{way} ')]:
         first, second = _shuffled(pair, rng)
         asked.append(('order', f'does the {thing} go {first} or {second} it?', found[0]))
-  things = _things(row)
-  asked.append(('exists', f'is there {_a(rng.choice(things))}?', 'yes'))
-  absent = [other for other in _EVERYTHING if other not in things and other != 'hand']
+  present = things(row)
+  asked.append(('exists', f'is there {_a(rng.choice(present))}?', 'yes'))
+  absent = [other for other in THINGS if other not in present]
   asked.append(('exists', f'is there {_a(rng.choice(absent))}?', 'no'))
   return asked
+
+
+def things(row):
+  """Returns what a clip shows beside the arm."""
+  own = [] if row['thing'] == 'hand' else [row['thing']]
+  return own + row['others']
 
 
 def _choose(options, rng):
@@ -79,11 +84,6 @@ def _shuffled(pair, rng):
 
 def _does(verb):
   return DOES.get(verb, verb)
-
-
-def _things(row):
-  own = [] if row['thing'] == 'hand' else [row['thing']]
-  return own + row['others']
 
 
 def _action(row, rng):
@@ -111,8 +111,8 @@ def _task(row):
 
 
 def _objects(row, rng):
-  things = _things(row) or ['robot arm']
-  return rng.choice(_OBJECTS).format(' and '.join(map(_a, things)))
+  present = things(row) or ['robot arm']
+  return rng.choice(_OBJECTS).format(' and '.join(map(_a, present)))
 
 
 def _a(thing):

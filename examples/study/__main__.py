@@ -11,6 +11,7 @@ made. Rows, metrics and seeds: plan.py.
 """
 
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -36,7 +37,11 @@ _PAGE = flags.DEFINE_string('page', os.path.relpath(ROOT / 'docs' / 'study.md'),
 _PAGE_ONLY = flags.DEFINE_bool('page_only', False, 'Write the page, train nothing.')
 _QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
 
-QUICK_CLIPS = 40
+QUICK_CLIPS = {
+  'babyai': ('--clips=40',),
+  # Ten episodes each: of fifty tasks none would be held out.
+  'metaworld': ('--clips=40', '--tasks=door-open,drawer-close,faucet-open,push'),
+}
 QUICK_FLAGS = (
   '--config.train.steps=2',
   '--config.optimizer.warmup_steps=1',
@@ -55,8 +60,8 @@ def main():
   if not _PAGE_ONLY.value:
     study = Study(_WORLD.value, pathlib.Path(_OUTPUT.value), pathlib.Path(_RESULTS.value))
     study.make_sets()
-    for row in _ROWS.value or plan.ROWS:
-      for seed in map(int, _SEEDS.value or plan.ROWS[row].seeds):
+    for row in _ROWS.value or study.world.rows or plan.ROWS:
+      for seed in map(int, _SEEDS.value or plan.seeds(study.name, row)):
         study.run(row, seed)
   _write_page()
 
@@ -64,9 +69,11 @@ def main():
 def _write_page():
   from examples.study import table
 
-  found = table.read(_RESULTS.value, _WORLD.value, functools.partial(plan.digest, _WORLD.value))
-  text = table.write(found, _WORLD.value)
-  files.write_text(_PAGE.value, f'# The study\n\n{text}')
+  parts = ['# The study\n']
+  for world in plan.WORLDS:
+    if found := table.read(_RESULTS.value, world, functools.partial(plan.digest, world)):
+      parts.append(table.write(found, world))
+  files.write_text(_PAGE.value, '\n'.join(parts))
   print(f'Written: {_PAGE.value}')
 
 
@@ -89,19 +96,21 @@ class Study:
   def make_sets(self) -> None:
     """Makes clips, sets, and the lists beside them."""
     with files.lock(self.folder / 'lock', 'makes the clips; wait for that and repeat the command'):
-      stages = Stages(self.folder, total=3 * len(self.world.captions) + 3)
-      clips = QUICK_CLIPS if self._quick else self.world.clips
+      stages = Stages(
+        self.folder, total=(2 + len(self.world.splits)) * len(self.world.captions) + 2
+      )
+      clips = QUICK_CLIPS[self.name] if self._quick else (f'--clips={self.world.clips}',)
       for name, dials in self.world.captions.items():
         stages.run(
           f'{name}: clips and captions',
           '-m',
           f'examples.{self.name}',
           f'--output={self.folder / "clips"}',
-          f'--clips={clips}',
+          *clips,
           f'--captions={name}',
           *(f'--{dial}={share}' for dial, share in dials.items()),
         )
-        for split in ('train', 'test'):
+        for split in ('train', *self.world.splits):
           place = self.folder / 'clips' / split
           stages.run(
             f'{name}: {split} split',
@@ -233,23 +242,28 @@ class Study:
     from examples.study import measure
 
     log_to_console()
-    exact = str(self.data / 'exact')
     lines = (self.folder / 'clips' / 'truth.jsonl').read_text().splitlines()
     truth = {known['video']: known for known in map(json.loads, lines)}
+    world, names = (
+      importlib.import_module(f'examples.{self.name}.truth'),
+      self.world.entities['all'],
+    )
     figures = {}
-    if row.pretrain is not None:
-      names = self.world.entities['all']
-      for key, value in measure.searches(folder / 'pretrain', exact, truth, names).items():
-        figures[f'zero_shot.{key}'] = value
-    for key, value in measure.searches(folder / 'retrieval', exact, truth, ()).items():
-      figures[f'retrieval.{key}'] = value
-    for share in plan.QUESTION_SHARES:
-      stage = f'questions_{share}'
-      for key, value in measure.questions(folder / stage, exact).items():
-        figures[f'{stage}.{key}'] = value
-    if row.teaches:
-      for key, value in measure.labels(folder / 'pretrain', exact, truth).items():
-        figures[f'pseudo.{key}'] = value
+
+    def add(prefix, found):
+      figures.update({f'{prefix}.{name}': value for name, value in found.items()})
+
+    for split in self.world.splits:
+      clips = measure.Clips(str(self.data / 'exact'), split, truth, world)
+      place = '' if split == self.world.splits[0] else f'.{split}'
+      if row.pretrain is not None:
+        add(f'zero_shot{place}', measure.searches(folder / 'pretrain', clips, names))
+      add(f'retrieval{place}', measure.searches(folder / 'retrieval', clips, ()))
+      for share in plan.QUESTION_SHARES:
+        stage = f'questions_{share}'
+        add(f'{stage}{place}', measure.questions(folder / stage, clips))
+      if row.teaches:
+        add(f'pseudo{place}', measure.labels(folder / 'pretrain', clips))
     return figures
 
 

@@ -1,9 +1,12 @@
-"""What a run on BabyAI knows, asked on the test split; figures in %.
+"""What a run knows, asked on held-out clips; figures in %.
 
-The truth of a clip is its row of truth.jsonl (docs/worlds.md).
+The truth of a clip is its row of truth.jsonl (docs/worlds.md); what that means says the
+module truth.py of each world.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -11,38 +14,68 @@ import numpy as np
 from alpro_jax import masking
 from alpro_jax.data import dataset
 from alpro_jax.evaluation import split, trained
-from examples.babyai import scenes, words
 
 # Of a region, as in training; and so many regions of each clip.
 _DRAWS = 3
 # All pairs are read: a model without contrast has no candidates to choose.
-_SEARCHED = 'test[-250:]'
+_SEARCHED = '[-250:]'
 # Share of the frames in which an object lies in a region for a label to be right.
 _SHOWN = 0.5
 
 
-def searches(
-  run: str, data: str, truth: Mapping[str, Mapping], names: Sequence[str]
-) -> dict[str, float]:
-  """Retrieval by whole captions, the order of two actions, and the likeliest entity.
+class World(Protocol):
+  """What a row of truth.jsonl says, of a clip that is held out."""
+
+  def kinds(self, row: Mapping) -> Sequence[str]:
+    """Returns what the clip shows, by names such as 'red ball'."""
+
+  def places(self, row: Mapping) -> Sequence[Sequence[tuple[str, float, float]]]:
+    """Returns the kind, x and y of what is seen, from 0 (left, top) to 1, for each frame."""
+
+  def opposites(self, row: Mapping) -> tuple[str, str] | None:
+    """Returns a caption, and one that would be right if time ran otherwise; None if none is."""
+
+
+class Clips(NamedTuple):
+  """A held-out split.
+
+  Attributes:
+    data: prepared set.
+    split: of it.
+    truth: row of each clip, by the name of its video.
+    world: what these rows say.
+  """
+
+  data: str
+  split: str
+  truth: Mapping[str, Mapping[str, Any]]
+  world: World
+
+  def open(self):
+    """Returns the prepared split and the truth of each of its records."""
+    prepared = dataset.open_dataset(self.data, self.split)
+    return prepared, [self.truth[record.video] for record in prepared.metadata()]
+
+
+def searches(run: str, clips: Clips, names: Sequence[str]) -> dict[str, float]:
+  """Retrieval by whole captions, what time alone tells apart, and the likeliest entity.
 
   Args:
     run: workdir.
-    data: prepared set.
-    truth: row of each clip, by the name of its video.
+    clips: asked about.
     names: entities, of which every clip shows some; () asks for none.
   Returns:
     t2v_r1, order and entity, by the fusion encoder; similarity.* by features; of what the
     model was not trained for, none.
   """
   model = trained.load(run)
-  found = split.evaluate(model, dataset.open_dataset(data, _SEARCHED), style='whole').found
+  searched = dataset.open_dataset(clips.data, clips.split + _SEARCHED)
+  found = split.evaluate(model, searched, style='whole').found
   figures = {'t2v_r1': found.metrics['t2v_r1']} if model.knows_matching else {}
   if model.config.loss.vtc:
     name = 'similarity/t2v_r1'
     figures['similarity.t2v_r1'] = found.metrics.get(name, found.metrics['t2v_r1'])
-  prepared = dataset.open_dataset(data, 'test')
-  rows = [truth[record.video] for record in prepared.metadata()]
+  prepared, rows = clips.open()
   scorer = split.make_scorer(model)
   videos = scorer.embed_videos(split.batches(model, prepared), len(prepared))
 
@@ -57,10 +90,12 @@ def searches(
     return scores
 
   if names:
-    shown = np.array([[any(_is(x, name) for x in _kinds(row)) for name in names] for row in rows])
+    shown = np.array(
+      [[any(_is(x, name) for x in clips.world.kinds(row)) for name in names] for row in rows]
+    )
     for prefix, scores in score([f'a {name}' for name in names]).items():
       figures[f'{prefix}entity'] = _percent(shown[np.arange(len(rows)), scores.argmax(1)])
-  asked = [(i, *both) for i, row in enumerate(rows) if (both := _both_orders(row))]
+  asked = [(i, *both) for i, row in enumerate(rows) if (both := clips.world.opposites(row))]
   if asked:
     texts = sorted({text for _, *both in asked for text in both})
     place = {text: i for i, text in enumerate(texts)}
@@ -70,14 +105,14 @@ def searches(
   return figures
 
 
-def questions(run: str, data: str) -> dict[str, float]:
+def questions(run: str, clips: Clips) -> dict[str, float]:
   """Accuracy, of all questions and by type."""
   model = trained.load(run)
-  found = split.evaluate(model, dataset.open_dataset(data, 'test')).found
+  found = split.evaluate(model, clips.open()[0]).found
   return {name: value for name, value in found.metrics.items() if name.startswith('accuracy')}
 
 
-def labels(run: str, data: str, truth: Mapping[str, Mapping]) -> dict[str, float]:
+def labels(run: str, clips: Clips) -> dict[str, float]:
   """Whether the prompter's labels of random regions are true.
 
   Of regions in which an object lies for half of the frames or more: how many labels are
@@ -85,13 +120,11 @@ def labels(run: str, data: str, truth: Mapping[str, Mapping]) -> dict[str, float
 
   Args:
     run: workdir of a pre-training.
-    data: prepared set.
-    truth: row of each clip, by the name of its video.
+    clips: asked about.
   """
   model = trained.load(run)
   teacher, names = trained.load_teacher(model)
-  prepared = dataset.open_dataset(data, 'test')
-  rows = [truth[record.video] for record in prepared.metadata()]
+  prepared, rows = clips.open()
   loss, patch = model.config.loss, model.model.config.video.patch_size
   grid = model.config.data.image_size // patch
 
@@ -110,7 +143,8 @@ def labels(run: str, data: str, truth: Mapping[str, Mapping]) -> dict[str, float
         label(teacher, batch['video'], batch['still'], key)
       )
       for i in np.flatnonzero(batch['valid']):
-        kinds = _in_region(rows[int(batch['record'][i])], region[i].reshape(grid, grid))
+        places = clips.world.places(rows[int(batch['record'][i])])
+        kinds = _in_region(places, region[i].reshape(grid, grid))
         if kinds:
           kept.append(keep[i])
           right.append(any(_is(kind, names[probabilities[i].argmax()]) for kind in kinds))
@@ -122,37 +156,23 @@ def labels(run: str, data: str, truth: Mapping[str, Mapping]) -> dict[str, float
   }
 
 
-def _kinds(row):
-  return {thing['kind'] for thing in row['objects']}
-
-
 def _is(kind, name):
   """'red ball' is a 'red ball' and a 'ball'."""
   return kind == name or kind.endswith(f' {name}')
 
 
-def _in_region(row, region):
-  """Kinds of objects whose tile lies in a region for half of the frames."""
-  count: dict[str, int] = {}
-  cell = len(region) / scenes.TILES
-  for frame in row['frames']:
-    seen = {
-      thing['kind']
-      for thing in frame['objects']
-      if region[int(thing['y'] * cell), int(thing['x'] * cell)]
-    }
-    for kind in seen:
-      count[kind] = count.get(kind, 0) + 1
-  return [kind for kind, frames in count.items() if frames >= _SHOWN * len(row['frames'])]
-
-
-def _both_orders(row):
-  """The caption of two actions, and of the same in the other order; None if that is one."""
-  done = [action['object'] for action in row['actions']]
-  if len(set(done)) != 2:
-    return None
-  both = (row['actions'], row['actions'][::-1])
-  return tuple(dict(words.captions(row | {'actions': one}, None, 0.0))['action'] for one in both)
+def _in_region(places, region):
+  """Kinds that lie in a region for half of the frames."""
+  side, count = len(region), collections.Counter()
+  for frame in places:
+    count.update(
+      {
+        kind
+        for kind, x, y in frame
+        if 0 <= x < 1 and 0 <= y < 1 and region[int(y * side), int(x * side)]
+      }
+    )
+  return [kind for kind, frames in count.items() if frames >= _SHOWN * len(places)]
 
 
 def _percent(values):

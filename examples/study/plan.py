@@ -17,6 +17,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from examples.metaworld import tasks
+
 PROMPTER_STEPS, PRETRAIN_STEPS = 1500, 1500
 RETRIEVAL_STEPS, QUESTION_STEPS = 200, 300
 PROMPTER_BATCH, BATCH = 64, 32
@@ -36,7 +38,9 @@ class World:
     styles: of the captions that are pre-trained on, with their weights.
     entities: of the prompts: 'all' and other lists by name.
     templates: of the prompts, in the words of the captions.
-    pairs: which question type only time can answer; '' is none.
+    splits: held out, and asked about.
+    rows: trained on it; () is all.
+    seeds: of each row, at most.
   """
 
   clips: int
@@ -44,6 +48,9 @@ class World:
   styles: Mapping[str, float]
   entities: Mapping[str, tuple[str, ...]]
   templates: tuple[str, ...]
+  splits: tuple[str, ...] = ('test',)
+  rows: tuple[str, ...] = ()
+  seeds: int = 5
 
 
 class Row(NamedTuple):
@@ -113,7 +120,17 @@ WORLDS = {
       'many': (*_KINDS, *(f'{c} {o}' for c in _COLOURS for o in ('door', 'lamp', 'wall'))),
     },
     templates=('a {entity}', 'a robot picks up a {entity}', 'the agent goes to a {entity}'),
-  )
+  ),
+  'metaworld': World(
+    clips=2000,
+    captions={'partial': _PARTIAL, 'exact': {'partial': 0.0}},
+    styles={'action': 0.4, 'task': 0.4, 'objects': 0.2},
+    entities={'all': tasks.THINGS},
+    templates=('a {entity}', 'a {entity} on a table', 'a robot arm moves a {entity}'),
+    splits=('test', 'camera'),
+    rows=('alpro', 'without_pem', 'scratch', 'frames_averaged'),
+    seeds=3,
+  ),
 }
 _ALONE = {'loss.vtm': 0.0, 'loss.mlm': 0.0, 'loss.pem': 0.0}
 ROWS = {
@@ -148,11 +165,14 @@ BESIDE = {'without_pem_wrong30': 'alpro_wrong30', 'without_pem_wrong60': 'alpro_
 METRICS = {
   'zero_shot.t2v_r1': 'text to video, R@1, zero-shot',
   'zero_shot.similarity.t2v_r1': 'the same by similarity',
-  'zero_shot.order': 'which of two actions came first, zero-shot',
+  'zero_shot.order': 'what time alone tells apart, zero-shot',
+  'zero_shot.similarity.order': 'the same by similarity',
+  'zero_shot.camera.order': 'the same from a side never seen',
   'zero_shot.entity': 'the likeliest entity is in the clip, by matching',
   'zero_shot.similarity.entity': 'the same by similarity',
   'retrieval.t2v_r1': 'text to video, R@1, fine-tuned',
-  'retrieval.order': 'which of two actions came first, fine-tuned',
+  'retrieval.order': 'what time alone tells apart, fine-tuned',
+  'retrieval.camera.order': 'the same from a side never seen',
   **{
     f'questions_{share}.accuracy': f'questions, of {share} % of the clips'
     for share in QUESTION_SHARES
@@ -162,15 +182,27 @@ METRICS = {
     for share in QUESTION_SHARES
     for kind in ('object', 'action', 'order', 'exists', 'count', 'colour')
   },
+  'questions_100.camera.accuracy_order': '“order”, 100 %, from a side never seen',
   'pseudo.kept': 'pseudo-labels kept',
   'pseudo.right': 'of those, right',
 }
 
 
+def seeds(world: str, row: str) -> range:
+  """Returns those of a row on a world."""
+  return ROWS[row].seeds[: WORLDS[world].seeds]
+
+
 def digest(world: str, row: str) -> str:
   """Of all here that the figures of a row depend on."""
+  place = WORLDS[world]
   told = {
-    'world': dataclasses.asdict(WORLDS[world]),
+    # Not what is as in most worlds, nor which rows there are beside this one.
+    'world': {
+      field.name: getattr(place, field.name)
+      for field in dataclasses.fields(place)
+      if field.name not in ('rows', 'seeds') and getattr(place, field.name) != field.default
+    },
     'row': ROWS[row]._asdict(),
     'constants': {k: v for k, v in globals().items() if k.isupper() and not isinstance(v, dict)},
     'shares': QUESTION_SHARES,
