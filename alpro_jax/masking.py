@@ -122,17 +122,85 @@ def changing_regions(video: jax.Array, regions: jax.Array, patch_size: int) -> j
 
   Args:
     video: uint8[B, T, H, W, 3].
-    regions: bool[B, K, N], True inside.
+    regions: bool[B, K, N], or bool[B, K, T, N] of each frame; True inside.
     patch_size: P.
   Returns:
     int32[B], by the mean over the region's patches; 0 where nothing changes, as in photos.
   """
+  change = _change(video, patch_size)
+  if regions.ndim == 3:
+    change = change.sum(axis=1, keepdims=True)
+    regions = regions[:, :, None]
+  inside = regions.astype(jnp.float32)
+  mean = jnp.einsum('bktn,btn->bk', inside, change, precision=jax.lax.Precision.HIGHEST)
+  return jnp.argmax(mean / inside.sum((2, 3)), axis=1).astype(jnp.int32)
+
+
+def follow_change(video: jax.Array, boxes: jax.Array, patch_size: int) -> jax.Array:
+  """Moves boxes, in each frame, to where pixels change most: tubes over time.
+
+    a box   1 1 0   what changes   . . .   . . x   the tube   0 0 0   0 1 1
+            0 0 0   in two frames  x x .   . . .              1 1 0   0 0 0
+
+  Args:
+    video: uint8[B, T, H, W, 3].
+    boxes: bool[B, K, N], from `sample_regions`.
+    patch_size: P.
+  Returns:
+    bool[B, K, T, N]; a box stays where it was in frames in which nothing changes.
+  """
+  change = _change(video, patch_size)
+  rows, columns = video.shape[2] // patch_size, video.shape[3] // patch_size
+  change = einops.rearrange(change, 'b t (h w) -> b t h w', h=rows)
+  boxes = einops.rearrange(boxes, 'b k (h w) -> b k h w', h=rows)
+  in_rows, row_weights = _placings(boxes.any(axis=3))
+  in_columns, column_weights = _placings(boxes.any(axis=2))
+  found = jnp.einsum(
+    'bthw,bkyh,bkxw->bktyx',
+    change,
+    row_weights,
+    column_weights,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  found = einops.rearrange(found, 'b k t y x -> b k t (y x)')
+  top, left = jnp.divmod(jnp.argmax(found, axis=3), columns)
+  moved_rows, moved_columns = (
+    jnp.take_along_axis(placings, first[..., None], axis=2)
+    for placings, first in ((in_rows, top), (in_columns, left))
+  )
+  moved = moved_rows[..., :, None] & moved_columns[..., None, :]
+  changes = found.max(axis=3)[..., None, None] > 0
+  tubes = jnp.where(changes, moved, boxes[:, :, None])
+  return einops.rearrange(tubes, 'b k t h w -> b k t (h w)')
+
+
+def _placings(line):
+  """All places of a box along one side of the image.
+
+  Args:
+    line: bool[B, K, n], where it lies.
+  Returns:
+    bool[B, K, n, n], by its first patch, and float32 weights of the same shape: a little
+    more in the middle of the box, so that what changes comes to lie there; 0 where it does
+    not fit.
+  """
+  size = line.sum(axis=2)[..., None, None]
+  first, place = jnp.arange(line.shape[2])[:, None], jnp.arange(line.shape[2])[None]
+  inside = (place >= first) & (place < first + size)
+  off = jnp.abs(place - first - (size - 1) / 2) / size
+  fits = first + size <= line.shape[2]
+  return inside, jnp.where(inside & fits, 1 - 0.1 * off, 0.0)
+
+
+def _change(video, patch_size):
+  """float32[B, T, N]: how much each patch differs from the frames before and after."""
   frames = video.astype(jnp.float32)
   change = jnp.abs(frames[:, 1:] - frames[:, :-1])
-  change = einops.reduce(change, 'b t (h p) (w q) c -> b (h w)', 'sum', p=patch_size, q=patch_size)
-  inside = regions.astype(jnp.float32)
-  mean = jnp.einsum('bkn,bn->bk', inside, change, precision=jax.lax.Precision.HIGHEST)
-  return jnp.argmax(mean / inside.sum(-1), axis=1).astype(jnp.int32)
+  change = einops.reduce(
+    change, 'b t (h p) (w q) c -> b t (h w)', 'sum', p=patch_size, q=patch_size
+  )
+  before, after = (((0, 0), sides, (0, 0)) for sides in ((1, 0), (0, 1)))
+  return jnp.pad(change, before) + jnp.pad(change, after)
 
 
 def crop_regions(video: jax.Array, region: jax.Array, patch_size: int) -> jax.Array:
@@ -140,19 +208,21 @@ def crop_regions(video: jax.Array, region: jax.Array, patch_size: int) -> jax.Ar
 
   Args:
     video: uint8[B, T, H, W, 3].
-    region: bool[B, N], True inside.
+    region: bool[B, N], or bool[B, T, N] of each frame; True inside.
     patch_size: P.
   Returns:
     uint8[B, T, H, W, 3], 0 outside.
   """
   _, _, height, width, _ = video.shape
   rows, columns = height // patch_size, width // patch_size
-  if region.shape[1] != rows * columns:
+  if region.shape[-1] != rows * columns:
     raise ValueError(
       f'{region.shape=} does not match {video.shape=}: expected '
       f'{rows} x {columns} patches of side {patch_size}.'
     )
+  if region.ndim == 2:
+    region = region[:, None]
   inside = einops.repeat(
-    region, 'b (h w) -> b 1 (h p) (w q) 1', h=rows, w=columns, p=patch_size, q=patch_size
+    region, 'b t (h w) -> b t (h p) (w q) 1', h=rows, w=columns, p=patch_size, q=patch_size
   )
   return jnp.where(inside, video, jnp.zeros((), video.dtype))

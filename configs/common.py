@@ -130,6 +130,8 @@ def get_config(model='base'):
       # pixels change most from frame to frame.
       'region_choice': 'random',
       'region_candidates': 4,
+      # Whether it is a tube: a box that moves, from frame to frame, to where pixels change.
+      'region_follows': False,
     }
   )
 
@@ -163,6 +165,9 @@ def get_config(model='base'):
       # the sum of the gradients of the micro-batches, this one on the gradient
       # of the mean loss: divide its value by the accumulation.
       'clip_norm': 20.0,
+      # The same of each loss before they are summed, so that none drowns the others;
+      # 0: any. Up to three times the work of a step.
+      'clip_per_loss': 0.0,
       # Micro-batches per step. The losses are those of one batch, but VTC and
       # VTM find their negatives in the micro-batch: one pair alone is refused,
       # fewer than 8 are warned of.

@@ -78,12 +78,11 @@ def small_batch(rows=16, seed=0):
   )
 
 
-def gradients_on(
-  config, mesh, *, accumulation=1, negatives='micro', step=3, compiled=False, host=None
-):
+def gradients_on(config, mesh, *, step=3, compiled=False, host=None, **options):
   """Loss parts and gradients of one batch, as numpy, on a mesh.
 
-  Of `small_batch`, or of the batch in numpy that is given as `host`.
+  Of `small_batch`, or of the batch in numpy that is given as `host`; options are those
+  of make_gradients.
 
   Returns:
     (metrics, gradients), or with `compiled` the text of the program.
@@ -98,10 +97,7 @@ def gradients_on(
     ),
     host,
   )
-  run = jax.jit(
-    make_gradients(task, mesh, accumulation=accumulation, negatives=negatives),
-    out_shardings=sharding.replicated(mesh),
-  )
+  run = jax.jit(make_gradients(task, mesh, **options), out_shardings=sharding.replicated(mesh))
   arguments = (params, frozen, batch, step_key(7, step), np.int32(step))
   if compiled:
     return run.lower(*arguments).compile().as_text()

@@ -198,9 +198,50 @@ def test_the_region_that_changes_most():
   np.testing.assert_array_equal(found, [1, 0, 0])
 
 
-@pytest.mark.parametrize('choice', ['confidence', 'change'])
-def test_a_chosen_region_is_the_same_on_any_devices_and_named_by_the_teacher(tmp_path, choice):
+def test_a_tube_follows_what_changes():
+  video = np.zeros((2, 3, 4, 8, 3), np.uint8)
+  # A patch of side 2 goes from the lower left to the upper right, in a grid of 2 x 4.
+  video[0, 0, 2:, :2] = video[0, 1, 2:, 2:4] = video[0, 2, :2, 6:] = 200
+  boxes = np.zeros((2, 2, 8), bool)
+  boxes[:, 0, 1] = True  # One patch.
+  boxes[:, 1, [0, 1, 4, 5]] = True
+  found = masking.follow_change(jnp.asarray(video), jnp.asarray(boxes), 2)
+  assert found.shape == (2, 2, 3, 8)
+  np.testing.assert_array_equal(found.sum(-1), np.tile([[1], [4]], (2, 1, 3)))
+  # In the middle one there are two changes: here from there, and from here to there.
+  one = np.argmax(found[0, 0], axis=1)
+  assert one[0] in (4, 5) and one[1] == 5 and one[2] in (3, 5)
+  # Nothing changes in the other clip.
+  np.testing.assert_array_equal(found[1], np.repeat(boxes[1][:, None], 3, axis=1))
+  # A region of each frame is cut out of that frame.
+  tube = found[0, 0][None]
+  crop = masking.crop_regions(jnp.asarray(video[:1]), tube, 2)
+  inside = np.repeat(np.repeat(np.reshape(tube, (1, 3, 2, 4)), 2, 2), 2, 3)[..., None]
+  np.testing.assert_array_equal(crop, np.where(inside, video[:1], 0))
+  # Of two tubes the small one has the more change in it.
+  assert masking.changing_regions(jnp.asarray(video), found, 2).tolist() == [0, 0]
+
+
+def test_what_changes_lies_in_the_middle_of_its_tube():
+  video = np.zeros((1, 2, 5, 5, 3), np.uint8)
+  video[0, 1, 2, 2] = 255
+  boxes = np.zeros((1, 1, 5, 5), bool)
+  boxes[..., :3, :3] = True
+  found = masking.follow_change(jnp.asarray(video), jnp.asarray(boxes).reshape(1, 1, 25), 1)
+  want = np.zeros((5, 5), bool)
+  want[1:4, 1:4] = True
+  for frame in found[0, 0]:
+    np.testing.assert_array_equal(frame.reshape(5, 5), want)
+
+
+@pytest.mark.parametrize(
+  'choice, follows', [('confidence', False), ('change', False), ('confidence', True)]
+)
+def test_a_chosen_region_is_the_same_on_any_devices_and_named_by_the_teacher(
+  tmp_path, choice, follows
+):
   config = small_task.small_config(tmp_path)
+  config.loss.update({'region_follows': follows})
   config.loss.update({'region_choice': choice, 'region_area': (0.2, 0.6), 'vtm': 0.0, 'mlm': 0.0})
   host, found = small_task.small_batch(), {}
   for devices in (1, 8):
@@ -219,6 +260,7 @@ def test_a_chosen_region_is_the_same_on_any_devices_and_named_by_the_teacher(tmp
   config.loss.region_choice = 'random'
   plain = small_task.small_task(config, mesh)
   first = jax.jit(lambda *args: plain.make_targets(*args)[0])(frozen, batch, jax.random.key(2))
+  assert eight.region.ndim == first.region.ndim == 2 + follows
   assert (np.asarray(first.region) != eight.region).any()
   if choice == 'confidence':  # Of more regions the surest is surer than the first.
     assert eight.entity.max(1).mean() > np.asarray(first.entity).max(1).mean()

@@ -128,6 +128,48 @@ def test_accumulation_divides_by_what_counts_in_all(devices):
     np.testing.assert_allclose(metrics['brightness'], bright.mean(), rtol=1e-6)
 
 
+class TwoLosses(Task):
+  """(params - 3 y)^2 and 100 params, over all rows."""
+
+  weights = {'loss/near': 1.0, 'loss/small': 0.5}
+
+  def make_targets(self, frozen, batch, key, *, parts=1):
+    return None, dict.fromkeys(self.weights, jnp.float32(batch.valid.shape[0]))
+
+  def terms(self, params, targets, batch, key, step, *, train):
+    rows = jnp.ones(batch.valid.shape)
+    near = jnp.sum(jnp.square(params['x'] - 3 * params['y']) * rows)
+    return {'loss/near': (near, jnp.sum(rows)), 'loss/small': (100 * params['x'] * 16, 16.0)}
+
+
+def test_no_loss_drowns_another_where_each_is_clipped():
+  params = {'x': jnp.float32(1.0), 'y': jnp.float32(0.0)}
+  batch = small_task.small_batch()
+
+  def run(clip):
+    gradients = make_gradients(TwoLosses(), mesh_of(1), clip_per_loss=clip)
+    return jax.jit(gradients)(params, None, batch, jax.random.key(0), 0)
+
+  metrics, gradient = run(0.0)
+  assert gradient == {'x': 2 + 50, 'y': -6}
+  clipped, gradient = run(1.0)
+  assert clipped == metrics
+  # (2, -6) and (100, 0) at a norm of 1, the second one at half its weight.
+  length = np.sqrt(40)
+  np.testing.assert_allclose(gradient['x'], 2 / length + 0.5, rtol=1e-6)
+  np.testing.assert_allclose(gradient['y'], -6 / length, rtol=1e-6)
+  np.testing.assert_allclose(run(1e9)[1]['x'], 52, rtol=1e-6)
+  with pytest.raises(ValueError, match='clip_per_loss=-1.0 must be 0, for none, or above'):
+    run(-1.0)
+  with pytest.raises(ValueError, match='needs the gradient of the whole batch at once'):
+    make_gradients(TwoLosses(), mesh_of(1), accumulation=2, clip_per_loss=1.0)
+
+
+def test_losses_one_by_one_add_up_to_all_of_them(config, on_one_device):
+  found = small_task.gradients_on(config, mesh_of(4, 2), clip_per_loss=1e9)
+  assert_equal_results(on_one_device, found)
+
+
 def test_every_step_has_a_key_of_its_own():
   keys = {
     jax.random.key_data(step_key(seed, step)).tobytes() for seed in (0, 1) for step in range(5)

@@ -58,11 +58,15 @@ def test_a_plan_is_known_by_what_a_row_depends_on(monkeypatch):
 
 
 def test_a_region_shows_what_lies_in_it_for_half_of_the_frames():
-  region = np.zeros((4, 4), bool)
-  region[1, 2:] = True
+  region = np.zeros((1, 4, 4), bool)
+  region[0, 1, 2:] = True
   inside, outside, beyond = ('a', 0.6, 0.3), ('a', 0.4, 0.3), ('b', 1.2, 0.3)
   assert measure._in_region([[inside, beyond], [outside, beyond]], region) == ['a']
   assert measure._in_region([[inside], [outside], [outside]], region) == []
+  # One that moves: of four frames the first and the third are looked at.
+  moving = np.concatenate([region, ~region])
+  assert measure._in_region([[inside], [], [outside], []], moving) == ['a']
+  assert measure._in_region([[outside], [], [inside], []], moving) == []
 
 
 def test_differences_are_paired_by_seed(tmp_path):

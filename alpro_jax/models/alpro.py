@@ -386,7 +386,7 @@ class Alpro(nn.Module):
 
     Args:
       fused: f[B, L + 1 + N, D], of matched pairs; the last N are patches.
-      region: bool[B, N], the patches that belong to it.
+      region: bool[B, N], the patches that belong to it; or the share of each, float32.
 
     Returns:
       float32[B, Z]: logits of the mean of these patches.

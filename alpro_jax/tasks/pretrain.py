@@ -14,6 +14,7 @@ from alpro_jax.batch import SpecialTokens
 from alpro_jax.contrastive import Features
 from alpro_jax.data.entities import read_entities
 from alpro_jax.models.alpro import Alpro, Encoding
+from alpro_jax.tasks import regions
 from alpro_jax.tasks.prompter import Prompter
 from alpro_jax.tasks.shared import model_config
 from alpro_jax.tasks.teacher import init_teacher, make_teacher
@@ -30,7 +31,7 @@ class Targets:
       a wrong text can be found for the row.
     masked_ids: int32[B, L], text with masked words.
     labels: int32[B, L], the masked words, -1 elsewhere.
-    region: bool[B, N], patches that the teacher has named.
+    region: bool[B, N], patches that the teacher has named; bool[B, T, N] if they move.
     entity: float32[B, Z], its soft labels.
     keep: bool[B], False where it was not sure enough.
   """
@@ -161,9 +162,15 @@ class Pretrain(Prompter):
       targets = targets.replace(masked_ids=masked_ids, labels=labels)
       counts['loss/mlm'] = losses.labelled(labels)
     if options.pem:
-      name = functools.partial(self._name_region, frozen)
+      patch = self.model.config.video.patch_size
+      rows, _, height = batch.video.shape[:3]
+      boxes = regions.draw(options, keys['region'], rows, height // patch)
+      name = functools.partial(regions.name, options, frozen, patch_size=patch, mesh=self.mesh)
       region, entity, keep = sharding.map_parts(
-        name, (batch, self._sample_regions(batch, keys['region'])), parts, self.mesh
+        lambda part: name(*part),
+        (batch.video, batch.still, sharding.constrain_batch(boxes, self.mesh)),
+        parts,
+        self.mesh,
       )
       targets = targets.replace(region=region, entity=entity, keep=keep)
       counts['loss/pem'] = jnp.sum(keep.astype(jnp.float32))
@@ -216,7 +223,10 @@ class Pretrain(Prompter):
       logits, labels = model.mlm_logits(fused['masked']), targets.labels
       add('mlm', losses.mlm(logits, labels), logits, labels, labels != masking.NO_LABEL)
     if options.pem:
-      logits = model.region_entities(fused['matched'], targets.region)
+      region = targets.region
+      if region.ndim == 3:  # Patches are means over time: each counts by its share of it.
+        region = region.mean(axis=1)
+      logits = model.region_entities(fused['matched'], region)
       loss = losses.pem(logits, targets.entity, targets.keep)
       add('pem', loss, logits, jnp.argmax(targets.entity, axis=1), targets.keep)
       terms |= pseudo_label_terms(targets.entity, targets.keep)
@@ -240,39 +250,6 @@ class Pretrain(Prompter):
     clean = tokens[:, 0]
     feature = model.text_feature(clean, batch.text_ids, batch.tower_ids, train=train)
     return video, Encoding(clean, feature), tokens[:, 1]
-
-  def _sample_regions(self, batch, key):
-    """bool[B, K, N]: the regions that one is chosen from."""
-    options = self.options
-    rows = batch.video.shape[0]
-    number = 1 if options.region_choice == 'random' else options.region_candidates
-    regions = masking.sample_regions(
-      key,
-      rows * number,
-      batch.video.shape[2] // self.model.config.video.patch_size,
-      area=options.region_area,
-      rule=options.region_rule,
-    )
-    regions = rearrange(regions, '(b k) n -> b k n', k=number)
-    return sharding.constrain_batch(regions, self.mesh)
-
-  def _name_region(self, teacher, rows):
-    """Chooses a region of each row: bool[B, N], its label, and whether to keep that."""
-    batch, regions = rows
-    patch = self.model.config.video.patch_size
-    label = functools.partial(
-      teacher.label, batch.video, still=batch.still, patch_size=patch, mesh=self.mesh
-    )
-    if self.options.region_choice == 'confidence':
-      found = jax.lax.map(label, rearrange(regions, 'b k n -> k b n'))
-      entity, keep = (rearrange(x, 'k b ... -> b k ...') for x in found)
-      best = jnp.argmax(entity.max(-1), axis=1)
-      return tuple(jax.vmap(lambda x, i: x[i])(x, best) for x in (regions, entity, keep))
-    region = regions[:, 0]
-    if self.options.region_choice == 'change':
-      best = masking.changing_regions(batch.video, regions, patch)
-      region = jax.vmap(lambda x, i: x[i])(regions, best)
-    return region, *label(region)
 
   @property
   def _columns(self):

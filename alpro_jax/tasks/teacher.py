@@ -48,7 +48,7 @@ class Teacher:
 
     Args:
       video: uint8[B, T, H, W, 3].
-      region: bool[B, N] of patches.
+      region: bool[B, N] of patches, or bool[B, T, N] of each frame.
       still: bool[B], True where the clip is a photo.
       patch_size: of the regions.
       mesh: of the devices that the batch is sharded over.

@@ -47,8 +47,8 @@ def from_config(
   options = config.to_dict()
   of_schedule = ('learning_rate', 'schedule', 'warmup_steps', 'final_fraction')
   schedule = make_schedule(steps=steps, **{name: options.pop(name) for name in of_schedule})
-  for name in ('accumulation', 'accumulation_negatives', 'lora'):  # Of the step.
-    del options[name]
+  for name in ('accumulation', 'accumulation_negatives', 'clip_per_loss', 'lora'):
+    options.pop(name, None)  # Of the step.
   rates = rate_factors(names, options.pop('groups'), options.pop('layer_decay'))
   options['holds'] = bool(options.pop('freeze'))
   return make_optimizer(schedule, rates=rates, **options), schedule

@@ -1,6 +1,7 @@
 """One update: a pure function of (state, frozen, batch), compiled once."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -95,7 +96,9 @@ def check_negatives(config, task: Task, records: Iterable[int] = ()) -> str:
   return f'{said}Fewer than {FEW_PAIRS} teach little. {advice}'
 
 
-def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro'):
+def make_gradients(
+  task: Task, mesh, *, accumulation: int = 1, negatives: str = 'micro', clip_per_loss: float = 0.0
+):
   """Returns (params, frozen, batch, key, step, whole=...) -> (metrics, gradients).
 
   `whole` makes the parameters of the model of those that the gradients are by, where these
@@ -117,6 +120,8 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
       gradient by the features are taken of the whole, and the second pass
       carries that gradient on, with the same dropout. VTC is then that of one
       large batch; hard negatives of VTM come from the micro-batch.
+    clip_per_loss: largest norm of the gradient of each loss, before its weight; 0 is any.
+      Each loss goes backward by itself: a step of four takes up to three times as long.
   """
   if negatives not in NEGATIVES:
     raise ValueError(
@@ -129,8 +134,34 @@ def make_gradients(task: Task, mesh, *, accumulation: int = 1, negatives: str = 
       "contrasts videos and texts; this one does not: use 'micro'."
     )
 
+  if not 0 <= clip_per_loss < math.inf:
+    raise ValueError(f'config.optimizer.{clip_per_loss=} must be 0, for none, or above.')
+  if clip_per_loss and accumulation > 1:
+    raise ValueError(
+      f'config.optimizer.{clip_per_loss=} needs the gradient of the whole batch at once, and '
+      f'config.optimizer.{accumulation=}: set one of them to 0 and 1.'
+    )
+
+  def of_each_loss(whole, params, counts, step, rows):
+    def parts(params):
+      terms = task.terms(whole(params), step=step, train=True, **rows)
+      return [weighted_loss({name: 1.0}, terms, counts) for name in task.weights], terms
+
+    _, backward, terms = jax.vjp(parts, params, has_aux=True)
+    clip = optax.clip_by_global_norm(clip_per_loss)
+
+    def add(total, chosen):
+      gradient, _ = clip.update(*backward(list(chosen)), clip.init(None))
+      weight = jnp.dot(chosen, jnp.array([*task.weights.values()]))
+      return jax.tree.map(lambda x, new: x + weight * new, total, gradient), None
+
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), jnp.eye(len(task.weights)))
+    return terms, total
+
   def of_rows(whole, params, counts, step, rows):
     """Terms of some rows, and the gradient of their share of the loss."""
+    if clip_per_loss:
+      return of_each_loss(whole, params, counts, step, rows)
 
     def loss(params):
       terms = task.terms(whole(params), step=step, train=True, **rows)
@@ -217,7 +248,11 @@ def make_train_step(
   if non_finite not in NON_FINITE:
     raise ValueError(f'config.train.{non_finite=} is unknown; choose one of {NON_FINITE}.')
   gradients = make_gradients(
-    task, mesh, accumulation=options.accumulation, negatives=options.accumulation_negatives
+    task,
+    mesh,
+    accumulation=options.accumulation,
+    negatives=options.accumulation_negatives,
+    clip_per_loss=options.get('clip_per_loss', 0.0),  # Older runs have none.
   )
   everywhere = sharding.replicated(mesh)
   bounds = task.model.config.temperature_range

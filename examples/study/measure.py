@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from alpro_jax import masking
 from alpro_jax.data import dataset
 from alpro_jax.evaluation import split, trained
+from alpro_jax.tasks import regions
 
 # Of a region, as in training; and so many regions of each clip.
 _DRAWS = 3
@@ -113,7 +113,7 @@ def questions(run: str, clips: Clips) -> dict[str, float]:
 
 
 def labels(run: str, clips: Clips) -> dict[str, float]:
-  """Whether the prompter's labels of random regions are true.
+  """Whether the prompter's labels of regions are true, chosen as in training.
 
   Of regions in which an object lies for half of the frames or more: how many labels are
   kept, and how many of those name such an object.
@@ -130,10 +130,8 @@ def labels(run: str, clips: Clips) -> dict[str, float]:
 
   @jax.jit
   def label(teacher, video, still, key):
-    region = masking.sample_regions(
-      key, len(video), grid, area=loss.region_area, rule=loss.region_rule
-    )
-    return region, *teacher.label(video, region, still, patch_size=patch)
+    boxes = regions.draw(loss, key, len(video), grid)
+    return regions.name(loss, teacher, video, still, boxes, patch_size=patch)
 
   kept, right = [], []
   for number, batch in enumerate(split.batches(model, prepared)):
@@ -144,7 +142,7 @@ def labels(run: str, clips: Clips) -> dict[str, float]:
       )
       for i in np.flatnonzero(batch['valid']):
         places = clips.world.places(rows[int(batch['record'][i])])
-        kinds = _in_region(places, region[i].reshape(grid, grid))
+        kinds = _in_region(places, region[i].reshape(-1, grid, grid))
         if kinds:
           kept.append(keep[i])
           right.append(any(_is(kind, names[probabilities[i].argmax()]) for kind in kinds))
@@ -162,14 +160,20 @@ def _is(kind, name):
 
 
 def _in_region(places, region):
-  """Kinds that lie in a region for half of the frames."""
-  side, count = len(region), collections.Counter()
-  for frame in places:
+  """Kinds that lie in a region for half of the frames.
+
+  bool[1, n, n] is the same in all of them, bool[T, n, n] of T that are evenly spread.
+  """
+  if len(region) > 1:
+    places = [places[i * len(places) // len(region)] for i in range(len(region))]
+  side, count = region.shape[1], collections.Counter()
+  for i, frame in enumerate(places):
+    inside = region[min(i, len(region) - 1)]
     count.update(
       {
         kind
         for kind, x, y in frame
-        if 0 <= x < 1 and 0 <= y < 1 and region[int(y * side), int(x * side)]
+        if 0 <= x < 1 and 0 <= y < 1 and inside[int(y * side), int(x * side)]
       }
     )
   return [kind for kind, frames in count.items() if frames >= _SHOWN * len(places)]

@@ -150,6 +150,10 @@ ROWS = {
   'changing_regions': Row(
     'of four regions the one that changes most', {'loss.region_choice': 'change'}
   ),
+  'tubes': Row('regions that follow what changes', {'loss.region_follows': True}),
+  'negative_margin_01': Row('wrong pairs less similar by 0.1', {'loss.negative_margin': 0.1}),
+  'negative_margin_02': Row('wrong pairs less similar by 0.2', {'loss.negative_margin': 0.2}),
+  'clip_per_loss': Row('each loss clipped to a norm of 1', {'optimizer.clip_per_loss': 1.0}),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
   'learned_prompts': Row('prompts learned', learned_prompts=True),
   'few_entities': Row('few entities', entities='few'),
