@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import flax
 import jax
 
+NO_TEXT = -1  # The caption_id of a picture that stands alone.
+
 
 class SpecialTokens(NamedTuple):
   """Ids of the five tokens that every tokenizer here must have."""
@@ -30,10 +32,10 @@ class VideoTextBatch:
   text_ids: jax.Array  # int32[B, L], position 0 is the class token.
   text_mask: jax.Array  # bool[B, L], True on real tokens, class and separator too.
   video_id: jax.Array  # int32[B], equal for rows that show the same video.
-  caption_id: jax.Array  # int32[B], equal for rows whose text_ids are equal.
+  caption_id: jax.Array  # int32[B], equal for rows whose text_ids are equal; or NO_TEXT.
   answer: jax.Array  # int32[B], index in the list of answers; -1: none, or not in it.
   # int32[B, M], texts as a text tower of its own reads them, M is 0 without; or what a frozen
   # one made of them, f[B, D].
   tower_ids: jax.Array
-  still: jax.Array  # bool[B], True for a photo repeated over time.
+  still: jax.Array  # bool[B], True for a photo, or one frame of a clip, repeated over time.
   valid: jax.Array  # bool[B], False on rows that only pad an evaluation batch.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from alpro_jax import sharding
+from alpro_jax.batch import NO_TEXT
 
 # Below any score, and finite: the difference of two is a number.
 _LOWEST = -1e30
@@ -60,6 +61,8 @@ def vtc(
       a b a:   1 0 1          the diagonal always stays,
                0 1 0   and    pairs (0, 2) and (2, 0) are left out.
                1 0 1
+      A row of the id NO_TEXT agrees with all others: its loss is 0, and it is nobody's
+      negative.
     positives: which of the I are more than that: rows that agree in one of these
       are right for each other, as each is for itself. With captions a b a the
       targets of rows are   .5 0 .5
@@ -415,8 +418,9 @@ def _better(top, best, scores, index):
 
 def _same(row_ids, column_ids):
   # Column by column, so that nothing is reduced and all of it can be fused.
+  pairs = ((row_ids[:, i, None], column_ids[None, :, i]) for i in range(row_ids.shape[1]))
   return functools.reduce(
-    jnp.logical_or, (row_ids[:, i, None] == column_ids[None, :, i] for i in range(row_ids.shape[1]))
+    jnp.logical_or, ((a == b) | (a == NO_TEXT) | (b == NO_TEXT) for a, b in pairs)
   )
 
 

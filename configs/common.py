@@ -64,6 +64,11 @@ def get_config(model='base'):
       # Frames of a batch from a set of stills alone; 0: as many as of clips,
       # all equal.
       'still_frames': 0,
+      # Of what is trained on: the share of which one frame is shown in place of the clip, in
+      # one batch with whole ones; and the share of these frames and of photos that come
+      # without their text: PEM alone learns from them. See docs/pretraining.md.
+      'single_frames': 0.0,
+      'without_text': 0.0,
       'sampling': 'headtail',  # Or rand, uniform, nlvl_uniform, nlvl_rand.
       'eval_sampling': 'uniform',
       'image_size': 224,

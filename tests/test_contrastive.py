@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alpro_jax import contrastive, losses, sharding
+from alpro_jax.batch import NO_TEXT
 from alpro_jax.contrastive import Features
 
 
@@ -115,6 +116,29 @@ def test_vtc_leaves_equal_captions_out_of_the_negatives():
   assert jnp.isfinite(gradient).all()
   assert gradient[0, 2] == gradient[2, 0] == 0
   assert (gradient[[0, 1, 1, 2], [1, 0, 2, 1]] > 0).all()
+
+
+def test_a_row_without_text_teaches_nothing_and_is_no_negative():
+  pair = Features(features(0, 6), features(1, 6))
+  ids = jnp.arange(12).reshape(6, 2)
+  alone = ids.at[2, 1].set(NO_TEXT)
+
+  def loss(pair, ids):
+    return contrastive.vtc(pair, jnp.float32(0.1), ids)[0]
+
+  without = jax.tree.map(lambda x: jnp.delete(x, 2, axis=0), pair)
+  want, wanted = jax.value_and_grad(loss)(without, jnp.delete(ids, 2, axis=0))
+  found, gradient = jax.value_and_grad(loss)(pair, alone)
+  np.testing.assert_allclose(found, want, rtol=1e-5)
+  for one, other in zip(gradient, wanted, strict=True):
+    np.testing.assert_allclose(one[2], 0, atol=1e-6)
+    np.testing.assert_allclose(jnp.delete(one, 2, axis=0), other, atol=1e-6)
+  assert contrastive.has_negative(alone).tolist() == [True, True, False, True, True, True]
+  drawn = [
+    contrastive.hard_negatives(jax.random.key(i), *pair, jnp.float32(0.1), alone, uniform_share=1.0)
+    for i in range(30)
+  ]
+  assert 2 not in {int(x) for column, valid in drawn for x in column[valid]}
 
 
 @pytest.mark.parametrize('rows', [1, 3])

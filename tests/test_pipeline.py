@@ -256,6 +256,37 @@ def test_a_set_without_questions_says_so():
     Source(asked(), 0, text='words')
 
 
+def test_single_frames_and_pictures_alone_in_one_batch_with_clips():
+  data = MemorySet(20)
+  whole = take(train(data, size=20, frames=4, sampling='rand'), 12)
+  changes = {'frames': 4, 'sampling': 'rand', 'single_frames': 0.4, 'without_text': 0.5}
+  mixed = take(train(data, size=20, **changes), 12)
+  shown = collections.Counter()
+  for before, batch in zip(whole, mixed, strict=True):
+    # The same clips and texts as without.
+    records, numbers = who(batch['video'])
+    np.testing.assert_array_equal(records, who(before['video'])[0])
+    still, alone = batch['still'], batch['caption_id'] < 0
+    assert not (alone & ~still).any() and not before['still'].any()
+    assert (numbers == numbers[:, :1]).all(1)[still].all()
+    shown.update(numbers[still, 0].tolist())
+    for name in ('text_ids', 'text_mask', 'caption_id'):
+      np.testing.assert_array_equal(batch[name][~alone], before[name][~alone])
+    np.testing.assert_array_equal(batch['video'][~still], before['video'][~still])
+    assert (batch['text_mask'][alone].sum(1) == 2).all()  # Marks alone.
+    shown['still'] += still.sum()
+    shown['alone'] += alone.sum()
+  # Four standard deviations.
+  assert abs(shown.pop('still') - 96) < 31 and abs(shown.pop('alone') - 48) < 25
+  assert len(shown) == 8  # Any frame of the clip.
+  (again,) = take(train(data, size=20, start=7, **changes), 1)
+  check_equal(mixed[7], again)
+  (photos,) = take(train(MemorySet(6, stills=(0, 3)), without_text=1.0), 1)
+  np.testing.assert_array_equal(photos['caption_id'] < 0, photos['still'])
+  with pytest.raises(ValueError, match='config.data.single_frames=2.0 must be a share, from 0 to 1'):
+    train(data, single_frames=2)
+
+
 # --- Sources ----------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alpro_jax import losses, sharding
+from alpro_jax.batch import NO_TEXT
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import Task
 from alpro_jax.train import optimizer, state
@@ -323,6 +324,39 @@ def test_loss_of_weight_zero_skips_its_work(config, tmp_path):
   assert {k for k in metrics if k.startswith('loss/')} == {'loss/vtc'}
   assert not np.any(jax.tree.leaves(gradients['fusion_encoder'])[0])
   assert 'entity_head' not in gradients
+
+
+def test_pictures_alone_are_asked_for_entities_and_for_nothing_else(config):
+  """Their losses are those of the rows with text, but for PEM."""
+  task = small_task.small_task(config, mesh_of(1))
+  frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh_of(1))
+  batch = small_task.small_batch()
+  alone = np.arange(16) % 4 == 3
+  text_mask = np.where(alone[:, None], np.arange(batch.text_mask.shape[1]) < 2, batch.text_mask)
+  special = small_task.TEXT.special
+  text_ids = np.where(alone[:, None], special.pad, batch.text_ids)
+  text_ids[alone, :2] = special.cls, special.sep
+  mixed = batch.replace(
+    text_ids=text_ids,
+    text_mask=text_mask,
+    caption_id=np.where(alone, NO_TEXT, batch.caption_id).astype(np.int32),
+  )
+  targets, counts = jax.jit(task.make_targets)(frozen, mixed, jax.random.key(2))
+  found, labels = np.asarray(targets.found), np.asarray(targets.labels)
+  assert not found[alone].any() and not (labels[alone] >= 0).any()
+  assert found[~alone, 0].all() and (labels[~alone] >= 0).any()
+  assert counts['loss/vtc'] == 12 and counts['loss/vtm'] == found.sum()
+  assert np.asarray(targets.keep)[alone].any()
+
+
+@pytest.mark.parametrize(
+  'changes', [{'task': 'retrieval'}, {'loss.pem': 0.0}, {'loss.same_caption': 'positive'}]
+)
+def test_pictures_alone_are_for_entities_alone(config, changes):
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({'data.without_text': 0.5} | changes)
+  with pytest.raises(ValueError, match='config.data.without_text=0.5 is for PEM alone'):
+    small_task.small_task(config, mesh_of(1))
 
 
 def test_teacher_gets_no_gradient_and_is_no_parameter(config):

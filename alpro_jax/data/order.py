@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alpro_jax.batch import NO_TEXT
 from alpro_jax.data.mixture import Source, TooManyBroken
 
 # Streams of random numbers: one for each kind of choice.
-SOURCE, SHUFFLE, CAPTION, PIXELS, VIDEO = range(1, 6)
+SOURCE, SHUFFLE, CAPTION, PIXELS, VIDEO, FRAME, ALONE = range(1, 8)
 BLOCK = 4096  # Steps whose sources are drawn at once.
 
 
@@ -25,12 +26,28 @@ class Plan(NamedTuple):
   records: np.ndarray  # int64[b].
   texts: np.ndarray  # int64[b], indices of the source's texts.
   seeds: np.ndarray  # int64[b, 2], of the pixels.
+  frame: np.ndarray  # bool[b], one frame is shown in place of the clip.
+  alone: np.ndarray  # bool[b], a picture without its text.
 
 
 class Order:
-  """Says what every step reads."""
+  """Says what every step reads.
 
-  def __init__(self, sources, seed, batch_size):
+  Args:
+    sources: of batches.
+    seed: of the run.
+    batch_size: global.
+    single_frames: share of the examples of which one frame is shown.
+    without_text: share of the photos and single frames that come without their text.
+  Raises:
+    ValueError: for what is no share.
+  """
+
+  def __init__(self, sources, seed, batch_size, single_frames=0.0, without_text=0.0):
+    for name, share in (('single_frames', single_frames), ('without_text', without_text)):
+      if not 0 <= share <= 1:
+        raise ValueError(f'config.data.{name}={share} must be a share, from 0 to 1.')
+    self._single_frames, self._without_text = single_frames, without_text
     self._sources = sources
     self._seed = seed
     self._batch_size = batch_size
@@ -53,7 +70,16 @@ class Order:
     drawn = hash64(*key, CAPTION, epoch, source.keys[examples]) % count.astype(np.uint64)
     pixels = hash64(*key, PIXELS, epoch, source.keys[examples]).view(np.int64)
     seeds = np.stack([pixels, np.zeros_like(pixels)], 1)
-    return Plan(source, epoch, source.records[examples], first + drawn.astype(np.int64), seeds)
+
+    def draw(stream, share):
+      return _uniform(hash64(*key, stream, epoch, source.keys[examples])) < share
+
+    records = source.records[examples]
+    frame, alone = draw(FRAME, self._single_frames), draw(ALONE, self._without_text)
+    if self._without_text:
+      known = source.dataset.metadata()
+      alone &= frame | [known[int(number)].still for number in records]
+    return Plan(source, epoch, records, first + drawn.astype(np.int64), seeds, frame, alone)
 
   def _choice(self, step):
     """Returns the source of a step and how many batches it gave before."""
@@ -79,8 +105,7 @@ class Order:
     steps = np.arange(block * BLOCK, (block + 1) * BLOCK)
     weights = np.stack([source.weight * source.is_active(steps) for source in self._sources])
     upper = np.cumsum(weights, 0)
-    # In 0..1, 53 bits; times a total it stays below that total.
-    uniform = (hash64(self._seed, SOURCE, steps) >> np.uint64(11)) / 2**53
+    uniform = _uniform(hash64(self._seed, SOURCE, steps))
     choices = np.sum(uniform * upper[-1] >= upper, 0)
     return np.where(upper[-1] > 0, choices, -1)
 
@@ -105,15 +130,16 @@ def _next_readable(source, shuffled, offset):
 
 def texts(plan, tokenizer, length):
   """Returns what a batch has beside the clips: fields of VideoTextBatch, of a Plan's rows."""
-  source, _, records, chosen, _ = plan
-  ids, mask, *tower = tokenizer.encode([source.read_text(i) for i in chosen], length)
+  source, records, alone = plan.source, plan.records, plan.alone
+  said = ['' if none else source.read_text(i) for i, none in zip(plan.texts, alone, strict=True)]
+  ids, mask, *tower = tokenizer.encode(said, length)
   return {
     'text_ids': ids,
     'text_mask': mask,
     'tower_ids': tower[0] if tower else np.zeros((len(ids), 0), np.int32),
     'video_id': video_ids(source.dataset, records),
-    'caption_id': caption_ids(ids),
-    'answer': source.labels[chosen],
+    'caption_id': np.where(alone, np.int32(NO_TEXT), caption_ids(ids)),
+    'answer': source.labels[plan.texts],
     'valid': np.ones(len(records), bool),
   }
 
@@ -145,6 +171,11 @@ def video_ids(prepared, records):
   """int32[b], the same for the same record of the same PreparedDataset."""
   digest = hashlib.blake2b(prepared.name.encode(), digest_size=8).digest()
   return _int32(hash64(VIDEO, int.from_bytes(digest, 'little'), records))
+
+
+def _uniform(hashed):
+  # In 0..1, 53 bits; times a total it stays below that total.
+  return (hashed >> np.uint64(11)) / 2**53
 
 
 def _int32(hashed):

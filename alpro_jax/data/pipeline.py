@@ -55,16 +55,18 @@ def train_batches(config, sources, tokenizer, *, seed, start_step, batch_size, r
   """
   if not 0 <= rows.start < rows.stop <= batch_size:
     raise ValueError(f'{rows=} is no part of {batch_size=}.')
-  order = Order(sources, seed, batch_size)
+  shares = (config.get(name, 0.0) for name in ('single_frames', 'without_text'))
+  order = Order(sources, seed, batch_size, *shares)
   order.plan(start_step, rows)  # Options that cannot work fail here.
   return _train_batches(config, order, tokenizer, start_step, rows)
 
 
 def _train_batches(config, order, tokenizer, step, rows):
   def read(step):
-    source, _, records, _, seeds = order.plan(step, rows)
-    photos = config.still_frames and source.only_photos
-    return source.dataset.fetch(records), seeds, config.still_frames if photos else config.frames
+    plan = order.plan(step, rows)
+    photos = config.still_frames and plan.source.only_photos
+    frames = config.still_frames if photos else config.frames
+    return plan.source.dataset.fetch(plan.records), plan.seeds, plan.frame, frames
 
   failed = None
   while True:  # Opened anew behind what could not be read.
@@ -131,7 +133,8 @@ def eval_batches(config, prepared, *, batch_size, rows=None, first=0):
 
   def read(step):
     records, _ = rows_of(step)
-    return prepared.fetch(records), np.zeros((len(records), 2), np.int64), config.frames
+    seeds, clips = np.zeros((len(records), 2), np.int64), np.zeros(len(records), bool)
+    return prepared.fetch(records), seeds, clips, config.frames
 
   with contextlib.closing(_Clips(steps, read, rows, config, train=False)) as clips:
     for step in steps:
@@ -147,7 +150,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None, first=0):
       yield batch | {'record': records.astype(np.int32), 'valid': valid}
 
 
-def decode_record(serialized, seed, config, *, train, num_frames=None):
+def decode_record(serialized, seed, config, *, train, num_frames=None, frame=False):
   """Makes the clip of one record, in TensorFlow alone.
 
   Args:
@@ -156,9 +159,10 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
     config: config.data.
     train: crop as `config.crop` says, and augmentation; else centre crop.
     num_frames: T of a photo, int32[]; None is config.frames, as of a clip.
+    frame: bool[], whether to show one frame of it, at random, as if it were a photo.
 
   Returns:
-    uint8[T, H, W, 3] and bool[], whether it is a photo.
+    uint8[T, H, W, 3] and bool[], whether it is a photo or a frame.
   """
   record = tf.io.parse_single_example(serialized, FEATURES)
   stored = record['frames']
@@ -167,6 +171,9 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
   def stream(number):
     return seed + tf.constant([0, number], tf.int64)
 
+  frame = tf.convert_to_tensor(frame)
+  one = frames.choose_frames('rand', tf.shape(stored)[0], 1, stream(0))
+  stored = tf.cond(frame, lambda: tf.gather(stored, one), lambda: stored)
   index = frames.choose_frames(strategy, tf.shape(stored)[0], config.frames, stream(0))
   if (crop := config.get('crop', CROPS[0])) not in CROPS:
     raise ValueError(f'data.{crop=} is unknown; choose one of {CROPS}.')
@@ -185,7 +192,7 @@ def decode_record(serialized, seed, config, *, train, num_frames=None):
   size = config.image_size, config.image_size, 3
   if num_frames is None or not config.still_frames:
     num_frames = config.frames
-  return tf.broadcast_to(clip, (num_frames, *size)), record['still'] > 0
+  return tf.broadcast_to(clip, (num_frames, *size)), (record['still'] > 0) | frame
 
 
 def _find_unreadable(prepared, records, config, *, train):
@@ -216,7 +223,8 @@ class _Clips(Iterator):
 
   Args:
     steps: range of what `read` is called with.
-    read: step -> list of b records as bytes, int64[b, 2] seeds, frames of a clip.
+    read: step -> list of b records as bytes, int64[b, 2] seeds, bool[b] whether one frame
+      is shown, frames of a clip.
     rows: slice of length b.
     config: config.data.
     train: see decode_record.
@@ -227,18 +235,20 @@ class _Clips(Iterator):
     count, threads = rows.stop - rows.start, config.threads
 
     def read_now(step):
-      records, seeds, num_frames = held['read'](int(step))
-      return np.array(records, object), seeds, np.full(count, num_frames, np.int32)
+      records, seeds, single, num_frames = held['read'](int(step))
+      return np.array(records, object), seeds, single, np.full(count, num_frames, np.int32)
 
     def read_batch(step):
       # TensorFlow keeps this function, and what it refers to, until the process
       # ends. With `read` itself every evaluation left its data set's files open.
-      columns = tf.numpy_function(read_now, [step], (tf.string, tf.int64, tf.int32))
-      shapes = (count,), (count, 2), (count,)
+      columns = tf.numpy_function(read_now, [step], (tf.string, tf.int64, tf.bool, tf.int32))
+      shapes = (count,), (count, 2), (count,), (count,)
       return tuple(map(tf.ensure_shape, columns, shapes))
 
-    def decode(serialized, seed, num_frames):
-      video, still = decode_record(serialized, seed, config, train=train, num_frames=num_frames)
+    def decode(serialized, seed, frame, num_frames):
+      video, still = decode_record(
+        serialized, seed, config, train=train, num_frames=num_frames, frame=frame
+      )
       return {'video': video, 'still': still}
 
     # Nothing here needs its control flow rewritten, which costs seconds.

@@ -15,7 +15,7 @@ from alpro_jax.contrastive import Features
 from alpro_jax.data.entities import read_entities
 from alpro_jax.models.alpro import Alpro, Encoding
 from alpro_jax.tasks import regions
-from alpro_jax.tasks.prompter import Prompter
+from alpro_jax.tasks.prompter import Prompter, has_text, told
 from alpro_jax.tasks.shared import model_config
 from alpro_jax.tasks.teacher import init_teacher, make_teacher
 
@@ -139,7 +139,7 @@ class Pretrain(Prompter):
     options, keys = self.options, _keys(key)
     targets, counts = Targets(), {}
     if options.vtc:
-      counts['loss/vtc'] = jnp.float32(batch.valid.shape[0])
+      counts['loss/vtc'] = told(batch)
     if options.vtm:
       found = sharding.map_parts(
         lambda ids: contrastive.has_negative(ids, **self._columns),
@@ -147,7 +147,7 @@ class Pretrain(Prompter):
         parts,
         self.mesh,
       )
-      found = jnp.stack([jnp.ones_like(found), found, found], axis=1)
+      found = jnp.stack([has_text(batch), found, found], axis=1)
       targets = targets.replace(found=found)
       counts['loss/vtm'] = jnp.sum(found.astype(jnp.float32))
     if options.mlm:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from alpro_jax import contrastive
-from alpro_jax.batch import VideoTextBatch
+from alpro_jax.batch import NO_TEXT, VideoTextBatch
 from alpro_jax.contrastive import Features
 from alpro_jax.models.alpro import Alpro, Encoding
 from alpro_jax.tasks.base import Task
@@ -53,7 +53,7 @@ class Prompter(Task):
     return cls(model=model, options=config.loss, mesh=mesh)
 
   def make_targets(self, frozen, batch, key, *, parts=1):
-    return None, {'loss/vtc': jnp.float32(batch.valid.shape[0])}
+    return None, {'loss/vtc': told(batch)}
 
   def embed(self, params, targets, batch, key, *, train):
     video, text = self.encode(self.bind(params, key), targets, batch, train)[:2]
@@ -73,9 +73,9 @@ class Prompter(Task):
       terms['logit_bias'] = bias, 1.0
     else:
       found = contrastive.vtc(features, temperature, ids, **rest)
-    total, count, (v2t, t2v) = found
+    total, _, (v2t, t2v) = found
     return terms | {
-      'loss/vtc': (total, count),
+      'loss/vtc': (total, told(batch)),
       'accuracy/v2t': (v2t, 1.0),
       'accuracy/t2v': (t2v, 1.0),
     }
@@ -110,3 +110,13 @@ class Prompter(Task):
     # A row is never a negative of itself.
     columns = [ids[name] for name in kept] or [jnp.arange(batch.video_id.shape[0])]
     return jnp.stack(columns, axis=1), positives
+
+
+def has_text(batch: VideoTextBatch) -> jax.Array:
+  """bool[B], False for pictures that stand alone."""
+  return batch.caption_id != NO_TEXT
+
+
+def told(batch: VideoTextBatch) -> jax.Array:
+  """float32[]: the pairs that VTC is the mean over."""
+  return jnp.sum(has_text(batch).astype(jnp.float32))

@@ -18,8 +18,17 @@ def get_task(config, text: TextInfo, mesh) -> Task:
   """Returns the task that `config.task` names.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name; or if pictures come without text, and the task learns
+      nothing from them.
   """
   if config.task not in TASKS:
     raise ValueError(f'{config.task=} is unknown; choose one of {sorted(TASKS)}.')
+  alone, loss = config.data.get('without_text', 0.0), config.loss
+  told = (loss.vtc_form, loss.same_caption) == ('softmax', 'neutral')
+  if alone and not (config.task == 'pretrain' and loss.pem and told):
+    raise ValueError(
+      f'config.data.without_text={alone} is for PEM alone: it needs config.task=pretrain, '
+      'config.loss.pem above 0, config.loss.vtc_form=softmax and config.loss.same_caption=neutral; '
+      'set it to 0.'
+    )
   return TASKS[config.task].from_config(config, text, mesh)

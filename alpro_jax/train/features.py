@@ -67,6 +67,7 @@ def check(config: Any, task: Task, trained: Any) -> None:
     'data.crop=centre': not squashed and data.crop != 'centre',
     'data.randaugment.enabled=False': data.randaugment.enabled,
     'data.still_frames=0': data.still_frames,
+    'data.single_frames=0': data.single_frames,
     'model.video.drop_path=0': video.drop_path,
     'model.video.dropout=0': video.dropout,
     'loss.pem=0': task.needs_prompter,  # Which looks at regions of clips.

@@ -150,6 +150,10 @@ ROWS = {
   'changing_regions': Row(
     'of four regions the one that changes most', {'loss.region_choice': 'change'}
   ),
+  'stills': Row(
+    'a third of the clips as single frames, half of these without text',
+    {'data.single_frames': 1 / 3, 'data.without_text': 0.5},
+  ),
   'tubes': Row('regions that follow what changes', {'loss.region_follows': True}),
   'negative_margin_01': Row('wrong pairs less similar by 0.1', {'loss.negative_margin': 0.1}),
   'negative_margin_02': Row('wrong pairs less similar by 0.2', {'loss.negative_margin': 0.2}),
