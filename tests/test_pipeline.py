@@ -283,7 +283,9 @@ def test_single_frames_and_pictures_alone_in_one_batch_with_clips():
   check_equal(mixed[7], again)
   (photos,) = take(train(MemorySet(6, stills=(0, 3)), without_text=1.0), 1)
   np.testing.assert_array_equal(photos['caption_id'] < 0, photos['still'])
-  with pytest.raises(ValueError, match='config.data.single_frames=2.0 must be a share, from 0 to 1'):
+  with pytest.raises(
+    ValueError, match='config.data.single_frames=2.0 must be a share, from 0 to 1'
+  ):
     train(data, single_frames=2)
 
 

@@ -31,6 +31,8 @@ def test_rows_differ_in_what_they_say_alone(world, row):
   negatives = {config.loss.uniform_negative_steps >= 10**5 for config in made.values()}
   assert batches == {plan.BATCH} and negatives == {True}
   assert told.teaches == (told.pretrain is not None and made['pretrain'].loss.pem > 0)
+  sizes = {made[x].model.video.width for x in made} | {made[x].model.text.depth * 16 for x in made}
+  assert sizes == {128 if told.twice else 64}
   if told.start == 'random':  # No contrast comes in by a start.
     assert made['pretrain'].loss.vtc == 0
   assert plan.BESIDE.get(row, 'alpro') in plan.ROWS

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from alpro_jax.data import annotations, tables
 from alpro_jax.data.annotations import Annotations, Clip, Question, present
-from alpro_jax.data.names import canonical, folded, name_problem
+from alpro_jax.data.names import canonical, folded, is_photo, name_problem
 
 
 def kind_of(question: str) -> str:
@@ -84,7 +84,8 @@ class Clips:
   ) -> None:
     """Adds the captions of one row: one or a list of them, of any type.
 
-    What is no text is reported, with `where`, 'file:line'. A still clip is a photo.
+    What is no text is reported, with `where`, 'file:line'. A still clip is a photo, and so
+    is one that is named as such.
     """
     captions = captions if isinstance(captions, list) else [captions]
     clip = self._clip(where, files, [('caption', text) for text in captions], still)
@@ -158,7 +159,8 @@ class Clips:
         paths = (os.path.join(self._roots[0], name) for name in (first, video))
         files = files if all(map(os.path.isfile, paths)) else self._clips[first]['files']
       video = files[0]
-      new = {'video': video, 'files': files, 'captions': {}, 'questions': [], 'still': still}
+      new = {'video': video, 'files': files, 'captions': {}, 'questions': []}
+      new['still'] = still or is_photo(video)
       self._clips.setdefault(video, new)
     try:
       for name, text in texts:

@@ -15,6 +15,12 @@ VIDEO_SUFFIXES = tuple(
 PHOTO_SUFFIXES = tuple('.jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif'.split())
 
 
+def is_photo(name: str) -> bool:
+  """Whether a name is that of a photo; a .gif may move."""
+  suffix = os.path.splitext(name.lower())[1]
+  return suffix in PHOTO_SUFFIXES and suffix not in VIDEO_SUFFIXES
+
+
 def name_problem(name) -> str:
   """Returns why a name may not be opened, or ''."""
   if not isinstance(name, str) or name.strip() in MISSING:

@@ -34,8 +34,8 @@ def read_folder(captions='', questions: Questions = '', *, split='train', root='
   """Reads captions, questions, or both, of videos named by their files.
 
   Args:
-    captions: rows of `video` (a file, or the address that it was fetched from), `caption`
-      (in JSON also a list) and, optional, `style` and `split`.
+    captions: rows of `video` (a file, also of a photo, or the address that it was fetched
+      from), `caption` (in JSON also a list) and, optional, `style` and `split`.
     questions: rows of `video`, `question`, `answer` and, optional, `type` (or
       `answer_type`) and `split`.
     split: rows that name another split are left out.

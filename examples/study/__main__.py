@@ -148,7 +148,7 @@ class Study:
       return
     row, start = plan.ROWS[name], time.monotonic()
     folder = self.folder / name / f'seed{seed}'
-    prompter = self.folder / f'prompter_{row.captions}' / f'seed{seed}'
+    prompter = self.folder / f'prompter_{row.captions}{"_twice" * row.twice}' / f'seed{seed}'
     tuned = ['retrieval', *(f'questions_{share}' for share in plan.QUESTION_SHARES)]
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(folder, total=2 + len(tuned))

@@ -66,6 +66,7 @@ class Row(NamedTuple):
     single_prompt: the first template alone.
     learned_prompts: vectors in place of templates; see launch/prompts.py.
     main: a row that a claim of the paper rests on: five seeds, the others three.
+    twice: as wide and as deep a model, of prompter and run; one seed, at seven times the work.
   """
 
   title: str
@@ -77,10 +78,11 @@ class Row(NamedTuple):
   single_prompt: bool = False
   learned_prompts: bool = False
   main: bool = False
+  twice: bool = False
 
   @property
   def seeds(self) -> range:
-    return range(5 if self.main else 3)
+    return range(5 if self.main else 1 if self.twice else 3)
 
   @property
   def steps(self) -> int:
@@ -158,6 +160,7 @@ ROWS = {
   'negative_margin_01': Row('wrong pairs less similar by 0.1', {'loss.negative_margin': 0.1}),
   'negative_margin_02': Row('wrong pairs less similar by 0.2', {'loss.negative_margin': 0.2}),
   'clip_per_loss': Row('each loss clipped to a norm of 1', {'optimizer.clip_per_loss': 1.0}),
+  'twice': Row('ALPRO, twice as wide and as deep', twice=True),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
   'learned_prompts': Row('prompts learned', learned_prompts=True),
   'few_entities': Row('few entities', entities='few'),
@@ -211,7 +214,7 @@ def digest(world: str, row: str) -> str:
       for field in dataclasses.fields(place)
       if field.name not in ('rows', 'seeds') and getattr(place, field.name) != field.default
     },
-    'row': ROWS[row]._asdict(),
+    'row': {k: v for k, v in ROWS[row]._asdict().items() if k != 'twice' or v},
     'constants': {k: v for k, v in globals().items() if k.isupper() and not isinstance(v, dict)},
     'shares': QUESTION_SHARES,
   }

@@ -4,7 +4,7 @@ Stages: prompter, pretrain, retrieval, and questions_N for N % of the clips. Set
 and checkpoints are given by flags; see __main__.py.
 """
 
-from configs import common, finetune, pretrain
+from configs import common, finetune, models, pretrain
 from configs.ablations import frame_encoder
 from examples.study import plan
 
@@ -35,6 +35,12 @@ def get_config(argument):
     }
   )
   config.model.text.max_positions = plan.TOKENS
+  if row.twice:
+    for tower in (config.model.video, config.model.text):
+      for size in ('width', 'depth', 'heads', 'mlp_size'):
+        tower[size] *= 2
+    config.model.text.fusion_layer *= 2
+    models.from_random_weights(config.model)  # Smaller values for wider ones.
   config.optimizer.clip_norm = 5.0  # Four losses are summed: 1 would cut nearly every step.
   config.loss.uniform_negative_steps = 10**6
   config.eval.rerank_k = 0  # All pairs.
