@@ -350,6 +350,13 @@ def test_cc3m(tmp_path):
   ] * 2
 
 
+def test_a_folder_may_hold_photos_beside_videos(tmp_path):
+  rows = [{'video': name, 'caption': 'one'} for name in ('a.mp4', 'b.JPG', 'c.gif', 'd.png')]
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  clips = sources.read_folder(tmp_path / 'rows.jsonl').clips
+  assert [clip.still for clip in clips] == [False, True, False, True]
+
+
 @pytest.mark.parametrize(
   ('name', 'text', 'match'),
   [
@@ -358,13 +365,6 @@ def test_cc3m(tmp_path):
     ('c.txt', 'x', 'must end in .csv, .jsonl, .json or .ndjson'),
   ],
 )
-def test_a_folder_may_hold_photos_beside_videos(tmp_path):
-  rows = [{'video': name, 'caption': 'one'} for name in ('a.mp4', 'b.JPG', 'c.gif', 'd.png')]
-  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  clips = sources.read_folder(tmp_path / 'rows.jsonl').clips
-  assert [clip.still for clip in clips] == [False, True, False, True]
-
-
 def test_wrong_files(tmp_path, name, text, match):
   with pytest.raises(ValueError, match=match):
     sources.read_folder(_write(tmp_path, name, text))
