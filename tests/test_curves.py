@@ -31,5 +31,6 @@ def test_every_chart_has_a_curve():
   """Names that a run writes: see train/progress.py and evaluation/split.py."""
   names = ['train/loss', 'eval/loss', 'eval/t2v_r10', 'eval/v2t_r1', 'eval/accuracy']
   names += ['time/clips_per_second', 'time/waiting_share', 'memory/host_peak_gib']
+  names += ['goodput/steps']
   for title, expressions in curves.CHARTS.items():
     assert any(re.fullmatch(e, name) for e in expressions for name in names), title

@@ -23,7 +23,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, mixture, pipeline, tokens
 from alpro_jax.tasks.base import Task
-from alpro_jax.train import checkpoints, digests, loop, run_folder, supervision
+from alpro_jax.train import checkpoints, digests, goodput, loop, run_folder, supervision
 from alpro_jax.train.progress import NonFiniteError, Progress, SpikeAlarm, duration
 from configs import common
 from tests.processes import run_two
@@ -298,6 +298,58 @@ def test_broken_off_and_resumed_equals_straight(toy, tmp_path):
   assert outcome == (12, True)
   assert 'going on with this run from step 9' in log_of(tmp_path / 'broken')
   assert_same_params(tmp_path / 'straight', tmp_path / 'broken')
+
+
+def test_time_goes_to_phases_over_all_starts(toy, tmp_path, monkeypatch):
+  clock = [0.0]
+  time_ = SimpleNamespace(monotonic=lambda: clock[0], time=lambda: clock[0])
+  monkeypatch.setattr(goodput, 'time', time_)
+  monkeypatch.setattr(goodput, 'WRITE_EVERY', -1.0)
+
+  def spend(seconds):
+    clock[0] += seconds
+
+  def evaluation(plan, params, step):
+    spend(7)
+    return {'eval/r1': 1.0}
+
+  toy.at |= {1: lambda: spend(2), 4: lambda: spend(100), 5: lambda: raise_(KeyboardInterrupt())}
+  train = functools.partial(
+    loop.train, toy_config(log_every_steps=1), tmp_path, evaluations=[evaluation]
+  )
+  with pytest.raises(KeyboardInterrupt):
+    train()
+  spend(1000)
+  toy.at[6] = lambda: spend(30)
+  assert train().finished
+  report = json.loads((tmp_path / 'report.json').read_text())['goodput']
+  # Steps 4 and 5 were done again: the 100 s that they had waited are lost.
+  none = dict.fromkeys(goodput.PHASES, 0)
+  expected = none | {'input': 32 / 139, 'evaluation': 7 / 139, 'restart': 100 / 139}
+  assert report.pop('shares') == pytest.approx(expected)
+  assert report == {'seconds': 139, 'starts': 2, 'between_starts_seconds': 1000}
+  log = log_of(tmp_path)
+  assert 'waiting for data 0%  goodput 0%' in log
+  assert 'of 139 s in 2 starts restart 71.9%, input 23.0%, evaluation 5.0%' in log
+  every = {'tensors': 0}
+  events = EventAccumulator(str(tmp_path / 'tensorboard'), size_guidance=every).Reload()
+  assert {e.step for e in events.Tensors('goodput/restart')} == set(range(1, 13))
+
+
+@pytest.mark.parametrize(
+  'known, saved, left, restart',
+  [
+    ({'steps': 90, 'compile': 8, 'restart': 5}, {'steps': 60, 'compile': 8}, 60, 35),
+    ({'steps': 90, 'restart': 5}, {}, 0, 95),  # No checkpoint yet.
+    ({}, {'steps': 60, 'restart': 5}, 60, 5),  # The file was lost.
+    ({'steps': 50}, {'steps': 60}, 60, 0),  # Or is older than the checkpoint.
+  ],
+)
+def test_what_a_kill_undid_is_restart(known, saved, left, restart):
+  seconds = goodput.undone(known, saved)
+  assert (seconds['steps'], seconds['restart']) == (left, restart)
+  assert sum(seconds.values()) == max(sum(known.values()), sum(saved.values()))
+  assert sum(goodput.shares(seconds).values()) == pytest.approx(1)
 
 
 def test_resumes_on_one_device(toy, tmp_path, monkeypatch):

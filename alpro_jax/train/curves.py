@@ -17,6 +17,7 @@ CHARTS = {
   'Right answers': ('eval/accuracy(/.+)?',),
   'Clips per second': ('time/clips_per_second',),
   'Share of waiting for data': ('time/waiting_share',),
+  'Shares of the time, over all starts': ('goodput/.+',),
   'Memory, GiB': ('memory/.+',),
 }
 

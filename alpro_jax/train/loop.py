@@ -23,6 +23,7 @@ from alpro_jax.tasks.registry import get_task
 from alpro_jax.tasks.shared import resized_tables
 from alpro_jax.train import checkpoints, features, identity, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
+from alpro_jax.train.goodput import Goodput, shares
 from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState
 from alpro_jax.train.step import Update, check_negatives, make_update
@@ -67,7 +68,7 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
       run in the workdir, and for parameters that do not fit.
     NonFiniteError: if a loss is not finite; the checkpoints stay as they are.
   """
-  options = config.train
+  options, goodput = config.train, Goodput()
   supervisor = Supervisor(
     stop_seconds=options.stop_seconds, standstill_seconds=options.standstill_seconds
   )
@@ -96,16 +97,20 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
     frozen = load_frozen(plan.task, prompter, plan.tokenizer)
     state = _first_state(plan, store, fresh)
-    due = bool(stored and evaluations and store.meta(int(state.step)).get('evaluation_due'))
+    at = {} if store.newest() is None else store.meta(int(state.step))
+    due = bool(evaluations and at.get('evaluation_due'))
+    goodput.resume(folder, at.get('seconds', {}))
     plan = plan._replace(frozen=frozen)
     if config.data.features:
+      goodput.enter('input')
       with supervisor.interrupts():
         plan = plan._replace(features=features.prepare(plan, state, supervisor.doing))
       if not plan.features:
         logging.warning('stopped on request; what is made of %s stays', features.OPTION)
         store.close()
         return Outcome(int(state.step), finished=False)
-    return _Trainer(folder, plan, evaluations, store, supervisor, state, due).run()
+      goodput.enter('restart')
+    return _Trainer(folder, plan, evaluations, store, supervisor, goodput, state, due).run()
 
 
 def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
@@ -232,8 +237,9 @@ def _reader(plan):
 class _Trainer:
   """Takes the steps of one start of a run."""
 
-  def __init__(self, folder, plan, evaluations, store, supervisor, state, due):
+  def __init__(self, folder, plan, evaluations, store, supervisor, goodput, state, due):
     """`due` is an evaluation of the first state, before which a stop came."""
+    self.goodput = goodput
     self.folder, self.plan, self.evaluations = folder, plan, evaluations
     self.store, self.supervisor, self.state, self.due = store, supervisor, state, due
     self.step, self.figures, self.saved_at = int(state.step), None, time.monotonic()
@@ -273,20 +279,25 @@ class _Trainer:
         logging.warning(f'stopped on request at step {self.step} of {steps}{due}')
     finally:
       # Whatever ended the loop: a save that has begun is finished.
-      self.supervisor.doing('finishing the last save')
+      self._begin('checkpoint', 'finishing the last save')
       batches.close()
       try:
         best = self.store.best()
         self.store.close()
       finally:
         self.progress.close()
+    self.goodput.write(now=True)
     if finished := self.step == steps and not self.due:
       rates = self.progress.summary()
       seen = {'data': [source.report() for source in self.plan.sources]}
+      seen['goodput'] = self.goodput.summary()
       _write_report(self.folder, self.step, self.figures, best, rates | seen)
+      parts = sorted(seen['goodput']['shares'].items(), key=lambda item: -item[1])
       logging.info(
         f'finished {self.step} steps: {rates["clips_per_second"]:.1f} clips/s, '
-        f'waiting for data {rates["waiting_share"]:.1%}'
+        f'waiting for data {rates["waiting_share"]:.1%}; of {seen["goodput"]["seconds"]:.0f} s '
+        f'in {seen["goodput"]["starts"]} starts '
+        + ', '.join(f'{name} {share:.1%}' for name, share in parts)
       )
     return Outcome(self.step, finished)
 
@@ -296,10 +307,14 @@ class _Trainer:
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
-        self.supervisor.doing(f'waiting for the data of step {self.step + 1}')
+        self._begin('input', f'waiting for the data of step {self.step + 1}')
         batch = next(batches)
-        self.supervisor.doing(f'at step {self.step + 1}, or at the end of the one before')
+        self._begin(
+          'compile' if self.step + 1 == first else 'steps',
+          f'at step {self.step + 1}, or at the end of the one before',
+        )
         self.state, metrics = self.plan.update.step(self.state, self.plan.frozen, batch)
+        self.goodput.enter('steps')
       self.step += 1
       self.progress.add(self.step, metrics)
       if self.step == first:
@@ -308,7 +323,8 @@ class _Trainer:
       stopping, last = self.supervisor.stop_requested(self.step), self.step == options.steps
       if last or stopping or self._every(options.log_every_steps):
         replaced = sum(len(source.broken) for source in self.plan.sources)
-        self.progress.report(batches.wait_seconds, replaced)
+        self.progress.report(batches.wait_seconds, replaced, shares(self.goodput.seconds()))
+        self.goodput.write()
       figures = None
       if self.evaluations and (last or self._every(options.eval_every_steps)):
         self.due = True
@@ -321,7 +337,7 @@ class _Trainer:
   def _evaluate(self):
     """Returns the figures of this step; None if a stop came before them."""
     found = {}
-    self.supervisor.doing(f'evaluating step {self.step}')
+    self._begin('evaluation', f'evaluating step {self.step}')
     logging.info('step %d: evaluating', self.step)
     try:
       with self.progress.paused(), self.supervisor.interrupts():
@@ -338,15 +354,24 @@ class _Trainer:
       if jax.process_count() == 1:
         self._save(None)
       raise
+    self.goodput.enter('steps')
     return None if self.due else figures
 
   def _save(self, figures, replace=False):
     # Save nothing that was computed from a loss that is not finite.
     self.progress.fetch()
-    self.supervisor.doing(f'saving step {self.step}')
+    self._begin('checkpoint', f'saving step {self.step}')
     meta = {**self.plan.meta, 'evaluation': self.figures, 'evaluation_due': self.due}
+    meta['seconds'] = self.goodput.seconds()
     self.store.save(self.state, meta, figures, replace=replace)
     self.saved_at = time.monotonic()
+    self.goodput.write(now=True)
+    self.goodput.enter('steps')
+
+  def _begin(self, phase, what):
+    """Tells those that watch what the loop begins; phases are those of goodput.py."""
+    self.goodput.enter(phase)
+    self.supervisor.doing(what)
 
   def _is_time_to_save(self):
     """Whether a checkpoint is due; all processes answer alike."""

@@ -168,11 +168,14 @@ class Progress:
     yield
     self._start += time.monotonic() - start
 
-  def report(self, waiting: float, replaced: int = 0) -> None:
+  def report(
+    self, waiting: float, replaced: int = 0, shares: Mapping[str, float] | None = None
+  ) -> None:
     """Logs one line and writes the averages since the last one.
 
     `waiting` are the seconds that the loop has waited for data since it started,
-    `replaced` the records that could not be read.
+    `replaced` the records that could not be read, `shares` of the run's time those of
+    goodput.py.
     """
     self.fetch()
     if not self._count:
@@ -188,26 +191,28 @@ class Progress:
     wrong = ''.join(f'  {n} {name.replace("_", " ")}' for name, n in trouble.items() if n)
     logging.info(
       f'step {self._step} of {self._steps}  loss {scalars["loss"]:.4f} ({losses})'
-      f'{self._speed(since, times)}{wrong}'
+      f'{self._speed(since, times, shares)}{wrong}'
     )
     if line := self._describe(self._averages):
       logging.info('%s', line)
     memory = {'host_peak_gib': peak_memory_gib()}
     if peak := (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use'):
       memory['device_peak_gib'] = peak / 2**30
-    curves = {'train': scalars, 'trouble': trouble, 'memory': memory}
+    curves = {'train': scalars, 'trouble': trouble, 'memory': memory, 'goodput': shares or {}}
     curves['time'] = times if self._timed else {}
     named = {f'{part}/{name}': n for part, found in curves.items() for name, n in found.items()}
     self.write(self._step, named)
     self._sums, self._count = {}, 0
     self._restart(waiting)
 
-  def _speed(self, since, times) -> str:
+  def _speed(self, since, times, shares) -> str:
     """Rates since the last report and the time left; '' of what was not measured."""
     if not self._timed:
       return ''
     waited = f'waiting for data {times["waiting_share"]:.0%}'
     said = f'  {times["clips_per_second"]:.1f} clips/s  {waited}'
+    if shares:
+      said += f'  goodput {shares["steps"]:.0%}'
     # A few steps, beside a save, tell little; of this start there may be more.
     known = since if since['steps'] >= _FEW else self._total
     if known['steps'] < _FEW:
