@@ -239,6 +239,7 @@ def test_what_is_too_much_or_wrong_is_a_sentence(port, service):
 
   status, said = detail('/search?q=' + 'x' * 2000)
   assert status == 422 and said.startswith('q: String should have at most 1000')
+  assert detail('/ask?video=1&question=%20')[0] == detail('/explain?clip=1&q=')[0] == 422
   assert detail('/search?q=%20') == (422, 'q: expected a text to search by.')
   assert detail('/search?q=x&min_seconds=nan')[0] == 422
   assert detail('/search?q=x&form=exe')[0] == 422 and detail('/search?q=x&k=0')[0] == 422

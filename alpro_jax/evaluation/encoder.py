@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorflow as tf
 
 from alpro_jax import metrics
-from alpro_jax.data import augment, tokens
+from alpro_jax.data import tokens
 from alpro_jax.data.cut import CutVideo, Segment
 from alpro_jax.evaluation import familiarity, question_answering
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures, fill_batch
@@ -46,6 +45,10 @@ class Encoder:
 
   def pixels(self, clips: list[Segment]) -> np.ndarray:
     """uint8[n, T, H, W, 3]: resized and cut as config.data says."""
+    import tensorflow as tf  # Here: it takes seconds, and a text is searched for without.
+
+    from alpro_jax.data import augment
+
     data, middle = self.trained.config.data, tf.constant([0.5, 0.5])
     shown = [augment.decode_clip(tf.constant(clip.frames), middle, data) for clip in clips]
     return np.stack([clip.numpy() for clip in shown])

@@ -40,6 +40,7 @@ _HEAVY_AT_ONCE = 2
 _REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0
 
 Text = Annotated[str, fastapi.Query(max_length=1000)]
+Asked = Annotated[str, fastapi.Query(max_length=1000, pattern=r'\S')]
 Seconds = Annotated[float | None, fastapi.Query(ge=0, le=1e9, allow_inf_nan=False)]
 Day = Annotated[datetime.date | None, fastapi.Query()]
 Upload = Annotated[fastapi.UploadFile, fastapi.File()]
@@ -68,7 +69,7 @@ class Service:
     for count in TEXTS:
       self.encoder.texts(['a'] * count)
     if self.store.counts()[1]:
-      self.search('a')
+      self.search('a', rerank_k=64)
 
   def close(self) -> None:
     """Ends its threads."""
@@ -311,12 +312,12 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
     return responses.Response(service.store.strips([clip])[0], media_type='image/jpeg')
 
   @app.get('/ask')
-  def ask(video: int, question: Text):
+  def ask(video: int, question: Asked):
     """Answers a question about a video."""
     return service.ask(video, question)
 
   @app.get('/explain', response_class=responses.HTMLResponse)
-  def explained(clip: int, q: Text):
+  def explained(clip: int, q: Asked):
     """Shows which places of a clip each word rests on."""
     headers = {'content-security-policy': _policy()}
     return responses.HTMLResponse(service.explain(clip, q), headers=headers)
