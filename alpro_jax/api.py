@@ -49,7 +49,7 @@ def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
     FileNotFoundError: if there is nothing by that name.
     ValueError: if what is there is damaged, or no model.
   """
-  name, folder = str(source), files.local(source)
+  name, folder = str(source), checkpoints.local(source)
   if not folder.exists():
     if not (SHIPPED / name / layouts.CONFIG).is_file():
       shipped = sorted(x.name for x in SHIPPED.glob('*') if layouts.is_hub(x))

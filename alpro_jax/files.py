@@ -9,6 +9,9 @@ is renamed once:
 A process that is killed leaves that folder behind; the next one that writes to
 the same place clears it. Only a folder with the mark is ever cleared. An
 OSError that names no file, as of a full disk, names the place.
+
+What is to lie in a bucket (gs://, s3://) is made here and uploaded when it is whole; what
+lies there is fetched. See buckets.py.
 """
 
 import contextlib
@@ -17,33 +20,78 @@ import hashlib
 import itertools
 import os
 import pathlib
-import re
 import shutil
+import tempfile
 from collections.abc import Iterator
+
+from alpro_jax import buckets
 
 MARK = 'made-by-alpro_jax'
 _BLOCK = 1 << 16  # Bytes.
-# pathlib makes gs:/b of gs://b.
-_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|file):/')
 
 
 def local(path) -> pathlib.Path:
-  """Returns a path, of this machine.
+  """Returns a path of this machine; what lies in a bucket is fetched.
 
   Raises:
-    ValueError: for an address, such as gs://bucket/run, which pathlib takes for a folder
-      called gs: of the working directory.
+    FileNotFoundError: if nothing is there in the bucket.
+    ValueError: for an address of another kind, such as file://.
   """
-  if address := _ADDRESS.match(os.fspath(path)):
-    raise ValueError(
-      f'{os.fspath(path)} is an address, and alpro_jax reads and writes files of this machine '
-      f'alone: give a path without {address[0]}, copied here or mounted, as by gcsfuse.'
-    )
-  return pathlib.Path(path)
+  return buckets.fetch(os.fspath(path)) if buckets.is_address(path) else pathlib.Path(path)
+
+
+def absolute(path) -> str:
+  """Returns a path that holds in every working directory; an address as it is."""
+  return os.fspath(path) if buckets.is_address(path) else os.path.abspath(path)
+
+
+def join(path, *names) -> str:
+  """Returns the path of a file in a folder, or in a bucket."""
+  path = os.fspath(path)
+  return (
+    '/'.join((path.rstrip('/'), *names)) if buckets.is_address(path) else os.path.join(path, *names)
+  )
+
+
+def size(path) -> int | None:
+  """Returns how many bytes a file has; None if there is no file."""
+  if buckets.is_address(path):
+    found = buckets.entry(os.fspath(path))
+    return found and found.size
+  return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def sizes(folder) -> dict[str, int]:
+  """Returns the bytes of all files below a folder, here or in a bucket, by relative name."""
+  if buckets.is_address(folder):
+    return {name: found.size for name, found in buckets.listing(os.fspath(folder)).items()}
+  paths = (path for path in pathlib.Path(folder).rglob('*') if path.is_file())
+  return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def exists(path) -> bool:
+  """Whether a file is there."""
+  return size(path) is not None
+
+
+def names(folder) -> list[str]:
+  """Returns what lies in a folder, here or in a bucket, sorted; [] if there is none."""
+  if buckets.is_address(folder):
+    return sorted({name.partition('/')[0] for name in buckets.listing(os.fspath(folder)) if name})
+  return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def read(path) -> bytes:
+  """Returns what a file holds, here or in a bucket."""
+  return (
+    buckets.read(os.fspath(path)) if buckets.is_address(path) else pathlib.Path(path).read_bytes()
+  )
 
 
 def sha256(path) -> str:
-  """Returns the hex sha256 of what a file holds."""
+  """Returns the hex sha256 of what a file holds, here or in a bucket."""
+  if buckets.is_address(path):
+    return buckets.stream_sha256(os.fspath(path))
   with open(path, 'rb') as stream:
     return hashlib.file_digest(stream, 'sha256').hexdigest()
 
@@ -63,17 +111,22 @@ def ends_digest(stream) -> bytes:
 
 def check_free(path) -> None:
   """Raises FileExistsError unless nothing is here, or an empty folder."""
-  path = pathlib.Path(os.path.realpath(local(path)))
+  if buckets.is_address(path):
+    if buckets.listing(os.fspath(path)):
+      raise FileExistsError(f'{path} exists already; choose another --output, or delete it.')
+    return
+  path = pathlib.Path(os.path.realpath(path))
   if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
     raise FileExistsError(f'{path} exists already; choose another --output, or delete it.')
 
 
 @contextlib.contextmanager
-def folder(path) -> Iterator[pathlib.Path]:
+def folder(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
   """Makes a folder that gets its name when everything is in it.
 
   Args:
     path: of the folder; nothing may be there, or an empty folder.
+    wait: for another process that is writing the same; else it raises ValueError.
   Yields:
     an empty folder with the same last name, to write to. When the block ends
     it is renamed to `path`; when it raises, it is removed.
@@ -82,17 +135,36 @@ def folder(path) -> Iterator[pathlib.Path]:
     ValueError: if another process is writing to the same place.
   """
   check_free(path)
-  with scratch(path) as made:
+  with scratch(path, wait=wait) as made:
     check_free(path)
     yield made
     check_free(path)
-    os.rename(made, os.path.realpath(path))
+    if buckets.is_address(path):
+      buckets.upload(made, os.fspath(path))
+    else:
+      os.rename(made, os.path.realpath(path))
 
 
 @contextlib.contextmanager
-def scratch(path) -> Iterator[pathlib.Path]:
+def into(path) -> Iterator[pathlib.Path]:
+  """Yields a folder to write files to, which may have others; it is made if need be.
+
+  What is to lie in a bucket is uploaded when the block ends.
+  """
+  if buckets.is_address(path):
+    with _aside(path) as made:
+      made.mkdir()
+      yield made
+      buckets.upload(made, os.fspath(path))
+    return
+  pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+  yield pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def scratch(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
   """Makes an empty folder beside `path`, which is gone when the block ends."""
-  with _aside(path) as made:
+  with _aside(path, wait) as made:
     made.mkdir()
     yield made
 
@@ -110,7 +182,10 @@ def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
   """
   with _aside(path, wait) as made:
     yield made
-    os.replace(made, os.path.realpath(path))
+    if buckets.is_address(path):
+      buckets.upload(made, os.fspath(path))
+    else:
+      os.replace(made, os.path.realpath(path))
 
 
 def write_text(path, text: str) -> None:
@@ -124,11 +199,15 @@ def lock(path, refusal: str) -> Iterator[None]:
   """Holds the lock of a file, which goes with the process, however that ends.
 
   Args:
-    path: of the file, which is made and stays.
+    path: of the file, which is made and stays. In a bucket it is a lease, and goes.
     refusal: the message of the ValueError if another process holds it, after
-      'process 7 '.
+      'process 7 ' (in a bucket 'process 7 on HOST ').
   """
-  mark = os.open(local(path), os.O_RDWR | os.O_CREAT, 0o666)
+  if buckets.is_address(path):
+    with buckets.Lease(os.fspath(path), refusal):
+      yield
+    return
+  mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     _take(mark, refusal)
     yield
@@ -138,8 +217,12 @@ def lock(path, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _aside(path, wait=False):
-  """Yields where to write what will be renamed to `path`."""
-  path = pathlib.Path(os.path.realpath(local(path)))
+  """Yields where to write what will be renamed to `path`, or uploaded to it."""
+  if buckets.is_address(path):
+    with tempfile.TemporaryDirectory(prefix='alpro_jax-') as work:
+      yield pathlib.Path(work) / os.fspath(path).rstrip('/').rpartition('/')[2]
+    return
+  path = pathlib.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   work, mark = _claim(path, wait)
   try:

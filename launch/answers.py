@@ -41,4 +41,4 @@ def main():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

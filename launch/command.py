@@ -7,6 +7,7 @@ exit code 2; --debug shows where it comes from.
 import contextlib
 import difflib
 import errno
+import functools
 import logging as python_logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alpro_jax import files, machine
+from alpro_jax import buckets, machine
 from alpro_jax.data.annotations import printable_lines
 from alpro_jax.train import options
 from configs import common
@@ -70,13 +71,16 @@ def given_options() -> set[str]:
   return set(config_flags.get_override_values(flags.FLAGS['config']))
 
 
-def run(main, *, words: bool = False, verbosity: int | None = None) -> None:
+def run(
+  main, *, words: bool = False, verbosity: int | None = None, in_buckets: bool = False
+) -> None:
   """Parses the flags, runs main(*words) and ends the process.
 
   Args:
     main: returns None or the exit code.
     words: the command takes some, before, between or after its flags.
     verbosity: of the log, unless --verbosity says another.
+    in_buckets: gs:// and s3:// may be given wherever a path may.
   """
   if verbosity is not None:
     flags.FLAGS.set_default('verbosity', verbosity)
@@ -88,7 +92,7 @@ def run(main, *, words: bool = False, verbosity: int | None = None) -> None:
         raise ValueError(f'unexpected {" ".join(argv[1:])}; every option starts with --.')
       return main(*argv[1:])
 
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=functools.partial(parse, in_buckets=in_buckets))
 
 
 def start() -> None:
@@ -101,13 +105,13 @@ def start() -> None:
   tf.config.set_visible_devices([], 'GPU')
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], *, in_buckets: bool = False) -> list[str]:
   """Parses flags; a wrong one is one line, not a traceback. Returns the rest."""
   flags.FLAGS.set_gnu_getopt(True)
   try:
     rest = flags.FLAGS(argv)
     _check_config()
-    _check_places(rest[1:])
+    _check_places(rest[1:], in_buckets)
     return rest
   except SystemExit:
     sys.exit(0)  # --help was asked for and shown, which absl calls a failure.
@@ -187,11 +191,10 @@ def _check_config():
       raise ValueError(f'{name}: {_unknown(option, option, known)}')
 
 
-def _check_places(words):
-  """Refuses addresses, such as gs://bucket/run, in flags, options and words.
+def _check_places(words, in_buckets):
+  """Refuses addresses that the command cannot read or write, in flags, options and words.
 
-  Everything is read from and written to this machine; whoever opens such a path would
-  find, or make, a folder called gs: here.
+  Whoever opens such a path would find, or make, a folder called gs: here.
   """
   given = [(f'--{name}', flags.FLAGS[name].value) for name in flags.FLAGS if name != 'mirror']
   if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
@@ -201,9 +204,14 @@ def _check_places(words):
     for text in value if isinstance(value, (list, tuple)) else (value,):
       if isinstance(text, str):
         try:
-          files.local(text)
+          address = buckets.is_address(text)
         except ValueError as error:
           raise ValueError(f'{name}: {error}' if name else f'{error}') from None
+        if address and not in_buckets:
+          raise ValueError(
+            f'{name}: {text} is in a bucket, and this command reads and writes files of this '
+            'machine alone: give a path that is copied here or mounted, as by gcsfuse.'
+          )
 
 
 def _explain(error, argv):

@@ -62,14 +62,18 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
+import contextlib
 import dataclasses
 import logging as python_logging
 import os
+import pathlib
+import sys
+import tempfile
 
 import jax
 from absl import flags, logging
 
-from alpro_jax import files
+from alpro_jax import buckets, files
 from alpro_jax.data.annotations import printable
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.weights import (
@@ -200,6 +204,33 @@ def main():
   )
   python_logging.getLogger('asyncio').setLevel('CRITICAL')
   _check_flags()
+  with _on_this_machine():
+    _convert()
+
+
+@contextlib.contextmanager
+def _on_this_machine():
+  """Fetches what flags name in buckets, and uploads what is made for one."""
+  known, output = flags.FLAGS, _OUTPUT.value
+  finds_itself = ('checkpoint', 'prompter', 'interpolate', 'output', 'mirror')
+  for flag in known.flags_by_module_dict()[sys.argv[0]]:
+    value = flag.value
+    if flag.name not in finds_itself and isinstance(value, str) and buckets.is_address(value):
+      known[flag.name].value = str(files.local(value))
+  if not buckets.is_address(output):
+    yield
+    return
+  files.check_free(output)
+  place, _, name = output.rstrip('/').rpartition('/')
+  with tempfile.TemporaryDirectory(prefix='alpro_jax-') as folder:
+    known['output'].value = os.path.join(folder, name)
+    yield
+    for made in sorted(pathlib.Path(folder).iterdir()):  # There may be a prompter, too.
+      buckets.upload(made, f'{place}/{made.name}')
+      print(f'Uploaded: {place}/{made.name}')
+
+
+def _convert():
   if _INTERPOLATE.value:
     start, tuned = checkpoints.find(_INTERPOLATE.value), checkpoints.find(_CHECKPOINT.value)
     shared = interpolation.write(start, tuned, _ALPHA.value, _OUTPUT.value, _KEEP.value)
@@ -338,4 +369,4 @@ def _print_list(what, lines):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

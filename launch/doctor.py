@@ -23,7 +23,7 @@ import time
 
 from absl import flags, logging
 
-from alpro_jax import machine
+from alpro_jax import buckets, files, machine
 from alpro_jax.data.annotations import printable_lines
 from alpro_jax.machine import GIB
 
@@ -297,6 +297,9 @@ def check_workdir(doctor, config):
   """Says what is in the workdir, and whether it can be written."""
   from alpro_jax.train import checkpoints
 
+  if buckets.is_address(_WORKDIR.value):
+    _check_bucket(doctor)
+    return
   folder = pathlib.Path(_WORKDIR.value)
   there = folder
   while not there.exists():
@@ -322,10 +325,31 @@ def check_workdir(doctor, config):
         f'checkpoints need {needed / GIB:.1f} GiB',
         'free some space, or --config.train.keep_newest=1',
       )
-  if checkpoints.step_folders(folder / checkpoints.FOLDER):
+  if checkpoints.have_begun(folder):
     doctor.check(
       'checkpoint',
       lambda: f'{checkpoints.find(folder).folder} is intact',
+      'remove the damaged checkpoint, or give another --workdir',
+    )
+
+
+def _check_bucket(doctor):
+  """Writes a small object and reads it again, as a run would."""
+  from alpro_jax.train import checkpoints
+
+  def write():
+    probe, content = files.join(_WORKDIR.value, 'doctor.txt'), b'written by launch/doctor.py'
+    buckets.write(probe, content)
+    if buckets.read(probe) != content:
+      raise OSError(f'{probe} holds something else than was written')
+    buckets.remove(probe)
+    return f'{_WORKDIR.value} can be written and read'
+
+  doctor.check('workdir', write, 'another --workdir, or credentials for this one')
+  if checkpoints.have_begun(_WORKDIR.value):
+    doctor.check(
+      'checkpoint',
+      lambda: f'{checkpoints.find(_WORKDIR.value).folder} is an intact copy of the newest',
       'remove the damaged checkpoint, or give another --workdir',
     )
 
@@ -341,9 +365,8 @@ def check_run(doctor, config):
     if said := step.check_negatives(config, plan.task, counts):
       doctor.warn('negatives', said)
     stored = None
-    folder = pathlib.Path(_WORKDIR.value) / checkpoints.FOLDER
-    if _WORKDIR.value and checkpoints.step_folders(folder):
-      stored = checkpoints.load_meta(folder)
+    if _WORKDIR.value and checkpoints.have_begun(_WORKDIR.value):
+      stored = checkpoints.load_meta(_WORKDIR.value)
     resume.check_beginning(plan.meta, stored)
     if stored:
       return f'goes on from step {stored["step"]} of {config.train.steps}'
@@ -418,4 +441,4 @@ def _one_device():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

@@ -10,10 +10,9 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
-import os
-
 from absl import flags, logging
 
+from alpro_jax import files
 from alpro_jax.data import annotations, captions, checksum, entities
 
 _CAPTIONS = flags.DEFINE_multi_string(
@@ -34,7 +33,7 @@ _STOP_WORDS = flags.DEFINE_string(
 
 
 def _stop_words(text):
-  if os.path.isfile(text):
+  if files.exists(text):
     return checksum.read_text(text).split()
   return [word.strip() for word in text.split(',') if word.strip()]
 
@@ -55,4 +54,4 @@ def main():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

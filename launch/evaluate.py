@@ -64,6 +64,7 @@ import jax
 import ml_collections
 from absl import flags, logging
 
+from alpro_jax import files
 from alpro_jax.data.annotations import printable
 from configs import common
 
@@ -170,9 +171,10 @@ def evaluate():
       'at a time, with --data, --split and an --output of its own.'
     )
   if _OUTPUT.value:  # Hours before it is written to.
-    pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
+    with files.into(_OUTPUT.value):
+      pass
   tokenizer = _TOKENIZER.value
-  if not tokenizer and _CONFIG.value and os.path.isfile(_CONFIG.value.data.tokenizer):
+  if not tokenizer and _CONFIG.value and files.exists(_CONFIG.value.data.tokenizer):
     tokenizer = _CONFIG.value.data.tokenizer
   model = trained.load(found, config=config, tokenizer=tokenizer, averaged=_AVERAGED.value)
   if _RECALL_TABLE.value and not split.choose_scoring(model).reads:
@@ -389,14 +391,13 @@ def _evaluate(model, prepared, style, several):
       )
   if not _OUTPUT.value:
     return
-  folder = pathlib.Path(_OUTPUT.value)
-  if several:
-    folder /= _card_name(prepared, style)
-  page = card.write(card.make(evaluated, recall=recall), folder)
-  print(f'Written: {page}')
-  if result:
-    report = zero_shot.write_page(result, folder, seconds, _CHECKPOINT.value)
-    print(f'Written: {report}')
+  place = files.join(_OUTPUT.value, _card_name(prepared, style)) if several else _OUTPUT.value
+  with files.into(place) as folder:
+    pages = [card.write(card.make(evaluated, recall=recall), folder)]
+    if result:
+      pages.append(zero_shot.write_page(result, folder, seconds, _CHECKPOINT.value))
+  for page in pages:
+    print(f'Written: {files.join(place, pathlib.Path(page).name)}')
 
 
 def _fill(values, defaults, prefix=''):
@@ -411,4 +412,4 @@ def _fill(values, defaults, prefix=''):
 
 
 if __name__ == '__main__':
-  command.run(main, verbosity=0)
+  command.run(main, verbosity=0, in_buckets=True)

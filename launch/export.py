@@ -22,7 +22,6 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
-import pathlib
 import time
 
 from absl import flags
@@ -58,13 +57,13 @@ def main():
   import jax
   import ml_collections
 
-  from alpro_jax import api, sharding
+  from alpro_jax import api, files, sharding
   from alpro_jax.evaluation import trained
   from alpro_jax.serving import export
 
   start = time.monotonic()
   checkpoint = api.find(_CHECKPOINT.value)
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   if _PARAMS_ONLY.value:
     export.write_params(checkpoint, output, tokenizer=_TOKENIZER.value)
   else:
@@ -82,7 +81,7 @@ def main():
       with_saved_model=_SAVEDMODEL.value,
       tolerance=_TOLERANCE.value,
     )
-  size = sum(path.stat().st_size for path in output.rglob('*') if path.is_file())
+  size = sum(files.sizes(output).values())
   print(f'Written: {output}, {size / 2**20:.1f} MiB, {time.monotonic() - start:.1f} s')
 
 
@@ -100,4 +99,4 @@ def _change(data):
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

@@ -22,11 +22,11 @@ except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
 import json
-import pathlib
 import shlex
 
 from absl import flags, logging
 
+from alpro_jax import files
 from alpro_jax.train.progress import NonFiniteError
 from alpro_jax.train.supervision import STOPPED
 
@@ -70,7 +70,7 @@ def main():
 
 def _say_held_out(workdir, videos):
   """Says in a sentence what the model does on the videos that it never saw."""
-  figures = json.loads(pathlib.Path(workdir, 'report.json').read_text())['evaluation'] or {}
+  figures = json.loads(files.read(files.join(workdir, 'report.json')))['evaluation'] or {}
   if 'eval/t2v_r1' in figures:
     said = (
       f'a text finds its video first in {figures["eval/t2v_r1"]:.1f} % of searches (chance '
@@ -85,4 +85,4 @@ def _say_held_out(workdir, videos):
 
 
 if __name__ == '__main__':
-  command.run(main, verbosity=0)
+  command.run(main, verbosity=0, in_buckets=True)

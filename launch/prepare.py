@@ -94,6 +94,7 @@ from collections import Counter
 
 from absl import app, flags
 
+from alpro_jax import buckets, files
 from alpro_jax.data import annotations, fetch, own, prepare, sources, verify, workers
 from alpro_jax.data.options import options_of
 
@@ -220,7 +221,7 @@ def _print_report(report):
       *((name, count) for name, count in some if count),
     ]
   )
-  print(f'report: {os.path.join(FLAGS.output, prepare.REPORT)}')
+  print(f'report: {files.join(FLAGS.output, prepare.REPORT)}')
 
 
 def _verify(words):
@@ -255,6 +256,8 @@ def _fetch(words):
     raise ValueError(f'fetch takes no words, but was given {words}.')
   if not (FLAGS.captions and FLAGS.videos):
     raise ValueError('fetch needs --captions and --videos.')
+  if buckets.is_address(FLAGS.videos) or buckets.is_address(FLAGS.captions):
+    raise ValueError('fetch downloads into a folder of this machine; give one, and copy it.')
   limits = {name: FLAGS[name].value for name in fetch.Limits._fields if FLAGS[name].present}
   for name, value in limits.items():
     if not value > 0:
@@ -302,9 +305,14 @@ def _prepare(words, beam_flags):
   root = FLAGS[source.folder].value or FLAGS.videos
   if not root:
     raise ValueError(f'--source={FLAGS.source} needs --{source.folder}.')
+  root = str(files.local(root))  # Videos in a bucket are fetched.
   if not os.path.isdir(root):
     raise ValueError(f'--{source.folder}={root} is not a folder.')
   given = {name: FLAGS[name].value for name in ('captions', 'split', *sources.options())}
+  given = {
+    name: str(files.local(value)) if isinstance(value, str) and buckets.is_address(value) else value
+    for name, value in given.items()
+  }
   report = prepare.prepare(
     sources.read(FLAGS.source, {**given, 'root': root}),
     root,
@@ -361,7 +369,7 @@ def _next_of_published(report):
 def _parse(argv):
   """Parses flags and words; what follows -- is Beam's."""
   at = argv.index('--') if '--' in argv else len(argv)
-  return command.parse(argv[:at]) + argv[at:]
+  return command.parse(argv[:at], in_buckets=True) + argv[at:]
 
 
 def main(argv):

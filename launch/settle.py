@@ -4,11 +4,10 @@ launch/main.py trains what this returns, and launch/doctor.py says what it says.
 """
 
 import contextlib
-import os
-import pathlib
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from alpro_jax import files
 from alpro_jax import machine as machines
 from alpro_jax.data import own as own_set
 from alpro_jax.data import tokens
@@ -50,7 +49,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
   said, videos, held_out, chooses = [], 0, 0, config.machine.choose
   if chooses not in ('', 'batch', 'model'):
     raise ValueError(f"config.machine.choose={chooses!r} must be 'model', 'batch' or ''.")
-  begun = workdir and checkpoints.step_folders(pathlib.Path(workdir, checkpoints.FOLDER))
+  begun = workdir and checkpoints.have_begun(workdir)
   start = config.train.init_from if chooses and not begun else ''
   if start:
     stored = checkpoints.load_meta(start)['config']
@@ -58,7 +57,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
     others = {name for name in own.CHOSEN if name not in own.OF_MODEL}
     config = own.as_before(config, stored, given={*given, *others})
     said.append(f'the sizes of the model are those of {start}')
-    if not config.data.tokenizer and os.path.exists(stored['data']['tokenizer']):
+    if not config.data.tokenizer and files.exists(stored['data']['tokenizer']):
       config.data.tokenizer = stored['data']['tokenizer']
   if path := config.data.path:
     parts = own_set.parts(path)

@@ -48,4 +48,4 @@ def main():
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, in_buckets=True)

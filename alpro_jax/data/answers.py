@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from alpro_jax import files
 from alpro_jax.data import checksum
 
 
@@ -64,7 +65,7 @@ def read_answers(path) -> tuple[str, ...]:
     FileNotFoundError: if it is not there.
     ValueError: if it is damaged or empty, or lists an answer twice.
   """
-  if not path or not os.path.isfile(path):
+  if not path or not files.exists(path):
     raise FileNotFoundError(
       f'config.data.answers={os.fspath(path)!r} is no file; question '
       'answering needs the answers to choose from. Make them with `python '

@@ -4,7 +4,10 @@ import os
 
 from absl import logging
 
+from alpro_jax import buckets, files
 from alpro_jax.data import checksum, dataset, sources
+
+_TABLES = ('.txt', '.csv', '.json', '.jsonl')
 
 
 def read_all(paths, split: str = 'train', *, questions: bool = False) -> list[str]:
@@ -20,7 +23,8 @@ def read_all(paths, split: str = 'train', *, questions: bool = False) -> list[st
   """
   texts = []
   for path in map(os.fspath, paths):
-    if os.path.isdir(path):
+    remote = buckets.is_address(path)
+    if os.path.isdir(path) or (remote and not path.lower().endswith(_TABLES)):
       # Frames are not looked at, so their digests need no check.
       records = dataset.open_dataset(path, split, verify=False).metadata()
       texts += (text for record in records for text in record.captions)
@@ -30,7 +34,7 @@ def read_all(paths, split: str = 'train', *, questions: bool = False) -> list[st
       texts += filter(None, map(str.strip, checksum.read_lines(path)))
     else:
       # No video is opened, so any folder will do.
-      found = sources.read_folder(path, split=split, root='/')
+      found = sources.read_folder(str(files.local(path)), split=split, root='/')
       for skipped in found.skipped[:5]:
         logging.warning('%s: %s (%s)', skipped.item, skipped.reason, skipped.detail)
       if len(found.skipped) > 5:

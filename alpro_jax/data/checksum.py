@@ -6,24 +6,24 @@ such as a vocab.txt, have none and are read as they are.
 
 import hashlib
 import json
-import pathlib
+import os
 from typing import Any
 
-from alpro_jax import files
+from alpro_jax import buckets, files
 
 
 def write_text(path, text: str) -> None:
   """Writes a UTF-8 file, into a folder that may be new, and its digest beside it."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, encoding='utf-8')
-  write(path)
+  write_bytes(path, text.encode())
 
 
-def write(path) -> None:
-  """Writes the digest of a file beside it."""
-  path = pathlib.Path(path)
-  _beside(path).write_text(f'{files.sha256(path)}  {path.name}\n')
+def write_bytes(path, content: bytes) -> None:
+  """Writes a file and its digest beside it."""
+  with files.file(path, wait=True) as made:
+    made.write_bytes(content)
+  name = os.fspath(path).rpartition('/')[2]
+  digest = hashlib.sha256(content).hexdigest()
+  files.write_text(f'{os.fspath(path)}{buckets.DIGEST}', f'{digest}  {name}\n')
 
 
 def read_bytes(path) -> bytes:
@@ -32,7 +32,8 @@ def read_bytes(path) -> bytes:
   Raises:
     ValueError: it is not what its digest says.
   """
-  data, beside = pathlib.Path(path).read_bytes(), _beside(path)
+  path = files.local(path)
+  data, beside = path.read_bytes(), path.with_name(f'{path.name}{buckets.DIGEST}')
   if beside.is_file():
     expected = beside.read_text(errors='replace').split(' ')[0]
     got = hashlib.sha256(data).hexdigest()
@@ -75,7 +76,3 @@ def read_json(path) -> dict[str, Any]:
     return dict(json.loads(text))
   except (ValueError, TypeError) as e:
     raise ValueError(f'{path} is damaged, or no JSON object: {e}; get it again.') from e
-
-
-def _beside(path):
-  return pathlib.Path(f'{path}.sha256')

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from alpro_jax import files
-from alpro_jax.data import annotations
+from alpro_jax import buckets, files
+from alpro_jax.data import annotations, bucket_shards
 from alpro_jax.data.manifest import read_manifest
 
 # Digests are checked at every opening below this size; it takes seconds.
@@ -143,6 +143,8 @@ class PreparedDataset:
     self.digest = entry['digest']
     self._records = records
     self._shards = shards
+    # How many batches are read at once: a bucket answers slowly, but many at a time.
+    self.at_once = 8 if buckets.is_address(path) else 1
     self._ends = np.cumsum([shard.entry['examples'] for shard in shards])
 
   def __len__(self):
@@ -203,12 +205,14 @@ class PreparedDataset:
     A failure is damage only if the file is not what was written; otherwise the
     disk or the network is at fault, and no record must be replaced for that.
     """
-    for seconds in (*RETRY_SECONDS, 0):
+    for tries, seconds in enumerate((*RETRY_SECONDS, 0)):
       try:
         return shard.read([position])[0]
       except _READ_ERRORS as error:
         problem = error
       try:
+        if tries < shard.patience:
+          raise OSError(problem)
         if shard.is_damaged():
           video = self._records[index].video
           message = f'Record {index} ({video!r}) of {self.path} is damaged: {problem}'
@@ -223,24 +227,26 @@ class PreparedDataset:
     ) from problem
 
 
-def open_dataset(path, split='train', *, verify=None):
+def open_dataset(path, split='train', *, verify=None, cache=None):
   """Opens one split of a prepared set.
 
   Names, sizes and counts are always checked, and the digest of the index. A
   damaged record is found when it is read: each has a checksum of its own.
 
   Args:
-    path: folder made by launch/prepare.py.
+    path: folder made by launch/prepare.py, here or in a bucket.
     split: name of the split, or a part of it: 'train[:-100]' is without, and
       'train[-100:]' only, a hundred of its videos, 'train[-200:-100]' another hundred;
       they are in the order of the digests of their names.
     verify: compare the sha256 of every shard with the manifest too; None does
-      so below VERIFY_BELOW_BYTES.
+      so below VERIFY_BELOW_BYTES, unless the set lies in a bucket.
+    cache: a bucket_shards.Cache for those of a bucket. None reads records of gs:// where
+      they are, and keeps shards of s3:// in the usual place.
   Raises:
     FileNotFoundError: there is no finished set, or a file is gone.
     ValueError: the split is unknown, or a file is not as it was written.
   """
-  path = os.path.abspath(files.local(path))
+  path, remote = files.absolute(path), buckets.is_address(path)
   manifest = read_manifest(path)
   part = re.fullmatch(r'(.+)\[(?=.*\d)(?:-(\d+))?:(?:-(\d+))?\]', split)
   whole = part[1] if part else split
@@ -249,10 +255,13 @@ def open_dataset(path, split='train', *, verify=None):
   entry = manifest['splits'][whole]
   _allow_open_files(path, len(entry['shards']))
   # All opened here: what was checked is what is read, whatever comes in its place.
-  shards = [_Shard(path, shard) for shard in entry['shards']]
-  if verify or verify is None and entry['bytes'] < VERIFY_BELOW_BYTES:
+  if remote:
+    shards = bucket_shards.open_all(path, entry['shards'], cache)
+  else:
+    shards = [_Shard(path, shard) for shard in entry['shards']]
+  if verify or verify is None and entry['bytes'] < VERIFY_BELOW_BYTES and not remote:
     with futures.ThreadPoolExecutor(4) as pool:  # sha256 frees the GIL.
-      list(pool.map(_Shard.check_digest, shards))
+      list(pool.map(lambda shard: shard.check_digest(), shards))
   records = Index(_read_index(path, entry['index']))
   if read_manifest(path) != manifest:  # It is written last.
     raise ValueError(f'{path} was replaced while it was opened; start again.')
@@ -282,6 +291,8 @@ class _Shard:
 
   What is put in its place later, as a new preparation or rsync does, is not seen.
   """
+
+  patience = 0  # Failures after which the whole file is read for damage.
 
   def __init__(self, folder, entry):
     self.entry = entry
@@ -345,6 +356,11 @@ def _open(folder, entry):
 
 def _read_index(folder, entry):
   """Returns the bytes of an index; what was read is what is checked."""
+  if buckets.is_address(folder):
+    path = files.join(folder, entry['file'])
+    data = buckets.read(path)
+    _check_digest(path, entry, hashlib.sha256(data))
+    return data
   with _open(folder, entry) as file:
     data = file.readall()
   _check_digest(file.name, entry, hashlib.sha256(data))

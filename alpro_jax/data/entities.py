@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from absl import logging
 
+from alpro_jax import files
 from alpro_jax.data import checksum
 
 # Words only: no numbers, addresses or placeholders such as <person>.
@@ -153,7 +154,7 @@ def read_entities(path, limit: int) -> list[str]:
     ValueError: it has too few lines, a blank one, an entity twice, or it is not clear what
       of a line is the entity.
   """
-  if not os.path.isfile(path):
+  if not files.exists(path):
     raise FileNotFoundError(
       f'No entities at {os.fspath(path)!r}; set prompter.entities to a file made by '
       'launch/entities.py.'

@@ -26,11 +26,11 @@ class PrepareError(ValueError):
 
 def read_manifest(output, *, missing_ok: bool = False) -> dict[str, Any]:
   """Returns manifest.json; with missing_ok an empty one if there is none."""
-  path = os.path.join(output, MANIFEST)
-  if not os.path.exists(path):
+  path = files.join(output, MANIFEST)
+  if not files.exists(path):
     if missing_ok:
       return {'format': FORMAT, 'splits': {}}
-    names = os.listdir(output) if os.path.isdir(output) else []
+    names = files.names(output)
     if any(name.startswith('.preparing-') for name in names):
       raise FileNotFoundError(
         f'{output} is not finished; run launch/prepare.py again with the '
@@ -59,7 +59,7 @@ def read_manifest(output, *, missing_ok: bool = False) -> dict[str, Any]:
 def _no_set(folder) -> str:
   """Says of a folder that is no set which command makes one."""
   folder = os.fspath(folder)
-  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  names = files.names(folder)
   videos, output = 'VIDEOS', folder
   there = f'{folder} has no {MANIFEST}, so it is not a prepared set'
   if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
@@ -67,7 +67,7 @@ def _no_set(folder) -> str:
     there += ' but a folder of videos'
   tables = ('.jsonl', '.csv', '.json')
   found = next((name for name in names if 'caption' in name and name.endswith(tables)), '')
-  texts = os.path.join(folder, found) if found else 'CAPTIONS.jsonl'
+  texts = files.join(folder, found) if found else 'CAPTIONS.jsonl'
   command = ' '.join(
     shlex.quote(word)
     for word in (
@@ -92,7 +92,7 @@ def list_files(manifest) -> Iterator[tuple[str, dict | None, dict]]:
 
 def read_reports(output) -> dict[str, Any]:
   """Returns {split: what was prepared and skipped} of a set."""
-  path = os.path.join(output, REPORT)
+  path = files.join(output, REPORT)
   then = 'copy it again, or remove it'
   reports = load(path, then)
   _check_whole(path, reports, then, old='format' not in reports)
@@ -121,8 +121,7 @@ def write_atomic(path, texts: Iterable[str]) -> None:
 def load(path, then: str):
   """Returns what a .json file of ours holds; `then` says how to fix a damaged one."""
   try:
-    with open(path, encoding='utf-8') as file:
-      return json.load(file)
+    return json.loads(files.read(path))
   except (ValueError, RecursionError) as e:
     raise PrepareError(f'{path} is damaged: {e}; {then}.') from e
 
@@ -132,10 +131,10 @@ def problem(output, entry: dict[str, Any], *, content: bool = True) -> str:
 
   Without `content` its size is compared alone.
   """
-  path = os.path.join(output, entry['file'])
-  if not os.path.isfile(path):
+  path = files.join(output, entry['file'])
+  if (size := files.size(path)) is None:
     return 'missing'
-  if (size := os.path.getsize(path)) != entry['bytes']:
+  if size != entry['bytes']:
     return f'{size} bytes, expected {entry["bytes"]}'
   intact = not content or files.sha256(path) == entry['sha256']
   return '' if intact else 'other content than was written (sha256)'
@@ -143,7 +142,7 @@ def problem(output, entry: dict[str, Any], *, content: bool = True) -> str:
 
 def check_file(output, entry: dict[str, Any], *, content: bool = True) -> str:
   """Returns the path of such a file; raises PrepareError if something is wrong with it."""
-  path = os.path.join(output, entry['file'])
+  path = files.join(output, entry['file'])
   if wrong := problem(output, entry, content=content):
     raise PrepareError(
       f'{path} is {wrong if wrong == "missing" else f"damaged: {wrong}"}. Remove {output} to '

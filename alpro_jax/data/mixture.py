@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from absl import logging
 
-from alpro_jax.data import answers, dataset, tokens
+from alpro_jax.data import answers, bucket_shards, dataset, tokens
 
 TEXTS = ('captions', 'questions')
 EXAMPLES = ('videos', 'texts')
@@ -146,12 +146,15 @@ def open_sources(config):
     raise ValueError('data.sources is empty; list prepared sets by common.source(path).')
   questions = config.text == 'questions'
   known = answers.read_answers(config.answers) if questions else ()
-  opened, sources = {}, []
+  opened, sources, cache = {}, [], None
+  if folder := config.get('cache_dir', ''):
+    cache = bucket_shards.Cache(folder, config.get('cache_gb', 0.0))
   for key, entry in enumerate(config.sources):
     options = dict(entry)
     where = options.pop('path'), options.pop('split')
     if where not in opened:
-      opened[where] = dataset.open_dataset(*where, verify=None if config.verify else False)
+      verify = None if config.verify else False
+      opened[where] = dataset.open_dataset(*where, verify=verify, cache=cache)
     sources.append(
       Source(
         opened[where], key, text=config.text, examples=config.examples, answers=known, **options

@@ -51,6 +51,8 @@ class Order:
     self._sources = sources
     self._seed = seed
     self._batch_size = batch_size
+    # Steps that are worth reading beside each other; see PreparedDataset.
+    self.at_once = max(source.dataset.at_once for source in sources)
     self._shuffled = functools.lru_cache(maxsize=8)(self._shuffle)
     self._block = functools.lru_cache(maxsize=2)(self._choose_block)
 

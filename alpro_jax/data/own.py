@@ -1,10 +1,10 @@
 """A prepared set of one's own: its training and held-out parts, and the lists beside it."""
 
-import os
 import shlex
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from alpro_jax import files
 from alpro_jax.data import annotations, answers, captions, dataset, entities, tokens
 from alpro_jax.data.manifest import read_manifest
 
@@ -69,20 +69,20 @@ def write_lists(path) -> list[str]:
   records = dataset.open_dataset(path, split, verify=False).metadata()
 
   def there(name):
-    return os.path.exists(os.path.join(path, name))
+    return files.exists(files.join(path, name))
 
   if there(TOKENIZER):
     said.append(f'{TOKENIZER}: kept as it is')
   else:
     texts = captions.read_all([path], split, questions=True)
-    made = tokens.train_sentencepiece(texts, os.path.join(path, TOKENIZER), _PIECES)
+    made = tokens.train_sentencepiece(texts, files.join(path, TOKENIZER), _PIECES)
     said.append(f'{TOKENIZER}: {made.vocab_size} pieces from {len(texts)} texts')
   if there(ENTITIES):
     said.append(f'{ENTITIES}: kept as it is')
   else:
     texts = [text for record in records for text in record.captions]
     if counted := entities.count_entities(texts, _NOUNS):
-      entities.write_entities(counted, os.path.join(path, ENTITIES))
+      entities.write_entities(counted, files.join(path, ENTITIES))
       first = ', '.join(annotations.printable(noun) for noun, _ in counted[:3])
       said.append(f'{ENTITIES}: {len(counted)} nouns of captions ({first}, ...)')
   asked = [question.answer for record in records for question in record.questions]
@@ -90,7 +90,7 @@ def write_lists(path) -> list[str]:
     said.append(f'{ANSWERS}: kept as it is')
   elif asked:
     counted = answers.count_answers(asked)
-    answers.write_answers([answer for answer, _ in counted], os.path.join(path, ANSWERS))
+    answers.write_answers([answer for answer, _ in counted], files.join(path, ANSWERS))
     said.append(f'{ANSWERS}: {len(counted)} answers to {len(asked)} questions')
   return said
 
@@ -127,8 +127,8 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
   ):
     if config[section][option] or not needed:
       continue
-    file = os.path.join(path, name)
-    if not os.path.exists(file):
+    file = files.join(path, name)
+    if not files.exists(file):
       raise FileNotFoundError(
         f'{file} is not there, and config.{section}.{option} names no other; make it with: '
         + shlex.join(

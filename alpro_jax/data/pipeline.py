@@ -71,7 +71,9 @@ def _train_batches(config, order, tokenizer, step, rows):
   failed = None
   while True:  # Opened anew behind what could not be read.
     steps = range(step, np.iinfo(np.int64).max)
-    with contextlib.closing(_Clips(steps, read, rows, config, train=True)) as clips:
+    with contextlib.closing(
+      _Clips(steps, read, rows, config, train=True, at_once=order.at_once)
+    ) as clips:
       try:
         for clip in clips:
           yield clip | texts(order.plan(step, rows), tokenizer, config.max_text_tokens)
@@ -125,6 +127,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None, first=0):
     ValueError: a record cannot be read; OSError where the disk fails.
   """
   rows = rows or slice(0, batch_size)
+  at_once = prepared.at_once
   steps = range(-((first - len(prepared)) // batch_size))
 
   def rows_of(step):
@@ -136,7 +139,7 @@ def eval_batches(config, prepared, *, batch_size, rows=None, first=0):
     seeds, clips = np.zeros((len(records), 2), np.int64), np.zeros(len(records), bool)
     return prepared.fetch(records), seeds, clips, config.frames
 
-  with contextlib.closing(_Clips(steps, read, rows, config, train=False)) as clips:
+  with contextlib.closing(_Clips(steps, read, rows, config, train=False, at_once=at_once)) as clips:
     for step in steps:
       records, valid = rows_of(step)
       try:
@@ -228,9 +231,10 @@ class _Clips(Iterator):
     rows: slice of length b.
     config: config.data.
     train: see decode_record.
+    at_once: steps that are read beside each other.
   """
 
-  def __init__(self, steps, read, rows, config, *, train):
+  def __init__(self, steps, read, rows, config, *, train, at_once):
     held = self._held = {'read': read}
     count, threads = rows.stop - rows.start, config.threads
 
@@ -261,7 +265,7 @@ class _Clips(Iterator):
       options.threading.private_threadpool_size = threads
     clips = (
       tf.data.Dataset.range(steps.start, steps.stop)
-      .map(plain(read_batch))
+      .map(plain(read_batch), num_parallel_calls=at_once if at_once > 1 else None)
       .prefetch(2)
       .unbatch()
       .map(plain(decode), num_parallel_calls=threads or os.cpu_count())

@@ -22,8 +22,8 @@ import time
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from alpro_jax import files
-from alpro_jax.data import annotations, listing, names, parts, retry
+from alpro_jax import buckets, files
+from alpro_jax.data import annotations, listing, names, parts, publish, retry
 from alpro_jax.data import manifest as manifests
 from alpro_jax.data.annotations import Annotations
 from alpro_jax.data.finish import finish
@@ -103,12 +103,14 @@ def prepare(
   """
   start = time.monotonic()
   values = dataclasses.asdict(options or Options())
-  root, output = os.path.abspath(root), os.path.abspath(output)
+  root, place = os.path.abspath(root), files.absolute(output)
+  # What is to lie in a bucket is made here, and stays here until it is uploaded.
+  output = publish.working_folder(place) if buckets.is_address(place) else place
   work = os.path.join(output, f'.preparing-{split}')
   limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
   _check_arguments(split, **limits)
   _check_source(source, root)
-  _check_output(output)
+  _check_output(place, output)
   plan = {
     'format': manifests.FORMAT,
     'split': split,
@@ -120,23 +122,27 @@ def prepare(
   pieces = parts.cut(source.clips, work, values['part_size'])
   settings = {'root': root, 'follow_links': follow_links, **values}
   del settings['part_size']
-  with files.lock(os.path.join(output, '.lock'), f'is preparing {output}; wait for it.'):
-    manifest = manifests.read_manifest(output, missing_ok=True)
+  with contextlib.ExitStack() as held:
+    for lock in sorted({files.join(folder, '.lock') for folder in (place, output)}):
+      held.enter_context(files.lock(lock, f'is preparing {place}; wait for it.'))
+    manifest = manifests.read_manifest(place, missing_ok=True)
     if manifest['format'] != manifests.FORMAT:
       raise PrepareError(
-        f'{output} has format {manifest["format"]}, which can be read but '
+        f'{place} has format {manifest["format"]}, which can be read but '
         f'not added to; this is format {manifests.FORMAT}. Give another --output.'
       )
     entry = manifest['splits'].pop(split, None)
     made = tried = 0
     gained = False
     if entry:
-      _check_plan(entry['plan'], plan, f'{output} has a finished split {split!r}')
+      _check_plan(entry['plan'], plan, f'{place} has a finished split {split!r}')
       for file in (entry['index'], *entry['shards']):
-        manifests.check_file(output, file, content=False)
+        manifests.check_file(place, file, content=False)
       shutil.rmtree(work, ignore_errors=True)
-      report = manifests.read_reports(output)[split]
+      report = manifests.read_reports(place)[split]
       if lost := retry.to_try_again(report['skipped'], timeout_s):
+        if place != output:
+          publish.fetch_split(place, output, entry)
         os.mkdir(work)
         retry.reopen(output, entry, report, pieces, lost)
         manifests.write_json(os.path.join(work, 'plan.json'), plan)
@@ -145,12 +151,14 @@ def prepare(
         shutil.rmtree(work, ignore_errors=True)
         return {**report, 'already_prepared': True, 'tried_again': tried}
       # Killed from here on, the same command continues with the parts.
-      if manifest['splits']:
+      if place != output:
+        publish.withdraw(place, manifest)
+      elif manifest['splits']:
         manifests.write_whole(os.path.join(output, MANIFEST), manifest)
       else:
         os.remove(os.path.join(output, MANIFEST))
     else:
-      plan = _begin(work, plan, f'{output} has an unfinished split {split!r}')
+      plan = _begin(work, plan, f'{place} has an unfinished split {split!r}')
       make_parts = functools.partial(make or parts.make_here, **limits)
       made = _make_missing(source, pieces, settings, make_parts)
       if made < len(source.clips):  # What an earlier run lost.
@@ -161,12 +169,16 @@ def prepare(
       'seconds': round(time.monotonic() - start, 3),
       'clips_made_in_this_run': made + tried,
     }
+    if place != output:
+      publish.fetch_report(place, output)
     finish(output, work, split, plan, stems, report, manifest)
+    if place != output:
+      publish.publish(output, place, split)
   if not report['counts']['prepared']:
     reasons = ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
     raise PrepareError(
       f'No clip of {len(source.clips)} could be prepared: {reasons}; every one is named in '
-      f'{os.path.join(output, REPORT)}. Remove {output} to start again.'
+      f'{files.join(place, REPORT)}. Remove {place} to start again.'
     )
   return {**report, 'already_prepared': False, 'tried_again': tried}
 
@@ -241,18 +253,19 @@ def _check_source(source, root):
   )
 
 
-def _check_output(output):
+def _check_output(place, output):
+  """`output` is where a set for a bucket is made; else both are the same."""
   try:
     os.makedirs(output, exist_ok=True)
     with tempfile.TemporaryFile(dir=output):
       pass
   except OSError as e:
     raise PrepareError(f'--output={output} cannot be written: {e.strerror}.') from e
-  there = [name for name in sorted(os.listdir(output)) if name != '.lock']
+  there = [name for name in files.names(place) if name != '.lock']
   ours = MANIFEST in there or any(name.startswith('.preparing-') for name in there)
   if there and not ours:
     raise PrepareError(
-      f'--output={output} holds other files ({", ".join(there[:5])}); '
+      f'--output={place} holds other files ({", ".join(there[:5])}); '
       'give a folder that is new or empty.'
     )
 

@@ -5,6 +5,7 @@ The tokenizers of image-text weights are in tower_tokens.py.
 
 import hashlib
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -12,6 +13,7 @@ import sentencepiece
 import tokenizers
 from absl import logging
 
+from alpro_jax import files
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import checksum, tower_tokens
 
@@ -153,7 +155,7 @@ def load_tokenizer(path):
 
   The last is a folder, or a file that tower_tokens.load takes.
   """
-  path = pathlib.Path(path)
+  path = files.local(path)
   if path.is_dir() and str(path) != '.' or path.name.endswith(('.json', '.gz')):
     return tower_tokens.load(path)
   if not path.is_file():
@@ -232,9 +234,8 @@ def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):
   Returns:
     The trained tokenizer.
   """
-  path = pathlib.Path(path)
-  if path.suffix != '.model':
-    raise ValueError(f'{path.name!r} must end in .model.')
+  if not os.fspath(path).endswith('.model'):
+    raise ValueError(f'{os.fspath(path)!r} must end in .model.')
   # Texts with U+2585, which is a mark of its own, are dropped by the trainer.
   captions = [x.replace('\u2585', ' ') for x in captions]
   captions = [x for x in captions if x.strip()]
@@ -276,7 +277,5 @@ def train_sentencepiece(captions, path, vocab_size, *, max_captions=1_000_000):
       f'SentencePiece cannot make {vocab_size=} pieces from '
       f'{len(captions)} captions;{advice} It says: {e}'
     ) from e
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(model.getvalue())
-  checksum.write(path)
+  checksum.write_bytes(path, model.getvalue())
   return load_tokenizer(path)

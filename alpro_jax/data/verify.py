@@ -91,8 +91,9 @@ def repair(path, output) -> dict[str, dict]:
   Raises:
     ValueError: if the output is there already, or another process makes it.
   """
-  path, output = os.path.abspath(path), os.path.abspath(output)
-  if os.path.exists(output) and os.listdir(output):
+  # All of it is read.
+  path, output = os.path.abspath(files.local(path)), files.absolute(output)
+  if files.names(output):
     raise ValueError(f'{output} is not empty; give a new folder.')
   splits = read_manifest(path)['splits']
   progress = Progress(sum(entry['examples'] for entry in splits.values()), 'records')
@@ -166,9 +167,9 @@ def _broken_records(path, split, entry, shard, reason):
 
 def _read_records(path, shard, reason):
   """Yields (bytes or None, what is wrong with it) for every record."""
-  file = os.path.join(path, shard['file'])
-  if os.path.isfile(file):
-    return parts.read_records(file, shard['examples'])
+  file = files.join(path, shard['file'])
+  if files.exists(file):
+    return parts.read_records(files.local(file), shard['examples'])
   return [(None, reason)] * shard['examples']
 
 
@@ -176,8 +177,8 @@ def _index_rows(path, entry):
   """Returns the rows of the index, None if they are not what was written."""
   if problem(path, entry['index']):
     return None
-  with open(os.path.join(path, entry['index']['file']), encoding='utf-8') as lines:
-    return [json.loads(line) for line in lines]
+  lines = files.read(files.join(path, entry['index']['file'])).splitlines()
+  return [json.loads(line) for line in lines]
 
 
 def _row_of(data):

@@ -184,7 +184,7 @@ class Familiarity:
         parts |= {f'{name}.{part}': array for part, array in value._asdict().items()}
       else:
         parts[name] = np.asarray(value)
-    with files.file(pathlib.Path(folder) / FILE) as made, open(made, 'wb') as file:
+    with files.file(files.join(folder, FILE)) as made, open(made, 'wb') as file:
       np.savez_compressed(file, **parts)
 
 

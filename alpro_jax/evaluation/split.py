@@ -7,7 +7,6 @@ same code serves a checkpoint and the parameters of a training.
 
 import itertools
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from alpro_jax import flops, sharding
+from alpro_jax import buckets, files, flops, sharding
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import familiarity as familiar
@@ -235,16 +234,19 @@ def summarise_run(workdir, config) -> None:
     workdir: of a run that is finished.
     config: its options; the first of eval.sources is held out.
   """
-  folder, asked = pathlib.Path(workdir).absolute(), config.eval.sources[0]
-  newest = checkpoints.find(folder).folder
-  best = json.loads((folder / 'report.json').read_text())['best_step']
-  for step in dict.fromkeys([newest.name, str(newest.name if best is None else best)]):
-    if (newest.parent / step / familiar.FILE).exists():
+  asked = config.eval.sources[0]
+  newest = checkpoints.find(workdir).folder.name
+  best = json.loads(files.read(files.join(workdir, 'report.json')))['best_step']
+  for step in dict.fromkeys([newest, str(newest if best is None else best)]):
+    place = files.join(files.absolute(workdir), checkpoints.FOLDER, step)
+    if files.exists(files.join(place, familiar.FILE)):
       continue
     logging.info('step %s: summarising what it was trained on, to mark what is far', step)
     try:
-      model = load_trained(newest.parent / step, mesh=sharding.mesh_from_config(config.mesh))
+      model = load_trained(place, mesh=sharding.mesh_from_config(config.mesh))
       known = summarise(model, dataset.open_dataset(asked.path, asked.split))
+      if buckets.is_address(place):  # It was written into the copy here.
+        known.save(place)
       logging.info('step %s: summarised %s', step, known)
     except (OSError, ValueError) as error:
       logging.warning('nothing will be marked as far from training: %s', error)

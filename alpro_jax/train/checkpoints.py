@@ -10,193 +10,33 @@ folder with a number for a name is complete, and may be copied anywhere.
 """
 
 import contextlib
-import dataclasses
-import functools
-import json
 import math
+import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from alpro_jax import files
-from alpro_jax.train import digests, options, trees
+from alpro_jax import buckets
+from alpro_jax.train import digests
+from alpro_jax.train.checkpoint import WORDS, DamagedCheckpointError
+from alpro_jax.train.checkpoint import Checkpoint as Checkpoint
 from alpro_jax.train.state import TrainState
-from alpro_jax.train.trainable import merge, nested
 
 FOLDER = 'checkpoints'
+_COMMITTED = 'commit_success.txt'  # Orbax's last file of a step in a bucket.
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # In the name of a step that is being saved.
-WORDS = 'words'  # In the folder of a step; see identity.words.
-
-
-class DamagedCheckpointError(ValueError):
-  """A file or an array of a checkpoint is not what was written."""
 
 
 class SaveError(OSError):
   """A checkpoint could not be written; those before it are as they were."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """One step of a run, its files found as they were written; see `find`."""
-
-  folder: pathlib.Path
-
-  @functools.cached_property
-  def meta(self) -> dict[str, Any]:
-    """The JSON that was stored with it, its options by their present names."""
-    meta = json.loads((self.folder / 'meta' / 'metadata').read_text())
-    if 'config' in meta:
-      meta['config'] = options.with_new_names(meta['config'])
-    return meta
-
-  @property
-  def words(self) -> pathlib.Path:
-    """Where its tokenizer and lists lie; see identity.words."""
-    return self.folder / WORDS
-
-  @property
-  def digest(self) -> str:
-    """Hex sha256 of the digests of all its files."""
-    return files.sha256(self.folder / digests.FILE)
-
-  def params_digests(self) -> dict[str, str]:
-    """Returns the digest of every parameter; see `digests.of_arrays`."""
-    stored = self.meta.get('arrays')
-    if not stored:  # An older checkpoint.
-      return digests.of_arrays(self._whole('params'))
-    items = (name.partition('/') for name in stored)
-    return {name: stored[f'{item}/{name}'] for item, _, name in items if item == 'params'}
-
-  @property
-  def averaged(self) -> bool:
-    """Whether its parameters are averages of those that were trained."""
-    return self.meta.get('config', {}).get('train', {}).get('ema_decay', 0) > 0
-
-  def load_params(
-    self,
-    abstract: Any,
-    *,
-    averaged: bool = True,
-    initial: Any = None,
-    new: Sequence[str] = (),
-    fresh: Sequence[str] = (),
-    unused: Sequence[str] = (),
-    resize: Mapping[str, Callable[[jax.Array, int], jax.Array]] | None = None,
-  ) -> Any:
-    """Returns the parameters, by name.
-
-    Args:
-      abstract: the wanted ShapeDtypeStructs; without sharding, on the first local device.
-      averaged: of a run that averaged its parameters; False takes those of its last step.
-      initial: values of the parameters that may be missing.
-      new: names that start with one of these may be missing.
-      fresh: those that start with one of these are taken from `initial` in any case.
-      unused: names that start with one of these may be left over.
-      resize: {name: (stored table, wanted rows) -> table} where rows may differ.
-    Raises:
-      ValueError: with all names that are missing, left over, or do not fit; without an average.
-      DamagedCheckpointError: if an array is not what was written.
-    """
-    wanted = trees.by_name(abstract)
-    afresh = {name for name in wanted if name.startswith(tuple(fresh))}
-    restored, missing = self._load(
-      'params',
-      {name: leaf for name, leaf in wanted.items() if name not in afresh},
-      new=new,
-      unused=lambda name: name.startswith((*unused, *fresh)),
-      resizable=resize or (),
-    )
-    if not averaged:
-      latest = {name: leaf for name, leaf in self._latest().items() if name in restored}
-      restored |= {name: jax.device_put(x, _place(wanted.get(name))) for name, x in latest.items()}
-    for name in set(resize or ()) & set(wanted) & set(restored):
-      leaf, rows, stored = wanted[name], wanted[name].shape[0], restored[name]
-      if stored.shape[0] != rows:
-        logging.info('resized: %s from %d to %d rows', name, stored.shape[0], rows)
-        table = np.asarray(resize[name](stored, rows), leaf.dtype)
-        restored[name] = jax.make_array_from_callback(
-          table.shape, _place(leaf), lambda index, table=table: table[index]
-        )
-    if missing := missing | afresh:
-      if initial is None:
-        raise ValueError(
-          f'{self.folder}: {trees.listed(missing)} missing and no initial values were given.'
-        )
-      logging.info('new parameters, initialised: %s', trees.listed(missing))
-      restored |= {name: leaf for name, leaf in trees.by_name(initial).items() if name in missing}
-    return trees.like(abstract, restored)
-
-  def restore(self, abstract: TrainState) -> TrainState:
-    """Returns the stored state, laid out as `abstract`; raises as `load_params`.
-
-    Moments of frozen parameters, which the optimizer once kept, are left out.
-    """
-    apart, held = abstract.apart(), trees.by_name(abstract.held)
-    leaves = trees.by_name(abstract).items()
-    model = {name.partition('/')[2]: leaf for name, leaf in leaves if name not in apart}
-
-    def of_frozen(name):
-      moment = re.fullmatch(r'opt_state/(?:.*/)?[mn]u/(.*)', name)
-      return moment and moment[1] in held
-
-    params, _ = self._load('params', held | model)
-    train, _ = self._load('train', apart, unused=of_frozen)
-
-    def stored(path, _):
-      name = trees.leaf_name(path)
-      return train[name] if name in apart else params[name.partition('/')[2]]
-
-    return jax.tree_util.tree_map_with_path(stored, abstract)
-
-  def _latest(self):
-    """Returns {name: array} of what was averaged, as the last step left it."""
-    train = nested(self._whole('train')) if (self.folder / 'train').is_dir() else {}
-    if 'params' not in train or not self.averaged:
-      why = 'it is a copy, or its run kept no average (config.train.ema_decay)'
-      raise ValueError(f'{self.folder} has no others: {why}; leave averaged=False out.')
-    lora = self.meta['config']['optimizer']['lora']
-    scale = lora['alpha'] / max(lora['rank'], 1)
-    return trees.by_name(merge(train['params'], train.get('held'), scale))
-
-  def _whole(self, item):
-    """Returns {name: array} of all that an item holds."""
-    return self._load(item, {}, unused=lambda name: True)[0]
-
-  def _load(self, item, wanted, *, new=(), unused=lambda name: False, resizable=()):
-    """Returns {name: array} of an item, checked, and the wanted names that are missing."""
-    folder, reader = epath.Path(self.folder / item), ocp.StandardCheckpointHandler()
-    tree = reader.metadata(folder).tree
-    missing = trees.check_fits(folder, trees.by_name(tree), wanted, new, unused, resizable)
-
-    def target(path, leaf):
-      like = wanted.get(trees.leaf_name(path))
-      where = _place(like if getattr(like, 'shape', None) == tuple(leaf.shape) else None)
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    # Those left over are read as well: orbax restores whole trees only.
-    targets = jax.tree_util.tree_map_with_path(target, tree)
-    restored = trees.by_name(reader.restore(folder, args=ocp.args.StandardRestore(targets)))
-    if expected := self.meta.get('arrays'):  # Older checkpoints have none.
-      got = digests.of_arrays({item: restored})
-      if wrong := [name for name in got if got[name] != expected.get(name)]:
-        raise DamagedCheckpointError(
-          f'checkpoint {self.folder} is damaged: {trees.listed(wrong[:5])} ({len(wrong)} of '
-          f'{len(expected)} arrays) came back other than they were saved, though the '
-          'files are whole.'
-        )
-    if wanted and (left := set(restored) - set(wanted)):
-      logging.info('%s of the checkpoint not used: %s', item, trees.listed(left))
-    return restored, missing
 
 
 def find(path) -> Checkpoint:
@@ -214,7 +54,7 @@ def find(path) -> Checkpoint:
   """
   if isinstance(path, Checkpoint):
     return path
-  path = files.local(path).absolute()
+  path = local(path).absolute()
   if _UNFINISHED in path.name:
     raise FileNotFoundError(
       f'{path} is a save that was not finished: its run was stopped meanwhile, or is '
@@ -250,20 +90,57 @@ def find(path) -> Checkpoint:
   raise DamagedCheckpointError(damage)
 
 
+def local(path) -> pathlib.Path:
+  """Returns a path of this machine; of a run in a bucket the newest step is fetched."""
+  return buckets.fetch(os.fspath(path), _newest) if buckets.is_address(path) else pathlib.Path(path)
+
+
+def _newest(there):
+  """Returns which of the files of a run, of its checkpoints or of a step are to be read.
+
+  Digests are written when all else is there.
+  """
+  whole = re.compile(rf'((?:{FOLDER}/)?(\d+)/){re.escape(digests.FILE)}')
+  steps = {int(found[2]): found[1] for name in there if (found := whole.fullmatch(name))}
+  newest = steps[max(steps)] if steps else None
+  return [
+    name
+    for name in there
+    if (newest and name.startswith(newest))
+    or not (name.startswith(f'{FOLDER}/') or name.split('/')[0].isdigit())
+  ]
+
+
 def load_meta(path) -> dict[str, Any]:
   """Returns what was stored with a checkpoint; `path` as in `find`."""
   return find(path).meta
 
 
-def step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the folders of the steps below FOLDER, the oldest first."""
+def step_folders(folder) -> list[pathlib.Path | epath.Path]:
+  """Returns the folders of the steps below FOLDER, here or in a bucket, the oldest first."""
+  if buckets.is_address(folder):
+    numbers = {
+      int(name.split('/')[0])
+      for name in buckets.listing(os.fspath(folder))
+      if name.endswith(f'/{_COMMITTED}') and name.split('/')[0].isdigit()
+    }
+    return [epath.Path(folder) / str(number) for number in sorted(numbers)]
   steps = folder.iterdir() if folder.is_dir() else ()
   return sorted((p for p in steps if p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def write_words(folder: pathlib.Path, words: Mapping[str, bytes]) -> None:
+def have_begun(workdir) -> bool:
+  """Whether a run, here or in a bucket, has a whole checkpoint."""
+  if buckets.is_address(workdir):
+    end = f'/{digests.FILE}'
+    there = buckets.listing(os.fspath(workdir))
+    return any(name.startswith(f'{FOLDER}/') and name.endswith(end) for name in there)
+  return bool(step_folders(pathlib.Path(workdir, FOLDER)))
+
+
+def write_words(folder, words: Mapping[str, bytes]) -> None:
   """Writes what `identity.words` gave into the folder of a step."""
-  (folder / WORDS).mkdir()
+  (folder / WORDS).mkdir(exist_ok=True)
   for name, content in words.items():
     (folder / WORDS / name).write_bytes(content)
 
@@ -282,26 +159,32 @@ class Checkpoints:
     keep_newest: int = 2,
     best_metric: str = '',
     words: Mapping[str, bytes] | None = None,
+    check: Callable[[], None] = lambda: None,
   ):
     """Opens the folder and moves damaged checkpoints out of the way.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; a folder, or gs://.
       keep_newest: how many are kept; with 2 a damaged newest one costs little.
       best_metric: name in the metrics given to `save`; large is good, or small
         with a '-' in front. '' keeps the newest alone.
       words: files that go into every checkpoint, by name; see identity.words.
+      check: called before a save; raises if the workdir is another process's by now.
     Raises:
       DamagedCheckpointError: if there are checkpoints and none is intact.
     """
     if keep_newest < 1:
       raise ValueError(f'config.train.{keep_newest=} must be at least 1.')
-    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    in_bucket = buckets.is_address(workdir)
+    self.folder = (epath.Path(workdir) if in_bucket else pathlib.Path(workdir).absolute()) / FOLDER
+    self._check = check
     self._best_metric, self._saving = best_metric.removeprefix('-'), None
     self._words = dict(words or {})
     self._sign = -1.0 if best_metric.startswith('-') else 1.0
     if jax.process_index() == 0:
-      self._move_damaged({step: digests.damage(step) for step in step_folders(self.folder)})
+      steps = step_folders(self.folder)
+      # What lies in a bucket is not read twice: arrays are compared when they are restored.
+      self._move_damaged({step: digests.damage(step, content=not in_bucket) for step in steps})
     _meet('damaged checkpoints are out of the way')
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(keep_newest)]
@@ -348,6 +231,7 @@ class Checkpoints:
     """
     step = int(jax.device_get(state.step))
     self._wait()
+    self._check()
     if step in self._manager.all_steps():
       if not replace:
         return False
@@ -402,11 +286,13 @@ class Checkpoints:
       left = 'There is no other to go on from.'
       if whole:
         left = f'Step {whole[-1].name} is whole, and is where it goes on.'
-      free = shutil.disk_usage(self.folder).free
+      free = ''
+      if not buckets.is_address(self.folder):
+        free = f' ({shutil.disk_usage(self.folder).free / 2**20:.0f} MiB are free there)'
       reason = str(error).strip().splitlines() or [type(error).__name__]
       raise SaveError(
         f'the checkpoint of step {self._saving} could not be written to '
-        f'{self.folder} ({free / 2**20:.0f} MiB are free there): '
+        f'{self.folder}{free}: '
         f'{reason[-1][-200:]}. If that is for lack of space, free some; then '
         f'give the same command again. {left}'
       ) from error
@@ -414,7 +300,11 @@ class Checkpoints:
   def _seal(self):
     """Called in the saving thread when all files are written, before the rename."""
     if jax.process_index() == 0:
-      for folder in self.folder.glob(f'{self._saving}.*'):
+      # A bucket cannot rename: the step is written at its place, and then its marker.
+      unfinished = self.folder.glob(f'{self._saving}.*')
+      if buckets.is_address(self.folder):
+        unfinished = [self.folder / str(self._saving)]
+      for folder in unfinished:
         write_words(folder, self._words)
         digests.write(folder)
 
@@ -435,14 +325,11 @@ class Checkpoints:
       place.mkdir(exist_ok=True)
       names = (step.name, *(f'{step.name}.{number}' for number in range(1, 1000)))
       aside = next(place / name for name in names if not (place / name).exists())
-      step.rename(aside)
+      if buckets.is_address(step):
+        buckets.move(os.fspath(step), os.fspath(aside))
+      else:
+        step.rename(aside)
       logging.warning('%s Moved to %s; another one is used.', what, aside)
-
-
-def _place(leaf):
-  """Returns where a ShapeDtypeStruct lies; without sharding, on the first local device."""
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return getattr(leaf, 'sharding', None) or here
 
 
 def _meet(what):

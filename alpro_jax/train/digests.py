@@ -7,14 +7,14 @@ number of devices.
 """
 
 import json
-import pathlib
+from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alpro_jax import files
+from alpro_jax import buckets, files
 from alpro_jax.train import trees
 
 FILE = 'digests.json'
@@ -27,30 +27,41 @@ _MULTIPLIERS = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-def write(folder: pathlib.Path) -> None:
-  """Stores the size and SHA-256 of every file in a folder."""
-  found = {
-    str(file.relative_to(folder)): {'bytes': file.stat().st_size, 'sha256': files.sha256(file)}
-    for file in sorted(folder.rglob('*'))
-    if file.is_file() and file.name not in _UNSEALED
-  }
-  (folder / FILE).write_text(json.dumps(found, indent=1))
+def write(folder) -> None:
+  """Stores the size and SHA-256 of every file in a folder, here or in a bucket."""
+  sizes = files.sizes(folder)
+  names = sorted(name for name in sizes if name.rpartition('/')[2] not in _UNSEALED)
+  with futures.ThreadPoolExecutor(8) as pool:  # A bucket reads several as fast as one.
+    digests = pool.map(lambda name: files.sha256(files.join(folder, name)), names)
+    found = {
+      name: {'bytes': sizes[name], 'sha256': digest}
+      for name, digest in zip(names, digests, strict=True)
+    }
+  text = json.dumps(found, indent=1)
+  if buckets.is_address(folder):
+    buckets.write(files.join(folder, FILE), text.encode())
+  else:
+    (folder / FILE).write_text(text)
 
 
-def damage(folder: pathlib.Path, what: str = 'checkpoint') -> str:
-  """Says which file of a folder, called `what`, is not what was written, '' if none."""
+def damage(folder, what: str = 'checkpoint', *, content: bool = True) -> str:
+  """Says which file of a folder, called `what`, is not what was written, '' if none.
+
+  Without `content` sizes are compared alone, which is one request to a bucket: its arrays
+  are compared when they are read.
+  """
   prefix = f'{what} {folder} is damaged:'
   try:
-    stored = json.loads((folder / FILE).read_text())
+    stored = json.loads(files.read(files.join(folder, FILE)))
   except (FileNotFoundError, ValueError) as error:
     return f'{prefix} {FILE} cannot be read ({error}).'
+  sizes = files.sizes(folder)
   for name, expected in stored.items():
-    file = folder / name
-    if not file.is_file():
+    if name not in sizes:
       return f'{prefix} {name} is missing, expected {expected["bytes"]} bytes.'
-    if (size := file.stat().st_size) != expected['bytes']:
-      return f'{prefix} {name} has {size} bytes, expected {expected["bytes"]} bytes.'
-    if files.sha256(file) != expected['sha256']:
+    if sizes[name] != expected['bytes']:
+      return f'{prefix} {name} has {sizes[name]} bytes, expected {expected["bytes"]} bytes.'
+    if content and files.sha256(files.join(folder, name)) != expected['sha256']:
       return f'{prefix} the contents of {name} changed after it was written.'
   return ''
 

@@ -72,14 +72,16 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
   supervisor = Supervisor(
     stop_seconds=options.stop_seconds, standstill_seconds=options.standstill_seconds
   )
-  with run_folder.claim(folder) as folder, supervisor:
+  with run_folder.claim(folder) as claimed, supervisor:
+    folder = claimed.folder
     plan = make_plan(config, evaluations)
     resume.check_same_everywhere(plan.meta)
     store = checkpoints.Checkpoints(
-      folder,
+      claimed.checkpoints,
       keep_newest=options.keep_newest,
       best_metric=options.best_metric,
       words=identity.words(plan.meta, plan.tokenizer),
+      check=claimed.check,
     )
     newest = store.newest()
     stored = None if newest is None else store.meta(newest)

@@ -41,6 +41,8 @@ FREE = (
   'data.features',
   'data.threads',
   'data.verify',
+  'data.cache_dir',
+  'data.cache_gb',
   # Empty, or what they chose is compared.
   'data.path',
   'machine.',

@@ -1,0 +1,193 @@
+"""Every command with gs:// and s3:// in place of folders, against servers on loopback."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import alpro_jax
+from alpro_jax import buckets, files
+from alpro_jax.data import bucket_shards, checksum, dataset, prepare, sources
+from tests import buckets_on_loopback, launched
+
+CLIPS = pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes' / 'clips'
+SMALL = (
+  '--config.model.video.depth=1',
+  '--config.model.text.depth=2',
+  '--config.model.text.fusion_layer=1',
+  '--config.data.batch_size=8',
+  '--config.data.frames=2',
+  '--config.train.checkpoint_every_steps=1',
+  '--config.optimizer.warmup_steps=1',
+)
+
+
+@pytest.fixture(params=['gs', 's3'])
+def bucket(request, tmp_path, monkeypatch):
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
+  opened = {'gs': buckets_on_loopback.gcs, 's3': buckets_on_loopback.s3}[request.param]
+  with opened() as (_, address):
+    yield address
+
+
+def run(name, *options):
+  """Runs a command; one with --config, whose options are flags, in a process of its own."""
+  if not any(str(option).startswith('--config=') for option in options):
+    assert launched.run(name, *options) == 0
+    return
+  command = [sys.executable, launched.ROOT / 'launch' / f'{name}.py', *options]
+  ended = subprocess.run(command, capture_output=True, text=True)
+  assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_every_command(bucket, tmp_path, capfd):
+  clips = sorted(x for x in CLIPS.iterdir() if x.suffix == '.mp4')
+  captions, questions = [], []
+  for clip, shape in zip(clips, ('disc', 'box', 'disc'), strict=True):
+    captions.append({'video': clip.name, 'caption': f'a red {shape} drifts'})
+    questions.append({'video': clip.name, 'question': 'What drifts?', 'answer': shape})
+  for clip in clips:
+    buckets.upload(clip, f'{bucket}/videos/{clip.name}')
+  ways = [f'--videos={bucket}/videos']
+  for name, rows in {'captions': captions, 'questions': questions}.items():
+    ways.append(f'--{name}={bucket}/{name}.jsonl')
+    buckets.write(f'{bucket}/{name}.jsonl', '\n'.join(map(json.dumps, rows)).encode())
+  for output in (f'{bucket}/sets/clips', tmp_path / 'clips'):
+    run('prepare', '--source=folder', *ways, f'--output={output}', '--short_side=64')
+  data = f'{bucket}/sets/clips'
+  digest = dataset.open_dataset(tmp_path / 'clips').digest
+  assert dataset.open_dataset(data, verify=True).digest == digest
+  run('prepare', 'verify', data)
+  texts = f'--captions={data}'
+  run('tokenizer', texts, '--vocab_size=60', f'--output={bucket}/words.model')
+  run('entities', texts, '--limit=2', f'--output={bucket}/entities.txt')
+  run('answers', f'--data={data}', f'--output={bucket}/answers.txt')
+  read = (f'--config.data.tokenizer={bucket}/words.model', f'--config.data.path={data}')
+  prompter = (f'--workdir={bucket}/prompter', '--config.train.steps=1')
+  run('main', '--config=configs/pretrain_prompter.py:demo', *SMALL, *read, *prompter)
+  train = (
+    '--config=configs/pretrain.py:demo',
+    *SMALL,
+    *read,
+    f'--config.prompter.checkpoint={bucket}/prompter',
+    f'--config.prompter.entities={bucket}/entities.txt',
+    '--config.prompter.num_entities=2',
+    f'--workdir={bucket}/run',
+  )
+  run('main', *train, '--config.train.steps=1')
+  run('main', *train, '--config.train.steps=2')
+  assert json.loads(files.read(f'{bucket}/run/report.json'))['step'] == 2
+  run('doctor', *train, '--config.train.steps=3')
+  capfd.readouterr()
+  run(
+    'evaluate',
+    f'--checkpoint={bucket}/run',
+    f'--data={data}',
+    '--split=train',
+    f'--output={bucket}/card',
+  )
+  assert any(name.endswith('.html') for name in files.names(f'{bucket}/card'))
+  run('export', f'--checkpoint={bucket}/run', f'--output={bucket}/export', '--platforms=cpu')
+  file = f'{bucket}/alpro.safetensors'
+  run('convert', f'--checkpoint={bucket}/run', f'--prompter={bucket}/prompter', f'--output={file}')
+  run(
+    'convert', f'--original={file}', f'--tokenizer={bucket}/words.model', f'--output={bucket}/again'
+  )
+  for place in ('run', 'export', 'again'):
+    features = alpro_jax.load(f'{bucket}/{place}').embed_texts(['a red disc drifts'])
+    assert features.feature.shape[0] == 1
+
+
+def test_a_lease_is_held_by_one_process_and_taken_over_from_a_dead_one(bucket, monkeypatch):
+  place = f'{bucket}/run/lock'
+  refused = pytest.raises(ValueError, match='process .* is at work in run')
+  with buckets.Lease(place, 'is at work in run', seconds=2):
+    with refused:
+      buckets.Lease(place, 'is at work in run', seconds=2)
+  assert not files.exists(place)
+  dead = {'id': 'a', 'host': 'another', 'process': 1, 'renewed': 0}
+  buckets.write(place, json.dumps(dead).encode())
+  with buckets.Lease(place, 'is at work in run', seconds=1) as lease:
+    buckets.write(place, json.dumps(dead).encode())  # It was not dead but slow.
+    deadline = time.monotonic() + 60
+    while not lease._lost and time.monotonic() < deadline:
+      time.sleep(0.05)
+    with pytest.raises(buckets.LeaseLost, match='held by another process now'):
+      lease.check()
+  assert json.loads(files.read(place)) == dead  # It is not removed by who lost it.
+
+
+def test_what_changed_is_fetched_anew_and_what_did_not_is_kept(bucket):
+  for content in (b'one', b'two'):
+    buckets.write(f'{bucket}/a.txt', content)
+    first = files.local(f'{bucket}/a.txt')
+    assert first.read_bytes() == content and files.local(f'{bucket}/a.txt') == first
+  with pytest.raises(FileNotFoundError, match='nothing is at .*/none'):
+    files.local(f'{bucket}/none')
+  checksum.write_text(f'{bucket}/list.txt', 'dog\n')
+  assert checksum.read_lines(f'{bucket}/list.txt') == ['dog']
+  buckets.write(f'{bucket}/list.txt', b'fog\n')
+  with pytest.raises(ValueError, match='is damaged'):
+    checksum.read_lines(f'{bucket}/list.txt')
+
+
+def make_set(folder, clips=6, part_size=2):
+  """A small set of stills, each with a caption."""
+  videos = folder / 'videos'
+  videos.mkdir(parents=True)
+  rows = []
+  for number in range(clips):
+    Image.new('RGB', (32, 32), (40 * number, 9, 9)).save(videos / f'{number}.png')
+    rows.append({'video': f'{number}.png', 'caption': f'picture {number}'})
+  (folder / 'captions.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  source = sources.read_folder(str(folder / 'captions.jsonl'), split='train', root=str(videos))
+  prepare.prepare(
+    source, videos, folder / 'set', options=prepare.Options(part_size=part_size), num_workers=1
+  )
+  return folder / 'set'
+
+
+def test_records_of_a_bucket_are_those_of_the_folder(bucket, tmp_path):
+  here = make_set(tmp_path)
+  buckets.upload(here, f'{bucket}/set')
+  there, local = dataset.open_dataset(f'{bucket}/set', verify=True), dataset.open_dataset(here)
+  order = [5, 0, 3, 3, 1]
+  assert there.fetch(order) == local.fetch(order) and there.digest == local.digest
+  # Shards that are kept on disk go when they are too many.
+  kept = bucket_shards.Cache(tmp_path / 'kept', limit_gb=1e-6)
+  assert dataset.open_dataset(f'{bucket}/set', cache=kept).fetch(order) == local.fetch(order)
+  assert len(list((tmp_path / 'kept').glob('*.array_record'))) == 1
+  shard = local._shards[1].entry['file']
+  buckets.remove(f'{bucket}/set', [shard])
+  with pytest.raises(FileNotFoundError, match=f'{shard} is missing'):
+    dataset.open_dataset(f'{bucket}/set')
+
+
+def test_a_record_is_damaged_only_if_its_file_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(dataset, 'RETRY_SECONDS', (0.01,) * 6)
+  here = make_set(tmp_path)
+  with buckets_on_loopback.gcs() as (server, bucket):
+    buckets.upload(here, f'{bucket}/set')
+    there = dataset.open_dataset(f'{bucket}/set')
+    wanted = dataset.open_dataset(here).fetch(range(6))
+    server.failing = 0.3  # Passing errors, many.
+    assert there.fetch(range(6)) == wanted
+    server.failing = 0.0
+    entry = there._shards[1].entry
+    name = bucket.removeprefix('gs://'), f'set/{entry["file"]}'
+    stored = server.objects[name]
+    where = stored.data.index(wanted[2][-40:])
+    rotten = stored.data[:where] + b'x' * 40 + stored.data[where + 40 :]
+    server.objects[name] = stored._replace(data=rotten)
+    again = dataset.open_dataset(f'{bucket}/set')
+    with pytest.raises(dataset.UnreadableRecord, match='Record 2 .* is damaged'):
+      again.fetch([2])
+    assert again.fetch([0, 4]) == [wanted[0], wanted[4]]
+    # Another file in its place is no damage: the index may be of the old one.
+    server.put(*name, rotten, {})
+    with pytest.raises(ValueError, match='was replaced while it was in use'):
+      again.fetch([2])
