@@ -17,7 +17,9 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -32,7 +34,7 @@ os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
 DIGEST = '.sha256'  # Ends the name of the file beside another one; see data/checksum.py.
 SCHEMES = ('gs', 's3')
 # pathlib makes gs:/b of gs://b.
-_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|file):/')
+_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|file|hdfs|https?|az|abfs):/')
 # What says of a folder that all of it is there.
 LAST = ('digests.json', 'config.json', 'manifest.json')
 LEASE_SECONDS = 60.0  # Not renewed for so long, it is a dead process's.
@@ -171,15 +173,17 @@ def fetch(
   key = hashlib.sha256(told.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
   place = cache_folder() / 'fetched' / key / address.rpartition('/')[2]
   if not place.parent.exists():
-    from alpro_jax import files  # noqa: PLC0415  It stands on this file.
-
     place.parent.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), files.folder(place.parent, wait=True) as made:
-      folder = made / place.name
+    made = pathlib.Path(tempfile.mkdtemp(dir=place.parent.parent, prefix='.unfinished-'))
+    try:
       paths = {
-        x: folder.with_name(f'{folder.name}{x}') if '' in there else folder / x for x in wanted
+        x: (made / f'{place.name}{x}') if '' in there else (made / place.name / x) for x in wanted
       }
       download(address, paths, there)
+      with contextlib.suppress(OSError):  # Another process was faster.
+        os.rename(made, place.parent)
+    finally:
+      shutil.rmtree(made, ignore_errors=True)
   return place
 
 

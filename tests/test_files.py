@@ -210,7 +210,9 @@ def test_addresses_are_refused_wherever_something_is_read_or_written(tmp_path, m
     lambda: dataset.open_dataset(path),
     lambda: alpro_jax.load(pathlib.Path(path)),
   ):
-    with pytest.raises(ValueError, match='is an address that cannot be read or written: give a path'):
+    with pytest.raises(
+      ValueError, match='is an address that cannot be read or written: give a path'
+    ):
       use()
   assert not any(tmp_path.iterdir())
   assert files.local('data: 1/run') == pathlib.Path('data: 1/run')
@@ -222,8 +224,8 @@ def test_addresses_are_refused_wherever_something_is_read_or_written(tmp_path, m
     ('prepare', ['--source=folder', '--videos=v', '--output=hdfs://b/set']),
     ('tokenizer', ['--captions=a.csv', '--captions=az://b/x.csv', '--output=x.model']),
     ('search', ['find', 'gs://b/videos', 'a dog', '--checkpoint=shapes']),
-    ('explain', ['--checkpoint=shapes', '--data=gs://b/set']),
-    ('evaluate', ['--checkpoint=shapes', '--data=gs:/b/set']),
+    ('audit', ['--checkpoint=shapes', '--data=gs://b/set', '--output=x']),
+    ('evaluate', ['--checkpoint=shapes', '--data=hdfs://b/set']),
   ],
 )
 def test_a_command_says_which_flag_holds_an_address(
