@@ -40,6 +40,19 @@ def local(path) -> pathlib.Path:
   return buckets.fetch(os.fspath(path)) if buckets.is_address(path) else pathlib.Path(path)
 
 
+def on_disk(path) -> pathlib.Path:
+  """Returns a path of this machine, for what no bucket can hold.
+
+  Raises:
+    ValueError: for an address.
+  """
+  if buckets.is_address(path):
+    raise ValueError(
+      f'{path} is an address in a bucket; what is meant here lies in folders of this machine alone.'
+    )
+  return pathlib.Path(path)
+
+
 def absolute(path) -> str:
   """Returns a path that holds in every working directory; an address as it is."""
   return os.fspath(path) if buckets.is_address(path) else os.path.abspath(path)

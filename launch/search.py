@@ -47,6 +47,7 @@ import time
 
 from absl import flags, logging
 
+from alpro_jax import files
 from alpro_jax.data.annotations import printable
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -150,6 +151,8 @@ def main(step='', *rest):
       f'`{step}` was given {list(rest)}; it is used as: {_STEPS[step]}. Put '
       'texts and names with spaces in quotes.'
     )
+  if step in ('find', 'index', 'ask', 'merge'):  # Of videos, and of parts of an index.
+    files.on_disk(rest[0])
   if step == 'find' and not _INDEX.value:
     flags.FLAGS.index = f'{pathlib.Path(rest[0]).absolute().name}.index'
   needed = ('checkpoint',) if step in ('ask', 'find') else ('index',)
@@ -441,4 +444,4 @@ def _spans():
 
 
 if __name__ == '__main__':
-  command.run(main, words=True)
+  command.run(main, words=True, in_buckets=True)

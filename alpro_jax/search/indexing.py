@@ -244,7 +244,7 @@ def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def locked(folder):
   """One run at a time may write an index."""
-  path = files.local(folder) / '.lock'
+  path = files.on_disk(folder) / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as held:
     try:

@@ -178,7 +178,7 @@ class Store:
     types |= dict.fromkeys(('start', 'stop', 'seconds'), pa.float64())
     types |= dict.fromkeys(('name', 'ends', 'strip'), pa.binary())
     types |= {'vector': pa.list_(pa.float32(), about['vector']), 'tokens': pa.large_binary()}
-    files.local(folder).mkdir(parents=True, exist_ok=True)
+    files.on_disk(folder).mkdir(parents=True, exist_ok=True)
     with _in_words(folder):
       made = lancedb.connect(str(folder))
       made.drop_all_tables()  # Of a run that was killed here.
