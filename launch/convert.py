@@ -67,7 +67,6 @@ import dataclasses
 import logging as python_logging
 import os
 import pathlib
-import sys
 import tempfile
 
 import jax
@@ -213,10 +212,10 @@ def _on_this_machine():
   """Fetches what flags name in buckets, and uploads what is made for one."""
   known, output = flags.FLAGS, _OUTPUT.value
   finds_itself = ('checkpoint', 'prompter', 'interpolate', 'output', 'mirror')
-  for flag in known.flags_by_module_dict()[sys.argv[0]]:
-    value = flag.value
-    if flag.name not in finds_itself and isinstance(value, str) and buckets.is_address(value):
-      known[flag.name].value = str(files.local(value))
+  for name in set(known) - set(finds_itself):
+    value = known[name].value
+    if isinstance(value, str) and buckets.is_address(value):
+      known[name].value = str(files.local(value))
   if not buckets.is_address(output):
     yield
     return

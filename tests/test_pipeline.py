@@ -203,7 +203,7 @@ def test_an_epoch_of_videos_asks_one_question_of_each():
 
 def test_answers_that_match_nothing_are_refused(tmp_path, monkeypatch, caplog):
   there = {'sets/a': asked()}
-  monkeypatch.setattr(dataset, 'open_dataset', lambda path, name, verify: there[path])
+  monkeypatch.setattr(dataset, 'open_dataset', lambda path, name, **_: there[path])
   path = tmp_path / 'answers.txt'
   config = options(text='questions', answers=str(path), sources=(common.source('sets/a'),))
   path.write_text('x\ny\n')
