@@ -30,6 +30,9 @@ def test_rows_differ_in_what_they_say_alone(world, row):
   batches = {made[stage].data.batch_size for stage in ('pretrain', 'retrieval', 'questions_10')}
   negatives = {config.loss.uniform_negative_steps >= 10**5 for config in made.values()}
   assert batches == {plan.BATCH} and negatives == {True}
+  if plan.WORLDS[world].order_steps:
+    order = runs.get_config(f'{world},{row},questions_order')
+    assert order.data.sources[0].style == 'order' and order.train.steps == 1200
   assert told.teaches == (told.pretrain is not None and made['pretrain'].loss.pem > 0)
   sizes = {made[x].model.video.width for x in made} | {made[x].model.text.depth * 16 for x in made}
   assert sizes == {128 if told.twice else 64}
@@ -113,6 +116,6 @@ def test_a_row_from_clips_to_the_page(tmp_path, world, package):
   subprocess.run(command, cwd=launched.ROOT, check=True, timeout=1800)
   made = json.loads((tmp_path / 'results' / world / 'alpro_seed0.json').read_text())
   missing = set(plan.METRICS) - set(made['figures']) - {'pseudo.right'}  # None may be kept.
-  of_the_other = {'babyai': ('.camera.',), 'metaworld': ('_count', '_colour')}[world]
+  of_the_other = {'babyai': ('.camera.', '_order.'), 'metaworld': ('_count', '_colour')}[world]
   assert not [name for name in missing if not any(part in name for part in of_the_other)]
   assert '| text to video, R@1, zero-shot |' in (tmp_path / 'study.md').read_text()

@@ -149,7 +149,7 @@ class Study:
     row, start = plan.ROWS[name], time.monotonic()
     folder = self.folder / name / f'seed{seed}'
     prompter = self.folder / f'prompter_{row.captions}{"_twice" * row.twice}' / f'seed{seed}'
-    tuned = ['retrieval', *(f'questions_{share}' for share in plan.QUESTION_SHARES)]
+    tuned = self.world.stages
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(folder, total=2 + len(tuned))
     if row.needs_prompter:
@@ -259,9 +259,9 @@ class Study:
       if row.pretrain is not None:
         add(f'zero_shot{place}', measure.searches(folder / 'pretrain', clips, names))
       add(f'retrieval{place}', measure.searches(folder / 'retrieval', clips, ()))
-      for share in plan.QUESTION_SHARES:
-        stage = f'questions_{share}'
-        add(f'{stage}{place}', measure.questions(folder / stage, clips))
+      for stage in self.world.stages[1:]:
+        kind = 'order' if stage == 'questions_order' else ''
+        add(f'{stage}{place}', measure.questions(folder / stage, clips, kind))
       if row.teaches:
         add(f'pseudo{place}', measure.labels(folder / 'pretrain', clips))
     return figures

@@ -105,10 +105,10 @@ def searches(run: str, clips: Clips, names: Sequence[str]) -> dict[str, float]:
   return figures
 
 
-def questions(run: str, clips: Clips) -> dict[str, float]:
-  """Accuracy, of all questions and by type."""
+def questions(run: str, clips: Clips, kind: str = '') -> dict[str, float]:
+  """Accuracy, of all questions and by type, or of one type."""
   model = trained.load(run)
-  found = split.evaluate(model, clips.open()[0]).found
+  found = split.evaluate(model, clips.open()[0], style=kind).found
   return {name: value for name, value in found.metrics.items() if name.startswith('accuracy')}
 
 

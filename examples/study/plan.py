@@ -9,6 +9,11 @@ Batch, steps of the prompter and styles were chosen with a further seed, 100: wi
 and missions such as "pick up the ball" among the captions, which fit many clips, the
 prompter's loss fell from 3.47 (chance) to 3.16 only. What starts from a prompter, or has no
 contrast, takes 32: the same time then holds twice as many runs.
+
+On Meta-World, by the same seed with 2,000 clips, captions taught things and tasks but not time
+(54 % of opposites by similarity): wrong pairs drawn uniformly are seldom the opposite. So time
+is fine-tuned on by itself. With 600 steps and 695 questions held-out ones were right in 82 %,
+from the side never seen in 70 %, while nearly all of training were: hence more clips and steps.
 """
 
 import dataclasses
@@ -41,6 +46,7 @@ class World:
     splits: held out, and asked about.
     rows: trained on it; () is all.
     seeds: of each row, at most.
+    order_steps: of fine-tuning on questions of time alone; 0 is none.
   """
 
   clips: int
@@ -51,6 +57,13 @@ class World:
   splits: tuple[str, ...] = ('test',)
   rows: tuple[str, ...] = ()
   seeds: int = 5
+  order_steps: int = 0
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Of fine-tuning."""
+    order = ('questions_order',) if self.order_steps else ()
+    return ('retrieval', *(f'questions_{share}' for share in QUESTION_SHARES), *order)
 
 
 class Row(NamedTuple):
@@ -124,7 +137,7 @@ WORLDS = {
     templates=('a {entity}', 'a robot picks up a {entity}', 'the agent goes to a {entity}'),
   ),
   'metaworld': World(
-    clips=2000,
+    clips=4000,
     captions={'partial': _PARTIAL, 'exact': {'partial': 0.0}},
     styles={'action': 0.4, 'task': 0.4, 'objects': 0.2},
     entities={'all': tasks.THINGS},
@@ -132,6 +145,7 @@ WORLDS = {
     splits=('test', 'camera'),
     rows=('alpro', 'without_pem', 'scratch', 'frames_averaged'),
     seeds=3,
+    order_steps=1200,
   ),
 }
 _ALONE = {'loss.vtm': 0.0, 'loss.mlm': 0.0, 'loss.pem': 0.0}
@@ -193,7 +207,8 @@ METRICS = {
     for share in QUESTION_SHARES
     for kind in ('object', 'action', 'order', 'exists', 'count', 'colour')
   },
-  'questions_100.camera.accuracy_order': '“order”, 100 %, from a side never seen',
+  'questions_order.accuracy_order': 'what time alone tells apart, asked of nothing else',
+  'questions_order.camera.accuracy_order': 'the same from a side never seen',
   'pseudo.kept': 'pseudo-labels kept',
   'pseudo.right': 'of those, right',
 }

@@ -1,7 +1,7 @@
 """Configs of the study's runs: --config=examples/study/runs.py:WORLD,ROW,STAGE
 
-Stages: prompter, pretrain, retrieval, and questions_N for N % of the clips. Sets, lists
-and checkpoints are given by flags; see __main__.py.
+Stages: prompter, pretrain, retrieval, questions_N for N % of the clips, and questions_order.
+Sets, lists and checkpoints are given by flags; see __main__.py.
 """
 
 from configs import common, finetune, models, pretrain
@@ -80,12 +80,13 @@ def _retrieval(config, world, row, stage):
 
 
 def _questions(config, world, row, stage):
-  del world, row, stage
+  del row
+  order = stage == 'questions_order'
   finetune.question_answering(config)
   config.data.examples = 'texts'
-  config.data.sources = (common.source('set'),)
+  config.data.sources = (common.source('set', style='order' if order else ''),)
   config.optimizer.learning_rate = 1e-3
-  config.train.steps = plan.QUESTION_STEPS
+  config.train.steps = world.order_steps if order else plan.QUESTION_STEPS
 
 
 _STAGES = {
