@@ -85,7 +85,8 @@ def test_the_commands_outlive_kills(tmp_path):
     end = time.monotonic() + patience.seconds(300)
     # The first report comes with the first videos that are stored.
     while not report.is_file() or os.stat(report).st_mtime_ns == before:
-      assert indexer.poll() is None and time.monotonic() < end
+      assert indexer.poll() is None, indexer.communicate()
+      assert time.monotonic() < end
       time.sleep(0.01)
     time.sleep(draw.uniform(0, 2))
     indexer.kill()
