@@ -199,12 +199,12 @@ class Model:
         f'none of {len(videos)} videos can be read; the first: {skipped[0].name}: '
         f'{skipped[0].reason}'
       )
-    feature, tokens_ = (np.concatenate(x) for x in zip(*encoded, strict=True))
+    found = VideoFeatures(*(np.concatenate(x) for x in zip(*encoded, strict=True)))
     known, far = self.trained.familiarity, None
     if known:
-      far = known.far_videos(VideoFeatures(tokens_, feature))
+      far = known.far_videos(found)
       familiarity.warn_of_far(far, names, 'videos')
-    return Videos(tuple(names), feature, tokens_, tuple(skipped), far)
+    return Videos(tuple(names), found.feature, found.tokens, tuple(skipped), far)
 
   def embed_texts(self, texts: Sequence[str] | Texts) -> Texts:
     """Encodes texts; warns of those that are too long, or far from those of training.
@@ -424,11 +424,10 @@ class Model:
         'load one of pre-training or retrieval.'
       )
 
-  def _encode(self, pixels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """feature float32[n, E] and tokens f[n, S, D] of up to batch_size clips."""
+  def _encode(self, pixels: list[np.ndarray]) -> VideoFeatures:
+    """Encodes up to batch_size clips."""
     batch = fill_batch(np.stack(pixels), 0, self.batch_size, len(pixels))
-    found = self._scorer.embed_videos([batch], len(pixels))
-    return found.feature, found.tokens
+    return self._scorer.embed_videos([batch], len(pixels), look=True)
 
   def _read(self, videos, names, skipped, skip_unreadable, progress) -> Iterator[list]:
     """Yields lists of clips uint8[T, S, S, 3]; fills names and skipped."""

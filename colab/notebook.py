@@ -98,9 +98,11 @@ def show(page: str, height: int = 640) -> None:
   fit = (
     f"this.style.height=Math.min(this.contentDocument.documentElement.scrollHeight+4,{height})+'px'"
   )
+  found = re.search('<title>(.*?)</title>', page)  # Escaped already.
+  title = found[1] if found else 'A page'
   display(
     HTML(
-      f'<div><iframe srcdoc="{html.escape(page)}" onload="{fit}" style="'
+      f'<div><iframe title="{title}" srcdoc="{html.escape(page)}" onload="{fit}" style="'
       f'width:100%;height:{height}px;border:1px solid #dfe3e8"></iframe>'
       '</div>'
     )

@@ -189,6 +189,21 @@ def _check_config():
   for option in options.names(flags.FLAGS.config):
     if option not in known:
       raise ValueError(f'{name}: {_unknown(option, option, known)}')
+  for part in ('data', 'eval'):
+    if sets := flags.FLAGS.config.get(part, {}).get('sources'):
+      flags.FLAGS.config[part].sources = _sources(f'--config.{part}.sources', sets)
+
+
+def _sources(option, sets):
+  """Sets as the command line names them, with what it leaves out."""
+  try:
+    return tuple(common.source(**one) for one in sets)
+  except (TypeError, ValueError):  # No mapping, another name, or no path.
+    raise ValueError(
+      f'{option}={sets!r}: each set is a dict with a path and, if need be, split, weight, style, '
+      f"from_step and until_step, as in {option}=\"({{'path': 'sets/clips', 'split': "
+      "'test'},)\"; of a set of your own --config.data.path=sets/clips says it all."
+    ) from None
 
 
 def _check_places(words, in_buckets):

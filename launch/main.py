@@ -22,6 +22,7 @@ except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
 import json
+import os
 import shlex
 
 from absl import flags, logging
@@ -52,6 +53,13 @@ def main():
   if settled.pretended:
     raise ValueError(settled.pretended)
   config = settled.config
+  if config.data.tokenizer.startswith('runs/demo/') and not os.path.exists(config.data.tokenizer):
+    raise FileNotFoundError(
+      f'{config.data.tokenizer} is not there: this config is about the clips of the demo, which '
+      'make demo makes, or in minutes python launch/demo.py --quick (its figures mean nothing); '
+      'for a set of your own take another config, such as --config=configs/pretrain.py:tiny_own '
+      '--config.data.path=sets/clips.'
+    )
   try:
     outcome = loop.train(config, _WORKDIR.value, evaluations=during_training.evaluations(config))
   except NonFiniteError as error:

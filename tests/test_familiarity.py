@@ -10,7 +10,7 @@ import pytest
 
 import alpro_jax
 from alpro_jax.data import dataset
-from alpro_jax.evaluation import explain, familiarity, split
+from alpro_jax.evaluation import explain, familiarity, looks, split
 from alpro_jax.serving import export
 from configs import common
 from examples.shapes import files, scenes
@@ -79,6 +79,48 @@ def test_foreign_clips_are_marked_and_held_out_ones_are_not(shapes, world):
   found = shapes.embed_videos(list(foreign_videos()))
   assert len(found) == 60 and np.mean(found.familiar) <= 0.1
   assert all('times as far from the clips of training' in why for why in found.far if why)
+
+
+def scene(rng, steepness):
+  """float[3, 96, 96], as uneven as what is filmed: amplitudes fall with the frequency."""
+  frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96)))
+  noise = rng.standard_normal((3, 96, 96)) + rng.standard_normal((96, 96))
+  found = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 0.01) ** steepness).real
+  return rng.uniform(60, 190, (3, 1, 1)) + rng.uniform(20, 50) * found / found.std()
+
+
+def cut(rng, whole):
+  """A clip uint8[4, 48, 48, 3] of a camera that moves over a scene."""
+  y, x, dy, dx = *rng.integers(12, 36, 2), *rng.integers(-4, 5, 2)
+  frames = [whole[:, y + t * dy : y + t * dy + 48, x + t * dx :][..., :48] for t in range(4)]
+  return np.clip(np.stack(frames).transpose(0, 2, 3, 1), 0, 255).astype(np.uint8)
+
+
+def test_few_clips_tell_what_is_foreign_by_their_looks(world):
+  """Of 24 scenes that differ as much as any, with 6 others held out."""
+  rng = np.random.default_rng(0)
+  scenes_ = [scene(rng, steepness) for steepness in rng.uniform(1, 1.6, 30)]
+  own = [cut(rng, x) for x in scenes_]
+  own[3][0] = 0  # A fade: a black frame makes nothing else familiar.
+  looked = looks.describe(np.stack(own))
+  assert np.isnan(looked[3, 0]).all() and not np.isnan(looked[3, 1:]).any()
+  known = looks.fit(np.asarray(looked[:24]), np.asarray(looked[24:]))
+  far = lambda clips: known.distance(looks.describe(np.stack(clips))) > known.limit  # noqa: E731
+  assert np.mean(far([cut(rng, x) for x in scenes_[:24] for _ in range(5)])) <= 0.05
+  assert np.mean(far(list(foreign_videos()))) >= 0.9
+  assert np.mean(far(list(world['frames'][:60]))) >= 0.9
+
+
+def test_a_look_by_hand_does_not_depend_on_size():
+  stripes = np.zeros((1, 2, 48, 48, 3), np.uint8)
+  stripes[:, 0, :, ::2] = 255
+  first, plain = looks.describe(stripes)[0]
+  assert first.shape == (looks.WIDTH,) and np.isnan(plain).all()
+  # Grey 0.5 on average and in spread, no colour; edges at each pixel across, none down.
+  assert np.allclose(first[:6], [1, 0, 0, 1, 0, 0], atol=2e-3)
+  assert np.allclose(first[12:20:7], [1, 0], atol=1e-6)
+  larger = np.repeat(np.repeat(stripes, 4, 2), 4, 3)
+  np.testing.assert_allclose(looks.describe(larger)[0, 0], first, atol=1e-4)
 
 
 def test_foreign_texts_are_marked_and_held_out_ones_are_not(shapes, world):
@@ -162,6 +204,7 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
   assert not known.seen[model.trained.tokenizer.special.unk]
   model.save_pretrained(tmp_path / 'saved')
   again = alpro_jax.load(tmp_path / 'saved').trained.familiarity
+  np.testing.assert_array_equal(again.frames.frames, known.frames.frames)
   np.testing.assert_array_equal(again.videos.directions, known.videos.directions)
   export.write_params(copied, tmp_path / 'small')
   assert familiarity.load(tmp_path / 'small').seen.any()
@@ -193,6 +236,9 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
     alpro_jax.load(workdir).trained, [training], opened['test'].select(lambda x: x.video < '30')
   )
   assert 0 < few.counts[2] < 16 and np.isnan(few.match).all()
+  # Nor do they limit features: what is foreign is so by its looks.
+  model = alpro_jax.Model(alpro_jax.load(workdir).trained._replace(familiarity=few))
+  assert few.videos.limit == np.inf and not any(model.embed_videos(list(foreign_videos())).familiar)
   # It is part of what is copied, and damages nothing.
   moved = shutil.copytree(newest, tmp_path / 'moved')
   assert alpro_jax.load(moved).trained.familiarity.counts.tolist() == [20, 20, 20, 20]

@@ -85,13 +85,17 @@ class NumpyEncoder:
     feature = np.array([pointing(clip.start) for clip in clips], np.float32)
     tokens = np.zeros((len(clips), 3, 4), np.float32)
     tokens[:, 0, 0] = [clip.start for clip in clips]
-    return VideoFeatures(tokens, feature)
+    return VideoFeatures(tokens, feature, tokens[:, :2, :2])
 
   def texts(self, texts):
     return TextFeatures(None, None, np.array([[1, 0]] * len(texts), np.float32))
 
   def far_clips(self, videos):
-    return tuple(f'{x:.0f} away' if x > 5 else '' for x in videos.tokens[:, 0, 0])
+    # The store gives back flat what it was given; it has no looks of earlier clips.
+    looks = (
+      videos.tokens[:, 0] if videos.look is None else videos.look.reshape(len(videos.look), -1)
+    )
+    return tuple(f'{x:.0f} away' if x > 5 else '' for x in looks[:, 0])
 
   def far_text(self, text, features):
     return 'none of its pieces is known' if text == 'zzz' else ''
@@ -213,7 +217,8 @@ def store(tmp_path):
 
 
 def row(start, value=0.0):
-  return Row(start, start + 1, pointing(start), np.full((3, 4), start + value), b'strip')
+  tokens = np.full((3, 4), start + value)
+  return Row(start, start + 1, pointing(start), tokens, b'strip', tokens[:2, :2])
 
 
 def put(store, name, rows=(), *said, size=1, mtime_ns=1):
@@ -893,7 +898,7 @@ def test_the_model_sees_the_middle_of_each_frame_in_full_batches():
   asked = types.SimpleNamespace(
     batch_size=3,
     trained=types.SimpleNamespace(config=config),
-    scorer=types.SimpleNamespace(embed_videos=lambda batches, total: (list(batches), total)),
+    scorer=types.SimpleNamespace(embed_videos=lambda batches, total, look: (list(batches), total)),
   )
   asked.pixels = lambda clips: Encoder.pixels(asked, clips)
   clips = []

@@ -55,7 +55,7 @@ class Encoder:
 
   def videos(self, clips: list[Segment]) -> VideoFeatures:
     """Encodes clips, in calls of `batch_size`."""
-    return self.scorer.embed_videos(_batches(self, clips), len(clips))
+    return self.scorer.embed_videos(_batches(self, clips), len(clips), look=True)
 
   def far_clips(self, videos: VideoFeatures) -> tuple[str, ...]:
     """Why each clip is far from those of training; '' if it is not, or nobody knows."""

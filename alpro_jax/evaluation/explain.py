@@ -248,7 +248,7 @@ def strangeness(trained: TrainedModel, frames: np.ndarray, text: str) -> tuple[l
   scorer = Scorer.of(trained, batch_size=1, pairs_per_call=1)
   clip = fill_batch(frames[None], 0, trained.mesh.size, 1)
   most = trained.config.data.max_text_tokens
-  (video,) = known.far_videos(scorer.embed_videos([clip], 1))
+  (video,) = known.far_videos(scorer.embed_videos([clip], 1, look=True))
   (words,) = known.far_texts(trained.tokenizer, [text], most, scorer.embed_texts([text]))
   notes = [
     f'The {what} is far from what the model was trained on, and what it says means little: {why}.'

@@ -3,7 +3,8 @@
 A model gives scores to anything, and what it says of a clip or a text that is unlike
 those of training means nothing. A summary of the training set tells them apart:
 
-  clips   where pooled tokens and features of training clips lie
+  clips   where pooled tokens and features of training clips lie, and what their frames
+          look like
   texts   the same of training texts, and which pieces of the tokenizer occurred
 
 What lies further away than nearly all held-out clips or texts is called far. Held-out
@@ -22,6 +23,7 @@ from absl import logging
 
 from alpro_jax import files, metrics
 from alpro_jax.encoded import Choice
+from alpro_jax.evaluation import looks
 
 FILE = 'familiarity.npz'
 KEPT = 0.99  # Share of held-out clips, and of texts by either sign, that are not far.
@@ -88,11 +90,14 @@ def fit_cloud(training: np.ndarray, held_out: np.ndarray, most: int, slack=1.0) 
 def fit_clouds(
   clips: np.ndarray, texts: np.ndarray, held_out: Sequence[np.ndarray]
 ) -> tuple[Cloud, Cloud]:
-  """Clouds of the clips and texts of training; `held_out` has vectors of both."""
-  return (
-    fit_cloud(clips, held_out[0], _VIDEO_DIRECTIONS),
-    fit_cloud(texts, held_out[1], _TEXT_DIRECTIONS, _TEXT_SLACK),
-  )
+  """Clouds of the clips and texts of training; `held_out` has vectors of both.
+
+  Fewer than 16 held-out clips give no limit to features: looks alone tell what is far.
+  """
+  videos = fit_cloud(clips, held_out[0], _VIDEO_DIRECTIONS)
+  if len(held_out[0]) < ENOUGH:
+    videos = videos._replace(limit=np.float32(np.inf))
+  return videos, fit_cloud(texts, held_out[1], _TEXT_DIRECTIONS, _TEXT_SLACK)
 
 
 def video_vectors(videos: Any) -> np.ndarray:
@@ -131,6 +136,7 @@ class Familiarity:
       that are as likely its own as the nearest other.
     answer_temperature, entity_temperature: that logits are divided by; NaN as above.
     counts: int[4], clips and texts of training, held-out clips and texts.
+    frames: what those of training look like; None in a summary of an earlier version.
   """
 
   videos: Cloud
@@ -141,6 +147,7 @@ class Familiarity:
   match: np.ndarray
   answer_temperature: float = np.nan
   entity_temperature: float = np.nan
+  frames: looks.Looks | None = None
 
   def __str__(self) -> str:
     clips, texts, *held_out = self.counts
@@ -149,6 +156,8 @@ class Familiarity:
   def far_videos(self, videos: Any) -> tuple[str, ...]:
     """Why each of the encoded clips is far from training; '' if it is not."""
     times = self.videos.distance(video_vectors(videos)) / self.videos.limit
+    if self.frames and videos.look is not None:
+      times = np.maximum(times, self.frames.distance(videos.look) / self.frames.limit)
     return tuple(_far('clips', x) for x in times)
 
   def far_texts(
@@ -180,12 +189,15 @@ class Familiarity:
     """Writes itself into a folder, or over what is there."""
     parts = {}
     for name, value in vars(self).items():
-      if isinstance(value, Cloud):
+      if name in _PARTS and value is not None:
         parts |= {f'{name}.{part}': array for part, array in value._asdict().items()}
-      else:
+      elif value is not None:
         parts[name] = np.asarray(value)
     with files.file(files.join(folder, FILE)) as made, open(made, 'wb') as file:
       np.savez_compressed(file, **parts)
+
+
+_PARTS = {'videos': Cloud, 'texts': Cloud, 'frames': looks.Looks}
 
 
 def load(folder: str | pathlib.Path) -> Familiarity | None:
@@ -200,11 +212,12 @@ def load(folder: str | pathlib.Path) -> Familiarity | None:
   try:
     with np.load(path) as stored:
       parts = dict(stored)
-    clouds = {
-      name: Cloud(*(parts.pop(f'{name}.{part}') for part in Cloud._fields))
-      for name in ('videos', 'texts')
+    whole = {
+      name: kind(*(parts.pop(f'{name}.{part}') for part in kind._fields))
+      for name, kind in _PARTS.items()
+      if f'{name}.limit' in parts  # Summaries of earlier versions have no looks.
     }
-    return Familiarity(**clouds, **parts)
+    return Familiarity(**whole, **parts)
   except Exception as error:  # Whatever zip, NumPy and the names make of it.
     raise ValueError(
       f'{path} is damaged ({error}); remove it, and make it again by launch/evaluate.py '

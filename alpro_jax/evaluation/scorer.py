@@ -34,6 +34,7 @@ from einops import rearrange, repeat
 from alpro_jax import sharding
 from alpro_jax.data.progress import Progress
 from alpro_jax.encoded import Texts, Videos
+from alpro_jax.evaluation import looks
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro
@@ -44,6 +45,7 @@ class VideoFeatures(NamedTuple):
 
   tokens: np.ndarray  # f[videos, S, D].
   feature: np.ndarray  # float32[videos, E], unit length.
+  look: np.ndarray | None = None  # f[videos, T, looks.WIDTH], if it was asked for.
 
 
 class TextFeatures(NamedTuple):
@@ -108,7 +110,8 @@ def _compiled(model, mesh):
   def answer(*inputs):
     return (read(Alpro.answer, *inputs),)
 
-  return types.SimpleNamespace(video=video, text=text, match=match, answer=answer)
+  look = jit(looks.describe)
+  return types.SimpleNamespace(video=video, look=look, text=text, match=match, answer=answer)
 
 
 def fill_batch(pixels: np.ndarray, first: int, size: int, total: int) -> dict[str, np.ndarray]:
@@ -193,13 +196,16 @@ class Scorer:
     prompts = np.asarray(prompter.ensemble(jnp.stack(rows), renormalize=True))
     return feature @ prompts.T / self.temperature()
 
-  def embed_videos(self, batches: Iterable[Mapping[str, np.ndarray]], total: int) -> VideoFeatures:
+  def embed_videos(
+    self, batches: Iterable[Mapping[str, np.ndarray]], total: int, look: bool = False
+  ) -> VideoFeatures:
     """Encodes the videos of a split, each once.
 
     Args:
       batches: dicts with `video` uint8[B, T, H, W, 3], `record` int[B] and
         `valid` bool[B], the rows of this host; the last one is padded.
       total: records of the split.
+      look: describe their pixels too.
     Raises:
       ValueError: if the batches do not hold every record exactly once.
     """
@@ -210,7 +216,9 @@ class Scorer:
           jax.make_array_from_process_local_data(self._rows, np.asarray(batch[name], dtype))
           for name, dtype in (('video', None), ('record', np.int32), ('valid', bool))
         ]
-        yield jax.device_get(self._call.video(self.params, *rows))
+        parts, record, valid = self._call.video(self.params, *rows)
+        parts += (self._call.look(rows[0]),) if look else ()
+        yield jax.device_get((parts, record, valid))
 
     return VideoFeatures(*self._collect(encoded(), total, 'videos'))
 

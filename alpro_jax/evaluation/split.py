@@ -19,7 +19,7 @@ from alpro_jax import buckets, files, flops, sharding
 from alpro_jax.data import dataset, pipeline
 from alpro_jax.data.answers import canonical
 from alpro_jax.evaluation import familiarity as familiar
-from alpro_jax.evaluation import question_answering, retrieval
+from alpro_jax.evaluation import looks, question_answering, retrieval
 from alpro_jax.evaluation.question_answering import AnswerResult
 from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
@@ -187,8 +187,8 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
   seen[trained.tokenizer.special.unk] = False  # Unknown words are not all the same.
   size, held_out = _CLIPS // len(training), _spread(held_out, _CLIPS)
   parts = [_vectors(trained, scorer, _spread(x, size)) for x in training]
-  clips, texts = (np.concatenate(x) for x in zip(*parts, strict=True))
-  rest = _vectors(trained, scorer, held_out)
+  clips, texts, shown = (np.concatenate(x) for x in zip(*parts, strict=True))
+  *rest, rest_shown = _vectors(trained, scorer, held_out)
   own = familiar.pieces(
     trained.tokenizer, [x for row in _asked(trained, held_out) for x in _texts(row)], length
   )
@@ -199,6 +199,7 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
     np.quantile(unseen, familiar.KEPT),
     np.array([len(x) for x in (clips, texts, *rest)]),
     **_calibrate(trained, scorer, held_out),
+    frames=looks.fit(shown, rest_shown),
   )
 
 
@@ -259,16 +260,18 @@ def _spread(prepared, most):
 
 
 def _vectors(trained, scorer, prepared):
-  """Vectors of clips and of their texts, a few clips at a time: tokens are large."""
-  clips, texts = [], []
+  """Vectors of clips and of their texts, and looks; a few clips at a time: tokens are large."""
+  clips, texts, shown = [], [], []
   for start in range(0, len(prepared), _CLIPS_AT_ONCE):
     number = itertools.count(-start)
     part = prepared.select(lambda record, n=number: 0 <= next(n) < _CLIPS_AT_ONCE)
-    clips.append(familiar.video_vectors(scorer.embed_videos(batches(trained, part), len(part))))
+    videos = scorer.embed_videos(batches(trained, part), len(part), look=True)
+    clips.append(familiar.video_vectors(videos))
+    shown.append(videos.look)
     asked = [text for row in _asked(trained, part) for text in _texts(row)]
     distinct, row = np.unique(asked, return_inverse=True)
     texts.append(familiar.text_vectors(scorer.embed_texts(distinct.tolist()))[row])
-  return np.concatenate(clips), np.concatenate(texts)
+  return np.concatenate(clips), np.concatenate(texts), np.concatenate(shown)
 
 
 def _calibrate(trained, scorer, held_out):

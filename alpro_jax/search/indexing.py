@@ -401,9 +401,9 @@ def _encode(
     part = waiting[:count]
     del waiting[:count]
     features = encoder.videos([clip for _, clip in part])
-    for (rows, clip), vector, tokens in zip(part, features.feature, features.tokens, strict=True):
+    for (rows, clip), tokens, vector, look in zip(part, *features, strict=True):
       kept = tokens.astype(np.float16) if keep_tokens else None
-      rows.append(Row(clip.start, clip.stop, vector, kept, clip.strip))
+      rows.append(Row(clip.start, clip.stop, vector, kept, clip.strip, look.astype(np.float16)))
 
   for file, result in videos:
     rows = []

@@ -139,10 +139,9 @@ def find(
   similarity, order = clips.vector @ vector, list(range(len(clips.id)))
   # What is shown is looked at too, where that costs no decoding.
   chosen = order[: rerank_k or (most if store.about['tokens'] else 0)]
-  near, tokens = _tokens(encoder, store, clips, chosen) if chosen else ([], None)
+  near, videos = _features(encoder, store, clips, chosen) if chosen else ([], None)
   margin, match, far, calibrated = {}, {}, {}, False
   if near:
-    videos = VideoFeatures(tokens, clips.vector[near])
     far = dict(zip(near, encoder.far_clips(videos), strict=True))
   if near and rerank_k:
     rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
@@ -187,15 +186,17 @@ def suppress(hits: Sequence[Hit]) -> list[Hit]:
   return [hit for hit in hits if id(hit) in own]
 
 
-def _tokens(encoder, store, clips, chosen):
-  """Tokens of clips, from the index or from their videos.
+def _features(encoder, store, clips, chosen):
+  """VideoFeatures of clips, from the index or from their videos.
 
   Returns:
-    those of `chosen` that could be had, and f[n, S, D].
+    those of `chosen` that could be had, and their features; None if there is none.
   """
   if store.about['tokens']:
     dtype = np.dtype(encoder.trained.model.config.dtype)
-    return chosen, store.tokens(clips.id[chosen]).astype(dtype)
+    ids = clips.id[chosen]
+    tokens = store.tokens(ids).astype(dtype)
+    return chosen, VideoFeatures(tokens, clips.vector[chosen], store.looks(ids))
   starts = {}
   for i in chosen:
     starts.setdefault(clips.name[i], []).append(float(clips.start[i]))
@@ -216,4 +217,5 @@ def _tokens(encoder, store, clips, chosen):
   there = [i for i in chosen if places[i] in cut]
   if not there:
     return there, None
-  return there, encoder.videos([cut[places[i]] for i in there]).tokens
+  found = encoder.videos([cut[places[i]] for i in there])
+  return there, found._replace(feature=clips.vector[there])

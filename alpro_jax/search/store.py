@@ -2,8 +2,8 @@
 
   videos   the file as it was seen, and why it is not whole
   clips    vector and span of every clip, and what filters ask for
-  kept     a strip of thumbnails, about 10 kB, and, if asked for, 2 S D bytes of float16 for
-           the fusion encoder (ALPRO base at 224: 197 * 768 * 2 = 303 kB)
+  kept     a strip of thumbnails, about 10 kB, statistics of pixels and, if asked for, 2 S D
+           bytes of float16 for the fusion encoder (ALPRO base at 224: 197 * 768 * 2 = 303 kB)
 
 Every change of a table is a version of it that is there whole or not at all. Clips are
 written before their video, which counts when it is written itself: a run that is killed
@@ -36,17 +36,15 @@ FORMAT = 2
 _TABLES = {
   'videos': 'video name path mtime_ns size ends reason detail clips',
   'clips': 'video name path mtime_ns clip start stop seconds vector',
-  'kept': 'video clip strip tokens',
+  'kept': 'video clip strip tokens look',
 }
 FILE, REPORT = 'index.json', 'report.json'
 EARLIER = 'index.sqlite'
-# Below, all vectors are compared; above, IVF_SQ (cells, 8 bits a number) finds candidates,
-# whose vectors are.
+# Below, all vectors are compared; above, those that IVF_SQ (cells, 8 bits a number) finds.
 EXACT = 50_000
 _PROBES, _REFINE = 20, 5
 _GROWN = 4  # Times as many clips as when the index of the vectors was made: it is made anew.
-# Old versions stay that long for those who read them.
-_KEEP = datetime.timedelta(hours=1)
+_KEEP = datetime.timedelta(hours=1)  # Old versions stay that long for those who read them.
 _FRAGMENTS = 500  # Of thumbnails and tokens, which are rewritten only when there are as many.
 
 _SAID = {
@@ -82,6 +80,7 @@ class Row(NamedTuple):
   vector: np.ndarray  # float32[E]
   tokens: np.ndarray | None  # float16[S, D]
   strip: bytes  # JPEG
+  look: np.ndarray | None = None  # float16[T, looks.WIDTH]
 
 
 class Indexed(NamedTuple):
@@ -176,7 +175,7 @@ class Store:
     types = dict.fromkeys(('video', 'mtime_ns', 'size', 'clips', 'clip'), pa.int64())
     types |= dict.fromkeys(('path', 'reason', 'detail'), pa.string())
     types |= dict.fromkeys(('start', 'stop', 'seconds'), pa.float64())
-    types |= dict.fromkeys(('name', 'ends', 'strip'), pa.binary())
+    types |= dict.fromkeys(('name', 'ends', 'strip', 'look'), pa.binary())
     types |= {'vector': pa.list_(pa.float32(), about['vector']), 'tokens': pa.large_binary()}
     files.on_disk(folder).mkdir(parents=True, exist_ok=True)
     with _in_words(folder):
@@ -302,8 +301,9 @@ class Store:
       videos.append(own | {'reason': reason, 'detail': detail, 'clips': len(rows)})
       own['seconds'] = max((row.stop for row in rows), default=0.0)
       for row in rows:
-        tokens = None if row.tokens is None else row.tokens.astype('<f2').tobytes()
-        clip = row._asdict() | {'clip': key(*file, row.start, row.stop), 'tokens': tokens}
+        arrays = {'tokens': row.tokens, 'look': row.look}
+        blobs = {k: x if x is None else x.astype('<f2').tobytes() for k, x in arrays.items()}
+        clip = row._asdict() | blobs | {'clip': key(*file, row.start, row.stop)}
         clips.append(own | clip | {'vector': row.vector.astype(np.float32)})
     if self._known is None:
       self._known = self._keys()
@@ -351,8 +351,7 @@ class Store:
     new = {key(name) for name in set(other.files()) - set(self.files())}
     here = pa.array(sorted(new), pa.int64())
     self._remove(sorted(new & self._keys()))
-    with _in_words(self.folder):
-      # As `put`: the videos last.
+    with _in_words(self.folder):  # As `put`: the videos last.
       for mine, its in zip(self._tables()[::-1], other._tables()[::-1], strict=True):
         for batch in its.search().to_batches(1024):
           batch = batch.filter(pa.compute.is_in(batch['video'], here))
@@ -401,6 +400,11 @@ class Store:
     found = b''.join(self._kept_of('tokens', ids))
     return np.frombuffer(found, '<f2').reshape(len(ids), *self.about['tokens'])
 
+  def looks(self, ids: Sequence[int]) -> np.ndarray | None:
+    """float16[n, T * looks.WIDTH]; None in an index that was begun without."""
+    found = self._kept_of('look', ids) if 'look' in self._kept.schema.names else [None]
+    return None if None in found else np.stack([np.frombuffer(x, '<f2') for x in found])
+
   def strips(self, ids: Sequence[int]) -> list[bytes]:
     """JPEGs of the clips' thumbnails."""
     return self._kept_of('strip', ids)
@@ -423,7 +427,6 @@ def _lancedb():
   """LanceDB and PyArrow, which a search alone needs."""
   try:
     import lancedb
-    import pyarrow
     import pyarrow.compute
   except ImportError as error:
     raise ImportError(
