@@ -31,6 +31,8 @@ def _flags_of_its_own(script):
   finally:
     for flag in list(known.flags_by_module_dict().get(script, ())):
       delattr(known, flag.name)
+    for name in [name for name in known if name not in values]:
+      delattr(known, name)  # Such as --config.train.steps, which --config has defined.
     for name, (value, present) in values.items():
       known[name].value, known[name].present = value, present
     for module, flag in aside:

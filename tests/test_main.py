@@ -58,7 +58,12 @@ MISTAKES = {
   ),
   'devices': (
     DEMO,
-    ['--workdir=W', '--config.data.batch_size=12', '--config.data.tokenizer=none.model'],
+    [
+      '--workdir=W',
+      '--config.data.batch_size=12',
+      '--config.data.tokenizer=none.model',
+      '--config.machine.memory_gib=8',
+    ],
     'a global batch of 12 cannot be sharded over 8 shards',
   ),
   'no demo': (
