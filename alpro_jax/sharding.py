@@ -5,6 +5,7 @@ Plain `jax.jit` with NamedSharding does nearly all of it. The one exception is
 whole batch of video tokens.
 """
 
+import collections
 import contextlib
 import functools
 import math
@@ -12,15 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# The batch is sharded over `data` and `fsdp`; parameters over `fsdp`, so that a
-# layer gathers its own when it needs them, and over `tensor`, so that each
-# device computes a part of the heads and of the MLP for the same rows.
-MESH_AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')
+# The batch is sharded over `slice`, between which links are slow, `data` and `fsdp`;
+# parameters over `fsdp`, so that a layer gathers its own when it needs them, and over
+# `tensor`, so that each device computes a part of the heads and of the MLP for the
+# same rows. What is reduced over several axes the compiler reduces inside a slice first.
+MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
+BATCH_AXES = ('slice', 'data', 'fsdp')
 
 # Logical axis of a parameter -> mesh axis. A name without a rule is an error:
 # flax would replicate it without a word.
@@ -39,35 +42,73 @@ RULES = {
 OPTIONAL = ('vocab',)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1) -> jax.sharding.Mesh:
-  """Returns a mesh over all devices.
+def make_mesh(
+  data: int = -1, fsdp: int = 1, devices=None, *, tensor: int = 1, slices: int = 0
+) -> Mesh:
+  """Returns a mesh over all devices; those of a process hold neighbouring rows of a batch.
 
   Args:
-    data: devices along `data`; -1 takes all that the others leave.
+    data: devices of a slice along `data`; -1 takes all that the others leave.
     fsdp: devices along `fsdp`, over which parameters and moments are sharded.
     devices: the devices to use; None is all of them.
     tensor: devices along `tensor`, which share the work of the same rows; must
       divide the heads of attention.
+    slices: parts between which links are slow; 0 is as the devices say.
   Raises:
-    ValueError: if they do not cover the devices exactly.
+    ValueError: if they do not cover the devices exactly, or for other slices than
+      the devices say.
   """
-  devices = jax.devices() if devices is None else devices
-  count = len(devices)
+  parts = _by_slice(jax.devices() if devices is None else devices, slices)
+  count = len(parts[0])
   if data == -1:
     data = count // max(fsdp * tensor, 1)
   shape = (data, fsdp, tensor)
   if min(shape) < 1 or math.prod(shape) != count:
+    of_each = f', in each of {len(parts)} slices' if len(parts) > 1 else ''
     raise ValueError(
       f'mesh {data=} x {fsdp=} x {tensor=} covers {math.prod(shape)} of '
-      f'{count} devices; set config.mesh so that their product is {count} '
+      f'{count} devices{of_each}; set config.mesh so that their product is {count} '
       '(data=-1 takes all that are left).'
     )
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  grids = [_arrange(part, shape) for part in parts]
+  return Mesh(np.stack(grids), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def mesh_from_config(config, devices=None) -> jax.sharding.Mesh:
-  """Returns the mesh of config.mesh; see `make_mesh`."""
-  return make_mesh(config.data, config.fsdp, devices, tensor=config.tensor)
+def _by_slice(devices, slices):
+  """Cuts a list of devices where links are slow, or where it is told to."""
+  said = collections.defaultdict(list)
+  for device in devices:
+    said[getattr(device, 'slice_index', None) or 0].append(device)
+  parts = sorted(said.values(), key=lambda part: part[0].process_index)
+  if len(parts) == 1 and slices > 1 and len(devices) % slices == 0:
+    size = len(devices) // slices
+    parts = [devices[i : i + size] for i in range(0, len(devices), size)]
+  if slices not in (0, len(parts)) or len({len(part) for part in parts}) > 1:
+    sizes = [len(part) for part in parts]
+    raise ValueError(
+      f'config.mesh.{slices=} does not cut {len(devices)} devices, which come in slices '
+      f'of {sizes}, into equal parts; 0 takes them as they come.'
+    )
+  return parts
+
+
+def _arrange(devices, shape):
+  """Returns the devices of a slice as an array of a shape."""
+  if devices[0].platform == 'tpu' and len({device.process_index for device in devices}) > 1:
+    # JAX's own order follows the links alone, and would scatter the rows of a host. This one
+    # walks through the four chips of a host as a U; hosts follow each other along x.
+    def place(device):
+      x, y, z = device.coords
+      return device.process_index, z, x, -y if x % 2 else y
+
+    return np.array(sorted(devices, key=place)).reshape(shape)
+  return jax.make_mesh(shape, MESH_AXES[1:], devices=devices).devices
+
+
+def mesh_from_config(config, devices=None) -> Mesh:
+  """Returns the mesh of config.mesh; see `make_mesh`. Older ones say nothing of slices."""
+  slices = config.get('slices', 0)
+  return make_mesh(config.data, config.fsdp, devices, tensor=config.tensor, slices=slices)
 
 
 def batch_shards(mesh) -> int:
@@ -239,7 +280,7 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
     mesh: the mesh that the batch is sharded over.
     blocks: number of equal blocks of rows that do not exchange anything. If
       it is a multiple of the number of shards nothing is sent; if it divides
-      that, the shards of a block travel around a ring, one at a time, and each
+      that, the shards of a block travel around rings, one at a time, and each
       device keeps the rows it asked for.
   Returns:
     f[B, ...].
@@ -258,36 +299,51 @@ def take_rows(array: jax.Array, index: jax.Array, mesh, *, blocks: int = 1):
     rows = array.reshape(blocks, size, *array.shape[1:])
     picked = jax.vmap(lambda r, i: jnp.take(r, i, axis=0))(rows, index.reshape(blocks, size))
     return constrain_batch(picked.reshape(array.shape), mesh)
-  ring = jax.shard_map(
-    lambda a, i: _ring_take(a, i, shards, shards // blocks),
+  ring = shards // blocks
+  # Rings lie inside a slice; a block of several slices turns in each, then moves on to the
+  # next: each device sends its rows over the slow links once for each other slice.
+  of_slice = shards // mesh.shape['slice']
+  near = of_slice if ring % of_slice == 0 else ring
+  take = jax.shard_map(
+    lambda a, i: _ring_take(a, i, shards, near, ring // near),
     mesh=mesh,
     in_specs=(P(BATCH_AXES), P(BATCH_AXES)),
     out_specs=P(BATCH_AXES),
   )
-  return ring(array, index)
+  return take(array, index)
 
 
-def _ring_take(block, index, shards, ring):
+def _ring_take(block, index, shards, near, turns):
   """Body of `take_rows` on one device: f[b, ...], int32[b] -> f[b, ...]."""
   b = block.shape[0]
-  here = jax.lax.axis_index(BATCH_AXES) % ring
-  # Neighbours form a ring each: 0 -> 1 -> 0, 2 -> 3 -> 2, ... of two.
-  permutation = [(i, i // ring * ring + (i + 1) % ring) for i in range(shards)]
+  turn_here, here = jnp.divmod(jax.lax.axis_index(BATCH_AXES) % (near * turns), near)
+
+  def send(visiting, size, step):
+    # Groups of `size` neighbours form a ring each: 0 -> 1 -> 0, 2 -> 3 -> 2, ... of two.
+    there = [(i, i // size * size + (i + step) % size) for i in range(shards)]
+    return jax.lax.ppermute(visiting, BATCH_AXES, there)
 
   # Or each hop would keep what it took, as large as a block's mask.
   @functools.partial(jax.checkpoint, prevent_cse=False)
-  def take(visiting, taken, hop):
-    local = index - (here - hop) % ring * b
+  def take(visiting, taken, turn, hop):
+    # Each turn left the visitors one hop short of home.
+    home = (here - hop - turn * (near - 1)) % near + (turn_here - turn) % turns * near
+    local = index - home * b
     inside = (local >= 0) & (local < b)
     rows = jnp.take(visiting, jnp.clip(local, 0, b - 1), axis=0)
     inside = inside.reshape(b, *(1,) * (block.ndim - 1))
     return jnp.where(inside, rows, taken)
 
-  def visit(carry, hop):
-    visiting, taken = carry
-    visiting = jax.lax.ppermute(visiting, BATCH_AXES, permutation)
-    return (visiting, take(visiting, taken, hop)), None
+  visiting, taken = block, jnp.zeros_like(block)
+  for turn in range(turns):
+    if turn:
+      visiting = send(visiting, near * turns, near)
+    taken = take(visiting, taken, turn, 0)
 
-  start = (block, take(block, jnp.zeros_like(block), 0))
-  (_, taken), _ = jax.lax.scan(visit, start, jnp.arange(1, ring))
+    def visit(carry, hop, turn=turn):
+      visiting, taken = carry
+      visiting = send(visiting, near, 1)
+      return (visiting, take(visiting, taken, turn, hop)), None
+
+    (visiting, taken), _ = jax.lax.scan(visit, (visiting, taken), jnp.arange(1, near))
   return taken

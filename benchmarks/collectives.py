@@ -3,7 +3,10 @@
     compiled = jax.jit(f).lower(...).compile()
     for one in collectives.parse(compiled.as_text()): ...
 
-A collective in the body of a loop counts as often as the loop turns.
+A collective in the body of a loop counts as often as the loop turns. What goes from one
+TPU slice to another the compiler writes as a transfer by the host, and that is what is
+counted here: of a reduction over all chips it leaves those inside a slice, and the
+exchange of what each chip then has between slices.
 """
 
 import dataclasses
@@ -14,6 +17,9 @@ from collections.abc import Iterable
 from benchmarks import hlo
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
+# Between slices: `_xla_megascale_transfer_type` -> kind.
+TRANSFERS = {kind.upper().replace('-', '_'): kind for kind in KINDS}
+TRANSFERS['ONE_TO_ONE'] = 'collective-permute'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Collective:
     group: devices that take part together.
     runs: how often it runs in one run of the program.
     source: the operation that it was made from, as JAX named it, or ''.
+    between_slices: it goes over the network between TPU slices, not over chips' links.
   """
 
   kind: str
@@ -35,6 +42,7 @@ class Collective:
   group: int
   runs: int
   source: str
+  between_slices: bool = False
 
   @property
   def sent_bytes(self) -> int:
@@ -90,7 +98,7 @@ def parse(text: str) -> list[Collective]:
     text: of a compiled module, partitioned: shapes are those of one device.
   Raises:
     ValueError: for a loop of unknown length with a collective inside, and for
-      groups of devices written in a way that is not known here.
+      groups of devices or transfers written in a way that is not known here.
   """
   module = hlo.parse(text)
   devices = _header_count(text, 'num_partitions') * _header_count(text, 'replica_count')
@@ -101,20 +109,35 @@ def parse(text: str) -> list[Collective]:
 
 
 def _kind(one):
+  if one.opcode == 'send' and (found := re.search(r'_transfer_type="(\w+)"', one.attributes)):
+    if found[1] not in TRANSFERS:
+      raise ValueError(f'transfers of type {found[1]} between slices are not known here.')
+    return TRANSFERS[found[1]]
   return one.opcode.removesuffix('-start')
 
 
 def _collective(one, types, runs, devices):
   kind = _kind(one)
+  if between := one.opcode == 'send':
+    group = _slices(one)
+  else:
+    group = devices if kind == 'collective-permute' else _group(one, devices)
   sent = [types[name] for name in one.operand_names]
   return Collective(
     kind=kind,
     shapes=hlo.describe(shape for each in sent for shape in hlo.shapes(each)),
     operand_bytes=sum(hlo.size_bytes(each) for each in sent),
-    group=devices if kind == 'collective-permute' else _group(one, devices),
+    group=group,
     runs=runs,
     source=one.source,
+    between_slices=between,
   )
+
+
+def _slices(one):
+  """Slices that take part: those of _xla_megascale_target="{1,2}x{0:7}"; else of pairs."""
+  listed = re.search(r'_megascale_target="\{([\d,]+)\}x', one.attributes)
+  return len(listed[1].split(',')) if listed else 2
 
 
 def _group(one, devices):

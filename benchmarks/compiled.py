@@ -52,13 +52,18 @@ def communication(text: str, chip: Chip | None) -> dict:
   """What each chip sends in one step, and how long that takes at least.
 
   A reduction or a gathering can use all links of a chip at once, a step of a
-  ring one of them.
+  ring one of them. What goes between TPU slices is counted apart and not timed.
   """
-  table = collectives.totals(collectives.parse(text))
+  found = collectives.parse(text)
+  table = collectives.totals(one for one in found if not one.between_slices)
+  slow = collectives.totals(one for one in found if one.between_slices)
   figures = {
     'collectives': {kind: dataclasses.asdict(total) for kind, total in table.items()},
     'sent_bytes': sum(total.sent_bytes for total in table.values()),
   }
+  if slow:
+    figures['between_slices'] = {kind: dataclasses.asdict(total) for kind, total in slow.items()}
+    figures['sent_between_slices_bytes'] = sum(total.sent_bytes for total in slow.values())
   if chip:
     figures['communication_s'] = sum(
       total.sent_bytes

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -13,8 +14,8 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
   """Returns the devices of a topology, and their figures where published.
 
   Args:
-    topology: 'v5e:16x16' for TPUs, 'h200:8' for GPUs of one machine, 'gpu' for
-      the GPUs of this one.
+    topology: 'v5e:16x16' for TPUs, '2xv5e:16x16' for two slices of them, 'h200:8' for
+      GPUs of one machine, 'gpu' for the GPUs of this one.
   Raises:
     ValueError: if there is no such topology, or no compiler for it.
   """
@@ -28,11 +29,13 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
       ) from error
     return found, of_kind(found[0].device_kind)
   _use_no_devices()
-  name, _, shape = topology.partition(':')
-  if name not in CHIPS:
+  several = re.fullmatch(r'(\d+)x(\w+:.*)', topology)
+  slices, one = (int(several[1]), several[2]) if several else (1, topology)
+  name, _, shape = one.partition(':')
+  if name not in CHIPS or (slices > 1 and name in MULTIPROCESSORS):
     raise ValueError(
       f'--{topology=} is not known; give gpu or a chip and its shape, such '
-      'as v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
+      'as v4:4x4x4, v5e:16x16, 2xv5e:16x16, v5p:4x4x8, v6e:16x16 or h200:8.'
     )
   if name in MULTIPROCESSORS:
     return _absent_gpus(topology, name, shape), CHIPS[name]
@@ -41,8 +44,10 @@ def devices(topology: str) -> tuple[list[jax.Device], Chip | None]:
   # The two cores of a v4 chip are one device, as on Cloud TPU; those of a v5p
   # are without being told.
   options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+  if slices > 1:
+    options['num_slices'] = slices
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
+    found = topologies.get_topology_desc(platform='tpu', topology_name=one, **options).devices
   except jax.errors.JaxRuntimeError as error:
     reason, *_ = str(error).split('\n')
     raise ValueError(f'--{topology=} is no shape of {name}: {reason}') from error

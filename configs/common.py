@@ -107,9 +107,11 @@ def get_config(model='base'):
       # and needs config.model.logit_bias. See docs/research.md, Which contrast.
       'vtc_form': 'softmax',
       'mask_probability': 0.15,
-      # Hard negatives for VTM: from the whole batch, or from blocks of it as
-      # the original's devices did (0 blocks: one for each data shard). Fewer
-      # blocks than shards send less than 'global' does: a ring for each.
+      # Hard negatives for VTM: 'global', from the whole batch; 'slice', from the rows of
+      # the pair's own slice of config.mesh.slices, so that none crosses slow links (of
+      # one slice the same); 'local', from blocks of the batch as the original's devices
+      # did (0 blocks: one for each data shard). Fewer blocks than shards send less than
+      # 'global' does: a ring for each.
       'negatives': 'global',
       'negative_blocks': 0,
       # Steps with uniform negatives, then steps of a linear ramp to negatives
@@ -281,8 +283,10 @@ def get_config(model='base'):
 
   # Devices along each axis; -1 is all that are left. `data` shards the batch,
   # `fsdp` also parameters and moments, `tensor` the heads and the MLP of the
-  # same rows: for models that do not fit otherwise, on devices close by.
-  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+  # same rows: for models that do not fit otherwise, on devices close by. All three
+  # are of one of `slices` (of machines with NVLink, say), between which links are slow
+  # and the batch alone is sharded; 0 is as many as there are TPU slices.
+  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'slices': 0})
   return config
 
 

@@ -36,7 +36,8 @@ _TOPOLOGY = flags.DEFINE_string(
   'topology',
   '',
   'v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:16x16 or others of '
-  'these chips; h200:8, h100:1, a100:4; gpu for the GPUs of this machine.',
+  'these chips, 2xv5e:16x16 for two slices; h200:8, h100:1, a100:4; gpu for the '
+  'GPUs of this machine.',
 )
 _OUTPUT = flags.DEFINE_string('output', '', 'A JSON file to write.')
 _PROGRAM = flags.DEFINE_string('program', '', 'A file for the text of the compiled program.')

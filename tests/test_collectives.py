@@ -97,6 +97,20 @@ def test_totals_turn_loops(note):
   assert ring.sent_bytes == ring.operand_bytes == 13 * 4 * 8 * 2
 
 
+def test_transfers_between_slices_are_told_apart():
+  transfer = (
+    '  %token = token[] after-all()\n'
+    '  %out.1 = (f32[16]{0}, u32[], token[]) send(%a, %token), channel_id=7, frontend_attributes='
+    '{_xla_megascale_target="{1,2,3,4}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+  )
+  text = PROGRAM.replace('  %zero =', f'{transfer}  %zero =')
+  (one,) = (c for c in collectives.parse(text) if c.between_slices)
+  assert (one.kind, one.group, one.operand_bytes) == ('all-reduce', 4, 64)
+  assert one.sent_bytes == 2 * 64 * 3 // 4
+  with pytest.raises(ValueError, match='of type OTHER between slices'):
+    collectives.parse(text.replace('"ALL_REDUCE"', '"OTHER"'))
+
+
 def test_what_is_not_understood_is_refused():
   unknown = PROGRAM.replace('known_trip_count', '').replace('=LT', '=NE')
   with pytest.raises(ValueError, match='loop loop turns is not known'):

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from benchmarks import hlo
+from alpro_jax import sharding
+from benchmarks import hlo, topology
 from tests import tiny_run
 
 CUDA = any(importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13))
@@ -79,6 +80,31 @@ def test_the_step_compiles_for_four_chips(tmp_path):
   assert figures['computation']['compute_s'] > 0
   assert figures['bound'] in ('compute', 'communication')
   assert 'sent_bytes' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
+def test_two_slices_reduce_inside_and_exchange_a_part(tmp_path):
+  output = tmp_path / 'figures.json'
+  done = compile_for('2xv5e:2x2', f'--output={output}')
+  assert done.returncode == 0, done.stderr
+  figures = json.loads(output.read_text())
+  assert figures['mesh'].items() >= {'slice': 2, 'data': 4}.items()
+  inside, between = (figures['communication'][n] for n in ('collectives', 'between_slices'))
+  assert between['all-reduce']['operand_bytes'] < 0.6 * (
+    inside['all-reduce']['operand_bytes'] + inside['reduce-scatter']['operand_bytes']
+  )
+  # Two turns of three hops in each slice, and one exchange between them.
+  rings = inside['collective-permute'], between['collective-permute']
+  assert rings[0]['operand_bytes'] >= 6 * rings[1]['operand_bytes'] > 0
+
+
+@pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
+@pytest.mark.parametrize('name', ['v5e:4x4', '2xv5e:4x8', 'v4:4x4x4', 'v5p:4x4x8'])
+def test_hosts_of_tpus_hold_neighbouring_rows(name):
+  devices, _ = topology.devices(name)
+  rows = [device.process_index for device in sharding.make_mesh(devices=devices).devices.flat]
+  assert rows == [i // 4 for i in range(len(devices))]
 
 
 @pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')

@@ -146,6 +146,15 @@ def test_the_teacher_must_be_the_one_of_the_training(pretraining, toy):
     identity.check_teacher(stored, other, ENTITIES)
 
 
+def test_blocks_of_negatives_are_compared_whatever_made_them(toy, tmp_path):
+  toy.task.negative_blocks = 2
+  run = train(tmp_path / 'run', **{'loss.negatives': 'slice'})
+  toy.task.negative_blocks = 1
+  refused('negative_blocks: was 2, is 1 .by config.loss', run, **{'loss.negatives': 'slice'})
+  toy.task.negative_blocks = 2
+  train(run, **{'loss.negatives': 'local', 'loss.negative_blocks': 2, 'train.steps': 6})
+
+
 def test_a_prompter_that_is_gone_is_named(pretraining):
   options, run = pretraining
   shutil.move(options[PROMPTER], run.parent / 'moved')

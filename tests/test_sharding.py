@@ -1,5 +1,8 @@
 """Where arrays live, and that moving rows is exact and sends little."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +14,46 @@ from alpro_jax import sharding
 
 
 def test_mesh_must_cover_the_devices():
-  assert sharding.make_mesh(-1, 2).shape == {'data': 4, 'fsdp': 2, 'tensor': 1}
+  assert sharding.make_mesh(-1, 2).shape == {'slice': 1, 'data': 4, 'fsdp': 2, 'tensor': 1}
   with pytest.raises(ValueError, match='covers 6 of 8 devices'):
     sharding.make_mesh(3, 2)
+  assert sharding.make_mesh(-1, 2, slices=2).shape['data'] == 2
+  with pytest.raises(ValueError, match='covers 8 of 4 devices, in each of 2 slices'):
+    sharding.make_mesh(4, 2, slices=2)
+  with pytest.raises(ValueError, match='slices=3 does not cut 8 devices'):
+    sharding.make_mesh(slices=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One of four chips of a TPU host of a slice."""
+
+  id: int
+  coords: tuple[int, int, int]
+  process_index: int
+  slice_index: int
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v5 lite'
+
+
+def test_hosts_of_tpu_slices_hold_neighbouring_rows():
+  """As libtpu numbers two slices of 4 x 4 chips, in any order of them."""
+  chips = [
+    Chip(16 * n + x + 4 * y, (x, y, 0), 4 * n + y // 2 * 2 + x // 2, n)
+    for y in range(4)
+    for x in range(4)
+    for n in (1, 0)
+  ]
+  mesh = sharding.make_mesh(fsdp=2, devices=chips)
+  assert mesh.shape == {'slice': 2, 'data': 8, 'fsdp': 2, 'tensor': 1}
+  assert [chip.process_index for chip in mesh.devices.flat] == [i // 4 for i in range(32)]
+  assert {chip.slice_index for chip in mesh.devices[0].flat} == {0}
+  # Inside a host and on to the next one along x, each chip is beside the one before.
+  at = np.array([chip.coords for chip in mesh.devices[0].flat])
+  apart = np.abs(np.diff(at, axis=0)).sum(axis=1)
+  assert (np.delete(apart, 7) == 1).all()
+  with pytest.raises(ValueError, match='slices=4 does not cut 32 devices, which come in slices'):
+    sharding.make_mesh(devices=chips, slices=4)
 
 
 def test_batch_must_divide():
@@ -58,10 +98,12 @@ def test_tensor_neighbours_hold_the_same_rows():
 
 
 @pytest.mark.parametrize('blocks', [1, 4, 8, 16])
-@pytest.mark.parametrize('shape', [(8, 1, 1), (4, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+  'shape', [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 2, 1), (4, 1, 1, 2), (1, 2, 1, 4), (1, 1, 1, 8)]
+)
 def test_take_rows_equals_plain_indexing(blocks, shape):
-  data, fsdp, tensor = shape
-  mesh = sharding.make_mesh(data, fsdp, tensor=tensor)
+  data, fsdp, tensor, slices = shape
+  mesh = sharding.make_mesh(data, fsdp, tensor=tensor, slices=slices)
   rng = np.random.default_rng(0)
   array = rng.normal(size=(32, 3, 5)).astype(np.float32)
   size = 32 // blocks
@@ -98,6 +140,24 @@ def test_take_rows_never_holds_the_whole_batch():
   local = text(8)
   assert 'f32[32,7,5]' not in local
   assert 'collective-permute' not in local and 'all-gather' not in local
+
+
+def test_rings_of_rows_stay_inside_a_slice():
+  mesh = sharding.make_mesh(slices=2)
+  place = sharding.batch_sharding(mesh)
+  array = jax.ShapeDtypeStruct((32, 5), jnp.float32, sharding=place)
+  index = jax.ShapeDtypeStruct((32,), jnp.int32, sharding=place)
+
+  def crossing(blocks):
+    """How many permutations send all, some or no rows from slice to slice."""
+    take = jax.jit(lambda a, i: sharding.take_rows(a, i, mesh, blocks=blocks))
+    text = take.lower(array, index).compile().as_text()
+    sent = re.findall(r'collective-permute\(.*source_target_pairs=\{(.*?)\}\}', text)
+    pairs = [re.findall(r'(\d+),(\d+)', one) for one in sent]
+    return sorted(sum(int(a) // 4 != int(b) // 4 for a, b in one) for one in pairs)
+
+  assert crossing(1) == [0, 0, 8]
+  assert crossing(2) == crossing(4) == [0]
 
 
 def test_a_ring_keeps_little_for_the_backward_pass():

@@ -22,9 +22,9 @@ from tests.processes import run_two
 TOLERANCE = 1e-5
 
 
-def mesh_of(data, fsdp=1, tensor=1):
-  devices = jax.devices()[: data * fsdp * tensor]
-  return sharding.make_mesh(data, fsdp, devices, tensor=tensor)
+def mesh_of(data, fsdp=1, tensor=1, slices=1):
+  devices = jax.devices()[: data * fsdp * tensor * slices]
+  return sharding.make_mesh(data, fsdp, devices, tensor=tensor, slices=slices)
 
 
 def scale_of(path, gradients):
@@ -72,7 +72,7 @@ def on_one_device(config):
   return small_task.gradients_on(config, mesh_of(1))
 
 
-@pytest.mark.parametrize('shape', [(8, 1), (4, 2), (2, 2, 2)])
+@pytest.mark.parametrize('shape', [(8, 1), (2, 2, 2), (2, 2, 1, 2)])
 def test_same_losses_and_gradients_on_eight_devices(config, on_one_device, shape):
   assert_equal_results(on_one_device, small_task.gradients_on(config, mesh_of(*shape)))
 
@@ -84,6 +84,15 @@ def test_local_negatives_are_the_same_on_any_devices(config):
   assert_equal_results(
     small_task.gradients_on(config, mesh_of(1)), small_task.gradients_on(config, mesh_of(8))
   )
+
+
+def test_negatives_of_a_slice_are_blocks_of_the_batch(config, on_one_device):
+  config = config.copy_and_resolve_references()
+  config.loss.negatives = 'slice'
+  assert_equal_results(on_one_device, small_task.gradients_on(config, mesh_of(1)))
+  in_two = small_task.gradients_on(config, mesh_of(4, slices=2))
+  config.loss.update({'negatives': 'local', 'negative_blocks': 2})
+  assert_equal_results(in_two, small_task.gradients_on(config, mesh_of(1)))
 
 
 class Brightness(Task):

@@ -86,9 +86,13 @@ class Pretrain(Prompter):
       FileNotFoundError: if there is PEM and no list of entities.
     """
     options = config.loss
-    scopes = {'global': 1, 'local': options.negative_blocks or sharding.batch_shards(mesh)}
+    scopes = {
+      'global': 1,
+      'slice': mesh.shape['slice'],
+      'local': options.negative_blocks or sharding.batch_shards(mesh),
+    }
     if options.negatives not in scopes:
-      raise ValueError(f"config.loss.{options.negatives=} must be 'global' or 'local'.")
+      raise ValueError(f'config.loss.{options.negatives=} must be one of {list(scopes)}.')
     if options.get('region_choice', 'random') not in masking.REGION_CHOICES:
       raise ValueError(
         f'config.loss.{options.region_choice=} is unknown; choose one of {masking.REGION_CHOICES}.'

@@ -11,6 +11,7 @@ place is accepted, and the log says so; other content is refused.
   answers     the names of the labels of question answering, in order
   entities    the names of the labels of PEM, in order
   templates   the prompts that the entities are put into
+  negative_blocks  of a batch, among whose rows VTM draws; may follow from the devices
   prompter    the checkpoint that makes the pseudo-labels: see `of_checkpoint`
   start       the checkpoint that the weights came from at first
   config      every option that decides what is learned
@@ -75,6 +76,7 @@ def describe(config, task, tokenizer, sources: Sequence = ()) -> dict[str, Any]:
     },
     'data': [source.digest for source in sources],
     'answers': list(task.answers),
+    'negative_blocks': task.negative_blocks,
     'start': _start(config.train.init_from),
     'config': json.loads(config.to_json()),
     'versions': versions(),

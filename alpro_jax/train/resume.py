@@ -63,12 +63,18 @@ _BY_CONTENT = {
   'prompter.prompts': 'templates',
   'prompter.checkpoint': 'prompter',
   'train.init_from': 'start',
+  'loss.negatives': 'negative_blocks',
+  'loss.negative_blocks': 'negative_blocks',
 }
 _STEPS = 'config.train.steps'
 # Options of parts that are called otherwise.
 _OPTIONS = {'prompter': 'config.prompter.checkpoint', 'start': 'config.train.init_from'}
 # What may be done about a difference, beside undoing it.
-_CURES = {_STEPS: '; may grow', 'start': f' (or --{_OPTIONS["start"]}= to go on whatever is there)'}
+_CURES = {
+  _STEPS: '; may grow',
+  'start': f' (or --{_OPTIONS["start"]}= to go on whatever is there)',
+  'negative_blocks': ' (by config.loss.negatives=local, .negative_blocks sets it for any devices)',
+}
 
 
 def check_beginning(
@@ -162,7 +168,9 @@ def _check_same_run(stored, meta):
     )
   was, now = options.flat(stored['config']), options.flat(meta['config'])
   for name, place in now.items():
-    is_path = name in _BY_CONTENT or (name.startswith('data.sources.') and name.endswith('.path'))
+    is_path = (name in _BY_CONTENT and not name.startswith('loss.')) or (
+      name.startswith('data.sources.') and name.endswith('.path')
+    )
     if is_path and isinstance(place, str) and place and was.get(name) not in ('', None, place):
       logging.info(
         'config.%s moved from %s to %s; what lies there is the same.', name, was[name], place
@@ -227,7 +235,8 @@ def _compared(meta, stored):
   # The sizes of the model are there twice, as options and as built. The digests
   # of sources may come in another order of folders.
   free = (*(f'config.{name}' for name in (*FREE, *known)), *FREE)
-  whole = [name for name in (*identity.LABELLED, *identity.CHECKPOINTS) if name in stored]
+  whole = (*identity.LABELLED, *identity.CHECKPOINTS, 'negative_blocks')
+  whole = [name for name in whole if name in stored]
   return {
     name: value
     for name, value in flat.items()
