@@ -6,6 +6,7 @@
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
 # make test-gpu     compiles for GPUs, without one
+# make test-launch  checks the recipes for clusters by their tools
 # make test-beam    prepares a set as an Apache Beam pipeline
 # make docs         builds the documentation as a site, in site/
 # The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
@@ -18,7 +19,7 @@ OUTPUT ?= runs/demo
 SEED ?= 0
 
 .PHONY: install demo search lint clean test test-runs \
-  test-reliability test-torch test-tpu test-gpu test-beam docs
+  test-reliability test-torch test-tpu test-gpu test-beam test-launch docs
 
 install: $(VENV)/installed
 
@@ -91,6 +92,16 @@ $(VENV)-beam/installed: requirements.txt requirements-beam.txt
 test-beam: $(VENV)-beam/installed
 	$(VENV)-beam/bin/python -c 'import apache_beam'  # Else tests are skipped.
 	$(VENV)-beam/bin/python -m pytest -n 0 tests/test_beam.py
+
+$(VENV)-launch/installed: requirements-launch.txt
+	$(PYTHON) -m venv $(VENV)-launch
+	$(VENV)-launch/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements-launch.txt
+	@touch $@
+
+test-launch: $(VENV)-launch/installed
+	$(VENV)-launch/bin/python -c 'import sky, kubeflow_trainer_api'  # Else tests are skipped.
+	$(VENV)-launch/bin/python -m pytest --noconftest tests/test_cluster_scripts.py
 
 # The pages read the code without importing it.
 $(VENV)-docs/installed: requirements-docs.txt

@@ -5,9 +5,9 @@
 #     --accelerator-type=v5litepod-256 --version=v2-alpha-tpuv5-lite
 #   launch/tpu_pod.sh install NAME ZONE GIT_URL
 #   launch/tpu_pod.sh train NAME ZONE --config=configs/pretrain.py \
-#     --workdir=/shared/pretrain --config.prompter.checkpoint=/shared/prompter
+#     --workdir=gs://BUCKET/pretrain --config.prompter.checkpoint=gs://BUCKET/prompter
 #
-# Workdir and data must be the same storage on all hosts, e.g. a mounted bucket.
+# Workdir and data must be the same storage on all hosts: a bucket, or a shared disk.
 # The same `train` again goes on from the newest checkpoint. What follows NAME
 # and ZONE goes to launch/main.py; --distributed lets the hosts find each other.
 set -euo pipefail

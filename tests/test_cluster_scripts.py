@@ -1,14 +1,28 @@
-"""The scripts for clusters are well-formed and start launch/main.py."""
+"""The recipes for clusters are valid for their tools, and start launch/main.py.
+
+Checks by the tools themselves are skipped where these are not installed; `make
+test-launch` installs them.
+"""
 
 import os
+import pathlib
+import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 
-from tests.tiny_run import ROOT
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / 'launch'
+SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 
-SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
+
+def tool(name):
+  """Returns the path of a tool beside this Python or of the machine, or skips the test."""
+  beside = shutil.which(name, path=str(pathlib.Path(sys.executable).parent))
+  found = beside or shutil.which(name)
+  return found or pytest.skip(f'{name} is not installed: requirements-launch.txt')
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
@@ -19,35 +33,104 @@ def test_scripts_parse_and_explain_themselves(path):
   assert f'launch/{path.name}' in done.stderr
 
 
-def run_with(folder, name, script, *arguments):
-  """Runs a script with a command that only prints what it was given."""
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+  subprocess.run([tool('shellcheck'), path], check=True)
+
+
+def test_hadolint_finds_nothing_in_the_container_file():
+  subprocess.run([tool('hadolint'), LAUNCH / 'Dockerfile'], check=True)
+
+
+def run_with(folder, name, script, *arguments, text='printf "%s\\n" "$@"', **variables):
+  """Runs a script with a command of ours; without `text` it prints what it was given."""
   fake = folder / name
-  fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+  fake.write_text(f'#!/bin/sh\n{text}\n')
   fake.chmod(0o755)
+  path = f'{folder}:{os.environ["PATH"]}'
   return subprocess.run(
-    [ROOT / 'launch' / script, *arguments],
-    check=True,
+    [LAUNCH / script, *arguments],
     text=True,
     capture_output=True,
-    env={**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'},
-  ).stdout
+    env={**os.environ, **variables, 'PATH': path},
+  )
 
 
 def test_slurm_starts_main_on_every_task(tmp_path):
-  told = run_with(tmp_path, 'srun', 'slurm_gpu.sh', '--workdir=a b')
-  assert told.endswith('launch/main.py\n--distributed\n--workdir=a b\n')
+  told = run_with(tmp_path, 'srun', 'slurm_gpu.sh', '--workdir=a b').stdout
+  assert told.endswith('.venv/bin/python\nlaunch/main.py\n--distributed\n--workdir=a b\n')
+  told = run_with(
+    tmp_path, 'srun', 'slurm_gpu.sh', '--workdir=a b', IMAGE='host#image', MOUNTS='/a:/b'
+  ).stdout
+  assert '--container-image=host#image' in told.splitlines()
+  assert '--container-mounts=/a:/b\npython\nlaunch/main.py\n--distributed\n' in told
 
 
 def test_a_pod_starts_main_on_every_host(tmp_path):
-  told = run_with(tmp_path, 'gcloud', 'tpu_pod.sh', 'train', 'name', 'zone', '--workdir=a b')
+  told = run_with(tmp_path, 'gcloud', 'tpu_pod.sh', 'train', 'name', 'zone', '--workdir=a b').stdout
   assert '--worker=all' in told.splitlines()
   assert 'launch/main.py --distributed' in told
   assert '--workdir=a\\ b' in told
 
 
+def test_xpk_gets_slices_image_and_command(tmp_path):
+  arguments = 'run', 'cluster', 'zone', 'v5litepod-256', '--workdir=a b'
+  told = run_with(tmp_path, 'xpk', 'xpk.sh', *arguments, IMAGE='image', SLICES='2').stdout
+  lines = told.splitlines()
+  assert lines[:2] == ['workload', 'create']
+  assert {'--tpu-type=v5litepod-256', '--num-slices=2', '--docker-image=image'} <= set(lines)
+  assert 'launch/main.py --distributed --workdir=a\\ b' in told
+
+
+# A slice that is taken during the first training, and one that is not; `fails` trainings fail
+# on a slice that stays.
+GCLOUD = """
+log() { echo "$@" >> "$FOLDER/log"; }
+case "$*" in
+  *describe*) cat "$FOLDER/state" 2> /dev/null ;;
+  *create*) log create; echo "$*" > "$FOLDER/create"; echo ACTIVE > "$FOLDER/state" ;;
+  *delete*) log delete; rm "$FOLDER/state" ;;
+  *ssh*)
+    log train; echo "$*" > "$FOLDER/train"
+    [ "$FAILS" = always ] && exit 1
+    [ -e "$FOLDER/taken" ] && exit 0
+    touch "$FOLDER/taken"; echo SUSPENDED > "$FOLDER/state"; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize('fails', ['once', 'always'])
+def test_a_spot_slice_that_is_taken_is_asked_for_again(tmp_path, fails):
+  done = run_with(
+    tmp_path,
+    'gcloud',
+    'tpu_spot.sh',
+    *('name', 'zone', 'v5litepod-64', 'software', '--workdir=gs://b/a b'),
+    text=GCLOUD,
+    FOLDER=str(tmp_path),
+    FAILS=fails,
+    IMAGE='host/image',
+    SERVICE_ACCOUNT='me',
+    POLL_SECONDS='0',
+  )
+  log = (tmp_path / 'log').read_text().split()
+  if fails == 'always':
+    assert log == ['create', *['train'] * 3]
+    assert done.returncode == 1 and 'the slice name is still there' in done.stderr
+    return
+  assert done.returncode == 0, done.stderr
+  assert log == ['create', 'train', 'delete', 'create', 'train', 'delete']
+  assert '--spot' in (tmp_path / 'create').read_text().split()
+  trained = ' '.join((tmp_path / 'train').read_text().split())
+  assert 'host/image python launch/main.py --distributed --workdir=gs://b/a\\ b' in trained
+
+
+def jobset():
+  return yaml.safe_load((LAUNCH / 'gke_jobset.yaml').read_text())
+
+
 def test_the_jobset_starts_main_on_every_host_of_a_slice():
-  job = yaml.safe_load((ROOT / 'launch' / 'gke_jobset.yaml').read_text())
-  (slice_,) = job['spec']['replicatedJobs']
+  (slice_,) = jobset()['spec']['replicatedJobs']
   spec = slice_['template']['spec']
   pod = spec['template']['spec']
   (container,) = pod['containers']
@@ -55,3 +138,20 @@ def test_the_jobset_starts_main_on_every_host_of_a_slice():
   rows, columns = pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')
   hosts = int(rows) * int(columns) // container['resources']['limits']['google.com/tpu']
   assert spec['parallelism'] == spec['completions'] == hosts
+
+
+def test_the_jobset_fits_its_schema():
+  api = pytest.importorskip('kubeflow_trainer_api.models', reason='requirements-launch.txt')
+  given = jobset()
+  # A field that the schema does not know is lost on the way.
+  assert api.JobsetV1alpha2JobSet.from_dict(given).to_dict() == given
+
+
+def test_the_task_for_skypilot_fits_its_schema():
+  sky = pytest.importorskip('sky', reason='requirements-launch.txt')
+  task = sky.Task.from_yaml(str(LAUNCH / 'skypilot.yaml'))
+  assert task.num_nodes == 2
+  (resources,) = task.resources
+  assert resources.use_spot and resources.accelerators == {'H100': 8}
+  subprocess.run(['bash', '-n', '-c', task.run], check=True)
+  assert 'python launch/main.py' in task.run
