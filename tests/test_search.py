@@ -341,6 +341,7 @@ def test_parts_are_merged(store, tmp_path):
   put(parts[0], b'a', [row(0.0), row(1.0)])
   put(parts[1], b'b', [row(2.0)])
   put(parts[1], b'broken', [], 'unreadable', 'why')
+  parts[1]._kept.drop_columns(['look'])  # As of a part that was made before there were any.
   for _ in range(2):  # Twice changes nothing.
     for part in parts:
       store.merge(part)

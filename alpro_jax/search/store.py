@@ -354,9 +354,11 @@ class Store:
     with _in_words(self.folder):  # As `put`: the videos last.
       for mine, its in zip(self._tables()[::-1], other._tables()[::-1], strict=True):
         for batch in its.search().to_batches(1024):
-          batch = batch.filter(pa.compute.is_in(batch['video'], here))
-          if batch.num_rows:
-            mine.add(pa.Table.from_batches([batch.select(mine.schema.names)]))
+          rows = pa.table(batch.filter(pa.compute.is_in(batch['video'], here)))
+          for lacking in [x for x in mine.schema if x.name not in rows.schema.names]:
+            rows = rows.append_column(lacking, pa.nulls(len(rows), lacking.type))  # An older part.
+          if len(rows):
+            mine.add(rows.select(mine.schema.names))
 
   def _tables(self):
     return self._videos, self._clips, self._kept
