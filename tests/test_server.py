@@ -265,23 +265,26 @@ def test_connections_that_say_nothing_harm_nobody(service, monkeypatch):
 
 
 def test_texts_that_wait_are_encoded_together(service, monkeypatch):
-  calls, go = [], threading.Event()
+  calls, began, go = [], threading.Event(), threading.Event()
 
   def texts(texts):
+    began.set()
     go.wait(patience.seconds(30))
     calls.append(len(texts))
     return NumpyEncoder.texts(service.encoder, texts)
 
   monkeypatch.setattr(service.encoder, 'texts', texts)
   threads = [threading.Thread(target=service.text, args=(str(i),)) for i in range(9)]
-  for thread in threads:
+  threads[0].start()
+  assert began.wait(patience.seconds(30))
+  for thread in threads[1:]:  # While the first is encoded.
     thread.start()
   while service._texts.qsize() < 8:
     time.sleep(0.01)
   go.set()
   for thread in threads:
     thread.join()
-  assert sum(calls) == 9 and len(calls) <= 2
+  assert calls == [1, 8]
 
   def fail(texts):
     raise ValueError('too much')
