@@ -78,6 +78,7 @@ class Converted(NamedTuple):
   notes: dict[str, list[str]]
   meta: Mapping[str, Any]
   entities = None  # A file of others does not name them.
+  negative_blocks = 1  # Nobody goes on with its training.
 
 
 def from_original(options: Options) -> list[Converted]:
