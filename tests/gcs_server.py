@@ -234,8 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
     if kind == 'multipart':
       bound = re.search(r'boundary="?([^";]+)', self.headers['Content-Type'])[1].strip("'")
       parts = data.split(b'--' + bound.encode())[1:3]
-      told, data = (re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in parts)
-      data = data.removesuffix(b'\n').removesuffix(b'\r')
+      # Lines end as the first one does; what ends in a \r of its own keeps that.
+      end = b'\r\n' if parts[0].startswith(b'\r\n') else b'\n'
+      told, data = (part.split(2 * end, 1)[1].removesuffix(end) for part in parts)
       return self._made(server.put(bucket, json.loads(told)['name'], data, query))
     return self._made(server.put(bucket, query['name'][0], data, query))
 

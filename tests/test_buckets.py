@@ -126,6 +126,9 @@ def test_what_changed_is_fetched_anew_and_what_did_not_is_kept(bucket):
     buckets.write(f'{bucket}/a.txt', content)
     first = files.local(f'{bucket}/a.txt')
     assert first.read_bytes() == content and files.local(f'{bucket}/a.txt') == first
+  for content in (b'', b'\r', b'\n', b'a\r\n'):  # Not a byte is lost on the way.
+    buckets.write(f'{bucket}/ends', content)
+    assert files.read(f'{bucket}/ends') == content
   with pytest.raises(FileNotFoundError, match='nothing is at .*/none'):
     files.local(f'{bucket}/none')
   checksum.write_text(f'{bucket}/list.txt', 'dog\n')
