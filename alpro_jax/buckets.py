@@ -2,7 +2,7 @@
 
 Most files are small or read as a whole, so they are copied to this machine and used from
 there (`fetch`), and made here and uploaded (`upload`). Two things are not: records, which
-data/shards.py reads one by one, and checkpoints at gs://, which Orbax reads and writes.
+data/bucket_shards.py reads one by one, and checkpoints at gs://, which Orbax reads and writes.
 
 What was fetched is kept in ~/.cache/alpro_jax, or $ALPRO_CACHE, under the digest of its
 address and of the versions of its files: other content has another place. An upload ends
@@ -25,6 +25,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import psutil
 
 # Orbax's paths would go through TensorFlow, which knows no server but Google's, and gcsfs
 # would ask a service that few buckets have for the kind of bucket, for a minute.
@@ -205,16 +207,20 @@ def download(address: str, files: Mapping[str, pathlib.Path], there: Mapping[str
       )
 
 
-def upload(folder: pathlib.Path, address: str) -> None:
-  """Copies all files of a folder to an address, those of LAST after the others; or one file."""
+def upload(folder: pathlib.Path, address: str, names: Iterable[str] | None = None) -> None:
+  """Copies files of a folder to an address, those of LAST after the others; or one file.
+
+  `names` are those of the files, relative to the folder; None is all.
+  """
   fs, root = _open(address)
   with _saying(address):
     if folder.is_file():
       fs.put_file(str(folder), root)
       return
-    names = [str(x.relative_to(folder)) for x in sorted(folder.rglob('*')) if x.is_file()]
-    first = [name for name in names if not _is_last(name)]
-    last = sorted((x for x in names if _is_last(x)), key=lambda x: LAST.index(pathlib.Path(x).name))
+    if names is None:
+      names = [str(x.relative_to(folder)) for x in folder.rglob('*') if x.is_file()]
+    first = sorted(name for name in names if not _is_last(name))
+    last = sorted(set(names) - set(first), key=lambda x: LAST.index(pathlib.Path(x).name))
     for group in (first, *([name] for name in last)):
       if group:
         fs.put([str(folder / x) for x in group], [f'{root}/{x}' for x in group])
@@ -278,7 +284,7 @@ class Lease:
     if seen is None:
       return
     told = json.loads(seen)
-    if told['host'] != self._mine['host'] or _is_alive(told['process']):
+    if told['host'] != self._mine['host'] or psutil.pid_exists(told['process']):
       _log(
         f'{self.address} is held by process {told["process"]} on {told["host"]}; if that gives '
         f'no sign of life for {self._seconds:.0f} s, it is taken over'
@@ -436,16 +442,6 @@ def _version(info):
     if info.get(name):
       return str(info[name])
   return ''
-
-
-def _is_alive(process):
-  try:
-    os.kill(int(process), 0)
-  except (ProcessLookupError, TypeError, ValueError):
-    return False
-  except PermissionError:
-    return True
-  return True
 
 
 def _log(message):

@@ -101,6 +101,14 @@ def read(path) -> bytes:
   )
 
 
+def remove(path) -> None:
+  """Removes a file, here or in a bucket."""
+  if buckets.is_address(path):
+    buckets.remove(os.fspath(path))
+  else:
+    os.remove(path)
+
+
 def sha256(path) -> str:
   """Returns the hex sha256 of what a file holds, here or in a bucket."""
   if buckets.is_address(path):
@@ -134,12 +142,11 @@ def check_free(path) -> None:
 
 
 @contextlib.contextmanager
-def folder(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
+def folder(path) -> Iterator[pathlib.Path]:
   """Makes a folder that gets its name when everything is in it.
 
   Args:
     path: of the folder; nothing may be there, or an empty folder.
-    wait: for another process that is writing the same; else it raises ValueError.
   Yields:
     an empty folder with the same last name, to write to. When the block ends
     it is renamed to `path`; when it raises, it is removed.
@@ -148,7 +155,7 @@ def folder(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
     ValueError: if another process is writing to the same place.
   """
   check_free(path)
-  with scratch(path, wait=wait) as made:
+  with scratch(path) as made:
     check_free(path)
     yield made
     check_free(path)
@@ -175,9 +182,9 @@ def into(path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def scratch(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
+def scratch(path) -> Iterator[pathlib.Path]:
   """Makes an empty folder beside `path`, which is gone when the block ends."""
-  with _aside(path, wait) as made:
+  with _aside(path) as made:
     made.mkdir()
     yield made
 

@@ -39,6 +39,14 @@ def compile_for(topology, *options, config=SMALL):
   )
 
 
+def figures_of(tmp_path, topology, *options):
+  """Compiles the step; returns what was written, and what was printed."""
+  output = tmp_path / 'figures.json'
+  done = compile_for(topology, f'--output={output}', *options)
+  assert done.returncode == 0, done.stderr
+  return json.loads(output.read_text()), done.stdout
+
+
 @pytest.mark.parametrize(
   'topology, requirements',
   [
@@ -64,10 +72,7 @@ def test_without_a_compiler_one_line_says_what_to_install(topology, requirements
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
 def test_the_step_compiles_for_four_chips(tmp_path):
-  output = tmp_path / 'figures.json'
-  done = compile_for('v5e:2x2', f'--output={output}', '--config.mesh.fsdp=2')
-  assert done.returncode == 0, done.stderr
-  figures = json.loads(output.read_text())
+  figures, said = figures_of(tmp_path, 'v5e:2x2', '--config.mesh.fsdp=2')
   assert figures['mesh'].items() >= {'data': 2, 'fsdp': 2}.items()
   assert figures['memory']['fits'] is True
   memory = figures['memory']
@@ -79,16 +84,13 @@ def test_the_step_compiles_for_four_chips(tmp_path):
   )
   assert figures['computation']['compute_s'] > 0
   assert figures['bound'] in ('compute', 'communication')
-  assert 'sent_bytes' in done.stdout
+  assert 'sent_bytes' in said
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason='libtpu is not installed')
 def test_two_slices_reduce_inside_and_exchange_a_part(tmp_path):
-  output = tmp_path / 'figures.json'
-  done = compile_for('2xv5e:2x2', f'--output={output}')
-  assert done.returncode == 0, done.stderr
-  figures = json.loads(output.read_text())
+  figures, _ = figures_of(tmp_path, '2xv5e:2x2')
   assert figures['mesh'].items() >= {'slice': 2, 'data': 4}.items()
   inside, between = (figures['communication'][n] for n in ('collectives', 'between_slices'))
   assert between['all-reduce']['operand_bytes'] < 0.6 * (
@@ -126,10 +128,7 @@ def test_more_gpus_than_a_machine_has_are_one_line():
 @pytest.mark.slow
 @pytest.mark.skipif(not CUDA, reason='the compiler for GPUs is not installed')
 def test_the_step_compiles_for_eight_gpus(tmp_path):
-  output = tmp_path / 'figures.json'
-  done = compile_for('h200:8', f'--output={output}')
-  assert done.returncode == 0, done.stderr
-  figures = json.loads(output.read_text())
+  figures, _ = figures_of(tmp_path, 'h200:8')
   assert figures['chips'] == 8 and figures['memory']['fits'] is True
   found = figures['communication']['collectives']
   assert {'all-reduce', 'collective-permute'} <= set(found)

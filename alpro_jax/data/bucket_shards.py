@@ -15,6 +15,7 @@ from typing import Any
 from absl import logging
 
 from alpro_jax import buckets, files
+from alpro_jax.data import manifest
 
 _LIMIT_GB = 100.0
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
@@ -33,7 +34,7 @@ class Cache:
 
   def take(self, address: str, entry: dict[str, Any]) -> pathlib.Path:
     """Returns the path of a shard, which is copied if it is not there."""
-    path = self._folder / f'{entry["sha256"]}.array_record'
+    path = self._path(entry)
     with contextlib.suppress(FileNotFoundError):
       os.utime(path)
       return path
@@ -45,6 +46,13 @@ class Cache:
     self._remove_oldest(path)
     return path
 
+  def drop(self, entry: dict[str, Any]) -> None:
+    """Removes a shard, if it is there; who has it open keeps it."""
+    self._path(entry).unlink(missing_ok=True)
+
+  def _path(self, entry):
+    return self._folder / f'{entry["sha256"]}.array_record'
+
   def _remove_oldest(self, but):
     found = []
     for path in self._folder.glob('*.array_record'):
@@ -53,12 +61,11 @@ class Cache:
         found.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
-      if total <= self._limit:
-        return
-      if path != but:
+      if total > self._limit and path != but:
         path.unlink(missing_ok=True)
         total -= size
-    logging.warning('%s: one shard has more bytes than the limit; it is kept.', self._folder)
+    if total > self._limit:
+      logging.warning('%s: one shard has more bytes than the limit; it is kept.', self._folder)
 
 
 class Shard:
@@ -74,11 +81,7 @@ class Shard:
 
   def check_digest(self) -> None:
     """Raises ValueError if its content is not what the manifest says."""
-    if (got := files.sha256(self.file)) != self.entry['sha256']:
-      raise ValueError(
-        f'{self.file} is damaged: its sha256 is {got[:12]}..., expected '
-        f'{self.entry["sha256"][:12]}...; copy or prepare it again.'
-      )
+    manifest.check_digest(self.file, self.entry, files.sha256(self.file))
 
   def check_unchanged(self) -> None:
     """An object is never written to; that it was replaced is found where a read fails."""
@@ -97,7 +100,7 @@ class Shard:
     with self._lock:
       self._reader = None
       if self._cache:  # What is on the disk here may be at fault.
-        self._cache.take(self.file, self.entry).unlink(missing_ok=True)
+        self._cache.drop(self.entry)
     now = buckets.entry(self.file)
     if now and now.version != self._version:
       raise ReplacedError(
@@ -142,11 +145,6 @@ def open_all(address: str, entries: Sequence[dict[str, Any]], cache: Cache | Non
   for entry in entries:
     path = files.join(address, entry['file'])
     found = there.get(entry['file'])
-    if not found:
-      raise FileNotFoundError(f'{path} is missing; the manifest lists it.')
-    if found.size != entry['bytes']:
-      raise ValueError(
-        f'{path} has {found.size} bytes, expected {entry["bytes"]}; copy or prepare it again.'
-      )
+    manifest.check_size(path, entry, found and found.size)
     shards.append(Shard(path, entry, found.version, cache))
   return shards

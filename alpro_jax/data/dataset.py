@@ -17,6 +17,7 @@ from absl import logging
 
 from alpro_jax import buckets, files
 from alpro_jax.data import annotations, bucket_shards
+from alpro_jax.data import manifest as manifests
 from alpro_jax.data.manifest import read_manifest
 
 # Digests are checked at every opening below this size; it takes seconds.
@@ -303,7 +304,8 @@ class _Shard:
     self._reader = None
 
   def check_digest(self):
-    _check_digest(self.file, self.entry, hashlib.file_digest(self._opened, 'sha256'))
+    digest = hashlib.file_digest(self._opened, 'sha256')
+    manifests.check_digest(self.file, self.entry, digest.hexdigest())
 
   def check_unchanged(self):
     """Raises ValueError if others have written into the file itself."""
@@ -346,34 +348,22 @@ def _open(folder, entry):
   """Opens a file that the manifest lists, if it has its size."""
   path = os.path.join(folder, entry['file'])
   if not os.path.isfile(path):
-    raise FileNotFoundError(f'{path} is missing; the manifest lists it.')
+    manifests.check_size(path, entry, None)
   file = open(path, 'rb', buffering=0)
-  got, expected = os.fstat(file.fileno()).st_size, entry['bytes']
-  if got != expected:
-    raise ValueError(f'{path} has {got} bytes, expected {expected}; copy or prepare it again.')
+  manifests.check_size(path, entry, os.fstat(file.fileno()).st_size)
   return file
 
 
 def _read_index(folder, entry):
   """Returns the bytes of an index; what was read is what is checked."""
+  path = files.join(folder, entry['file'])
   if buckets.is_address(folder):
-    path = files.join(folder, entry['file'])
     data = buckets.read(path)
-    _check_digest(path, entry, hashlib.sha256(data))
-    return data
-  with _open(folder, entry) as file:
-    data = file.readall()
-  _check_digest(file.name, entry, hashlib.sha256(data))
+  else:
+    with _open(folder, entry) as file:
+      data = file.readall()
+  manifests.check_digest(path, entry, hashlib.sha256(data).hexdigest())
   return data
-
-
-def _check_digest(path, entry, sha256):
-  got, expected = sha256.hexdigest(), entry['sha256']
-  if got != expected:
-    raise ValueError(
-      f'{path} is damaged: its sha256 is {got[:12]}..., expected '
-      f'{expected[:12]}...; copy or prepare it again.'
-    )
 
 
 def _allow_open_files(path, shards):

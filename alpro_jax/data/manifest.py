@@ -126,6 +126,25 @@ def load(path, then: str):
     raise PrepareError(f'{path} is damaged: {e}; {then}.') from e
 
 
+def check_size(path, entry: dict[str, Any], size: int | None) -> None:
+  """Raises FileNotFoundError or ValueError unless a listed file has the size of its entry."""
+  if size is None:
+    raise FileNotFoundError(f'{path} is missing; the manifest lists it.')
+  if size != entry['bytes']:
+    raise ValueError(
+      f'{path} has {size} bytes, expected {entry["bytes"]}; copy or prepare it again.'
+    )
+
+
+def check_digest(path, entry: dict[str, Any], sha256: str) -> None:
+  """Raises ValueError unless the sha256 of a listed file, in hex, is that of its entry."""
+  if sha256 != entry['sha256']:
+    raise ValueError(
+      f'{path} is damaged: its sha256 is {sha256[:12]}..., expected '
+      f'{entry["sha256"][:12]}...; copy or prepare it again.'
+    )
+
+
 def problem(output, entry: dict[str, Any], *, content: bool = True) -> str:
   """Returns what is wrong with a file that a manifest lists, '' if nothing is.
 

@@ -151,12 +151,10 @@ def prepare(
         shutil.rmtree(work, ignore_errors=True)
         return {**report, 'already_prepared': True, 'tried_again': tried}
       # Killed from here on, the same command continues with the parts.
-      if place != output:
-        publish.withdraw(place, manifest)
-      elif manifest['splits']:
-        manifests.write_whole(os.path.join(output, MANIFEST), manifest)
+      if manifest['splits']:
+        manifests.write_whole(files.join(place, MANIFEST), manifest)
       else:
-        os.remove(os.path.join(output, MANIFEST))
+        files.remove(files.join(place, MANIFEST))
     else:
       plan = _begin(work, plan, f'{place} has an unfinished split {split!r}')
       make_parts = functools.partial(make or parts.make_here, **limits)

@@ -35,16 +35,6 @@ def fetch_split(address: str, folder: str, entry: dict) -> None:
   buckets.download(address, {name: pathlib.Path(folder, name) for name in names}, there)
 
 
-def withdraw(address: str, manifest: dict) -> None:
-  """Says that the set has the splits of `manifest` alone: another is made anew."""
-  path = files.join(address, manifests.MANIFEST)
-  if manifest['splits']:
-    whole = {key: value for key, value in manifest.items() if key != 'sha256'}
-    manifests.write_whole(path, whole)
-  else:
-    buckets.remove(path)
-
-
 def publish(folder: str, address: str, split: str) -> None:
   """Uploads a split that is finished, and removes the folder.
 
@@ -63,11 +53,10 @@ def publish(folder: str, address: str, split: str) -> None:
     there = buckets.listing(address)
     size = sum(os.path.getsize(os.path.join(folder, name)) for name in named)
     logging.info('uploading %d files, %.1f MiB, to %s', len(named), size / 2**20, address)
-    for name in sorted(named):
-      buckets.upload(pathlib.Path(folder, name), files.join(address, name))
+    buckets.upload(pathlib.Path(folder), address, named)
     # The split had others.
     buckets.remove(address, [x for x in there if x.startswith(prefix) and x not in named])
     buckets.upload(last, files.join(address, manifests.MANIFEST))
   else:  # Nothing could be read: the report says why.
-    buckets.upload(pathlib.Path(folder, manifests.REPORT), files.join(address, manifests.REPORT))
+    buckets.upload(pathlib.Path(folder), address, named)
   shutil.rmtree(folder)

@@ -63,9 +63,9 @@ _BY_CONTENT = {
   'prompter.prompts': 'templates',
   'prompter.checkpoint': 'prompter',
   'train.init_from': 'start',
-  'loss.negatives': 'negative_blocks',
-  'loss.negative_blocks': 'negative_blocks',
 }
+# Options that are compared by what follows from them and the devices.
+_BY_EFFECT = {'loss.negatives': 'negative_blocks', 'loss.negative_blocks': 'negative_blocks'}
 _STEPS = 'config.train.steps'
 # Options of parts that are called otherwise.
 _OPTIONS = {'prompter': 'config.prompter.checkpoint', 'start': 'config.train.init_from'}
@@ -168,9 +168,7 @@ def _check_same_run(stored, meta):
     )
   was, now = options.flat(stored['config']), options.flat(meta['config'])
   for name, place in now.items():
-    is_path = (name in _BY_CONTENT and not name.startswith('loss.')) or (
-      name.startswith('data.sources.') and name.endswith('.path')
-    )
+    is_path = name in _BY_CONTENT or (name.startswith('data.sources.') and name.endswith('.path'))
     if is_path and isinstance(place, str) and place and was.get(name) not in ('', None, place):
       logging.info(
         'config.%s moved from %s to %s; what lies there is the same.', name, was[name], place
@@ -231,7 +229,7 @@ def _compared(meta, stored):
   """
   parts = ('config', 'model', *identity.TOKENIZERS, 'data', 'templates')
   flat = options.flat({name: meta[name] for name in parts if name in meta and name in stored})
-  known = [option for option, part in _BY_CONTENT.items() if part in stored]
+  known = [option for option, part in (_BY_CONTENT | _BY_EFFECT).items() if part in stored]
   # The sizes of the model are there twice, as options and as built. The digests
   # of sources may come in another order of folders.
   free = (*(f'config.{name}' for name in (*FREE, *known)), *FREE)
