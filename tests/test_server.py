@@ -242,6 +242,7 @@ def test_what_is_too_much_or_wrong_is_a_sentence(port, service):
   assert detail('/ask?video=1&question=%20')[0] == detail('/explain?clip=1&q=')[0] == 422
   assert detail('/search?q=%20') == (422, 'q: expected a text to search by.')
   assert detail('/search?q=x&min_seconds=nan')[0] == 422
+  assert detail('/search?q=x&after=9999-12-31')[0] == 422
   assert detail('/search?q=x&form=exe')[0] == 422 and detail('/search?q=x&k=0')[0] == 422
   assert detail('/search?clip=1') == (404, 'the index has no clip 1.')
   assert detail('/explain?clip=1&q=x')[0] == 404 and detail('/nowhere')[0] == 404
@@ -279,7 +280,7 @@ def test_texts_that_wait_are_encoded_together(service, monkeypatch):
   assert began.wait(patience.seconds(30))
   for thread in threads[1:]:  # While the first is encoded.
     thread.start()
-  while service._texts.qsize() < 8:
+  while len(service._waiting) < 8:
     time.sleep(0.01)
   go.set()
   for thread in threads:

@@ -99,15 +99,17 @@ def search(
   Raises:
     ValueError: if nothing was indexed.
   """
-  features = encoder.texts(list(texts))
-  rows = [
-    TextFeatures(*(None if x is None else x[i : i + 1] for x in features))
-    for i in range(len(texts))
-  ]
+  each = zip(texts, rows(encoder.texts(list(texts))), strict=True)
   return [
     find(encoder, store, row.feature[0], top=top, only=only, rerank_k=rerank_k, text=text, by=row)
-    for text, row in zip(texts, rows, strict=True)
+    for text, row in each
   ]
+
+
+def rows(features: TextFeatures) -> list[TextFeatures]:
+  """The features of each text."""
+  each = range(len(features.feature))
+  return [TextFeatures(*(x if x is None else x[i : i + 1] for x in features)) for i in each]
 
 
 def find(

@@ -5,11 +5,10 @@ folders when links are followed. Requests that another site's page makes are ref
 their Host and Origin. Texts that wait at the same time are encoded together.
 """
 
-import contextlib
+import collections
 import datetime
 import functools
 import os
-import queue
 import secrets
 import shutil
 import socket
@@ -42,7 +41,10 @@ _REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0
 Text = Annotated[str, fastapi.Query(max_length=1000)]
 Asked = Annotated[str, fastapi.Query(max_length=1000, pattern=r'\S')]
 Seconds = Annotated[float | None, fastapi.Query(ge=0, le=1e9, allow_inf_nan=False)]
-Day = Annotated[datetime.date | None, fastapi.Query()]
+Day = Annotated[
+  datetime.date | None,
+  fastapi.Query(ge=datetime.date(1900, 1, 1), le=datetime.date(2200, 1, 1)),
+]
 Upload = Annotated[fastapi.UploadFile, fastapi.File()]
 
 
@@ -57,12 +59,12 @@ class Service:
 
   def __init__(self, store: Store, encoder: Encoder, answering: Encoder | None = None):
     self.store, self.encoder, self.answering = store, encoder, answering
-    self._texts: queue.SimpleQueue = queue.SimpleQueue()
+    self._waiting: collections.deque = collections.deque()  # Texts, and who waits for each.
+    self._encoding = threading.Lock()
     self._heavy = threading.Semaphore(_HEAVY_AT_ONCE)
     self._copies = functools.lru_cache(maxsize=64)(self._make_copy)
     self._ended = threading.Event()
-    for work in (self._encode_texts, self._refresh):
-      threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=self._refresh, daemon=True).start()
 
   def warm_up(self) -> None:
     """Compiles what a search needs."""
@@ -72,9 +74,8 @@ class Service:
       self.search('a', rerank_k=64)
 
   def close(self) -> None:
-    """Ends its threads."""
+    """Ends its thread."""
     self._ended.set()
-    self._texts.put(None)
 
   def _refresh(self):
     while not self._ended.wait(_REFRESH_S):
@@ -83,27 +84,21 @@ class Service:
       except (OSError, ValueError) as error:
         logging.warning('The index cannot be read again: %s', error)
 
-  def _encode_texts(self):
-    while waiting := [self._texts.get()]:
-      with contextlib.suppress(queue.Empty):
-        while len(waiting) < TEXTS[-1]:
-          waiting.append(self._texts.get_nowait())
-      if None in waiting:
-        return
-      try:
-        found = self.encoder.texts([text for text, _ in waiting])
-        for i, (_, future) in enumerate(waiting):
-          future.set_result(TextFeatures(*(x if x is None else x[i : i + 1] for x in found)))
-      except Exception as error:  # Whoever waits is told.
-        for _, future in waiting:
-          if not future.done():
-            future.set_exception(error)
-
   def text(self, text: str) -> TextFeatures:
-    """Encodes one text, with others that wait."""
-    future: futures.Future = futures.Future()
-    self._texts.put((text, future))
-    return future.result()
+    """Encodes one text: whoever gets the encoder encodes for all that wait."""
+    mine: futures.Future = futures.Future()
+    self._waiting.append((text, mine))
+    with self._encoding:
+      while not mine.done():
+        waiting = [self._waiting.popleft() for _ in range(min(len(self._waiting), TEXTS[-1]))]
+        try:
+          rows = querying.rows(self.encoder.texts([text for text, _ in waiting]))
+          for (_, future), row in zip(waiting, rows, strict=True):
+            future.set_result(row)
+        except Exception as error:  # Each of them is told.
+          for _, future in waiting:
+            future.set_exception(error)
+    return mine.result()
 
   def search(self, text: str, **options) -> querying.SearchResult:
     """See querying.find."""
@@ -252,14 +247,7 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
     before: Day = None,
     video: int | None = None,
   ) -> Only:
-    def at(day, otherwise):
-      return (
-        otherwise if day is None else datetime.datetime.combine(day, datetime.time()).timestamp()
-      )
-
-    most = float('inf') if max_seconds is None else max_seconds
-    times = at(after, float('-inf')), at(before, float('inf'))
-    return Only(below, min_seconds or 0.0, most, *times, video)
+    return Only(below, min_seconds, max_seconds, after, before, video)
 
   Where = Annotated[Only, fastapi.Depends(only)]
   Top = Annotated[int, fastapi.Query(ge=1, le=500)]

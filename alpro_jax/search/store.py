@@ -106,29 +106,38 @@ class Clips(NamedTuple):
 _OF_CLIPS = ('clip', *Clips._fields[1:])
 
 
+# In the order of Only.
+_ASKED = (
+  "starts_with(path, '{}')",
+  'seconds >= {}',
+  'seconds <= {}',
+  'mtime_ns >= {}',
+  'mtime_ns < {}',
+  'video = {}',
+)
+
+
 class Only(NamedTuple):
   """Which clips a search looks at; the defaults are all."""
 
-  below: str = ''  # Beginning of the path of a video below its folder, as it is shown.
-  min_seconds: float = 0.0  # Length of its video.
-  max_seconds: float = float('inf')
-  after: float = float('-inf')  # Time of the file, seconds since 1970.
-  before: float = float('inf')
+  below: str | None = None  # Beginning of the path of a video below its folder, as it is shown.
+  min_seconds: float | None = None  # Length of its video.
+  max_seconds: float | None = None
+  after: datetime.date | None = None  # Day of the file, here; years 1900 to 2200.
+  before: datetime.date | None = None
   video: int | None = None  # See `key`.
 
   @property
   def where(self) -> str:
     """As SQL."""
-    quoted = self.below.replace("'", "''")
-    asked = (
-      (self.below, f"starts_with(path, '{quoted}')"),
-      (self.min_seconds > 0, f'seconds >= {self.min_seconds}'),
-      (self.max_seconds < float('inf'), f'seconds <= {self.max_seconds}'),
-      (self.after > float('-inf'), f'mtime_ns >= {int(max(self.after, -9e9) * 1e9)}'),
-      (self.before < float('inf'), f'mtime_ns < {int(min(self.before, 9e9) * 1e9)}'),
-      (self.video is not None, f'video = {self.video}'),
-    )
-    return ' AND '.join(text for wanted, text in asked if wanted)
+
+    def written(value):
+      if isinstance(value, datetime.date):
+        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
+      return value.replace("'", "''") if isinstance(value, str) else value
+
+    asked = zip(_ASKED, self, strict=True)
+    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
 
 
 EVERYTHING = Only()
@@ -413,15 +422,9 @@ class Store:
 
 
 def _text(path: str) -> str | None:
-  """What a file holds, of this machine or at an address; None if it is not there."""
+  """What a file holds, here or in a bucket; None if it is not there."""
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-    if '://' not in path:
-      return pathlib.Path(path).read_text(errors='replace')
-    from pyarrow import fs
-
-    system, path = fs.FileSystem.from_uri(path)
-    with system.open_input_stream(path) as stream:
-      return stream.read().decode()
+    return files.read(path).decode(errors='replace')
   return None
 
 
