@@ -229,7 +229,10 @@ def lock(path, refusal: str) -> Iterator[None]:
     return
   mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    _take(mark, refusal)
+    try:
+      _take(mark, refusal)
+    except OSError as error:  # As of a disk without locks.
+      raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     yield
   finally:
     os.close(mark)

@@ -33,6 +33,7 @@ MODEL = (
 _FULL = 'free space there and repeat the command'
 _DENIED = 'change its permissions, or choose another place'
 _NO_FOLDER = 'a file lies where a folder is needed; choose another place'
+_NO_LOCKS = 'two runs at once would spoil what is there; choose a place on a disk that has locks'
 # What helps when the system refuses something.
 _ADVICE = {
   errno.ENOSPC: _FULL,
@@ -43,6 +44,8 @@ _ADVICE = {
   errno.EROFS: _DENIED,
   errno.ENOTDIR: _NO_FOLDER,
   errno.EEXIST: _NO_FOLDER,
+  errno.ENOLCK: _NO_LOCKS,
+  errno.EOPNOTSUPP: _NO_LOCKS,
   errno.EIO: 'the disk failed; look after it and repeat the command',
 }
 

@@ -1,6 +1,7 @@
 """A model at work on clips that were cut from videos: their vectors, and answers about them."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -106,6 +107,23 @@ class Encoder:
     # One clip that is like those of training may speak for the others.
     reason = '' if '' in far else far[0]
     return answers(clips[0], clips[-1].stop, share.mean(0), reason), each
+
+
+def encode(
+  encoder: Encoder, videos: Iterable[CutVideo]
+) -> Iterator[tuple[CutVideo, list[tuple[np.ndarray, ...]]]]:
+  """Yields each video with VideoFeatures of each of its clips, without their first axis.
+
+  Calls are full, over the ends of videos:
+
+    batch_size 3:  clips of a: 0 1, of b: 2 3 4 5  ->  calls of 0 1 2, 3 4 5
+  """
+  videos, ahead = itertools.tee(videos)
+  clips = itertools.chain.from_iterable(video.clips for video in ahead)
+  calls = iter(lambda: list(itertools.islice(clips, encoder.batch_size)), [])
+  rows = itertools.chain.from_iterable(zip(*encoder.videos(x), strict=True) for x in calls)
+  for video in videos:
+    yield video, list(itertools.islice(rows, len(video.clips)))
 
 
 def _batches(encoder: Encoder, clips: list[Segment]) -> Iterator[dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from alpro_jax.data import annotations, listing, workers
 from alpro_jax.data.containers import UnreadableVideo
 from alpro_jax.data.cut import Cutting, CutVideo, decode
 from alpro_jax.data.progress import Progress
-from alpro_jax.evaluation.encoder import Encoder
+from alpro_jax.evaluation.encoder import Encoder, encode
 from alpro_jax.search.store import REPORT, File, Indexed, Row, Store, key, look_at, show_name
 from alpro_jax.train import digests, identity
 
@@ -246,14 +246,7 @@ def locked(folder):
   """One run at a time may write an index."""
   path = files.on_disk(folder) / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
-  with contextlib.ExitStack() as held:
-    try:
-      held.enter_context(files.lock(path, f'is writing {folder}; wait for it.'))
-    except OSError as error:
-      raise OSError(
-        f'{path} cannot be locked ({error.strerror}), and two runs at once '
-        'would spoil the index; put --index on a disk that has locks.'
-      ) from error
+  with files.lock(path, f'is writing {folder}; wait for it.'):
     yield
 
 
@@ -359,7 +352,18 @@ def index(
     refuse(*entry)
   cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
-    for file, result, rows in _encode(encoder, zip(todo, cut, strict=True), store.about['tokens']):
+    for file, (result, encoded) in zip(todo, encode(encoder, cut), strict=True):
+      rows = [
+        Row(
+          clip.start,
+          clip.stop,
+          vector,
+          tokens.astype(np.float16) if store.about['tokens'] else None,
+          clip.strip,
+          look.astype(np.float16),
+        )
+        for clip, (tokens, vector, look) in zip(result.clips, encoded, strict=True)
+      ]
       waiting.append(Indexed(file, rows, result.reason, result.detail))
       clips += len(result.clips)
       seconds += max((clip.stop for clip in result.clips), default=0.0)
@@ -388,31 +392,3 @@ def _size(waiting):
   """Bytes of what is to be stored."""
   rows = (row for one in waiting for row in one.rows)
   return sum(len(row.strip) + (0 if row.tokens is None else row.tokens.nbytes) for row in rows)
-
-
-def _encode(
-  encoder: Encoder, videos: Iterable[tuple[File, CutVideo]], keep_tokens
-) -> Iterator[tuple[File, CutVideo, list[Row]]]:
-  """Encodes clips in full batches, over the ends of videos."""
-  unfinished = []  # (file, result, rows so far), in order.
-  waiting = []  # (rows, clip): where the row of a clip goes.
-
-  def encode_first(count):
-    part = waiting[:count]
-    del waiting[:count]
-    features = encoder.videos([clip for _, clip in part])
-    for (rows, clip), tokens, vector, look in zip(part, *features, strict=True):
-      kept = tokens.astype(np.float16) if keep_tokens else None
-      rows.append(Row(clip.start, clip.stop, vector, kept, clip.strip, look.astype(np.float16)))
-
-  for file, result in videos:
-    rows = []
-    unfinished.append((file, result, rows))
-    waiting += [(rows, clip) for clip in result.clips]
-    while len(waiting) >= encoder.batch_size:
-      encode_first(encoder.batch_size)
-    while unfinished and len(unfinished[0][2]) == len(unfinished[0][1].clips):
-      yield unfinished.pop(0)
-  if waiting:
-    encode_first(len(waiting))
-  yield from unfinished

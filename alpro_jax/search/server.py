@@ -42,8 +42,7 @@ Text = Annotated[str, fastapi.Query(max_length=1000)]
 Asked = Annotated[str, fastapi.Query(max_length=1000, pattern=r'\S')]
 Seconds = Annotated[float | None, fastapi.Query(ge=0, le=1e9, allow_inf_nan=False)]
 Day = Annotated[
-  datetime.date | None,
-  fastapi.Query(ge=datetime.date(1900, 1, 1), le=datetime.date(2200, 1, 1)),
+  datetime.date | None, fastapi.Query(ge=datetime.date(1900, 1, 1), le=datetime.date(2200, 1, 1))
 ]
 Upload = Annotated[fastapi.UploadFile, fastapi.File()]
 
