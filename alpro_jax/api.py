@@ -23,7 +23,7 @@ from alpro_jax import files
 from alpro_jax.data import tokens, video
 from alpro_jax.data.progress import Progress
 from alpro_jax.encoded import Choice, Skipped, Texts, Videos
-from alpro_jax.evaluation import explain, familiarity, split, trained
+from alpro_jax.evaluation import explain, familiarity, trained
 from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import Scorer, VideoFeatures, fill_batch
 from alpro_jax.models import prompter
@@ -311,7 +311,7 @@ class Model:
       raise ValueError('this model was trained without entities; pass names to choose from.')
     self._check_features()
     videos = self.embed_videos(videos)
-    templates = split.entity_templates(self.trained)
+    templates = self.trained.entity_templates
     logits = self._scorer.entities(videos.feature, names, templates)
     self._warn_of_no_summary()
     known, far = self.trained.familiarity, videos.far

@@ -98,10 +98,18 @@ def run(
   app.run(guarded, flags_parser=functools.partial(parse, in_buckets=in_buckets))
 
 
-def start() -> None:
-  """Connects the processes, quiets libraries, keeps TensorFlow off GPUs."""
+def start(*, reads_frames: bool = True) -> None:
+  """Connects the processes, quiets libraries, keeps TensorFlow off GPUs.
+
+  Args:
+    reads_frames: TensorFlow is needed in any case. Else it is imported if it comes to that,
+      which saves seconds, and takes no more of a GPU than it uses.
+  """
   _connect()
   _quiet_logs()
+  if not reads_frames:
+    os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
+    return
   # After the connection, and without its claim on the GPUs.
   import tensorflow as tf
 

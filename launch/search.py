@@ -210,13 +210,13 @@ def index(folder):
 def query(*texts):
   """Prints the best clips for each text, and writes a page with them."""
   from alpro_jax import files
-  from alpro_jax.evaluation import familiarity
+  from alpro_jax.evaluation import familiarity, page
   from alpro_jax.search import gallery, querying
   from alpro_jax.search.store import Store, show_name
 
   store = Store.open(_INDEX.value)
   clips = store.counts()[1]
-  encoder = _load(store)
+  encoder = _load(store, reads_frames=False)
   if not (_FAST.value or encoder.trained.knows_matching):
     print('By similarity: this checkpoint was not trained to match.')
   rerank_k = 0 if _FAST.value else _RERANK_K.value
@@ -230,7 +230,7 @@ def query(*texts):
     for number, hit in enumerate(one.hits, 1):
       honest = one.calibrated and not (one.far or hit.far)
       match = '' if hit.match is None else f'match {familiarity.show(hit.match, honest)}   '
-      span = f'{gallery.show_time(hit.start)} - {gallery.show_time(hit.end)}'
+      span = f'{page.format_time(hit.start)} - {page.format_time(hit.end)}'
       print(
         f'  {number:>3}  {span:>17}   {match}similarity '
         f'{hit.similarity:5.2f}   {show_name(hit.name)}'
@@ -270,8 +270,8 @@ def serve():
     )
   store = Store.open(_INDEX.value)
   listening = server.bind(host, _PORT.value)
-  encoder = _load(store)
-  answering = _load(None, _ANSWERS.value) if _ANSWERS.value else None
+  encoder = _load(store, reads_frames=False)
+  answering = _load(None, _ANSWERS.value, reads_frames=False) if _ANSWERS.value else None
   if answering and not answering.trained.answers_questions:
     raise ValueError(
       f'--answers={_ANSWERS.value} was trained for {answering.trained.config.task!r} and '
@@ -294,8 +294,8 @@ def serve():
 def ask(video, *questions):
   """Answers questions about a video."""
   from alpro_jax.data.cut import decode
-  from alpro_jax.evaluation import familiarity
-  from alpro_jax.search import gallery, indexing
+  from alpro_jax.evaluation import familiarity, page
+  from alpro_jax.search import indexing
 
   if not os.path.isfile(video):
     raise FileNotFoundError(f'{video} is not a file.')
@@ -312,7 +312,7 @@ def ask(video, *questions):
     print(question)
     for answers in each if len(each) > 1 else ():
       honest = answers.calibrated and not answers.far
-      span = f'{gallery.show_time(answers.start)} - {gallery.show_time(answers.stop)}'
+      span = f'{page.format_time(answers.start)} - {page.format_time(answers.stop)}'
       print(
         f'  {span:>17}   '
         + ', '.join(
@@ -323,7 +323,7 @@ def ask(video, *questions):
       _say_far(answers.far)
     print(
       f'  over {len(each)} clips, ' if len(each) > 1 else '  in all, ',
-      f'0:00 - {gallery.show_time(whole.stop)}',
+      f'0:00 - {page.format_time(whole.stop)}',
       sep='',
     )
     for text, share in whole.top:
@@ -403,7 +403,7 @@ def _part():
   return number, count
 
 
-def _load(store, checkpoint=''):
+def _load(store, checkpoint='', *, reads_frames=True):
   """Returns the Encoder of a checkpoint, of --checkpoint, or of an index."""
   from alpro_jax import api
   from alpro_jax.evaluation import trained
@@ -418,7 +418,7 @@ def _load(store, checkpoint=''):
         f'{_INDEX.value} was made with {checkpoint}, which is not there; '
         'pass where it is now as --checkpoint.'
       )
-  command.start()
+  command.start(reads_frames=reads_frames)
   model = trained.load(api.find(checkpoint), tokenizer=_TOKENIZER.value)
   if store:
     indexing.check_checkpoint(store, indexing.made_with(model))

@@ -16,9 +16,10 @@ import pytest
 from pyarrow import parquet
 
 from alpro_jax import buckets, files
-from alpro_jax.data import cut, frames
+from alpro_jax.data import cut, frames, listing
 from alpro_jax.data.cut import Cutting, Segment
 from alpro_jax.evaluation import encoder as encoding
+from alpro_jax.evaluation import page
 from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import CheckpointInfo
 from alpro_jax.search import earlier, exchange, gallery, indexing, querying
@@ -600,7 +601,7 @@ def test_an_index_of_earlier_is_converted(tmp_path, byte_videos, ends):
   np.testing.assert_array_equal(store.tokens(clips.id), tokens[None])
   assert store.strips(clips.id) == [b'strip']
   # What has its size and time gets a digest where there was none.
-  now = storing.look_at(os.fsencode(byte_videos / 'a.mp4'), b'a.mp4')
+  now = listing.look_at(os.fsencode(byte_videos / 'a.mp4'), b'a.mp4')
   assert store.files()[b'a.mp4'] == now._replace(ends=ends or now.ends)
   assert store.problems() == [(b'b.mp4', 'broken', 'why', 0)]
   indexing.check_same(store, ABOUT)
@@ -859,7 +860,7 @@ def test_the_page_is_escaped(store):
   [(0, '0:00.0'), (59.96, '1:00.0'), (63.4, '1:03.4'), (3723.4, '1:02:03'), (600, '10:00')],
 )
 def test_times_are_shown(seconds, text):
-  assert gallery.show_time(seconds) == text
+  assert page.format_time(seconds) == text
 
 
 def test_vectors_leave(store, tmp_path):

@@ -7,6 +7,8 @@ import time
 import pytest
 from playwright import sync_api
 
+from alpro_jax.data.cut import CutVideo, Segment
+from alpro_jax.evaluation.encoder import Answers
 from alpro_jax.search import server
 from tests import patience
 from tests.test_server import NAMES, serve, service  # noqa: F401
@@ -93,9 +95,12 @@ def test_filters_and_what_is_like_a_hit(page):
 
 
 def test_questions_reasons_and_mistakes(page, service, monkeypatch):  # noqa: F811
-  monkeypatch.setattr(service, 'explain', lambda clip, text: f'<p>because of {text}</p>')
-  said = {'answers': [{'answer': '<b>red</b>', 'shown': '75.0 %'}], 'far': ''}
-  monkeypatch.setattr(service, 'ask', lambda video, question: said)
+  cut = CutVideo((Segment(0.0, 1.0, (), b''),))
+  monkeypatch.setattr(server, 'decode', lambda *_, **__: iter([cut]))
+  monkeypatch.setattr(server.explain, 'explain', lambda *asked: asked[-1])
+  monkeypatch.setattr(server.explain, 'render', lambda text: f'<p>because of {text}</p>')
+  said = Answers(0.0, 1.0, [('<b>red</b>', 0.75)], True)
+  monkeypatch.setattr(service.answering, 'ask', lambda *_: (said, [said]), raising=False)
   search(page)
   own = card(page, 'a.mp4')
   own.get_by_text('Ask', exact=True).click()
@@ -110,7 +115,7 @@ def test_questions_reasons_and_mistakes(page, service, monkeypatch):  # noqa: F8
   def fail(*_, **__):
     raise ValueError('the index is <gone>.')
 
-  monkeypatch.setattr(service, 'search', fail)
+  monkeypatch.setattr(server.querying, 'find', fail)
   page.press('#q', 'Enter')
   wait(page, 'document.querySelector("#said").innerText === "the index is <gone>."')
 

@@ -322,7 +322,8 @@ def test_it_says_how_it_is(port, service):
   assert status == 200 and content['left'] == 2 and content['problems'][0]['reason'] == 'broken'
   assert ask(port, '/health')[1]['status'] == 'ok'
   _, text, _ = ask(port, '/metrics')
-  assert b'search_requests_total{route="/status",status="200"}' in text
+  assert b'search_request_seconds_count{route="/status",status="200"}' in text
+  assert b'search_requests_in_flight 1.0' in text
   assert '/search' in ask(port, '/openapi.json')[1]['paths']
   # Its page fetches nothing from elsewhere.
   status, text, _ = ask(port, '/docs')

@@ -5,6 +5,7 @@ import stat
 from collections import Counter
 from typing import NamedTuple
 
+from alpro_jax import files
 from alpro_jax.data import annotations, sniff
 from alpro_jax.data.names import VIDEO_SUFFIXES
 
@@ -34,6 +35,22 @@ class Listing(NamedTuple):
   passed_over: list[tuple[bytes, str]]
   problems: list[tuple[bytes, str]]
   others: Counter[str]
+
+
+class File(NamedTuple):
+  """A video file as it was seen: the same as long as all of this is."""
+
+  name: bytes
+  size: int
+  mtime_ns: int
+  ends: bytes | None = None  # See files.ends_digest.
+
+
+def look_at(path: bytes, name: bytes) -> File:
+  """Looks at a video; raises OSError if it cannot be read."""
+  with open(path, 'rb') as file:
+    about = os.fstat(file.fileno())
+    return File(name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
 
 
 def list_videos(root, leave_out=None) -> Listing:

@@ -283,7 +283,7 @@ def _labels(model, prepared, texts, named_by, sure):
     return (), math.nan
   scorer = split.make_scorer(model)
   feature = scorer.embed_videos(split.batches(model, prepared), len(prepared)).feature
-  logits = scorer.entities(feature, names, split.entity_templates(model)).astype(np.float64)
+  logits = scorer.entities(feature, names, model.entity_templates).astype(np.float64)
   odds = np.exp(logits - logits.max(1, keepdims=True))
   odds /= odds.sum(1, keepdims=True)
   wrong, asked = [], 0

@@ -61,7 +61,9 @@ def environment(*folders: pathlib.Path) -> jinja2.Environment:
     lstrip_blocks=True,
     finalize=_keep_together,
   )
-  made.filters.update(figure=format_figure, film_strip=pictures.encode_strip, fmt=format)
+  made.filters.update(
+    figure=format_figure, film_strip=pictures.encode_strip, fmt=format, time=format_time
+  )
   return made
 
 
@@ -70,6 +72,16 @@ def format_figure(value: float, percent: bool = True) -> str:
   if percent:
     return f'{value:.1f} %'
   return f'{value:.0f}' if value == round(value) else f'{value:.2f}'
+
+
+def format_time(seconds: float) -> str:
+  """3723.4 -> '1:02:03', 63.4 -> '1:03.4'; tenths below ten minutes."""
+  if seconds < 600:
+    tenths = round(10 * seconds)
+    return f'{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}'
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, rest = divmod(minutes, 60)
+  return f'{hours}:{rest:02}:{seconds:02}' if hours else f'{rest}:{seconds:02}'
 
 
 def _keep_together(value):

@@ -25,7 +25,6 @@ from alpro_jax.evaluation.retrieval import Retrieval, Scoring, Tradeoff
 from alpro_jax.evaluation.scorer import Scorer, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.evaluation.trained import load as load_trained
-from alpro_jax.models import prompter
 from alpro_jax.train import checkpoints
 
 SCORINGS = ('auto', *retrieval.RULES)
@@ -322,13 +321,8 @@ def _calibrate_entities(trained, scorer, videos, captions):
   one = np.array([len(found) == 1 for found in named])
   if one.sum() < familiar.ENOUGH:
     return np.nan
-  logits = scorer.entities(videos.feature[one], names, entity_templates(trained))
+  logits = scorer.entities(videos.feature[one], names, trained.entity_templates)
   return familiar.fit_temperature(logits, np.array([min(x) for x in named if len(x) == 1]))
-
-
-def entity_templates(trained: TrainedModel):
-  """The prompts for videos that a model was pre-trained with."""
-  return (trained.meta or {}).get('templates', {}).get('video') or prompter.VIDEO_TEMPLATES
 
 
 def figure_names(trained: TrainedModel, prepared, style: str) -> list[str]:

@@ -6,7 +6,7 @@ the model fits its positions to what it is shown.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from absl import logging
 from alpro_jax import files, sharding
 from alpro_jax.data import tokens
 from alpro_jax.evaluation import familiarity as familiar
+from alpro_jax.models import prompter
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.tasks.base import TextInfo
 from alpro_jax.tasks.registry import get_task
@@ -51,6 +52,11 @@ class TrainedModel(NamedTuple):
   def answers_questions(self) -> bool:
     """Whether it was trained to answer questions, and else to match texts."""
     return self.config.task == 'question_answering'
+
+  @property
+  def entity_templates(self) -> Sequence[str]:
+    """The prompts for videos that it was pre-trained with."""
+    return (self.meta or {}).get('templates', {}).get('video') or prompter.VIDEO_TEMPLATES
 
   @property
   def knows_matching(self) -> bool:

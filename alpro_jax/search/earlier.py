@@ -8,7 +8,8 @@ import sqlite3
 
 import numpy as np
 
-from alpro_jax.search.store import EARLIER, File, Indexed, Row, Store, look_at
+from alpro_jax.data.listing import File, look_at
+from alpro_jax.search.store import EARLIER, Indexed, Row, Store
 
 _AT_ONCE = 64  # Videos.
 

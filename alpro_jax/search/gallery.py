@@ -9,17 +9,6 @@ from alpro_jax.search.querying import Hit, SearchResult
 from alpro_jax.search.store import Store, show_name
 
 
-def show_time(seconds: float) -> str:
-  """3723.4 -> '1:02:03', 63.4 -> '1:03.4'; tenths below ten minutes."""
-  if seconds < 600:
-    tenths = round(10 * seconds)
-    return f'{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}'
-  whole = round(seconds)
-  hours, rest = divmod(whole, 3600)
-  minutes = f'{rest // 60:02}' if hours else f'{rest // 60}'
-  return (f'{hours}:' if hours else '') + f'{minutes}:{rest % 60:02}'
-
-
 def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -> str:
   """Returns the page of all texts, with a player for every hit.
 
@@ -53,8 +42,6 @@ def _card(strip, hit: Hit, played):
   return {
     'hit': hit,
     'name': show_name(hit.name),
-    'start': show_time(hit.start),
-    'stop': show_time(hit.end),
     'why_not': own.why_not,
     'link': link,
     'played': pictures.encode(own.copy, 'video/mp4') if own.copy else link,

@@ -1,11 +1,11 @@
 """What stands before the server of a search: who is answered, how much is taken."""
 
-import collections
 import functools
 import hmac
 import time
 
 import fastapi
+import prometheus_client
 from fastapi import responses
 
 MOST_BYTES = 64 << 20  # Of an upload.
@@ -17,9 +17,14 @@ class Guard:
 
   def __init__(self, app, *, hosts: frozenset[str], token: str):
     self._app, self._hosts, self._token = app, hosts, token
-    self.in_flight = 0
-    self.answered: collections.Counter = collections.Counter()
-    self.seconds: collections.Counter = collections.Counter()
+    self.in_flight, self._registry = 0, prometheus_client.CollectorRegistry()
+    self._seconds = prometheus_client.Histogram(
+      'search_request_seconds', 'To the end.', ('route', 'status'), registry=self._registry
+    )
+    flying = prometheus_client.Gauge(
+      'search_requests_in_flight', 'At work.', registry=self._registry
+    )
+    flying.set_function(lambda: self.in_flight)
 
   async def __call__(self, scope, receive, send):
     if scope['type'] != 'http':
@@ -49,8 +54,7 @@ class Guard:
     finally:
       self.in_flight -= 1
       route = getattr(scope.get('route'), 'path', 'none')
-      self.answered[route, status] += 1
-      self.seconds[route] += time.monotonic() - start
+      self._seconds.labels(route, status).observe(time.monotonic() - start)
 
   def _refuse(self, request):
     """Returns a response, or None."""
@@ -85,14 +89,9 @@ class Guard:
       )
     return None
 
-  def metrics(self) -> str:
-    """As Prometheus reads them."""
-    lines = [f'search_requests_in_flight {self.in_flight}']
-    for (route, status), count in sorted(self.answered.items()):
-      lines.append(f'search_requests_total{{route="{route}",status="{status}"}} {count}')
-    for route, seconds in sorted(self.seconds.items()):
-      lines.append(f'search_request_seconds_total{{route="{route}"}} {seconds:.6f}')
-    return '\n'.join(lines) + '\n'
+  def metrics(self):
+    """What it did, as Prometheus reads it."""
+    return responses.PlainTextResponse(prometheus_client.generate_latest(self._registry))
 
 
 _TOO_LARGE = f'more than {MOST_BYTES >> 20} MB are not taken.'

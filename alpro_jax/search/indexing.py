@@ -20,9 +20,10 @@ from alpro_jax import files
 from alpro_jax.data import annotations, listing, workers
 from alpro_jax.data.containers import UnreadableVideo
 from alpro_jax.data.cut import Cutting, CutVideo, decode
+from alpro_jax.data.listing import File, look_at
 from alpro_jax.data.progress import Progress
 from alpro_jax.evaluation.encoder import Encoder, encode
-from alpro_jax.search.store import REPORT, File, Indexed, Row, Store, key, look_at, show_name
+from alpro_jax.search.store import REPORT, Indexed, Row, Store, key, show_name
 from alpro_jax.train import digests, identity
 
 # What is stored at once: seconds of work, or bytes.

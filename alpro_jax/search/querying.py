@@ -11,10 +11,11 @@ import numpy as np
 from absl import logging
 
 from alpro_jax.data.cut import decode
+from alpro_jax.data.listing import look_at
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import TextFeatures, VideoFeatures
-from alpro_jax.search.store import EVERYTHING, Only, Store, key, look_at, show_name
+from alpro_jax.search.store import EVERYTHING, Only, Store, key, show_name
 
 # Hits of one video are one moment if their intersection is more than that of their union.
 _SAME_MOMENT = 0.5

@@ -45,10 +45,29 @@ Day = Annotated[
   datetime.date | None, fastapi.Query(ge=datetime.date(1900, 1, 1), le=datetime.date(2200, 1, 1))
 ]
 Upload = Annotated[fastapi.UploadFile, fastapi.File()]
+Top = Annotated[int, fastapi.Query(ge=1, le=500)]
+Rerank = Annotated[int, fastapi.Query(ge=0, le=500)]
+Form = Annotated[str, fastapi.Query(pattern=f'^({"|".join(exchange.FORMS)})$')]
+
+
+def _only(
+  below: Text = '',
+  min_seconds: Seconds = None,
+  max_seconds: Seconds = None,
+  after: Day = None,
+  before: Day = None,
+  video: int | None = None,
+) -> Only:
+  return Only(below, min_seconds, max_seconds, after, before, video)
+
+
+Where = Annotated[Only, fastapi.Depends(_only)]
 
 
 class Service:
   """What is asked: an index with its model, and one that answers questions.
+
+  What `make_app` lists is an endpoint: its docstring and its arguments are shown at /docs.
 
   Attributes:
     store: the index; what is written to it is seen after some seconds.
@@ -70,7 +89,7 @@ class Service:
     for count in TEXTS:
       self.encoder.texts(['a'] * count)
     if self.store.counts()[1]:
-      self.search('a', rerank_k=64)
+      self.search(Only(), 'a')
 
   def close(self) -> None:
     """Ends its thread."""
@@ -99,23 +118,40 @@ class Service:
             future.set_exception(error)
     return mine.result()
 
-  def search(self, text: str, **options) -> querying.SearchResult:
-    """See querying.find."""
-    by = self.text(text)
-    return querying.find(self.encoder, self.store, by.feature[0], text=text, by=by, **options)
+  def search(
+    self,
+    where: Where,
+    q: Text = '',
+    clip: int | None = None,
+    k: Top = 50,
+    rerank: Rerank = 64,
+    form: Form = 'json',
+  ):
+    """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
+    if clip is not None:
+      return self._find(form, self._clip(clip).vector[0], top=k, only=where)
+    if not q.strip():
+      raise fastapi.HTTPException(422, 'q: expected a text to search by.')
+    by = self.text(q)
+    asked = {'text': q, 'by': by, 'rerank_k': rerank}
+    return self._find(form, by.feature[0], top=k, only=where, **asked)
 
-  def like_clip(self, clip: int, **options) -> querying.SearchResult:
-    """Finds what is like a clip of the index."""
-    vector = self._clip(clip).vector[0]
-    return querying.find(self.encoder, self.store, vector, **options | {'rerank_k': 0})
-
-  def like_file(self, path: str, **options) -> querying.SearchResult:
-    """Finds what is like a video or a picture."""
-    clips = self._cut(path).clips[:16]
+  def search_by_example(self, file: Upload, where: Where, k: Top = 50, form: Form = 'json'):
+    """Finds clips like a video or a picture."""
+    with tempfile.NamedTemporaryFile() as copy:
+      shutil.copyfileobj(file.file, copy)
+      copy.flush()
+      clips = self._cut(copy.name).clips[:16]
     with self._heavy:
       vector = self.encoder.videos(list(clips)).feature.mean(0)
     vector /= max(float(np.linalg.norm(vector)), 1e-6)
-    return querying.find(self.encoder, self.store, vector, **options | {'rerank_k': 0})
+    return self._find(form, vector, top=k, only=where)
+
+  def _find(self, form, vector, **options):
+    found = querying.find(self.encoder, self.store, vector, **options)
+    kind, text = exchange.FORMS[form]
+    headers = {} if form == 'json' else {'content-disposition': f'attachment; filename=hits.{form}'}
+    return responses.Response(text(self.store, found), media_type=kind, headers=headers)
 
   def _cut(self, path, starts=None) -> CutVideo:
     with self._heavy:
@@ -144,9 +180,17 @@ class Service:
       return os.fsdecode(path)
     raise fastapi.HTTPException(404, f'the index has no video {video}.')
 
-  def copy(self, clip: int) -> bytes:
-    """A small MP4 of a clip, without sound."""
-    return self._copies(clip)
+  def video(self, video: int):
+    """A video, or a range of its bytes."""
+    return responses.FileResponse(self.path(video))
+
+  def copy(self, clip: int):
+    """A small MP4 of a clip, without sound, for what browsers do not play."""
+    return responses.Response(self._copies(clip), media_type='video/mp4')
+
+  def thumbnails(self, clip: int):
+    """The thumbnails of a clip, side by side."""
+    return responses.Response(self.store.strips([clip])[0], media_type='image/jpeg')
 
   def _make_copy(self, clip):
     found = self._clip(clip)
@@ -157,8 +201,8 @@ class Service:
       raise fastapi.HTTPException(422, f'no copy can be made: {made.why_not}')
     return made.copy
 
-  def explain(self, clip: int, text: str) -> str:
-    """A page of heat maps."""
+  def explain(self, clip: int, q: Asked):
+    """Shows which places of a clip each word rests on."""
     found = self._clip(clip)
     name, start, stop = found.name[0], float(found.start[0]), float(found.stop[0])
     cut = self._cut(self.path(key(name)), (start,))
@@ -166,11 +210,11 @@ class Service:
     pixels = self.encoder.pixels([segment])[0]
     with self._heavy:
       shown = explain.explain(
-        self.encoder.trained, self.store.shown(name), pixels, (start, stop), text
+        self.encoder.trained, self.store.shown(name), pixels, (start, stop), q
       )
-    return explain.render(shown)
+    return _page(explain.render(shown))
 
-  def ask(self, video: int, question: str) -> dict:
+  def ask(self, video: int, question: Asked) -> dict:
     """Answers about a whole video and each of its clips."""
     if not self.answering:
       raise fastapi.HTTPException(
@@ -190,8 +234,18 @@ class Service:
 
     return said(whole) | {'question': question, 'spans': [said(one) for one in each]}
 
+  def health(self) -> dict:
+    """Whether it answers."""
+    return {'status': 'ok', 'clips': self.store.counts()[1]}
+
+  def home(self):
+    """The page for people."""
+    nonce = secrets.token_urlsafe(16)
+    shown = page.render('search.html', title='Search', status=self.status(), nonce=nonce)
+    return _page(shown, nonce)
+
   def status(self) -> dict:
-    """What is there, and how far the indexing is."""
+    """What the index holds, and how far the indexing is."""
     videos, clips = self.store.counts()
     progress = self.store.report()
     trained = self.encoder.trained
@@ -208,13 +262,14 @@ class Service:
     }
 
 
-def _policy(nonce=''):
-  """What a page may fetch and run: nothing but what this server sends."""
+def _page(text, nonce=''):
+  """A page may fetch and run nothing but what this server sends."""
   script = f"'nonce-{nonce}'" if nonce else "'none'"
-  return (
+  policy = (
     f"default-src 'self'; script-src {script}; style-src 'unsafe-inline'; img-src 'self' "
     "data:; media-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
   )
+  return responses.HTMLResponse(text, headers={'content-security-policy': policy})
 
 
 def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: str = ''):
@@ -226,6 +281,21 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
     token: that every request must carry, '' for none.
   """
   app = FastAPIOffline(title='Search of videos', redoc_url=None)
+  guard = Guard(app, hosts=hosts, token=token)
+  for path, answer in {
+    '/search': service.search,
+    '/videos/{video}': service.video,
+    '/clips/{clip}.mp4': service.copy,
+    '/clips/{clip}.jpg': service.thumbnails,
+    '/ask': service.ask,
+    '/explain': service.explain,
+    '/status': service.status,
+    '/health': service.health,
+    '/metrics': guard.metrics,
+    '/': service.home,
+  }.items():
+    app.get(path)(answer)
+  app.post('/search')(service.search_by_example)
 
   def problem(status, error):
     return responses.JSONResponse({'detail': str(error)}, status)
@@ -238,98 +308,6 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
   app.exception_handler(ValueError)(lambda _, error: problem(400, error))
   app.exception_handler(OSError)(lambda _, error: problem(503, error))
 
-  def only(
-    below: Text = '',
-    min_seconds: Seconds = None,
-    max_seconds: Seconds = None,
-    after: Day = None,
-    before: Day = None,
-    video: int | None = None,
-  ) -> Only:
-    return Only(below, min_seconds, max_seconds, after, before, video)
-
-  Where = Annotated[Only, fastapi.Depends(only)]
-  Top = Annotated[int, fastapi.Query(ge=1, le=500)]
-  Rerank = Annotated[int, fastapi.Query(ge=0, le=500)]
-
-  def answer(found, form):
-    kind, text = exchange.FORMS[form]
-    headers = {} if form == 'json' else {'content-disposition': f'attachment; filename=hits.{form}'}
-    return responses.Response(text(service.store, found), media_type=kind, headers=headers)
-
-  Form = Annotated[str, fastapi.Query(pattern=f'^({"|".join(exchange.FORMS)})$')]
-
-  @app.get('/search')
-  def search(
-    where: Where,
-    q: Text = '',
-    clip: int | None = None,
-    k: Top = 50,
-    rerank: Rerank = 64,
-    form: Form = 'json',
-  ):
-    """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
-    if clip is not None:
-      return answer(service.like_clip(clip, top=k, only=where), form)
-    if not q.strip():
-      raise fastapi.HTTPException(422, 'q: expected a text to search by.')
-    return answer(service.search(q, top=k, rerank_k=rerank, only=where), form)
-
-  @app.post('/search')
-  def search_by_example(file: Upload, where: Where, k: Top = 50, form: Form = 'json'):
-    """Finds clips like a video or a picture."""
-    with tempfile.NamedTemporaryFile() as copy:
-      shutil.copyfileobj(file.file, copy)
-      copy.flush()
-      return answer(service.like_file(copy.name, top=k, only=where), form)
-
-  @app.get('/videos/{video}')
-  def video(video: int):
-    """A video, or a range of its bytes."""
-    return responses.FileResponse(service.path(video))
-
-  @app.get('/clips/{clip}.mp4')
-  def copy(clip: int):
-    """A small copy of a clip, for what browsers do not play."""
-    return responses.Response(service.copy(clip), media_type='video/mp4')
-
-  @app.get('/clips/{clip}.jpg')
-  def strip(clip: int):
-    """Its thumbnails."""
-    return responses.Response(service.store.strips([clip])[0], media_type='image/jpeg')
-
-  @app.get('/ask')
-  def ask(video: int, question: Asked):
-    """Answers a question about a video."""
-    return service.ask(video, question)
-
-  @app.get('/explain', response_class=responses.HTMLResponse)
-  def explained(clip: int, q: Asked):
-    """Shows which places of a clip each word rests on."""
-    headers = {'content-security-policy': _policy()}
-    return responses.HTMLResponse(service.explain(clip, q), headers=headers)
-
-  @app.get('/status')
-  def status():
-    """What the index holds, and how far the indexing is."""
-    return service.status()
-
-  @app.get('/health')
-  def health():
-    return {'status': 'ok', 'clips': service.store.counts()[1]}
-
-  @app.get('/metrics', response_class=responses.PlainTextResponse)
-  def metrics():
-    return guard.metrics()
-
-  @app.get('/', response_class=responses.HTMLResponse)
-  def index():
-    nonce = secrets.token_urlsafe(16)
-    shown = page.render('search.html', title='Search', status=service.status(), nonce=nonce)
-    headers = {'content-security-policy': _policy(nonce)}
-    return responses.HTMLResponse(shown, headers=headers)
-
-  guard = Guard(app, hosts=hosts, token=token)
   return guard
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from alpro_jax import files
 from alpro_jax.data.annotations import printable
 from alpro_jax.data.cut import Cutting
+from alpro_jax.data.listing import File
 
 FORMAT = 2
 _TABLES = {
@@ -54,22 +55,6 @@ _SAID = {
   'folder to another place',
   'Read-only file system': 'it may not be written to; copy the folder to another place',
 }
-
-
-class File(NamedTuple):
-  """A video file as it was seen."""
-
-  name: bytes  # See the module.
-  size: int
-  mtime_ns: int
-  ends: bytes | None = None  # See files.ends_digest.
-
-
-def look_at(path: bytes, name: bytes) -> File:
-  """Looks at a video; raises OSError if it cannot be read."""
-  with open(path, 'rb') as file:
-    about = os.fstat(file.fileno())
-    return File(name, about.st_size, about.st_mtime_ns, files.ends_digest(file))
 
 
 class Row(NamedTuple):
