@@ -1,5 +1,6 @@
 """Search: cutting, the index and what is found, with an encoder of numpy."""
 
+import contextlib
 import datetime
 import errno
 import json
@@ -343,6 +344,52 @@ def test_clips_of_a_run_that_was_killed_are_replaced(store):
   assert again._kept.count_rows() == 2
 
 
+def test_a_kill_while_a_video_is_replaced_leaves_its_clips(store, monkeypatch):
+  """Before each of the writes by turns, as a kill does."""
+  for kill in range(9):
+    fresh = Store.open(store.folder)
+    put(fresh, b'a', [row(0.0), row(1.0)], mtime_ns=1)
+    put(fresh, b'b', [row(5.0)])
+    left = kill
+
+    def step():
+      nonlocal left
+      left -= 1
+      if left < 0:
+        raise KeyboardInterrupt
+
+    class Stopping:
+      def __init__(self, table):
+        self._table = table
+
+      def __getattr__(self, name):
+        if name in ('add', 'delete', 'merge_insert'):
+          step()
+        return getattr(self._table, name)
+
+    for name in ('_videos', '_clips', '_kept'):
+      monkeypatch.setattr(fresh, name, Stopping(getattr(fresh, name)))
+    with contextlib.suppress(KeyboardInterrupt):
+      put(fresh, b'a', [row(0.0), row(2.0)], mtime_ns=2)
+    again = Store.open(store.folder)
+    found = again.clips()
+    starts = {x for x, name in zip(found.start, found.name, strict=True) if name == b'a'}
+    assert {0.0} <= starts <= {0.0, 1.0, 2.0} and set(again.files()) == {b'a', b'b'}
+    assert len(again.strips(found.id)) == len(found.id)
+    put(again, b'a', [row(0.0), row(2.0)], mtime_ns=2)
+    assert again.clips().start.tolist() == [0, 2, 5] and again._kept.count_rows() == 3
+  assert left > 0  # There are no more writes.
+
+
+def test_clips_without_a_video_are_forgotten(store):
+  put(store, b'a', [row(0.0)])
+  put(store, b'b', [row(1.0)])
+  store._videos.delete(f'video = {key(b"a")}')
+  again = Store.open(store.folder)
+  again.put()
+  assert again.clips().name == [b'b'] and again._kept.count_rows() == 1
+
+
 def test_parts_are_merged(store, tmp_path):
   parts = [Store.create(tmp_path / f'{i}', ABOUT) for i in range(2)]
   put(parts[0], b'a', [row(0.0), row(1.0)])
@@ -414,7 +461,8 @@ def test_what_ends_a_run_is_what_is_said(store, tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, 'full', 'report.json')
 
   # The report does not fit either.
-  monkeypatch.setattr(store._clips, 'add', full)
+  for write in ('add', 'merge_insert'):
+    monkeypatch.setattr(store._clips, write, full)
   cut_video = cut.CutVideo((Segment(0.0, 1.0, (), b'strip'),))
   monkeypatch.setattr(indexing, 'decode', lambda *_, **__: [cut_video])
   monkeypatch.setattr(indexing.files, 'write_text', write_text)

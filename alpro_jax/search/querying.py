@@ -15,7 +15,7 @@ from alpro_jax.data.listing import look_at
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import TextFeatures, VideoFeatures
-from alpro_jax.search.store import EVERYTHING, Only, Store, key, show_name
+from alpro_jax.search.store import EVERYTHING, Only, Store, among, key, show_name
 
 # Hits of one video are one moment if their intersection is more than that of their union.
 _SAME_MOMENT = 0.5
@@ -203,7 +203,7 @@ def _features(encoder, store, clips, chosen):
   starts = {}
   for i in chosen:
     starts.setdefault(clips.name[i], []).append(float(clips.start[i]))
-  known = store.files(f'video IN ({", ".join(str(key(name)) for name in starts)})')
+  known = store.files(among('video', map(key, starts)))
   for name in list(starts):
     # What is not there is said when it is decoded.
     with contextlib.suppress(OSError):

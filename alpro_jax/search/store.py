@@ -5,10 +5,11 @@
   kept     a strip of thumbnails, about 10 kB, statistics of pixels and, if asked for, 2 S D
            bytes of float16 for the fusion encoder (ALPRO base at 224: 197 * 768 * 2 = 303 kB)
 
-Every change of a table is a version of it that is there whole or not at all. Clips are
-written before their video, which counts when it is written itself: a run that is killed
-leaves at most clips without a video, which are right and which the next run replaces. One
-process writes; any number read, each the versions that it opened or last refreshed.
+Every change of a table is a version of it that is there whole or not at all. New clips are
+written, then old ones of the same video removed, then the video written: a run that is
+killed leaves clips without a video, or beside those of the video as it was, and the next run
+removes them. One process writes; any number read, each the versions that it opened or last
+refreshed.
 Without tokens a search decodes the videos of its candidates again, which takes seconds
 instead of milliseconds and needs the files.
 
@@ -134,6 +135,11 @@ def key(*parts) -> int:
   return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1
 
 
+def among(column: str, keys: Iterable[int]) -> str:
+  """A condition in SQL."""
+  return f'{column} IN ({", ".join(str(int(x)) for x in keys)})'
+
+
 def _split(name):
   """Number of the folder of a video, and its path below."""
   number, _, below = name[2:].partition(b'/') if name[:2] == b'//' else (0, b'', name)
@@ -156,7 +162,7 @@ class Store:
   def __init__(self, folder, about: dict[str, Any], tables):
     self.folder, self.about = str(folder), about
     self._videos, self._clips, self._kept = tables
-    self._known = None  # Keys of all videos with a row anywhere, as soon as one is written.
+    self._known = None  # Keys of all videos, as soon as one is written.
 
   @classmethod
   def create(cls, folder, about: dict[str, Any]) -> 'Store':
@@ -288,7 +294,6 @@ class Store:
 
   def put(self, *done: Indexed) -> None:
     """Writes videos, in place of what was known of them."""
-    pa = _lancedb()[1]
     videos, clips = [], []
     for file, rows, reason, detail in done:
       own = file._asdict() | {'video': key(file.name), 'path': show_name(_split(file.name)[1])}
@@ -299,18 +304,27 @@ class Store:
         blobs = {k: x if x is None else x.astype('<f2').tobytes() for k, x in arrays.items()}
         clip = row._asdict() | blobs | {'clip': key(*file, row.start, row.stop)}
         clips.append(own | clip | {'vector': row.vector.astype(np.float32)})
-    if self._known is None:
-      self._known = self._keys()
-    self._remove([x['video'] for x in videos if x['video'] in self._known])
-    self._known.update(x['video'] for x in videos)
+    known = self._clean()
+    changed = [x['video'] for x in videos if x['video'] in known]
+    known.update(x['video'] for x in videos)
     with _in_words(self.folder):
-      for table, rows in ((self._kept, clips), (self._clips, clips), (self._videos, videos)):
-        if rows:  # The columns of each are picked by its schema.
-          table.add(pa.Table.from_pylist(rows, schema=table.schema))
+      _write(self._kept, 'clip', clips, changed)
+      _write(self._clips, 'clip', clips, changed)
+      if changed:
+        old = among('video', changed)
+        if new := [x['clip'] for x in clips if x['video'] in changed]:
+          old += f' AND NOT {among("clip", new)}'
+        self._clips.delete(old)
+        self._kept.delete(old)
+      _write(self._videos, 'video', videos, changed)
 
-  def _keys(self):
-    """Of all videos; clips without a video are those of a run that was killed."""
-    return {row['video'] for table in self._tables() for row in self._read(table, ['video'])}
+  def _clean(self):
+    """Forgets clips without a video, once; returns the keys of all videos."""
+    if self._known is None:
+      each = [{row['video'] for row in self._read(x, ['video'])} for x in self._tables()]
+      self._known = each[0]
+      self._remove(sorted(set.union(*each) - each[0]))
+    return self._known
 
   def drop(self, names: Iterable[bytes]) -> None:
     """Forgets videos."""
@@ -319,8 +333,8 @@ class Store:
   def _remove(self, keys):
     with _in_words(self.folder):
       for first in range(0, len(keys), 1000):
-        for table in self._tables():
-          table.delete(f'video IN ({", ".join(map(str, keys[first : first + 1000]))})')
+        for table in self._tables()[::-1]:  # As long as there is a video, it is known.
+          table.delete(among('video', keys[first : first + 1000]))
 
   def tidy(self) -> None:
     """Joins small pieces, and brings the index of the vectors up to date."""
@@ -344,15 +358,14 @@ class Store:
     pa = _lancedb()[1]
     new = {key(name) for name in set(other.files()) - set(self.files())}
     here = pa.array(sorted(new), pa.int64())
-    self._remove(sorted(new & self._keys()))
+    self._clean()
     with _in_words(self.folder):  # As `put`: the videos last.
       for mine, its in zip(self._tables()[::-1], other._tables()[::-1], strict=True):
         for batch in its.search().to_batches(1024):
           rows = pa.table(batch.filter(pa.compute.is_in(batch['video'], here)))
-          for lacking in [x for x in mine.schema if x.name not in rows.schema.names]:
-            rows = rows.append_column(lacking, pa.nulls(len(rows), lacking.type))  # An older part.
-          if len(rows):
-            mine.add(rows.select(mine.schema.names))
+          if len(rows):  # An older part may lack columns.
+            mine.add(rows.select([x for x in mine.schema.names if x in rows.schema.names]))
+    self._known = None
 
   def _tables(self):
     return self._videos, self._clips, self._kept
@@ -381,8 +394,7 @@ class Store:
 
   def _kept_of(self, column, clips):
     """Returns what is kept of clips, in their order."""
-    wanted = ', '.join(str(int(clip)) for clip in clips)
-    rows = self._read(self._kept, ['clip', column], f'clip IN ({wanted})', len(clips))
+    rows = self._read(self._kept, ['clip', column], among('clip', clips), len(clips))
     found = {row['clip']: row[column] for row in rows}
     try:
       return [found[int(clip)] for clip in clips]
@@ -423,6 +435,17 @@ def _lancedb():
       f'an index needs LanceDB ({error}); pip install "alpro_jax[search]", or lancedb.'
     ) from error
   return lancedb, pyarrow
+
+
+def _write(table, column, rows, changed):
+  """Adds rows, or has them take the place of those with the same key."""
+  if rows:  # The columns of each are picked by its schema.
+    rows = _lancedb()[1].Table.from_pylist(rows, schema=table.schema)
+    if changed:
+      upsert = table.merge_insert(column).when_matched_update_all()
+      upsert.when_not_matched_insert_all().execute(rows)
+    else:
+      table.add(rows)
 
 
 @contextlib.contextmanager
