@@ -246,8 +246,8 @@ def serve():
   """Serves the page, until SIGTERM or Ctrl-C."""
   import ipaddress
   import secrets
-  import threading
   import webbrowser
+  from concurrent import futures
 
   from alpro_jax.search.store import Store
 
@@ -270,25 +270,35 @@ def serve():
     )
   store = Store.open(_INDEX.value)
   listening = server.bind(host, _PORT.value)
-  encoder = _load(store, reads_frames=False)
-  answering = _load(None, _ANSWERS.value, reads_frames=False) if _ANSWERS.value else None
-  if answering and not answering.trained.answers_questions:
-    raise ValueError(
-      f'--answers={_ANSWERS.value} was trained for {answering.trained.config.task!r} and '
-      'answers no questions; pass a checkpoint of question answering.'
-    )
-  service = server.Service(store, encoder, answering)
-  service.warm_up()
+  service = server.Service(store)
   port = listening.getsockname()[1]
   hosts = server.hosts_of(host, port) if alone else frozenset()
   link = f'?token={token}' if token else ''
   address = f'http://{f"[{host}]" if ":" in host else host}:{port}/{link}'
   print(address, flush=True)
-  if _OPEN.value:
-    threading.Timer(1, webbrowser.open, [address]).start()
-  app = server.make_app(service, hosts=hosts, token=token)
-  server.make_server(app).run(sockets=[listening])
-  service.close()
+  running = server.make_server(server.make_app(service, hosts=hosts, token=token))
+
+  def load():
+    try:
+      encoder = _load(store, reads_frames=False)
+      answering = _load(None, _ANSWERS.value, reads_frames=False) if _ANSWERS.value else None
+      if answering and not answering.trained.answers_questions:
+        raise ValueError(
+          f'--answers={_ANSWERS.value} was trained for {answering.trained.config.task!r} and '
+          'answers no questions; pass a checkpoint of question answering.'
+        )
+      service.begin(encoder, answering)
+    except BaseException:
+      running.should_exit = True
+      raise
+    if _OPEN.value:
+      webbrowser.open(address)
+
+  with futures.ThreadPoolExecutor(1) as pool:
+    loading = pool.submit(load)  # While it listens: that takes seconds.
+    running.run(sockets=[listening])
+    service.close()
+    loading.result()
 
 
 def ask(video, *questions):

@@ -110,6 +110,12 @@ def test_what_reads_no_frames_needs_neither_tensorflow_nor_pyav():
   )
 
 
+def test_texts_are_searched_for_without_tensorflow():
+  import_without(
+    ('tensorflow', 'tensorflow_datasets', 'array_record'), ['alpro_jax.api', *modules('search')]
+  )
+
+
 def test_a_step_without_what_only_a_run_needs():
   """Models, losses, tasks, the step and benchmarks need no clu either."""
   import_without(

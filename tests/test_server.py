@@ -317,6 +317,23 @@ def test_questions_and_reasons(port, service, monkeypatch):
   assert status == 409 and '--answers' in content['detail']
 
 
+def test_it_listens_before_it_has_a_model(service):
+  young = server.Service(service.store)
+  port, end = serve(server.make_app(young))
+  assert ask(port, '/health')[1]['status'] == 'loading the model'
+  assert ask(port, '/metrics')[0] == 200
+  answers = []
+  asking = threading.Thread(target=lambda: answers.append(search(port, q='x', rerank=0)))
+  asking.start()
+  time.sleep(0.2)
+  assert not answers  # It waits.
+  young.begin(service.encoder, None)
+  asking.join(patience.seconds(30))
+  assert answers[0]['videos'] and ask(port, '/health')[1]['status'] == 'ok'
+  young.close()
+  end()
+
+
 def test_it_says_how_it_is(port, service):
   status, content, _ = ask(port, '/status')
   assert status == 200 and content['left'] == 2 and content['problems'][0]['reason'] == 'broken'

@@ -5,6 +5,7 @@ folders when links are followed. Requests that another site's page makes are ref
 their Host and Origin. Texts that wait at the same time are encoded together.
 """
 
+import asyncio
 import collections
 import datetime
 import functools
@@ -71,11 +72,13 @@ class Service:
 
   Attributes:
     store: the index; what is written to it is seen after some seconds.
-    encoder: with the model of the index.
+    encoder: with the model of the index; None until `begin`, and requests wait.
     answering: with one that answers, or None.
   """
 
-  def __init__(self, store: Store, encoder: Encoder, answering: Encoder | None = None):
+  def __init__(
+    self, store: Store, encoder: Encoder | None = None, answering: Encoder | None = None
+  ):
     self.store, self.encoder, self.answering = store, encoder, answering
     self._waiting: collections.deque = collections.deque()  # Texts, and who waits for each.
     self._encoding = threading.Lock()
@@ -84,12 +87,19 @@ class Service:
     self._ended = threading.Event()
     threading.Thread(target=self._refresh, daemon=True).start()
 
-  def warm_up(self) -> None:
-    """Compiles what a search needs."""
+  def begin(self, encoder: Encoder, answering: Encoder | None) -> None:
+    """Compiles what a search needs; from then on requests are answered."""
     for count in TEXTS:
-      self.encoder.texts(['a'] * count)
+      encoder.texts(['a'] * count)
     if self.store.counts()[1]:
-      self.search(Only(), 'a')
+      (text,) = querying.rows(encoder.texts(['a']))
+      querying.find(encoder, self.store, text.feature[0], by=text, rerank_k=64)
+    self.encoder, self.answering = encoder, answering
+
+  async def wait(self) -> None:
+    """Until there is a model."""
+    while not self.encoder:
+      await asyncio.sleep(0.05)
 
   def close(self) -> None:
     """Ends its thread."""
@@ -235,8 +245,9 @@ class Service:
     return said(whole) | {'question': question, 'spans': [said(one) for one in each]}
 
   def health(self) -> dict:
-    """Whether it answers."""
-    return {'status': 'ok', 'clips': self.store.counts()[1]}
+    """Whether it answers, or what it waits for."""
+    status = 'ok' if self.encoder else 'loading the model'
+    return {'status': status, 'clips': self.store.counts()[1]}
 
   def home(self):
     """The page for people."""
@@ -282,6 +293,7 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
   """
   app = FastAPIOffline(title='Search of videos', redoc_url=None)
   guard = Guard(app, hosts=hosts, token=token)
+  wait = [fastapi.Depends(service.wait)]
   for path, answer in {
     '/search': service.search,
     '/videos/{video}': service.video,
@@ -290,12 +302,12 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
     '/ask': service.ask,
     '/explain': service.explain,
     '/status': service.status,
-    '/health': service.health,
-    '/metrics': guard.metrics,
     '/': service.home,
   }.items():
-    app.get(path)(answer)
-  app.post('/search')(service.search_by_example)
+    app.get(path, dependencies=wait)(answer)
+  app.post('/search', dependencies=wait)(service.search_by_example)
+  app.get('/health')(service.health)
+  app.get('/metrics')(guard.metrics)
 
   def problem(status, error):
     return responses.JSONResponse({'detail': str(error)}, status)
