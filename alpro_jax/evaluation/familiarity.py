@@ -27,14 +27,14 @@ from alpro_jax.evaluation import looks
 
 FILE = 'familiarity.npz'
 KEPT = 0.99  # Share of held-out clips, and of texts by either sign, that are not far.
-ENOUGH = 16  # Of fewer nothing is learned: clips and texts of training, held-out pairs.
+ENOUGH = 20  # Of fewer nothing is learned: clips and texts of training, held-out pairs.
 # Of a small set held-out texts may be nearly all of new words; they are no measure then.
 _MOST_UNSEEN = 0.5
 # Texts of known words may lie this much further: `a` is missing in `red disc`, no more.
-_TEXT_SLACK = 1.25
+TEXT_SLACK = 1.25
 # Directions of the training set that are kept. Few for texts: foreign words show in
 # their pieces, and known words in a somewhat new order are no strangers.
-_VIDEO_DIRECTIONS, _TEXT_DIRECTIONS = 64, 16
+VIDEO_DIRECTIONS, TEXT_DIRECTIONS = 64, 16
 NO_SUMMARY = (
   'this model has no summary of its training set: nothing is marked as far from it, and '
   'scores are no calibrated probabilities; launch/evaluate.py --familiarity makes one.'
@@ -60,13 +60,13 @@ class Cloud(NamedTuple):
 
 
 def fit_cloud(training: np.ndarray, held_out: np.ndarray, most: int, slack=1.0) -> Cloud:
-  """Describes vectors f[n, D] of training; `KEPT` of held-out ones f[m, D] are not far.
+  """Describes vectors f[n, D] of training; `KEPT` of what is like held-out ones are not far.
 
-  The limit is `slack` times as far as those. Of few vectors fewer than `most`
-  directions are kept, so that chance is not described.
+  The limit is `slack` times as far as those; fewer than 99 held-out vectors f[m, D] give
+  none. Of few vectors fewer than `most` directions are kept, so that chance is not described.
 
   Raises:
-    ValueError: for fewer than 16 vectors of training, or none that are held out.
+    ValueError: for fewer than 20 vectors of training, or none that are held out.
   """
   if len(training) < ENOUGH or not len(held_out):
     raise ValueError(
@@ -83,21 +83,8 @@ def fit_cloud(training: np.ndarray, held_out: np.ndarray, most: int, slack=1.0) 
   parts = mean, rows[:k], np.maximum(variance[:k], least), rest, np.inf
   cloud = Cloud(*(np.asarray(part, np.float32) for part in parts))
   # What the model was trained on is familiar, though held-out texts be of one kind alone.
-  limit = max(np.quantile(cloud.distance(part), KEPT) for part in (training, held_out))
+  limit = max(looks.conformal(cloud.distance(x), KEPT) for x in (training, held_out))
   return cloud._replace(limit=np.float32(slack * limit))
-
-
-def fit_clouds(
-  clips: np.ndarray, texts: np.ndarray, held_out: Sequence[np.ndarray]
-) -> tuple[Cloud, Cloud]:
-  """Clouds of the clips and texts of training; `held_out` has vectors of both.
-
-  Fewer than 16 held-out clips give no limit to features: looks alone tell what is far.
-  """
-  videos = fit_cloud(clips, held_out[0], _VIDEO_DIRECTIONS)
-  if len(held_out[0]) < ENOUGH:
-    videos = videos._replace(limit=np.float32(np.inf))
-  return videos, fit_cloud(texts, held_out[1], _TEXT_DIRECTIONS, _TEXT_SLACK)
 
 
 def video_vectors(videos: Any) -> np.ndarray:
@@ -129,14 +116,15 @@ class Familiarity:
     videos, texts: where those of training lie.
     seen: bool[vocabulary], pieces that occurred in training.
     unseen_limit: share of other pieces beyond which a text is far; half is too many in
-      any case.
+      any case, and the only limit where fewer than 20 clips were held out.
     match: float32[2], scale and offset that make a logit of the margin of a match;
       NaN if it was not calibrated, a scale of 0 or less if held-out margins are no sign
       of a match: no probability is made of either. Another is about a clip and a text
       that are as likely its own as the nearest other.
     answer_temperature, entity_temperature: that logits are divided by; NaN as above.
     counts: int[4], clips and texts of training, held-out clips and texts.
-    frames: what those of training look like; None in a summary of an earlier version.
+    frames: what those of training look like, where too few clips were held out to say how
+      far features may lie; else None, as in a summary of an earlier version.
   """
 
   videos: Cloud
@@ -157,7 +145,7 @@ class Familiarity:
     """Why each of the encoded clips is far from training; '' if it is not."""
     times = self.videos.distance(video_vectors(videos)) / self.videos.limit
     if self.frames and videos.look is not None:
-      times = np.maximum(times, self.frames.distance(videos.look) / self.frames.limit)
+      times = self.frames.distance(videos.look) / self.frames.limit
     return tuple(_far('clips', x) for x in times)
 
   def far_texts(
@@ -212,12 +200,11 @@ def load(folder: str | pathlib.Path) -> Familiarity | None:
   try:
     with np.load(path) as stored:
       parts = dict(stored)
-    whole = {
-      name: kind(*(parts.pop(f'{name}.{part}') for part in kind._fields))
-      for name, kind in _PARTS.items()
-      if f'{name}.limit' in parts  # Summaries of earlier versions have no looks.
-    }
-    return Familiarity(**whole, **parts)
+    for name, kind in _PARTS.items():
+      own = [parts.pop(f'{name}.{part}', None) for part in kind._fields]
+      # Summaries of earlier versions have no looks, or others.
+      parts |= {} if any(x is None for x in own) else {name: kind(*own)}
+    return Familiarity(**parts)
   except Exception as error:  # Whatever zip, NumPy and the names make of it.
     raise ValueError(
       f'{path} is damaged ({error}); remove it, and make it again by launch/evaluate.py '

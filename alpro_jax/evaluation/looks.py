@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 SIZE = 48  # Frames are made smaller as long as their shorter side keeps as many pixels.
 _LEVELS = 3  # Of a pyramid: edges of 1, 2 and 4 pixels.
@@ -16,10 +17,11 @@ _PLAIN = 3.0  # Grey levels by which a frame of one colour, as in a fade, deviat
 _LUMA_CHROMA = np.float32([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 _STEP = 1 / 255  # A grey level.
 WIDTH = 2 * 3 + _LEVELS * 2 * (2 * 3 + 1)
-# Distances between which the limit lies, whatever was held out. Other parts of filmed
-# videos lie within 0.12 of those of training, drawings, renderings and noise beyond 0.17.
-LIMITS = (0.06, 0.17)
-KEPT = 0.99  # Share of the clips, held out or left out, that are not far.
+KEPT = 0.96  # Share of clips like those of training that are not far.
+_FEW = 50  # Of fewer distances the largest would be the limit: one odd clip would decide.
+_FOLDS = 10
+_LEAST = 0.05  # Limit where all clips of training look the same.
+_NOISE = 0.02  # Deviation of statistics that means nothing: a few grey levels.
 _CLIPS, _FRAMES = 500, 4  # Of training, that are kept.
 
 
@@ -47,41 +49,75 @@ def describe(video: jnp.ndarray) -> jnp.ndarray:
 class Looks(NamedTuple):
   """What clips of training look like, and how near to one of them others have to be."""
 
-  frames: np.ndarray  # float16[n, T, WIDTH].
+  frames: np.ndarray  # float32[n, T, WIDTH], times `metric`.
+  metric: np.ndarray  # float32[WIDTH, WIDTH], that makes what varies in training vary alike.
   limit: np.ndarray  # float32[].
 
-  def distance(self, look: np.ndarray, *, left_out: bool = False) -> np.ndarray:
-    """f[m, T, WIDTH], or flat, -> float32[m], the mean over frames.
+  def distance(self, look: np.ndarray) -> np.ndarray:
+    """f[m, T, WIDTH] of `describe`, or flat, -> float32[m], the mean over frames.
 
-    Of each the distance from the nearest frame of training that is not left out.
-
-    Args:
-      look: of clips, from `describe`.
-      left_out: these are the clips of training; none is compared with itself.
+    Of each the distance from the nearest frame of training.
     """
-    known = self.frames.astype(np.float32)
     found = []
-    for number, clip in enumerate(np.float32(look).reshape(len(look), -1, WIDTH)):
-      clip = clip[~np.isnan(clip[:, 0])]
-      away = [np.square(known - frame).mean(-1) for frame in clip]  # float32[n, T] each.
-      nearest = np.sqrt(np.fmin.reduce(away, -1))  # float32[frames, n]
-      if left_out:
-        nearest[:, number] = np.inf
-      found.append(nearest.min(1).mean())
+    for clip in np.float32(look).reshape(len(look), -1, WIDTH) @ self.metric:
+      away = [np.square(self.frames - x).mean(-1).ravel() for x in clip[~np.isnan(clip[:, 0])]]
+      found.append(np.sqrt(np.fmin.reduce(away, -1)).mean())
     return np.float32(found)
 
 
-def fit(training: np.ndarray, held_out: np.ndarray) -> Looks:
-  """Describes clips f[n, T, WIDTH] of training; `KEPT` of others f[m, T, WIDTH] are not far.
+def fit(training: np.ndarray) -> Looks:
+  """Describes clips f[n, T, WIDTH] of training, n >= 20; `KEPT` of their kind are not far.
 
-  Others are held-out clips, and those of training without themselves. Of few clips that
-  differ as much as any the limit would be no limit: it lies within LIMITS.
+  Distances of the clips that it is made of would be too small, and so would those of a
+  metric that knows them: tenths of the clips are compared with what is made of the others.
   """
-  clips = np.linspace(0, len(training) - 1, min(len(training), _CLIPS)).astype(int)
-  shown = np.linspace(0, training.shape[1] - 1, min(training.shape[1], _FRAMES)).astype(int)
-  kept = Looks(training[clips][:, shown].astype(np.float16), np.float32(np.inf))
-  parts = kept.distance(kept.frames, left_out=True), kept.distance(held_out)
-  return kept._replace(limit=np.float32(np.clip(np.quantile(np.r_[parts], KEPT), *LIMITS)))
+  chosen = np.linspace(0, len(training) - 1, min(len(training), _CLIPS)).astype(int)
+  training = training[chosen]
+  fold = np.arange(len(training)) % _FOLDS
+  left_out = [_known(training[fold != k]).distance(training[fold == k]) for k in range(_FOLDS)]
+  limit = max(_limit(np.concatenate(left_out)), _LEAST)
+  return _known(training)._replace(limit=np.float32(limit))
+
+
+def conformal(distances: np.ndarray, kept: float) -> float:
+  """What the next distance exceeds with a chance of at most 1 - kept, whatever they are like.
+
+  It is the one of rank ceil((n + 1) kept) of n, if they come from the same source in any
+  order (Vovk et al., Algorithmic Learning in a Random World, 2005); infinity if n is less.
+  """
+  rank = int(np.ceil((len(distances) + 1) * kept - 1e-9))
+  return float(np.sort(distances)[rank - 1]) if rank <= len(distances) else np.inf
+
+
+def _limit(distances):
+  """`conformal`; of few, what their spread says, as often exceeded as the largest."""
+  if (count := len(distances)) >= _FEW:
+    return conformal(distances, KEPT)
+  # Cube roots of sums of squares are nearly normal (Wilson and Hilferty 1931).
+  root = np.float64(distances) ** (2 / 3)
+  times = stats.t.ppf(count / (count + 1), count - 1) * np.sqrt(1 + 1 / count)
+  return (root.mean() + times * root.std(ddof=1)) ** 1.5
+
+
+def _known(clips):
+  """Looks of f[n, T, WIDTH], without a limit.
+
+  The covariance is shrunk towards a round one as far as so few frames ask for (Ledoit and
+  Wolf, A well-conditioned estimator for large-dimensional covariance matrices, 2004).
+  """
+  rows = np.float64(clips).reshape(-1, WIDTH)
+  rows = rows[~np.isnan(rows[:, 0])]
+  rows -= rows.mean(0)
+  covariance = rows.T @ rows / len(rows)
+  target = np.trace(covariance) / WIDTH * np.eye(WIDTH)
+  noise = np.square(np.square(rows).sum(1)).mean() - np.square(covariance).sum()
+  share = min(noise / len(rows) / max(np.square(covariance - target).sum(), 1e-12), 1)
+  mixed = (1 - share) * covariance + share * target + _NOISE**2 * np.eye(WIDTH)
+  variance, directions = np.linalg.eigh(mixed)
+  metric = np.float32(directions / np.sqrt(variance))
+  shown = np.linspace(0, clips.shape[1] - 1, min(clips.shape[1], _FRAMES)).astype(int)
+  frames = np.float32(clips[:, shown]) @ metric
+  return Looks(frames, metric, np.float32(np.inf))
 
 
 def _shrink(frames, factor):

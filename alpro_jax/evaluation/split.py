@@ -169,7 +169,7 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
     training: PreparedDatasets of its training.
     held_out: a PreparedDataset that it was not trained on.
   Raises:
-    ValueError: if a set has nothing to ask, or there are fewer than 16 clips.
+    ValueError: if a set has nothing to ask, or there are fewer than 20 clips.
   """
   scorer, length = make_scorer(trained), trained.config.data.max_text_tokens
   numbers = held_out.metadata().numbers
@@ -187,18 +187,23 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
   size, held_out = _CLIPS // len(training), _spread(held_out, _CLIPS)
   parts = [_vectors(trained, scorer, _spread(x, size)) for x in training]
   clips, texts, shown = (np.concatenate(x) for x in zip(*parts, strict=True))
-  *rest, rest_shown = _vectors(trained, scorer, held_out)
+  *rest, _ = _vectors(trained, scorer, held_out)
   own = familiar.pieces(
     trained.tokenizer, [x for row in _asked(trained, held_out) for x in _texts(row)], length
   )
   unseen = [(~seen[ids]).mean() for ids in own if len(ids)]
+  # Texts of few clips are alike. Else the largest share of n is as good as 1 in n + 1.
+  kept = min(familiar.KEPT, len(unseen) / (len(unseen) + 1))
+  enough = len(held_out) >= familiar.ENOUGH
+  videos = familiar.fit_cloud(clips, rest[0], familiar.VIDEO_DIRECTIONS)
   return familiar.Familiarity(
-    *familiar.fit_clouds(clips, texts, rest),
+    videos,
+    familiar.fit_cloud(texts, rest[1], familiar.TEXT_DIRECTIONS, familiar.TEXT_SLACK),
     seen,
-    np.quantile(unseen, familiar.KEPT),
+    looks.conformal(unseen, kept) if enough else np.inf,
     np.array([len(x) for x in (clips, texts, *rest)]),
     **_calibrate(trained, scorer, held_out),
-    frames=looks.fit(shown, rest_shown),
+    frames=None if np.isfinite(videos.limit) else looks.fit(shown),
   )
 
 
