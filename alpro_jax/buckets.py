@@ -18,15 +18,10 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import tempfile
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import NamedTuple
-
-import psutil
 
 # Orbax's paths would go through TensorFlow, which knows no server but Google's, and gcsfs
 # would ask a service that few buckets have for the kind of bucket, for a minute.
@@ -39,8 +34,9 @@ SCHEMES = ('gs', 's3')
 _ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|file|hdfs|https?|az|abfs):/')
 # What says of a folder that all of it is there.
 LAST = ('digests.json', 'config.json', 'manifest.json')
-LEASE_SECONDS = 60.0  # Not renewed for so long, it is a dead process's.
-_UPLOAD_EVERY = 10.0  # Seconds between uploads of what a run has written.
+
+
+_READERS = 64  # Requests for parts of files at a time.
 
 
 class BucketError(OSError):
@@ -103,6 +99,49 @@ def read(address: str) -> bytes:
   fs, root = _open(address)
   with _saying(address):
     return fs.cat_file(root)
+
+
+class Span(NamedTuple):
+  """Bytes [start, stop) of a file; of a version of it (see Entry) unless that is ''."""
+
+  address: str
+  start: int
+  stop: int
+  version: str = ''
+
+
+def read_spans(spans: Sequence[Span]) -> list[bytes]:
+  """Returns what files hold there, asked for side by side, and not a byte more.
+
+  Raises:
+    FileNotFoundError: a file is gone, or another version.
+    BucketError: as `listing`.
+  """
+  return list(_readers().map(_read_span, spans))
+
+
+def _read_span(span):
+  if span.stop <= span.start:
+    return b''
+  scheme, bucket, name = *_split(span.address), span.address.split('/', 3)[3]
+  options = {'range': (span.start, span.stop)}
+  if span.version:
+    options |= {'version' if scheme == 'gs' else 'if_match': span.version}
+  import obstore  # noqa: PLC0415
+
+  with _saying(span.address):
+    return bytes(obstore.get(_store(scheme, bucket), name, options=options).bytes())
+
+
+def copy_here(address: str, path: str | os.PathLike) -> None:
+  """Copies one file to a path.
+
+  Raises:
+    FileNotFoundError, BucketError: as `read`.
+  """
+  fs, root = _open(address)
+  with _saying(address):
+    fs.get_file(root, os.fspath(path))
 
 
 def stream_sha256(address: str) -> str:
@@ -219,201 +258,64 @@ def upload(folder: pathlib.Path, address: str, names: Iterable[str] | None = Non
       return
     if names is None:
       names = [str(x.relative_to(folder)) for x in folder.rglob('*') if x.is_file()]
-    first = sorted(name for name in names if not _is_last(name))
+    first = sorted(name for name in names if not is_last(name))
     last = sorted(set(names) - set(first), key=lambda x: LAST.index(pathlib.Path(x).name))
     for group in (first, *([name] for name in last)):
       if group:
         fs.put([str(folder / x) for x in group], [f'{root}/{x}' for x in group])
 
 
-class LeaseLost(BucketError):
-  """Another process took the lease over: this one must write no more."""
-
-
-class Lease:
-  """The right to write below an address, held by one process at a time; a context.
-
-  An object that is made only where there is none. Its owner rewrites it; one that has not
-  been for some time, as seen by whoever waits, is a dead process's and is taken over. No
-  two clocks are compared.
-  """
-
-  def __init__(self, address: str, refusal: str, *, seconds: float = 0.0):
-    """Takes the lease, or waits until a dead one has run out.
-
-    Args:
-      address: of the object.
-      refusal: the end of the ValueError if another process holds it, after 'process 7 on
-        HOST '.
-      seconds: without a sign of life after which its owner is dead; 0 is LEASE_SECONDS.
-    Raises:
-      ValueError: if it is renewed meanwhile.
-    """
-    self.address, self._seconds = address, seconds or LEASE_SECONDS
-    self._mine = {'id': uuid.uuid4().hex, 'host': socket.gethostname(), 'process': os.getpid()}
-    self._lost = ''
-    while not self._take():
-      self._wait_for_death(refusal)
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._renew, name='lease', daemon=True)
-    self._thread.start()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._stop.set()
-    self._thread.join()
-    if self._owner() == self._mine['id']:
-      remove(self.address)
-
-  def check(self) -> None:
-    """Raises LeaseLost if another process has taken the lease."""
-    if self._lost:
-      raise LeaseLost(self._lost)
-
-  def _take(self):
-    try:
-      write(self.address, self._content(), new=True)
-    except FileExistsError:
-      return self._owner() == self._mine['id']  # A first try that did arrive.
-    return True
-
-  def _wait_for_death(self, refusal):
-    seen, since = self._read(), time.monotonic()
-    if seen is None:
-      return
-    told = json.loads(seen)
-    if told['host'] != self._mine['host'] or psutil.pid_exists(told['process']):
-      _log(
-        f'{self.address} is held by process {told["process"]} on {told["host"]}; if that gives '
-        f'no sign of life for {self._seconds:.0f} s, it is taken over'
-      )
-      while time.monotonic() - since < self._seconds:
-        time.sleep(min(self._seconds / 10, 2.0))
-        if (now := self._read()) is None:
-          return
-        if now != seen:
-          raise ValueError(f'process {told["process"]} on {told["host"]} {refusal}')
-    remove(self.address)
-
-  def _renew(self):
-    renewed = time.monotonic()
-    while not self._stop.wait(self._seconds / 4):
-      try:
-        if self._owner() != self._mine['id']:
-          self._lost = (
-            f'{self.address} is held by another process now: this one did not renew it for '
-            f'{time.monotonic() - renewed:.0f} s, as of a machine that stood still. It writes '
-            'nothing more there.'
-          )
-          _log(self._lost)
-          return
-        write(self.address, self._content())
-        renewed = time.monotonic()
-      except OSError as error:
-        _log(f'{error}; it is tried again')
-
-  def _content(self):
-    return json.dumps(self._mine | {'renewed': time.time()}).encode()
-
-  def _read(self):
-    try:
-      return read(self.address)
-    except FileNotFoundError:
-      return None
-
-  def _owner(self):
-    return json.loads(self._read() or b'{}').get('id')
-
-
-class Mirror:
-  """A folder of this machine whose files are uploaded while they are written; a context.
-
-  Leaving it uploads what is left. An upload that fails is logged and tried again; the last
-  one raises.
-  """
-
-  def __init__(
-    self,
-    folder: pathlib.Path,
-    address: str,
-    lease: Lease,
-    stays: Callable[[pathlib.PurePath], bool],
-  ):
-    """`stays` says which relative paths are not uploaded, nor removed there."""
-    self._folder, self._address, self._lease, self._stays = folder, address, lease, stays
-    self._sent: dict[str, tuple[int, int]] = {}
-    self._stop, self._lock = threading.Event(), threading.Lock()
-    self._thread = threading.Thread(target=self._run, name='mirror', daemon=True)
-
-  def __enter__(self):
-    self._sent = self._here()
-    self._thread.start()
-    return self
-
-  def __exit__(self, *_):
-    self._stop.set()
-    self._thread.join()
-    self.send()
-
-  def send(self) -> None:
-    """Uploads what has changed, and removes what is gone.
-
-    Raises:
-      LeaseLost: if another process writes at the address by now.
-      BucketError: if the bucket refuses.
-    """
-    with self._lock:
-      self._lease.check()
-      here = self._here()
-      gone, changed = self._sent.keys() - here.keys(), dict(here.items() - self._sent.items())
-      # What says that others are there goes first, and comes last.
-      for name in sorted(gone, key=_is_last, reverse=True):
-        remove(self._address, [name])
-        del self._sent[name]
-      fs, root = _open(self._address)
-      for name in sorted(changed, key=_is_last):
-        with _saying(self._address), contextlib.suppress(FileNotFoundError):  # Gone already.
-          fs.put_file(str(self._folder / name), f'{root}/{name}')
-          self._sent[name] = changed[name]
-
-  def _here(self):
-    found = {}
-    for path in self._folder.rglob('*'):
-      with contextlib.suppress(FileNotFoundError):
-        if path.is_file() and not self._stays(relative := path.relative_to(self._folder)):
-          status = path.stat()
-          found[str(relative)] = status.st_mtime_ns, status.st_size
-    return found
-
-  def _run(self):
-    while not self._stop.wait(_UPLOAD_EVERY):
-      try:
-        self.send()
-      except LeaseLost:
-        return
-      except OSError as error:
-        _log(f'{error}; it is tried again')
-
-
-def _is_last(name):
+def is_last(name: str) -> bool:
+  """Whether a file of this name says that others are there."""
   return pathlib.PurePath(name).name in LAST
 
 
 @functools.cache
 def _filesystem(scheme):
-  import fsspec  # noqa: PLC0415
-
+  try:
+    import fsspec  # noqa: PLC0415
+    import obstore  # noqa: F401, PLC0415
+  except ImportError as error:
+    raise _missing(scheme, error) from error
   for name in ('fsspec', 'gcsfs', 's3fs'):  # They tell of every file that is opened.
     logging.getLogger(name).setLevel(logging.WARNING)
   try:
     # Of what others write, an old listing would be believed.
     return fsspec.filesystem(scheme, use_listings_cache=False)
   except ImportError as error:
-    raise ImportError(
-      f"{scheme}:// needs {error.name or 'a library'}: pip install 'alpro_jax[cloud]'."
-    ) from error
+    raise _missing(scheme, error) from error
+
+
+def _missing(scheme, error):
+  return ImportError(
+    f"{scheme}:// needs {error.name or 'a library'}: pip install 'alpro_jax[cloud]'."
+  )
+
+
+@functools.cache
+def _store(scheme, bucket):
+  """What reads parts of files: fsspec takes several times as long for each."""
+  _filesystem(scheme)  # Says which library is missing.
+  from obstore import store  # noqa: PLC0415
+
+  if scheme == 's3':
+    endpoint = os.environ.get('AWS_ENDPOINT_URL', '')
+    return store.S3Store(bucket, client_options={'allow_http': endpoint.startswith('http:')})
+  if emulator := os.environ.get('STORAGE_EMULATOR_HOST'):
+    told = {'skip_signature': True, 'base_url': emulator}
+    return store.GCSStore(bucket, config=told, client_options={'allow_http': True})
+  return store.GCSStore(bucket)
+
+
+@functools.cache
+def _readers():
+  return futures.ThreadPoolExecutor(_READERS, thread_name_prefix='bucket')
+
+
+def _split(address):
+  """Returns the scheme and the bucket."""
+  scheme, _, rest = address.partition('://')
+  return scheme, rest.partition('/')[0]
 
 
 def _open(address):
@@ -442,7 +344,3 @@ def _version(info):
     if info.get(name):
       return str(info[name])
   return ''
-
-
-def _log(message):
-  logging.getLogger('absl').warning('%s', message)

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from alpro_jax import buckets
+from alpro_jax import buckets, lease
 
 MARK = 'made-by-alpro_jax'
 _BLOCK = 1 << 16  # Bytes.
@@ -117,17 +117,23 @@ def sha256(path) -> str:
     return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
-def ends_digest(stream) -> bytes:
-  """Returns the sha256 of the first and last 64 KiB of a file open for reading bytes.
+def ends_of(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Returns [start, stop) of the first and the last 64 KiB of so many bytes."""
+  return (0, min(size, _BLOCK)), (max(size - _BLOCK, 0), size)
 
-  It tells a video from another of the same size without reading it all.
-  """
-  size = os.fstat(stream.fileno()).st_size
-  stream.seek(0)
-  digest = hashlib.sha256(stream.read(_BLOCK))
-  stream.seek(max(size - _BLOCK, 0))
-  digest.update(stream.read(_BLOCK))
-  return digest.digest()
+
+def digest_of_ends(first: bytes, last: bytes) -> bytes:
+  """Returns the sha256 of both ends; it tells a video from another of the same size."""
+  return hashlib.sha256(first + last).digest()
+
+
+def ends_digest(stream) -> bytes:
+  """Returns digest_of_ends of a file open for reading bytes."""
+  parts = []
+  for start, stop in ends_of(os.fstat(stream.fileno()).st_size):
+    stream.seek(start)
+    parts.append(stream.read(stop - start))
+  return digest_of_ends(*parts)
 
 
 def check_free(path) -> None:
@@ -224,7 +230,7 @@ def lock(path, refusal: str) -> Iterator[None]:
       'process 7 ' (in a bucket 'process 7 on HOST ').
   """
   if buckets.is_address(path):
-    with buckets.Lease(os.fspath(path), refusal):
+    with lease.Lease(os.fspath(path), refusal):
       yield
     return
   mark = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -66,8 +66,8 @@ options; without any it runs in this process:
     --captions=captions.jsonl --output=sets/clips -- \\
     --direct_running_mode=multi_processing --direct_num_workers=8
 Flink, Spark or Dataflow: -- --runner=FlinkRunner --flink_master=host:8081
-Videos and output must then lie in a file system that all workers share, under
-the same path, and the workers' image must hold this project.
+Videos and output must then lie in a bucket (gs://, s3://) or a file system that all
+workers share, and the workers' image must hold this project: docs/buckets.md.
 
 Videos that are named by an address, in "video": "https://..." or in a column
 contentUrl (WebVid) or url, and the photos of CC3M's .tsv are downloaded first:
@@ -305,8 +305,7 @@ def _prepare(words, beam_flags):
   root = FLAGS[source.folder].value or FLAGS.videos
   if not root:
     raise ValueError(f'--source={FLAGS.source} needs --{source.folder}.')
-  root = str(files.local(root))  # Videos in a bucket are fetched.
-  if not os.path.isdir(root):
+  if not buckets.is_address(root) and not os.path.isdir(root):
     raise ValueError(f'--{source.folder}={root} is not a folder.')
   given = {name: FLAGS[name].value for name in ('captions', 'split', *sources.options())}
   given = {

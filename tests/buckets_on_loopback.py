@@ -62,6 +62,7 @@ def _forget():
   import fsspec
 
   buckets._filesystem.cache_clear()
+  buckets._store.cache_clear()
   for scheme in buckets.SCHEMES:
     with contextlib.suppress(ImportError):
       fsspec.get_filesystem_class(scheme).clear_instance_cache()

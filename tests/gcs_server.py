@@ -16,6 +16,7 @@ import random
 import re
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlparse
@@ -203,7 +204,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._say(204)
       if self.command in ('PATCH', 'PUT') or not media:
         return self._say(200, server.describe(bucket, name))
+    if int(query.get('generation', [stored.generation])[0]) != stored.generation:
+      return self._missing(name)
     data, headers = stored.data, [('x-goog-generation', str(stored.generation))]
+    headers += [('Last-Modified', formatdate(stored.made, usegmt=True))]
     headers += [('ETag', str(stored.generation)), ('x-goog-stored-content-length', str(len(data)))]
     unless = query.get('ifGenerationNotMatch')
     if unless and int(unless[0]) == stored.generation:

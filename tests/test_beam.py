@@ -1,5 +1,6 @@
 """The same set from a Beam pipeline as from one machine."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,8 +11,9 @@ import time
 
 import pytest
 
+from alpro_jax import buckets, files
 from alpro_jax.data import dataset, own, parts, prepare, sources, workers
-from tests import patience, small_videos
+from tests import buckets_on_loopback, patience, small_videos
 from tests.test_verify import launch_prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -54,8 +56,8 @@ def _arguments(clips, output):
     '--fps=0',
     '--short_side=0',
     '--part_size=3',
-    f'--captions={clips / "captions.jsonl"}',
-    f'--questions={clips / "questions.jsonl"}',
+    f'--captions={clips}/captions.jsonl',
+    f'--questions={clips}/questions.jsonl',
     f'--output={output}',
   ]
 
@@ -252,3 +254,80 @@ def test_without_beam(clips, tmp_path, capsys):
 def test_options_after_two_dashes_are_for_beam_alone(clips, tmp_path, capsys):
   assert launch_prepare()([*_arguments(clips, tmp_path / 'set'), '--', '--x']) == 2
   assert 'Only --runner=beam takes' in capsys.readouterr().err
+
+
+@pytest.fixture
+def bucket(clips, tmp_path, monkeypatch):
+  """Yields (server, address of a bucket with the folder clips/)."""
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
+  with buckets_on_loopback.gcs() as (server, address):
+    buckets.upload(clips, f'{address}/clips')
+    yield server, address
+
+
+@needs_beam
+@pytest.mark.slow
+def test_two_workers_that_see_only_a_bucket(bucket, local, tmp_path):
+  """Records go from them to the bucket, and not by the process that starts them."""
+  server, address = bucket
+  server.requests.clear()
+  run = subprocess.run(
+    [
+      sys.executable,
+      ROOT / 'launch/prepare.py',
+      '--runner=beam',
+      *_arguments(f'{address}/clips', f'{address}/set'),
+      '--',
+      *TWO_WORKERS,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(240),
+    cwd=tmp_path,
+  )
+  assert run.returncode == 0, run.stderr
+  read = [path for method, path, *_ in server.requests if method == 'GET' and 'alt=media' in path]
+  assert sum(path.count('.clips') for path in read) == 4
+  assert not [path for path in read if '.array_record' in path]
+  assert not [name for name in files.names(f'{address}/set') if name.startswith('.')]
+  assert dataset.open_dataset(f'{address}/set', verify=True).digest == (
+    dataset.open_dataset(local).digest
+  )
+  (report, there), (own_report, here) = map(_content, (files.local(f'{address}/set'), local))
+  assert there == here
+  for split in (report, own_report):  # Paths of the file of captions differ.
+    del split['splits']['train']['skipped']
+  assert report == own_report
+
+
+@needs_beam
+def test_another_machine_continues_in_a_bucket(clips, bucket, local, tmp_path, monkeypatch):
+  from alpro_jax.data import beam
+
+  _, address = bucket
+
+  def prepare_there(options=OPTIONS):
+    return prepare.prepare(
+      _source(clips),
+      f'{address}/clips',
+      f'{address}/set',
+      options=options,
+      list_unnamed=True,
+      num_workers=1,
+      timeout_s=60.0,
+      make=beam.maker([]),
+    )
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, 'finish', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      prepare_there()
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'another'))
+  with pytest.raises(
+    prepare.PrepareError, match='unfinished split .* --quality was 85 and is now 80'
+  ):
+    prepare_there(dataclasses.replace(OPTIONS, quality=80))
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'a third'))
+  # What could not be read is looked at again, in the bucket.
+  assert prepare_there()['clips_made_in_this_run'] == 0
+  assert _content(files.local(f'{address}/set'))[1] == _content(local)[1]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import alpro_jax
-from alpro_jax import buckets, files
+from alpro_jax import buckets, files, lease
 from alpro_jax.data import bucket_shards, checksum, dataset, prepare, sources
 from tests import buckets_on_loopback, launched
 
@@ -105,19 +105,19 @@ def test_every_command(bucket, tmp_path, capfd):
 def test_a_lease_is_held_by_one_process_and_taken_over_from_a_dead_one(bucket, monkeypatch):
   place = f'{bucket}/run/lock'
   refused = pytest.raises(ValueError, match='process .* is at work in run')
-  with buckets.Lease(place, 'is at work in run', seconds=2):
+  with lease.Lease(place, 'is at work in run', seconds=2):
     with refused:
-      buckets.Lease(place, 'is at work in run', seconds=2)
+      lease.Lease(place, 'is at work in run', seconds=2)
   assert not files.exists(place)
   dead = {'id': 'a', 'host': 'another', 'process': 1, 'renewed': 0}
   buckets.write(place, json.dumps(dead).encode())
-  with buckets.Lease(place, 'is at work in run', seconds=1) as lease:
+  with lease.Lease(place, 'is at work in run', seconds=1) as held:
     buckets.write(place, json.dumps(dead).encode())  # It was not dead but slow.
     deadline = time.monotonic() + 60
-    while not lease._lost and time.monotonic() < deadline:
+    while not held._lost and time.monotonic() < deadline:
       time.sleep(0.05)
-    with pytest.raises(buckets.LeaseLost, match='held by another process now'):
-      lease.check()
+    with pytest.raises(lease.LeaseLost, match='held by another process now'):
+      held.check()
   assert json.loads(files.read(place)) == dead  # It is not removed by who lost it.
 
 

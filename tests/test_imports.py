@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import its own folder and whatever stands in an earlier line.
 RANKS = (
   ('buckets',),
+  ('lease',),
   ('batch', 'sharding', 'files', 'machine', 'encoded'),
   ('models', 'losses', 'contrastive', 'masking', 'metrics', 'data', 'flops'),
   ('tasks',),

@@ -11,14 +11,19 @@ attempt of each part its name:
   part-00000.clips                       what to make
   part-00000.try-<random>.array_record
   part-00000.try-<random>.json           written last: the attempt is whole
+
+These lie in a folder that all workers see, or in the bucket of the set. Records stay there:
+only what is said of them comes to the process that started the pipeline.
 """
 
 import contextlib
 import dataclasses
 import functools
-import glob
 import json
 import os
+import pathlib
+import re
+import tempfile
 import threading
 import uuid
 
@@ -26,10 +31,11 @@ import apache_beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability import fn_api_runner
 
+from alpro_jax import buckets, files
 from alpro_jax.data import workers
 from alpro_jax.data.annotations import Clip, Question, Skipped
 from alpro_jax.data.manifest import PrepareError
-from alpro_jax.data.parts import Part, is_done, make_here, read_part
+from alpro_jax.data.parts import Part, is_done, make_here, read_part, save_part
 from alpro_jax.data.progress import Progress
 
 _WATCH_SECONDS = 2.0
@@ -47,19 +53,27 @@ class MakePart(apache_beam.DoFn):
     self._limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
 
   def process(self, stem):
-    if is_done(stem) or glob.glob(f'{glob.escape(stem)}.try-*.json'):
+    folder, _, name = stem.rpartition('/')
+    attempts = re.compile(rf'{re.escape(name)}(\.try-.*)?\.json')
+    if any(map(attempts.fullmatch, files.names(folder))):
       return  # An earlier attempt was whole, but the runner lost its answer.
     try:
-      with open(f'{stem}.clips', encoding='utf-8') as file:
-        clips = [*map(_clip, json.load(file))]
+      clips = [*map(_clip, json.loads(files.read(f'{stem}.clips')))]
     except FileNotFoundError as e:
       raise FileNotFoundError(
         f'This worker does not see {stem}.clips; videos and output must be '
-        'in folders that all workers share.'
+        'in folders that all workers share, or in a bucket.'
       ) from e
-    attempt = Part(f'{stem}.try-{uuid.uuid4().hex}', clips)
-    silent = Progress(len(clips), log=lambda text: None)
-    make_here([attempt], self._settings, silent, **self._limits)
+    name = f'{name}.try-{uuid.uuid4().hex}'
+    with contextlib.ExitStack() as held:
+      remote = buckets.is_address(folder)
+      here = held.enter_context(tempfile.TemporaryDirectory()) if remote else folder
+      attempt = Part(os.path.join(here, name), clips)
+      silent = Progress(len(clips), log=lambda text: None)
+      make_here([attempt], self._settings, silent, **self._limits)
+      if remote:
+        for suffix in ('array_record', 'json'):
+          buckets.upload(pathlib.Path(f'{attempt.stem}.{suffix}'), f'{folder}/{name}.{suffix}')
 
 
 def maker(flags: list[str]):
@@ -87,18 +101,24 @@ def _make(options, runner, parts, settings, progress, *, num_workers, timeout_s)
   """Makes parts, as make_here does; num_workers is per part."""
   waiting = _name_attempts(parts, progress)  # Whole ones of an earlier run.
   for part in waiting:
-    with open(f'{part.stem}.clips', 'w', encoding='utf-8') as file:
-      json.dump([dataclasses.asdict(clip) for clip in part.clips], file)
+    clips = json.dumps([dataclasses.asdict(clip) for clip in part.clips])
+    files.write_text(f'{_place(part)}.clips', clips)
   if waiting:
-    stems = [part.stem for part in waiting]
+    stems = [_place(part) for part in waiting]
     with workers.environment_of_children(), _named_meanwhile(waiting, progress):
       _run(options, runner, stems, MakePart(settings, num_workers or 1, timeout_s))
   if missing := _name_attempts(waiting, progress):
     raise RuntimeError(
       f'The pipeline ended without {len(missing)} of {len(parts)} parts, such as '
-      f'{missing[0].stem}; the output must be in a folder that all workers share.'
+      f'{_place(missing[0])}; the output must be in a folder that all workers share, or in a '
+      'bucket.'
     )
   return sum(len(part.clips) for part in waiting)
+
+
+def _place(part):
+  """Where workers see it, without suffix."""
+  return part.elsewhere or part.stem
 
 
 def _run(options, runner, stems, make_part):
@@ -124,24 +144,37 @@ def _name_attempts(parts, progress):
   if not parts:
     return []
   waiting, attempts = [], {}
-  folder = glob.escape(os.path.dirname(parts[0].stem))
-  for path in sorted(glob.glob(f'{folder}/*.try-*.json'), reverse=True):
-    attempt = path.removesuffix('.json')
-    attempts[attempt.rpartition('.try-')[0]] = attempt  # The first of several.
+  folder = os.path.dirname(_place(parts[0]))
+  there = set(files.names(folder))
+  for name in sorted(there, reverse=True):
+    if name.endswith('.json') and '.try-' in name:
+      attempts[name.rpartition('.try-')[0]] = name.removesuffix('.json')  # The first of several.
   for part in parts:
     if is_done(part.stem):
       continue
-    if not (attempt := attempts.get(part.stem)):
+    name = os.path.basename(part.stem)
+    if attempt := attempts.get(name):
+      with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
+        _move(folder, attempt, name, 'array_record')
+      _move(folder, attempt, name, 'json')
+    elif f'{name}.json' not in there:
       waiting.append(part)
       continue
-    with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
-      os.replace(f'{attempt}.array_record', f'{part.stem}.array_record')
-    os.replace(f'{attempt}.json', f'{part.stem}.json')
+    if part.elsewhere:
+      save_part(part.stem, json.loads(files.read(f'{part.elsewhere}.json')))
     made = read_part(part.stem)
     for skipped in made['skipped']:
       progress.add(skipped=Skipped(**skipped))
     progress.add(len(made['index']))
   return waiting
+
+
+def _move(folder, old, new, suffix):
+  old, new = (files.join(folder, f'{name}.{suffix}') for name in (old, new))
+  if buckets.is_address(folder):
+    buckets.move(old, new)
+  else:
+    os.replace(old, new)
 
 
 @contextlib.contextmanager
@@ -150,8 +183,9 @@ def _named_meanwhile(parts, progress):
   stop = threading.Event()
 
   def watch(waiting):
-    while waiting and not stop.wait(_WATCH_SECONDS):
-      waiting = _name_attempts(waiting, progress)
+    while waiting and not stop.wait(10.0 if waiting[0].elsewhere else _WATCH_SECONDS):
+      with contextlib.suppress(buckets.BucketError):  # Tried again.
+        waiting = _name_attempts(waiting, progress)
 
   thread = threading.Thread(target=watch, args=(parts,), daemon=True)
   thread.start()

@@ -1,23 +1,26 @@
 """Shards of a prepared set in a bucket: read where they are, or kept on local disk.
 
-ArrayRecord reads single records of gs:// by itself, one request for each. For s3://, and
-wherever a folder for them is given, a shard is copied whole when it is first needed, and the
-ones used longest ago are removed when they are too many.
+A record is one request for its bytes alone. (ArrayRecord would read gs:// by itself, but asks
+for all from the record to the end of its shard and breaks off, on a connection of its own.)
+Wherever a folder is given, a shard is copied whole when it is first needed, and the ones used
+longest ago are removed when they are too many.
 """
 
 import contextlib
 import os
 import pathlib
+import tempfile
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
 from alpro_jax import buckets, files
-from alpro_jax.data import manifest
+from alpro_jax.data import manifest, record_ranges
 
 _LIMIT_GB = 100.0
+_FOOTER_BYTES = 16  # Of a record, about.
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 
 
@@ -77,7 +80,7 @@ class Shard:
     self.file, self.entry = address, entry
     self._version, self._cache = version, cache
     self._lock = threading.Lock()
-    self._reader, self._inode = None, 0
+    self._opened: _Opened | None = None
 
   def check_digest(self) -> None:
     """Raises ValueError if its content is not what the manifest says."""
@@ -87,9 +90,22 @@ class Shard:
     """An object is never written to; that it was replaced is found where a read fails."""
 
   def read(self, positions: Sequence[int]) -> list[bytes]:
+    if self._cache:
+      with self._lock:
+        reader = self._open_copy(self._cache)
+      return reader.read(positions)
     with self._lock:
-      reader = self._open()
-    return reader.read(positions)
+      opened = self._opened = self._opened or self._open_there()
+    read = buckets.read_spans(
+      [self._span(opened.starts[i], opened.starts[i + 1]) for i in positions]
+    )
+    with self._lock:
+      for i, part in zip(positions, read, strict=True):
+        os.pwrite(opened.file.fileno(), part, opened.starts[i])
+      try:
+        return opened.reader.read(positions)
+      finally:
+        opened.empty()
 
   def is_damaged(self) -> bool:
     """Reads the whole file: is it another than the manifest says?
@@ -98,7 +114,7 @@ class Shard:
       ValueError: it was replaced since it was opened.
     """
     with self._lock:
-      self._reader = None
+      self._opened = None
       if self._cache:  # What is on the disk here may be at fault.
         self._cache.drop(self.entry)
     now = buckets.entry(self.file)
@@ -109,24 +125,65 @@ class Shard:
       )
     return files.sha256(self.file) != self.entry['sha256']
 
-  def _open(self):
-    from array_record.python import array_record_module  # noqa: PLC0415
+  def _open_there(self):
+    """Reads what says where the records lie; one request, or two for a long one."""
+    size = self.entry['bytes']
+    first = max(size - 2 * record_ranges.BLOCK - _FOOTER_BYTES * (self.entry['examples'] + 100), 0)
+    (end,) = buckets.read_spans([self._span(first, size)])
+    footer = record_ranges.footer_start(end[-record_ranges.BLOCK :])
+    if footer < first:
+      (more,) = buckets.read_spans([self._span(footer, first)])
+      first, end = footer, more + end
+    end = end[footer - first :]
+    starts = record_ranges.starts(end[: -record_ranges.BLOCK], footer)
+    if len(starts) != self.entry['examples'] + 1:
+      raise ValueError(f'it has {len(starts) - 1} records, not {self.entry["examples"]}.')
+    # As long as the shard, and empty but for its end: the reader needs no more until it reads.
+    file = tempfile.TemporaryFile()
+    file.truncate(size)
+    os.pwrite(file.fileno(), end, footer)
+    return _Opened(_reader(f'/dev/fd/{file.fileno()}'), starts, file, size)
 
-    if not self._cache:
-      if self._reader is None:
-        # The footer with the places of records; the default asks for 1 MiB.
-        options = f'{_OPTIONS},footer_prefetch_bytes:128k'
-        self._reader = array_record_module.ArrayRecordReader(
-          self.file, options=options, file_reader_buffer_size=1 << 15
-        )
-      return self._reader
-    path = self._cache.take(self.file, self.entry)
-    if self._reader is None or path.stat().st_ino != self._inode:
-      self._reader = array_record_module.ArrayRecordReader(
-        str(path), options=_OPTIONS, file_reader_buffer_size=1 << 15
-      )
-      self._inode = path.stat().st_ino
-    return self._reader
+  def _span(self, start, stop):
+    return buckets.Span(self.file, start, stop, self._version)
+
+  def _open_copy(self, cache):
+    path = cache.take(self.file, self.entry)
+    inode = path.stat().st_ino
+    if self._opened is None or inode != self._opened.inode:
+      self._opened = _Opened(_reader(str(path)), inode=inode)
+    return self._opened.reader
+
+
+class _Opened(NamedTuple):
+  """A reader of a shard.
+
+  Attributes:
+    reader: of the library, of a copy or of `file`.
+    starts: where each record starts, and where the last one ends.
+    file: what was fetched lies here, where it lies in the shard, until it is decoded.
+    size: of the shard, in bytes.
+    inode: of a copy.
+  """
+
+  reader: Any
+  starts: Sequence[int] = ()
+  file: Any = None
+  size: int = 0
+  inode: int = 0
+
+  def empty(self):
+    """Gives back the room of what was decoded."""
+    os.ftruncate(self.file.fileno(), 0)
+    os.ftruncate(self.file.fileno(), self.size)
+
+
+def _reader(path):
+  from array_record.python import array_record_module  # noqa: PLC0415
+
+  return array_record_module.ArrayRecordReader(
+    path, options=_OPTIONS, file_reader_buffer_size=1 << 15
+  )
 
 
 class ReplacedError(ValueError):
@@ -140,8 +197,6 @@ def open_all(address: str, entries: Sequence[dict[str, Any]], cache: Cache | Non
     FileNotFoundError, ValueError: if one is missing, or has another size.
   """
   there, shards = buckets.listing(address), []
-  if not cache and not address.startswith('gs://'):
-    cache = Cache()
   for entry in entries:
     path = files.join(address, entry['file'])
     found = there.get(entry['file'])

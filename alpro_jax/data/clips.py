@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from alpro_jax import buckets
 from alpro_jax.data import annotations, tables
 from alpro_jax.data.annotations import Annotations, Clip, Question, present
 from alpro_jax.data.names import canonical, folded, is_photo, name_problem
@@ -30,9 +31,9 @@ class Clips:
 
   def __init__(self, root='', locate: Callable = lambda row, video: (video,)):
     # As it is given, and as others may write it if links lead there.
-    self._roots = [
-      os.path.join(path(root), '') for path in (os.path.abspath, os.path.realpath) if root
-    ]
+    ways = (os.path.abspath, os.path.realpath) if root and not buckets.is_address(root) else ()
+    self._roots = [os.path.join(path(root), '') for path in ways]
+    self._address = f'{root.rstrip("/")}/' if root and not ways else ''
     self._locate = locate
     self._clips = {}  # Name -> keyword arguments of Clip; captions as {(text, style): True}.
     self._spelled = {}
@@ -130,6 +131,8 @@ class Clips:
         for root in self._roots:
           if path.startswith(root):
             return path.removeprefix(root)
+    if self._address and isinstance(name, str):
+      return name.removeprefix(self._address)
     return name
 
   def result(self) -> Annotations:

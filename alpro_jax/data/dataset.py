@@ -241,8 +241,7 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
       they are in the order of the digests of their names.
     verify: compare the sha256 of every shard with the manifest too; None does
       so below VERIFY_BELOW_BYTES, unless the set lies in a bucket.
-    cache: a bucket_shards.Cache for those of a bucket. None reads records of gs:// where
-      they are, and keeps shards of s3:// in the usual place.
+    cache: a bucket_shards.Cache for those of a bucket; None reads records where they are.
   Raises:
     FileNotFoundError: there is no finished set, or a file is gone.
     ValueError: the split is unknown, or a file is not as it was written.
@@ -254,7 +253,8 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
   if whole not in manifest['splits']:
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
   entry = manifest['splits'][whole]
-  _allow_open_files(path, len(entry['shards']))
+  # Of a bucket what was fetched is a file too, beside its reader.
+  _allow_open_files(path, len(entry['shards']) * (2 if remote and not cache else 1))
   # All opened here: what was checked is what is read, whatever comes in its place.
   if remote:
     shards = bucket_shards.open_all(path, entry['shards'], cache)
@@ -371,7 +371,7 @@ def _allow_open_files(path, shards):
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if hard != resource.RLIM_INFINITY and hard < shards + _OTHER_FILES:
     raise OSError(
-      f'{path} has {shards} shards, and this process may open only {hard} '
+      f'{path} needs {shards} open files, and this process may have only {hard} '
       'files; raise that (ulimit -Hn), or prepare the set with a larger '
       '--part_size.'
     )

@@ -1,6 +1,5 @@
 """Parts that are all made become a split: they get their names, and all describe it."""
 
-import contextlib
 import glob
 import hashlib
 import json
@@ -13,37 +12,37 @@ from collections.abc import Sequence
 from alpro_jax import files
 from alpro_jax.data import manifest as manifests
 from alpro_jax.data.manifest import PrepareError
-from alpro_jax.data.parts import read_part
+from alpro_jax.data.parts import Part, name_shard, read_part
 
 
-def finish(output, work, split: str, plan, stems: Sequence[str], report, manifest) -> None:
+def finish(
+  output, work, split: str, plan, pieces: Sequence[Part], report, manifest, address: str = ''
+) -> None:
   """Names the shards and writes report, index, TFDS files and manifest, in this order.
 
   Args:
     output: folder of the set.
     work: folder in it with the parts; removed when all is done.
     split, plan, report: its name, how it was made, and what became of its clips.
-    stems: of the parts, in order.
+    pieces: the parts, in order.
     manifest: of the splits that are there, from read_manifest.
+    address: of the set, if it will lie in a bucket.
   """
   name = re.sub(r'[^a-z0-9_]', '_', os.path.basename(output).lower())
   name = manifest.get('name', name if name[0].isalpha() else f'set_{name}')
   full = [
-    (stem, {key: part[key] for key in ('examples', 'bytes', 'sha256')})
-    for stem in stems
-    if (part := read_part(stem))['examples']
+    (part, {key: made[key] for key in ('examples', 'bytes', 'sha256')})
+    for part in pieces
+    if (made := read_part(part.stem))['examples']
   ]
   shards = []
-  for number, (stem, part) in enumerate(full):
+  for number, (part, made) in enumerate(full):
     file = f'{name}-{split}.array_record-{number:05}-of-{len(full):05}'
-    target = os.path.join(output, file)
-    with contextlib.suppress(FileNotFoundError):  # Moved before a kill.
-      os.rename(f'{stem}.array_record', target)
-    if not os.path.exists(target) or os.path.getsize(target) != part['bytes']:
+    if not name_shard(part, output, address, file, made['bytes']):
       raise PrepareError(
-        f'{work} lost part {stems.index(stem)}; remove {output} and prepare it again.'
+        f'{work} lost part {pieces.index(part)}; remove {output} and prepare it again.'
       )
-    shards.append({'file': file, **part})
+    shards.append({'file': file, **made})
   named = {shard['file'] for shard in shards}
   for path in glob.glob(os.path.join(glob.escape(output), f'{name}-{split}.array_record-*')):
     if os.path.basename(path) not in named:  # The split had others.
@@ -56,7 +55,7 @@ def finish(output, work, split: str, plan, stems: Sequence[str], report, manifes
   if not full:
     return
   index = os.path.join(output, f'index-{split}.jsonl')
-  rows = (row for stem in stems for row in read_part(stem)['index'])
+  rows = (row for part in pieces for row in read_part(part.stem)['index'])
   manifests.write_atomic(index, (json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
   index = _listed(index)
   digest = json.dumps([manifests.FORMAT, index['sha256'], [shard['sha256'] for shard in shards]])

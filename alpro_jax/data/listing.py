@@ -3,6 +3,7 @@
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from alpro_jax import files
@@ -69,28 +70,48 @@ def list_videos(root, leave_out=None) -> Listing:
       name = os.path.relpath(path, root)
       if leave_out and leave_out(name):
         continue
-      suffix = os.path.splitext(name)[1].lower()
       try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-          reason = 'no regular file' if suffix in _VIDEO else None
+          reason = 'no regular file' if _suffix(name) in _VIDEO else None
         else:  # Opening a pipe would wait for ever.
-          reason = _why_not(name, suffix, sniff.what_file(path))
+          reason = _why_not(name, sniff.what_file(path))
       except OSError as error:
         found.problems.append((name, error.strerror))
-        continue
-      if reason is None:
-        found.others[annotations.printable(os.fsdecode(suffix))] += 1
-      elif reason:
-        found.passed_over.append((name, reason))
       else:
-        found.videos.append(name)
+        _add(found, name, reason)
+  return _sorted(found)
+
+
+def list_heads(heads: Iterable[tuple[bytes, bytes]]) -> Listing:
+  """Judges files by (name, first bytes), as those that lie in a bucket."""
+  found = Listing([], [], [], Counter())
+  for name, head in heads:
+    _add(found, name, _why_not(name, sniff.what(head)))
+  return _sorted(found)
+
+
+def _suffix(name):
+  return os.path.splitext(name)[1].lower()
+
+
+def _add(found, name, reason):
+  if reason is None:
+    found.others[annotations.printable(os.fsdecode(_suffix(name)))] += 1
+  elif reason:
+    found.passed_over.append((name, reason))
+  else:
+    found.videos.append(name)
+
+
+def _sorted(found):
   for listed in found[:3]:
     listed.sort()
   return found
 
 
-def _why_not(name, suffix, kind):
+def _why_not(name, kind):
   """Returns '' of a video, why it is none, or None if nothing speaks for it."""
+  suffix = _suffix(name)
   if suffix in _VIDEO:
     shared = suffix in _SHARED and kind not in ('video', '', 'empty file')
     return f'{kind}, no video' if shared or kind == 'AppleDouble file' else ''

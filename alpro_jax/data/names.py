@@ -64,7 +64,8 @@ def find_file(root, names, is_file=os.path.isfile):
         if is_file(path):
           found.setdefault(os.path.realpath(path), path)
     if len(found) > 1:
-      raise ValueError(f'one name, two files: {sorted(found.values())}')
+      named = sorted(path.removeprefix(root).lstrip('/') for path in found.values())
+      raise ValueError(f'one name, two files: {named}')
     return next(iter(found.values()), None)
 
   parts = [os.path.splitext(name) for name in names]

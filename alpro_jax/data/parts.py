@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from alpro_jax import files
+from alpro_jax import buckets, files
 from alpro_jax.data import annotations, workers
 from alpro_jax.data.manifest import load, write_atomic
 from alpro_jax.data.progress import Progress
@@ -20,16 +20,30 @@ from alpro_jax.data.record import Record, make_record
 
 
 class Part(NamedTuple):
-  """A shard to be made: the path of its two files without their suffixes, and its clips."""
+  """A shard to be made.
+
+  Attributes:
+    stem: path of its two files without their suffixes.
+    clips: its clips.
+    elsewhere: the same in a bucket, where workers of other machines put its records; '' is
+      nowhere.
+  """
 
   stem: str
   clips: list[annotations.Clip]
+  elsewhere: str = ''
 
 
-def cut(clips, work, size: int) -> list[Part]:
+def cut(clips, work, size: int, elsewhere: str = '') -> list[Part]:
+  """Returns the parts; `elsewhere` is the address of a folder, or ''."""
+  names = [(f'part-{start // size:05}', start) for start in range(0, len(clips), size)]
   return [
-    Part(os.path.join(work, f'part-{start // size:05}'), clips[start : start + size])
-    for start in range(0, len(clips), size)
+    Part(
+      os.path.join(work, name),
+      clips[start : start + size],
+      elsewhere and files.join(elsewhere, name),
+    )
+    for name, start in names
   ]
 
 
@@ -118,6 +132,36 @@ def is_done(stem: str) -> bool:
 def read_part(stem: str) -> dict[str, Any]:
   """Returns what write_part did."""
   return load(f'{stem}.json', 'remove it, and the same command makes it anew')
+
+
+def bring_here(part: Part) -> str:
+  """Returns the path of the records of a part; those made elsewhere are copied here."""
+  path = f'{part.stem}.array_record'
+  if part.elsewhere and not os.path.exists(path):
+    with files.file(path) as made:
+      buckets.copy_here(f'{part.elsewhere}.array_record', made)
+  return path
+
+
+def name_shard(part: Part, folder: str, address: str, file: str, size: int) -> bool:
+  """Makes the records of a part a shard of the set; returns whether it is there, and whole.
+
+  What was made elsewhere is renamed there and never comes here.
+
+  Args:
+    folder, address: of the set, here and, if it is to lie in a bucket, there.
+    file: name of the shard; it may have it already, of a run that was killed.
+    size: its bytes.
+  """
+  path = os.path.join(folder, file)
+  with contextlib.suppress(FileNotFoundError):
+    os.rename(f'{part.stem}.array_record', path)
+  if os.path.exists(path) or not part.elsewhere:
+    return files.size(path) == size
+  target = files.join(address, file)
+  with contextlib.suppress(FileNotFoundError):
+    buckets.move(f'{part.elsewhere}.array_record', target)
+  return files.size(target) == size
 
 
 def count(stems: Iterable[str]) -> tuple[Counter, list[dict], list[dict]]:

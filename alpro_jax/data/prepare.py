@@ -12,8 +12,6 @@ is tried again when the same command is given for a finished set.
 import contextlib
 import dataclasses
 import functools
-import glob
-import itertools
 import os
 import re
 import shutil
@@ -23,7 +21,7 @@ from collections import Counter
 from typing import Annotated, Any, Literal
 
 from alpro_jax import buckets, files
-from alpro_jax.data import annotations, listing, names, parts, publish, retry
+from alpro_jax.data import annotations, listing, names, parts, publish, retry, video_folder
 from alpro_jax.data import manifest as manifests
 from alpro_jax.data.annotations import Annotations
 from alpro_jax.data.finish import finish
@@ -88,7 +86,7 @@ def prepare(
 
   Args:
     source: the clips.
-    root: folder that their names are relative to.
+    root: folder that their names are relative to, here or in a bucket.
     output: folder of the set; other splits may be there already.
     split, options: its name, and what decides its content.
     num_workers: processes; 0 is one per core.
@@ -96,20 +94,22 @@ def prepare(
     list_unnamed: name the videos below root that no row names, and what is passed over
       since it is no video.
     follow_links: read videos that are links to files outside of root.
-    make: what makes the parts that are missing; called as parts.make_here is.
+    make: what makes the parts that are missing, called as parts.make_here is; of a set in a
+      bucket it leaves their records there (parts.Part.elsewhere).
   Raises:
     PrepareError: with one sentence that says what to do.
     ValueError: another process is preparing the same set.
   """
   start = time.monotonic()
   values = dataclasses.asdict(options or Options())
-  root, place = os.path.abspath(root), files.absolute(output)
+  videos, place = video_folder.open_folder(root), files.absolute(output)
   # What is to lie in a bucket is made here, and stays here until it is uploaded.
   output = publish.working_folder(place) if buckets.is_address(place) else place
   work = os.path.join(output, f'.preparing-{split}')
+  elsewhere = files.join(place, f'.preparing-{split}') if make and place != output else ''
   limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
   _check_arguments(split, **limits)
-  _check_source(source, root)
+  _check_source(source, videos)
   _check_output(place, output)
   plan = {
     'format': manifests.FORMAT,
@@ -117,10 +117,10 @@ def prepare(
     'options': values,
     'clips': len(source.clips),
     'source_digest': source.digest(),
-    'videos': _looked_at(source.clips, root),
+    'videos': _looked_at(source.clips, videos),
   }
-  pieces = parts.cut(source.clips, work, values['part_size'])
-  settings = {'root': root, 'follow_links': follow_links, **values}
+  pieces = parts.cut(source.clips, work, values['part_size'], elsewhere)
+  settings = {'root': videos.path, 'follow_links': follow_links, **values}
   del settings['part_size']
   with contextlib.ExitStack() as held:
     for lock in sorted({files.join(folder, '.lock') for folder in (place, output)}):
@@ -156,20 +156,21 @@ def prepare(
       else:
         files.remove(files.join(place, MANIFEST))
     else:
-      plan = _begin(work, plan, f'{place} has an unfinished split {split!r}')
+      os.makedirs(work, exist_ok=True)
+      for folder in filter(None, (work, elsewhere)):
+        plan = _begin(folder, plan, f'{place} has an unfinished split {split!r}')
       make_parts = functools.partial(make or parts.make_here, **limits)
       made = _make_missing(source, pieces, settings, make_parts)
       if made < len(source.clips):  # What an earlier run lost.
         tried, gained = retry.try_again(pieces, settings, limits)
-    stems = [part.stem for part in pieces]
-    report = _report(source, root, plan, stems, list_unnamed)
+    report = _report(source, videos, plan, [part.stem for part in pieces], list_unnamed)
     report |= {
       'seconds': round(time.monotonic() - start, 3),
       'clips_made_in_this_run': made + tried,
     }
     if place != output:
       publish.fetch_report(place, output)
-    finish(output, work, split, plan, stems, report, manifest)
+    finish(output, work, split, plan, pieces, report, manifest, elsewhere and place)
     if place != output:
       publish.publish(output, place, split)
   if not report['counts']['prepared']:
@@ -183,9 +184,8 @@ def prepare(
 
 def _begin(work, plan, where):
   """Writes the plan of a split, or checks that of an earlier run; returns it."""
-  path = os.path.join(work, 'plan.json')
-  if not os.path.exists(path):
-    os.makedirs(work, exist_ok=True)
+  path = files.join(work, 'plan.json')
+  if not files.exists(path):
     manifests.write_json(path, plan)
     return plan
   old = manifests.load(path, f'remove {work}')
@@ -221,10 +221,8 @@ def _check_arguments(split, num_workers, timeout_s):
     raise PrepareError(f'--workers={num_workers} must not be negative.')
 
 
-def _check_source(source, root):
+def _check_source(source, videos):
   """Says so at once when annotations and videos do not belong together."""
-  if not os.path.isdir(root):
-    raise PrepareError(f'{root} is not a folder.')
   if not source.clips:
     first = '; '.join(f'{s.item!r}: {s.reason} ({s.detail})' for s in source.skipped[:5])
     others = f' for this split ({source.other_splits} are of others or not asked for)'
@@ -233,22 +231,13 @@ def _check_source(source, root):
       + (others if source.other_splits else '')
       + (f': {first}.' if first else '.')
     )
-
-  def is_there(clip):
-    try:
-      return names.find_file(root, clip.files) is not None
-    except ValueError:
-      return True  # More than once, which is said of the clip.
-
-  if any(map(is_there, source.clips)):
-    return
-  wanted = [clip.video for clip in source.clips[:5]]
-  there = itertools.islice(glob.iglob('**', root_dir=root, recursive=True), 1000)
-  raise PrepareError(
-    f'None of the {len(source.clips)} annotated files is in {root}: the '
-    f'annotations name {wanted}, the folder holds {sorted(there)[:5]}; '
-    'names must be relative to the folder and have their suffix.'
-  )
+  if not any(clip in videos for clip in source.clips):
+    wanted = [clip.video for clip in source.clips[:5]]
+    raise PrepareError(
+      f'None of the {len(source.clips)} annotated files is in {videos.path}: the '
+      f'annotations name {wanted}, the folder holds {videos.some_names()}; '
+      'names must be relative to the folder and have their suffix.'
+    )
 
 
 def _check_output(place, output):
@@ -268,20 +257,13 @@ def _check_output(place, output):
     )
 
 
-def _looked_at(clips, root):
+def _looked_at(clips, videos):
   """Returns {video: size and digest of its ends} of up to 1,000 that are there, evenly spread.
 
   The same command with other videos of the same names must not go on.
   """
   number = min(len(clips), _LOOKED_AT)
-  found = {}
-  for clip in (clips[i * len(clips) // number] for i in range(number)):
-    with contextlib.suppress(OSError, ValueError):
-      if path := names.find_file(root, clip.files):
-        with open(path, 'rb') as stream:
-          size = os.fstat(stream.fileno()).st_size
-          found[clip.video] = f'{size} {files.ends_digest(stream).hex()[:16]}'
-  return found
+  return videos.ends(clips[i * len(clips) // number] for i in range(number))
 
 
 def _check_plan(old, new, where):
@@ -309,13 +291,13 @@ def _check_plan(old, new, where):
     )
 
 
-def _report(source, root, plan, stems, list_unnamed):
+def _report(source, videos, plan, stems, list_unnamed):
   counts, skipped, partial = parts.count(stems)
   skipped = [dataclasses.asdict(skip) for skip in source.skipped] + skipped
   found = listing.Listing([], [], [], Counter())
   if list_unnamed:
     known = set(map(names.folded, source.named))
-    found = listing.list_videos(root, lambda name: names.folded(os.fsdecode(name)) in known)
+    found = videos.list_videos(lambda name: names.folded(os.fsdecode(name)) in known)
 
   def show(name):
     return annotations.printable(os.fsdecode(name))

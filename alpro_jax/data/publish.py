@@ -49,13 +49,15 @@ def publish(folder: str, address: str, split: str) -> None:
     manifest = json.loads(last.read_text(encoding='utf-8'))
     entry = manifest['splits'][split]
     named |= {file['file'] for file in (entry['index'], *entry['shards'], *manifest['others'])}
-    prefix = f'{manifest["name"]}-{split}.array_record-'
     there = buckets.listing(address)
-    size = sum(os.path.getsize(os.path.join(folder, name)) for name in named)
-    logging.info('uploading %d files, %.1f MiB, to %s', len(named), size / 2**20, address)
-    buckets.upload(pathlib.Path(folder), address, named)
-    # The split had others.
-    buckets.remove(address, [x for x in there if x.startswith(prefix) and x not in named])
+    # Those that were made elsewhere are there.
+    here = [name for name in named if os.path.exists(os.path.join(folder, name))]
+    size = sum(os.path.getsize(os.path.join(folder, name)) for name in here)
+    logging.info('uploading %d files, %.1f MiB, to %s', len(here), size / 2**20, address)
+    buckets.upload(pathlib.Path(folder), address, here)
+    # The split had others, or was made elsewhere.
+    old = f'{manifest["name"]}-{split}.array_record-', f'.preparing-{split}/'
+    buckets.remove(address, [x for x in there if x.startswith(old) and x not in named])
     buckets.upload(last, files.join(address, manifests.MANIFEST))
   else:  # Nothing could be read: the report says why.
     buckets.upload(pathlib.Path(folder), address, named)

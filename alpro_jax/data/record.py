@@ -1,13 +1,17 @@
 """A clip of videos becomes the bytes of a record; this runs in workers."""
 
+import contextlib
 import dataclasses
 import errno
 import os
 import stat
+import tempfile
 
+from alpro_jax import buckets
 from alpro_jax.data import names, video, workers
 
 _MAX_RECORD_BYTES = 1 << 30  # Protobuf ends at 2 GiB.
+_FETCH_SECONDS = 600.0  # That a video of a bucket may take.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -30,52 +34,81 @@ def make_record(
 ) -> Record:
   """Decodes one clip; never raises. For the options see prepare.Options."""
   path, detail, jpegs, seconds, size = '', '', [], [], 0
-  try:
-    path = _find(clip, root, follow_links)
-    if clip.still:
-      frames = [(video.read_still(path, short_side=short_side), 0.0)]
-    else:
-      frames = video.iterate_frames(
-        path, fps=fps, short_side=short_side, max_frames=max_frames, max_seconds=max_seconds
-      )
+  with contextlib.ExitStack() as held:
     try:
-      for frame, second in frames:
-        jpegs.append(video.encode_jpeg(frame, quality))
-        seconds.append(second)
-        size += len(jpegs[-1])
-        if size > _MAX_RECORD_BYTES:
-          raise video.UnreadableVideo(
-            'too long',
-            f'{len(jpegs)} frames are over {size >> 20} MiB; lower --fps or set --max_frames',
-          )
-    except video.PartlyReadable as e:
-      # A header that promises more may also be wrong: named, not left out.
-      skip = on_partial == 'skip' and not isinstance(e, video.EndsEarly)
-      if skip or workers.machine_problem(path, e):
-        raise
-      detail = e.detail
-  except Exception as e:
-    if path and (problem := workers.machine_problem(path, e)):
-      return Record(reason=workers.MACHINE, detail=problem)
-    if isinstance(e, video.UnreadableVideo):
-      return Record(reason=e.reason, detail=e.detail)
-    return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
+      if buckets.is_address(root):
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix='alpro_jax-'))
+        path = _fetch(clip, root, folder)
+      else:
+        path = _find(clip, root, follow_links)
+      if clip.still:
+        frames = [(video.read_still(path, short_side=short_side), 0.0)]
+      else:
+        frames = video.iterate_frames(
+          path, fps=fps, short_side=short_side, max_frames=max_frames, max_seconds=max_seconds
+        )
+      try:
+        for frame, second in frames:
+          jpegs.append(video.encode_jpeg(frame, quality))
+          seconds.append(second)
+          size += len(jpegs[-1])
+          if size > _MAX_RECORD_BYTES:
+            raise video.UnreadableVideo(
+              'too long',
+              f'{len(jpegs)} frames are over {size >> 20} MiB; lower --fps or set --max_frames',
+            )
+      except video.PartlyReadable as e:
+        # A header that promises more may also be wrong: named, not left out.
+        skip = on_partial == 'skip' and not isinstance(e, video.EndsEarly)
+        if skip or workers.machine_problem(path, e):
+          raise
+        detail = e.detail
+    except Exception as e:
+      if path and (problem := workers.machine_problem(path, e)):
+        return Record(reason=workers.MACHINE, detail=problem)
+      if isinstance(e, video.UnreadableVideo):
+        return Record(reason=e.reason, detail=e.detail)
+      return Record(reason='unreadable', detail=f'{type(e).__name__}: {e}')
   return Record(_example(clip, jpegs, seconds), len(jpegs), '', detail)
 
 
 def _find(clip, root, follow_links):
   """Returns the path of the first file of a clip that is there."""
-  try:
-    path = names.find_file(root, clip.files, _is_file)
-  except ValueError as e:
-    raise video.UnreadableVideo('ambiguous name', str(e)) from e
-  if path is None:
-    raise video.UnreadableVideo('missing file')
+  path = _first(clip, root, _is_file)
   real, root = os.path.realpath(path), os.path.realpath(root)
   if not follow_links and os.path.commonpath([root, real]) != root:
     raise video.UnreadableVideo(
       'outside the folder of videos', f'a link to {real}; --follow_links allows it'
     )
+  return path
+
+
+def _fetch(clip, root, folder):
+  """Copies that file from a bucket into a folder; returns its path there."""
+  copies = {}
+
+  def copy(address):
+    path = os.path.join(folder, f'{len(copies)}{os.path.splitext(address)[1]}')
+    try:
+      buckets.copy_here(address, path)
+    except FileNotFoundError:
+      return False
+    except OSError as e:  # The same command tries it again.
+      raise video.UnreadableVideo(workers.MACHINE, str(e)) from e
+    copies[address] = path
+    return True
+
+  workers.allow(_FETCH_SECONDS)
+  return copies[_first(clip, root, copy)]
+
+
+def _first(clip, root, is_file):
+  try:
+    path = names.find_file(root, clip.files, is_file)
+  except ValueError as e:
+    raise video.UnreadableVideo('ambiguous name', str(e)) from e
+  if path is None:
+    raise video.UnreadableVideo('missing file')
   return path
 
 

@@ -89,8 +89,11 @@ def try_again(pieces: Sequence[parts.Part], settings, limits) -> tuple[int, bool
   gained = False
   # Few, so here and with one pool, whatever makes the others.
   with contextlib.closing(parts.make_records(lost, settings, **limits)) as results:
-    for stem, clips in chosen:
+    for part in chosen:
+      stem, clips = part.stem, part.clips
       old, new = parts.read_part(stem), f'{stem}.again'
+      if old['examples']:
+        parts.bring_here(part)
       records = _merge(stem, clips, old, {clip.video for clip in again[stem]}, results)
       made = parts.write_part(new, map(parts.index_row, clips), records, progress)
       gained = gained or made['examples'] > old['examples']

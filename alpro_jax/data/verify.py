@@ -125,7 +125,9 @@ def _save_split(path, split, entry, output, progress):
     'counts': {'clips': first, **counts, 'skipped': len(skipped)},
     'skipped': skipped,
   }
-  finish(output, work, split, entry['plan'], stems, report, read_manifest(output, missing_ok=True))
+  pieces = [parts.Part(stem, []) for stem in stems]
+  manifest = read_manifest(output, missing_ok=True)
+  finish(output, work, split, entry['plan'], pieces, report, manifest)
   shutil.rmtree(work, ignore_errors=True)  # It stays when nothing is saved.
   return report
 

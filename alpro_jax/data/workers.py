@@ -230,7 +230,7 @@ class _Worker:
         if kind == 'ready':
           self.ready, limit, worked = True, usual, 0.0
         elif own is None:
-          limit = usual + value
+          limit = max(limit, usual + value)
         continue
       if self._run.closed:
         raise EOFError

@@ -21,7 +21,9 @@ import numpy as np
 from absl import logging
 
 from alpro_jax import buckets, files
+from alpro_jax.lease import Lease
 from alpro_jax.train import checkpoints, digests
+from alpro_jax.train.mirror import Mirror
 
 
 class Claimed(NamedTuple):
@@ -85,7 +87,7 @@ def _in_bucket(address, lock, at_work):
     if jax.process_index() != 0:
       yield Claimed(folder, address, lambda: None)
       return
-    lease = held.enter_context(buckets.Lease(lock, at_work))
+    lease = held.enter_context(Lease(lock, at_work))
     there = buckets.listing(address)
     wanted = [name for name in there if name != 'lock' and not stays(pathlib.PurePath(name))]
     # A step whose upload or removal was broken off lacks its digests.
@@ -98,7 +100,7 @@ def _in_bucket(address, lock, at_work):
     buckets.remove(address, broken)
     kept = {name: folder / name for name in wanted if name not in broken}
     buckets.download(address, kept, there)
-    held.enter_context(buckets.Mirror(folder, address, lease, stays))
+    held.enter_context(Mirror(folder, address, lease, stays))
     yield Claimed(folder, address if by_orbax else folder, lease.check)
 
 
