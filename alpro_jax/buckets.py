@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Orbax's paths would go through TensorFlow, which knows no server but Google's, and gcsfs
 # would ask a service that few buckets have for the kind of bucket, for a minute.
@@ -110,8 +110,10 @@ class Span(NamedTuple):
   version: str = ''
 
 
-def read_spans(spans: Sequence[Span]) -> list[bytes]:
+def read_spans(spans: Sequence[Span]) -> list[Any]:
   """Returns what files hold there, asked for side by side, and not a byte more.
+
+  What is returned has the bytes, as memoryview and bytes() take them.
 
   Raises:
     FileNotFoundError: a file is gone, or another version.
@@ -130,7 +132,7 @@ def _read_span(span):
   import obstore  # noqa: PLC0415
 
   with _saying(span.address):
-    return bytes(obstore.get(_store(scheme, bucket), name, options=options).bytes())
+    return obstore.get(_store(scheme, bucket), name, options=options).bytes()
 
 
 def copy_here(address: str, path: str | os.PathLike) -> None:

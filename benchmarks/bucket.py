@@ -6,7 +6,6 @@ core, from the bucket and from disk.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import pathlib
@@ -55,13 +54,15 @@ def measure(config, *, clips: int, records: int, latency: float) -> dict:
     figures['record_kb'] = sum(map(len, prepared.fetch(range(batch)))) / batch / 1e3
     figures['requests_per_clip'] = requests / (_BATCHES * batch)
     figures['kb_per_clip'] = sent / (_BATCHES * batch) / 1e3
-    for name, path in (('disk', here), ('bucket', there)):
-      source = Source(dataset.open_dataset(path), 0)
-      tokenizer = reading._tokenizer(config.data.tokenizer, source)
-      cpu, wall = reading._whole(config.data, source, tokenizer, augmented=False, threads=0)
-      figures[f'clips_per_s/{name}'] = 1 / wall
-      figures[f'cpu_ms_per_clip/{name}'] = 1e3 * cpu
-    figures['bucket_of_disk'] = figures['clips_per_s/bucket'] / figures['clips_per_s/disk']
+    for augmented in (False, True):
+      kind, found = 'augmented' if augmented else 'plain', {}
+      for name, path in (('disk', here), ('bucket', there)):
+        source = Source(dataset.open_dataset(path), 0)
+        tokenizer = reading._tokenizer(config.data.tokenizer, source)
+        cpu, wall = reading._whole(config.data, source, tokenizer, augmented=augmented, threads=0)
+        found[name] = figures[f'clips_per_s/{kind}/{name}'] = 1 / wall
+        figures[f'cpu_ms_per_clip/{kind}/{name}'] = 1e3 * cpu
+      figures[f'bucket_of_disk/{kind}'] = found['bucket'] / found['disk']
 
     counted()
     lap = start.start('gs://bucket/large', 10, config.data)
@@ -123,15 +124,3 @@ def _serve(pipe, folder, latency, cores):
     told, server.requests = server.requests, []
     pipe.send((len(told), sum(sent for *_, sent in told)))
   server.close()
-
-
-if __name__ == '__main__':
-  import sys
-
-  from configs import pretrain
-
-  print(
-    json.dumps(
-      measure(pretrain.get_config(sys.argv[1]), clips=64, records=20000, latency=0.05), indent=1
-    )
-  )

@@ -11,6 +11,7 @@
   python launch/benchmark.py torch --config=configs/pretrain.py --steps=3
   python launch/benchmark.py start --config=configs/pretrain.py \\
     --records=2500000 --start_step=100000
+  python launch/benchmark.py bucket --config=configs/pretrain.py
   python launch/benchmark.py search --folder=runs/million --vectors=1000000
 
 step       compile time, time of a step, clips/s, model FLOP/s (by formula,
@@ -36,12 +37,15 @@ torch      the pre-training step beside the same in PyTorch, eager and compiled,
 start      seconds and memory to open a made-up set of --records, and to its
            first batch at step 10 and at step --start_step, each in a process
            of its own.
+bucket     requests and bytes for a clip of a set in a bucket, clips/s beside the
+           same on disk, and what a start takes of --records in shards of 1,000:
+           a server on this machine that answers after --latency_ms.
 search     an index of --vectors made-up clips, made in --folder unless it is there:
            seconds to build and to open it, size, memory, time and recall of a
            search, what re-scoring and 1,000 more clips take. Needs no --config.
 
-Figures are printed and, with --output, written as JSON. Only `input` and
-`start` need TensorFlow. For machines that are not here see
+Figures are printed and, with --output, written as JSON. Only `input`, `start`
+and `bucket` need TensorFlow. For machines that are not here see
 launch/compile_for.py.
 """
 
@@ -88,6 +92,9 @@ _STEP_FIGURES = flags.DEFINE_string(
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 2, 'How often each kind of step is run.', lower_bound=1)
 _RECORDS = flags.DEFINE_integer('records', 2_500_000, 'Of the made-up set.', lower_bound=1000)
+_LATENCY = flags.DEFINE_float(
+  'latency_ms', 50.0, 'After which the server of `bucket` answers.', lower_bound=0.0
+)
 _START_STEP = flags.DEFINE_integer('start_step', 100_000, 'The late step.', lower_bound=0)
 _BATCH_SIZES = flags.DEFINE_list(
   'batch_sizes', None, 'To measure at, ascending: 2,4 beside PyTorch, 64 to 512 in a sweep.'
@@ -187,6 +194,16 @@ def _start(config):
   return start.measure(config.data, records=_RECORDS.value, start_step=_START_STEP.value)
 
 
+def _bucket(config):
+  """Times reading from a bucket that answers slowly."""
+  command.start()
+  from benchmarks import bucket
+
+  return bucket.measure(
+    config, clips=_CLIPS.value, records=_RECORDS.value, latency=_LATENCY.value / 1e3
+  )
+
+
 def _search(config):
   """Times an index of many clips."""
   del config
@@ -204,6 +221,7 @@ _WORDS = {
   'input': _input,
   'torch': _torch,
   'start': _start,
+  'bucket': _bucket,
   'search': _search,
 }
 

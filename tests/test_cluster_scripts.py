@@ -38,8 +38,9 @@ def test_shellcheck_finds_nothing(path):
   subprocess.run([tool('shellcheck'), path], check=True)
 
 
-def test_hadolint_finds_nothing_in_the_container_file():
-  subprocess.run([tool('hadolint'), LAUNCH / 'Dockerfile'], check=True)
+@pytest.mark.parametrize('name', ['Dockerfile', 'beam.Dockerfile'])
+def test_hadolint_finds_nothing_in_the_container_files(name):
+  subprocess.run([tool('hadolint'), LAUNCH / name], check=True)
 
 
 def run_with(folder, name, script, *arguments, text='printf "%s\\n" "$@"', **variables):

@@ -129,11 +129,11 @@ class Shard:
     """Reads what says where the records lie; one request, or two for a long one."""
     size = self.entry['bytes']
     first = max(size - 2 * record_ranges.BLOCK - _FOOTER_BYTES * (self.entry['examples'] + 100), 0)
-    (end,) = buckets.read_spans([self._span(first, size)])
+    end = bytes(*buckets.read_spans([self._span(first, size)]))
     footer = record_ranges.footer_start(end[-record_ranges.BLOCK :])
     if footer < first:
-      (more,) = buckets.read_spans([self._span(footer, first)])
-      first, end = footer, more + end
+      end = bytes(*buckets.read_spans([self._span(footer, first)])) + end
+      first = footer
     end = end[footer - first :]
     starts = record_ranges.starts(end[: -record_ranges.BLOCK], footer)
     if len(starts) != self.entry['examples'] + 1:

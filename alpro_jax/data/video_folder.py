@@ -72,7 +72,7 @@ class Bucket(Folder):
       for name in places.values()
       for span in files.ends_of(self._sizes[name])
     ]
-    read = iter(buckets.read_spans(spans))
+    read = map(bytes, buckets.read_spans(spans))
     return {
       video: _told(self._sizes[name], files.digest_of_ends(next(read), next(read)))
       for video, name in places.items()
@@ -90,7 +90,7 @@ class Bucket(Folder):
         for name, size in sizes.items()
       ]
     )
-    return listing.list_heads(zip(sizes, heads, strict=True))
+    return listing.list_heads(zip(sizes, map(bytes, heads), strict=True))
 
   def _find(self, clip):
     return names.find_file(self.path, clip.files, lambda path: self._name(path) in self._sizes)
