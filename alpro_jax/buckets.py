@@ -321,8 +321,10 @@ def _split(address):
 
 
 def _open(address):
-  scheme, _, rest = address.partition('://')
-  return _filesystem(scheme), rest.rstrip('/')
+  scheme, bucket = _split(address)
+  if len(bucket) < 3:  # It would be asked for again and again, for a minute.
+    raise ValueError(f'{address}: the name of a bucket has 3 letters or more, not {len(bucket)}.')
+  return _filesystem(scheme), address.partition('://')[2].rstrip('/')
 
 
 @contextlib.contextmanager

@@ -138,6 +138,11 @@ def test_what_changed_is_fetched_anew_and_what_did_not_is_kept(bucket):
     checksum.read_lines(f'{bucket}/list.txt')
 
 
+def test_a_name_that_no_bucket_has_is_refused_at_once():
+  with pytest.raises(ValueError, match='gs://b/set: the name of a bucket has 3 letters'):
+    files.exists('gs://b/set')
+
+
 def make_set(folder, clips=6, part_size=2):
   """A small set of stills, each with a caption."""
   videos = folder / 'videos'
