@@ -20,7 +20,7 @@ import numpy as np
 import alpro_jax
 from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.search import indexing, querying
-from alpro_jax.search.store import Only, Store, key
+from alpro_jax.search.store import Store, key
 from examples.shapes import files
 from examples.shapes.scenes import World
 from examples.shapes.words import caption
@@ -60,7 +60,7 @@ def measure(encoder: Encoder, store: Store, truth, rerank_k: int) -> dict[str, f
   """Returns R@1 and R@5 at each IoU, in percent."""
   best = []
   for name, text, start, stop in truth:
-    only = Only(video=key(os.fsencode(name)))
+    only = querying.Only(video=key(os.fsencode(name)))
     (found,) = querying.search(encoder, store, [text], top=5, rerank_k=rerank_k, only=only)
     best.append([overlap((hit.start, hit.end), (start, stop)) for hit in found])
   return {

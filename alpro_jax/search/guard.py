@@ -1,6 +1,5 @@
 """What stands before the server of a search: who is answered, how much is taken."""
 
-import functools
 import hmac
 import time
 
@@ -10,6 +9,7 @@ from fastapi import responses
 
 MOST_BYTES = 64 << 20  # Of an upload.
 _MOST_IN_FLIGHT = 64
+_OTHERS = ('cross-site', 'same-site')
 
 
 class Guard:
@@ -58,36 +58,33 @@ class Guard:
 
   def _refuse(self, request):
     """Returns a response, or None."""
-    asked, head = request.headers, functools.partial(responses.JSONResponse, status_code=403)
-    if self._hosts and asked.get('host', '') not in self._hosts:
-      return head({'detail': f'this server is not {asked.get("host")!r}.'})
-    origin = asked.get('origin')
+    asked, path = request.headers, request.url.path
+    host, origin, site = (asked.get(x, '') for x in ('host', 'origin', 'sec-fetch-site'))
     # The scheme is another where TLS ends before this server.
-    if origin and origin.partition('://')[2] != asked.get('host'):
-      return head({'detail': f'requests of {origin[:200]!r} are refused.'})
-    if asked.get('sec-fetch-site', 'none') in ('cross-site', 'same-site') and not (
-      request.url.path == '/' and asked.get('sec-fetch-mode') == 'navigate'
+    strange = origin and origin.partition('://')[2] != host
+    visit = path == '/' and asked.get('sec-fetch-mode') == 'navigate'
+    linked = path == '/' and self._knows(request.query_params.get('token', ''))
+    given = asked.get('authorization', '').removeprefix('Bearer ')
+    given = given or request.cookies.get('token', '')
+    for status, why, wrong in (
+      (403, f'this server is not {host!r}.', self._hosts and host not in self._hosts),
+      (403, f'requests of {origin[:200]!r} are refused.', strange),
+      (403, 'requests of other sites are refused.', site in _OTHERS and not visit),
+      (401, 'a token is needed: Authorization: Bearer ...', not (linked or self._knows(given))),
+      (413, _TOO_LARGE, int(asked.get('content-length') or 0) > MOST_BYTES),
+      (503, 'too many requests at once; ask again.', self.in_flight >= _MOST_IN_FLIGHT),
     ):
-      return head({'detail': 'requests of other sites are refused.'})
-    if self._token:
-      given = asked.get('authorization', '').removeprefix('Bearer ')
-      given = given or request.cookies.get('token', '')
-      by_link = request.query_params.get('token', '')
-      if request.url.path == '/' and _same(by_link, self._token):
-        response = responses.RedirectResponse('/', 303)
-        response.set_cookie('token', self._token, httponly=True, samesite='strict')
-        return response
-      if not _same(given, self._token):
-        return head({'detail': 'a token is needed: Authorization: Bearer ...'}, status_code=401)
-    if int(asked.get('content-length', '0') or 0) > MOST_BYTES:
-      return head({'detail': _TOO_LARGE}, status_code=413)
-    if self.in_flight >= _MOST_IN_FLIGHT:
-      return head(
-        {'detail': 'too many requests at once; ask again.'},
-        status_code=503,
-        headers={'retry-after': '1'},
-      )
+      if wrong:
+        headers = {'retry-after': '1'} if status == 503 else None
+        return responses.JSONResponse({'detail': why}, status, headers)
+    if self._token and linked:
+      response = responses.RedirectResponse('/', 303)
+      response.set_cookie('token', self._token, httponly=True, samesite='strict')
+      return response
     return None
+
+  def _knows(self, token):
+    return not self._token or hmac.compare_digest(token.encode(), self._token.encode())
 
   def metrics(self):
     """What it did, as Prometheus reads it."""
@@ -100,7 +97,3 @@ _HEADERS = [
   (b'referrer-policy', b'no-referrer'),
   (b'cross-origin-resource-policy', b'same-origin'),
 ]
-
-
-def _same(given, wanted):
-  return hmac.compare_digest(given.encode(), wanted.encode())

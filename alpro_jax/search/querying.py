@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import time
 from collections.abc import Sequence
@@ -15,10 +16,47 @@ from alpro_jax.data.listing import look_at
 from alpro_jax.evaluation import familiarity
 from alpro_jax.evaluation.encoder import Encoder
 from alpro_jax.evaluation.scorer import TextFeatures, VideoFeatures
-from alpro_jax.search.store import EVERYTHING, Only, Store, among, key, show_name
+from alpro_jax.search.store import Store, among, key, show_name
 
 # Hits of one video are one moment if their intersection is more than that of their union.
 _SAME_MOMENT = 0.5
+
+
+# In the order of Only.
+_ASKED = (
+  "starts_with(path, '{}')",
+  'seconds >= {}',
+  'seconds <= {}',
+  'mtime_ns >= {}',
+  'mtime_ns < {}',
+  'video = {}',
+)
+
+
+class Only(NamedTuple):
+  """Which clips a search looks at; the defaults are all."""
+
+  below: str | None = None  # Beginning of the path of a video below its folder, as it is shown.
+  min_seconds: float | None = None  # Length of its video.
+  max_seconds: float | None = None
+  after: datetime.date | None = None  # Day of the file, here; years 1900 to 2200.
+  before: datetime.date | None = None
+  video: int | None = None  # See `key`.
+
+  @property
+  def where(self) -> str:
+    """As SQL."""
+
+    def written(value):
+      if isinstance(value, datetime.date):
+        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
+      return value.replace("'", "''") if isinstance(value, str) else value
+
+    asked = zip(_ASKED, self, strict=True)
+    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
+
+
+EVERYTHING = Only()
 
 
 class Hit(NamedTuple):
@@ -138,7 +176,7 @@ def find(
   rerank_k = rerank_k if by and encoder.trained.knows_matching else 0
   # Overlapping ones are left out below.
   most = 4 * top if store.cutting.overlaps else top
-  clips = store.nearest(vector, max(most, rerank_k), only)
+  clips = store.nearest(vector, max(most, rerank_k), only.where)
   similarity, order = clips.vector @ vector, list(range(len(clips.id)))
   # What is shown is looked at too, where that costs no decoding.
   chosen = order[: rerank_k or (most if store.about['tokens'] else 0)]

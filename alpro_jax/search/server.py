@@ -34,7 +34,8 @@ from alpro_jax.evaluation.encoder import TEXTS, Encoder
 from alpro_jax.evaluation.scorer import TextFeatures
 from alpro_jax.search import exchange, querying
 from alpro_jax.search.guard import Guard
-from alpro_jax.search.store import Only, Store, key, show_name
+from alpro_jax.search.querying import Only
+from alpro_jax.search.store import Store, key, show_name
 
 _HEAVY_AT_ONCE = 2
 _REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0

@@ -20,6 +20,7 @@ the same as long as its size, its time and its first and last blocks are.
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -48,14 +49,6 @@ _PROBES, _REFINE = 20, 5
 _GROWN = 4  # Times as many clips as when the index of the vectors was made: it is made anew.
 _KEEP = datetime.timedelta(hours=1)  # Old versions stay that long for those who read them.
 _FRAGMENTS = 500  # Of thumbnails and tokens, which are rewritten only when there are as many.
-
-_SAID = {
-  'No space left': 'the disk is full; free space there and repeat the command, which goes on '
-  'from what is stored',
-  'Permission denied': 'it may not be read, or not be written to; change that or copy the '
-  'folder to another place',
-  'Read-only file system': 'it may not be written to; copy the folder to another place',
-}
 
 
 class Row(NamedTuple):
@@ -90,43 +83,6 @@ class Clips(NamedTuple):
 
 
 _OF_CLIPS = ('clip', *Clips._fields[1:])
-
-
-# In the order of Only.
-_ASKED = (
-  "starts_with(path, '{}')",
-  'seconds >= {}',
-  'seconds <= {}',
-  'mtime_ns >= {}',
-  'mtime_ns < {}',
-  'video = {}',
-)
-
-
-class Only(NamedTuple):
-  """Which clips a search looks at; the defaults are all."""
-
-  below: str | None = None  # Beginning of the path of a video below its folder, as it is shown.
-  min_seconds: float | None = None  # Length of its video.
-  max_seconds: float | None = None
-  after: datetime.date | None = None  # Day of the file, here; years 1900 to 2200.
-  before: datetime.date | None = None
-  video: int | None = None  # See `key`.
-
-  @property
-  def where(self) -> str:
-    """As SQL."""
-
-    def written(value):
-      if isinstance(value, datetime.date):
-        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
-      return value.replace("'", "''") if isinstance(value, str) else value
-
-    asked = zip(_ASKED, self, strict=True)
-    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
-
-
-EVERYTHING = Only()
 
 
 def key(*parts) -> int:
@@ -370,12 +326,12 @@ class Store:
   def _tables(self):
     return self._videos, self._clips, self._kept
 
-  def nearest(self, vector: np.ndarray, count: int, only: Only = EVERYTHING) -> Clips:
-    """The clips nearest to float32[E], of at most `count`, the nearest first."""
+  def nearest(self, vector: np.ndarray, count: int, where: str = '') -> Clips:
+    """The clips nearest to float32[E], at most `count`, the nearest first; `where` is SQL."""
     with _in_words(self.folder):
       asked = self._clips.search(vector, vector_column_name='vector').distance_type('cosine')
       asked = asked.limit(count).nprobes(_PROBES).refine_factor(_REFINE)
-      asked = asked.where(only.where) if only.where else asked
+      asked = asked.where(where) if where else asked
       found = asked.select([*_OF_CLIPS, '_distance']).to_arrow()
     return self._as_clips(found)
 
@@ -455,9 +411,9 @@ def _in_words(folder) -> Iterator[None]:
     yield
   except (RuntimeError, OSError, ValueError) as error:
     text = ' '.join(str(error).split())
-    for start, said in _SAID.items():
-      if start in text:
-        raise OSError(f'{folder}: {said} (LanceDB: {text[:300]}).') from error
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+      if os.strerror(code) in text:
+        raise OSError(code, os.strerror(code), str(folder)) from error
     raise ValueError(
       f'{folder} is no index, or a damaged one (LanceDB: {text[:300]}); index into another folder.'
     ) from error
