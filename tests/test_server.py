@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import socket
 import threading
 import time
@@ -254,8 +255,10 @@ def test_what_is_too_much_or_wrong_is_a_sentence(port, service):
 
 def test_connections_that_say_nothing_harm_nobody(service, monkeypatch):
   monkeypatch.setattr(server, '_SILENT_S', 0.5)
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Both ends are in this process.
+  resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
   port, end = serve(server.make_app(service))
-  silent = [socket.create_connection(('127.0.0.1', port)) for _ in range(200)]
+  silent = [socket.create_connection(('127.0.0.1', port)) for _ in range(1000)]
   silent[0].sendall(b'GET / HT')
   assert ask(port, '/health')[0] == 200
   for one in silent:
@@ -263,6 +266,7 @@ def test_connections_that_say_nothing_harm_nobody(service, monkeypatch):
     assert one.recv(1) == b''  # It was ended.
     one.close()
   end()
+  resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_texts_that_wait_are_encoded_together(service, monkeypatch):
