@@ -296,7 +296,7 @@ def index(
   failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
   done = {file.name for file in folder.files if known.get(file.name) == file} - failed
   todo = [file for file in folder.files if file.name not in done]
-  clips, seconds = 0, 0.0
+  clips, seconds, keep_tokens = 0, 0.0, store.about['tokens'] is not None
   progress = Progress(
     len(todo),
     'videos',
@@ -355,14 +355,7 @@ def index(
   try:
     for file, (result, encoded) in zip(todo, encode(encoder, cut), strict=True):
       rows = [
-        Row(
-          clip.start,
-          clip.stop,
-          vector,
-          tokens.astype(np.float16) if store.about['tokens'] else None,
-          clip.strip,
-          look.astype(np.float16),
-        )
+        Row(clip.start, clip.stop, vector, tokens if keep_tokens else None, clip.strip, look)
         for clip, (tokens, vector, look) in zip(result.clips, encoded, strict=True)
       ]
       waiting.append(Indexed(file, rows, result.reason, result.detail))

@@ -191,19 +191,11 @@ def find(
     share, calibrated = familiarity.match_probability(encoder.trained.familiarity, scores.margin)
     match = dict(zip(near, share.tolist(), strict=True))
   order = sorted(margin, key=lambda i: -margin[i]) + [i for i in order if i not in margin]
+  numbers = clips.id, clips.start, clips.stop, similarity, clips.seconds
+  each = list(zip(clips.name, *(x.tolist() for x in numbers), strict=True))
   hits = [
-    Hit(
-      int(clips.id[i]),
-      clips.name[i],
-      float(clips.start[i]),
-      float(clips.stop[i]),
-      float(similarity[i]),
-      match.get(i),
-      far.get(i, ''),
-      os.fsdecode(store.path(clips.name[i])),
-      float(clips.seconds[i]),
-    )
-    for i in order
+    Hit(clip, name, *rest, match.get(i), far.get(i, ''), os.fsdecode(store.path(name)), seconds)
+    for i, (name, clip, *rest, seconds) in ((i, each[i]) for i in order)
   ]
   strange = encoder.far_text(text, by) if by else ''
   return SearchResult(

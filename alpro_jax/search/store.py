@@ -57,9 +57,9 @@ class Row(NamedTuple):
   start: float  # In seconds.
   stop: float
   vector: np.ndarray  # float32[E]
-  tokens: np.ndarray | None  # float16[S, D]
+  tokens: np.ndarray | None  # f[S, D], stored as float16.
   strip: bytes  # JPEG
-  look: np.ndarray | None = None  # float16[T, looks.WIDTH]
+  look: np.ndarray | None = None  # f[T, looks.WIDTH], stored as float16.
 
 
 class Indexed(NamedTuple):
