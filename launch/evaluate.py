@@ -286,7 +286,8 @@ def choose_options(meta):
       config.eval.sources = (common.source(_DATA.value, split='test'),)
     if not config.eval.sources:
       raise ValueError(
-        'there is nothing to evaluate on: pass --data and --split, or a --config with eval.sources.'
+        'there is nothing to evaluate on: the model was trained without held-out clips, as it is '
+        'on fewer than 20 videos; pass --data and --split, or a --config with eval.sources.'
       )
     config.eval.sources = tuple(
       common.source(

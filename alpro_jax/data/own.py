@@ -145,7 +145,7 @@ def say(found: Parts, path) -> str:
   if not found.held_out:
     return (
       f'{path}: trains on all {found.videos} videos; too few (below {_ENOUGH}) to '
-      'hold some out, so that nothing measures the model'
+      'hold some out, so that nothing measures the model, or marks what is unlike them'
     )
   return (
     f'{path}: trains on {found.videos} videos ({found.train}), measures on '

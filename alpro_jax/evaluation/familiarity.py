@@ -37,7 +37,8 @@ TEXT_SLACK = 1.25
 VIDEO_DIRECTIONS, TEXT_DIRECTIONS = 64, 16
 NO_SUMMARY = (
   'this model has no summary of its training set: nothing is marked as far from it, and '
-  'scores are no calibrated probabilities; launch/evaluate.py --familiarity makes one.'
+  'scores are no calibrated probabilities; launch/evaluate.py --familiarity makes one of at least '
+  f'{ENOUGH} clips of training and others that were held out.'
 )
 
 
