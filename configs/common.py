@@ -88,8 +88,8 @@ def get_config(model='base'):
       # Check the digests of a set below 4 GiB when it is opened. Records of
       # any set carry sums of their own, which are checked when they are read.
       'verify': True,
-      # Of sets in buckets: where copies of their shards are kept ('' reads gs:// record by
-      # record, and s3:// from ~/.cache/alpro_jax), and their limit in GB, 0 for 100.
+      # Of sets in buckets: where copies of their shards are kept ('' reads record by record
+      # where they are), and their limit in GB, 0 for 100.
       'cache_dir': '',
       'cache_gb': 0.0,
     }
