@@ -119,7 +119,7 @@ def read_spans(spans: Sequence[Span]) -> list[Any]:
     FileNotFoundError: a file is gone, or another version.
     BucketError: as `listing`.
   """
-  return list(_readers().map(_read_span, spans))
+  return [*map(_read_span, spans)] if len(spans) == 1 else list(_readers().map(_read_span, spans))
 
 
 def _read_span(span):

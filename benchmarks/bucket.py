@@ -39,7 +39,8 @@ def measure(config, *, clips: int, records: int, latency: float) -> dict:
     (folder / 'small').mkdir()
     (folder / 'large').mkdir()
     logging.info('Making up %d clips, and a set of %d records.', clips, records)
-    reading.make_set(folder / 'small', clips)
+    # A batch seldom has two clips of one of many shards.
+    reading.make_set(folder / 'small', clips, part_size=1)
     start.make_set(folder / 'large', records)
     counted = stack.enter_context(_server(folder, latency, cores[-1:]))
 

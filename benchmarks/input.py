@@ -91,8 +91,8 @@ def read_needed(path):
 # --- A made-up set ----------------------------------------------------------
 
 
-def make_set(folder, clips):
-  """Makes clips up and prepares them as launch/prepare.py does.
+def make_set(folder, clips, part_size=1000):
+  """Makes clips up and prepares them as launch/prepare.py does, `part_size` in a shard.
 
   Returns:
     The path of the set.
@@ -111,7 +111,7 @@ def make_set(folder, clips):
     sources.read_folder(str(captions), '', split='train'),
     str(videos),
     path,
-    options=prepare.Options(fps=FPS),
+    options=prepare.Options(fps=FPS, part_size=part_size),
   )
   return path
 

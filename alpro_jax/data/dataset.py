@@ -1,6 +1,7 @@
 """Opens a prepared set: counts and digests checked, records by number."""
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # Waits between attempts to read a record.
 # What array_record and the system raise; never a MemoryError, which is ours.
 _READ_ERRORS = (RuntimeError, ValueError, LookupError, OSError)
 _OTHER_FILES = 200  # Sockets, libraries, checkpoints.
-_READERS = 64  # Threads that read one batch.
+_READERS = 256  # Threads that read; a bucket lets most of them wait.
 _LINES = 64  # Of an index, parsed at once: four times as fast as one by one.
 
 
@@ -196,8 +197,7 @@ class PreparedDataset:
         ]
       found.update(zip(rows.tolist(), records, strict=True))
 
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-      list(pool.map(read, np.unique(which)))
+    list(_readers().map(read, np.unique(which)))
     return [found[row] for row in range(len(indices))]
 
   def _read_alone(self, shard, position, index):
@@ -253,8 +253,7 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
   if whole not in manifest['splits']:
     raise ValueError(f'{path} has no split {split!r}, only {sorted(manifest["splits"])}.')
   entry = manifest['splits'][whole]
-  # Of a bucket what was fetched is a file too, beside its reader.
-  _allow_open_files(path, len(entry['shards']) * (2 if remote and not cache else 1))
+  _allow_open_files(path, len(entry['shards']), each=2 if remote and not cache else 1)
   # All opened here: what was checked is what is read, whatever comes in its place.
   if remote:
     shards = bucket_shards.open_all(path, entry['shards'], cache)
@@ -273,6 +272,11 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
   if part:
     records = records.take(_choose(records, part[2], part[3]))
   return PreparedDataset(path, split, entry, records, shards)
+
+
+@functools.cache
+def _readers():
+  return futures.ThreadPoolExecutor(_READERS, thread_name_prefix='records')
 
 
 def _choose(records, first, last):
@@ -366,14 +370,14 @@ def _read_index(folder, entry):
   return data
 
 
-def _allow_open_files(path, shards):
-  """Raises the limit of this process: every shard that is read stays open."""
+def _allow_open_files(path, shards, each=1):
+  """Raises the limit of this process: every shard that is read stays open, as `each` files."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  if hard != resource.RLIM_INFINITY and hard < shards + _OTHER_FILES:
+  if hard != resource.RLIM_INFINITY and hard < each * shards + _OTHER_FILES:
     raise OSError(
-      f'{path} needs {shards} open files, and this process may have only {hard} '
+      f'{path} has {shards} shards, and this process may open only {hard} '
       'files; raise that (ulimit -Hn), or prepare the set with a larger '
       '--part_size.'
     )
-  if soft != hard and soft < 2 * shards + _OTHER_FILES:
+  if soft != hard and soft < 2 * each * shards + _OTHER_FILES:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -16,6 +16,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterator
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -235,7 +236,7 @@ class _Clips(Iterator):
   """
 
   def __init__(self, steps, read, rows, config, *, train, at_once):
-    held = self._held = {'read': read}
+    held = self._held = {'read': _Ahead(read, steps.stop, at_once)}
     count, threads = rows.stop - rows.start, config.threads
 
     def read_now(step):
@@ -265,7 +266,7 @@ class _Clips(Iterator):
       options.threading.private_threadpool_size = threads
     clips = (
       tf.data.Dataset.range(steps.start, steps.stop)
-      .map(plain(read_batch), num_parallel_calls=at_once if at_once > 1 else None)
+      .map(plain(read_batch))
       .prefetch(2)
       .unbatch()
       .map(plain(decode), num_parallel_calls=threads or os.cpu_count())
@@ -282,4 +283,28 @@ class _Clips(Iterator):
 
 def _let_go(held):
   del held['clips']  # Waits for its threads, which call the other.
-  del held['read']
+  held.pop('read').close()
+
+
+class _Ahead:
+  """A function of consecutive steps, called for those to come while one is waited for.
+
+  Not by tf.data's threads, of which there are as many as cores: waiting for a bucket, they
+  would decode nothing.
+  """
+
+  def __init__(self, read, stop, at_once):
+    self._read, self._stop, self._at_once = read, stop, at_once
+    self._pool = futures.ThreadPoolExecutor(at_once, thread_name_prefix='read_ahead')
+    self._begun = {}
+
+  def __call__(self, step):
+    if self._at_once == 1:
+      return self._read(step)
+    for later in range(step, min(step + self._at_once, self._stop)):
+      if later not in self._begun:
+        self._begun[later] = self._pool.submit(self._read, later)
+    return self._begun.pop(step).result()
+
+  def close(self):
+    self._pool.shutdown(cancel_futures=True)
