@@ -6,7 +6,9 @@ import socket
 
 import pytest
 
-from tests import tiny_run
+from alpro_jax import buckets, files
+from alpro_jax.train import checkpoints
+from tests import buckets_on_loopback, tiny_run
 
 pytestmark = [
   pytest.mark.reliability,
@@ -76,3 +78,25 @@ def test_a_stop_that_one_is_asked_for_stops_both_at_one_step(tmp_path):
   for process in processes:
     process.kill()
     process.communicate()
+
+
+def test_two_that_share_nothing_but_a_bucket(tmp_path, monkeypatch):
+  """They stop on SIGTERM, go on, and end as two did on disk."""
+  tiny_run.make_inputs(tmp_path)
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
+  steps = '--config.train.steps=300'
+  finish_both(start_two(tmp_path, f'--workdir={tmp_path}/straight', steps), 0)
+  with buckets_on_loopback.gcs() as (_, bucket):
+    buckets.upload(tmp_path / 'set', f'{bucket}/set')
+    run = f'{bucket}/run'
+    options = (steps, f'--workdir={run}', f'--config.data.path={bucket}/set')
+    processes = start_two(tmp_path, *options)
+    tiny_run.wait_for(processes[0], 'step 10 of 300')
+    processes[1].send_signal(signal.SIGTERM)
+    finish_both(processes, 143)
+    assert 0 < checkpoints.find(run).meta['step'] < 300
+    finish_both(start_two(tmp_path, *options), 0)
+    assert 'going on with this run from step' in files.read(f'{run}/log.txt').decode()
+    here, there = checkpoints.find(tmp_path / 'straight').meta, checkpoints.find(run).meta
+    assert there['step'] == here['step'] == 300
+    assert there['arrays'] == here['arrays']
