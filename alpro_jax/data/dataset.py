@@ -1,5 +1,6 @@
 """Opens a prepared set: counts and digests checked, records by number."""
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -27,7 +28,7 @@ RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # Waits between attempts to read a record.
 # What array_record and the system raise; never a MemoryError, which is ours.
 _READ_ERRORS = (RuntimeError, ValueError, LookupError, OSError)
 _OTHER_FILES = 200  # Sockets, libraries, checkpoints.
-_READERS = 256  # Threads that read; a bucket lets most of them wait.
+_READERS = 64  # Threads that read one batch; four times as many those of a bucket.
 _LINES = 64  # Of an index, parsed at once: four times as fast as one by one.
 
 
@@ -197,7 +198,11 @@ class PreparedDataset:
         ]
       found.update(zip(rows.tolist(), records, strict=True))
 
-    list(_readers().map(read, np.unique(which)))
+    with contextlib.ExitStack() as held:
+      # A bucket's are kept: most of them wait, and to make so many takes as long as to decode.
+      few = self.at_once == 1
+      pool = held.enter_context(futures.ThreadPoolExecutor(_READERS)) if few else _waiting_readers()
+      list(pool.map(read, np.unique(which)))
     return [found[row] for row in range(len(indices))]
 
   def _read_alone(self, shard, position, index):
@@ -275,8 +280,8 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
 
 
 @functools.cache
-def _readers():
-  return futures.ThreadPoolExecutor(_READERS, thread_name_prefix='records')
+def _waiting_readers():
+  return futures.ThreadPoolExecutor(4 * _READERS, thread_name_prefix='records')
 
 
 def _choose(records, first, last):
