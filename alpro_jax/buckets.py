@@ -34,8 +34,6 @@ SCHEMES = ('gs', 's3')
 _ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3|file|hdfs|https?|az|abfs):/')
 # What says of a folder that all of it is there.
 LAST = ('digests.json', 'config.json', 'manifest.json')
-
-
 _READERS = 256  # Requests for parts of files at a time: 5,000 a second at 50 ms.
 
 
@@ -277,21 +275,15 @@ def _filesystem(scheme):
   try:
     import fsspec  # noqa: PLC0415
     import obstore  # noqa: F401, PLC0415
-  except ImportError as error:
-    raise _missing(scheme, error) from error
-  for name in ('fsspec', 'gcsfs', 's3fs'):  # They tell of every file that is opened.
-    logging.getLogger(name).setLevel(logging.WARNING)
-  try:
+
+    for name in ('fsspec', 'gcsfs', 's3fs'):  # They tell of every file that is opened.
+      logging.getLogger(name).setLevel(logging.WARNING)
     # Of what others write, an old listing would be believed.
     return fsspec.filesystem(scheme, use_listings_cache=False)
   except ImportError as error:
-    raise _missing(scheme, error) from error
-
-
-def _missing(scheme, error):
-  return ImportError(
-    f"{scheme}:// needs {error.name or 'a library'}: pip install 'alpro_jax[cloud]'."
-  )
+    raise ImportError(
+      f"{scheme}:// needs {error.name or 'a library'}: pip install 'alpro_jax[cloud]'."
+    ) from error
 
 
 @functools.cache

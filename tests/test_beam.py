@@ -62,6 +62,17 @@ def _arguments(clips, output):
   ]
 
 
+def run_two_workers(clips, output, *, seconds=120, cwd=None):
+  command = [sys.executable, ROOT / 'launch/prepare.py', '--runner=beam']
+  return subprocess.run(
+    [*command, *_arguments(clips, output), '--', *TWO_WORKERS],
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(seconds),
+    cwd=cwd,
+  )
+
+
 def _source(clips):
   return sources.read_folder(clips / 'captions.jsonl', clips / 'questions.jsonl')
 
@@ -105,19 +116,7 @@ def _content(output):
 @pytest.mark.slow
 def test_two_workers_make_the_same_set(clips, local, tmp_path):
   output = tmp_path / 'set'
-  run = subprocess.run(
-    [
-      sys.executable,
-      ROOT / 'launch/prepare.py',
-      '--runner=beam',
-      *_arguments(clips, output),
-      '--',
-      *TWO_WORKERS,
-    ],
-    capture_output=True,
-    text=True,
-    timeout=patience.seconds(120),
-  )
+  run = run_two_workers(clips, output)
   assert run.returncode == 0, run.stderr
   assert _content(output) == _content(local)
   assert all((output / name).exists() for name in (own.TOKENIZER, own.ANSWERS))
@@ -271,20 +270,7 @@ def test_two_workers_that_see_only_a_bucket(bucket, local, tmp_path):
   """Records go from them to the bucket, and not by the process that starts them."""
   server, address = bucket
   server.requests.clear()
-  run = subprocess.run(
-    [
-      sys.executable,
-      ROOT / 'launch/prepare.py',
-      '--runner=beam',
-      *_arguments(f'{address}/clips', f'{address}/set'),
-      '--',
-      *TWO_WORKERS,
-    ],
-    capture_output=True,
-    text=True,
-    timeout=patience.seconds(240),
-    cwd=tmp_path,
-  )
+  run = run_two_workers(f'{address}/clips', f'{address}/set', seconds=240, cwd=tmp_path)
   assert run.returncode == 0, run.stderr
   read = [path for method, path, *_ in server.requests if method == 'GET' and 'alt=media' in path]
   assert sum(path.count('.clips') for path in read) == 4

@@ -38,7 +38,7 @@ from alpro_jax.data.manifest import PrepareError
 from alpro_jax.data.parts import Part, is_done, make_here, read_part, save_part
 from alpro_jax.data.progress import Progress
 
-_WATCH_SECONDS = 2.0
+_WATCH_SECONDS, _WATCH_BUCKET_SECONDS = 2.0, 10.0
 
 
 class MakePart(apache_beam.DoFn):
@@ -183,7 +183,8 @@ def _named_meanwhile(parts, progress):
   stop = threading.Event()
 
   def watch(waiting):
-    while waiting and not stop.wait(10.0 if waiting[0].elsewhere else _WATCH_SECONDS):
+    seconds = _WATCH_BUCKET_SECONDS if parts[0].elsewhere else _WATCH_SECONDS
+    while waiting and not stop.wait(seconds):
       with contextlib.suppress(buckets.BucketError):  # Tried again.
         waiting = _name_attempts(waiting, progress)
 
