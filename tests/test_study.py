@@ -107,15 +107,21 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_a_row_from_clips_to_the_page(tmp_path, world, package):
   pytest.importorskip(package)
   command = [
-    *(sys.executable, '-m', 'examples.study', '--quick', '--rows=alpro', '--seeds=0'),
+    *(sys.executable, '-m', 'examples.study', '--quick', '--seeds=0'),
     f'--world={world}',
     f'--output={tmp_path / "study"}',
     f'--results={tmp_path / "results"}',
     f'--page={tmp_path / "study.md"}',
   ]
-  subprocess.run(command, cwd=launched.ROOT, check=True, timeout=1800)
+  for more in ('--rows=alpro', '--labels'):
+    subprocess.run([*command, more], cwd=launched.ROOT, check=True, timeout=1800)
   made = json.loads((tmp_path / 'results' / world / 'alpro_seed0.json').read_text())
-  missing = set(plan.METRICS) - set(made['figures']) - {'pseudo.right'}  # None may be kept.
+  wanted = {name for name in plan.METRICS if not name.startswith('labels.')}
+  missing = wanted - set(made['figures']) - {'pseudo.right'}  # None may be kept.
   of_the_other = {'babyai': ('.camera.', '_order.'), 'metaworld': ('_count', '_colour')}[world]
   assert not [name for name in missing if not any(part in name for part in of_the_other)]
-  assert '| text to video, R@1, zero-shot |' in (tmp_path / 'study.md').read_text()
+  page = (tmp_path / 'study.md').read_text()
+  assert '| text to video, R@1, zero-shot |' in page
+  labelled = {path.name for path in (tmp_path / 'results' / world / 'labels').iterdir()}
+  assert labelled == {f'{row}_seed0.json' for row in plan.labelled(world)}
+  assert f'## {world}: labels of regions' in page

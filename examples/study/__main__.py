@@ -2,8 +2,11 @@
 
   python -m examples.study --output=runs/study
   python -m examples.study --output=runs/study --rows=alpro,without_pem --seeds=0,1
+  python -m examples.study --output=runs/study --labels
   python -m examples.study --page_only
 
+--labels names regions by each seed's prompter, as the rows of plan.LABELLED do, and trains
+nothing else.
 What is finished is kept: each row and seed leaves a small file in docs/results/study/,
 which is committed, so that the study goes on on any machine, and docs/study.md is written
 from all of them. Two commands with other --seeds may run side by side, once the clips are
@@ -35,6 +38,7 @@ _RESULTS = flags.DEFINE_string(
 )
 _PAGE = flags.DEFINE_string('page', os.path.relpath(ROOT / 'docs' / 'study.md'), 'The page.')
 _PAGE_ONLY = flags.DEFINE_bool('page_only', False, 'Write the page, train nothing.')
+_LABELS = flags.DEFINE_bool('labels', False, 'Compare labels of regions; train prompters alone.')
 _QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
 
 QUICK_CLIPS = {
@@ -60,7 +64,10 @@ def main():
   if not _PAGE_ONLY.value:
     study = Study(_WORLD.value, pathlib.Path(_OUTPUT.value), pathlib.Path(_RESULTS.value))
     study.make_sets()
-    for row in _ROWS.value or study.world.rows or plan.ROWS:
+    if _LABELS.value:
+      for seed in map(int, _SEEDS.value or plan.seeds(study.name, 'alpro')):
+        study.label_regions(seed)
+    for row in () if _LABELS.value else _ROWS.value or study.world.rows or plan.ROWS:
       for seed in map(int, _SEEDS.value or plan.seeds(study.name, row)):
         study.run(row, seed)
   _write_page()
@@ -73,6 +80,9 @@ def _write_page():
   for world in plan.WORLDS:
     if found := table.read(_RESULTS.value, world, functools.partial(plan.digest, world)):
       parts.append(table.write(found, world))
+    place = f'{world}/labels'
+    if found := table.read(_RESULTS.value, place, functools.partial(plan.digest, world)):
+      parts.append(table.write(found, f'{world}: labels of regions, by prompters alone'))
   files.write_text(_PAGE.value, '\n'.join(parts))
   print(f'Written: {_PAGE.value}')
 
@@ -147,8 +157,7 @@ class Study:
       print(f'{file} is there.')
       return
     row, start = plan.ROWS[name], time.monotonic()
-    folder = self.folder / name / f'seed{seed}'
-    prompter = self.folder / f'prompter_{row.captions}{"_twice" * row.twice}' / f'seed{seed}'
+    folder, prompter = self.folder / name / f'seed{seed}', self._prompter(row, seed)
     tuned = self.world.stages
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(folder, total=2 + len(tuned))
@@ -163,7 +172,8 @@ class Study:
           f'--config.prompter.entities={self.data / row.entities}.txt',
         ]
         if row.learned_prompts:
-          flags_of_teacher.append(self._learn_prompts(stages, row, prompter))
+          prompts = self._learn_prompts(stages, row, prompter)
+          flags_of_teacher.append(f'--config.prompter.prompts={prompts}')
       if row.start == 'prompter':
         flags_of_teacher.append(f'--config.train.init_from={prompter}')
       self._train(
@@ -172,7 +182,38 @@ class Study:
       begun = f'--config.train.init_from={folder / "pretrain"}'
     for stage in tuned:
       self._train(stages, name, stage, seed, folder / stage, 'exact', *([begun] if begun else []))
-    figures = self._measure(row, folder)
+    self._write(file, name, seed, start, self._measure(row, folder))
+    for stage in tuned:  # Their figures are what is left.
+      shutil.rmtree(folder / stage)
+
+  def label_regions(self, seed: int) -> None:
+    """Names regions as each row of plan.labelled does, and writes their files."""
+    for name in plan.labelled(self.name):
+      file = self.results / 'labels' / f'{name}_seed{seed}.json'
+      if file.exists() and not self._quick:
+        print(f'{file} is there.')
+        continue
+      row, start = plan.ROWS[name], time.monotonic()
+      prompter, folder = self._prompter(row, seed), self.folder / 'labels' / name / f'seed{seed}'
+      folder.mkdir(parents=True, exist_ok=True)
+      stages = Stages(folder, total=1 + row.learned_prompts)
+      self._train(stages, name, 'prompter', seed, prompter, row.captions)
+      from examples.study import runs
+
+      config = runs.get_config(f'{self.name},{name},pretrain')
+      config.prompter.checkpoint = str(prompter)
+      config.prompter.entities = f'{self.data / row.entities}.txt'
+      if row.learned_prompts:
+        config.prompter.prompts = self._learn_prompts(stages, row, prompter)
+      measure, clips = self._held_out()
+      found = measure.labels_of_prompter(prompter, config, clips(self.world.splits[0]))
+      self._write(file, name, seed, start, {f'labels.{key}': x for key, x in found.items()})
+
+  def _prompter(self, row, seed):
+    """Its workdir; rows of equal captions and sizes share it."""
+    return self.folder / f'prompter_{row.captions}{"_twice" * row.twice}' / f'seed{seed}'
+
+  def _write(self, file, name, seed, start, figures):
     from examples.shapes import demo_page
 
     made = {
@@ -186,11 +227,9 @@ class Study:
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(file, json.dumps(made, indent=1) + '\n')
     print(f'Written: {file}')
-    for stage in tuned:  # Their figures are what is left.
-      shutil.rmtree(folder / stage)
 
   def _learn_prompts(self, stages, row, prompter):
-    """The flag that takes prompts learned from the captions of training."""
+    """The file of prompts learned from the captions of training."""
     file = prompter / 'prompts.npz'
     stages.run(
       'prompts',
@@ -202,7 +241,7 @@ class Study:
       f'--start={self.world.templates[0]}',
       f'--output={file}',
     )
-    return f'--config.prompter.prompts={file}'
+    return str(file)
 
   def _train(self, stages, row, stage, seed, folder, captions, *more):
     config = f'examples/study/runs.py:{self.name},{row},{stage}'
@@ -237,24 +276,27 @@ class Study:
 
     return len(dataset.open_dataset(self.data / 'exact', 'train'))
 
-  def _measure(self, row, folder):
+  def _held_out(self):
+    """The module that measures, and what makes the clips of a split for it."""
     command.start()
     from examples.study import measure
 
     log_to_console()
     lines = (self.folder / 'clips' / 'truth.jsonl').read_text().splitlines()
     truth = {known['video']: known for known in map(json.loads, lines)}
-    world, names = (
-      importlib.import_module(f'examples.{self.name}.truth'),
-      self.world.entities['all'],
-    )
+    world = importlib.import_module(f'examples.{self.name}.truth')
+    data = str(self.data / 'exact')
+    return measure, lambda split: measure.Clips(data, split, truth, world)
+
+  def _measure(self, row, folder):
+    (measure, clips_of), names = self._held_out(), self.world.entities['all']
     figures = {}
 
     def add(prefix, found):
       figures.update({f'{prefix}.{name}': value for name, value in found.items()})
 
     for split in self.world.splits:
-      clips = measure.Clips(str(self.data / 'exact'), split, truth, world)
+      clips = clips_of(split)
       place = '' if split == self.world.splits[0] else f'.{split}'
       if row.pretrain is not None:
         add(f'zero_shot{place}', measure.searches(folder / 'pretrain', clips, names))
@@ -263,7 +305,7 @@ class Study:
         kind = 'order' if stage == 'questions_order' else ''
         add(f'{stage}{place}', measure.questions(folder / stage, clips, kind))
       if row.teaches:
-        add(f'pseudo{place}', measure.labels(folder / 'pretrain', clips))
+        add(f'pseudo{place}', measure.labels_of_run(folder / 'pretrain', clips))
     return figures
 
 

@@ -14,6 +14,9 @@ import numpy as np
 from alpro_jax.data import dataset
 from alpro_jax.evaluation import split, trained
 from alpro_jax.tasks import regions
+from alpro_jax.tasks.base import TextInfo
+from alpro_jax.tasks.registry import get_task
+from alpro_jax.tasks.teacher import Teacher
 
 # Of a region, as in training; and so many regions of each clip.
 _DRAWS = 3
@@ -112,18 +115,35 @@ def questions(run: str, clips: Clips, kind: str = '') -> dict[str, float]:
   return {name: value for name, value in found.metrics.items() if name.startswith('accuracy')}
 
 
-def labels(run: str, clips: Clips) -> dict[str, float]:
+def labels_of_run(run: str, clips: Clips) -> dict[str, float]:
+  """`labels` of the prompter that a pre-training, in workdir `run`, was taught by."""
+  model = trained.load(run)
+  return labels(model, *trained.load_teacher(model), clips)
+
+
+def labels_of_prompter(run: str, config, clips: Clips) -> dict[str, float]:
+  """`labels` of a prompter, in workdir `run`, as a pre-training by `config` would use it."""
+  model = trained.load(run, config=config)
+  text = TextInfo(model.tokenizer.special, model.tokenizer.vocab_size)
+  task = get_task(config, text, model.mesh)
+  teacher = task.make_frozen(model.model, model.params, model.tokenizer.encode)
+  return labels(model, teacher, task.entities, clips)
+
+
+def labels(
+  model: trained.TrainedModel, teacher: Teacher, names: Sequence[str], clips: Clips
+) -> dict[str, float]:
   """Whether the prompter's labels of regions are true, chosen as in training.
 
   Of regions in which an object lies for half of the frames or more: how many labels are
   kept, and how many of those name such an object.
 
   Args:
-    run: workdir of a pre-training.
+    model: of a pre-training, for its options.
+    teacher: that names the regions.
+    names: of its entities.
     clips: asked about.
   """
-  model = trained.load(run)
-  teacher, names = trained.load_teacher(model)
   prepared, rows = clips.open()
   loss, patch = model.config.loss, model.model.config.video.patch_size
   grid = model.config.data.image_size // patch

@@ -186,6 +186,17 @@ ROWS = {
 }
 # What a row is compared with, by seed; the others with 'alpro'.
 BESIDE = {'without_pem_wrong30': 'alpro_wrong30', 'without_pem_wrong60': 'alpro_wrong60'}
+# Rows that differ in how regions are chosen and named: by five prompters, without pre-training.
+LABELLED = (
+  'alpro',
+  'surest_regions',
+  'changing_regions',
+  'tubes',
+  'single_prompt',
+  'learned_prompts',
+  'few_entities',
+  'many_entities',
+)
 # Figures of the page, in %, in this order.
 METRICS = {
   'zero_shot.t2v_r1': 'text to video, R@1, zero-shot',
@@ -211,12 +222,20 @@ METRICS = {
   'questions_order.camera.accuracy_order': 'the same from a side never seen',
   'pseudo.kept': 'pseudo-labels kept',
   'pseudo.right': 'of those, right',
+  'labels.kept': 'labels kept',
+  'labels.right': 'of those, right',
+  'labels.right_of_all': 'of all labels, right',
 }
 
 
 def seeds(world: str, row: str) -> range:
   """Returns those of a row on a world."""
   return ROWS[row].seeds[: WORLDS[world].seeds]
+
+
+def labelled(world: str) -> list[str]:
+  """Returns the rows of LABELLED whose entities a world has."""
+  return [row for row in LABELLED if ROWS[row].entities in WORLDS[world].entities]
 
 
 def digest(world: str, row: str) -> str:
