@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 SIZE = 48  # Frames are made smaller as long as their shorter side keeps as many pixels.
 _LEVELS = 3  # Of a pyramid: edges of 1, 2 and 4 pixels.
@@ -95,7 +95,8 @@ def _limit(distances):
     return conformal(distances, KEPT)
   # Cube roots of sums of squares are nearly normal (Wilson and Hilferty 1931).
   root = np.float64(distances) ** (2 / 3)
-  times = stats.t.ppf(count / (count + 1), count - 1) * np.sqrt(1 + 1 / count)
+  # Student's quantile; scipy.stats has it too, and takes a second to import.
+  times = special.stdtrit(count - 1, count / (count + 1)) * np.sqrt(1 + 1 / count)
   return (root.mean() + times * root.std(ddof=1)) ** 1.5
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, dropout_attention, layers, timesformer
+from alpro_jax.models import attention, layers, timesformer
 from alpro_jax.models.dropout import draw_kept, scale_kept
 
 
@@ -110,6 +110,8 @@ class Attention(layers.Attention):
     *lead, queries, heads, _ = query.shape
     kept, share = draw_kept(rng, rate, (*lead, heads, queries, key.shape[-3]))
     if query.shape == key.shape and self._by_kernel(query.shape[-1]):
+      from alpro_jax.models import dropout_attention
+
       mesh = self.options.mesh
       return dropout_attention.attend(query, key, value, mask, kept, share, mesh=mesh)
     return _attend_with_dropout(query, key, value, mask, kept, share)
@@ -141,7 +143,12 @@ class Attention(layers.Attention):
 
   def _by_kernel(self, size):
     """Whether dropout_attention.py takes heads of this size; it pads for itself."""
-    return self.options.kernel == 'pallas' and dropout_attention.fits(self.options.dtype, size)
+    if self.options.kernel != 'pallas':
+      return False
+    # Here, since JAX's kernels take a quarter of a second to import.
+    from alpro_jax.models import dropout_attention
+
+    return dropout_attention.fits(self.options.dtype, size)
 
 
 class DividedBlock(timesformer.DividedBlock):
