@@ -177,6 +177,12 @@ ROWS = {
   'twice': Row('ALPRO, twice as wide and as deep', twice=True),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
   'learned_prompts': Row('prompts learned', learned_prompts=True),
+  # Added when the labels of one prompter had been seen, and before any run of it was.
+  'learned_surest': Row(
+    'prompts learned, and the surest of four regions',
+    {'loss.region_choice': 'confidence'},
+    learned_prompts=True,
+  ),
   'few_entities': Row('few entities', entities='few'),
   'many_entities': Row('many entities, half of them never shown', entities='many'),
   'alpro_wrong30': Row('ALPRO, 30 % of the captions wrong', captions='wrong30'),
@@ -194,6 +200,7 @@ LABELLED = (
   'tubes',
   'single_prompt',
   'learned_prompts',
+  'learned_surest',
   'few_entities',
   'many_entities',
 )
