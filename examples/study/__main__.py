@@ -5,7 +5,7 @@
   python -m examples.study --output=runs/study --labels
   python -m examples.study --page_only
 
---labels names regions by each seed's prompter, as the rows of plan.LABELLED do, and trains
+--labels names regions by each seed's prompter, as the rows of plan.labelled do, and trains
 nothing else.
 What is finished is kept: each row and seed leaves a small file in docs/results/study/,
 which is committed, so that the study goes on on any machine, and docs/study.md is written

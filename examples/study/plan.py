@@ -192,18 +192,6 @@ ROWS = {
 }
 # What a row is compared with, by seed; the others with 'alpro'.
 BESIDE = {'without_pem_wrong30': 'alpro_wrong30', 'without_pem_wrong60': 'alpro_wrong60'}
-# Rows that differ in how regions are chosen and named: by five prompters, without pre-training.
-LABELLED = (
-  'alpro',
-  'surest_regions',
-  'changing_regions',
-  'tubes',
-  'single_prompt',
-  'learned_prompts',
-  'learned_surest',
-  'few_entities',
-  'many_entities',
-)
 # Figures of the page, in %, in this order.
 METRICS = {
   'zero_shot.t2v_r1': 'text to video, R@1, zero-shot',
@@ -241,8 +229,19 @@ def seeds(world: str, row: str) -> range:
 
 
 def labelled(world: str) -> list[str]:
-  """Returns the rows of LABELLED whose entities a world has."""
-  return [row for row in LABELLED if ROWS[row].entities in WORLDS[world].entities]
+  """Returns rows that differ in how regions are chosen and named, by entities of a world."""
+  rows = (
+    'alpro',
+    'surest_regions',
+    'changing_regions',
+    'tubes',
+    'single_prompt',
+    'learned_prompts',
+    'learned_surest',
+    'few_entities',
+    'many_entities',
+  )
+  return [row for row in rows if ROWS[row].entities in WORLDS[world].entities]
 
 
 def digest(world: str, row: str) -> str:
