@@ -1,7 +1,8 @@
 # make demo   installs, then trains and evaluates on the embedded data set
 # make search installs, indexes three sample clips and opens a page to search them
 # make test   installs what is missing, then lints and runs the tests
-# make test-runs    runs a small demo, and a training that is killed and resumed
+# make test-runs    runs a small demo, a training that is killed and resumed, the notebooks,
+#                   and every command on a bucket
 # make test-reliability   the same, and breaks whole runs on purpose in other ways
 # make test-torch   adds PyTorch and compares with it
 # make test-tpu     compiles for TPUs, without one
@@ -47,8 +48,9 @@ test: install lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-runs: install
-	$(RUN) -m pytest -n 2 -m '' tests/reliability/test_demo.py \
-	  tests/reliability/test_kills.py -k 'not 600'
+	$(RUN) -m pytest -n 2 --dist worksteal -m '' tests/reliability/test_demo.py \
+	  tests/reliability/test_kills.py tests/reliability/test_notebook_runs.py \
+	  tests/reliability/test_bucket_commands.py -k 'not 600'
 
 test-reliability: install
 	$(RUN) -m pytest -n 2 -m '' tests/reliability

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from alpro_jax.train import checkpoints
-from tests import patience
+from tests import launched, patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Two seconds of compiling instead of ten, and none at the second start.
@@ -57,9 +57,9 @@ def make_inputs(folder, clips=16):
   )
   train = folder / 'world' / 'train'
   for command in (
-    ['make_shapes_world.py', f'--output={folder}/world', f'--options={world}', '--workers=1'],
+    ['make_shapes_world', f'--output={folder}/world', f'--options={world}', '--workers=1'],
     [
-      'prepare.py',
+      'prepare',
       '--source=folder',
       f'--videos={train}/videos',
       f'--captions={train}/captions.jsonl',
@@ -69,18 +69,14 @@ def make_inputs(folder, clips=16):
       '--workers=1',
     ],
     [
-      'tokenizer.py',
+      'tokenizer',
       f'--captions={folder}/set',
       '--vocab_size=64',
       f'--output={folder}/tokenizer.model',
     ],
   ):
-    subprocess.run(
-      [sys.executable, ROOT / 'launch' / command[0], *command[1:]],
-      check=True,
-      capture_output=True,
-      env=environment(folder),
-    )
+    name, *flags = command
+    assert launched.run(name, *flags) == 0
 
 
 def environment(folder, devices=1):
