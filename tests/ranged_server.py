@@ -15,6 +15,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if name not in server.files:
       return self.send_error(404)
     body = server.files[name]
+    # Before the answer begins: who has read its headers may ask again.
+    length = server.breaks_after.pop(0) if server.breaks_after else None
     tag = f'"{hashlib.sha1(body).hexdigest()}"'
     first = 0
     if asked and server.gives_parts and self.headers.get('If-Range') in (None, tag):
@@ -26,9 +28,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     for header, value in server.headers(tag, body).items():
       self.send_header(header, value)
     self.end_headers()
-    part = body[first:]
-    if server.breaks_after:
-      part = part[: server.breaks_after.pop(0)]
+    part = body[first:][:length]
     with contextlib.suppress(OSError):  # The other side left.
       self.wfile.write(part)
 

@@ -414,8 +414,15 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1)
 
-  toy.at[6] = stuck
+  toy.at[6], over = stuck, threading.Event()
+  # More threads than faulthandler tells of.
+  others = [threading.Thread(target=over.wait) for _ in range(120)]
+  for thread in others:
+    thread.start()
   loop.train(toy_config(stop_seconds=0.2), tmp_path)
+  over.set()
+  for thread in others:
+    thread.join()
   assert codes == [143]
   assert 'asked to stop 0.2 s ago' in log_of(tmp_path)
   assert 'in stuck' in capfd.readouterr().err

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 
 import jax
 from absl import logging
@@ -109,7 +110,7 @@ class Supervisor:
           f'standstill: process {jax.process_index()} of {jax.process_count()} has been '
           f'{what} for {now - since:.0f} s. The stacks of its threads follow on stderr.'
         )
-        faulthandler.dump_traceback(sys.stderr)
+        _write_stacks()
     else:
       return
     logging.error(
@@ -117,5 +118,13 @@ class Supervisor:
       f'yet; process {jax.process_index()} ends here. Start again: the run goes on from its '
       'last whole checkpoint. The stacks of its threads follow on stderr.'
     )
-    faulthandler.dump_traceback()
+    _write_stacks()
     os._exit(STOPPED)
+
+
+def _write_stacks():
+  # Of a hundred threads faulthandler leaves out the oldest: the main one, which says the most.
+  main = sys._current_frames()[threading.main_thread().ident]
+  sys.stderr.write(f'Main thread:\n{"".join(traceback.format_stack(main))}')
+  sys.stderr.flush()
+  faulthandler.dump_traceback(sys.stderr)
