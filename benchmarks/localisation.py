@@ -60,8 +60,8 @@ def measure(encoder: Encoder, store: Store, truth, rerank_k: int) -> dict[str, f
   """Returns R@1 and R@5 at each IoU, in percent."""
   best = []
   for name, text, start, stop in truth:
-    only = querying.Only(video=key(os.fsencode(name)))
-    (found,) = querying.search(encoder, store, [text], top=5, rerank_k=rerank_k, only=only)
+    where = f'video = {key(os.fsencode(name))}'
+    (found,) = querying.search(encoder, store, [text], top=5, rerank_k=rerank_k, where=where)
     best.append([overlap((hit.start, hit.end), (start, stop)) for hit in found])
   return {
     f'R@{k} IoU {x}': round(100 * float(np.mean([max(own[:k]) >= x for own in best])), 1)

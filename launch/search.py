@@ -376,8 +376,7 @@ def merge(*parts):
   opened = [Store.open(part) for part in parts]
   with indexing.locked(_INDEX.value):
     if not Store.exists(_INDEX.value):
-      about = {name: x for name, x in opened[0].about.items() if name != 'format'}
-      Store.create(_INDEX.value, about)
+      Store.create(_INDEX.value, opened[0].about)
     store = Store.open(_INDEX.value)
     for part in opened:
       indexing.check_same(store, part.about)

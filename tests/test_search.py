@@ -25,7 +25,7 @@ from alpro_jax.evaluation.scorer import Matching, TextFeatures, VideoFeatures
 from alpro_jax.evaluation.trained import CheckpointInfo
 from alpro_jax.search import earlier, exchange, gallery, indexing, querying
 from alpro_jax.search import store as storing
-from alpro_jax.search.querying import Only
+from alpro_jax.search.server import Only
 from alpro_jax.search.store import File, Indexed, Row, Store, key, show_name
 from launch import command
 from tests import buckets_on_loopback, patience, small_videos
@@ -392,7 +392,9 @@ def test_clips_without_a_video_are_forgotten(store):
 
 
 def test_parts_are_merged(store, tmp_path):
-  parts = [Store.create(tmp_path / f'{i}', ABOUT) for i in range(2)]
+  # How many clips an index of vectors is of is not handed down.
+  parts = [Store.create(tmp_path / f'{i}', ABOUT | {'cells_of': 9}) for i in range(2)]
+  assert not parts[0].about['cells_of']
   put(parts[0], b'a', [row(0.0), row(1.0)])
   put(parts[1], b'b', [row(2.0)])
   put(parts[1], b'broken', [], 'unreadable', 'why')

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import sqlite3
 
@@ -38,36 +37,30 @@ def convert(folder) -> Store:
 
 def _copy(db, folder):
   about = json.loads(db.execute('SELECT value FROM about').fetchone()[0])
-  root = bytes.fromhex(about.pop('root_bytes'))
-  about = {name: x for name, x in about.items() if name not in ('format', 'root')}
-  about |= {'folders': [root.hex()]}
+  about['folders'] = [about.pop('root_bytes')]
   about['cutting']['spans'] = [about['cutting'].pop('span')]
+  about.pop('root', None)
   store = Store.create(folder, about)
   ends = 'ends' in [column[1] for column in db.execute('PRAGMA table_info(videos)')]
   columns = f'id, name, size, mtime_ns, {"ends" if ends else "NULL"}, reason, detail'
   videos = db.execute(f'SELECT {columns} FROM videos ORDER BY id')
   while some := videos.fetchmany(_AT_ONCE):
-    store.put(*(_video(db, root, about['tokens'], *row) for row in some))
+    store.put(*(_video(db, store, *row) for row in some))
   store.tidy()
   return store
 
 
-def _video(db, root, shape, number, name, size, mtime_ns, ends, reason, detail):
+def _video(db, store, number, name, size, mtime_ns, ends, reason, detail):
   if ends is None:  # Before digests were kept, size and time told that a video is the same.
     with contextlib.suppress(OSError):
-      now = look_at(os.path.join(root, name), name)
+      now = look_at(store.path(name), name)
       ends = now.ends if now[:3] == (name, size, mtime_ns) else None
-  asked = 'SELECT start, stop, vector, tokens, strip FROM clips JOIN kept ON clip = id'
+  clips = db.execute(
+    'SELECT start, stop, vector, tokens, strip FROM clips JOIN kept ON clip = id WHERE video = ?',
+    (number,),
+  )
   rows = [
-    Row(
-      start,
-      stop,
-      np.frombuffer(vector, '<f4'),
-      np.frombuffer(tokens, '<f2').reshape(shape) if tokens else None,
-      strip,
-    )
-    for start, stop, vector, tokens, strip in db.execute(
-      f'{asked} WHERE video = ? ORDER BY start', (number,)
-    )
+    Row(start, stop, np.frombuffer(vector, '<f4'), tokens and np.frombuffer(tokens, '<f2'), strip)
+    for start, stop, vector, tokens, strip in clips
   ]
   return Indexed(File(name, size, mtime_ns, ends), rows, reason, detail)

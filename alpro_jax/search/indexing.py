@@ -82,14 +82,13 @@ def list_videos(root, part: tuple[int, int] = (1, 1)) -> Folder:
   root = os.fsencode(os.path.abspath(root))
   if not os.path.isdir(root):
     raise FileNotFoundError(f'{show_name(root)} is not a folder.')
-  found = listing.list_videos(root)
+  found = listing.list_videos(root, lambda name: not _in_part(name, part))
   videos, problems = [], found.problems
   for name in found.videos:
-    if _in_part(name, part):
-      try:
-        videos.append(look_at(os.path.join(root, name), name))
-      except OSError as error:
-        problems.append((name, error.strerror))
+    try:
+      videos.append(look_at(os.path.join(root, name), name))
+    except OSError as error:
+      problems.append((name, error.strerror))
   return Folder(root, videos, sorted(problems), found.passed_over, part)
 
 
@@ -172,21 +171,20 @@ def update(
     raise ValueError(f'no video lies below {show_name(listed.root)}.{problems}')
   if os.path.exists(output) and not os.path.isdir(output):
     raise NotADirectoryError(f'{output} is a file; expected a folder for the index.')
-  with contextlib.ExitStack() as opened:
-    opened.enter_context(locked(output))
+  with locked(output):
     store = Store.open(output) if Store.exists(output) else None
     if keep_tokens is None:
       keep_tokens = store is None or store.about['tokens'] is not None
     folders, number = _place(store, listed)
     about = describe(encoder, folders, choose_cutting(encoder, store, cutting), keep_tokens)
     if store:
-      opened.callback(store.close)
       check_same(store, about)
       # Folder and model may have moved.
       store.change(**{name: about[name] for name in ('folders', 'checkpoint')})
     else:
-      store = opened.enter_context(contextlib.closing(Store.create(output, about)))
-    return index(encoder, store, listed.as_number(number), **options)
+      store = Store.create(output, about)
+    with contextlib.closing(store):
+      return index(encoder, store, listed.as_number(number), **options)
 
 
 def _place(store, listed):
@@ -234,12 +232,8 @@ def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
       'whose vectors do not compare; use that one, or index into another folder.'
     )
   if own['path'] != given['path']:
-    logging.warning(
-      '%s was made with %s; %s holds the same model and is used.',
-      store.folder,
-      own['path'],
-      given['path'],
-    )
+    made = f'{store.folder} was made with {own["path"]}'
+    logging.warning('%s; %s holds the same model and is used.', made, given['path'])
 
 
 @contextlib.contextmanager
@@ -288,10 +282,9 @@ def index(
     UnreadableVideo: unless such are skipped; a video that breaks off gives its clips.
   """
   known = store.files()
-  there = {file.name for file in folder.files}
+  missing = known.keys() - {file.name for file in folder.files}
   # What cannot be looked at is kept: that may be the fault of a disk.
-  missing = {name for name in known if folder.covers(name)} - there
-  gone = sorted(name for name in missing if not folder.may_hold(name))
+  gone = sorted(name for name in missing if folder.covers(name) and not folder.may_hold(name))
   store.drop(gone)
   failed = {name for name, reason, _, _ in store.problems() if retry or reason == workers.MACHINE}
   done = {file.name for file in folder.files if known.get(file.name) == file} - failed
@@ -304,32 +297,7 @@ def index(
     every_s=5.0,
     describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
   )
-
   unseen = [(name, 'cannot be looked at', why, 0) for name, why in folder.problems]
-
-  def write_report():
-    indexed, stored = store.counts()
-    report = {
-      'videos': len(folder.files),
-      'already_there': len(done),
-      'dropped': [show_name(name) for name in gone],
-      'passed_over': [
-        {'file': show_name(name), 'reason': reason} for name, reason in folder.passed_over
-      ],
-      'done_in_this_run': progress.done,
-      'left': len(todo) - progress.done,
-      'indexed': indexed,
-      'clips': stored,
-      'problems': [
-        {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': kept}
-        for name, reason, detail, kept in [*store.problems(), *unseen]
-      ],
-    }
-    files.write_text(
-      f'{store.folder}/{REPORT}', json.dumps(report, indent=1, ensure_ascii=False) + '\n'
-    )
-    return report
-
   waiting: list[Indexed] = []  # To be stored.
   stored_at, times = time.monotonic(), 0  # When last, and how often.
 
@@ -340,8 +308,24 @@ def index(
     stored_at, times = time.monotonic(), times + 1
     if times % _TIDY == 0:
       store.tidy()
-
-  items = [(os.fsdecode(store.path(file.name)), None) for file in todo]
+    indexed, stored = store.counts()
+    report = {
+      'videos': len(folder.files),
+      'already_there': len(done),
+      'dropped': [show_name(name) for name in gone],
+      'passed_over': [{'file': show_name(name), 'reason': why} for name, why in folder.passed_over],
+      'done_in_this_run': progress.done,
+      'left': len(todo) - progress.done,
+      'indexed': indexed,
+      'clips': stored,
+      'problems': [
+        {'video': show_name(name), 'reason': reason, 'detail': detail, 'clips': kept}
+        for name, reason, detail, kept in [*store.problems(), *unseen]
+      ],
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    files.write_text(f'{store.folder}/{REPORT}', f'{text}\n')
+    return report
 
   def refuse(name, reason, detail, kept):
     if not (skip_unreadable or kept):
@@ -351,6 +335,7 @@ def index(
 
   for entry in [*(x for x in store.problems() if x[0] in done), *unseen]:
     refuse(*entry)
+  items = [(os.fsdecode(store.path(file.name)), None) for file in todo]
   cut = decode(items, store.cutting, num_workers=num_workers, timeout_s=timeout_s)
   try:
     for file, (result, encoded) in zip(todo, encode(encoder, cut), strict=True):
@@ -365,21 +350,19 @@ def index(
       # The first at once: who looks on sees that it works, and a full disk is known early.
       if not times or time.monotonic() - stored_at > _SECONDS or _size(waiting) > _BYTES:
         keep()
-        write_report()
       if result.reason:
         progress.say(problem(file, result))
         refuse(file.name, result.reason, result.detail, len(result.clips))
-    keep()
+    report = keep()
   except BaseException:
-    progress.close()
     # What ended the run is what is said, even if the rest fails as well.
     with contextlib.suppress(OSError, ValueError):
       keep()
-      write_report()
     raise
-  progress.close()
+  finally:
+    progress.close()
   store.tidy()
-  return write_report()
+  return report
 
 
 def _size(waiting):

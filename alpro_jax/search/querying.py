@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import time
 from collections.abc import Sequence
@@ -20,43 +19,6 @@ from alpro_jax.search.store import Store, among, key, show_name
 
 # Hits of one video are one moment if their intersection is more than that of their union.
 _SAME_MOMENT = 0.5
-
-
-# In the order of Only.
-_ASKED = (
-  "starts_with(path, '{}')",
-  'seconds >= {}',
-  'seconds <= {}',
-  'mtime_ns >= {}',
-  'mtime_ns < {}',
-  'video = {}',
-)
-
-
-class Only(NamedTuple):
-  """Which clips a search looks at; the defaults are all."""
-
-  below: str | None = None  # Beginning of the path of a video below its folder, as it is shown.
-  min_seconds: float | None = None  # Length of its video.
-  max_seconds: float | None = None
-  after: datetime.date | None = None  # Day of the file, here; years 1900 to 2200.
-  before: datetime.date | None = None
-  video: int | None = None  # See `key`.
-
-  @property
-  def where(self) -> str:
-    """As SQL."""
-
-    def written(value):
-      if isinstance(value, datetime.date):
-        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
-      return value.replace("'", "''") if isinstance(value, str) else value
-
-    asked = zip(_ASKED, self, strict=True)
-    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
-
-
-EVERYTHING = Only()
 
 
 class Hit(NamedTuple):
@@ -120,7 +82,7 @@ def search(
   *,
   top: int = 10,
   rerank_k: int = 64,
-  only: Only = EVERYTHING,
+  where: str = '',
 ) -> list[SearchResult]:
   """Finds the clips that fit each text.
 
@@ -134,13 +96,13 @@ def search(
     texts: to search by.
     top: hits to keep.
     rerank_k: 0 leaves the fusion encoder out, and so does a model that cannot match.
-    only: where to look.
+    where: the clips to look at, in SQL over the columns of `clips` (store.py); '' is all.
   Raises:
     ValueError: if nothing was indexed.
   """
   each = zip(texts, rows(encoder.texts(list(texts))), strict=True)
   return [
-    find(encoder, store, row.feature[0], top=top, only=only, rerank_k=rerank_k, text=text, by=row)
+    find(encoder, store, row.feature[0], top=top, where=where, rerank_k=rerank_k, text=text, by=row)
     for text, row in each
   ]
 
@@ -157,7 +119,7 @@ def find(
   vector: np.ndarray,
   *,
   top: int = 10,
-  only: Only = EVERYTHING,
+  where: str = '',
   rerank_k: int = 0,
   text: str = '',
   by: TextFeatures | None = None,
@@ -176,63 +138,66 @@ def find(
   rerank_k = rerank_k if by and encoder.trained.knows_matching else 0
   # Overlapping ones are left out below.
   most = 4 * top if store.cutting.overlaps else top
-  clips = store.nearest(vector, max(most, rerank_k), only.where)
-  similarity, order = clips.vector @ vector, list(range(len(clips.id)))
+  clips = store.nearest(vector, max(most, rerank_k), where)
+  columns = clips.id, clips.start, clips.stop, clips.vector @ vector, clips.seconds
+  hits = [
+    Hit(clip, name, *rest, None, '', os.fsdecode(store.path(name)), seconds)
+    for name, clip, *rest, seconds in zip(clips.name, *(x.tolist() for x in columns), strict=True)
+  ]
   # What is shown is looked at too, where that costs no decoding.
-  chosen = order[: rerank_k or (most if store.about['tokens'] else 0)]
-  near, videos = _features(encoder, store, clips, chosen) if chosen else ([], None)
-  margin, match, far, calibrated = {}, {}, {}, False
+  count = rerank_k or (most if store.about['tokens'] else 0)
+  near, videos = _features(encoder, store, hits[:count], clips.vector[:count])
+  margin, calibrated = np.full(len(hits), -np.inf), False
   if near:
-    far = dict(zip(near, encoder.far_clips(videos), strict=True))
+    for i, far in zip(near, encoder.far_clips(videos), strict=True):
+      hits[i] = hits[i]._replace(far=far)
   if near and rerank_k:
     rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
     scores = encoder.scorer.matching_by_video(by, videos, np.zeros_like(rows), rows)
-    margin = dict(zip(near, scores.margin.tolist(), strict=True))
+    margin[near] = scores.margin
     share, calibrated = familiarity.match_probability(encoder.trained.familiarity, scores.margin)
-    match = dict(zip(near, share.tolist(), strict=True))
-  order = sorted(margin, key=lambda i: -margin[i]) + [i for i in order if i not in margin]
-  numbers = clips.id, clips.start, clips.stop, similarity, clips.seconds
-  each = list(zip(clips.name, *(x.tolist() for x in numbers), strict=True))
-  hits = [
-    Hit(clip, name, *rest, match.get(i), far.get(i, ''), os.fsdecode(store.path(name)), seconds)
-    for i, (name, clip, *rest, seconds) in ((i, each[i]) for i in order)
-  ]
+    for i, match in zip(near, share.tolist(), strict=True):
+      hits[i] = hits[i]._replace(match=match)
+  hits = [hits[i] for i in np.argsort(-margin, kind='stable')]
+  read = len(near) if rerank_k else 0
   strange = encoder.far_text(text, by) if by else ''
   return SearchResult(
-    text, suppress(hits)[:top], len(margin), time.monotonic() - start, strange, calibrated
+    text, suppress(hits)[:top], read, time.monotonic() - start, strange, calibrated
   )
 
 
 def suppress(hits: Sequence[Hit]) -> list[Hit]:
   """Leaves out hits that are the same moment as a better one: non-maximum suppression."""
-  kept: dict[bytes, list[Hit]] = {}
+  kept: list[Hit] = []
+  by_video: dict[bytes, list[Hit]] = {}
 
   def same(one, other):
     common = min(one.end, other.end) - max(one.start, other.start)
     return common > _SAME_MOMENT * (max(one.end, other.end) - min(one.start, other.start))
 
   for hit in hits:
-    better = kept.setdefault(hit.name, [])
+    better = by_video.setdefault(hit.name, [])
     if not any(same(hit, other) for other in better):
       better.append(hit)
-  own = {id(hit) for better in kept.values() for hit in better}
-  return [hit for hit in hits if id(hit) in own]
+      kept.append(hit)
+  return kept
 
 
-def _features(encoder, store, clips, chosen):
+def _features(encoder, store, hits, vectors):
   """VideoFeatures of clips, from the index or from their videos.
 
   Returns:
-    those of `chosen` that could be had, and their features; None if there is none.
+    the numbers of those that could be had, and their features; None if there is none.
   """
+  if not hits:
+    return [], None
   if store.about['tokens']:
-    dtype = np.dtype(encoder.trained.model.config.dtype)
-    ids = clips.id[chosen]
-    tokens = store.tokens(ids).astype(dtype)
-    return chosen, VideoFeatures(tokens, clips.vector[chosen], store.looks(ids))
+    ids = [hit.clip for hit in hits]
+    tokens = store.tokens(ids).astype(np.dtype(encoder.trained.model.config.dtype))
+    return list(range(len(hits))), VideoFeatures(tokens, vectors, store.looks(ids))
   starts = {}
-  for i in chosen:
-    starts.setdefault(clips.name[i], []).append(float(clips.start[i]))
+  for hit in hits:
+    starts.setdefault(hit.name, []).append(hit.start)
   known = store.files(among('video', map(key, starts)))
   for name in list(starts):
     # What is not there is said when it is decoded.
@@ -246,9 +211,9 @@ def _features(encoder, store, clips, chosen):
     if not result.clips:
       logging.warning('%s cannot be read again: %s', show_name(name), result.reason)
     cut |= {(name, clip.start, clip.stop): clip for clip in result.clips}
-  places = {i: (clips.name[i], float(clips.start[i]), float(clips.stop[i])) for i in chosen}
-  there = [i for i in chosen if places[i] in cut]
+  clips = [cut.get((hit.name, hit.start, hit.end)) for hit in hits]
+  there = [i for i, clip in enumerate(clips) if clip]
   if not there:
     return there, None
-  found = encoder.videos([cut[places[i]] for i in there])
-  return there, found._replace(feature=clips.vector[there])
+  found = encoder.videos([clips[i] for i in there])
+  return there, found._replace(feature=vectors[there])

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 from concurrent import futures
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import fastapi
 import numpy as np
@@ -34,7 +34,6 @@ from alpro_jax.evaluation.encoder import TEXTS, Encoder
 from alpro_jax.evaluation.scorer import TextFeatures
 from alpro_jax.search import exchange, querying
 from alpro_jax.search.guard import Guard
-from alpro_jax.search.querying import Only
 from alpro_jax.search.store import Store, key, show_name
 
 _HEAVY_AT_ONCE = 2
@@ -52,18 +51,41 @@ Rerank = Annotated[int, fastapi.Query(ge=0, le=500)]
 Form = Annotated[str, fastapi.Query(pattern=f'^({"|".join(exchange.FORMS)})$')]
 
 
-def _only(
-  below: Text = '',
-  min_seconds: Seconds = None,
-  max_seconds: Seconds = None,
-  after: Day = None,
-  before: Day = None,
-  video: int | None = None,
-) -> Only:
-  return Only(below, min_seconds, max_seconds, after, before, video)
+# In the order of Only.
+_ASKED = (
+  "starts_with(path, '{}')",
+  'seconds >= {}',
+  'seconds <= {}',
+  'mtime_ns >= {}',
+  'mtime_ns < {}',
+  'video = {}',
+)
 
 
-Where = Annotated[Only, fastapi.Depends(_only)]
+class Only(NamedTuple):
+  """Which clips a search looks at; the defaults are all."""
+
+  below: Text = ''  # Beginning of the path of a video below its folder, as it is shown.
+  min_seconds: Seconds = None  # Length of its video.
+  max_seconds: Seconds = None
+  after: Day = None  # Day of the file, here.
+  before: Day = None
+  video: int | None = None  # See `key`.
+
+  @property
+  def where(self) -> str:
+    """As SQL."""
+
+    def written(value):
+      if isinstance(value, datetime.date):
+        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
+      return value.replace("'", "''") if isinstance(value, str) else value
+
+    asked = zip(_ASKED, self, strict=True)
+    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
+
+
+Where = Annotated[Only, fastapi.Depends()]
 
 
 class Service:
@@ -131,7 +153,7 @@ class Service:
 
   def search(
     self,
-    where: Where,
+    only: Where,
     q: Text = '',
     clip: int | None = None,
     k: Top = 50,
@@ -140,14 +162,14 @@ class Service:
   ):
     """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
     if clip is not None:
-      return self._find(form, self._clip(clip).vector[0], top=k, only=where)
+      return self._find(form, self._clip(clip).vector[0], top=k, where=only.where)
     if not q.strip():
       raise fastapi.HTTPException(422, 'q: expected a text to search by.')
     by = self.text(q)
     asked = {'text': q, 'by': by, 'rerank_k': rerank}
-    return self._find(form, by.feature[0], top=k, only=where, **asked)
+    return self._find(form, by.feature[0], top=k, where=only.where, **asked)
 
-  def search_by_example(self, file: Upload, where: Where, k: Top = 50, form: Form = 'json'):
+  def search_by_example(self, file: Upload, only: Where, k: Top = 50, form: Form = 'json'):
     """Finds clips like a video or a picture."""
     with tempfile.NamedTemporaryFile() as copy:
       shutil.copyfileobj(file.file, copy)
@@ -156,7 +178,7 @@ class Service:
     with self._heavy:
       vector = self.encoder.videos(list(clips)).feature.mean(0)
     vector /= max(float(np.linalg.norm(vector)), 1e-6)
-    return self._find(form, vector, top=k, only=where)
+    return self._find(form, vector, top=k, where=only.where)
 
   def _find(self, form, vector, **options):
     found = querying.find(self.encoder, self.store, vector, **options)

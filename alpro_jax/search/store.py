@@ -140,7 +140,8 @@ class Store:
       for table, columns in _TABLES.items():
         made.create_table(table, schema=pa.schema([(x, types[x]) for x in columns.split()]))
     # Last: without it there is no index.
-    files.write_text(pathlib.Path(folder) / FILE, json.dumps({'format': FORMAT, **about}))
+    about = about | {'format': FORMAT, 'cells_of': 0}
+    files.write_text(f'{folder}/{FILE}', json.dumps(about))
     return cls.open(folder)
 
   @classmethod
@@ -154,7 +155,7 @@ class Store:
       ImportError: without LanceDB.
     """
     path = f'{folder}/{FILE}'
-    if (text := _text(path)) is None:
+    if not cls.exists(folder):
       if pathlib.Path(folder, EARLIER).is_file():
         raise ValueError(
           f'{folder} is an index of an earlier version; `search.py convert --index={folder}` '
@@ -165,7 +166,7 @@ class Store:
         '--index=...`, or model.index(DIR, ...).'
       )
     try:
-      about = json.loads(text)
+      about = json.loads(files.read(path))
       found = about['format']
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f'{path} is no index ({error}); remove it and index again.') from error
@@ -177,7 +178,7 @@ class Store:
 
   @staticmethod
   def exists(folder) -> bool:
-    return _text(f'{folder}/{FILE}') is not None
+    return files.exists(f'{folder}/{FILE}')
 
   def close(self) -> None:
     """Lets go of its files."""
@@ -189,11 +190,12 @@ class Store:
       # Thumbnails last: what is found then has its own.
       for table in self._tables():
         table.checkout_latest()
-    self.about = json.loads(_text(f'{self.folder}/{FILE}') or '')
+    self.about = json.loads(files.read(f'{self.folder}/{FILE}'))
 
   def report(self) -> dict[str, Any]:
     """What the last run of indexing wrote, {} without any."""
-    return json.loads(_text(f'{self.folder}/{REPORT}') or '{}')
+    path = f'{self.folder}/{REPORT}'
+    return json.loads(files.read(path)) if files.exists(path) else {}
 
   @property
   def folders(self) -> list[bytes]:
@@ -226,22 +228,24 @@ class Store:
     self.about |= values
     files.write_text(f'{self.folder}/{FILE}', json.dumps(self.about))
 
-  def _read(self, table, columns, where='', limit=None):
-    """Yields rows as dicts."""
+  def _read(self, table, columns, where='', limit=None, vector=None):
+    """Returns rows as Arrow, the nearest to a vector first."""
     with _in_words(self.folder):
-      asked = table.search().select(columns)
+      asked = table.search(vector, 'vector').select(columns)
+      if vector is not None:
+        asked = asked.distance_type('cosine').nprobes(_PROBES).refine_factor(_REFINE)
       asked = asked.where(where) if where else asked
-      return (asked.limit(limit) if limit else asked).to_arrow().to_pylist()
+      return (asked.limit(limit) if limit else asked).to_arrow()
 
   def files(self, where: str = '') -> dict[bytes, File]:
     """All videos, those without clips as well."""
-    rows = self._read(self._videos, list(File._fields), where)
+    rows = self._read(self._videos, list(File._fields), where).to_pylist()
     return {row['name']: File(**row) for row in rows}
 
   def problems(self) -> list[tuple[bytes, str, str, int]]:
     """(name, reason, detail, clips that are there) of what is not whole."""
-    rows = self._read(self._videos, ['name', 'reason', 'detail', 'clips'], "reason != ''")
-    return sorted(tuple(row.values()) for row in rows)
+    found = self._read(self._videos, ['name', 'reason', 'detail', 'clips'], "reason != ''")
+    return sorted(tuple(row.values()) for row in found.to_pylist())
 
   def counts(self) -> tuple[int, int]:
     """Videos that have clips, and clips."""
@@ -277,7 +281,7 @@ class Store:
   def _clean(self):
     """Forgets clips without a video, once; returns the keys of all videos."""
     if self._known is None:
-      each = [{row['video'] for row in self._read(x, ['video'])} for x in self._tables()]
+      each = [set(self._read(x, ['video'])['video'].to_pylist()) for x in self._tables()]
       self._known = each[0]
       self._remove(sorted(set.union(*each) - each[0]))
     return self._known
@@ -328,17 +332,11 @@ class Store:
 
   def nearest(self, vector: np.ndarray, count: int, where: str = '') -> Clips:
     """The clips nearest to float32[E], at most `count`, the nearest first; `where` is SQL."""
-    with _in_words(self.folder):
-      asked = self._clips.search(vector, vector_column_name='vector').distance_type('cosine')
-      asked = asked.limit(count).nprobes(_PROBES).refine_factor(_REFINE)
-      asked = asked.where(where) if where else asked
-      found = asked.select([*_OF_CLIPS, '_distance']).to_arrow()
-    return self._as_clips(found)
+    return self._as_clips(self._read(self._clips, [*_OF_CLIPS, '_distance'], where, count, vector))
 
-  def clips(self, where: str = 'true') -> Clips:
+  def clips(self, where: str = '') -> Clips:
     """Reads all clips, or those of a condition in SQL, in the order of names and time."""
-    with _in_words(self.folder):
-      found = self._clips.search().where(where).select(list(_OF_CLIPS)).to_arrow()
+    found = self._read(self._clips, list(_OF_CLIPS), where)
     return self._as_clips(found.sort_by([('name', 'ascending'), ('start', 'ascending')]))
 
   def _as_clips(self, found):
@@ -351,7 +349,7 @@ class Store:
   def _kept_of(self, column, clips):
     """Returns what is kept of clips, in their order."""
     rows = self._read(self._kept, ['clip', column], among('clip', clips), len(clips))
-    found = {row['clip']: row[column] for row in rows}
+    found = dict(zip(rows['clip'].to_pylist(), rows[column].to_pylist(), strict=True))
     try:
       return [found[int(clip)] for clip in clips]
     except KeyError as error:
@@ -372,13 +370,6 @@ class Store:
   def strips(self, ids: Sequence[int]) -> list[bytes]:
     """JPEGs of the clips' thumbnails."""
     return self._kept_of('strip', ids)
-
-
-def _text(path: str) -> str | None:
-  """What a file holds, here or in a bucket; None if it is not there."""
-  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-    return files.read(path).decode(errors='replace')
-  return None
 
 
 def _lancedb():
