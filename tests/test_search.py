@@ -13,6 +13,7 @@ import types
 
 import ml_collections
 import numpy as np
+import opentimelineio as otio
 import pytest
 from pyarrow import parquet
 
@@ -915,6 +916,19 @@ def test_the_page_is_escaped(store):
 )
 def test_times_are_shown(seconds, text):
   assert page.format_time(seconds) == text
+
+
+def test_hits_leave_whatever_their_names_are(store):
+  put(store, ODD[3], [row(1.0)])
+  (found,) = querying.search(NumpyEncoder(), store, ['x'], rerank_k=0)
+  (clip,) = otio.adapters.read_from_string(exchange.as_otio(store, found), 'otio_json').find_clips()
+  assert clip.name == 'bad\\xff.mp4' and clip.media_reference.target_url == 'file:///v/bad%FF.mp4'
+  span = clip.source_range
+  assert (span.start_time.to_seconds(), span.end_time_exclusive().to_seconds()) == (1, 2)
+  assert clip.metadata['alpro_jax']['match'] is None
+  assert '/v/bad\\xff.mp4,1.0,2.0,' in exchange.as_csv(store, found)
+  (video,) = json.loads(exchange.as_json(store, found))['videos']
+  assert video['path'] == '/v/bad\\xff.mp4' and video['hits'][0]['stop'] == 2
 
 
 def test_vectors_leave(store, tmp_path):

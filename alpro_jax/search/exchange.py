@@ -45,30 +45,21 @@ def as_csv(store: Store, found: SearchResult) -> str:
 
 def as_otio(store: Store, found: SearchResult) -> str:
   """A track of the hits in their order, as editors open it."""
-  common = {'effects': [], 'markers': [], 'metadata': {}, 'enabled': True}
-  track = {'OTIO_SCHEMA': 'Track.1', 'name': 'hits', 'kind': 'Video', 'source_range': None}
-  track |= common | {'children': [_otio_clip(hit) | common for hit in found.hits]}
-  for clip, hit in zip(track['children'], found.hits, strict=True):
-    clip['metadata'] = {'alpro_jax': {'similarity': hit.similarity, 'match': hit.match}}
-  stack = {'OTIO_SCHEMA': 'Stack.1', 'name': 'tracks', 'source_range': None}
-  stack |= common | {'children': [track]}
-  timeline = {'OTIO_SCHEMA': 'Timeline.1', 'name': found.text, 'metadata': {}}
-  return json.dumps(timeline | {'global_start_time': None, 'tracks': stack}, indent=1)
+  import opentimelineio as otio  # Of the extra `serve`, with the server that asks for it.
 
+  def clip(hit: Hit):
+    path = pathlib.Path(hit.path)
+    start, stop = (otio.opentime.RationalTime(round(1000 * x), 1000) for x in (hit.start, hit.end))
+    return otio.schema.Clip(
+      name=_printable(path.name),
+      media_reference=otio.schema.ExternalReference(path.as_uri()),
+      source_range=otio.opentime.TimeRange.range_from_start_end_time(start, stop),
+      metadata={'alpro_jax': {'similarity': hit.similarity, 'match': hit.match}},
+    )
 
-def _otio_clip(hit: Hit):
-  def second(value):
-    return {'OTIO_SCHEMA': 'RationalTime.1', 'rate': 1000.0, 'value': float(round(1000 * value))}
-
-  span = {'start_time': second(hit.start), 'duration': second(hit.end - hit.start)}
-  file = {'OTIO_SCHEMA': 'ExternalReference.1', 'name': '', 'metadata': {}}
-  file |= {'available_range': None, 'target_url': pathlib.Path(hit.path).as_uri()}
-  return {
-    'OTIO_SCHEMA': 'Clip.1',
-    'name': _printable(pathlib.Path(hit.path).name),
-    'source_range': {'OTIO_SCHEMA': 'TimeRange.1', **span},
-    'media_reference': file,
-  }
+  timeline = otio.schema.Timeline(found.text)
+  timeline.tracks.append(otio.schema.Track('hits', [clip(hit) for hit in found.hits]))
+  return timeline.to_json_string()
 
 
 def _printable(path):
@@ -97,7 +88,7 @@ def write_vectors(path, store: Store) -> int:
   if kind not in ('.npz', '.parquet'):
     raise ValueError(f'--output={path} must end in .npz or .parquet.')
   clips = store.clips()
-  columns = {'video': [show_name(name) for name in clips.name]}
+  columns = {'video': np.array([show_name(name) for name in clips.name], str)}
   columns |= {'start': clips.start, 'stop': clips.stop, 'vector': clips.vector}
   about = {name: store.about[name] for name in ('folders', 'checkpoint', 'cutting', 'shown')}
   note = json.dumps(about)
@@ -108,9 +99,7 @@ def write_vectors(path, store: Store) -> int:
       import pyarrow as pa
       from pyarrow import parquet
 
-      columns['vector'] = pa.FixedSizeListArray.from_arrays(
-        clips.vector.ravel(), clips.vector.shape[1]
-      )
-      table = pa.table(columns | {'video': pa.array(columns['video'], pa.string())})
-      parquet.write_table(table.replace_schema_metadata({'alpro': note}), file)
+      width = store.about['vector']
+      columns['vector'] = pa.FixedSizeListArray.from_arrays(clips.vector.ravel(), width)
+      parquet.write_table(pa.table(columns, metadata={'alpro': note}), file)
   return len(clips.id)
