@@ -90,8 +90,7 @@ def write_vectors(path, store: Store) -> int:
   clips = store.clips()
   columns = {'video': np.array([show_name(name) for name in clips.name], str)}
   columns |= {'start': clips.start, 'stop': clips.stop, 'vector': clips.vector}
-  about = {name: store.about[name] for name in ('folders', 'checkpoint', 'cutting', 'shown')}
-  note = json.dumps(about)
+  note = json.dumps({x: store.about[x] for x in ('folders', 'checkpoint', 'cutting', 'shown')})
   with files.file(path) as made, open(made, 'wb') as file:
     if kind == '.npz':
       np.savez(file, **columns, about=note)

@@ -1,7 +1,6 @@
 """What was found, as a page that stands alone."""
 
-import os
-import urllib.parse
+import pathlib
 
 from alpro_jax.data import playing
 from alpro_jax.evaluation import page, pictures
@@ -38,7 +37,7 @@ def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -
 
 def _card(strip, hit: Hit, played):
   own = played[hit.path, hit.start, hit.end]
-  link = f'file://{urllib.parse.quote(os.fsencode(hit.path))}#t={hit.start:.2f},{hit.end:.2f}'
+  link = f'{pathlib.Path(hit.path).as_uri()}#t={hit.start:.2f},{hit.end:.2f}'
   return {
     'hit': hit,
     'name': show_name(hit.name),

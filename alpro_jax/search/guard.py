@@ -4,8 +4,8 @@ import hmac
 import time
 
 import fastapi
-import prometheus_client
-from fastapi import responses
+from fastapi import HTTPException, responses
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 MOST_BYTES = 64 << 20  # Of an upload.
 _MOST_IN_FLIGHT = 64
@@ -17,13 +17,11 @@ class Guard:
 
   def __init__(self, app, *, hosts: frozenset[str], token: str):
     self._app, self._hosts, self._token = app, hosts, token
-    self.in_flight, self._registry = 0, prometheus_client.CollectorRegistry()
-    self._seconds = prometheus_client.Histogram(
+    self.in_flight, self._registry = 0, CollectorRegistry()
+    self._seconds = Histogram(
       'search_request_seconds', 'To the end.', ('route', 'status'), registry=self._registry
     )
-    flying = prometheus_client.Gauge(
-      'search_requests_in_flight', 'At work.', registry=self._registry
-    )
+    flying = Gauge('search_requests_in_flight', 'At work.', registry=self._registry)
     flying.set_function(lambda: self.in_flight)
 
   async def __call__(self, scope, receive, send):
@@ -37,7 +35,7 @@ class Guard:
       message = await receive()
       read += len(message.get('body', b''))
       if read > MOST_BYTES:
-        raise fastapi.HTTPException(413, _TOO_LARGE)
+        raise HTTPException(413, _TOO_LARGE)
       return message
 
     async def watched(message):
@@ -88,7 +86,7 @@ class Guard:
 
   def metrics(self):
     """What it did, as Prometheus reads it."""
-    return responses.PlainTextResponse(prometheus_client.generate_latest(self._registry))
+    return responses.PlainTextResponse(generate_latest(self._registry))
 
 
 _TOO_LARGE = f'more than {MOST_BYTES >> 20} MB are not taken.'

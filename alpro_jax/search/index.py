@@ -18,7 +18,6 @@ class Index:
 
   Attributes:
     folder: where the index lies.
-    skipped: why videos were left out when it was last brought up to date, by path.
   """
 
   def __init__(self, encoder: Encoder, folder: str | os.PathLike):
@@ -33,9 +32,10 @@ class Index:
     if not encoder.trained.familiarity:
       logging.warning(familiarity.NO_SUMMARY)
     self.folder = self._store.folder
-    self.skipped = self._skipped()
 
-  def _skipped(self):
+  @property
+  def skipped(self) -> dict[str, str]:
+    """Why videos were left out when it was last brought up to date, by path."""
     return {
       show_name(self._store.path(os.fsencode(one['video']))): f'{one["reason"]}: '
       f'{one["detail"]}'.rstrip(': ')
@@ -101,7 +101,6 @@ class Index:
       self._encoder, listed, self.folder, cutting={}, skip_unreadable=skip_unreadable, retry=retry
     )
     self._store = Store.open(self.folder)
-    self.skipped = self._skipped()
 
   def close(self) -> None:
     """Lets go of its files."""

@@ -43,10 +43,8 @@ class Folder(NamedTuple):
 
   def may_hold(self, name: bytes) -> bool:
     """Whether a video could be there, in what could not be looked at."""
-    everything = self.prefix + b'.'
-    return any(
-      path in (name, everything) or name.startswith(path + b'/') for path, _ in self.problems
-    )
+    whole = self.prefix + b'.'
+    return any(x in (name, whole) or name.startswith(x + b'/') for x, _ in self.problems)
 
   def covers(self, name: bytes) -> bool:
     """Whether a video of an index is looked for in this part of this folder."""
@@ -106,9 +104,8 @@ def describe(
   config, data = trained.model.config, trained.config.data
   if trained.answers_questions or not config.embed_size:
     raise ValueError(
-      f'{trained.origin.path} has no vectors to search by '
-      f'(task={trained.config.task!r}); index with a pre-trained or a '
-      'retrieval checkpoint.'
+      f'{trained.origin.path} has no vectors to search by (task={trained.config.task!r}); '
+      'index with a pre-trained or a retrieval checkpoint.'
     )
   patches = (data.image_size // config.video.patch_size) ** 2
   return {
@@ -165,10 +162,8 @@ def update(
     ValueError: if the folder holds no video, or the index was made otherwise.
   """
   if not listed.files:
-    problems = ''.join(
-      f' {show_name(name)} cannot be looked at: {detail}.' for name, detail in listed.problems[:5]
-    )
-    raise ValueError(f'no video lies below {show_name(listed.root)}.{problems}')
+    seen = [f' {show_name(name)} cannot be looked at: {why}.' for name, why in listed.problems[:5]]
+    raise ValueError(f'no video lies below {show_name(listed.root)}.{"".join(seen)}')
   if os.path.exists(output) and not os.path.isdir(output):
     raise NotADirectoryError(f'{output} is a file; expected a folder for the index.')
   with locked(output):
@@ -206,14 +201,11 @@ def check_same(store: Store, about: dict[str, Any]) -> None:
   Raises:
     ValueError: that says what differs.
   """
-  old = store.about
   check_checkpoint(store, about['checkpoint'])
-  was, now = (
-    {f'--{name.replace("spans", "span")}': value for name, value in x['cutting'].items()} | x
-    for x in (json.loads(json.dumps(y)) for y in (old, about))
-  )
-  names = [name for name in now if name.startswith('--')] + ['shown', 'tokens']
-  changed = [f'{name} was {was[name]}, now {now[name]}' for name in names if was[name] != now[name]]
+  was, now = (json.loads(json.dumps(x)) for x in (store.about, about))  # Tuples as lists.
+  each = [(f'--{name}', was['cutting'][name], x) for name, x in now['cutting'].items()]
+  each += [(name, was[name], now[name]) for name in ('shown', 'tokens')]
+  changed = [f'{name.replace("spans", "span")} was {x}, now {y}' for name, x, y in each if x != y]
   if changed:
     raise ValueError(
       f'{store.folder} was made otherwise: {"; ".join(changed)}. Leave '
@@ -225,24 +217,21 @@ def check_checkpoint(store: Store, given: dict[str, Any]) -> None:
   """Refuses another model than the index was made with; see made_with."""
   own = store.about['checkpoint']
   if not any(own.get(name, '') == given[name] for name in ('digest', 'content')):
+    was, now = (f'(step {x["step"]}, digest {x["digest"][:12]})' for x in (own, given))
     raise ValueError(
-      f'{store.folder} was made with {own["path"]} (step {own["step"]}, '
-      f'digest {own["digest"][:12]}), but {given["path"]} is another '
-      f'checkpoint (step {given["step"]}, digest {given["digest"][:12]}), '
-      'whose vectors do not compare; use that one, or index into another folder.'
+      f'{store.folder} was made with {own["path"]} {was}, but {given["path"]} is another '
+      f'checkpoint {now}, whose vectors do not compare; use that one, or index into another folder.'
     )
   if own['path'] != given['path']:
     made = f'{store.folder} was made with {own["path"]}'
     logging.warning('%s; %s holds the same model and is used.', made, given['path'])
 
 
-@contextlib.contextmanager
-def locked(folder):
+def locked(folder) -> contextlib.AbstractContextManager[None]:
   """One run at a time may write an index."""
   path = files.on_disk(folder) / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
-  with files.lock(path, f'is writing {folder}; wait for it.'):
-    yield
+  return files.lock(path, f'is writing {folder}; wait for it.')
 
 
 def problem(file: File, result: CutVideo) -> str:
@@ -290,13 +279,11 @@ def index(
   done = {file.name for file in folder.files if known.get(file.name) == file} - failed
   todo = [file for file in folder.files if file.name not in done]
   clips, seconds, keep_tokens = 0, 0.0, store.about['tokens'] is not None
-  progress = Progress(
-    len(todo),
-    'videos',
-    log=log,
-    every_s=5.0,
-    describe=lambda spent: f'{clips} clips, {seconds / spent:.0f} times real time',
-  )
+
+  def so_far(spent):
+    return f'{clips} clips, {seconds / spent:.0f} times real time'
+
+  progress = Progress(len(todo), 'videos', log=log, every_s=5.0, describe=so_far)
   unseen = [(name, 'cannot be looked at', why, 0) for name, why in folder.problems]
   waiting: list[Indexed] = []  # To be stored.
   stored_at, times = time.monotonic(), 0  # When last, and how often.
@@ -329,9 +316,8 @@ def index(
 
   def refuse(name, reason, detail, kept):
     if not (skip_unreadable or kept):
-      detail = f' ({detail})' if detail else ''
-      path = show_name(store.path(name))
-      raise UnreadableVideo(reason, f'{path}{detail}; skip_unreadable=True leaves it out')
+      path = show_name(store.path(name)) + (f' ({detail})' if detail else '')
+      raise UnreadableVideo(reason, f'{path}; skip_unreadable=True leaves it out')
 
   for entry in [*(x for x in store.problems() if x[0] in done), *unseen]:
     refuse(*entry)

@@ -133,12 +133,12 @@ def find(
     ValueError: if nothing was indexed.
   """
   start = time.monotonic()
-  if not store.counts()[1]:
-    raise ValueError(f'{store.folder} holds no clip; index a folder first.')
   rerank_k = rerank_k if by and encoder.trained.knows_matching else 0
   # Overlapping ones are left out below.
   most = 4 * top if store.cutting.overlaps else top
   clips = store.nearest(vector, max(most, rerank_k), where)
+  if not (len(clips.id) or store.counts()[1]):
+    raise ValueError(f'{store.folder} holds no clip; index a folder first.')
   columns = clips.id, clips.start, clips.stop, clips.vector @ vector, clips.seconds
   hits = [
     Hit(clip, name, *rest, None, '', os.fsdecode(store.path(name)), seconds)

@@ -22,8 +22,7 @@ import fastapi
 import numpy as np
 import uvicorn
 from absl import logging
-from fastapi import responses
-from fastapi.exceptions import RequestValidationError
+from fastapi import HTTPException, exceptions, responses
 from fastapi_offline import FastAPIOffline
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -51,17 +50,6 @@ Rerank = Annotated[int, fastapi.Query(ge=0, le=500)]
 Form = Annotated[str, fastapi.Query(pattern=f'^({"|".join(exchange.FORMS)})$')]
 
 
-# In the order of Only.
-_ASKED = (
-  "starts_with(path, '{}')",
-  'seconds >= {}',
-  'seconds <= {}',
-  'mtime_ns >= {}',
-  'mtime_ns < {}',
-  'video = {}',
-)
-
-
 class Only(NamedTuple):
   """Which clips a search looks at; the defaults are all."""
 
@@ -76,13 +64,18 @@ class Only(NamedTuple):
   def where(self) -> str:
     """As SQL."""
 
-    def written(value):
-      if isinstance(value, datetime.date):
-        return round(datetime.datetime.combine(value, datetime.time()).timestamp()) * 10**9
-      return value.replace("'", "''") if isinstance(value, str) else value
+    def nanoseconds(day):
+      return day and round(datetime.datetime.combine(day, datetime.time()).timestamp()) * 10**9
 
-    asked = zip(_ASKED, self, strict=True)
-    return ' AND '.join(text.format(written(x)) for text, x in asked if x not in (None, ''))
+    asked = {
+      "starts_with(path, '{}')": self.below.replace("'", "''"),
+      'seconds >= {}': self.min_seconds,
+      'seconds <= {}': self.max_seconds,
+      'mtime_ns >= {}': nanoseconds(self.after),
+      'mtime_ns < {}': nanoseconds(self.before),
+      'video = {}': self.video,
+    }
+    return ' AND '.join(text.format(x) for text, x in asked.items() if x not in (None, ''))
 
 
 Where = Annotated[Only, fastapi.Depends()]
@@ -115,8 +108,7 @@ class Service:
     for count in TEXTS:
       encoder.texts(['a'] * count)
     if self.store.counts()[1]:
-      (text,) = querying.rows(encoder.texts(['a']))
-      querying.find(encoder, self.store, text.feature[0], by=text, rerank_k=64)
+      querying.search(encoder, self.store, ['a'])
     self.encoder, self.answering = encoder, answering
 
   async def wait(self) -> None:
@@ -162,9 +154,9 @@ class Service:
   ):
     """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
     if clip is not None:
-      return self._find(form, self._clip(clip).vector[0], top=k, where=only.where)
+      return self._find(form, self._clip(clip)[-1], top=k, where=only.where)
     if not q.strip():
-      raise fastapi.HTTPException(422, 'q: expected a text to search by.')
+      raise HTTPException(422, 'q: expected a text to search by.')
     by = self.text(q)
     asked = {'text': q, 'by': by, 'rerank_k': rerank}
     return self._find(form, by.feature[0], top=k, where=only.where, **asked)
@@ -190,14 +182,15 @@ class Service:
     with self._heavy:
       (cut,) = decode([(path, starts)], self.store.cutting, num_workers=1, timeout_s=_DECODE_S)
     if not cut.clips:
-      raise fastapi.HTTPException(422, f'it cannot be read: {cut.reason} {cut.detail}'.strip())
+      raise HTTPException(422, f'it cannot be read: {cut.reason} {cut.detail}'.strip())
     return cut
 
   def _clip(self, clip):
+    """Name of its video, (start, stop) and vector."""
     found = self.store.clips(f'clip = {clip}')
     if not len(found.id):
-      raise fastapi.HTTPException(404, f'the index has no clip {clip}.')
-    return found
+      raise HTTPException(404, f'the index has no clip {clip}.')
+    return found.name[0], (float(found.start[0]), float(found.stop[0])), found.vector[0]
 
   def path(self, video: int) -> str:
     """Where a video of the index lies, if that is below its folders."""
@@ -205,13 +198,11 @@ class Service:
       path = os.path.realpath(self.store.path(name))
       below = (os.path.join(os.path.realpath(folder), b'') for folder in self.store.folders)
       if not any(path.startswith(folder) for folder in below):
-        raise fastapi.HTTPException(
-          403, f'{show_name(name)} is a link to outside of the indexed folders.'
-        )
+        raise HTTPException(403, f'{show_name(name)} is a link to outside of the indexed folders.')
       if not os.path.isfile(path):
-        raise fastapi.HTTPException(404, f'{show_name(name)} is no longer there.')
+        raise HTTPException(404, f'{show_name(name)} is no longer there.')
       return os.fsdecode(path)
-    raise fastapi.HTTPException(404, f'the index has no video {video}.')
+    raise HTTPException(404, f'the index has no video {video}.')
 
   def video(self, video: int):
     """A video, or a range of its bytes."""
@@ -226,31 +217,28 @@ class Service:
     return responses.Response(self.store.strips([clip])[0], media_type='image/jpeg')
 
   def _make_copy(self, clip):
-    found = self._clip(clip)
-    span = self.path(key(found.name[0])), float(found.start[0]), float(found.stop[0])
+    name, span, _ = self._clip(clip)
+    path = self.path(key(name))
     with self._heavy:
-      (made,) = playing.prepare([span], copy_all=True)
+      (made,) = playing.prepare([(path, *span)], copy_all=True)
     if not made.copy:
-      raise fastapi.HTTPException(422, f'no copy can be made: {made.why_not}')
+      raise HTTPException(422, f'no copy can be made: {made.why_not}')
     return made.copy
 
   def explain(self, clip: int, q: Asked):
     """Shows which places of a clip each word rests on."""
-    found = self._clip(clip)
-    name, start, stop = found.name[0], float(found.start[0]), float(found.stop[0])
-    cut = self._cut(self.path(key(name)), (start,))
-    (segment, *_) = [x for x in cut.clips if x.stop == stop] or cut.clips
+    name, span, _ = self._clip(clip)
+    cut = self._cut(self.path(key(name)), span[:1])
+    (segment, *_) = [x for x in cut.clips if x.stop == span[1]] or cut.clips
     pixels = self.encoder.pixels([segment])[0]
     with self._heavy:
-      shown = explain.explain(
-        self.encoder.trained, self.store.shown(name), pixels, (start, stop), q
-      )
+      shown = explain.explain(self.encoder.trained, self.store.shown(name), pixels, span, q)
     return _page(explain.render(shown))
 
   def ask(self, video: int, question: Asked) -> dict:
     """Answers about a whole video and each of its clips."""
     if not self.answering:
-      raise fastapi.HTTPException(
+      raise HTTPException(
         409, 'no model that answers questions is loaded; start the server with --answers=...'
       )
     cut = self._cut(self.path(video))
@@ -335,7 +323,7 @@ def make_app(service: Service, *, hosts: frozenset[str] = frozenset(), token: st
   def problem(status, error):
     return responses.JSONResponse({'detail': str(error)}, status)
 
-  @app.exception_handler(RequestValidationError)
+  @app.exception_handler(exceptions.RequestValidationError)
   async def invalid(_, error):
     said = (f'{".".join(map(str, x["loc"][1:]))}: {x["msg"]}' for x in error.errors())
     return problem(422, '; '.join(said))
@@ -360,10 +348,9 @@ def bind(host: str, port: int) -> socket.socket:
   Raises:
     OSError: if another program has it, or it is none of this machine.
   """
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
-    return socket.create_server(
-      (host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET
-    )
+    return socket.create_server((host, port), family=family)
   except OSError as error:
     raise OSError(
       f'port {port} of {host} cannot be taken ({error.strerror}); another program may have '

@@ -218,10 +218,9 @@ class Store:
 
   def shown(self, name: bytes) -> str:
     """The name of a video for people: with its folder's, where there are several."""
-    path = self.path(name)
-    above = [os.path.dirname(folder) for folder in self.folders if len(self.folders) > 1]
-    below = [folder for folder in above or self.folders if path.startswith(folder)]
-    return show_name(os.path.relpath(path, max(below, key=len)))
+    number, below = _split(name)
+    above = os.path.basename(self.folders[number]) if len(self.folders) > 1 else b''
+    return show_name(os.path.join(above, below))
 
   def change(self, **values) -> None:
     """Changes what it says about itself."""
@@ -271,9 +270,8 @@ class Store:
       _write(self._kept, 'clip', clips, changed)
       _write(self._clips, 'clip', clips, changed)
       if changed:
-        old = among('video', changed)
-        if new := [x['clip'] for x in clips if x['video'] in changed]:
-          old += f' AND NOT {among("clip", new)}'
+        new = [-1, *(x['clip'] for x in clips)]  # SQL has no empty list.
+        old = f'{among("video", changed)} AND NOT {among("clip", new)}'
         self._clips.delete(old)
         self._kept.delete(old)
       _write(self._videos, 'video', videos, changed)
@@ -340,11 +338,9 @@ class Store:
     return self._as_clips(found.sort_by([('name', 'ascending'), ('start', 'ascending')]))
 
   def _as_clips(self, found):
-    columns = {name: found[name].combine_chunks() for name in _OF_CLIPS}
-    vector = columns.pop('vector').flatten().to_numpy().reshape(-1, self.about['vector'])
-    name = columns.pop('name').to_pylist()
-    number, *rest = (x.to_numpy() for x in columns.values())
-    return Clips(number, name, *rest, vector)
+    number, start, stop, seconds = (found[x].to_numpy() for x in 'clip start stop seconds'.split())
+    vector = found['vector'].combine_chunks().flatten().to_numpy().reshape(-1, self.about['vector'])
+    return Clips(number, found['name'].to_pylist(), start, stop, seconds, vector)
 
   def _kept_of(self, column, clips):
     """Returns what is kept of clips, in their order."""
