@@ -30,22 +30,18 @@ def convert(folder) -> Store:
     )
   try:
     with contextlib.closing(sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True)) as db:
-      return _copy(db, folder)
+      about = json.loads(db.execute('SELECT value FROM about').fetchone()[0])
+      about['folders'] = [about.pop('root_bytes')]
+      about['cutting']['spans'] = [about['cutting'].pop('span')]
+      about.pop('root', None)
+      store = Store.create(folder, about)
+      ends = 'ends' in [column[1] for column in db.execute('PRAGMA table_info(videos)')]
+      columns = f'id, name, size, mtime_ns, {"ends" if ends else "NULL"}, reason, detail'
+      videos = db.execute(f'SELECT {columns} FROM videos ORDER BY id')
+      while some := videos.fetchmany(_AT_ONCE):
+        store.put(*(_video(db, store, *row) for row in some))
   except (sqlite3.Error, KeyError, IndexError) as error:
     raise ValueError(f'{path} is no index, or a damaged one ({error}); index again.') from error
-
-
-def _copy(db, folder):
-  about = json.loads(db.execute('SELECT value FROM about').fetchone()[0])
-  about['folders'] = [about.pop('root_bytes')]
-  about['cutting']['spans'] = [about['cutting'].pop('span')]
-  about.pop('root', None)
-  store = Store.create(folder, about)
-  ends = 'ends' in [column[1] for column in db.execute('PRAGMA table_info(videos)')]
-  columns = f'id, name, size, mtime_ns, {"ends" if ends else "NULL"}, reason, detail'
-  videos = db.execute(f'SELECT {columns} FROM videos ORDER BY id')
-  while some := videos.fetchmany(_AT_ONCE):
-    store.put(*(_video(db, store, *row) for row in some))
   store.tidy()
   return store
 

@@ -57,9 +57,8 @@ def as_otio(store: Store, found: SearchResult) -> str:
       metadata={'alpro_jax': {'similarity': hit.similarity, 'match': hit.match}},
     )
 
-  timeline = otio.schema.Timeline(found.text)
-  timeline.tracks.append(otio.schema.Track('hits', [clip(hit) for hit in found.hits]))
-  return timeline.to_json_string()
+  track = otio.schema.Track('hits', [clip(hit) for hit in found.hits])
+  return otio.schema.Timeline(found.text, [track]).to_json_string()
 
 
 def _printable(path):

@@ -149,8 +149,8 @@ def find(
   near, videos = _features(encoder, store, hits[:count], clips.vector[:count])
   margin, calibrated = np.full(len(hits), -np.inf), False
   if near:
-    for i, far in zip(near, encoder.far_clips(videos), strict=True):
-      hits[i] = hits[i]._replace(far=far)
+    for i, why in zip(near, encoder.far_clips(videos), strict=True):
+      hits[i] = hits[i]._replace(far=why)
   if near and rerank_k:
     rows = np.arange(len(near))  # Of videos and of scores, which are those of `near`.
     scores = encoder.scorer.matching_by_video(by, videos, np.zeros_like(rows), rows)
@@ -160,10 +160,8 @@ def find(
       hits[i] = hits[i]._replace(match=match)
   hits = [hits[i] for i in np.argsort(-margin, kind='stable')]
   read = len(near) if rerank_k else 0
-  strange = encoder.far_text(text, by) if by else ''
-  return SearchResult(
-    text, suppress(hits)[:top], read, time.monotonic() - start, strange, calibrated
-  )
+  far = encoder.far_text(text, by) if by else ''
+  return SearchResult(text, suppress(hits)[:top], read, time.monotonic() - start, far, calibrated)
 
 
 def suppress(hits: Sequence[Hit]) -> list[Hit]:

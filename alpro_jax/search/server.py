@@ -154,12 +154,11 @@ class Service:
   ):
     """Finds clips by a text `q`, or those like a `clip`; `form` is json, csv or otio."""
     if clip is not None:
-      return self._find(form, self._clip(clip)[-1], top=k, where=only.where)
+      return self._find(form, self._clip(clip)[-1], k, only)
     if not q.strip():
       raise HTTPException(422, 'q: expected a text to search by.')
     by = self.text(q)
-    asked = {'text': q, 'by': by, 'rerank_k': rerank}
-    return self._find(form, by.feature[0], top=k, where=only.where, **asked)
+    return self._find(form, by.feature[0], k, only, text=q, by=by, rerank_k=rerank)
 
   def search_by_example(self, file: Upload, only: Where, k: Top = 50, form: Form = 'json'):
     """Finds clips like a video or a picture."""
@@ -170,10 +169,10 @@ class Service:
     with self._heavy:
       vector = self.encoder.videos(list(clips)).feature.mean(0)
     vector /= max(float(np.linalg.norm(vector)), 1e-6)
-    return self._find(form, vector, top=k, where=only.where)
+    return self._find(form, vector, k, only)
 
-  def _find(self, form, vector, **options):
-    found = querying.find(self.encoder, self.store, vector, **options)
+  def _find(self, form, vector, k, only, **asked):
+    found = querying.find(self.encoder, self.store, vector, top=k, where=only.where, **asked)
     kind, text = exchange.FORMS[form]
     headers = {} if form == 'json' else {'content-disposition': f'attachment; filename=hits.{form}'}
     return responses.Response(text(self.store, found), media_type=kind, headers=headers)
@@ -218,9 +217,8 @@ class Service:
 
   def _make_copy(self, clip):
     name, span, _ = self._clip(clip)
-    path = self.path(key(name))
     with self._heavy:
-      (made,) = playing.prepare([(path, *span)], copy_all=True)
+      (made,) = playing.prepare([(self.path(key(name)), *span)], copy_all=True)
     if not made.copy:
       raise HTTPException(422, f'no copy can be made: {made.why_not}')
     return made.copy
