@@ -58,7 +58,7 @@ def as_otio(store: Store, found: SearchResult) -> str:
     )
 
   track = otio.schema.Track('hits', [clip(hit) for hit in found.hits])
-  return otio.schema.Timeline(found.text, [track]).to_json_string()
+  return otio.schema.Timeline(found.text, [track]).to_json_string(indent=1)
 
 
 def _printable(path):
