@@ -275,6 +275,14 @@ def test_a_search_looks_where_it_is_asked_to(store):
   assert not Only().where and found(min_seconds=0, after=datetime.date(1900, 1, 1)) == [9, 2, 1, 0]
 
 
+def test_where_there_is_nothing_nothing_is_found(store):
+  with pytest.raises(ValueError, match='holds no clip; index a folder first'):
+    querying.search(NumpyEncoder(), store, ['x'])
+  put(store, b'a.mp4', [row(1.0)])
+  (found,) = querying.search(NumpyEncoder(), store, ['x'], where='seconds > 99')
+  assert not found.hits and not found.read
+
+
 def test_above_some_size_vectors_are_found_by_their_neighbourhood(store, monkeypatch):
   monkeypatch.setattr(storing, 'EXACT', 300)
   rng = np.random.default_rng(0)
@@ -705,6 +713,7 @@ def test_folders_are_added_and_may_move(tmp_path, byte_videos, encoder):
   assert store.counts() == (2, 2)
   (found,) = querying.search(encoder, store, ['x'], top=1, rerank_k=0)
   assert found[0].path == str(moved / 'a.mp4')
+  assert {store.shown(name) for name in store.files()} == {'videos/a.mp4', 'moved/a.mp4'}
 
 
 def test_of_overlapping_hits_the_best_stays(tmp_path, encoder):

@@ -182,11 +182,7 @@ def suppress(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _features(encoder, store, hits, vectors):
-  """VideoFeatures of clips, from the index or from their videos.
-
-  Returns:
-    the numbers of those that could be had, and their features; None if there is none.
-  """
+  """The numbers of hits whose clips could be had, and VideoFeatures of these, None of none."""
   if not hits:
     return [], None
   if store.about['tokens']:
