@@ -304,7 +304,7 @@ def serve():
 def ask(video, *questions):
   """Answers questions about a video."""
   from alpro_jax.data.cut import decode
-  from alpro_jax.evaluation import familiarity, page
+  from alpro_jax.evaluation import page
   from alpro_jax.search import indexing
 
   if not os.path.isfile(video):
@@ -321,13 +321,11 @@ def ask(video, *questions):
     whole, each = encoder.ask(cut, question)
     print(question)
     for answers in each if len(each) > 1 else ():
-      honest = answers.calibrated and not answers.far
       span = f'{page.format_time(answers.start)} - {page.format_time(answers.stop)}'
       print(
         f'  {span:>17}   '
         + ', '.join(
-          f'{printable(text)} {familiarity.show(share, honest).strip()}'
-          for text, share in answers.top
+          f'{printable(text)} {answers.show(share).strip()}' for text, share in answers.top
         )
       )
       _say_far(answers.far)
@@ -337,8 +335,7 @@ def ask(video, *questions):
       sep='',
     )
     for text, share in whole.top:
-      shown = familiarity.show(share, whole.calibrated and not whole.far)
-      print(f'    {shown}  {printable(text)}')
+      print(f'    {whole.show(share)}  {printable(text)}')
     _say_far(whole.far)
 
 

@@ -26,6 +26,10 @@ class Answers(NamedTuple):
   calibrated: bool  # Whether the probabilities are worth what they say.
   far: str = ''  # Why the clip or the question is far from those of training.
 
+  def show(self, share: float) -> str:
+    """A probability, as familiarity.show: no percentage where that would promise too much."""
+    return familiarity.show(share, self.calibrated and not self.far)
+
 
 class Encoder:
   """Encodes clips as the evaluation of the model's run would show them.

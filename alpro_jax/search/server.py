@@ -28,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alpro_jax.data import playing
 from alpro_jax.data.cut import CutVideo, decode
-from alpro_jax.evaluation import explain, familiarity, page
+from alpro_jax.evaluation import explain, page
 from alpro_jax.evaluation.encoder import TEXTS, Encoder
 from alpro_jax.evaluation.scorer import TextFeatures
 from alpro_jax.search import exchange, querying
@@ -244,11 +244,7 @@ class Service:
       whole, each = self.answering.ask(cut, question)
 
     def said(one):
-      honest = one.calibrated and not one.far
-      top = [
-        {'answer': text, 'share': share, 'shown': familiarity.show(share, honest).strip()}
-        for text, share in one.top
-      ]
+      top = [{'answer': x, 'share': p, 'shown': one.show(p).strip()} for x, p in one.top]
       return {'start': one.start, 'stop': one.stop, 'answers': top, 'far': one.far}
 
     return said(whole) | {'question': question, 'spans': [said(one) for one in each]}
