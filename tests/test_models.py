@@ -650,7 +650,7 @@ class ToyEncoder(nn.Module):
     video = timesformer.normalize_pixels(video)
     pixels = einops.reduce(video, 'b t (h p) (w q) c -> b (h w) (p q c)', 'mean', p=p, q=p)
     init = layers.uniform_fan_in(pixels.shape[-1])
-    embed = layers.dense(self.config.width, ('pixels', 'embed'), jnp.float32, init, name='patches')
+    embed = layers.dense(self.config.width, ('pixels', 'embed'), self.options, init, name='patches')
     patches = embed(pixels)
     return jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from alpro_jax.models import attention, encoders, fused, layers, stack
+from alpro_jax.models import attention, encoders, fused, layers, matmul, stack
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALPRO's.
 # What an option of config.model may be.
@@ -190,7 +190,7 @@ class Classifier(nn.Module):
 
 def _head(features, fan_in, axes, name=None):
   init = layers.uniform_fan_in(fan_in)
-  return layers.dense(features, axes, jnp.float32, init, init, name=name)
+  return layers.dense(features, axes, layers.ComputeOptions(jnp.float32), init, init, name=name)
 
 
 class Alpro(nn.Module):
@@ -250,13 +250,17 @@ class Alpro(nn.Module):
     config, mesh = self.config, self.mesh
     # The devices it is compiled for may not be those of this process.
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    dtype = jnp.dtype(config.dtype)
+    replaced = fused.LAYERS if config.implementation == 'fused' else ()
+    if dtype == jnp.bfloat16 and device.platform == 'cpu':
+      replaced += ((jax.lax.dot_general, matmul.dot_general),)
     return layers.ComputeOptions(
-      dtype=jnp.dtype(config.dtype),
+      dtype=dtype,
       kernel=attention.choose_kernel(config.attention_impl, device),
       remat=config.remat,
       scan=config.scan_layers,
       mesh=mesh,
-      replaced=fused.LAYERS if config.implementation == 'fused' else (),
+      replaced=replaced,
     )
 
   def encode_video(self, video: jax.Array, *, train: bool) -> Encoding:

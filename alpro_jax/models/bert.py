@@ -201,7 +201,7 @@ class MlmHead(nn.Module):
     config, options = self.config, self.options
     init = nn.initializers.normal(config.matrix_std)
     axes = ('embed', 'embed_out')
-    x = layers.dense(config.width, axes, options.dtype, init, name='transform')(x)
+    x = layers.dense(config.width, axes, options, init, name='transform')(x)
     x = options.layer_norm(EPSILON, name='norm')(options.choose(layers.gelu)(x))
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
     return x, self.param('bias', init, (config.vocab_size,))

@@ -30,15 +30,21 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 def dense(
   features: int,
   axes: tuple[str, str],
-  dtype: jnp.dtype,
+  options: 'ComputeOptions',
   kernel_init: Initializer,
   bias_init: Initializer = nn.initializers.zeros,
   *,
   name: str | None = None,
 ) -> nn.Dense:
   """A float32 Dense whose kernel carries its logical axes; see sharding.RULES."""
-  kernel_init = nn.with_logical_partitioning(kernel_init, axes)
-  return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+  return nn.Dense(
+    features,
+    dtype=options.dtype,
+    kernel_init=nn.with_logical_partitioning(kernel_init, axes),
+    bias_init=bias_init,
+    dot_general=options.choose(jax.lax.dot_general),
+    name=name,
+  )
 
 
 class Attention(nn.Module):
@@ -86,7 +92,7 @@ class Attention(nn.Module):
       raise ValueError(f'{self.heads=} must divide {width=}.')
 
     def project(name, x):
-      y = dense(width, ('embed', 'heads'), self.options.dtype, self.kernel_init, name=name)(x)
+      y = dense(width, ('embed', 'heads'), self.options, self.kernel_init, name=name)(x)
       return einops.rearrange(y, '... l (a k) -> ... l a k', a=self.heads)
 
     query = project('query', first_tokens(x, query_tokens) if query_tokens else x)
@@ -99,7 +105,7 @@ class Attention(nn.Module):
     if query_tokens:
       attend = functools.partial(_attend_by_type, attend, query_tokens)
     out = einops.rearrange(attend(query, key, value, mask, rng=rng), '... l a k -> ... l (a k)')
-    return dense(width, ('heads', 'embed'), self.options.dtype, self.kernel_init, name='out')(out)
+    return dense(width, ('heads', 'embed'), self.options, self.kernel_init, name='out')(out)
 
 
 def _attend_by_type(attend, counts, query, key, value, mask, *, rng):
@@ -153,10 +159,10 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    width, dtype, init = x.shape[-1], self.options.dtype, self.kernel_init
-    x = dense(self.size, ('embed', 'mlp'), dtype, init, name='fc1')(x)
-    x = self.options.choose(ACTIVATIONS[self.activation])(x)
-    return dense(width, ('mlp', 'embed'), dtype, init, name='fc2')(x)
+    width, options, init = x.shape[-1], self.options, self.kernel_init
+    x = dense(self.size, ('embed', 'mlp'), options, init, name='fc1')(x)
+    x = options.choose(ACTIVATIONS[self.activation])(x)
+    return dense(width, ('mlp', 'embed'), options, init, name='fc2')(x)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -193,7 +199,7 @@ class ComputeOptions:
     remat: what is kept for the backward pass, one of stack.REMAT.
     scan: run the layers of a stack as a loop, compiled once.
     mesh: of the devices that the batch is sharded over; None if it is not.
-    replaced: pairs of a layer and what stands in for it; see `choose`.
+    replaced: pairs of a layer or function and what stands in for it; see `choose`.
   """
 
   dtype: jnp.dtype

@@ -215,7 +215,7 @@ class DividedBlock(Block):
     y = self._drop(self._attend(places, 'temporal_'), drop_path, *keys[:2])
     init = nn.initializers.normal(config.temporal_fc_std)
     axes = ('embed', 'embed_out')
-    y = layers.dense(config.width, axes, self.options.dtype, init, name='temporal_fc')(y)
+    y = layers.dense(config.width, axes, self.options, init, name='temporal_fc')(y)
     frames = einops.rearrange(places + y, 'b n t d -> b t n d')
 
     copies = jnp.broadcast_to(class_token[:, None], (*frames.shape[:2], 1, config.width))
@@ -249,9 +249,7 @@ class Encoder(nn.Module):
     t = video.shape[1]
     pixels, grid = patches(video, config, options.dtype)
     init = layers.uniform_fan_in(pixels.shape[-1])
-    embed = layers.dense(
-      config.width, ('pixels', 'embed'), options.dtype, init, init, name='patch_embed'
-    )
+    embed = layers.dense(config.width, ('pixels', 'embed'), options, init, init, name='patch_embed')
     class_token, positions, times = self._embeddings(grid, t)
     x = embed(pixels) + positions + times[:, None]
     key, layers_key = split(self.make_rng('dropout') if train else None, 2)

@@ -180,7 +180,7 @@ class Block(nn.Module):
       )
       start = nn.initializers.normal(config.temporal_fc_std)
       axes = ('embed', 'embed_out')
-      y = layers.dense(config.width, axes, options.dtype, start, name='temporal_fc')(y)
+      y = layers.dense(config.width, axes, options, start, name='temporal_fc')(y)
       x = x + jnp.swapaxes(drop_sequences(y, drop_path, keys[4]) if config.drop_path else y, 1, 2)
     attend = chosen(config.heads, options, init, causal=self.causal, name='attention')
     extra = {} if turns is None else {'rotary': turns}
@@ -202,7 +202,7 @@ class AttentionPool(nn.Module):
     init, width = nn.initializers.normal(config.matrix_std), config.width
 
     def project(name, x, axes=('embed', 'heads')):
-      return layers.dense(width, axes, options.dtype, init, name=name)(x)
+      return layers.dense(width, axes, options, init, name=name)(x)
 
     def heads(x):
       return einops.rearrange(x, '... l (a k) -> ... l a k', a=config.pool_heads)
