@@ -253,7 +253,7 @@ class Alpro(nn.Module):
     dtype = jnp.dtype(config.dtype)
     replaced = fused.LAYERS if config.implementation == 'fused' else ()
     if dtype == jnp.bfloat16 and device.platform == 'cpu':
-      replaced += ((jax.lax.dot_general, matmul.dot_general),)
+      replaced += ((nn.Dense, matmul.Dense),)
     return layers.ComputeOptions(
       dtype=dtype,
       kernel=attention.choose_kernel(config.attention_impl, device),

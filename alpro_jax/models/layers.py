@@ -37,13 +37,9 @@ def dense(
   name: str | None = None,
 ) -> nn.Dense:
   """A float32 Dense whose kernel carries its logical axes; see sharding.RULES."""
-  return nn.Dense(
-    features,
-    dtype=options.dtype,
-    kernel_init=nn.with_logical_partitioning(kernel_init, axes),
-    bias_init=bias_init,
-    dot_general=options.choose(jax.lax.dot_general),
-    name=name,
+  kernel_init = nn.with_logical_partitioning(kernel_init, axes)
+  return options.choose(nn.Dense)(
+    features, dtype=options.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
   )
 
 
@@ -199,7 +195,7 @@ class ComputeOptions:
     remat: what is kept for the backward pass, one of stack.REMAT.
     scan: run the layers of a stack as a loop, compiled once.
     mesh: of the devices that the batch is sharded over; None if it is not.
-    replaced: pairs of a layer or function and what stands in for it; see `choose`.
+    replaced: pairs of a layer and what stands in for it; see `choose`.
   """
 
   dtype: jnp.dtype

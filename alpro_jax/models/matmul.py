@@ -1,8 +1,8 @@
-"""Products of bfloat16 matrices on a CPU, in the only form that XLA hands to a fast library.
+"""A Dense of bfloat16 for CPUs: its products in the form that XLA has a fast library for.
 
 Processors with AVX512_BF16 or AMX multiply bfloat16 twice as fast as float32. XLA lets them
-where rows of the left side meet columns of the right one, both as they lie in memory; with
-jax 0.10 where the result is float32, too. Other forms, such as the gradients of a layer,
+where rows of the left side meet columns of the right one, both as they lie in memory, and,
+with jax 0.10, where the result is float32. Other forms, such as the gradients of a Dense,
 take as long as float32 or longer (docs/performance.md).
 """
 
@@ -10,48 +10,45 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def dot_general(
-  x: jax.Array,
-  kernel: jax.Array,
-  dimension_numbers: tuple,
-  precision: jax.lax.PrecisionLike = None,
-  preferred_element_type: jnp.dtype | None = None,
-) -> jax.Array:
-  """Stands in for lax.dot_general in a Dense; products are summed up in float32.
+class Dense(nn.Dense):
+  """nn.Dense that sums up in float32, gradients too, and rounds once."""
 
-  Args:
-    x: bfloat16[..., K].
-    kernel: bfloat16[K, N].
-    dimension_numbers: of a Dense: the last axis of x meets the first of the kernel.
-    precision: has no meaning for bfloat16.
-    preferred_element_type: None, for bfloat16.
-  Returns:
-    bfloat16[..., N].
-  """
-  del precision
-  axis = x.ndim - 1
-  if dimension_numbers != (((axis,), (0,)), ((), ())) or preferred_element_type:
-    raise ValueError(f'{dimension_numbers=}, {preferred_element_type=}: not those of a Dense.')
-  rows = x.reshape(math.prod(x.shape[:axis]), x.shape[axis])
-  return _product(rows, kernel).reshape(*x.shape[:axis], kernel.shape[1])
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., K] -> [..., N]."""
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
+    bias = self.param('bias', self.bias_init, (self.features,))
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(self.dtype)
+    out = _affine(rows, kernel, bias)
+    return out.reshape(*x.shape[:-1], self.features)
+
+
+def _multiply(x, y):
+  return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def _product(x, kernel):
-  """[M, K] and [K, N] -> [M, N]."""
-  return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+def _affine(x, kernel, bias):
+  """bfloat16[M, K], float32[K, N] and float32[N] -> bfloat16[M, N]."""
+  return _forward(x, kernel, bias)[0]
 
 
-def _forward(x, kernel):
-  return _product(x, kernel), (x, kernel)
+def _forward(x, kernel, bias):
+  kernel = kernel.astype(x.dtype)
+  return (_multiply(x, kernel) + bias).astype(x.dtype), (x, kernel)
 
 
 def _backward(saved, cotangent):
   x, kernel = saved
-  return _product(cotangent, _turned(kernel)), _product(_turned(x), cotangent)
+  of_x = _multiply(cotangent, _turned(kernel)).astype(x.dtype)
+  of_kernel = _multiply(_turned(x), cotangent)
+  # A sum of bfloat16 would be one of bfloat16 again, piece by piece.
+  of_bias = _multiply(jnp.ones((1, len(x)), x.dtype), cotangent)[0]
+  return of_x, of_kernel, of_bias
 
 
 def _turned(x):
@@ -59,4 +56,4 @@ def _turned(x):
   return with_layout_constraint(x.T, Layout((0, 1)))
 
 
-_product.defvjp(_forward, _backward)
+_affine.defvjp(_forward, _backward)
