@@ -44,7 +44,7 @@ def _run(kind, batch_size, arguments):
   word, only = ('step', []) if kind == 'jax' else ('torch', [f'--only={kind}'])
   size = [f'--config.data.batch_size={batch_size}']
   if not any(x.startswith('--config.model.dtype') for x in arguments):
-    # What a CPU is fastest with.
+    # What a CPU computes in, unless bfloat16 is asked for.
     size.append('--config.model.dtype=float32')
   with tempfile.TemporaryDirectory() as folder:
     try:
