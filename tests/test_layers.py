@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +154,13 @@ def test_a_token_that_makes_a_length_even_is_not_seen(
 
 def test_a_layer_whose_kernel_drops_weights(no_cudnn, monkeypatch):
   """It pads nothing, and so draws as plain layers do."""
-  by_kernel = []
+  by_kernel, real = [], dropout_attention.attend
 
   def attend(*arguments, mesh):
     by_kernel.append(arguments[0].shape)
-    return dropout_attention.attend(*arguments, mesh=mesh, interpret=True)
+    return real(*arguments, mesh=mesh, interpret=True)
 
-  monkeypatch.setattr(
-    fused, 'dropout_attention', types.SimpleNamespace(attend=attend, fits=dropout_attention.fits)
-  )
+  monkeypatch.setattr(dropout_attention, 'attend', attend)
   x = jax.random.normal(jax.random.key(0), (3, 19, 32), 'bfloat16')
   mask = jnp.arange(19) < jnp.array([[19], [7], [9]])
   params = nn.unbox(layer('xla').init(jax.random.key(1), x))

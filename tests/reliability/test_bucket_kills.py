@@ -12,7 +12,8 @@ import pytest
 from alpro_jax import buckets
 from alpro_jax.train import checkpoints
 from tests import buckets_on_loopback, launched
-from tests.test_buckets import SMALL, make_set
+from tests.reliability.test_bucket_commands import SMALL
+from tests.test_buckets import make_set
 
 pytestmark = pytest.mark.reliability
 STEPS, KILLS = 12, 10
