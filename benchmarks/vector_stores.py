@@ -33,12 +33,10 @@ def make(count: int, width: int, queries: int, seed: int = 0):
     found = points + spread * rng.normal(size=points.shape)
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
-  vectors = np.concatenate(
-    [
-      around(centres[rng.integers(2_000, size=min(50_000, count - first))], 0.5)
-      for first in range(0, count, 50_000)
-    ]
-  )
+  vectors = np.empty((count, width), np.float32)  # Filled piece by piece: it may be 10 GB.
+  for first in range(0, count, 50_000):
+    size = min(50_000, count - first)
+    vectors[first : first + size] = around(centres[rng.integers(2_000, size=size)], 0.5)
   scale = float(np.linalg.norm(centres, axis=1).mean())
   return vectors, around(vectors[rng.integers(count, size=queries)] * scale, 0.5)
 
