@@ -56,7 +56,7 @@ def make_inputs(folder, clips=16):
     }
   )
   train = folder / 'world' / 'train'
-  for command in (
+  for name, *flags in (
     ['make_shapes_world', f'--output={folder}/world', f'--options={world}', '--workers=1'],
     [
       'prepare',
@@ -75,7 +75,6 @@ def make_inputs(folder, clips=16):
       f'--output={folder}/tokenizer.model',
     ],
   ):
-    name, *flags = command
     assert launched.run(name, *flags) == 0
 
 

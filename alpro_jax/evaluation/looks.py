@@ -95,7 +95,7 @@ def _limit(distances):
     return conformal(distances, KEPT)
   # Cube roots of sums of squares are nearly normal (Wilson and Hilferty 1931).
   root = np.float64(distances) ** (2 / 3)
-  # Student's quantile; scipy.stats has it too, and takes a second to import.
+  # Student's quantile; scipy.stats has it too, and takes long to import.
   times = special.stdtrit(count - 1, count / (count + 1)) * np.sqrt(1 + 1 / count)
   return (root.mean() + times * root.std(ddof=1)) ** 1.5
 

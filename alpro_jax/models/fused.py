@@ -109,11 +109,8 @@ class Attention(layers.Attention):
       return attention.attend(query, key, value, mask, kernel=kernel)
     *lead, queries, heads, _ = query.shape
     kept, share = draw_kept(rng, rate, (*lead, heads, queries, key.shape[-3]))
-    if query.shape == key.shape and self._by_kernel(query.shape[-1]):
-      from alpro_jax.models import dropout_attention
-
-      mesh = self.options.mesh
-      return dropout_attention.attend(query, key, value, mask, kept, share, mesh=mesh)
+    if query.shape == key.shape and (attend := self._kernel(query.shape[-1])):
+      return attend(query, key, value, mask, kept, share, mesh=self.options.mesh)
     return _attend_with_dropout(query, key, value, mask, kept, share)
 
   def __call__(
@@ -128,7 +125,7 @@ class Attention(layers.Attention):
     length = x.shape[-2]
     dropped = rng is not None and self.dropout > 0
     size = length
-    if not dropped or query_tokens or not self._by_kernel(x.shape[-1] // self.heads):
+    if not dropped or query_tokens or not self._kernel(x.shape[-1] // self.heads):
       size = padded_length(length, self.options.kernel, dropout=dropped)
     if size > length:
       x = _pad(x, -2, size)
@@ -141,14 +138,14 @@ class Attention(layers.Attention):
     parts = zip(layers.split_types(out, counts), query_tokens, strict=True)
     return jnp.concatenate([part[:, :n] for part, n in parts], axis=1)
 
-  def _by_kernel(self, size):
-    """Whether dropout_attention.py takes heads of this size; it pads for itself."""
+  def _kernel(self, size):
+    """The kernel of dropout_attention.py, which pads for itself; None if it is not to be used."""
     if self.options.kernel != 'pallas':
-      return False
-    # Here, since JAX's kernels take a quarter of a second to import.
+      return None
+    # Here, since Pallas takes a quarter of a second to import.
     from alpro_jax.models import dropout_attention
 
-    return dropout_attention.fits(self.options.dtype, size)
+    return dropout_attention.attend if dropout_attention.fits(self.options.dtype, size) else None
 
 
 class DividedBlock(timesformer.DividedBlock):

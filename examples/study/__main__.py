@@ -65,11 +65,13 @@ def main():
     study = Study(_WORLD.value, pathlib.Path(_OUTPUT.value), pathlib.Path(_RESULTS.value))
     study.make_sets()
     if _LABELS.value:
-      for seed in map(int, _SEEDS.value or plan.seeds(study.name, 'alpro')):
-        study.label_regions(seed)
-    for row in () if _LABELS.value else _ROWS.value or study.world.rows or plan.ROWS:
-      for seed in map(int, _SEEDS.value or plan.seeds(study.name, row)):
-        study.run(row, seed)
+      run, rows = study.label_regions, plan.labelled(study.name)
+    else:
+      run, rows = study.run, _ROWS.value or study.world.rows or plan.ROWS
+    for row in rows:
+      seeds = plan.seeds(study.name, 'alpro' if _LABELS.value else row)
+      for seed in map(int, _SEEDS.value or seeds):
+        run(row, seed)
   _write_page()
 
 
@@ -167,13 +169,8 @@ class Study:
     if row.pretrain is not None:
       flags_of_teacher = []
       if row.teaches:
-        flags_of_teacher = [
-          f'--config.prompter.checkpoint={prompter}',
-          f'--config.prompter.entities={self.data / row.entities}.txt',
-        ]
-        if row.learned_prompts:
-          prompts = self._learn_prompts(stages, row, prompter)
-          flags_of_teacher.append(f'--config.prompter.prompts={prompts}')
+        teacher = self._teacher(stages, row, prompter)
+        flags_of_teacher = [f'--config.prompter.{key}={x}' for key, x in teacher.items()]
       if row.start == 'prompter':
         flags_of_teacher.append(f'--config.train.init_from={prompter}')
       self._train(
@@ -186,28 +183,24 @@ class Study:
     for stage in tuned:  # Their figures are what is left.
       shutil.rmtree(folder / stage)
 
-  def label_regions(self, seed: int) -> None:
-    """Names regions as each row of plan.labelled does, and writes their files."""
-    for name in plan.labelled(self.name):
-      file = self.results / 'labels' / f'{name}_seed{seed}.json'
-      if file.exists() and not self._quick:
-        print(f'{file} is there.')
-        continue
-      row, start = plan.ROWS[name], time.monotonic()
-      prompter, folder = self._prompter(row, seed), self.folder / 'labels' / name / f'seed{seed}'
-      folder.mkdir(parents=True, exist_ok=True)
-      stages = Stages(folder, total=1 + row.learned_prompts)
-      self._train(stages, name, 'prompter', seed, prompter, row.captions)
-      from examples.study import runs
+  def label_regions(self, name: str, seed: int) -> None:
+    """Names regions as a row does, by a prompter alone, and writes its file."""
+    file = self.results / 'labels' / f'{name}_seed{seed}.json'
+    if file.exists() and not self._quick:
+      print(f'{file} is there.')
+      return
+    row, start = plan.ROWS[name], time.monotonic()
+    prompter, folder = self._prompter(row, seed), self.folder / 'labels' / name / f'seed{seed}'
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = Stages(folder, total=1 + row.learned_prompts)
+    self._train(stages, name, 'prompter', seed, prompter, row.captions)
+    from examples.study import runs
 
-      config = runs.get_config(f'{self.name},{name},pretrain')
-      config.prompter.checkpoint = str(prompter)
-      config.prompter.entities = f'{self.data / row.entities}.txt'
-      if row.learned_prompts:
-        config.prompter.prompts = self._learn_prompts(stages, row, prompter)
-      measure, clips = self._held_out()
-      found = measure.labels_of_prompter(prompter, config, clips(self.world.splits[0]))
-      self._write(file, name, seed, start, {f'labels.{key}': x for key, x in found.items()})
+    config = runs.get_config(f'{self.name},{name},pretrain')
+    config.prompter.update(self._teacher(stages, row, prompter))
+    measure, clips_of = self._held_out()
+    found = measure.labels_of_prompter(prompter, config, clips_of(self.world.splits[0]))
+    self._write(file, name, seed, start, {f'labels.{key}': x for key, x in found.items()})
 
   def _prompter(self, row, seed):
     """Its workdir; rows of equal captions and sizes share it."""
@@ -228,8 +221,11 @@ class Study:
     files.write_text(file, json.dumps(made, indent=1) + '\n')
     print(f'Written: {file}')
 
-  def _learn_prompts(self, stages, row, prompter):
-    """The file of prompts learned from the captions of training."""
+  def _teacher(self, stages, row, prompter):
+    """Options of config.prompter; learns prompts from the captions of training, if the row does."""
+    options = {'checkpoint': str(prompter), 'entities': f'{self.data / row.entities}.txt'}
+    if not row.learned_prompts:
+      return options
     file = prompter / 'prompts.npz'
     stages.run(
       'prompts',
@@ -237,11 +233,11 @@ class Study:
       'learn',
       f'--prompter={prompter}',
       f'--data={self.data / row.captions}',
-      f'--entities={self.data / row.entities}.txt',
+      f'--entities={options["entities"]}',
       f'--start={self.world.templates[0]}',
       f'--output={file}',
     )
-    return str(file)
+    return options | {'prompts': str(file)}
 
   def _train(self, stages, row, stage, seed, folder, captions, *more):
     config = f'examples/study/runs.py:{self.name},{row},{stage}'

@@ -177,7 +177,7 @@ ROWS = {
   'twice': Row('ALPRO, twice as wide and as deep', twice=True),
   'single_prompt': Row('one prompt for each entity', single_prompt=True),
   'learned_prompts': Row('prompts learned', learned_prompts=True),
-  # Added when the labels of one prompter had been seen, and before any run of it was.
+  # Added after the labels of one prompter were seen, before this row was trained or judged.
   'learned_surest': Row(
     'prompts learned, and the surest of four regions',
     {'loss.region_choice': 'confidence'},

@@ -53,18 +53,14 @@ def page(cell):
   return html.unescape(re.search(r'srcdoc="(.*?)" onload', out, re.S)[1])
 
 
+def evaluate(tiny, **settings):
+  """Runs evaluate.ipynb on the set and the videos."""
+  data = {'DATA': tiny / 'set', 'SPLIT': 'train', 'VIDEOS': tiny / 'world' / 'train' / 'videos'}
+  return execute('evaluate', tiny, **data, **settings)
+
+
 def test_evaluate(tiny):
-  videos = tiny / 'world' / 'train' / 'videos'
-  cells = execute(
-    'evaluate',
-    tiny,
-    CHECKPOINT=tiny / 'taken',
-    DATA=tiny / 'set',
-    SPLIT='train',
-    VIDEOS=videos,
-    OUTPUT=tiny / 'shown',
-    STYLE='full',
-  )
+  cells = evaluate(tiny, CHECKPOINT=tiny / 'taken', OUTPUT=tiny / 'shown', STYLE='full')
   assert 'on cpu 0\n' in said(cells['load'])
   assert 'taken, step 0' in said(cells['load'])
   figures = dict(re.findall(r'^(\S+) +([\d.]+) +[\d.]+ to [\d.]+$', said(cells['evaluate']), re.M))
@@ -88,15 +84,7 @@ def test_evaluate_of_image_text_weights(tiny):
   """Converted and not trained, so that nothing fuses."""
   weights = test_image_text.write(tiny / 'clip', test_image_text.make_params()[1])
   test_image_text.run(weights, tiny / 'towers', frames=2)
-  cells = execute(
-    'evaluate',
-    tiny,
-    CHECKPOINT=tiny / 'towers',
-    DATA=tiny / 'set',
-    SPLIT='train',
-    VIDEOS=tiny / 'world' / 'train' / 'videos',
-    OUTPUT=tiny / 'shown_towers',
-  )
+  cells = evaluate(tiny, CHECKPOINT=tiny / 'towers', OUTPUT=tiny / 'shown_towers')
   assert 'similarity/t2v_r1' in said(cells['evaluate'])
   assert 'By similarity' in said(cells['search'])
   assert 'a similarity of' in said(cells['explain'])
