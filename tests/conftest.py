@@ -65,3 +65,14 @@ def pytest_timeout_set_timer(item, settings):
   if settings.timeout:
     settings = settings._replace(timeout=patience.seconds(settings.timeout))
   return pytest_timeout.pytest_timeout_set_timer(item, settings)
+
+
+@pytest.fixture(params=['gs', 's3'])
+def bucket(request, tmp_path, monkeypatch):
+  """The address of a bucket on loopback, of both kinds."""
+  from tests import buckets_on_loopback  # With its servers, which few tests need.
+
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
+  opened = {'gs': buckets_on_loopback.gcs, 's3': buckets_on_loopback.s3}[request.param]
+  with opened() as (_, address):
+    yield address

@@ -15,14 +15,6 @@ from tests import buckets_on_loopback
 CLIPS = pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes' / 'clips'
 
 
-@pytest.fixture(params=['gs', 's3'])
-def bucket(request, tmp_path, monkeypatch):
-  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
-  opened = {'gs': buckets_on_loopback.gcs, 's3': buckets_on_loopback.s3}[request.param]
-  with opened() as (_, address):
-    yield address
-
-
 def test_a_lease_is_held_by_one_process_and_taken_over_from_a_dead_one(bucket, monkeypatch):
   place = f'{bucket}/run/lock'
   refused = pytest.raises(ValueError, match='process .* is at work in run')

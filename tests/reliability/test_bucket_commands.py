@@ -10,7 +10,7 @@ import pytest
 import alpro_jax
 from alpro_jax import buckets, files
 from alpro_jax.data import dataset
-from tests import buckets_on_loopback, launched
+from tests import launched
 
 pytestmark = pytest.mark.reliability
 
@@ -36,14 +36,7 @@ def run(name, *options):
   assert ended.returncode == 0, ended.stderr[-2000:]
 
 
-@pytest.mark.parametrize('server', [buckets_on_loopback.gcs, buckets_on_loopback.s3])
-def test_every_command(server, tmp_path, monkeypatch, capfd):
-  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
-  with server() as (_, bucket):
-    give_all(bucket, tmp_path, capfd)
-
-
-def give_all(bucket, tmp_path, capfd):
+def test_every_command(bucket, tmp_path, capfd):
   clips = sorted(x for x in CLIPS.iterdir() if x.suffix == '.mp4')
   captions, questions = [], []
   for clip, shape in zip(clips, ('disc', 'box', 'disc'), strict=True):
