@@ -37,7 +37,7 @@ def main():
         flops = 2 * _ROWS * layer[0] * layer[1] / 1e9
         figures = flops / _seconds(forward), 2 * flops / _seconds(backward)
         said = 'forward {:4.0f}, both gradients {:4.0f}'.format(*figures)
-        print(f'{dtype:9} {way:14} {layer[0]:4} -> {layer[1]:4}: {said}', flush=True)
+        print(f'{dtype:9} {way:20} {layer[0]:4} -> {layer[1]:4}: {said}', flush=True)
 
 
 def _by_jax(dense):
@@ -45,7 +45,6 @@ def _by_jax(dense):
     x, kernel, of_out = (
       jnp.ones(shape, dtype) for shape in ((_ROWS, width), (width, out), (_ROWS, out))
     )
-
     layer, bias = dense(out, dtype=dtype), jnp.ones(out)
 
     def product(x, kernel):

@@ -15,7 +15,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 class Dense(nn.Dense):
-  """nn.Dense that sums up in float32, gradients too, and rounds once."""
+  """nn.Dense, with a bias, that sums up in float32, gradients too, and rounds once."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def _backward(saved, cotangent):
   x, kernel = saved
   of_x = _multiply(cotangent, _turned(kernel)).astype(x.dtype)
   of_kernel = _multiply(_turned(x), cotangent)
-  # A sum of bfloat16 would be one of bfloat16 again, piece by piece.
+  # As a sum of bfloat16, XLA would round each of its pieces to bfloat16.
   of_bias = _multiply(jnp.ones((1, len(x)), x.dtype), cotangent)[0]
   return of_x, of_kernel, of_bias
 
