@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.extend import core as jax_core
+from jax.interpreters import partial_eval
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -215,8 +217,35 @@ def tree_sharding(boxed: Any, mesh) -> Any:
 def create(init, key: jax.Array, mesh) -> Any:
   """Allocates what `init(key)` returns, unboxed, each device its own part."""
   where = tree_sharding(jax.eval_shape(init, key), mesh)
+
+  def unboxed(key):
+    return nn.unbox(init(key))
+
+  if mesh.devices.flat[0].platform == 'cpu':
+    return _create_one_by_one(unboxed, key, where)
   with threefry_kernel():
-    return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(key)
+    return jax.jit(unboxed, out_shardings=where)(key)
+
+
+def _create_one_by_one(init, key, where):
+  """Does what jit does, for CPUs: there XLA compiles the draws of each parameter anew.
+
+  One operation after the other, a draw is compiled once for all parameters of a shape.
+  """
+  traced, shapes = jax.make_jaxpr(init, return_shape=True)(key)
+  # A module's init computes its outputs too, which nobody reads.
+  read, _ = partial_eval.dce_jaxpr(
+    traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True
+  )
+  values = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(read, traced.consts))(key)[::-1]
+
+  def place(shape, sharding):
+    # The last one, which is freed then: a model must not lie in memory twice. Copied by JAX:
+    # a step can write in place neither what two share nor what is NumPy's.
+    value = np.asarray(values.pop())
+    return jax.make_array_from_callback(shape.shape, sharding, lambda at: jnp.array(value[at]))
+
+  return jax.tree.map(place, shapes, where)
 
 
 @contextlib.contextmanager

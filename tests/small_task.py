@@ -7,6 +7,7 @@ from alpro_jax import sharding
 from alpro_jax.batch import SpecialTokens, VideoTextBatch
 from alpro_jax.tasks.base import TextInfo, weighted_loss
 from alpro_jax.tasks.registry import get_task
+from alpro_jax.tasks.shared import init_model
 from alpro_jax.train.step import make_gradients, step_key
 from configs import pretrain
 
@@ -37,6 +38,12 @@ def small_config(folder, task='pretrain'):
   path.write_text('disc 3\nring 2\ncross 1\n')
   config.prompter.update({'entities': str(path), 'num_entities': 3})
   return config
+
+
+def fresh_params(model, seed=0):
+  """Random parameters of an Alpro, unboxed, on the first device of this process."""
+  mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+  return sharding.create(lambda key: init_model(model, key), jax.random.key(seed), mesh)
 
 
 def small_task(config, mesh):

@@ -19,6 +19,7 @@ from alpro_jax.models.alpro import Alpro, AlproConfig, unit_length
 from alpro_jax.tasks.shared import init_model
 from configs import models
 from tests import small_task
+from tests.small_task import fresh_params
 
 B, T, L = 2, 4, 6
 
@@ -60,22 +61,14 @@ def make_batch(config, key=0):
 
 
 def make_params(config):
-  model = Alpro(config)
-
-  @jax.jit
-  def init(key):
-    boxed = model.init(key, *make_batch(config), method='init_all')
-    params = nn.unbox(boxed)['params']
-    # Biases and scales away from 0 and 1, as in a trained model.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [
-      x + 0.1 * jax.random.normal(k, x.shape) if x.ndim == 1 else x
-      for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
-
-  return init(jax.random.key(7))
+  leaves, tree = jax.tree.flatten(fresh_params(Alpro(config), 7))
+  # Biases and scales away from 0 and 1, as in a trained model.
+  keys = jax.random.split(jax.random.key(7), len(leaves))
+  noisy = [
+    x + 0.1 * jax.random.normal(k, x.shape) if x.ndim == 1 else x
+    for x, k in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(tree, noisy)
 
 
 @pytest.fixture(scope='module', params=timesformer.ATTENTIONS)
@@ -427,7 +420,7 @@ def test_a_scanned_stack_is_traced_once():
   def size(depth, scan):
     config = make_config(scan_layers=scan)
     config = dataclasses.replace(config, video=dataclasses.replace(config.video, depth=depth))
-    params = jax.eval_shape(lambda: make_params(config))
+    params = make_params(config)
     video = make_batch(config)[0]
     return len(
       jax.jit(lambda p: encode_video(config, p, video).tokens)

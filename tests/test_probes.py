@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from alpro_jax.evaluation import retrieval
 from alpro_jax.models import prompter
@@ -13,6 +12,7 @@ from alpro_jax.models.alpro import Alpro
 from alpro_jax.tasks.teacher import Teacher
 from examples.shapes import entity_probes, probes
 from tests import test_retrieval as small
+from tests.small_task import fresh_params
 
 
 def row(
@@ -197,13 +197,7 @@ def test_a_small_model_through_all_probes(model):
   config = jax.tree.map(lambda x: x, student.config)
   object.__setattr__(config, 'entities', 3)
   student = Alpro(config)
-  params = nn.unbox(
-    jax.jit(
-      lambda key: student.init(
-        key, videos[:1], np.ones((1, 12), np.int32), np.ones((1, 12), bool), method='init_all'
-      )
-    )(jax.random.key(1))['params']
-  )
+  params = fresh_params(student, 1)
   score = small.scorer((student, params), 2)
   found, texts, features = retrieval.retrieve(score, batches(), [[r['caption']] for r in truth])
   figures = probes.ask_all(score, found, features, truth)

@@ -5,16 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.evaluation import question_answering
 from alpro_jax.evaluation.question_answering import AskedQuestion
 from alpro_jax.evaluation.scorer import Scorer
 from alpro_jax.models.alpro import Alpro
-from alpro_jax.tasks.shared import init_model
 from tests import test_retrieval as small
 from tests.processes import run_two
+from tests.small_task import fresh_params
 
 ANSWERS = ('left', 'up', 'down')
 QUESTIONS = [
@@ -33,8 +32,7 @@ def make_model():
   module = Alpro(
     dataclasses.replace(small.small_config(), embed_size=0, match=False, mlm=False, answers=3)
   )
-  init = jax.jit(lambda key: nn.unbox(init_model(module, key)))
-  return module, init(jax.random.key(0))
+  return module, fresh_params(module)
 
 
 @pytest.fixture(scope='module')

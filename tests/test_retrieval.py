@@ -16,16 +16,15 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
-from flax import linen as nn
 
 from alpro_jax import metrics, sharding
 from alpro_jax.data import progress as progress_lines
 from alpro_jax.evaluation import candidates, retrieval
 from alpro_jax.evaluation import scorer as scoring_on_devices
 from alpro_jax.models.alpro import Alpro, AlproConfig
-from alpro_jax.tasks.shared import init_model
 from configs import models
 from tests.processes import run_two
+from tests.small_task import fresh_params
 
 CAPTIONS = [
   ['a red disc'],
@@ -73,8 +72,7 @@ def small_config():
 
 def make_model():
   module = Alpro(small_config())
-  init = jax.jit(lambda key: nn.unbox(init_model(module, key)))
-  return module, init(jax.random.key(0))
+  return module, fresh_params(module)
 
 
 @pytest.fixture(scope='module')

@@ -176,6 +176,31 @@ def test_take_rows_refuses_blocks_that_do_not_fit():
     sharding.take_rows(jnp.zeros((48, 2)), jnp.zeros(48, jnp.int32), sharding.make_mesh(), blocks=3)
 
 
+def test_initial_values_are_those_of_one_program_and_can_be_donated():
+  mesh = sharding.make_mesh(4, 2)
+
+  def init(key):
+    drawn = jax.random.normal(key, (8, 6))
+    jax.random.normal(jax.random.fold_in(key, 1), (8, 7))  # Not read.
+    return {'drawn': nn.Partitioned(drawn, ('embed', None)), 'again': drawn, 'zero': jnp.zeros(3)}
+
+  made = sharding.create(init, jax.random.key(5), mesh)
+  where = sharding.tree_sharding(jax.eval_shape(init, jax.random.key(5)), mesh)
+  at_once = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=where)(jax.random.key(5))
+  assert made['drawn'].sharding.spec == P('fsdp', None)
+  for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(at_once), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert (one.sharding, one.dtype, one.weak_type) == (other.sharding, other.dtype, False)
+
+  def addresses(tree):
+    return {part.data.unsafe_buffer_pointer() for part in tree.addressable_shards}
+
+  assert not addresses(made['drawn']) & addresses(made['again'])
+  before = addresses(made['drawn'])
+  after = jax.jit(lambda x: x + 1, donate_argnums=0)(made['drawn'])
+  assert addresses(after) == before
+
+
 def test_initial_values_are_drawn_by_a_kernel_on_gpus():
   def draw(key):
     return jax.random.normal(key, (8, 8))

@@ -13,8 +13,8 @@ from alpro_jax.evaluation import attribution
 from alpro_jax.models import layers, vit
 from alpro_jax.models.alpro import Alpro, AlproConfig
 from alpro_jax.models.layers import ComputeOptions
-from alpro_jax.tasks import shared
 from configs import models
+from tests.small_task import fresh_params
 
 FAMILIES = tuple(models.TINY_IMAGE_TEXT)
 TOLERANCE = 1e-5
@@ -27,8 +27,7 @@ def built(family, fused=True):
   values['video'] |= {'depth': 2, 'registers': 1, 'layer_scale': 0.5, 'width': 64}
   values['text'] = values['text'] | {'depth': 2, 'fusion_layer': 1} if fused else None
   model = Alpro(AlproConfig.from_dict(values))
-  params = nn.unbox(shared.init_model(model, jax.random.key(0)))
-  leaves, tree = jax.tree.flatten_with_path(params)
+  leaves, tree = jax.tree.flatten_with_path(fresh_params(model))
   keys = jax.random.split(jax.random.key(1), len(leaves))
 
   def redraw(path, leaf, key):

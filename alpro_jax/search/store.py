@@ -370,6 +370,8 @@ class Store:
 
 def _lancedb():
   """LanceDB and PyArrow, which a search alone needs."""
+  # It warns, line by line, of how it brings an index up to date, which is as it should be.
+  os.environ.setdefault('LANCEDB_LOG', 'error')
   try:
     import lancedb
     import pyarrow.compute
