@@ -89,7 +89,7 @@ class ToyBatches:
 @pytest.fixture
 def toy(monkeypatch):
   """Puts the toy in place of tasks and data; returns what tests may set."""
-  parts = SimpleNamespace(task=ToyTask(), at={}, digest='d1', measured=[])
+  parts = SimpleNamespace(task=ToyTask(), at={}, after={}, digest='d1', measured=[])
   tokenizer = SimpleNamespace(
     special=SpecialTokens(0, 1, 2, 3, 4),
     vocab_size=9,
@@ -114,6 +114,13 @@ def toy(monkeypatch):
     lambda config, s, t, *, start_step, batch_size, **_: (start_step, batch_size),
   )
   monkeypatch.setattr(feed, 'Feed', lambda where, mesh: ToyBatches(mesh, *where, parts.at))
+  add = Progress.add
+
+  def add_then(self, step, metrics):
+    add(self, step, metrics)
+    parts.after.pop(step, lambda: None)()
+
+  monkeypatch.setattr(Progress, 'add', add_then)
   before = logging.get_verbosity()
   logging.set_verbosity(logging.INFO)
   yield parts
@@ -364,9 +371,16 @@ def test_resumes_on_one_device(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(toy, tmp_path, number):
+@pytest.mark.parametrize('waiting', [False, True])
+def test_a_signal_saves_and_stops(toy, tmp_path, number, waiting):
   before = signal.getsignal(number)
-  toy.at[6] = lambda: os.kill(os.getpid(), number)
+
+  def stop():
+    os.kill(os.getpid(), number)
+    if waiting:
+      time.sleep(60)  # The data of step 8 does not come.
+
+  (toy.at if waiting else toy.after)[7] = stop
   outcome = loop.train(toy_config(checkpoint_every_steps=100), tmp_path)
   assert outcome == (7, False)
   assert signal.getsignal(number) is before
@@ -375,6 +389,14 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number):
   loop.train(toy_config(), tmp_path / 'straight')
   assert loop.train(toy_config(), tmp_path).finished
   assert_same_params(tmp_path / 'straight', tmp_path)
+
+
+def test_a_signal_before_the_first_batch_saves_nothing(toy, tmp_path):
+  toy.at[0] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  assert loop.train(toy_config(), tmp_path) == (0, False)
+  with pytest.raises(FileNotFoundError):
+    checkpoints.load_meta(tmp_path)
+  assert loop.train(toy_config(), tmp_path).finished
 
 
 @pytest.mark.parametrize('step', [6, 12])
@@ -414,7 +436,7 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1)
 
-  toy.at[6], over = stuck, threading.Event()
+  toy.after[6], over = stuck, threading.Event()
   # More threads than faulthandler tells of.
   others = [threading.Thread(target=over.wait) for _ in range(120)]
   for thread in others:
@@ -427,7 +449,7 @@ def test_a_stop_that_takes_too_long_ends(toy, tmp_path, monkeypatch, capfd):
   assert 'asked to stop 0.2 s ago' in log_of(tmp_path)
   assert 'in stuck' in capfd.readouterr().err
   # One that does not leaves no clock behind.
-  toy.at[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  toy.after[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
   loop.train(toy_config(stop_seconds=600), tmp_path)
   clocks = [
     t

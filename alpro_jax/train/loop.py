@@ -280,14 +280,16 @@ class _Trainer:
         due = ', before it was evaluated: that comes first next time' if self.due else ''
         logging.warning(f'stopped on request at step {self.step} of {steps}{due}')
     finally:
-      # Whatever ended the loop: a save that has begun is finished.
+      # Whatever ended the loop: a save that has begun is finished, and first: what reads
+      # the data may hang.
       self._begin('checkpoint', 'finishing the last save')
-      batches.close()
       try:
         best = self.store.best()
         self.store.close()
       finally:
         self.progress.close()
+        self._begin('input', 'ending the reading of data')
+        batches.close()
     self.goodput.write(now=True)
     if finished := self.step == steps and not self.due:
       rates = self.progress.summary()
@@ -305,16 +307,14 @@ class _Trainer:
 
   def _take_steps(self, batches):
     options, first = self.options, self.step + 1
-    while self.step < options.steps:
+    while self.step < options.steps and (batch := self._wait_for(batches)) is not None:
+      self._begin(
+        'compile' if self.step + 1 == first else 'steps',
+        f'at step {self.step + 1}, or at the end of the one before',
+      )
       # No implicit uploads in the loop: a Python number that slips into the
       # step would stall every device for it.
       with jax.transfer_guard_host_to_device('disallow'):
-        self._begin('input', f'waiting for the data of step {self.step + 1}')
-        batch = next(batches)
-        self._begin(
-          'compile' if self.step + 1 == first else 'steps',
-          f'at step {self.step + 1}, or at the end of the one before',
-        )
         self.state, metrics = self.plan.update.step(self.state, self.plan.frozen, batch)
         self.goodput.enter('steps')
       self.step += 1
@@ -335,6 +335,16 @@ class _Trainer:
         self._save(figures)
       if stopping or self.due:
         return
+    # Asked to stop while it waited: data that does not come must not cost what was learned.
+    if first <= self.step < options.steps:
+      self._save(None)
+
+  def _wait_for(self, batches):
+    """Returns the next batch; None if a single process is asked to stop before it is there."""
+    self._begin('input', f'waiting for the data of step {self.step + 1}')
+    with self.supervisor.interrupts():
+      return next(batches)
+    return None
 
   def _evaluate(self):
     """Returns the figures of this step; None if a stop came before them."""
