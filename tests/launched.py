@@ -1,9 +1,11 @@
 """Commands of launch/ run in this process, each with flags of its own."""
 
 import contextlib
+import io
 import pathlib
 import runpy
 import sys
+import warnings
 from unittest import mock
 
 from absl import flags
@@ -43,9 +45,23 @@ def _flags_of_its_own(script):
 def run(name: str, *options) -> int:
   """Runs launch/NAME.py to its end; returns the exit code."""
   script = str(ROOT / 'launch' / f'{name}.py')
-  with _flags_of_its_own(script), mock.patch.object(sys, 'argv', [script, *map(str, options)]):
+  with (
+    _flags_of_its_own(script),
+    mock.patch.object(sys, 'argv', [script, *map(str, options)]),
+    warnings.catch_warnings(),
+  ):
+    # So ml_collections reads a config that is a file's path.
+    warnings.filterwarnings('ignore', 'the load_module', DeprecationWarning)
     try:
       runpy.run_path(script, run_name='__main__')
     except SystemExit as end:
       return end.code or 0
   raise AssertionError(f'{script} did not end by sys.exit')
+
+
+def said(name: str, *options) -> tuple[int, str, str]:
+  """Runs launch/NAME.py to its end; returns the exit code, stdout and stderr."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = run(name, *options)
+  return code, out.getvalue(), err.getvalue()

@@ -22,7 +22,7 @@ from alpro_jax.tasks.shared import abstract_params
 from alpro_jax.train import checkpoints, identity
 from alpro_jax.train.state import TrainState
 from alpro_jax.weights import kept, tables, tensor_files
-from tests import original_files, patience, small_task, tiny_run
+from tests import launched, original_files, patience, small_task
 
 # Of the recorded model, which its tensors do not tell.
 SIZES = '--heads=4', '--fusion_layer=2'
@@ -30,14 +30,9 @@ SIZES = '--heads=4', '--fusion_layer=2'
 
 def convert(*options, fails=False):
   """Runs the command; returns what it printed."""
-  done = subprocess.run(
-    [sys.executable, tiny_run.ROOT / 'launch' / 'convert.py', *options],
-    capture_output=True,
-    text=True,
-    timeout=patience.seconds(300),
-  )
-  assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
-  return done.stderr if fails else done.stdout
+  code, out, errors = launched.said('convert', *options)
+  assert code == (2 if fails else 0), out + errors
+  return errors if fails else out
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import patience, tiny_run
+from tests import launched, patience, tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -20,6 +20,15 @@ def folder(tmp_path_factory):
 
 def examine(folder, *options):
   """Returns the exit code and what was printed."""
+  # The devices of tests would share what is free.
+  given = f'--config={folder / "tiny.py"}', '--config.machine.memory_gib=4', *options
+  code, out, errors = launched.said('doctor', *given)
+  assert 'Traceback' not in errors, errors[-2000:]
+  return code, out
+
+
+def examine_alone(folder, *options):
+  """As `examine`, in a process of its own that has one device."""
   done = subprocess.run(
     [sys.executable, ROOT / 'launch' / 'doctor.py', f'--config={folder / "tiny.py"}', *options],
     cwd=ROOT,
@@ -61,7 +70,7 @@ print(asked.errors)
 
 @pytest.mark.slow
 def test_a_run_that_can_start(folder):
-  code, out = examine(folder, f'--workdir={folder / "run"}')
+  code, out = examine_alone(folder, f'--workdir={folder / "run"}')
   assert code == 0 and out.endswith('Ready.\n'), out
   for line in (
     'ok       tokenizer:',
@@ -86,9 +95,9 @@ def test_what_main_refuses_for_memory_the_doctor_says(folder):
 
 @pytest.mark.slow
 def test_pairs_without_negatives(folder):
-  code, out = examine(folder, '--nostep', '--config.data.batch_size=4')
+  code, out = examine_alone(folder, '--nostep', '--config.data.batch_size=4')
   assert code == 0 and 'warning  negatives: A pair finds its negatives' in out
-  code, out = examine(folder, '--nostep', '--config.data.batch_size=1')
+  code, out = examine_alone(folder, '--nostep', '--config.data.batch_size=1')
   assert code == 1 and 'ERROR    run: A pair finds its negatives' in out
 
 

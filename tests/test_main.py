@@ -105,7 +105,6 @@ def check(name, code, messages):
 
 # Whatever is said before a device is asked for is said in this process too, in a tenth
 # of the time.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # Of ml_collections.
 @pytest.mark.parametrize('name', sorted({*MISTAKES} - OWN_PROCESS))
 def test_a_mistake_is_one_line(name, tmp_path, monkeypatch, capfd):
   monkeypatch.chdir(launched.ROOT)
