@@ -165,6 +165,7 @@ def _rescore(folder, _):
     asked = kept['asked']
   taken = {0: [], 64: []}
   for query in asked[:40]:
+    querying.find(encoder, store, query, rerank_k=64, by=by)  # Both find what is in memory then.
     for count, spent in taken.items():
       before = _cpu()
       found = querying.find(encoder, store, query, rerank_k=count, by=by)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 SIZE = 48  # Frames are made smaller as long as their shorter side keeps as many pixels.
 _LEVELS = 3  # Of a pyramid: edges of 1, 2 and 4 pixels.
@@ -93,9 +92,11 @@ def _limit(distances):
   """`conformal`; of few, what their spread says, as often exceeded as the largest."""
   if (count := len(distances)) >= _FEW:
     return conformal(distances, KEPT)
+  from scipy import special  # Takes a quarter of a second to import; scipy.stats takes longer.
+
   # Cube roots of sums of squares are nearly normal (Wilson and Hilferty 1931).
   root = np.float64(distances) ** (2 / 3)
-  # Student's quantile; scipy.stats has it too, and takes long to import.
+  # Student's quantile.
   times = special.stdtrit(count - 1, count / (count + 1)) * np.sqrt(1 + 1 / count)
   return (root.mean() + times * root.std(ddof=1)) ** 1.5
 
