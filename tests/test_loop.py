@@ -391,6 +391,19 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number, waiting):
   assert_same_params(tmp_path / 'straight', tmp_path)
 
 
+def test_a_signal_before_it_waits_is_not_lost(toy, tmp_path, monkeypatch):
+  wait = loop._Trainer._wait_for
+
+  def asked_before(trainer, batches):
+    if trainer.step == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return wait(trainer, batches)
+
+  monkeypatch.setattr(loop._Trainer, '_wait_for', asked_before)
+  assert loop.train(toy_config(checkpoint_every_steps=100), tmp_path) == (7, False)
+  assert checkpoints.load_meta(tmp_path)['step'] == 7
+
+
 def test_a_signal_before_the_first_batch_saves_nothing(toy, tmp_path):
   toy.at[0] = lambda: os.kill(os.getpid(), signal.SIGTERM)
   assert loop.train(toy_config(), tmp_path) == (0, False)

@@ -105,8 +105,8 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     plan = plan._replace(frozen=frozen)
     if config.data.features:
       goodput.enter('input')
-      with supervisor.interrupts():
-        plan = plan._replace(features=features.prepare(plan, state, supervisor.doing))
+      prepare = functools.partial(features.prepare, plan, state, supervisor.doing)
+      plan = plan._replace(features=supervisor.interruptible(prepare))
       if not plan.features:
         logging.warning('stopped on request; what is made of %s stays', features.OPTION)
         store.close()
@@ -342,24 +342,26 @@ class _Trainer:
   def _wait_for(self, batches):
     """Returns the next batch; None if a single process is asked to stop before it is there."""
     self._begin('input', f'waiting for the data of step {self.step + 1}')
-    with self.supervisor.interrupts():
-      return next(batches)
-    return None
+    return self.supervisor.interruptible(lambda: next(batches))
 
   def _evaluate(self):
     """Returns the figures of this step; None if a stop came before them."""
     found = {}
     self._begin('evaluation', f'evaluating step {self.step}')
     logging.info('step %d: evaluating', self.step)
+
+    def evaluate():
+      for evaluation in self.evaluations:
+        found.update(evaluation(self.plan, self.state.model, self.step))
+      figures = {name: value for name, value in found.items() if not np.ndim(value)}
+      said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
+      logging.info('step %d: %s', self.step, said)
+      self.progress.write(self.step, found)
+      self.due, self.figures = False, figures
+
     try:
-      with self.progress.paused(), self.supervisor.interrupts():
-        for evaluation in self.evaluations:
-          found |= evaluation(self.plan, self.state.model, self.step)
-        figures = {name: value for name, value in found.items() if not np.ndim(value)}
-        said = '  '.join(f'{name} {value:.4g}' for name, value in sorted(figures.items()))
-        logging.info('step %d: %s', self.step, said)
-        self.progress.write(self.step, found)
-        self.due, self.figures = False, figures
+      with self.progress.paused():
+        self.supervisor.interruptible(evaluate)
     except Exception:
       # What was learned since the last save is not lost with the evaluation.
       # Several processes need not all have failed, and save only together.
@@ -367,7 +369,7 @@ class _Trainer:
         self._save(None)
       raise
     self.goodput.enter('steps')
-    return None if self.due else figures
+    return None if self.due else self.figures
 
   def _save(self, figures, replace=False):
     # Save nothing that was computed from a loss that is not finite.

@@ -6,7 +6,6 @@ waits for the others, and only the one that waits for something else is the
 cause. So every host says what it was doing, once for each standstill.
 """
 
-import contextlib
 import faulthandler
 import os
 import signal
@@ -14,11 +13,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
+T = TypeVar('T')
 # 128 + SIGTERM, as shells say it.
 STOPPED = 143
 
@@ -71,21 +73,21 @@ class Supervisor:
         self._asked = time.monotonic()
     return self._asked is not None
 
-  @contextlib.contextmanager
-  def interrupts(self):
-    """Breaks off what is inside, silently, when a stop is asked for.
+  def interruptible(self, call: Callable[[], T]) -> T | None:
+    """Returns what `call` does; None, and at once, if a stop is asked for or has been.
 
     For work that may be left undone and takes longer than a scheduler waits.
     One process alone: several must break off at the same place.
     """
-    self._interrupts = True
     try:
+      self._interrupts = True
       if self._asked and jax.process_count() == 1:
         raise _Interrupted
-      yield
+      result = call()
       self._interrupts = False  # Inside: from here on nothing is raised.
+      return result
     except _Interrupted:
-      pass
+      return None
     finally:
       self._interrupts = False
 
