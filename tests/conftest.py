@@ -4,11 +4,12 @@ With ALPRO_TEST_DEVICE=gpu the tests run on the GPU instead, as it is used, and 
 that are marked `gpu` run too.
 """
 
-import atexit
+import gc
+import hashlib
 import os
 import pathlib
+import platform
 import shutil
-import tempfile
 
 import jax
 import pytest
@@ -21,6 +22,9 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
   filter(None, (str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH')))
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Tracing makes many objects and few circles: looking for these after every 700 takes an
+# eighth of the tests' time.
+gc.set_threshold(50_000, 20, 20)
 ON_GPU = os.environ.get('ALPRO_TEST_DEVICE') == 'gpu'
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -34,6 +38,7 @@ else:
       os.environ.get('XLA_FLAGS', ''),
       '--xla_backend_optimization_level=0',
       '--xla_llvm_disable_expensive_passes=true',
+      '--xla_cpu_parallel_codegen_split_count=1',
       # Compiles in three quarters of the time; later versions have no such choice.
       '--xla_cpu_use_fusion_emitters=false' if jax.__version_info__ < (0, 11) else '',
     ]
@@ -41,10 +46,16 @@ else:
   jax.config.update('jax_platforms', 'cpu')
 
 # Many tests compile the same programs. Whoever is first keeps them for the others: for
-# pytest's other workers, and for the processes that tests start.
+# pytest's other workers, for the processes that tests start, and for the next run.
+PROGRAMS = pathlib.Path(__file__).resolve().parents[1] / '.pytest_cache' / 'programs'
+MOST_BYTES = 2 << 30  # Of several versions of the code; then all are made anew.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='alpro_jax-programs-')
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+  # JAX tells apart what compiled a program and by which options, but not for which processor.
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+  kind = sorted({line for line in lines if not info.exists() or line.startswith(('flags', 'Feat'))})
+  folder = PROGRAMS / hashlib.sha256('\n'.join(kind).encode()).hexdigest()[:12]
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
@@ -57,6 +68,12 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if item.get_closest_marker('gpu') and not ON_GPU:
       item.add_marker(skip)
+
+
+def pytest_sessionfinish(session):
+  if not hasattr(session.config, 'workerinput'):  # Not a worker of pytest-xdist.
+    if sum(x.stat().st_size for x in PROGRAMS.rglob('*') if x.is_file()) > MOST_BYTES:
+      shutil.rmtree(PROGRAMS)
 
 
 @pytest.hookimpl(tryfirst=True)

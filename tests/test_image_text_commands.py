@@ -218,7 +218,7 @@ def test_similarity_is_explained_without_fusion(folder, alone, capsys):
   assert 'is left out of the text' in page and 'heat map of dog' in page
   assert 'Where fusion looks' not in page and 'a similarity of ' in page
   frames = np.random.default_rng(1).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
-  found = explain.explain(alone.trained, 'x', frames, None, 'a dog runs', steps=256)
+  found = explain.explain(alone.trained, 'x', frames, None, 'a dog runs', steps=128)
   assert [word.text for word in found.words] == ['a', 'dog', 'runs']
   assert found.evidence.shape == (3, 2, 8, 8) and found.maps.space.shape == (2, 16)
   # A word adds what it changes; its places add that, less what a plain clip gives.

@@ -47,6 +47,13 @@ def near(ours, theirs, tolerance=TOLERANCE):
   return np.abs(np.asarray(ours) - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+def run(model, params, *args, method):
+  """A method of a model in evaluation, compiled at once and not operation by operation."""
+  return jax.jit(functools.partial(model.apply, train=False, method=method))(
+    {'params': params}, *args
+  )
+
+
 @pytest.mark.parametrize('attention', ['divided', 'space_only'])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_clip_starts_out_as_its_frames(family, attention):
@@ -57,7 +64,7 @@ def test_a_clip_starts_out_as_its_frames(family, attention):
   model = Alpro(AlproConfig.from_dict(values))
 
   def encode(x):
-    return model.apply({'params': params}, x, train=False, method='encode_video')
+    return run(model, params, x, method='encode_video')
 
   clips = video()
   whole, frames = encode(clips), encode(clips.reshape(-1, 1, *clips.shape[2:]))
@@ -78,12 +85,8 @@ def test_attention_over_time_sees_the_order_of_frames_once_it_has_weights():
   block['temporal_fc'] = {'kernel': 0.3 * jnp.eye(64), 'bias': jnp.zeros(64)}
   times = jax.random.normal(jax.random.key(2), params['video_encoder']['times'].shape)
   encoder = params['video_encoder'] | {'block0': block, 'times': times}
-  encode = functools.partial(
-    model.apply, {'params': params | {'video_encoder': encoder}}, train=False
-  )
-  forward, backward = (
-    encode(x, method='encode_video').feature for x in (video(), video()[:, ::-1])
-  )
+  encode = functools.partial(run, model, params | {'video_encoder': encoder}, method='encode_video')
+  forward, backward = (encode(x).feature for x in (video(), video()[:, ::-1]))
   assert np.abs(forward - backward).max() > 1e-3
 
 
@@ -94,10 +97,10 @@ def test_joint_attention_reads_all_frames_at_once():
   joint = Alpro(AlproConfig.from_dict(values))
   clips = video()
   other = clips.at[:, 2].set(0)
-  encode = functools.partial(joint.apply, {'params': params}, train=False, method='encode_video')
+  encode = functools.partial(run, joint, params, method='encode_video')
   assert not near(encode(clips).tokens, np.asarray(encode(other).tokens), 1e-3)
   # Of one frame it is what attention within frames is.
-  single = model.apply({'params': params}, clips[:, :1], train=False, method='encode_video')
+  single = run(model, params, clips[:, :1], method='encode_video')
   assert near(encode(clips[:, :1]).tokens, np.asarray(single.tokens))
 
 
@@ -130,14 +133,10 @@ def test_causal_text_is_not_changed_by_what_follows_its_end():
   ids = np.full((2, 32), end, np.int32)
   ids[:, :4] = [[1, 5, 6, 7], [1, 5, 6, 7]]
   ids[1, 6:] = 9  # After the end.
-  feature = model.apply(
-    {'params': params}, None, jnp.asarray(ids), jnp.asarray(ids), train=False, method='text_feature'
-  )
+  feature = run(model, params, None, ids, ids, method='text_feature')
   np.testing.assert_allclose(feature[0], feature[1], atol=1e-6)
   ids[1, 3] = 8
-  other = model.apply(
-    {'params': params}, None, jnp.asarray(ids), jnp.asarray(ids), train=False, method='text_feature'
-  )
+  other = run(model, params, None, ids, ids, method='text_feature')
   assert np.abs(other[1] - feature[1]).max() > 1e-3
 
 
@@ -159,10 +158,10 @@ def test_a_model_of_both_needs_ids_of_both():
 def test_a_model_without_a_bert_contrasts_alone(family):
   model, params = built(family, fused=False)
   assert not {'text_embedding', 'fusion_encoder', 'match_head', 'mlm_head'} & set(params)
-  clip = model.apply({'params': params}, video(), train=False, method='encode_video')
+  clip = run(model, params, video(), method='encode_video')
   assert clip.tokens.shape[-1] == 0 and clip.feature.shape == (2, 64)
   ids = jnp.full((2, 32), model.config.text_tower.end_id, jnp.int32)
-  text = model.apply({'params': params}, ids, ids > 0, train=False, method='encode_text')
+  text = run(model, params, ids, ids > 0, method='encode_text')
   assert text.feature.shape == (2, 64)
   again = AlproConfig.from_dict(model.config.to_dict())
   assert again == model.config and not again.match and not again.mlm
