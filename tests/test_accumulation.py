@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
-from alpro_jax import losses
+from alpro_jax import losses, sharding
 from alpro_jax.contrastive import Features
 from alpro_jax.train.step import check_negatives, make_gradients
 from tests import small_task, test_step
@@ -48,7 +47,7 @@ def test_both_passes_drop_the_same(prompter):
   prompter.model.video.drop_path = 0.3
   mesh = test_step.mesh_of(1)
   task = small_task.small_task(prompter, mesh)
-  params = jax.jit(lambda key: nn.unbox(task.init(key)))(jax.random.key(0))
+  params = sharding.create(task.init, jax.random.key(0), mesh)
   batch = jax.tree.map(jnp.asarray, small_task.small_batch())
   key = jax.random.key(3)
 

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
 
 from alpro_jax import sharding
@@ -39,9 +38,7 @@ def plan_and_params(folder, mesh, task='pretrain'):
     config.data.update({'text': 'questions', 'answers': str(folder / 'answers.txt')})
   task = get_task(config, TextInfo(Tokenizer.special, 256), mesh)
   frozen = sharding.create(task.init_frozen, jax.random.key(1), mesh)
-  params = jax.jit(lambda key: nn.unbox(task.init(key)), out_shardings=sharding.replicated(mesh))(
-    jax.random.key(0)
-  )
+  params = sharding.create(task.init, jax.random.key(0), mesh)
   return Plan(config, task, Tokenizer(), mesh, frozen=frozen), params
 
 
