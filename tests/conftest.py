@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 
 import jax
@@ -22,8 +23,8 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
   filter(None, (str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH')))
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Tracing makes many objects and few circles: looking for these after every 700 takes an
-# eighth of the tests' time.
+# Tracing makes many objects and few reference cycles. To look for these after every 700
+# objects, as Python does, made test_trainable.py an eighth slower.
 gc.set_threshold(50_000, 20, 20)
 ON_GPU = os.environ.get('ALPRO_TEST_DEVICE') == 'gpu'
 
@@ -52,9 +53,9 @@ MOST_BYTES = 2 << 30  # Of several versions of the code; then all are made anew.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   # JAX tells apart what compiled a program and by which options, but not for which processor.
   info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-  kind = sorted({line for line in lines if not info.exists() or line.startswith(('flags', 'Feat'))})
-  folder = PROGRAMS / hashlib.sha256('\n'.join(kind).encode()).hexdigest()[:12]
+  text = info.read_text() if info.exists() else platform.processor()
+  features = set(re.findall(r'^(?:flags|Features)\b.*', text, re.MULTILINE)) or {text}
+  folder = PROGRAMS / hashlib.sha256('\n'.join(sorted(features)).encode()).hexdigest()[:12]
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
@@ -73,7 +74,7 @@ def pytest_collection_modifyitems(items):
 def pytest_sessionfinish(session):
   if not hasattr(session.config, 'workerinput'):  # Not a worker of pytest-xdist.
     if sum(x.stat().st_size for x in PROGRAMS.rglob('*') if x.is_file()) > MOST_BYTES:
-      shutil.rmtree(PROGRAMS)
+      shutil.rmtree(PROGRAMS, ignore_errors=True)  # Another run may delete it too.
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -74,7 +74,7 @@ class Supervisor:
     return self._asked is not None
 
   def interruptible(self, call: Callable[[], T]) -> T | None:
-    """Returns what `call` does; None, and at once, if a stop is asked for or has been.
+    """Returns the result of `call`; None, and at once, if a stop is or was asked for.
 
     For work that may be left undone and takes longer than a scheduler waits.
     One process alone: several must break off at the same place.
