@@ -41,6 +41,7 @@ def test_two_micro_batches_contrast_as_one_batch(prompter, form):
   assert ('logit_bias' in whole[0]) == ('logit_bias' in whole[1]) == (form == 'sigmoid')
 
 
+@pytest.mark.slow
 def test_both_passes_drop_the_same(prompter):
   """As one loss of all features, each embedded with its micro-batch's key."""
   prompter.model.text.dropout = 0.3
@@ -75,6 +76,7 @@ def test_both_passes_drop_the_same(prompter):
   test_step.assert_equal_gradients(wanted[1], found.__getitem__)
 
 
+@pytest.mark.slow
 def test_pretraining_averages_the_other_losses(tmp_path):
   """Over all rows, as one batch does; VTM has other negatives, and is out."""
   config = small_task.small_config(tmp_path)
@@ -102,6 +104,7 @@ def test_answers_without_a_label_do_not_count(answering):
   test_step.assert_equal_results(whole, parts)
 
 
+@pytest.mark.slow
 def test_rows_without_a_negative_do_not_count(tmp_path):
   """Micro-batches of two pairs draw as blocks of two do; one has no negative.
 

@@ -62,6 +62,7 @@ def stored(workdir):
   return checkpoints.load_meta(workdir), model, params
 
 
+@pytest.mark.slow
 def test_a_pretrained_file_there_and_back(folder):
   """Two checkpoints that need no flags, and from them the same file."""
   state = original_files.pretrain()
@@ -133,6 +134,7 @@ def test_question_answering_there_and_back(folder):
   check_equal(folder / 'qa2.safetensors', state)
 
 
+@pytest.mark.slow
 def test_backbones_make_a_start(folder):
   vit = folder / 'vit.npz'
   np.savez(vit, **original_files.vit_npz())
@@ -277,6 +279,7 @@ def check_same_model(first, second):
   assert one['digest'] == other['digest'] and one['task'] == other['task']
 
 
+@pytest.mark.slow
 def test_what_went_out_comes_back_as_it_was(ours, tmp_path):
   """Elsewhere, and after the runs that it came from are gone."""
   done = session(
@@ -418,6 +421,7 @@ os.rename = killed
 """
 
 
+@pytest.mark.slow
 def test_what_was_killed_can_be_repeated(ours, tmp_path):
   """At the worst moment, when one of two workdirs has its name."""
   command = back(ours, 'both', output=tmp_path / 'both')

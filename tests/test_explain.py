@@ -60,6 +60,7 @@ def pair_score(trained, frames, texts):
   return run(trained.params)
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing(trained, frames, shown):
   words = shown.words
   assert [word.text for word in words] == ['a', 'red', 'disc']

@@ -136,6 +136,7 @@ np.savez(sys.argv[3], tokens=video.tokens, feature=video.feature,
 )
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_same_numbers(exported, pretrained, tmp_path):
   """With what requirements.txt names, and what that needs, alone."""
   trained, _, _ = pretrained

@@ -96,6 +96,7 @@ def cut(rng, whole):
   return np.clip(np.stack(frames).transpose(0, 2, 3, 1), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_few_clips_tell_what_is_foreign_by_their_looks(world):
   """Of 24 scenes that differ as much as any."""
   rng = np.random.default_rng(0)
@@ -175,6 +176,7 @@ def test_an_entity_of_a_foreign_clip_is_no_percentage(shapes, world, caplog):
   assert not named[0].calibrated and 'basketball' in named[0].far
 
 
+@pytest.mark.slow
 def test_matches_are_calibrated_on_worlds_of_their_kind(shapes, world):
   captions = [row['caption'] for row in world['truth']]
   videos, names = shapes.embed_videos(list(world['frames'])), sorted(set(captions))
@@ -209,6 +211,7 @@ def test_the_page_about_a_clip_says_what_is_far(shapes, world):
   assert 'dog' in notes[1]
 
 
+@pytest.mark.slow
 def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, capsys):
   copied = test_copied.copy_of(tmp_path, 'pretrain')
   captions = [('a dog runs', f'clip {n}') for n in range(20)]
@@ -238,6 +241,7 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
     alpro_jax.load(tmp_path / 'saved')
 
 
+@pytest.mark.slow
 def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   """Its newest and its best checkpoint, once, and without it where that is not possible."""
   workdir = test_api.run_of(tmp_path, 'pretrain')

@@ -33,6 +33,7 @@ def plan(tmp_path, monkeypatch):
   return Plan(config, task, Tokenizer(), mesh, frozen=frozen)
 
 
+@pytest.mark.slow
 def test_all_losses_the_same_each_time(plan):
   params = nn.unbox(jax.jit(plan.task.init)(jax.random.key(0)))
   evaluation = HeldOutLoss()

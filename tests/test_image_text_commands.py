@@ -22,6 +22,8 @@ from launch import evaluate
 from tests import launched, original_files, small_videos, test_image_text
 from tests.test_export import ONLY
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ['a dog runs', 'clip 3', 'A &amp; DOG', '']
 
 

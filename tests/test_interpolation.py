@@ -46,6 +46,7 @@ def pair(tmp_path):
   return start, tuned, model
 
 
+@pytest.mark.slow
 def test_between_is_a_checkpoint_of_its_own(pair, tmp_path):
   start, tuned, model = pair
   shared = interpolation.write(start, tuned, 0.75, tmp_path / 'between')

@@ -302,9 +302,14 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
   [
     {'scan_layers': True, 'remat': 'dots', 'attention_impl': 'elementwise'},
     {'implementation': 'fused'},
-    {'implementation': 'fused', 'scan_layers': True, 'remat': 'blocks'},
-    {'scan_layers': True},
-    {'scan_layers': True, 'remat': 'blocks'},
+    *(
+      pytest.param(form, marks=pytest.mark.slow)
+      for form in (
+        {'implementation': 'fused', 'scan_layers': True, 'remat': 'blocks'},
+        {'scan_layers': True},
+        {'scan_layers': True, 'remat': 'blocks'},
+      )
+    ),
   ],
   ids=str,
 )
@@ -679,6 +684,7 @@ def test_another_video_encoder_is_a_line_of_the_table(toy_config):
     AlproConfig.from_dict(values)
 
 
+@pytest.mark.slow
 def test_another_video_encoder_is_trained_by_every_loss(toy_config, tmp_path):
   config = small_task.small_config(tmp_path)
   config.model.video = dataclasses.asdict(toy_config.video) | {'width': 32, 'frames': 2}

@@ -511,6 +511,7 @@ def test_a_broken_record_is_replaced_by_the_next(kind, caplog):
   assert sum('Replacing' in x.message for x in caplog.records) == 2
 
 
+@pytest.mark.slow
 def test_too_many_broken_records_stop_the_run():
   data = MemorySet(12)
   data.rotten = {2, 3, 7}

@@ -267,6 +267,7 @@ def test_same_content_whatever_the_workers(clips, tmp_path):
   assert not list((tmp_path / 'one').glob('.preparing*'))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(clips, tmp_path):
   _prepare(clips, tmp_path / 'whole', part_size=2)
   output = tmp_path / 'set'

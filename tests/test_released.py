@@ -70,6 +70,7 @@ def flags(server, tmp_path, name, *more):
   )
 
 
+@pytest.mark.slow
 def test_a_release_becomes_a_model_that_is_asked(server, tmp_path):
   """In one command each; files that two of them need come once."""
   names = 'pretrain', 'didemo_retrieval', 'msvd_qa'

@@ -62,6 +62,7 @@ def drawn(monkeypatch):
   return seen
 
 
+@pytest.mark.slow
 def test_searches_and_entities(drawn, tmp_path):
   plan, params = plan_and_params(tmp_path, sharding.make_mesh(devices=jax.devices()[:4]))
   found = DuringTraining()(plan, params, 7)

@@ -72,11 +72,14 @@ def on_one_device(config):
   return small_task.gradients_on(config, mesh_of(1))
 
 
-@pytest.mark.parametrize('shape', [(8, 1), (2, 2, 2), (2, 2, 1, 2)])
+@pytest.mark.parametrize(
+  'shape', [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in [(8, 1), (2, 2, 1, 2)])]
+)
 def test_same_losses_and_gradients_on_eight_devices(config, on_one_device, shape):
   assert_equal_results(on_one_device, small_task.gradients_on(config, mesh_of(*shape)))
 
 
+@pytest.mark.slow
 def test_local_negatives_are_the_same_on_any_devices(config):
   config = config.copy_and_resolve_references()
   config.loss.negatives = 'local'
@@ -86,6 +89,7 @@ def test_local_negatives_are_the_same_on_any_devices(config):
   )
 
 
+@pytest.mark.slow
 def test_negatives_of_a_slice_are_blocks_of_the_batch(config, on_one_device):
   config = config.copy_and_resolve_references()
   config.loss.negatives = 'slice'
@@ -459,6 +463,7 @@ def test_step_counts_donates_and_learns(config):
   assert moments['kernel'].sharding.spec[0] == 'fsdp'
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_device(config, on_one_device, tmp_path):
   run_two('two_processes', [tmp_path, tmp_path])
   with np.load(tmp_path / 'gradients.npz') as there:

@@ -28,6 +28,7 @@ def digest(cores, threads):
   return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores can be chosen on Linux')
 def test_as_many_threads_give_the_same_numbers_on_any_cores():
   cores = sorted(os.sched_getaffinity(0))

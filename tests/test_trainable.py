@@ -142,6 +142,7 @@ def test_no_gradient_is_computed_of_frozen_towers(config, options):
   assert of_a_block('video_encoder', accumulation=2, negatives='global') == 2 * forward
 
 
+@pytest.mark.slow
 def test_the_compiled_program_has_no_backward_pass_of_frozen_towers(config):
   def flops(freeze):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -236,6 +237,7 @@ def adapted(config, tmp_path_factory):
   return update, batch, store.folder, states
 
 
+@pytest.mark.slow
 def test_only_factors_and_heads_change(adapted):
   _, _, _, states = adapted
   first, last = (trees.by_name(states[i].model) for i in (0, 4))

@@ -12,7 +12,7 @@ from alpro_jax import buckets, files
 from alpro_jax.data import dataset
 from tests import launched
 
-pytestmark = pytest.mark.reliability
+pytestmark = pytest.mark.slow
 
 CLIPS = pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes' / 'clips'
 SMALL = (

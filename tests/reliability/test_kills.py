@@ -10,10 +10,7 @@ import pytest
 from alpro_jax.evaluation import familiarity
 from tests import patience, tiny_run
 
-pytestmark = [
-  pytest.mark.reliability,
-  pytest.mark.filterwarnings('ignore:Sharding info not provided'),
-]
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
 def wait_for_save(workdir):
@@ -43,9 +40,11 @@ def kill(process, workdir, moment, chance):
 @pytest.mark.parametrize(
   'steps, moments',
   [
-    pytest.param(40, ['training', 'saving']),
+    pytest.param(40, ['training', 'saving'], marks=pytest.mark.slow),
     pytest.param(
-      600, 5 * ['starting', 'saving', 'evaluating', 'any time'], marks=pytest.mark.timeout(3000)
+      600,
+      5 * ['starting', 'saving', 'evaluating', 'any time'],
+      marks=(pytest.mark.reliability, pytest.mark.timeout(3000)),
     ),
   ],
 )

@@ -20,7 +20,7 @@ from alpro_jax.train.state import create_state
 from tests import test_image_text, tiny_run
 from tests.test_notebooks import execute, pictures, said
 
-pytestmark = pytest.mark.reliability
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
