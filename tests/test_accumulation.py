@@ -27,7 +27,7 @@ def answering(tmp_path):
   return config
 
 
-@pytest.mark.parametrize('form', ['softmax', 'sigmoid'])
+@pytest.mark.parametrize('form', ['softmax', pytest.param('sigmoid', marks=pytest.mark.slow)])
 def test_two_micro_batches_contrast_as_one_batch(prompter, form):
   if form == 'sigmoid':
     prompter.model.logit_bias = -2.0
@@ -93,6 +93,7 @@ def test_pretraining_averages_the_other_losses(tmp_path):
   np.testing.assert_allclose(whole[0]['loss'], sum(losses), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_without_a_label_do_not_count(answering):
   """Eight rows of the one micro-batch have a label, two of the other."""
   answering.model.text.dropout = 0.0

@@ -24,6 +24,8 @@ from alpro_jax.train.state import TrainState
 from alpro_jax.weights import kept, tables, tensor_files
 from tests import launched, original_files, patience, small_task
 
+pytestmark = pytest.mark.slow
+
 # Of the recorded model, which its tensors do not tell.
 SIZES = '--heads=4', '--fusion_layer=2'
 
@@ -62,7 +64,6 @@ def stored(workdir):
   return checkpoints.load_meta(workdir), model, params
 
 
-@pytest.mark.slow
 def test_a_pretrained_file_there_and_back(folder):
   """Two checkpoints that need no flags, and from them the same file."""
   state = original_files.pretrain()
@@ -134,7 +135,6 @@ def test_question_answering_there_and_back(folder):
   check_equal(folder / 'qa2.safetensors', state)
 
 
-@pytest.mark.slow
 def test_backbones_make_a_start(folder):
   vit = folder / 'vit.npz'
   np.savez(vit, **original_files.vit_npz())
@@ -279,7 +279,6 @@ def check_same_model(first, second):
   assert one['digest'] == other['digest'] and one['task'] == other['task']
 
 
-@pytest.mark.slow
 def test_what_went_out_comes_back_as_it_was(ours, tmp_path):
   """Elsewhere, and after the runs that it came from are gone."""
   done = session(
@@ -421,7 +420,6 @@ os.rename = killed
 """
 
 
-@pytest.mark.slow
 def test_what_was_killed_can_be_repeated(ours, tmp_path):
   """At the worst moment, when one of two workdirs has its name."""
   command = back(ours, 'both', output=tmp_path / 'both')

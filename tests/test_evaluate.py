@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.data import dataset, tokens
@@ -72,7 +71,7 @@ def run(tmp_path_factory):
     }
   )
   task = get_task(config, TextInfo(Tokenizer.special, 256), mesh())
-  params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+  params = sharding.create(task.init, jax.random.key(0), mesh())
   store = checkpoints.Checkpoints(folder)
   meta = identity.describe(config, task, Tokenizer(), [])
   # A run of before there was this option.

@@ -5,7 +5,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.evaluation import attribution, explain
@@ -29,7 +28,7 @@ def trained(tmp_path_factory):
   config.data.update({'max_text_tokens': 12, 'resize': 24})
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   task = small_task.small_task(config, mesh)
-  params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+  params = sharding.create(task.init, jax.random.key(0), mesh)
   return TrainedModel(
     task.model, params, config, Tokenizer(), mesh, origin=CheckpointInfo('runs/<a>', 7, 'd')
   )

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
-from flax import linen as nn
 
 import alpro_jax
 from alpro_jax import sharding
@@ -70,7 +69,7 @@ def make(path, task):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   tokenizer = tokens.load_tokenizer(file)
   own = get_task(config, TextInfo(tokenizer.special, len(VOCAB)), mesh)
-  params = nn.unbox(jax.jit(own.init)(jax.random.key(0)))
+  params = sharding.create(own.init, jax.random.key(0), mesh)
   return TrainedModel(own.model, params, config, tokenizer, mesh, tuple(own.answers)), own, file
 
 

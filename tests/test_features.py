@@ -18,6 +18,8 @@ from alpro_jax.train import features, loop
 from configs import common, finetune
 from tests import small_sets, small_towers, tiny_run
 
+pytestmark = pytest.mark.slow
+
 FROZEN = 'video_encoder,text_tower'
 WORDS = ('clip', *map(str, range(30)))
 
@@ -108,7 +110,6 @@ def first(folder):
   return plan, state, features.prepare(plan, state)
 
 
-@pytest.mark.slow
 def test_losses_are_those_of_the_frozen_encoders_themselves(first):
   plan, state, made = first
   rows = batches(plan, made)
@@ -130,7 +131,6 @@ def test_encoders_do_not_run(first):
   assert losses(plan, broken, rows) == losses(plan, jax.tree.map(jnp.copy, state), rows)
 
 
-@pytest.mark.slow
 def test_what_was_made_is_found_again_and_goes_on_where_it_was_killed(
   first, folder, monkeypatch, tmp_path
 ):
@@ -176,7 +176,6 @@ def test_what_was_made_is_found_again_and_goes_on_where_it_was_killed(
     features.prepare(plan, state)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_been_stopped(folder, tmp_path):
   config = config_of(folder)
   config.task = 'prompter'  # What contrasts alone is compiled soon.
@@ -271,7 +270,6 @@ def encoded(plan, state, row):
   return encode(jax.tree.map(jnp.asarray, row['video']), train=False)
 
 
-@pytest.mark.slow
 def test_in_bfloat16_they_take_half_and_texts_of_a_trained_tower_are_read_anew(folder, tmp_path):
   config = config_of(folder, features=str(tmp_path), bfloat16_features=True)
   config.optimizer.freeze = 'video_encoder'
@@ -285,7 +283,6 @@ def test_in_bfloat16_they_take_half_and_texts_of_a_trained_tower_are_read_anew(f
   assert 0 < np.abs(got.feature - want.feature).max() < 2**-9
 
 
-@pytest.mark.slow
 def test_of_a_timesformer_there_are_tokens_alone(folder, tmp_path):
   plan, state = plan_of(config_of(folder, 'tiny', features=str(tmp_path)))
   (row,) = batches(plan, features.prepare(plan, state), count=1)

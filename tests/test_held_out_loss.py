@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from alpro_jax import sharding
 from alpro_jax.data import dataset
@@ -35,7 +34,7 @@ def plan(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_all_losses_the_same_each_time(plan):
-  params = nn.unbox(jax.jit(plan.task.init)(jax.random.key(0)))
+  params = sharding.create(plan.task.init, jax.random.key(0), plan.mesh)
   evaluation = HeldOutLoss()
   found = evaluation(plan, params, 7)
   assert sorted(found) == sorted(evaluation.names(plan))

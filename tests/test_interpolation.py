@@ -14,6 +14,8 @@ from alpro_jax.train.state import TrainState
 from alpro_jax.weights import interpolation
 from tests import small_sets, small_task
 
+pytestmark = pytest.mark.slow
+
 
 class Tokenizer(small_sets.Letters):
   special = small_task.TEXT.special
@@ -46,7 +48,6 @@ def pair(tmp_path):
   return start, tuned, model
 
 
-@pytest.mark.slow
 def test_between_is_a_checkpoint_of_its_own(pair, tmp_path):
   start, tuned, model = pair
   shared = interpolation.write(start, tuned, 0.75, tmp_path / 'between')

@@ -179,6 +179,7 @@ def test_no_loss_drowns_another_where_each_is_clipped():
     make_gradients(TwoLosses(), mesh_of(1), accumulation=2, clip_per_loss=1.0)
 
 
+@pytest.mark.slow
 def test_losses_one_by_one_add_up_to_all_of_them(config, on_one_device):
   found = small_task.gradients_on(config, mesh_of(4, 2), clip_per_loss=1e9)
   assert_equal_results(on_one_device, found)
@@ -317,7 +318,7 @@ def test_the_temperature_stops_at_its_bound_and_comes_back(first, slope, bounds,
   np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
 
 
-@pytest.mark.parametrize('negatives', ['global', 'local'])
+@pytest.mark.parametrize('negatives', ['global', pytest.param('local', marks=pytest.mark.slow)])
 def test_no_device_gathers_the_video_tokens(config, negatives):
   config = config.copy_and_resolve_references()
   config.loss.negatives = negatives

@@ -28,7 +28,7 @@ def test_the_same_losses_and_gradients(tmp_path):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   task = small_task.small_task(config, mesh)
   key = jax.random.key(3)
-  params = jax.jit(lambda key: nn.unbox(task.init(key)))(key)
+  params = sharding.create(task.init, key, mesh)
   # Biases and what starts at zero must count as well.
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)

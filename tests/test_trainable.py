@@ -261,6 +261,7 @@ def test_only_factors_and_heads_change(adapted):
   assert not np.any(trees.by_name(states[0].params)[f'{kernel}/b'])
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_steps(adapted):
   _, _, _, states = adapted
   name = 'video_projection/kernel'
