@@ -155,6 +155,7 @@ def main(step='', *rest):
     files.on_disk(rest[0])
   if step == 'find' and not _INDEX.value:
     flags.FLAGS.index = f'{pathlib.Path(rest[0]).absolute().name}.index'
+    _check_is_of(rest[0])
   needed = ('checkpoint',) if step in ('ask', 'find') else ('index',)
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
@@ -162,6 +163,20 @@ def main(step='', *rest):
     globals()[step](*rest)
   except KeyboardInterrupt:
     command.fail('interrupted; the same command goes on from here.', 130)
+
+
+def _check_is_of(folder):
+  """Refuses an index that was chosen by the name of a folder, if it is of another one."""
+  from alpro_jax.search import indexing
+  from alpro_jax.search.store import Store
+
+  if Store.exists(_INDEX.value):
+    store = Store.open(_INDEX.value)
+    if len(indexing.place(store, indexing.list_videos(folder))[0]) > len(store.folders):
+      raise ValueError(
+        f'{_INDEX.value} is the index of {store.shown_folders}, not of {folder}; name another '
+        'one for this folder: --index=...'
+      )
 
 
 def find(folder, *texts):
@@ -212,7 +227,7 @@ def query(*texts):
   from alpro_jax import files
   from alpro_jax.evaluation import familiarity, page
   from alpro_jax.search import gallery, querying
-  from alpro_jax.search.store import Store, show_name
+  from alpro_jax.search.store import Store
 
   store = Store.open(_INDEX.value)
   clips = store.counts()[1]
@@ -221,10 +236,12 @@ def query(*texts):
     print('By similarity: this checkpoint was not trained to match.')
   rerank_k = 0 if _FAST.value else _RERANK_K.value
   found = querying.search(encoder, store, texts, top=_TOP.value, rerank_k=rerank_k)
+  below = f' below {store.shown_folders}' if len(store.folders) > 1 else ''
   _say_if_unknown(encoder)
   for one in found:
     print(
-      f'{one.text}   ({clips} clips, {one.read} read by the fusion encoder, {one.seconds:.2f} s)'
+      f'{one.text}   ({clips} clips{below}, {one.read} read by the fusion encoder, '
+      f'{one.seconds:.2f} s)'
     )
     _say_far(one.far)
     for number, hit in enumerate(one.hits, 1):
@@ -233,7 +250,7 @@ def query(*texts):
       span = f'{page.format_time(hit.start)} - {page.format_time(hit.end)}'
       print(
         f'  {number:>3}  {span:>17}   {match}similarity '
-        f'{hit.similarity:5.2f}   {show_name(hit.name)}'
+        f'{hit.similarity:5.2f}   {store.shown(hit.name)}'
       )
       _say_far(hit.far)
   beside = 'gallery.html' if '://' in store.folder else f'{store.folder}/gallery.html'

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ from alpro_jax.search import store as storing
 from alpro_jax.search.server import Only
 from alpro_jax.search.store import File, Indexed, Row, Store, key, show_name
 from launch import command
-from tests import buckets_on_loopback, patience, small_videos
+from tests import buckets_on_loopback, launched, patience, small_videos
 from tests.test_report import readable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -304,6 +305,21 @@ def test_above_some_size_vectors_are_found_by_their_neighbourhood(store, monkeyp
   monkeypatch.setattr(storing, '_GROWN', 1.03)
   store.tidy()
   assert store.about['cells_of'] == 330
+
+
+def test_a_narrow_filter_finds_what_lies_far_away(store, monkeypatch):
+  import lancedb.index
+
+  monkeypatch.setattr(storing, 'EXACT', 300)
+  monkeypatch.setattr(storing, '_PROBES', 1)
+  many_cells = functools.partial(lancedb.index.IvfSq, num_partitions=8)
+  monkeypatch.setattr(lancedb.index, 'IvfSq', many_cells)
+  angles = np.linspace(0, np.pi, 320)
+  rows = [Row(0.0, 1.0, np.array([np.cos(x), np.sin(x)]), None, b'') for x in angles]
+  store.put(*(Indexed(File(b'%03d' % i, 1, 1), [one]) for i, one in enumerate(rows)))
+  store.tidy()
+  found = store.nearest(np.array([1, 0], np.float32), 5, "path >= '300'")
+  assert found.name == [b'300', b'301', b'302', b'303', b'304']
 
 
 def test_a_reader_sees_a_change_when_it_asks(store):
@@ -714,6 +730,52 @@ def test_folders_are_added_and_may_move(tmp_path, byte_videos, encoder):
   (found,) = querying.search(encoder, store, ['x'], top=1, rerank_k=0)
   assert found[0].path == str(moved / 'a.mp4')
   assert {store.shown(name) for name in store.files()} == {'videos/a.mp4', 'moved/a.mp4'}
+
+
+def test_a_name_alone_moves_no_folder(tmp_path, byte_videos, encoder, caplog):
+  """Two cards of a camera hold files of the same names."""
+  encoder.trained.config.data.frames = 2
+  other, output = tmp_path / 'other', tmp_path / 'index'
+  other.mkdir()
+  for name in 'abc':
+    put_bytes(byte_videos / f'{name}.mp4', name)
+  put_bytes(other / 'a.mp4', 'z')
+  put_bytes(other / 'b.mp4', 'b')
+
+  def update(folder):
+    options = {'cutting': {}, 'keep_tokens': False, 'log': lambda line: None}
+    return len(indexing.update(encoder, indexing.list_videos(folder), output, **options)['dropped'])
+
+  assert update(byte_videos) == 0
+  byte_videos.rename(tmp_path / 'unplugged')
+  assert update(other) == 0
+  assert f'{byte_videos} is not there; what the index holds of it stays.' in caplog.text
+  store = Store.open(output)
+  assert store.folders == [os.fsencode(x) for x in (byte_videos, other)]
+  assert store.counts()[0] == 5
+  # Plugged in elsewhere, with other times, as a copy has.
+  again = tmp_path / 'again'
+  (tmp_path / 'unplugged').rename(again)
+  for path in again.iterdir():
+    os.utime(path, (1, 1))
+  assert update(again) == 0
+  assert Store.open(output).folders == [os.fsencode(x) for x in (again, other)]
+
+
+def test_find_searches_no_folder_of_the_same_name(
+  tmp_path, byte_videos, encoder, monkeypatch, capsys
+):
+  encoder.trained.config.data.frames = 2
+  other = tmp_path / 'other' / 'videos'
+  other.mkdir(parents=True)
+  put_bytes(byte_videos / 'a.mp4', 'a')
+  put_bytes(other / 'a.mp4', 'b')
+  monkeypatch.chdir(tmp_path)
+  options = {'cutting': {}, 'keep_tokens': False, 'log': lambda line: None}
+  indexing.update(encoder, indexing.list_videos(byte_videos), 'videos.index', **options)
+  assert launched.run('search', 'find', str(other), 'a dog', '--checkpoint=shapes') == 2
+  said = capsys.readouterr().err
+  assert f'videos.index is the index of {byte_videos}, not of {other}; name another' in said
 
 
 def test_of_overlapping_hits_the_best_stays(tmp_path, encoder):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import http.client
 import io
 import json
@@ -178,6 +179,18 @@ def test_videos_are_sent_by_ranges_and_copied(port, service):
   assert ask(port, f'/clips/{clip}.jpg')[:2] == (200, b'strip')
 
 
+def test_a_video_named_as_a_page_is_none(port, service):
+  path = service.work / 'videos' / 'x.html'
+  small_videos.write_video(path.with_suffix('.mp4'), frames=2)
+  path.with_suffix('.mp4').rename(path)
+  put(service.store, b'x.html', [row(9.0)])
+  _, _, headers = ask(port, f'/videos/{key(b"x.html")}')
+  assert headers['content-type'] == 'application/octet-stream'
+  assert headers['content-security-policy'].startswith("sandbox; default-src 'none'")
+  assert ask(port, f'/videos/{key(b"a.mp4")}')[2]['content-type'] == 'video/mp4'
+  service.store.drop([b'x.html'])
+
+
 @pytest.mark.parametrize(
   'path',
   [
@@ -310,6 +323,14 @@ def test_questions_and_reasons(port, service, monkeypatch):
   assert "script-src 'none'" in headers['content-security-policy']
   top = Answers(0.0, 2.0, [('red', 0.75), ('blue', 0.25)], True)
   monkeypatch.setattr(service.answering, 'ask', lambda *_: (top, [top]), raising=False)
+  # As many frames as the model that answers sees, whatever that of the index does.
+  service.answering.trained.config.data.frames = 5
+
+  def decode(items, cutting, **_):
+    assert cutting == dataclasses.replace(service.store.cutting, frames=5)
+    return iter([cut])
+
+  monkeypatch.setattr(server, 'decode', decode)
   status, content, _ = ask(port, f'/ask?video={key(b"a.mp4")}&question=what')
   assert status == 200 and content['answers'][0] == {
     'answer': 'red',

@@ -5,7 +5,7 @@ import pathlib
 from alpro_jax.data import playing
 from alpro_jax.evaluation import page, pictures
 from alpro_jax.search.querying import Hit, SearchResult
-from alpro_jax.search.store import Store, show_name
+from alpro_jax.search.store import Store
 
 
 def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -> str:
@@ -31,16 +31,18 @@ def render(store: Store, found: list[SearchResult], *, copy_all: bool = False) -
       ('videos', f'{videos:,} in {clips:,} clips, {store.shown_folders}'),
       ('checkpoint', f'{checkpoint["path"]}, step {checkpoint["step"]}'),
     ],
-    found=[(one, [_card(strips[hit.clip], hit, played) for hit in one.hits]) for one in found],
+    found=[
+      (one, [_card(store, strips[hit.clip], hit, played) for hit in one.hits]) for one in found
+    ],
   )
 
 
-def _card(strip, hit: Hit, played):
+def _card(store, strip, hit: Hit, played):
   own = played[hit.path, hit.start, hit.end]
   link = f'{pathlib.Path(hit.path).as_uri()}#t={hit.start:.2f},{hit.end:.2f}'
   return {
     'hit': hit,
-    'name': show_name(hit.name),
+    'name': store.shown(hit.name),
     'why_not': own.why_not,
     'link': link,
     'played': pictures.encode(own.copy, 'video/mp4') if own.copy else link,

@@ -144,7 +144,8 @@ def update(
 ) -> dict[str, Any]:
   """Makes an index of a folder, brings one up to date, or adds a folder to one.
 
-  A folder of an index that is no longer there has moved if videos of it are in this one.
+  A folder of an index that is no longer there has moved if half of its videos are in this
+  one, by name and content.
 
   Args:
     encoder: with the model.
@@ -170,7 +171,7 @@ def update(
     store = Store.open(output) if Store.exists(output) else None
     if keep_tokens is None:
       keep_tokens = store is None or store.about['tokens'] is not None
-    folders, number = _place(store, listed)
+    folders, number = place(store, listed)
     about = describe(encoder, folders, choose_cutting(encoder, store, cutting), keep_tokens)
     if store:
       check_same(store, about)
@@ -182,17 +183,36 @@ def update(
       return index(encoder, store, listed.as_number(number), **options)
 
 
-def _place(store, listed):
+def place(store: Store | None, listed: Folder) -> tuple[list[bytes], int]:
   """Returns the folders of an index with this one, and its number among them."""
   folders = store.folders if store else []
   if listed.root in folders:
     return folders, folders.index(listed.root)
-  known = set(store.files()) if store else set()
+  known = store.files() if store else {}
   for number, folder in enumerate(folders):
-    names = {file.name for file in listed.as_number(number).files}
-    if not os.path.isdir(folder) and names & known:
+    own = listed.as_number(number)
+    was = [file for name, file in known.items() if own.covers(name)]
+    if os.path.isdir(folder) or not was:
+      continue
+    here = {file.name: file for file in own.files}
+    # Cameras name their files alike. Of those of an index of earlier the ends are not known.
+    same = sum(
+      _seen(here.get(file.name), file.ends is None) == _seen(file, file.ends is None)
+      for file in was
+    )
+    if same >= len(was) / 2:
       return [*folders[:number], listed.root, *folders[number + 1 :]], number
+    logging.warning(
+      '%s is not there; what the index holds of it stays. %s is another folder: %d of the '
+      '%d videos are in it.',
+      *(show_name(folder), show_name(listed.root), same, len(was)),
+    )
   return [*folders, listed.root], len(folders)
+
+
+def _seen(file, by_time):
+  """What tells a file from others of its name; a copy has another time."""
+  return file and (file.size, file.mtime_ns if by_time else file.ends)
 
 
 def check_same(store: Store, about: dict[str, Any]) -> None:

@@ -7,8 +7,10 @@ their Host and Origin. Texts that wait at the same time are encoded together.
 
 import asyncio
 import collections
+import dataclasses
 import datetime
 import functools
+import mimetypes
 import os
 import secrets
 import shutil
@@ -177,9 +179,10 @@ class Service:
     headers = {} if form == 'json' else {'content-disposition': f'attachment; filename=hits.{form}'}
     return responses.Response(text(self.store, found), media_type=kind, headers=headers)
 
-  def _cut(self, path, starts=None) -> CutVideo:
+  def _cut(self, path, starts=None, **other) -> CutVideo:
+    cutting = dataclasses.replace(self.store.cutting, **other)
     with self._heavy:
-      (cut,) = decode([(path, starts)], self.store.cutting, num_workers=1, timeout_s=_DECODE_S)
+      (cut,) = decode([(path, starts)], cutting, num_workers=1, timeout_s=_DECODE_S)
     if not cut.clips:
       raise HTTPException(422, f'it cannot be read: {cut.reason} {cut.detail}'.strip())
     return cut
@@ -205,7 +208,11 @@ class Service:
 
   def video(self, video: int):
     """A video, or a range of its bytes."""
-    return responses.FileResponse(self.path(video))
+    path = self.path(video)
+    kind = mimetypes.guess_type(path)[0] or ''
+    if not kind.startswith(('video/', 'image/')):  # What is a video may be named x.html.
+      kind = 'application/octet-stream'
+    return responses.FileResponse(path, media_type=kind, headers=_SANDBOX)
 
   def copy(self, clip: int):
     """A small MP4 of a clip, without sound, for what browsers do not play."""
@@ -239,7 +246,8 @@ class Service:
       raise HTTPException(
         409, 'no model that answers questions is loaded; start the server with --answers=...'
       )
-    cut = self._cut(self.path(video))
+    # Another model than that of the index, which may see another number of frames.
+    cut = self._cut(self.path(video), frames=self.answering.trained.config.data.frames)
     with self._heavy:
       whole, each = self.answering.ask(cut, question)
 
@@ -276,6 +284,10 @@ class Service:
       'left': progress.get('left', 0),
       'problems': progress.get('problems', [])[:100],
     }
+
+
+# A file of the user's, should a browser show it as a page, runs nothing and is of no origin.
+_SANDBOX = {'content-security-policy': "sandbox; default-src 'none'; media-src 'self'"}
 
 
 def _page(text, nonce=''):
