@@ -275,3 +275,19 @@ def test_long_and_large_videos_ask_for_more_time(tmp_path, monkeypatch):
   np.testing.assert_allclose([long, large], 4 * short, rtol=0.05)
   assert unknown >= size * 20 / 5e6
   assert far <= path.stat().st_size / 16 * 64 * 48 / 5e6
+
+
+def test_of_a_rate_that_varies_frames_are_chosen_by_time(tmp_path):
+  """As sets and indices choose them: of ten frames here, seven show the first second."""
+  path = tmp_path / 'screen.mp4'
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('libx264', rate=10)
+    stream.width, stream.height, stream.pix_fmt = 48, 32, 'yuv420p'
+    stream.codec_context.time_base = fractions.Fraction(1, 10)
+    for number, tenth in enumerate([0, 1, 2, 3, 4, 5, 6, 20, 30, 38]):
+      frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), number * 20, np.uint8), 'rgb24')
+      frame.pts, frame.time_base = tenth, fractions.Fraction(1, 10)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  found = [round(float(frame.mean()) / 20) for frame in video.read_evenly(str(path), 4)]
+  assert found == [0, 6, 7, 8]

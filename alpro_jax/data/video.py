@@ -205,7 +205,10 @@ def _to_sdr(pixels, transfer):
 
 
 def read_evenly(path: str, count: int) -> list[np.ndarray]:
-  """Reads frames of a video, evenly over all of them: floor(k total / count).
+  """Reads frames of a video, evenly over it.
+
+  Frame floor(k total / count), where they follow each other evenly; else, as in recordings
+  of screens and phones, the one that is shown at k / count of the time.
 
   Args:
     path: of the video.
@@ -217,19 +220,30 @@ def read_evenly(path: str, count: int) -> list[np.ndarray]:
   Raises:
     UnreadableVideo: see iterate_frames.
   """
-  held, total, size = [], 0, 0
-  for frame, _ in iterate_frames(path):
-    total += 1
+  held, times, size = [], [], 0
+  for frame, time in iterate_frames(path):
+    times.append(time)
     size += frame.nbytes
     if size <= _HELD_BYTES:
       held.append(frame)
-  chosen = [k * total // count for k in range(count)]
-  if len(held) == total:
+  chosen = _spread(np.array(times), count)
+  if len(held) == len(times):
     return [held[i] for i in chosen]
   held, wanted = [], set(chosen)  # Too long to be held: it is read once more.
   again = enumerate(frame for frame, _ in iterate_frames(path))
   kept = {i: frame for i, frame in again if i in wanted}
   return [kept[i] for i in chosen]
+
+
+def _spread(times, count):
+  """Returns which frames are shown at even distances; times in seconds, from 0 on."""
+  total, gaps = len(times), np.diff(times)
+  if total < 3 or np.ptp(gaps) <= np.median(gaps) / 2:
+    return [k * total // count for k in range(count)]
+  length = times[-1] + gaps.mean()
+  # Containers round times to a millisecond or so: a frame may be late.
+  at = np.arange(count) * length / count + 1 / 500
+  return (np.searchsorted(times, at, 'right') - 1).tolist()
 
 
 def read_still(path, *, short_side=0):
