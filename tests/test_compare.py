@@ -110,6 +110,26 @@ def test_only_what_was_measured_the_same_way_stands_together(tmp_path):
   assert all(f'Measured for {label} alone' in text for label in 'ABC')
 
 
+def test_of_several_cards_those_that_were_shown_the_same_stand_together(tmp_path):
+  def write(run, name, frames, date, *ranks, step=7):
+    facts = {'frames': {'per_clip': frames}, 'checkpoint': {'step': step}, 'date': date}
+    return write_run(tmp_path / run / name, ranks=ranked(*ranks), **facts)
+
+  write('a', 'four', 4, '2026-01-01', 1, 1, 1, 1)
+  write('a', 'eight', 8, '2026-01-02', 9, 9, 9, 9)
+  write('b', 'four', 4, '2026-01-02', 1, 1, 1, 1, step=9)
+  write('b', 'eight', 8, '2026-01-01', 9, 9, 9, 9, step=9)
+  write('c', 'two', 2, '2026-01-01', 1, 1, 1, 1)
+  a, b, c = (str(tmp_path / name) for name in 'abc')
+  runs = compare.read([a, b])
+  (key,) = runs[0].measured
+  assert {row.value for row in compare.paired(*runs, key)} == {0.0}
+  assert compare.shown_otherwise(runs, key) == [('step', [('A', '7'), ('B', '9')])]
+  # Where there is no such card the page says what differs.
+  text = ' '.join(test_report.Page(compare.render(compare.read([b, c]))).text.split())
+  assert 'Not the same in all, frames of a clip: A 4, B 2.' in text
+
+
 def test_the_page_stands_alone(tmp_path):
   report = {'step': 1200, 'clips_per_second': 3.5, 'waiting_share': 0.25, 'metrics': {'loss': 0.5}}
   report['evaluation'] = {'eval/t2v_r1': 41.0, 'eval/0/t2v_r1': 42.0}

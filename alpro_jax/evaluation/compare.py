@@ -44,7 +44,8 @@ class Run(NamedTuple):
     path: as it was given.
     options: {dotted name: value} of its training; of a card's folder the main ones.
     report: report.json, {} if there is none.
-    measured: by what was measured how, see `_key`; the newest of each.
+    measured: by what was measured how, see `_key`; of several the newest that was shown the
+      same as those of the other runs.
   """
 
   label: str
@@ -83,7 +84,39 @@ def read(paths: Sequence[str]) -> list[Run]:
   """
   if not 2 <= len(paths) <= 26:
     raise ValueError(f'got {len(paths)} runs; give 2 to 26 workdirs, or folders of cards.')
-  return [_read(chr(ord('A') + i), path) for i, path in enumerate(paths)]
+  runs = [_read(chr(ord('A') + i), path) for i, path in enumerate(paths)]
+  for key in {key for run in runs for key in run.measured}:
+    each = [run.measured for run in runs if key in run.measured]
+    shown = [[_shows(one.card) for one in measured[key]] for measured in each]
+    # Two frames and four, or the best step and the last, may both have been measured.
+    common = next((x for x in shown[0] if all(x in of for of in shown)), None)
+    for measured, of in zip(each, shown, strict=True):
+      measured[key] = measured[key][of.index(common) if common else 0]
+  return runs
+
+
+def _shows(card):
+  """How clips and texts were shown to the model."""
+  image = card.get('image', {})
+  return {
+    'frames of a clip': card.get('frames', {}).get('per_clip'),
+    'pixels': image.get('side'),
+    'resized': image.get('resize'),
+    'tokens of a text, at most': card.get('text', {}).get('max_tokens'),
+  }
+
+
+def shown_otherwise(runs: Sequence[Run], key: tuple[str, ...]) -> list[tuple[str, list]]:
+  """Returns [(what, [(label, value)])] of what differs in how `key` was measured."""
+  each = []
+  for run in runs:
+    card = run.measured[key].card
+    each.append(_shows(card) | {'step': (card.get('checkpoint') or {}).get('step')})
+  return [
+    (name, [(run.label, _shown(one[name])) for run, one in zip(runs, each, strict=True)])
+    for name in each[0]
+    if len({_shown(one[name]) for one in each}) > 1
+  ]
 
 
 def _read(label, path):
@@ -92,9 +125,9 @@ def _read(label, path):
     card = _json(file)
     examples = [file.with_name(name) for name in _EXAMPLES if file.with_name(name).is_file()]
     one = Measured(card, _lines(examples[0]) if examples else ())
-    known = measured.get(_key(card))
-    if known is None or known.card['date'] < card['date']:
-      measured[_key(card)] = one
+    measured.setdefault(_key(card), []).append(one)
+  for of in measured.values():
+    of.sort(key=lambda one: one.card['date'], reverse=True)
   config, report = (_json(folder / name, {}) for name in ('config.json', 'report.json'))
   if not (measured or config):
     raise FileNotFoundError(
@@ -102,7 +135,7 @@ def _read(label, path):
       'the folder that launch/evaluate.py --output wrote.'
     )
   # A card says the main ones of the run that it is about.
-  options = dict(_flat(config)) if config else next(iter(measured.values())).card['run']
+  options = dict(_flat(config)) if config else next(iter(measured.values()))[0].card['run']
   return Run(label, str(path), options, report, measured)
 
 
@@ -235,6 +268,7 @@ def render(runs: Sequence[Run]) -> str:
       (
         key,
         those,
+        shown_otherwise(those, key),
         _figures(key, those),
         [row for run in those[1:] for row in paired(those[0], run, key)],
       )
