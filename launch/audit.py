@@ -57,7 +57,8 @@ def main():
       f'{_GROUPS.value} names none of the {len(videos)} videos of {_DATA.value}: it begins with '
       f'{next(iter(groups))!r}, the set with {min(videos)!r}.'
     )
-  model = trained.load(api.find(_CHECKPOINT.value))
+  found = api.find(_CHECKPOINT.value)
+  model = trained.load(found, config=command.with_defaults(found.meta['config'])[0])
   found = audit.make(
     model,
     prepared,

@@ -14,7 +14,10 @@ import pathlib
 import re
 import sys
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -62,6 +65,31 @@ _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of pr
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 flags.disclaim_key_flags()  # What is defined below is the command's.
+
+
+def with_defaults(config: Mapping[str, Any]) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+  """Returns the options of a run, with present defaults for those that it lacks.
+
+  Args:
+    config: as a checkpoint keeps it; an export has only what shows clips and texts.
+  Returns:
+    (config, {dotted name: default} of what was lacking).
+  """
+
+  def fill(values, defaults, prefix=''):
+    missing = {prefix + name: value for name, value in defaults.items() if name not in values}
+    filled = defaults | values
+    for name, value in values.items():
+      if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+        filled[name], below = fill(value, defaults[name], f'{prefix}{name}.')
+        missing |= below
+    return filled, missing
+
+  defaults = common.get_config().to_dict()
+  if config['model'].get('text_tower'):
+    del defaults['model']  # Of other encoders.
+  filled, missing = fill(config, defaults)
+  return ml_collections.ConfigDict(filled), missing
 
 
 def config_flag(text: str):

@@ -61,7 +61,6 @@ import pathlib
 import time
 
 import jax
-import ml_collections
 from absl import flags, logging
 
 from alpro_jax import files
@@ -254,15 +253,11 @@ def choose_options(meta):
     ValueError: if --config, or a flag, asks for what the checkpoint is not.
   """
   name = _CHECKPOINT.value
-  defaults = common.get_config().to_dict()
-  if meta['config']['model'].get('text_tower'):
-    del defaults['model']  # Of other encoders.
-  config, missing = _fill(meta['config'], defaults)
-  if missing:
+  config, missing = command.with_defaults(meta['config'])
+  if missing and 'train' in meta['config']:  # An export has no options of a run.
     logging.warning(
       'the run of %s is older than these options; their present defaults count: %s', name, missing
     )
-  config = ml_collections.ConfigDict(config)
   answers = config.task == 'question_answering'
   if _CONFIG.value is not None:
     _check_fits(name, meta, _CONFIG.value)
@@ -399,17 +394,6 @@ def _evaluate(model, prepared, style, several):
       pages.append(zero_shot.write_page(result, folder, seconds, _CHECKPOINT.value))
   for page in pages:
     print(f'Written: {files.join(place, pathlib.Path(page).name)}')
-
-
-def _fill(values, defaults, prefix=''):
-  """Returns a nested dict with the defaults that it lacks, and these by dotted name."""
-  missing = {prefix + name: value for name, value in defaults.items() if name not in values}
-  filled = defaults | values
-  for name, value in values.items():
-    if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-      filled[name], below = _fill(value, defaults[name], f'{prefix}{name}.')
-      missing |= below
-  return filled, missing
 
 
 if __name__ == '__main__':

@@ -153,6 +153,18 @@ def test_exports(copied, saved, capsys):
   assert alpro_jax.load('small').entity_names == ('disc', 'ring', 'cross')
 
 
+@pytest.mark.slow
+def test_an_export_is_measured_and_audited(saved, tmp_path):
+  """It has no options of a run: those of evaluation are today's, of training none is stated."""
+  data = small_videos.prepare_seven(tmp_path)
+  assert launched.run('export', f'--checkpoint={saved}', '--output=out', '--platforms=cpu') == 0
+  of = '--checkpoint=out', f'--data={data}'
+  assert launched.run('evaluate', *of, '--split=train', '--output=card') == 0
+  run = json.loads((tmp_path / 'card' / 'card.json').read_text())['run']
+  assert run['task'] == 'pretrain' and not {'seed', 'train.steps', 'data.sources'} & run.keys()
+  assert launched.run('audit', *of, '--splits=train', '--output=audit') == 0
+
+
 def test_answers(tmp_path_factory):
   copied = copy_of(tmp_path_factory.mktemp('answers'), 'question_answering')
   model = alpro_jax.load(copied)

@@ -162,13 +162,21 @@ def _run_options(trained):
     'optimizer': ('learning_rate', 'schedule', 'warmup_steps', 'weight_decay'),
     'train': ('steps', 'init_from'),
   }
-  return {
+  known = {
     'task': config.task,
-    'seed': config.seed,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     'model.video': f'{video.image_size} px, {video.frames} frames, patch {video.patch_size}, '
     f'{video.attention} attention, {video.depth} layers of {video.width}',
     'model.text': '; '.join(texts),
+  }
+  if (
+    trained.meta and 'train' not in trained.meta['config']
+  ):  # An export does not say how it was trained.
+    return known
+  return {
+    'task': config.task,
+    'seed': config.seed,
+    **known,
     'data.sources': ', '.join(
       f'{source["path"]}/{source["split"]}' + (f' ({source["style"]})' if source['style'] else '')
       for source in config.data.sources

@@ -140,6 +140,7 @@ class ExportFolder(_Folder):
       'templates': stored.get('templates', {}),
       'config': {
         'task': stored['source']['task'],
+        'model': stored['model'] | own,
         'data': data | {'eval_sampling': 'uniform'},
         'loss': {'vtm': float('match' in can), 'mlm': 0.0, 'pem': 0.0},
         'eval': {},
