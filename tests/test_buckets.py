@@ -9,7 +9,7 @@ from PIL import Image
 
 import alpro_jax
 from alpro_jax import buckets, files, lease
-from alpro_jax.data import bucket_shards, checksum, dataset, prepare, sources
+from alpro_jax.data import bucket_shards, checksum, dataset, prepare, publish, sources, workers
 from tests import buckets_on_loopback
 
 CLIPS = pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes' / 'clips'
@@ -56,8 +56,8 @@ def test_a_name_that_no_bucket_has_is_refused_at_once():
     files.exists('gs://b/set')
 
 
-def make_set(folder, clips=6, part_size=2):
-  """A small set of stills, each with a caption."""
+def make_stills(folder, clips):
+  """Stills, each with a caption; returns (their source, their folder)."""
   videos = folder / 'videos'
   videos.mkdir(parents=True)
   rows = []
@@ -65,7 +65,13 @@ def make_set(folder, clips=6, part_size=2):
     Image.new('RGB', (32, 32), (40 * number, 9, 9)).save(videos / f'{number}.png')
     rows.append({'video': f'{number}.png', 'caption': f'picture {number}'})
   (folder / 'captions.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  source = sources.read_folder(str(folder / 'captions.jsonl'), split='train', root=str(videos))
+  table = str(folder / 'captions.jsonl')
+  return sources.read_folder(table, split='train', root=str(videos)), videos
+
+
+def make_set(folder, clips=6, part_size=2):
+  """A small set of stills, each with a caption."""
+  source, videos = make_stills(folder, clips)
   prepare.prepare(
     source, videos, folder / 'set', options=prepare.Options(part_size=part_size), num_workers=1
   )
@@ -112,3 +118,110 @@ def test_a_record_is_damaged_only_if_its_file_is(tmp_path, monkeypatch):
     server.put(*name, rotten, {})
     with pytest.raises(ValueError, match='was replaced while it was in use'):
       again.fetch([2])
+
+
+@pytest.fixture
+def stills(tmp_path, monkeypatch):
+  """Four stills that are decoded here: what prepares them, what is lost, what was decoded."""
+  source, videos = make_stills(tmp_path, 4)
+  lost, decoded = {}, []
+
+  def run(target, settings, items, **options):
+    for clip in items:
+      decoded.append(clip.video)
+      yield lost.get(clip.video) or prepare.make_record(clip, **settings)
+
+  def make(output, split='train'):
+    options = prepare.Options(part_size=2)
+    return prepare.prepare(source, videos, output, split=split, options=options, num_workers=1)
+
+  monkeypatch.setattr(workers, 'run_in_order', run)
+  return make, lost, decoded
+
+
+def broken_off(monkeypatch, make, *told, after=0):
+  """Runs `make`, and breaks its upload off after some requests; returns whether it did."""
+  publishing = publish.publish
+
+  def publish_some(*args):
+    left = after
+
+    def count(real):
+      def call(first, second=('',), names=None):
+        nonlocal left
+        left -= 1
+        if left >= 0:
+          return real(first, second) if names is None else real(first, second, names)
+        for name in [*(names or ())][:1]:
+          real(first, second, [name])
+        raise KeyboardInterrupt
+
+      return call
+
+    for name in ('upload', 'move', 'remove'):
+      patch.setattr(buckets, name, count(getattr(buckets, name)))
+    publishing(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(publish, 'publish', publish_some)
+    try:
+      make(*told)
+    except KeyboardInterrupt:
+      return True
+  return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lost', [(), ('1.png',)])
+def test_an_upload_that_broke_off_goes_on_wherever_it_did(
+  stills, bucket, tmp_path, monkeypatch, lost
+):
+  """Of the first run, and of one that tries again what was lost; nothing is decoded anew."""
+  make, losing, decoded = stills
+  make(tmp_path / 'set')
+  wanted = dataset.open_dataset(tmp_path / 'set').digest
+  names = [name for name in files.names(tmp_path / 'set') if name != '.lock']
+  requests = 0
+  while True:
+    place = f'{bucket}/{requests}/set'
+    losing |= dict.fromkeys(lost, workers.Lost(workers.MACHINE, 'killed'))
+    if lost:
+      make(place)
+    losing.clear()
+    if not broken_off(monkeypatch, make, place, after=requests):
+      break
+    try:
+      assert len(dataset.open_dataset(place, verify=True)) in (4 - len(lost), 4)
+    except FileNotFoundError as error:
+      assert 'is not finished; run launch/prepare.py again' in str(error)
+    decoded.clear()
+    make(place)
+    assert not decoded
+    assert dataset.open_dataset(place, verify=True).digest == wanted
+    assert files.names(place) == names
+    requests += 1
+  assert requests > 5
+
+
+def test_an_upload_that_broke_off_costs_nothing_if_another_split_is_made(
+  stills, bucket, monkeypatch
+):
+  make, _, decoded = stills
+  place = f'{bucket}/set'
+  assert broken_off(monkeypatch, make, place, 'val')
+  make(place)
+  decoded.clear()
+  make(place, 'val')
+  assert not decoded
+  for split in ('train', 'val'):
+    assert len(dataset.open_dataset(place, split, verify=True)) == 4
+
+
+def test_a_set_of_which_nothing_could_be_read_is_tried_again(stills, bucket):
+  make, losing, _ = stills
+  losing |= {f'{i}.png': workers.Lost(workers.MACHINE, 'killed') for i in range(4)}
+  for _ in range(2):
+    with pytest.raises(prepare.PrepareError, match='No clip of 4 .*: 4 lost by this machine'):
+      make(f'{bucket}/set')
+  losing.clear()
+  assert make(f'{bucket}/set')['counts']['prepared'] == 4

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 import shutil
 import tempfile
@@ -104,9 +105,10 @@ def prepare(
   values = dataclasses.asdict(options or Options())
   videos, place = video_folder.open_folder(root), files.absolute(output)
   # What is to lie in a bucket is made here, and stays here until it is uploaded.
-  output = publish.working_folder(place) if buckets.is_address(place) else place
+  output = publish.working_folder(place, split) if buckets.is_address(place) else place
   work = os.path.join(output, f'.preparing-{split}')
-  elsewhere = files.join(place, f'.preparing-{split}') if make and place != output else ''
+  mark = files.join(place, f'.preparing-{split}')  # In a bucket it says whose its files are.
+  elsewhere = mark if make and place != output else ''
   limits = {'num_workers': num_workers, 'timeout_s': timeout_s}
   _check_arguments(split, **limits)
   _check_source(source, videos)
@@ -132,33 +134,41 @@ def prepare(
         f'not added to; this is format {manifests.FORMAT}. Give another --output.'
       )
     entry = manifest['splits'].pop(split, None)
+    unfinished = f'{place} has an unfinished split {split!r}'
     made = tried = 0
     gained = False
+    if place != output:
+      here = publish.finished_here(output, split)
+      if here and (not entry or here[0]['examples'] > entry['examples']):
+        # Its upload broke off: it becomes parts again, and then the set, whatever lies there now.
+        _check_plan(here[0]['plan'], plan, f'{unfinished} (kept in {output})')
+        _reopen(output, work, plan, *here, pieces)
+        entry = None
+      # Killed from here on, the same command continues with the parts.
+      pathlib.Path(output, MANIFEST).unlink(missing_ok=True)
     if entry:
       _check_plan(entry['plan'], plan, f'{place} has a finished split {split!r}')
       for file in (entry['index'], *entry['shards']):
         manifests.check_file(place, file, content=False)
-      shutil.rmtree(work, ignore_errors=True)
       report = manifests.read_reports(place)[split]
       if lost := retry.to_try_again(report['skipped'], timeout_s):
         if place != output:
           publish.fetch_split(place, output, entry)
-        os.mkdir(work)
-        retry.reopen(output, entry, report, pieces, lost)
-        manifests.write_json(os.path.join(work, 'plan.json'), plan)
+        _reopen(output, work, plan, entry, report, pieces, lost)
         tried, gained = retry.try_again(pieces, settings, limits)
       if not gained:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work if place == output else output, ignore_errors=True)
+        if place != output:  # Of a run that was killed when all was there.
+          files.remove(files.join(mark, 'plan.json'))
         return {**report, 'already_prepared': True, 'tried_again': tried}
-      # Killed from here on, the same command continues with the parts.
-      if manifest['splits']:
-        manifests.write_whole(files.join(place, MANIFEST), manifest)
-      else:
-        files.remove(files.join(place, MANIFEST))
+      if place != output:  # It can be read until it is uploaded.
+        manifests.write_json(files.join(mark, 'plan.json'), plan)
+      else:  # Killed from here on, the same command continues with the parts.
+        publish.withdraw(manifest, files.join(place, MANIFEST))
     else:
       os.makedirs(work, exist_ok=True)
-      for folder in filter(None, (work, elsewhere)):
-        plan = _begin(folder, plan, f'{place} has an unfinished split {split!r}')
+      for folder in dict.fromkeys((work, mark)):
+        plan = _begin(folder, plan, unfinished)
       make_parts = functools.partial(make or parts.make_here, **limits)
       made = _make_missing(source, pieces, settings, make_parts)
       if made < len(source.clips):  # What an earlier run lost.
@@ -175,11 +185,20 @@ def prepare(
       publish.publish(output, place, split)
   if not report['counts']['prepared']:
     reasons = ', '.join(f'{n} {reason}' for reason, n in report['skipped_by_reason'].items())
+    folders = ' and '.join(dict.fromkeys((place, output)))
     raise PrepareError(
       f'No clip of {len(source.clips)} could be prepared: {reasons}; every one is named in '
-      f'{files.join(place, REPORT)}. Remove {place} to start again.'
+      f'{files.join(place, REPORT)}. Remove {folders} to start again.'
     )
   return {**report, 'already_prepared': False, 'tried_again': tried}
+
+
+def _reopen(output, work, plan, entry, report, pieces, lost=()):
+  """Makes a finished split parts again; see retry.reopen."""
+  shutil.rmtree(work, ignore_errors=True)
+  os.mkdir(work)
+  retry.reopen(output, entry, report, pieces, lost)
+  manifests.write_json(os.path.join(work, 'plan.json'), plan)
 
 
 def _begin(work, plan, where):
