@@ -21,13 +21,11 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
-import json
 import os
 import shlex
 
 from absl import flags, logging
 
-from alpro_jax import files
 from alpro_jax.train.progress import NonFiniteError
 from alpro_jax.train.supervision import STOPPED
 
@@ -43,6 +41,8 @@ def main():
       '--config and --workdir are needed, e.g. --config=configs/pretrain.py --workdir=runs/a.'
     )
   command.start()
+  import jax
+
   from alpro_jax.evaluation import during_training, split
   from alpro_jax.train import loop
   from launch import settle
@@ -64,10 +64,12 @@ def main():
     outcome = loop.train(config, _WORKDIR.value, evaluations=during_training.evaluations(config))
   except NonFiniteError as error:
     command.fail(error, NOT_FINITE)
-  if outcome.finished and settled.held_out:
-    _say_held_out(_WORKDIR.value, settled.held_out)
+  # Only process 0 has the report, and in a bucket only after a while: what it says of the
+  # run, every process has in the outcome.
+  if outcome.finished and settled.held_out and jax.process_index() == 0:
+    _say_held_out(outcome.figures or {}, settled.held_out)
   if outcome.finished and _CONFIG.value.data.path and config.eval.sources:
-    split.summarise_run(_WORKDIR.value, config)
+    split.summarise_run(_WORKDIR.value, config, outcome.step, outcome.best_step)
   if outcome.finished and _CONFIG.value.data.path and config.task in ('pretrain', 'retrieval'):
     logging.info(
       'next: python launch/search.py find VIDEOS "what you look for" --checkpoint=%s',
@@ -76,9 +78,8 @@ def main():
   return 0 if outcome.finished else STOPPED
 
 
-def _say_held_out(workdir, videos):
+def _say_held_out(figures, videos):
   """Says in a sentence what the model does on the videos that it never saw."""
-  figures = json.loads(files.read(files.join(workdir, 'report.json')))['evaluation'] or {}
   if 'eval/t2v_r1' in figures:
     said = (
       f'a text finds its video first in {figures["eval/t2v_r1"]:.1f} % of searches (chance '

@@ -253,13 +253,12 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   config.eval.sources = (common.source('sets/a', split='test'),)
   newest, best = (workdir / 'checkpoints' / step for step in '73')
   shutil.copytree(newest, best)
-  (workdir / 'report.json').write_text('{"best_step": 3}')
   opened['train'] = training.select(lambda record: record.video < '18')
-  split.summarise_run(workdir, config)
+  split.summarise_run(workdir, config, 7, 3)
   assert f'nothing will be marked as far from training: {len(opened["train"])} clips' in caplog.text
   assert not (newest / familiarity.FILE).exists()
   opened['train'] = training
-  split.summarise_run(workdir, config)
+  split.summarise_run(workdir, config, 7, 3)
   # Too few held-out clips calibrate nothing.
   few = split.familiarity(
     alpro_jax.load(workdir).trained, [training], opened['test'].select(lambda x: x.video < '30')
@@ -276,7 +275,7 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   # Made once: what is there stays.
   before = (best / familiarity.FILE).stat().st_mtime_ns
   (newest / familiarity.FILE).unlink()
-  split.summarise_run(workdir, config)
+  split.summarise_run(workdir, config, 7, 3)
   assert (newest / familiarity.FILE).exists()
   assert (best / familiarity.FILE).stat().st_mtime_ns == before
 

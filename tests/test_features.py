@@ -186,7 +186,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(folder, tmp_path):
     os.kill(os.getpid(), signal.SIGTERM)
     return {}
 
-  assert loop.train(config, tmp_path / 'stopped', evaluations=[stop]) == (1, False)
+  assert loop.train(config, tmp_path / 'stopped', evaluations=[stop])[:2] == (1, False)
   assert loop.train(config, tmp_path / 'stopped').finished
   tiny_run.assert_same_end(tmp_path / 'whole', tmp_path / 'stopped')
 

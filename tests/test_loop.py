@@ -162,7 +162,7 @@ def test_a_whole_run(toy, tmp_path):
 
   config = toy_config(eval_every_steps=6, best_metric='eval/r1')
   outcome = loop.train(config, tmp_path, evaluations=[evaluation])
-  assert outcome == (12, True)
+  assert outcome == (12, True, {'eval/r1': 12.0}, 12)
   assert seen == [(6, 8), (12, 8)]
   assert toy.measured == [config.data.max_text_tokens]
   report = json.loads((tmp_path / 'report.json').read_text())
@@ -206,7 +206,7 @@ def test_a_whole_run(toy, tmp_path):
     assert (step / checkpoints.WORDS / 'vocab.txt').read_bytes() == b'pieces'
 
   # A finished run says so and does nothing.
-  assert loop.train(config, tmp_path) == (12, True)
+  assert loop.train(config, tmp_path) == outcome
   assert 'already finished: step 12 of 12' in log_of(tmp_path)
   assert len(seen) == 2
 
@@ -302,7 +302,7 @@ def test_broken_off_and_resumed_equals_straight(toy, tmp_path):
     with pytest.raises(KeyboardInterrupt):
       loop.train(toy_config(checkpoint_every_seconds=1e-3), tmp_path / 'broken')
   outcome = loop.train(toy_config(), tmp_path / 'broken')
-  assert outcome == (12, True)
+  assert outcome[:2] == (12, True)
   assert 'going on with this run from step 9' in log_of(tmp_path / 'broken')
   assert_same_params(tmp_path / 'straight', tmp_path / 'broken')
 
@@ -382,7 +382,7 @@ def test_a_signal_saves_and_stops(toy, tmp_path, number, waiting):
 
   (toy.at if waiting else toy.after)[7] = stop
   outcome = loop.train(toy_config(checkpoint_every_steps=100), tmp_path)
-  assert outcome == (7, False)
+  assert outcome[:2] == (7, False)
   assert signal.getsignal(number) is before
   assert checkpoints.load_meta(tmp_path)['step'] == 7
   assert not (tmp_path / 'report.json').exists()
@@ -400,13 +400,13 @@ def test_a_signal_before_it_waits_is_not_lost(toy, tmp_path, monkeypatch):
     return wait(trainer, batches)
 
   monkeypatch.setattr(loop._Trainer, '_wait_for', asked_before)
-  assert loop.train(toy_config(checkpoint_every_steps=100), tmp_path) == (7, False)
+  assert loop.train(toy_config(checkpoint_every_steps=100), tmp_path)[:2] == (7, False)
   assert checkpoints.load_meta(tmp_path)['step'] == 7
 
 
 def test_a_signal_before_the_first_batch_saves_nothing(toy, tmp_path):
   toy.at[0] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-  assert loop.train(toy_config(), tmp_path) == (0, False)
+  assert loop.train(toy_config(), tmp_path)[:2] == (0, False)
   with pytest.raises(FileNotFoundError):
     checkpoints.load_meta(tmp_path)
   assert loop.train(toy_config(), tmp_path).finished
@@ -426,12 +426,12 @@ def test_a_signal_breaks_off_an_evaluation_that_is_made_up_for(toy, tmp_path, st
 
   config = toy_config(eval_every_steps=6, best_metric='eval/r1', checkpoint_every_steps=100)
   train = functools.partial(loop.train, config, tmp_path, evaluations=[evaluation])
-  assert train() == (step, False)
+  assert train()[:2] == (step, False)
   assert f'step {step} of 12, before it was evaluated' in log_of(tmp_path)
   meta = checkpoints.load_meta(tmp_path)
   assert meta['step'] == step and meta['evaluation_due']
   assert not (tmp_path / 'report.json').exists()
-  assert train() == (12, True)
+  assert train() == (12, True, {'eval/r1': -12.0}, 6)
   assert seen == [6, 12]
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['evaluation'] == {'eval/r1': -12.0}
@@ -608,7 +608,7 @@ def test_more_steps_and_other_intervals_are_allowed(toy, tmp_path):
   loop.train(toy_config(steps=3), tmp_path)
   config = toy_config(steps=5, log_every_steps=1, keep_newest=1)
   config.data.tokenizer = 'moved'
-  assert loop.train(config, tmp_path) == (5, True)
+  assert loop.train(config, tmp_path)[:2] == (5, True)
   assert 'train.steps grew from 3 to 5' in log_of(tmp_path)
 
 

@@ -1,7 +1,13 @@
 """Mistakes end launch/main.py with one clear line and exit code 2."""
 
+import jax
 import pytest
+from absl import logging
 
+from alpro_jax.evaluation import split
+from alpro_jax.train import loop
+from configs import common
+from launch import settle
 from tests import launched, tiny_run
 
 DEMO = 'configs/pretrain.py:demo'
@@ -122,3 +128,28 @@ def test_a_mistake_is_one_line_of_a_process(tmp_path):
     started[name] = tiny_run.start(tmp_path, *options, config=config)
   for name, process in started.items():
     check(name, *tiny_run.finish(process))
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_the_end_of_a_run_needs_no_report(tmp_path, monkeypatch, process):
+  """Process 0 alone writes it, and may do so after the others are at the end."""
+  monkeypatch.chdir(launched.ROOT)
+  ended = loop.Outcome(9, True, {'eval/t2v_r1': 40.0, 'eval/t2v_r10': 90.0}, 3)
+  summarised, said = [], []
+
+  def settled(config, *_, **__):
+    config = config.copy_and_resolve_references()
+    config.eval.sources = (common.source('sets/a', split='val'),)
+    config.data.tokenizer = 'words.model'
+    return settle.Settled(config, [], 20, '')
+
+  monkeypatch.setattr(settle, 'settle', settled)
+  monkeypatch.setattr(loop, 'train', lambda *_, **__: ended)
+  monkeypatch.setattr(split, 'summarise_run', lambda *told: summarised.append(told[2:]))
+  monkeypatch.setattr(jax, 'process_index', lambda: process)
+  monkeypatch.setattr(logging, 'info', lambda text, *given: said.append(text % given))
+  run = f'--workdir={tmp_path}/run', '--config.data.path=sets/a'
+  assert launched.run('main', f'--config={DEMO}', *run) == 0
+  wanted = 'held out: of 20 videos that it did not train on, a text finds its video first in 40.0 %'
+  assert any(text.startswith(wanted) for text in said) == (process == 0)
+  assert summarised == [(9, 3)]

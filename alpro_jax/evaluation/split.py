@@ -6,7 +6,6 @@ same code serves a checkpoint and the parameters of a training.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -230,7 +229,7 @@ def summarise(trained: TrainedModel, held_out) -> familiar.Familiarity:
   return known
 
 
-def summarise_run(workdir, config) -> None:
+def summarise_run(workdir, config, newest: int, best: int | None) -> None:
   """Summarises the newest and the best checkpoint of a run, as far as that is not done.
 
   What prevents it is said; the run is whole without.
@@ -238,19 +237,19 @@ def summarise_run(workdir, config) -> None:
   Args:
     workdir: of a run that is finished.
     config: its options; the first of eval.sources is held out.
+    newest, best: steps of these checkpoints, alike on all processes; see loop.Outcome.
   """
   asked = config.eval.sources[0]
-  newest = checkpoints.find(workdir).folder.name
-  best = json.loads(files.read(files.join(workdir, 'report.json')))['best_step']
-  for step in dict.fromkeys([newest, str(newest if best is None else best)]):
-    place = files.join(files.absolute(workdir), checkpoints.FOLDER, step)
+  for step in dict.fromkeys([newest, newest if best is None else best]):
+    place = files.join(files.absolute(workdir), checkpoints.FOLDER, str(step))
     if files.exists(files.join(place, familiar.FILE)):
       continue
     logging.info('step %s: summarising what it was trained on, to mark what is far', step)
     try:
       model = load_trained(place, mesh=sharding.mesh_from_config(config.mesh))
       known = summarise(model, dataset.open_dataset(asked.path, asked.split))
-      if buckets.is_address(place):  # It was written into the copy here.
+      # It was written into the copy here.
+      if buckets.is_address(place) and jax.process_index() == 0:
         known.save(place)
       logging.info('step %s: summarised %s', step, known)
     except (OSError, ValueError) as error:

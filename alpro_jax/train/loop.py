@@ -50,10 +50,19 @@ Evaluation = Callable[[Plan, Any, int], dict[str, float | np.ndarray]]
 
 
 class Outcome(NamedTuple):
-  """How a run ended: the last step done, and if that was all there is to do."""
+  """How a run ended; every process has the same.
+
+  Attributes:
+    step: the last one done.
+    finished: whether that was all there is to do.
+    figures: of the evaluation of that step, None if there was none.
+    best_step: of the checkpoint that is best by train.best_metric, None without one.
+  """
 
   step: int
   finished: bool
+  figures: dict[str, float] | None = None
+  best_step: int | None = None
 
 
 def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
@@ -89,11 +98,12 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     plan = plan._replace(meta=meta)
     if stored and newest >= options.steps and not stored.get('evaluation_due'):
       logging.info('already finished: step %d of %d', newest, options.steps)
+      best = store.best()
       if not (folder / 'report.json').exists():
         # The last start was killed between its last save and its report.
-        _write_report(folder, newest, stored['evaluation'], store.best())
+        _write_report(folder, newest, stored['evaluation'], best)
       store.close()
-      return Outcome(newest, finished=True)
+      return Outcome(newest, True, stored['evaluation'], best)
     run_folder.write_json(folder / 'config.json', meta['config'])
     _write_parameters(folder / 'parameters.txt', plan.update.state)
     prompter = meta['prompter'] and identity.opened(meta['prompter'])
@@ -303,7 +313,7 @@ class _Trainer:
         f'in {seen["goodput"]["starts"]} starts '
         + ', '.join(f'{name} {share:.1%}' for name, share in parts)
       )
-    return Outcome(self.step, finished)
+    return Outcome(self.step, finished, self.figures, best)
 
   def _take_steps(self, batches):
     options, first = self.options, self.step + 1

@@ -1,5 +1,6 @@
 """One of two processes dies or is asked to stop: both end, and both go on."""
 
+import json
 import re
 import signal
 import socket
@@ -78,6 +79,24 @@ def test_a_stop_that_one_is_asked_for_stops_both_at_one_step(tmp_path):
   for process in processes:
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize('in_bucket', [False, True])
+def test_two_end_alike_with_a_part_held_out(tmp_path, monkeypatch, in_bucket):
+  """What comes after the last step needs both, and process 0 alone has the report."""
+  tiny_run.make_inputs(tmp_path, clips=24)
+  monkeypatch.setenv('ALPRO_CACHE', str(tmp_path / 'cache'))
+  with buckets_on_loopback.gcs() as (_, bucket):
+    run = f'{bucket}/run' if in_bucket else str(tmp_path / 'run')
+    options = f'--workdir={run}', f'--config.data.path={tmp_path}/set'
+    for steps in (2, 4, 4):  # The report of two steps is there when the next run ends.
+      said = []
+      for process in start_two(tmp_path, *options, f'--config.train.steps={steps}'):
+        said.append(tiny_run.finish(process))
+        assert said[-1][0] == 0, said[-1][1][-3000:]
+      found = ['held out: of 4 videos' in messages for _, messages in said]
+      assert found == [True, False]
+    assert json.loads(files.read(f'{run}/report.json'))['step'] == 4
 
 
 def test_two_that_share_nothing_but_a_bucket(tmp_path, monkeypatch):
