@@ -19,7 +19,7 @@ from absl import logging
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alpro_jax import sharding
+from alpro_jax import files, sharding
 from alpro_jax.batch import SpecialTokens
 from alpro_jax.data import feed, mixture, pipeline, tokens
 from alpro_jax.tasks.base import Task
@@ -293,6 +293,44 @@ def test_a_report_lost_by_a_kill_is_written_again(toy, tmp_path):
   (tmp_path / 'report.json').unlink()
   loop.train(toy_config(), tmp_path)
   assert json.loads((tmp_path / 'report.json').read_text())['finished']
+
+
+def test_a_report_does_not_outlive_the_end_of_a_longer_run(toy, tmp_path):
+  def evaluation(plan, params, step):
+    return {'eval/r1': float(-step)}
+
+  def train(steps):
+    config = toy_config(steps=steps, best_metric='eval/r1', eval_every_steps=3)
+    return loop.train(config, tmp_path, evaluations=[evaluation])
+
+  report = tmp_path / 'report.json'
+  train(3)
+  shorter = report.read_text()
+  toy.at[3] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  assert train(6)[:2] == (3, False)
+  assert report.read_text() == shorter  # It went no further.
+  toy.after[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  assert train(6)[:2] == (4, False)
+  assert not report.exists()
+  ended = train(6)
+  assert ended == (6, True, {'eval/r1': -6.0}, 3)
+  for left in (shorter, '{"step"'):  # As of a kill between the last save and the report.
+    report.write_text(left)
+    assert train(6) == ended
+    assert json.loads(report.read_text())['step'] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('bucket', ['s3'], indirect=True)
+def test_a_report_in_a_bucket_goes_when_the_run_goes_on(toy, bucket):
+  place = f'{bucket}/run'
+  loop.train(toy_config(steps=1), place)
+  assert json.loads(files.read(f'{place}/report.json'))['step'] == 1
+  toy.after[2] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  assert loop.train(toy_config(steps=3), place)[:2] == (2, False)
+  assert not files.exists(f'{place}/report.json')
+  loop.train(toy_config(steps=3), place)
+  assert json.loads(files.read(f'{place}/report.json'))['step'] == 3
 
 
 def test_broken_off_and_resumed_equals_straight(toy, tmp_path):

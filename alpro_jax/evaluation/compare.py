@@ -242,13 +242,13 @@ def render(runs: Sequence[Run]) -> str:
   """Returns the page."""
   keys = dict.fromkeys(key for run in runs for key in run.measured)
   shared = {key: [run for run in runs if key in run.measured] for key in keys}
-  ends = dict.fromkeys(name for run in runs for name in run.report.get('evaluation', {}))
+  ends = dict.fromkeys(name for run in runs for name in run.report.get('evaluation') or {})
   training = {
     'step': lambda report: report.get('step'),
     'clips per second': lambda report: report.get('clips_per_second'),
     'waiting for input, %': lambda report: round(100 * report['waiting_share'], 1),
     'loss': lambda report: report['metrics'].get('loss'),
-    **{name: lambda report, name=name: report['evaluation'].get(name) for name in ends},
+    **{name: lambda report, name=name: (report['evaluation'] or {}).get(name) for name in ends},
   }
   trained = [run for run in runs if run.report]
   head = ['figure', *(run.label for run in trained)]

@@ -5,8 +5,10 @@ Everything that decides the result is a function of the config and the step,
 so a run may be stopped anywhere, in any way, and go on as if it had not been.
 """
 
+import contextlib
 import difflib
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +30,8 @@ from alpro_jax.train.progress import Progress
 from alpro_jax.train.state import TrainState
 from alpro_jax.train.step import Update, check_negatives, make_update
 from alpro_jax.train.supervision import Supervisor
+
+REPORT = 'report.json'
 
 
 class Plan(NamedTuple):
@@ -55,7 +59,7 @@ class Outcome(NamedTuple):
   Attributes:
     step: the last one done.
     finished: whether that was all there is to do.
-    figures: of the evaluation of that step, None if there was none.
+    figures: of the last evaluation, None if there was none; of a finished run that of `step`.
     best_step: of the checkpoint that is best by train.best_metric, None without one.
   """
 
@@ -99,7 +103,7 @@ def train(config, folder, *, evaluations: Sequence[Evaluation] = ()) -> Outcome:
     if stored and newest >= options.steps and not stored.get('evaluation_due'):
       logging.info('already finished: step %d of %d', newest, options.steps)
       best = store.best()
-      if not (folder / 'report.json').exists():
+      if _reported(folder) != newest:
         # The last start was killed between its last save and its report.
         _write_report(folder, newest, stored['evaluation'], best)
       store.close()
@@ -331,6 +335,7 @@ class _Trainer:
       self.progress.add(self.step, metrics)
       if self.step == first:
         self.progress.skip_compilation(batches.wait_seconds)
+        run_folder.remove(self.folder / REPORT)  # Of a shorter run: it is no longer the end.
 
       stopping, last = self.supervisor.stop_requested(self.step), self.step == options.steps
       if last or stopping or self._every(options.log_every_steps):
@@ -414,6 +419,13 @@ class _Trainer:
     return interval > 0 and self.step % interval == 0
 
 
+def _reported(folder):
+  """Returns the step that the report is of; None if there is none, or a damaged one."""
+  with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+    return json.loads((folder / REPORT).read_bytes())['step']
+  return None
+
+
 def _write_report(folder, step, figures, best, more=None):
   report = {'step': step, 'finished': True, 'evaluation': figures, 'best_step': best}
-  run_folder.write_json(folder / 'report.json', (more or {}) | report)
+  run_folder.write_json(folder / REPORT, (more or {}) | report)

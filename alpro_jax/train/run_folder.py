@@ -4,7 +4,7 @@ config.json   the options the run was started with
 parameters.txt  names, shapes and sizes of what is trained
 log.txt       what was logged, all starts one after another
 checkpoints/  see checkpoints.py        tensorboard/  curves
-report.json   the end: final metrics, clips/s, share of waiting
+report.json   the end: final metrics, clips/s, share of waiting; gone while a longer run trains
 """
 
 import contextlib
@@ -131,3 +131,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is never seen half written, on one host."""
   if jax.process_index() == 0:
     files.write_text(path, text)
+
+
+def remove(path: pathlib.Path) -> None:
+  """Removes a file if it is there, on one host."""
+  if jax.process_index() == 0:
+    path.unlink(missing_ok=True)
