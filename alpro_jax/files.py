@@ -199,6 +199,8 @@ def scratch(path) -> Iterator[pathlib.Path]:
 def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
   """Writes a file that is never seen half written; replaces what is there.
 
+  It has its old content or the new, whatever happens, a loss of power too.
+
   Args:
     path: of the file. A link stays, and what it leads to is replaced.
     wait: for another process that is writing the same file; else it raises
@@ -211,6 +213,8 @@ def file(path, *, wait: bool = False) -> Iterator[pathlib.Path]:
     if buckets.is_address(path):
       buckets.upload(made, os.fspath(path))
     else:
+      with open(made, 'rb') as written:  # Renamed before it is on the disk, it may end up empty.
+        os.fsync(written.fileno())
       os.replace(made, os.path.realpath(path))
 
 

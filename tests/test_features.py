@@ -167,6 +167,13 @@ def test_what_was_made_is_found_again_and_goes_on_where_it_was_killed(
       found[1].video.read(numbers)[name], again[1].video.read(numbers)[name]
     )
   assert len(list(whole.glob('0-video/*.safetensors'))) == 1
+  # What a loss of power left of a part is made again, and all behind it.
+  content = (parts / '00001.safetensors').read_bytes()
+  for left in (0, len(content) // 2):
+    os.truncate(parts / '00001.safetensors', left)
+    features.prepare(plan, state, seen.append)
+    assert (parts / '00001.safetensors').read_bytes() == content
+  assert sum(x.endswith('0-video at row 4') for x in seen) == 2
   # A part that is not what was written is not trained from.
   file = parts / '00001.safetensors'
   content = bytearray(file.read_bytes())

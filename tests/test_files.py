@@ -6,11 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import alpro_jax
 from alpro_jax import files
-from alpro_jax.data import dataset
+from alpro_jax.data import dataset, features, manifest
 from alpro_jax.train import checkpoints, run_folder
 from tests import launched, tiny_run
 
@@ -48,6 +49,26 @@ def writer(kind, path):
 
 def names(folder):
   return sorted(os.listdir(folder))
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+  synced, sync, replace = [], os.fsync, os.replace
+
+  def note(descriptor):
+    synced.append(os.fstat(descriptor).st_ino)
+    sync(descriptor)
+
+  def check(made, path):
+    assert os.stat(made).st_ino in synced
+    replace(made, path)
+
+  monkeypatch.setattr(os, 'fsync', note)
+  monkeypatch.setattr(os, 'replace', check)
+  files.write_text(tmp_path / 'a', 'one')
+  manifest.write_json(tmp_path / 'a', [1])
+  rows = features.Rows(tmp_path / 'rows', {}, {'x': ((2,), np.float32)}, count=1)
+  rows.write([{'x': np.zeros((1, 2))}])
+  assert rows.made == 1 and len(synced) == 4
 
 
 def test_a_folder_gets_its_name_when_it_is_whole(tmp_path):

@@ -4,7 +4,6 @@ Made by train/features.py, and read without TensorFlow or a model.
 """
 
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from alpro_jax import files
-from alpro_jax.data.manifest import write_json
+from alpro_jax.data.manifest import load, write_json
 from alpro_jax.data.order import Order, texts
 
 ABOUT = 'features.json'
@@ -31,7 +30,7 @@ class Rows:
     folder, count: where they are, and how many they will be.
     about: features.json: what is given, or, where there is one already, what it says.
     row: {name: (shape, dtype)} of one row.
-    made: rows that are there, the first ones.
+    made: rows that are there, the first ones, up to a part that cannot be opened.
   """
 
   def __init__(self, folder, about: Mapping[str, Any], row: Mapping[str, tuple], count: int):
@@ -41,9 +40,9 @@ class Rows:
     if not path.exists():
       self.folder.mkdir(parents=True, exist_ok=True)
       write_json(path, about)
-    self.about = json.loads(path.read_text())
+    self.about = load(path, f'delete {self.folder}, and it is made again')
     self._parts = [self._file(i) for i in range(-(-count // self.part))]
-    there = itertools.takewhile(pathlib.Path.exists, self._parts)
+    there = itertools.takewhile(_is_whole, self._parts)
     self.made = min(len(list(there)) * self.part, count)
     self._opened: dict[int, dict[str, Any]] = {}
 
@@ -93,6 +92,15 @@ class Rows:
       for name, values in self._opened[part].items():
         found[name].append(values[int(place)])
     return {name: np.stack(values) for name, values in found.items()}
+
+
+def _is_whole(path):
+  """Whether a part is there, and as long as its first bytes say."""
+  try:
+    with safetensors.safe_open(path, 'np'):
+      return True
+  except (FileNotFoundError, safetensors.SafetensorError):
+    return False
 
 
 class Made(NamedTuple):

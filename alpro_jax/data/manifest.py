@@ -109,13 +109,11 @@ def write_json(path, value) -> None:
 
 
 def write_atomic(path, texts: Iterable[str]) -> None:
-  """The file has its old content or the new, whatever happens, a loss of power too."""
+  """Writes a file of text; see files.file."""
   with files.file(path) as made:
     # The path of a report may not be UTF-8; JSON reads it back as it was.
     with open(made, 'w', encoding='utf-8', errors='backslashreplace') as file:
       file.writelines(texts)
-      file.flush()
-      os.fsync(file.fileno())
 
 
 def load(path, then: str):

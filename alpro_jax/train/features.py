@@ -279,6 +279,8 @@ def _rows(folder, maker, weights, params, plan, doing) -> on_disk.Rows:
   if rows.made < rows.count:
     busy = f'is making features in {folder}; wait for its end, or choose another --{OPTION}.'
     with files.lock(folder / 'lock', busy):
+      # That of a part which is no longer whole is not that of the part made in its place.
+      (rows.folder / digests.FILE).unlink(missing_ok=True)
       _make(rows := open_rows(), maker, params, plan, doing)
   if not (rows.folder / digests.FILE).exists():
     digests.write(rows.folder)
