@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alpro_jax.data import dataset, pipeline, prepare, sources, tokens
+from alpro_jax import sharding
+from alpro_jax.data import dataset, feed, pipeline, prepare, sources, tokens
 from alpro_jax.data.annotations import Question
 from alpro_jax.data.mixture import Source, TooManyBroken, measure_texts, open_sources
 from alpro_jax.data.order import BLOCK, Order, caption_ids, hash64, video_ids
 from configs import common
+from launch import command
 from tests import patience, small_towers
 from tests.small_sets import SIZE, Letters, MemorySet, jpeg, parse, who
 
@@ -521,6 +523,19 @@ def test_too_many_broken_records_stop_the_run():
   data.rotten = set(range(12))
   with pytest.raises(TooManyBroken, match='set/train'):
     records(train(data, broken_share=1.0), 4)
+
+
+def test_too_many_broken_records_end_a_command_in_one_line(capsys):
+  data = MemorySet(16)
+  data.rotten = {2, 3, 7}
+  with pytest.raises(SystemExit) as end, command.mistakes_in_one_line():
+    with feed.Feed(train(data, size=8), sharding.make_mesh(8, 1)) as batches:
+      for _ in range(4):
+        next(batches)
+  said = capsys.readouterr().err.splitlines()[-1]
+  # Not 1, which says that a loss is not finite.
+  assert end.value.code == command.MISTAKE
+  assert said.startswith('error: ') and 'data.broken_share allows 1 of 16' in said
 
 
 @pytest.fixture(scope='module')

@@ -14,8 +14,8 @@ EXAMPLES = ('videos', 'texts')
 MEASURED = 20_000  # Texts of a source that are counted by their length.
 
 
-class TooManyBroken(RuntimeError):
-  """More records cannot be read than `data.broken_share` allows."""
+class TooManyBroken(ValueError):
+  """More records cannot be read than `data.broken_share` allows: the set is at fault."""
 
 
 @dataclasses.dataclass(eq=False)
