@@ -281,8 +281,10 @@ def _filesystem(scheme):
     # Of what others write, an old listing would be believed.
     return fsspec.filesystem(scheme, use_listings_cache=False)
   except ImportError as error:
+    # fsspec says in words which of its libraries is missing; what it caught has the name.
+    name = error.name or getattr(error.__cause__, 'name', None) or 'a library'
     raise ImportError(
-      f"{scheme}:// needs {error.name or 'a library'}: pip install 'alpro_jax[cloud]'."
+      f"{scheme}:// needs {name}, which is not installed: pip install 'alpro_jax[cloud]'."
     ) from error
 
 

@@ -172,9 +172,11 @@ def mistakes_in_one_line():
 
 
 def is_mistake(error: Exception) -> bool:
-  """Whether an error is the user's: a missing file or one of our checks."""
+  """Whether an error is the user's: a missing file or library, or one of our checks."""
   if isinstance(error, OSError):
     return True
+  if isinstance(error, ImportError):
+    return error.name is None  # Ours says what to install; Python's has a name.
   if not isinstance(error, (ValueError, AttributeError, KeyError)):
     return False
   file = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -52,7 +52,7 @@ class Doctor:
     """Says what `call` returns, or its error, and how to fix it."""
     try:
       self.good(what, call())
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
       self.bad(what, command.describe(error), fix)
 
   def _say(self, level, what, text, fix=''):
@@ -100,7 +100,7 @@ def settle_run(doctor, config):
 
   try:
     settled = settle.settle(config, _WORKDIR.value, given=command.given_options())
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, ImportError) as error:
     doctor.bad('choice', command.describe(error))
     return None
   for sentence in settled.said:

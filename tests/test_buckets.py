@@ -2,15 +2,17 @@
 
 import json
 import pathlib
+import sys
 import time
 
+import fsspec
 import pytest
 from PIL import Image
 
 import alpro_jax
 from alpro_jax import buckets, files, lease
 from alpro_jax.data import bucket_shards, checksum, dataset, prepare, publish, sources, workers
-from tests import buckets_on_loopback
+from tests import buckets_on_loopback, launched
 
 CLIPS = pathlib.Path(alpro_jax.__file__).parent / 'shipped' / 'shapes' / 'clips'
 
@@ -225,3 +227,23 @@ def test_a_set_of_which_nothing_could_be_read_is_tried_again(stills, bucket):
       make(f'{bucket}/set')
   losing.clear()
   assert make(f'{bucket}/set')['counts']['prepared'] == 4
+
+
+@pytest.mark.parametrize(
+  'scheme, name', [('gs', 'gcsfs'), ('s3', 's3fs'), ('gs', 'obstore'), ('s3', 'fsspec')]
+)
+def test_a_library_that_is_not_installed_is_named_in_one_line(scheme, name, monkeypatch, tmp_path):
+  monkeypatch.chdir(launched.ROOT)
+  monkeypatch.setitem(sys.modules, name, None)
+  monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+  buckets._filesystem.cache_clear()
+  place, own = f'{scheme}://bucket/set', 'configs/finetune_retrieval.py:tiny_own'
+  for command, *options in (
+    ('prepare', '--source=folder', f'--videos={tmp_path}', '--captions=x', f'--output={place}'),
+    ('main', f'--config={own}', f'--config.data.path={place}', f'--workdir={tmp_path / "run"}'),
+  ):
+    code, _, err = launched.said(command, *options)
+    assert code == 2 and 'Traceback' not in err
+    assert err.strip().splitlines()[-1] == (
+      f"error: {scheme}:// needs {name}, which is not installed: pip install 'alpro_jax[cloud]'."
+    )
