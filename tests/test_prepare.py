@@ -35,7 +35,9 @@ def clips(tmp_path_factory):
   return folder
 
 
-def _prepare(folder, output, *, captions=None, num_workers=1, timeout_s=60.0, **changes):
+def _prepare(
+  folder, output, *, captions=None, num_workers=1, timeout_s=60.0, follow_links=False, **changes
+):
   source = sources.read_folder(captions or folder / 'captions.jsonl')
   return prepare.prepare(
     source,
@@ -45,6 +47,7 @@ def _prepare(folder, output, *, captions=None, num_workers=1, timeout_s=60.0, **
     timeout_s=timeout_s,
     options=prepare.Options(**{**ALL_FRAMES, **changes}),
     list_unnamed=True,
+    follow_links=follow_links,
   )
 
 
@@ -621,6 +624,41 @@ def test_a_time_out_is_tried_again_with_another_limit(clips, tmp_path, lose):
   assert report['already_prepared'] and report['tried_again'] == 0
   report = _prepare(clips, tmp_path / 'set', timeout_s=600.0)
   assert report['counts']['prepared'] == 12 and not report['skipped']
+
+
+def test_what_was_missing_is_taken_in_when_it_is_there(clips, tmp_path, lose):
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  whole = _prepare(folder, tmp_path / 'whole', part_size=5)
+  (folder / '003.mp4').rename(tmp_path / '003.mp4')
+  shutil.copy(folder / '007.mp4', folder / '007.MP4')
+  (folder / '007.mp4').rename(folder / '007.Mp4')  # Which of two is meant?
+  report = _prepare(folder, tmp_path / 'set', part_size=5)
+  assert report['skipped_by_reason'] == {'ambiguous name': 1, 'missing file': 1}
+  # Nothing is read through for what is as it was.
+  report = _prepare(folder, tmp_path / 'set', part_size=5)
+  assert report['already_prepared'] and not report['tried_again']
+  (tmp_path / '003.mp4').rename(folder / '003.mp4')
+  report = _prepare(folder, tmp_path / 'set', part_size=5)
+  assert report['tried_again'] == 1 and report['counts']['prepared'] == 11
+  (folder / '007.MP4').unlink()
+  report = _prepare(folder, tmp_path / 'set', part_size=5)
+  assert report['counts'] == whole['counts'] and not report['skipped']
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
+
+
+def test_links_are_followed_when_the_same_command_allows_it(clips, tmp_path, lose):
+  folder = tmp_path / 'videos'
+  shutil.copytree(clips, folder)
+  (folder / '003.mp4').unlink()
+  (folder / '003.mp4').symlink_to(clips / '003.mp4')
+  report = _prepare(folder, tmp_path / 'set', part_size=5)
+  assert report['skipped_by_reason'] == {'outside the folder of videos': 1}
+  assert not _prepare(folder, tmp_path / 'set', part_size=5)['tried_again']
+  report = _prepare(folder, tmp_path / 'set', part_size=5, follow_links=True)
+  assert report['tried_again'] == 1 and report['counts']['prepared'] == 12
+  _prepare(clips, tmp_path / 'whole', part_size=5)
+  assert _content(tmp_path / 'set') == _content(tmp_path / 'whole')
 
 
 def test_other_splits_stay_when_one_is_tried_again(clips, tmp_path, lose):

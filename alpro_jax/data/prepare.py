@@ -6,7 +6,8 @@ depends on the list and the options alone, so the set is the same to the last by
 often it was interrupted and whatever the number of workers.
 
 A clip that was lost through no fault of its own, for lack of memory or a disk that failed,
-is tried again when the same command is given for a finished set.
+is tried again when the same command is given for a finished set; so is one whose file was
+missing and is there now, or that the command allows by now (--timeout_s, --follow_links).
 """
 
 import contextlib
@@ -151,11 +152,13 @@ def prepare(
       for file in (entry['index'], *entry['shards']):
         manifests.check_file(place, file, content=False)
       report = manifests.read_reports(place)[split]
-      if lost := retry.to_try_again(report['skipped'], timeout_s):
+      if lost := retry.to_try_again(
+        source.clips, report['skipped'], videos, timeout_s=timeout_s, follow_links=follow_links
+      ):
         if place != output:
           publish.fetch_split(place, output, entry)
         _reopen(output, work, plan, entry, report, pieces, lost)
-        tried, gained = retry.try_again(pieces, settings, limits)
+        tried, gained = retry.try_again(pieces, videos, settings, limits)
       if not gained:
         shutil.rmtree(work if place == output else output, ignore_errors=True)
         if place != output:  # Of a run that was killed when all was there.
@@ -172,7 +175,7 @@ def prepare(
       make_parts = functools.partial(make or parts.make_here, **limits)
       made = _make_missing(source, pieces, settings, make_parts)
       if made < len(source.clips):  # What an earlier run lost.
-        tried, gained = retry.try_again(pieces, settings, limits)
+        tried, gained = retry.try_again(pieces, videos, settings, limits)
     report = _report(source, videos, plan, [part.stem for part in pieces], list_unnamed)
     report |= {
       'seconds': round(time.monotonic() - start, 3),

@@ -1,6 +1,7 @@
-"""Clips that the machine lost are tried again.
+"""Clips that another run may well read are tried again.
 
-Lost for lack of memory or a disk that failed, not through a fault of the video.
+Those that the machine lost, for lack of memory or a disk that failed; those whose file is
+there by now; and those that other options allow.
 """
 
 import contextlib
@@ -10,26 +11,38 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from alpro_jax.data import parts, workers
+from alpro_jax.data import annotations, parts, workers
 from alpro_jax.data.annotations import printable
 from alpro_jax.data.manifest import PrepareError, check_file
 from alpro_jax.data.progress import Progress
 from alpro_jax.data.record import Record
 
 
-def to_try_again(skipped, timeout_s) -> set[str]:
-  """Returns the videos of a report that another run may well read.
+def to_try_again(clips, skipped, videos, *, timeout_s, follow_links) -> list[annotations.Clip]:
+  """Returns the clips that another run may well read.
 
-  A time-out is the video's own, but a run with another limit may read it.
+  Args:
+    clips: of which some were skipped.
+    skipped: what a report says of these, and of others.
+    videos: the video_folder.Folder.
+    timeout_s, follow_links: of this run. A time-out is the video's own, but a run with another
+      limit may read it, and one that follows links what lies outside.
   """
-  return {
-    skip['item']
-    for skip in skipped
-    if skip['reason'] == workers.MACHINE
-    # What earlier versions wrote of a lack of memory.
-    or (skip['reason'], skip['detail']) == ('decoder crashed', 'signal 9')
-    or (skip['reason'] == 'time-out' and timeout_s is not None)
-  }
+  reasons = {skip['item']: (skip['reason'], skip['detail']) for skip in skipped}
+
+  def may_be_read(clip):
+    reason, detail = reasons.get(printable(clip.video), ('', ''))
+    if reason in ('missing file', 'ambiguous name'):
+      return videos.has_one(clip)
+    return (
+      reason == workers.MACHINE
+      # What earlier versions wrote of a lack of memory.
+      or (reason, detail) == ('decoder crashed', 'signal 9')
+      or (reason == 'time-out' and timeout_s is not None)
+      or (reason == 'outside the folder of videos' and follow_links)
+    )
+
+  return [clip for clip in clips if may_be_read(clip)] if reasons else []
 
 
 def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], lost) -> None:
@@ -39,14 +52,14 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
     output: folder of the set.
     entry, report: of the split, in the manifest and the report.
     pieces: its parts.
-    lost: videos that will be tried again; the shards of their parts are checked.
+    lost: clips that will be tried again; the shards of their parts are checked.
   Raises:
     PrepareError: a file is not as it was written.
   """
   index = check_file(output, entry['index'])
   skipped = {skip['item']: skip for skip in report['skipped']}
   partial = {item['item']: item for item in report['partial']}
-  shards = iter(entry['shards'])
+  shards, lost = iter(entry['shards']), {clip.video for clip in lost}
   with open(index, encoding='utf-8') as lines:
     rows = map(json.loads, lines)
     row = next(rows, None)
@@ -61,25 +74,30 @@ def reopen(output, entry: dict[str, Any], report, pieces: Sequence[parts.Part], 
           done['skipped'].append(skipped[printable(clip.video)])
       if done['index']:
         shard = next(shards)
-        again = any(skip['item'] in lost for skip in done['skipped'])
+        again = any(clip.video in lost for clip in part.clips)
         path = check_file(output, shard, content=again)
         done |= {key: shard[key] for key in ('examples', 'bytes', 'sha256')}
         _link(path, f'{part.stem}.array_record')
       parts.save_part(part.stem, done)
 
 
-def try_again(pieces: Sequence[parts.Part], settings, limits) -> tuple[int, bool]:
+def try_again(pieces: Sequence[parts.Part], videos, settings, limits) -> tuple[int, bool]:
   """Makes those parts anew of which clips were lost, and decodes these clips alone.
 
-  Settings and limits are those of parts.make_here.
+  `videos` is their folder; settings and limits are those of parts.make_here.
 
   Returns:
     (clips that were tried, whether any could be read)
   """
   again = {}
   for part in pieces:
-    lost = to_try_again(parts.read_part(part.stem)['skipped'], limits['timeout_s'])
-    if clips := [clip for clip in part.clips if printable(clip.video) in lost]:
+    if clips := to_try_again(
+      part.clips,
+      parts.read_part(part.stem)['skipped'],
+      videos,
+      timeout_s=limits['timeout_s'],
+      follow_links=settings['follow_links'],
+    ):
       again[part.stem] = clips
   if not again:
     return 0, False

@@ -27,6 +27,13 @@ class Folder:
     except ValueError:
       return True  # More than once, which is said of the clip.
 
+  def has_one(self, clip) -> bool:
+    """Whether a file of a clip is there, and it is clear which."""
+    try:
+      return self._find(clip) is not None
+    except ValueError:
+      return False
+
   def some_names(self) -> list[str]:
     """Returns up to five of what is there."""
     there = glob.iglob('**', root_dir=self.path, recursive=True)
