@@ -68,9 +68,9 @@ def main():
   # run, every process has in the outcome.
   if outcome.finished and settled.held_out and jax.process_index() == 0:
     _say_held_out(outcome.figures or {}, settled.held_out)
-  if outcome.finished and _CONFIG.value.data.path and config.eval.sources:
+  if outcome.finished and settled.path and config.eval.sources:
     split.summarise_run(_WORKDIR.value, config, outcome.step, outcome.best_step)
-  if outcome.finished and _CONFIG.value.data.path and config.task in ('pretrain', 'retrieval'):
+  if outcome.finished and settled.path and config.task in ('pretrain', 'retrieval'):
     logging.info(
       'next: python launch/search.py find VIDEOS "what you look for" --checkpoint=%s',
       shlex.quote(_WORKDIR.value),

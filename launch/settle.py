@@ -21,6 +21,7 @@ class Settled(NamedTuple):
   Attributes:
     config: with sets and sizes in place.
     said: sentences about what was chosen.
+    path: of one's own set; '' for other sets.
     held_out: videos of one's own set that are measured on; 0 for other sets.
     pretended: why nothing can be trained here, where config.machine pretends another
       device; '' as a rule.
@@ -28,6 +29,7 @@ class Settled(NamedTuple):
 
   config: Any
   said: list[str]
+  path: str
   held_out: int
   pretended: str
 
@@ -59,12 +61,12 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
     said.append(f'the sizes of the model are those of {start}')
     if not config.data.tokenizer and files.exists(stored['data']['tokenizer']):
       config.data.tokenizer = stored['data']['tokenizer']
-  if path := config.data.path:
+  if path := own_set.path_of(config, given):
     parts = own_set.parts(path)
     said.append(own_set.say(parts, path))
-    config = own_set.use(config, source=common.source, given=given)
     videos = parts.videos
     held_out = 0 if 'eval.sources' in given else parts.held_out_videos
+  config = own_set.use(config, source=common.source, given=given)
   vocab_size = 0
   with contextlib.suppress(ValueError, OSError):  # Whoever opens it to use it says why.
     vocab_size = tokens.load_tokenizers(config).vocab_size
@@ -85,4 +87,4 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
       f'config.machine.device={machine.kind!r} is pretended: this machine has a {real}, and '
       'nothing is trained on it'
     )
-  return Settled(config, said, held_out, pretended)
+  return Settled(config, said, path, held_out, pretended)

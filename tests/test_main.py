@@ -82,6 +82,16 @@ MISTAKES = {
     ['--workdir=W', "--config.eval.sources=({'split': 'test'},)"],
     "--config.eval.sources=({'split': 'test'},): each set is a dict with a path",
   ),
+  'own sets': (
+    'configs/finetune_retrieval.py:tiny_own',
+    ['--workdir=W', "--config.data.sources=({'path': 'sets/a'},)"],
+    "No tokenizer at '.'; pass --config.data.tokenizer=FILE",
+  ),
+  'own sets and a path': (
+    'configs/finetune_retrieval.py:tiny_own',
+    ['--workdir=W', '--config.data.path=a', "--config.data.sources=({'path': 'sets/a'},)"],
+    '--config.data.path=a and --config.data.sources both say what is trained on; give one of them',
+  ),
   'a set by its path': (
     DEMO,
     [

@@ -166,6 +166,21 @@ def test_the_lists_are_written_once_and_used(monkeypatch, tmp_path):
   assert own_set.use(config, source=common.source).data.tokenizer == 'mine.model'
 
 
+def test_sets_that_the_command_line_names_take_the_place_of_the_path():
+  config = finetune_retrieval.get_config('own')
+  config.data.sources = (common.source('sets/a', weight=2), common.source('sets/b'))
+  config.machine.memory_gib = 24.0
+  for given in ({'data.sources'}, {'data.sources[1].path'}):
+    settled = settle.settle(config, given=given)
+    used = settled.config.data
+    assert [(x.path, x.weight) for x in used.sources] == [('sets/a', 2.0), ('sets/b', 1.0)]
+    assert used.path == used.tokenizer == settled.path == '' and not settled.held_out
+  with pytest.raises(ValueError, match='path=sets/clips and .*sources both say .*; give one'):
+    settle.settle(config, given={'data.sources', 'data.path'})
+  with pytest.raises(FileNotFoundError, match='sets/clips has no manifest.json'):
+    settle.settle(config)
+
+
 def test_parts_of_a_split_have_all_records_once_whatever_their_order():
   def videos(names, *part):
     records = [dataset.RecordInfo(name, (), (), False, 1) for name in names]

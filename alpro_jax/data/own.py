@@ -95,22 +95,44 @@ def write_lists(path) -> list[str]:
   return said
 
 
+def path_of(config: Any, given: Collection[str] = ()) -> str:
+  """Returns `data.path`, or '' where the command line names `data.sources` in its place.
+
+  Raises:
+    ValueError: if it names both.
+  """
+  path = config.data.path
+  if not path or not any(name.partition('[')[0] == 'data.sources' for name in given):
+    return path
+  if 'data.path' in given:
+    raise ValueError(
+      f'--config.data.path={path} and --config.data.sources both say what is trained on; give one '
+      'of them: the path for one set with its own lists, or sources for several, for weights '
+      'and styles.'
+    )
+  return ''
+
+
 def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
   """Returns a config whose sets and lists are those of `data.path`, if it names a set.
 
-  Sets that the config names are replaced; tokenizer, entities and answers are where
-  the config names none. `data.path` is empty then.
+  Sets that the config names are replaced, unless the command line names them (see
+  `path_of`); tokenizer, entities and answers are where the config names none. `data.path`
+  is empty then.
 
   Args:
     config: see configs/common.py.
     source: configs.common.source.
     given: dotted names of options of the command line; `eval.sources` among them stays.
   Raises:
-    FileNotFoundError, ValueError: see `parts`.
+    FileNotFoundError, ValueError: see `path_of` and `parts`.
   """
   if not config.data.path:
     return config
-  config, path = config.copy_and_resolve_references(), config.data.path
+  config, path = config.copy_and_resolve_references(), path_of(config, given)
+  config.data.path = ''
+  if not path:
+    return config
   found = parts(path)
   with config.unlocked():
     config.data.sources = (source(path, split=found.train),)
@@ -118,7 +140,6 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
       config.eval.sources = (source(path, split=found.held_out),) if found.held_out else ()
     if not config.eval.sources:
       config.train.best_metric = ''  # Nothing measures it.
-    config.data.path = ''
   for section, option, name, needed, make in (
     # A model of a text tower alone reads with the tower's.
     ('data', 'tokenizer', TOKENIZER, bool(config.model.get('text')), 'tokenizer.py --captions'),
