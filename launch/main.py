@@ -67,7 +67,7 @@ def main():
   # Only process 0 has the report, and in a bucket only after a while: what it says of the
   # run, every process has in the outcome.
   if outcome.finished and settled.held_out and jax.process_index() == 0:
-    _say_held_out(outcome.figures or {}, settled.held_out)
+    _say_held_out(outcome.figures or {}, settled.held_out, settled.copies)
   if outcome.finished and settled.path and config.eval.sources:
     split.summarise_run(_WORKDIR.value, config, outcome.step, outcome.best_step)
   if outcome.finished and settled.path and config.task in ('pretrain', 'retrieval'):
@@ -78,8 +78,8 @@ def main():
   return 0 if outcome.finished else STOPPED
 
 
-def _say_held_out(figures, videos):
-  """Says in a sentence what the model does on the videos that it never saw."""
+def _say_held_out(figures, videos, copies):
+  """Says in a sentence what the model does on videos that it never saw, but for some copies."""
   if 'eval/t2v_r1' in figures:
     said = (
       f'a text finds its video first in {figures["eval/t2v_r1"]:.1f} % of searches (chance '
@@ -90,7 +90,8 @@ def _say_held_out(figures, videos):
     said = f'{figures["eval/accuracy"]:.1f} % of the questions are answered right'
   else:
     return
-  logging.info('held out: of %d videos that it did not train on, %s', videos, said)
+  but = f' (but for {copies}, of which it knows copies)' if copies else ''
+  logging.info('held out: of %d videos that it did not train on%s, %s', videos, but, said)
 
 
 if __name__ == '__main__':

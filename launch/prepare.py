@@ -95,7 +95,7 @@ from collections import Counter
 from absl import app, flags
 
 from alpro_jax import buckets, files
-from alpro_jax.data import annotations, fetch, own, prepare, sources, verify, workers
+from alpro_jax.data import annotations, fetch, manifest, own, prepare, sources, verify, workers
 from alpro_jax.data.options import options_of
 
 FLAGS = flags.FLAGS
@@ -342,13 +342,37 @@ def _next_of_own(task):
     return
   for line in own.write_lists(FLAGS.output):
     print(f'  {line}')
+  both = _say_shared(found)
+  if refusal := own.refusal(found, FLAGS.output, both):
+    print(f'{annotations.printable_lines(refusal)}.')
+    return
   print(
-    f'{annotations.printable(own.say(found, FLAGS.output))}.\n'
+    f'{annotations.printable(own.say(found, FLAGS.output, both))}.\n'
     'Next, in minutes on two cores:\n'
     '  python launch/main.py '
     f'--config=configs/finetune_{task}.py:tiny_own '
     f'--config.data.path={shlex.quote(FLAGS.output)} --workdir=runs/clips'
   )
+
+
+def _say_shared(found):
+  """Says which videos of this split are in others too.
+
+  Returns:
+    those that are held out and trained on, of which more is to be said.
+  """
+
+  def shared(first, second):
+    return own.shared((FLAGS.output, first), (FLAGS.output, second))
+
+  for other in manifest.read_manifest(FLAGS.output)['splits']:
+    if other != FLAGS.split and {other, FLAGS.split} != {found.train, found.held_out}:
+      if both := shared(other, FLAGS.split):
+        print(
+          f'{len(both)} videos of split {FLAGS.split!r} are in {other!r} too, such as '
+          f'{annotations.printable(both[0])}: rows without a "split" belong to every split.'
+        )
+  return shared(found.train, found.held_out) if found.held_out else []
 
 
 def _next_of_published(report):

@@ -23,6 +23,7 @@ class Settled(NamedTuple):
     said: sentences about what was chosen.
     path: of one's own set; '' for other sets.
     held_out: videos of one's own set that are measured on; 0 for other sets.
+    copies: of these, those that are trained on under another name.
     pretended: why nothing can be trained here, where config.machine pretends another
       device; '' as a rule.
   """
@@ -31,6 +32,7 @@ class Settled(NamedTuple):
   said: list[str]
   path: str
   held_out: int
+  copies: int
   pretended: str
 
 
@@ -48,7 +50,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
     ValueError: if the memory that is there does not suffice, or options are wrong.
     FileNotFoundError: if there is no prepared set.
   """
-  said, videos, held_out, chooses = [], 0, 0, config.machine.choose
+  said, videos, held_out, copies, chooses = [], 0, 0, 0, config.machine.choose
   if chooses not in ('', 'batch', 'model'):
     raise ValueError(f"config.machine.choose={chooses!r} must be 'model', 'batch' or ''.")
   begun = workdir and checkpoints.have_begun(workdir)
@@ -63,9 +65,16 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
       config.data.tokenizer = stored['data']['tokenizer']
   if path := own_set.path_of(config, given):
     parts = own_set.parts(path)
-    said.append(own_set.say(parts, path))
-    videos = parts.videos
-    held_out = 0 if 'eval.sources' in given else parts.held_out_videos
+    measured, videos = 'eval.sources' not in given, parts.videos
+    both = []
+    if measured and parts.held_out:
+      both = own_set.shared((path, parts.train), (path, parts.held_out))
+      if refusal := own_set.refusal(parts, path, both):
+        raise ValueError(f'{refusal}.')
+      held_out, copies = parts.held_out_videos, len(both)
+    said.append(own_set.say(parts, path, both, measured=measured))
+    if not measured:
+      said += _shared_with_named(config.eval.sources, (path, parts.train))
   config = own_set.use(config, source=common.source, given=given)
   vocab_size = 0
   with contextlib.suppress(ValueError, OSError):  # Whoever opens it to use it says why.
@@ -87,4 +96,19 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
       f'config.machine.device={machine.kind!r} is pretended: this machine has a {real}, and '
       'nothing is trained on it'
     )
-  return Settled(config, said, path, held_out, pretended)
+  return Settled(config, said, path, held_out, copies, pretended)
+
+
+def _shared_with_named(sources, trained):
+  """Says of each set that the user names to be measured on what of it is trained on."""
+  said = []
+  for source in sources:
+    both = ()
+    with contextlib.suppress(ValueError, OSError):  # Whoever opens it to use it says why.
+      both = own_set.shared(trained, (source.path, source.split))
+    if both:
+      said.append(
+        f'warning: what is measured on {source.path} ({source.split}) is not of new videos alone: '
+        f'{len(both)} of them are trained on ({trained[1]}), such as {", ".join(both[:2])}'
+      )
+  return said

@@ -1,6 +1,7 @@
 """One's own set: its parts and lists, and the sizes that are chosen for a machine."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,6 +116,101 @@ def make_set(monkeypatch, tmp_path, splits, records=25):
   prepared = small_sets.MemorySet(records, captions=[(f'a dog swims {i}',) for i in range(records)])
   monkeypatch.setattr(dataset, 'open_dataset', lambda *_, **__: prepared)
   return str(tmp_path)
+
+
+def splits_of(monkeypatch, splits):
+  """Makes 'set' one with these splits: {name: {video: content, '' where none is known}}."""
+  entries = {
+    split: {
+      'examples': len(videos),
+      'plan': {'videos': {video: content for video, content in videos.items() if content}},
+    }
+    for split, videos in splits.items()
+  }
+  monkeypatch.setattr(own_set, 'read_manifest', lambda _: {'splits': entries})
+
+  def open_dataset(path, split, **_):
+    whole, _, part = split.partition('[')
+    records = [dataset.RecordInfo(x, ('a',), ('',), False, 1) for x in splits[whole]]
+    if part:
+      ends = [end.removeprefix('-') or None for end in part.removesuffix(']').split(':')]
+      records = [records[i] for i in dataset._choose(records, *ends)]
+    return SimpleNamespace(metadata=lambda: records)
+
+  monkeypatch.setattr(dataset, 'open_dataset', open_dataset)
+
+
+def numbered(*numbers, content='{}'):
+  return {f'{i}.mp4': content.format(i) for i in numbers}
+
+
+@pytest.mark.parametrize(
+  'train, test, count',
+  [
+    (numbered(*range(25)), numbered(*range(30)), 25),  # Rows without a split.
+    (numbered(*range(25), content=''), numbered(*range(30), content=''), 25),
+    (numbered(*range(25)), numbered(*range(25, 30)), 0),
+    # Of two folders, whose names begin anew; of not all it is known what they hold.
+    (numbered(*range(25)), numbered(*range(5), content='test {}'), 0),
+    (
+      numbered(*range(24)) | {'24.mp4': ''},
+      numbered(*range(5), content='test {}') | {'24.mp4': ''},
+      0,
+    ),
+    (numbered(*range(25)), {'a.mp4': '3', 'b.mp4': 'b'}, 1),  # Another name, the same video.
+    (numbered(*range(25)), numbered(0, 1) | {'2.mp4': 'another', '30.mp4': '30'}, 2),
+  ],
+)
+def test_videos_of_two_splits_are_known_by_name_and_content(monkeypatch, train, test, count):
+  splits_of(monkeypatch, {'train': train, 'test': test})
+  both = own_set.shared(('set', 'train'), ('set', 'test'))
+  assert len(both) == count and both == [video for video in test if video in both]
+  # In another set a name alone says nothing.
+  contents = sum(bool(test[video]) and test[video] in train.values() for video in test)
+  assert len(own_set.shared(('set', 'train'), ('other', 'test'))) == contents
+
+
+def test_what_is_trained_on_is_not_measured_on(monkeypatch):
+  config = finetune_retrieval.get_config('tiny_own')
+  config.data.update({'path': 'set', 'tokenizer': 'mine.model'})
+  config.machine.memory_gib = 24.0
+  splits_of(monkeypatch, {'train': numbered(*range(25)), 'test': numbered(*range(30))})
+  with pytest.raises(ValueError) as caught:
+    settle.settle(config)
+  assert str(caught.value) == (
+    "set: of the 30 videos of split 'test', which would be measured on, 25 are trained on too: "
+    '0.mp4, 1.mp4, ... (\'train\'). Rows of a captions file without a "split" belong to every '
+    'split: give each row one, and prepare both splits again into another --output; or train '
+    'without a measure by --config.eval.sources="()"; or measure on them all the same by '
+    "--config.eval.sources=\"({'path': 'set', 'split': 'test'},)\"."
+  )
+  # Whoever names what is measured on is warned.
+  config.eval.sources = (common.source('set', split='test'),)
+  settled = settle.settle(config, given={'eval.sources'})
+  assert settled.said[0].endswith('25 videos (train), measures on what config.eval.sources names')
+  assert settled.said[1].startswith('warning: what is measured on set (test) is not of new')
+  assert ': 25 of them are trained on (train), such as 0.mp4, 1.mp4' in settled.said[1]
+  config.eval.sources = ()
+  assert 'warning' not in ''.join(settle.settle(config, given={'eval.sources'}).said)
+  splits_of(monkeypatch, {'train': numbered(*range(25)), 'test': numbered(*range(25, 30))})
+  settled = settle.settle(config)
+  assert settled.held_out == 5 and settled.said[0].endswith('measures on 5 others (test)')
+
+
+def test_copies_in_the_part_that_is_held_out_are_said(monkeypatch):
+  videos = numbered(*range(30))
+  splits_of(monkeypatch, {'train': videos})
+  names = [x.video for x in dataset.open_dataset('set', 'train[-6:]').metadata()]
+  config = finetune_retrieval.get_config('tiny_own')
+  config.data.update({'path': 'set', 'tokenizer': 'mine.model'})
+  config.machine.memory_gib = 24.0
+  settled = settle.settle(config)
+  assert (settled.held_out, settled.copies) == (6, 0)
+  other = next(video for video in videos if video not in names)
+  splits_of(monkeypatch, {'train': videos | {names[0]: videos[other]}})
+  settled = settle.settle(config)
+  assert (settled.held_out, settled.copies) == (6, 1)
+  assert settled.said[0].endswith(f'of which 1 is trained on too: {names[0]}')
 
 
 @pytest.mark.parametrize(

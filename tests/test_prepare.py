@@ -947,14 +947,15 @@ def test_questions_of_the_command(clips, tmp_path):
 
 
 def test_what_comes_next_for_a_set_of_ones_own(clips, tmp_path, capsys):
-  output = tmp_path / 'set'
+  videos = [f'{number:03}.mp4' for number in range(12)]
 
-  def said(split):
+  def said(split, output, rows):
+    captions = small_videos.write_captions(tmp_path, rows)
     assert not launched.run(
       'prepare',
       '--source=folder',
       f'--videos={clips}',
-      f'--captions={clips / "captions.jsonl"}',
+      f'--captions={captions}',
       f'--output={output}',
       f'--split={split}',
       '--fps=0',
@@ -962,14 +963,33 @@ def test_what_comes_next_for_a_set_of_ones_own(clips, tmp_path, capsys):
     )
     return capsys.readouterr().out
 
+  output = tmp_path / 'set'
+  rows = [
+    {'video': video, 'caption': f'a dog {video}', 'split': 'test' if video > '008' else 'train'}
+    for video in videos
+  ]
   # A tokenizer is never made of what is held out.
-  assert "no split to train on, only ['test']" in said('test')
+  assert "no split to train on, only ['test']" in said('test', output, rows)
   assert not (output / 'tokenizer.model').exists()
-  out = said('train')
-  assert re.search(r'trains on \d+ videos .train., measures on \d+ others .test.', out)
+  out = said('train', output, rows)
+  assert f'{output}: trains on 8 videos (train), measures on 4 others (test).' in out
   assert 'tokenizer.model: ' in out and f'--config.data.path={output}' in out
-  out = said('test')
+  out = said('test', output, rows)
   assert 'tokenizer.model: kept' in out and 'launch/tokenizer.py' not in out
+
+  # Rows that name no split are of both.
+  output = tmp_path / 'both'
+  for row in rows[:8]:
+    del row['split']
+  assert 'trains on all 8 videos' in said('train', output, rows)
+  out = said('test', output, rows)
+  assert (
+    f"\n{output}: of the 12 videos of split 'test', which would be measured on, 8 are trained on "
+    'too: 000.mp4, 001.mp4, ... (\'train\'). Rows of a captions file without a "split" belong'
+  ) in out
+  assert 'others' not in out and 'launch/main.py' not in out
+  out = said('val', output, rows)
+  assert "\n8 videos of split 'val' are in 'train' too, such as 000.mp4: rows without" in out
 
 
 # --- Mistakes ---------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A prepared set of one's own: its training and held-out parts, and the lists beside it."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from alpro_jax import files
@@ -55,6 +55,36 @@ def parts(path) -> Parts:
   if splits[train] < _ENOUGH:
     return Parts(train, '', splits[train], 0)
   return Parts(f'{train}[:-{count}]', f'{train}[-{count}:]', splits[train] - count, count)
+
+
+def shared(trained: tuple[str, str], measured: tuple[str, str]) -> list[str]:
+  """Returns the videos of a split that are in another one too, by the names they have there.
+
+  Videos are one if they have the same content, as far as the sets say it (of a thousand,
+  see prepare.py), and in one set also if they have the same name: unless their contents
+  differ, or those of all others of the same name do, which come from two folders then.
+
+  Args:
+    trained, measured: (path, split) of both, as `open_dataset` takes them.
+  Raises:
+    FileNotFoundError, ValueError: see `open_dataset`.
+  """
+  here, there = _contents(*trained), _contents(*measured)
+  known = set(filter(None, here.values()))
+  same = files.absolute(trained[0]) == files.absolute(measured[0])
+  alike = here.keys() & there.keys() if same else set()
+  told = {video for video in alike if here[video] and there[video]}
+  differ = {video for video in told if here[video] != there[video]}
+  alike = set() if told and told == differ else alike - differ
+  return [video for video, content in there.items() if video in alike or content in known]
+
+
+def _contents(path, split):
+  """Returns {video: size and digest of its ends, '' where that is not known} of a split."""
+  entry = read_manifest(path)['splits'].get(split.partition('[')[0], {})
+  known = entry.get('plan', {}).get('videos', {})
+  records = dataset.open_dataset(path, split, verify=False).metadata()
+  return {record.video: known.get(record.video, '') for record in records}
 
 
 def write_lists(path) -> list[str]:
@@ -161,14 +191,45 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
   return config
 
 
-def say(found: Parts, path) -> str:
-  """Says what of a set is trained on and what it is measured on."""
+def say(found: Parts, path, both: Sequence[str] = (), *, measured: bool = True) -> str:
+  """Says what of a set is trained on and what it is measured on.
+
+  Args:
+    found: its parts.
+    path: of the set.
+    both: what is `shared` by them.
+    measured: whether what is held out is measured on, and not another set.
+  """
+  trains = f'{path}: trains on {found.videos} videos ({found.train})'
+  if not measured:
+    return f'{trains}, measures on what config.eval.sources names'
   if not found.held_out:
     return (
       f'{path}: trains on all {found.videos} videos; too few (below {_ENOUGH}) to '
       'hold some out, so that nothing measures the model, or marks what is unlike them'
     )
+  if not both:
+    return f'{trains}, measures on {found.held_out_videos} others ({found.held_out})'
+  return f'{trains}, measures on {found.held_out_videos} ({found.held_out}), of which {_some(both)}'
+
+
+def refusal(found: Parts, path, both: Sequence[str]) -> str:
+  """Says why a split that is trained on too is not measured on, '' if it may be.
+
+  Of a part of one split no more than copies are, which `say` tells.
+  """
+  if not both or '[' in found.held_out:
+    return ''
   return (
-    f'{path}: trains on {found.videos} videos ({found.train}), measures on '
-    f'{found.held_out_videos} others ({found.held_out})'
+    f'{path}: of the {found.held_out_videos} videos of split {found.held_out!r}, which would be '
+    f'measured on, {_some(both)} ({found.train!r}). Rows of a captions file without a "split" '
+    'belong to every split: give each row one, and prepare both splits again into another '
+    '--output; or train without a measure by --config.eval.sources="()"; or measure on them all '
+    "the same by --config.eval.sources=\"({'path': '"
+    f"{path}', 'split': '{found.held_out}'}},)\""
   )
+
+
+def _some(videos):
+  names = ', '.join(map(annotations.printable, videos[:2])) + (', ...' if videos[2:] else '')
+  return f'{len(videos)} {"is" if len(videos) == 1 else "are"} trained on too: {names}'
