@@ -7,8 +7,10 @@
 FROM apache/beam_python3.11_sdk:2.77.0
 WORKDIR /alpro_jax
 
+# Without the project itself, the last line of its requirements, which is not here yet.
 COPY requirements.txt requirements-beam.txt ./
-RUN pip install --no-cache-dir -r requirements.txt \
+RUN sed -i '/^-e /d' requirements.txt \
+  && pip install --no-cache-dir -r requirements.txt \
   && pip install --no-cache-dir -r requirements-beam.txt
 COPY . .
 # Beam wants older versions of some packages than are named here, so none is looked for.

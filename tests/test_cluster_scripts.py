@@ -43,6 +43,42 @@ def test_hadolint_finds_nothing_in_the_container_files(name):
   subprocess.run([tool('hadolint'), LAUNCH / name], check=True)
 
 
+@pytest.mark.parametrize('name', ['Dockerfile', 'beam.Dockerfile'])
+def test_container_files_install_the_project_once_its_code_is_there(name, tmp_path):
+  """Their steps, with a pip that takes a requirement of `.` where pyproject.toml lies alone."""
+  place, fake, told = tmp_path / 'image', tmp_path / 'bin', tmp_path / 'told'
+  place.mkdir()
+  fake.mkdir()
+  pip = fake / 'pip'
+  pip.write_text(
+    """#!/bin/sh
+set -e
+asked="$*"
+while [ $# -gt 0 ]; do
+  if [ "$1" = -r ]; then asked="$asked $(grep -v '^#' "$2" | tr '\\n' ' ')"; fi
+  shift
+done
+echo "$asked" >> "$TOLD"
+case " $asked " in *" . "*) test -f pyproject.toml;; esac
+"""
+  )
+  pip.chmod(0o755)
+  steps = (LAUNCH / name).read_text().replace('\\\n', '').splitlines()
+  environment = {**os.environ, 'PATH': f'{fake}:{os.environ["PATH"]}', 'TOLD': f'{told}'}
+  for step in steps:
+    kind, _, words = step.partition(' ')
+    if kind == 'COPY':
+      *sources, _ = words.split()
+      for path in ROOT.iterdir() if sources == ['.'] else map(ROOT.joinpath, sources):
+        if path.is_file():
+          shutil.copy(path, place)
+    elif kind == 'RUN':
+      subprocess.run(['sh', '-c', words], cwd=place, check=True, env={**environment, 'JAX': 'tpu'})
+  asked = told.read_text().splitlines()
+  assert [' . ' in f'{one} ' for one in asked] == [False] * (len(asked) - 1) + [True]
+  assert 'jax==' in asked[0] and '--no-deps' in asked[-1]
+
+
 def run_with(folder, name, script, *arguments, text='printf "%s\\n" "$@"', **variables):
   """Runs a script with a command of ours; without `text` it prints what it was given."""
   fake = folder / name
