@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -104,6 +105,22 @@ def test_an_interval_by_hand():
   assert str(found) == '12.0 ± 5.0' and found.signed() == '**+12.0 ± 5.0**'
   assert image_text.interval([-1.0, 1.0]).signed() == '+0.0 ± 12.7'
   assert str(image_text.interval([50.0])) == '50.0'
+
+
+def test_what_is_quick_stays_out_of_the_documentation(tmp_path, monkeypatch):
+  given = types.SimpleNamespace(quick=True, output=tmp_path, results=None, page=None, seeds=['0'])
+  monkeypatch.setattr(image_text, 'flags', types.SimpleNamespace(FLAGS=given))
+  for flag, place in (('results', RESULTS), ('page', ROOT / 'docs' / 'starting-weights.md')):
+    setattr(given, flag, str(place))
+    with pytest.raises(ValueError, match=f'--{flag}=.* is in docs/, and what --quick measures'):
+      image_text.main()
+    setattr(given, flag, None)
+  made = {'rows': {row: {} for row in image_text.ROWS}, 'made': {'quick': False}}
+  results = tmp_path / 'results' / 'image_text'
+  results.mkdir(parents=True)
+  (results / 'seed0.json').write_text(json.dumps(made))
+  with pytest.raises(ValueError, match='seed0.json was made without --quick'):
+    image_text.main()
 
 
 def test_the_page_is_made_of_the_figures():

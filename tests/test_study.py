@@ -102,6 +102,28 @@ def test_differences_are_paired_by_seed(tmp_path):
     table.read(tmp_path, 'babyai', lambda row: 'another')
 
 
+def test_what_is_quick_stays_out_of_the_documentation(tmp_path):
+  """By default, if somebody says docs/, and if its figures lie among others."""
+
+  def end(*flags):
+    command = [sys.executable, '-m', 'examples.study', '--page_only', *flags]
+    done = subprocess.run(command, cwd=launched.ROOT, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+  page, results = tmp_path / 'study.md', tmp_path / 'results' / 'study' / 'babyai'
+  results.mkdir(parents=True)
+  made = {'row': 'alpro', 'plan': plan.digest('babyai', 'alpro'), 'figures': {}}
+  (results / 'alpro_seed0.json').write_text(json.dumps(made | {'made': {'seed': 0, 'quick': True}}))
+  assert end('--quick', f'--output={tmp_path}') == (0, '')
+  assert 'the figures mean nothing' in page.read_text()
+  page.unlink()
+  code, said = end(f'--results={results.parent}', f'--page={page}')
+  assert code == 2 and 'alpro_seed0.json was made with --quick: its figures mean' in said
+  code, said = end('--quick', f'--page={page}', '--results=docs/results/study')
+  assert code == 2 and 'error: --results=docs/results/study is in docs/, and what' in said
+  assert said.count('\n') == 1 and not page.exists()
+
+
 @pytest.mark.reliability
 @pytest.mark.parametrize('world, package', [('babyai', 'minigrid'), ('metaworld', 'metaworld')])
 def test_a_row_from_clips_to_the_page(tmp_path, world, package):

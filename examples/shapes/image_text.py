@@ -9,7 +9,8 @@ model is then asked what it learned and what is left of what it knew.
 
 Every step is one of the commands of this repository, printed before it runs, and each model's
 figures are kept in --results as soon as they are there: the same command goes on where it was,
-and makes the page of --page of what is there.
+and makes the page of --page of what is there. --quick tries everything with a few steps, in
+runs/quick/image_text, and leaves nothing in docs/.
 """
 
 import json
@@ -27,7 +28,7 @@ from configs import image_text
 from examples.shapes import clip_folder, image_text_runs, scenes, stills
 from examples.shapes.demo_page import how_made
 from examples.shapes.report import TEMPLATES
-from examples.shapes.stages import ROOT, Stages, claim, log_to_console, script
+from examples.shapes.stages import ROOT, Stages, claim, keep_off_docs, log_to_console, script
 from launch import command
 
 
@@ -99,8 +100,17 @@ def run(output, results, seeds, *, quick: bool = False) -> None:
     results: folder of a small JSON file for each seed.
     seeds: of training.
     quick: a few steps on a few clips.
+  Raises:
+    ValueError: if a file of --results or the folder was made with another `quick`.
   """
   output, results = pathlib.Path(output), pathlib.Path(results)
+  for seed in seeds:
+    made = _read(results, seed).get('made')
+    if made and made['quick'] != quick:
+      raise ValueError(
+        f'{results}/seed{seed}.json was made {"with" if made["quick"] else "without"} --quick, '
+        'and these figures do not belong together; choose another --results.'
+      )
   todo = [(row, seed) for row in ROWS for seed in seeds if row not in _read(results, seed)['rows']]
   if not todo:
     return
@@ -338,20 +348,35 @@ def render(found: Found) -> str:
 def main() -> None:
   flag = flags.FLAGS
   seeds = [int(seed) for seed in flag.seeds]
-  run(flag.output, flag.results, seeds, quick=flag.quick)
-  if flag.page:
-    results = pathlib.Path(flag.results)
-    files.write_text(flag.page, render(Found({seed: _read(results, seed) for seed in seeds})))
-    print(f'Written: {flag.page}')
+  quick, docs = flag.quick, ROOT / 'docs'
+  output = pathlib.Path(flag.output or ('runs/quick/image_text' if quick else 'runs/image_text'))
+  results = pathlib.Path(flag.results or (output if quick else docs) / 'results' / 'image_text')
+  page = flag.page
+  if page is None:
+    page = (output if quick else docs) / 'starting-weights.md'
+  if quick:
+    keep_off_docs(output=output, results=results, **({'page': pathlib.Path(page)} if page else {}))
+  run(output, results, seeds, quick=quick)
+  if page:
+    files.write_text(page, render(Found({seed: _read(results, seed) for seed in seeds})))
+    print(f'Written: {page}')
 
 
 if __name__ == '__main__':
   # Here, so that tests may import this beside commands with flags of these names.
-  flags.DEFINE_string('output', 'runs/image_text', 'Folder for worlds, sets and runs.')
   flags.DEFINE_string(
-    'results', str(ROOT / 'docs' / 'results' / 'image_text'), 'Folder of the figures of each seed.'
+    'output',
+    None,
+    'Folder for worlds, sets and runs; runs/image_text, with --quick runs/quick/image_text.',
   )
-  flags.DEFINE_string('page', str(ROOT / 'docs' / 'starting-weights.md'), "The page; '' is none.")
+  flags.DEFINE_string(
+    'results',
+    None,
+    'Folder of the figures of each seed; docs/results/image_text, with --quick below --output.',
+  )
+  flags.DEFINE_string(
+    'page', None, "The page; docs/starting-weights.md, with --quick below --output; '' is none."
+  )
   flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of training.')
   flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
   command.run(main)

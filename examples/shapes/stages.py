@@ -98,6 +98,22 @@ def claim(output: pathlib.Path, options: dict) -> None:
   file.write_text(json.dumps(options) + '\n')
 
 
+def keep_off_docs(**places: pathlib.Path) -> None:
+  """Refuses to write what --quick makes beside the figures that are committed.
+
+  Args:
+    **places: paths, by the flags that give them.
+  Raises:
+    ValueError: if one is in docs/.
+  """
+  for flag, place in places.items():
+    if place.resolve().is_relative_to(ROOT / 'docs'):
+      raise ValueError(
+        f'--{flag}={place} is in docs/, and what --quick measures means nothing: leave out '
+        f'--{flag}, or name another place.'
+      )
+
+
 def log_to_console() -> None:
   """Shows progress lines, without the chatter of other libraries."""
   logging.use_absl_handler()

@@ -10,7 +10,8 @@ nothing else.
 What is finished is kept: each row and seed leaves a small file in docs/results/study/,
 which is committed, so that the study goes on on any machine, and docs/study.md is written
 from all of them. Two commands with other --seeds may run side by side, once the clips are
-made. Rows, metrics and seeds: plan.py.
+made. Rows, metrics and seeds: plan.py. --quick tries everything with a few steps, in
+runs/quick/study, and leaves nothing in docs/.
 """
 
 import functools
@@ -25,18 +26,22 @@ from typing import NamedTuple
 from absl import flags
 
 from alpro_jax import files
-from examples.shapes.stages import ROOT, Stages, log_to_console, script
+from examples.shapes.stages import ROOT, Stages, keep_off_docs, log_to_console, script
 from examples.study import plan
 from launch import command
 
-_OUTPUT = flags.DEFINE_string('output', 'runs/study', 'Folder of clips, sets and runs.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder of clips, sets and runs; runs/study, with --quick runs/quick/study.'
+)
 _WORLD = flags.DEFINE_enum('world', 'babyai', [*plan.WORLDS], 'Where the clips come from.')
 _ROWS = flags.DEFINE_list('rows', [], f'Some of {", ".join(plan.ROWS)}; all by default.')
 _SEEDS = flags.DEFINE_list('seeds', [], "Some of each row's seeds; all by default.")
 _RESULTS = flags.DEFINE_string(
-  'results', os.path.relpath(ROOT / 'docs' / 'results' / 'study'), 'Folder of finished rows.'
+  'results', None, 'Folder of finished rows; docs/results/study, with --quick below --output.'
 )
-_PAGE = flags.DEFINE_string('page', os.path.relpath(ROOT / 'docs' / 'study.md'), 'The page.')
+_PAGE = flags.DEFINE_string(
+  'page', None, 'The page; docs/study.md, with --quick study.md below --output.'
+)
 _PAGE_ONLY = flags.DEFINE_bool('page_only', False, 'Write the page, train nothing.')
 _LABELS = flags.DEFINE_bool('labels', False, 'Compare labels of regions; train prompters alone.')
 _QUICK = flags.DEFINE_bool('quick', False, 'A few steps on a few clips; the figures mean nothing.')
@@ -61,8 +66,9 @@ def main():
   unknown = sorted(set(_ROWS.value) - set(plan.ROWS))
   if unknown:
     raise ValueError(f'--rows names {unknown}; choose from {list(plan.ROWS)}.')
+  output, results, page = _places()
   if not _PAGE_ONLY.value:
-    study = Study(_WORLD.value, pathlib.Path(_OUTPUT.value), pathlib.Path(_RESULTS.value))
+    study = Study(_WORLD.value, output, results)
     study.make_sets()
     if _LABELS.value:
       run, rows = study.label_regions, plan.labelled(study.name)
@@ -72,27 +78,43 @@ def main():
       seeds = plan.seeds(study.name, 'alpro' if _LABELS.value else row)
       for seed in map(int, _SEEDS.value or seeds):
         run(row, seed)
-  _write_page()
+  _write_page(results, page)
 
 
-def _write_page():
+def _places():
+  """Paths of --output, --results and --page."""
+  quick, docs = _QUICK.value, pathlib.Path(os.path.relpath(ROOT / 'docs'))
+  output = pathlib.Path(_OUTPUT.value or ('runs/quick/study' if quick else 'runs/study'))
+  results = pathlib.Path(_RESULTS.value or (output if quick else docs) / 'results' / 'study')
+  page = pathlib.Path(_PAGE.value or (output if quick else docs) / 'study.md')
+  if quick:
+    keep_off_docs(output=output, results=results, page=page)
+  return output, results, page
+
+
+def _write_page(results, page):
   from examples.study import table
 
   parts = ['# The study\n']
+  if _QUICK.value:
+    parts.append('Made with --quick: a few steps on a few clips; the figures mean nothing.\n')
   for world in plan.WORLDS:
-    if found := table.read(_RESULTS.value, world, functools.partial(plan.digest, world)):
+    read = functools.partial(
+      table.read, results, digest=functools.partial(plan.digest, world), quick=_QUICK.value
+    )
+    if found := read(world):
       parts.append(table.write(found, world))
-    place = f'{world}/labels'
-    if found := table.read(_RESULTS.value, place, functools.partial(plan.digest, world)):
+    if found := read(f'{world}/labels'):
       parts.append(table.write(found, f'{world}: labels of regions, by prompters alone'))
-  files.write_text(_PAGE.value, '\n'.join(parts))
-  print(f'Written: {_PAGE.value}')
+  files.write_text(page, '\n'.join(parts))
+  print(f'Written: {page}')
 
 
 class Made(NamedTuple):
   """What tells one run of a row from another."""
 
   seed: int
+  quick: bool
 
 
 class Study:
@@ -155,7 +177,7 @@ class Study:
   def run(self, name: str, seed: int) -> None:
     """Trains a row, asks what it knows, and writes its file."""
     file = self.results / f'{name}_seed{seed}.json'
-    if file.exists() and not self._quick:
+    if file.exists():
       print(f'{file} is there.')
       return
     row, start = plan.ROWS[name], time.monotonic()
@@ -186,7 +208,7 @@ class Study:
   def label_regions(self, name: str, seed: int) -> None:
     """Names regions as a row does, by a prompter alone, and writes its file."""
     file = self.results / 'labels' / f'{name}_seed{seed}.json'
-    if file.exists() and not self._quick:
+    if file.exists():
       print(f'{file} is there.')
       return
     row, start = plan.ROWS[name], time.monotonic()
@@ -213,7 +235,7 @@ class Study:
       'world': self.name,
       'row': name,
       'plan': plan.digest(self.name, name),
-      'made': demo_page.how_made(Made(seed)),
+      'made': demo_page.how_made(Made(seed, self._quick)),
       'minutes': round((time.monotonic() - start) / 60, 1),
       'figures': {key: round(value, 3) for key, value in sorted(figures.items())},
     }

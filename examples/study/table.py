@@ -37,7 +37,7 @@ def interval(values) -> Interval:
 
 
 def read(
-  folder, world: str, digest: Callable[[str], str]
+  folder, world: str, digest: Callable[[str], str], *, quick: bool = False
 ) -> dict[str, dict[int, dict[str, float]]]:
   """Returns {row: {seed: figures}} of the finished rows of a world.
 
@@ -45,13 +45,16 @@ def read(
     folder: of the results.
     world: its name.
     digest: row -> that of the present plan.
+    quick: those of --quick may be among them.
   Raises:
-    ValueError: if one was made by another plan.
+    ValueError: if one was made by another plan, or with --quick.
   """
   found: dict[str, dict[int, dict[str, float]]] = {}
   for path in sorted(pathlib.Path(folder, world).glob('*.json')):
     made = json.loads(path.read_text())
     row = made['row']
+    if made['made'].get('quick') and not quick:
+      raise ValueError(f'{path} was made with --quick: its figures mean nothing; take it away.')
     if row not in plan.ROWS or made['plan'] != digest(row):
       raise ValueError(
         f'{path} was made by another plan; remove it, or undo what was changed in '
