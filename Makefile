@@ -10,10 +10,10 @@
 # make test-launch  checks the recipes for clusters by their tools
 # make test-beam    prepares a set as an Apache Beam pipeline
 # make docs         builds the documentation as a site, in site/
-# The first Python here that is 3.11 or newer; or: make test PYTHON=python3.12
+# The first Python here that pyproject.toml admits; or: make test PYTHON=python3.12
+ADMITTED := -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14)'
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-  $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && \
-  echo $$p && break; done)
+  $$p $(ADMITTED) 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Python compiles what it imports. That pip compiles all of it takes two thirds longer.
@@ -27,8 +27,10 @@ SEED ?= 0
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found;" \
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found;" \
 	  "install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) $(ADMITTED) 2>/dev/null || { echo "error: $(PYTHON) is not Python 3.11 to 3.13;" \
+	  "name another: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m $(PIP_INSTALL) -r requirements.txt
 	@touch $@

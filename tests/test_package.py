@@ -1,11 +1,15 @@
 """pyproject.toml admits what CI installs, and names all of it."""
 
 import pathlib
+import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name as canonical
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,3 +84,39 @@ def test_optional_requirements_fit_too(file, extra, environment):
 
 def test_requirements_install_the_project_itself():
   assert '-e .' in (ROOT / 'requirements.txt').read_text().splitlines()
+
+
+def _make(tmp_path, version, *options):
+  """What make says with a python3 of a version; nothing is installed."""
+  # It answers questions about its version and fails at all else.
+  (tmp_path / 'python3').write_text(
+    f"""#!/bin/sh
+[ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.version_info = {version}; $2"
+echo "$@"; exit 7
+"""
+  )
+  (tmp_path / 'python3').chmod(0o755)
+  for name in ('sh', 'test', 'echo', 'touch'):
+    if not (tmp_path / name).exists():
+      (tmp_path / name).symlink_to(shutil.which(name))
+  done = subprocess.run(
+    [shutil.which('make'), 'install', f'VENV={tmp_path / "venv"}', *options],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={'PATH': str(tmp_path)},
+  )
+  return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
+def test_make_takes_the_versions_of_python_that_the_project_does(tmp_path):
+  admitted = SpecifierSet(PROJECT['requires-python'])
+  for minor in range(9, 17):
+    said = _make(tmp_path, (3, minor, 1))
+    assert ('-m venv' in said) == (f'3.{minor}.1' in admitted), said
+    assert ('error: no Python 3.11 to 3.13 was found' in said) == ('-m venv' not in said)
+  named = f'PYTHON={tmp_path / "python3"}'
+  said = _make(tmp_path, (3, 14, 0), named)
+  assert 'python3 is not Python 3.11 to 3.13' in said and '-m venv' not in said
+  assert '-m venv' in _make(tmp_path, (3, 13, 9), named)
