@@ -7,6 +7,7 @@ rows are the tokens of two clips. What a core can do at most, nobody tells a pro
 largest figure is a lower bound of it.
 """
 
+import argparse
 import importlib.util
 import statistics
 import time
@@ -22,6 +23,9 @@ _REPEATS = 12
 
 
 def main():
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
   ways = {'jax': _by_jax(nn.Dense), 'matmul.py': _by_jax(matmul.Dense)}
   if importlib.util.find_spec('torch'):
     import torch

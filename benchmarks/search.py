@@ -5,6 +5,7 @@ Vectors are those of vector_stores.py; a video has 20 clips of ten seconds; thum
 part has a process of its own, whose memory and CPU seconds are counted.
 """
 
+import argparse
 import datetime
 import json
 import pathlib
@@ -213,5 +214,15 @@ _PARTS = {
   'extend': _extend,
 }
 
+
+def main():
+  parser = argparse.ArgumentParser(description='One process of `launch/benchmark.py search`.')
+  parser.add_argument('part', choices=_PARTS)
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('clips', type=int)
+  args = parser.parse_args()
+  print(json.dumps(_PARTS[args.part](args.folder, args.clips)))
+
+
 if __name__ == '__main__':
-  print(json.dumps(_PARTS[sys.argv[1]](pathlib.Path(sys.argv[2]), int(sys.argv[3]))))
+  main()

@@ -9,6 +9,7 @@ Every measurement is a process of its own: what one has loaded, and the most
 memory that it used, is no matter to the next.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -191,6 +192,17 @@ def start(folder: str, step: int, config) -> dict:
   return {**seconds, 'libraries_gib': before, 'peak_gib': peak_memory_gib()}
 
 
-if __name__ == '__main__':
+def main():
+  parser = argparse.ArgumentParser(
+    description='One process of `launch/benchmark.py start`. It reads config.data, as JSON, on '
+    'standard input.'
+  )
+  parser.add_argument('folder')
+  parser.add_argument('step', type=int)
+  args = parser.parse_args()
   options = config_dict.ConfigDict(json.load(sys.stdin))
-  print(json.dumps(start(sys.argv[1], int(sys.argv[2]), options)))
+  print(json.dumps(start(args.folder, args.step, options)))
+
+
+if __name__ == '__main__':
+  main()

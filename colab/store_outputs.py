@@ -6,9 +6,9 @@ Whole pages, which hold pictures by the hundred, are left out, and so is where t
 lies on this machine.
 """
 
+import argparse
 import os
 import pathlib
-import sys
 import tempfile
 
 import nbformat
@@ -59,7 +59,17 @@ def _replace(text, words):
   return text
 
 
-if __name__ == '__main__':
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  names = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
+  parser.add_argument('notebooks', nargs='+', choices=names)
+  args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    for chosen in sys.argv[1:]:
+    for chosen in args.notebooks:
       store(chosen, folder)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,4 +1,6 @@
-"""Draws what the shipped model answers: python -m examples.shapes.picture OUTPUT.png
+"""Draws what the shipped model answers.
+
+  python -m examples.shapes.picture --output=runs/shapes.png
 
 The picture of the README: clips of the package, their captions and a caption of none,
 with the similarity that the model gives to each pair.
@@ -6,13 +8,16 @@ with the similarity that the model gives to each pair.
 
 import json
 import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 import alpro_jax
 from alpro_jax.data import video
+from launch import command
+
+_OUTPUT = flags.DEFINE_string('output', 'runs/shapes.png', 'The picture to write.')
 
 FRAME, GAP, LEFT, ROW = 48, 12, 240, 44  # Pixels.
 OF_NONE = 'a grey bar drifts down'
@@ -43,13 +48,16 @@ def draw(clips: list[pathlib.Path], texts: list[str]) -> Image.Image:
   return picture
 
 
-def main(output: str):
+def main() -> None:
+  output = pathlib.Path(_OUTPUT.value)
+  output.parent.mkdir(parents=True, exist_ok=True)
   folder = pathlib.Path(alpro_jax.__file__).parent / 'shipped/shapes/clips'
   rows = [json.loads(line) for line in (folder / 'captions.jsonl').open()]
   clips = sorted({folder / row['video'] for row in rows})
   texts = [next(row['caption'] for row in rows if folder / row['video'] == clip) for clip in clips]
   draw(clips, [*texts, OF_NONE]).save(output)
+  print(f'Written: {output}')
 
 
 if __name__ == '__main__':
-  main(*sys.argv[1:])
+  command.run(main)
