@@ -5,8 +5,8 @@ import pathlib
 import sys
 import time
 
-import fsspec
 import pytest
+from fsspec.registry import _registry
 from PIL import Image
 
 import alpro_jax
@@ -235,11 +235,17 @@ def test_a_set_of_which_nothing_could_be_read_is_tried_again(stills, bucket):
 def test_a_library_that_is_not_installed_is_named_in_one_line(scheme, name, monkeypatch, tmp_path):
   monkeypatch.chdir(launched.ROOT)
   monkeypatch.setitem(sys.modules, name, None)
-  monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+  monkeypatch.delitem(_registry, scheme, raising=False)
   buckets._filesystem.cache_clear()
   place, own = f'{scheme}://bucket/set', 'configs/finetune_retrieval.py:tiny_own'
   for command, *options in (
-    ('prepare', '--source=folder', f'--videos={tmp_path}', '--captions=x', f'--output={place}'),
+    (
+      'prepare',
+      '--source=folder',
+      f'--videos={tmp_path}',
+      f'--captions={place}',
+      f'--output={place}',
+    ),
     ('main', f'--config={own}', f'--config.data.path={place}', f'--workdir={tmp_path / "run"}'),
   ):
     code, _, err = launched.said(command, *options)

@@ -139,7 +139,7 @@ def test_the_page_stands_alone(tmp_path):
   b = write_run(tmp_path / 'b', options={'name': ''}, ranks=ranked(1, 1, 1, 1), metrics=metrics)
   html = compare.render(compare.read([a, b]))
   shown = test_report.readable(html)
-  c = write_run(tmp_path / 'c', options={}, report={**report, 'evaluation': None})
+  c = write_run(tmp_path / 'c', options={'name': ''}, report={**report, 'evaluation': None})
   assert '1,200' in compare.render(compare.read([a, c]))  # It had nothing to be evaluated on.
   assert 'script' not in [tag for tag, _ in shown.tags] and 'http' not in html
   text = ' '.join(shown.text.replace('\N{NO-BREAK SPACE}', ' ').split())

@@ -84,7 +84,7 @@ MISTAKES = {
   ),
   'own sets': (
     'configs/finetune_retrieval.py:tiny_own',
-    ['--workdir=W', "--config.data.sources=({'path': 'sets/a'},)"],
+    ['--workdir=W', '--config.machine.memory_gib=8', "--config.data.sources=({'path': 'sets/a'},)"],
     "No tokenizer at '.'; pass --config.data.tokenizer=FILE",
   ),
   'own sets and a path': (
@@ -151,7 +151,7 @@ def test_the_end_of_a_run_needs_no_report(tmp_path, monkeypatch, process):
     config = config.copy_and_resolve_references()
     config.eval.sources = (common.source('sets/a', split='val'),)
     config.data.tokenizer = 'words.model'
-    return settle.Settled(config, [], 20, '')
+    return settle.Settled(config, [], 'sets/clips', 20, 0, '')
 
   monkeypatch.setattr(settle, 'settle', settled)
   monkeypatch.setattr(loop, 'train', lambda *_, **__: ended)

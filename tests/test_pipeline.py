@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 import weakref
 
 import numpy as np
@@ -525,7 +526,8 @@ def test_too_many_broken_records_stop_the_run():
     records(train(data, broken_share=1.0), 4)
 
 
-def test_too_many_broken_records_end_a_command_in_one_line(capsys):
+def test_too_many_broken_records_end_a_command_in_one_line(monkeypatch, capsys):
+  monkeypatch.setattr(command, '_DEBUG', types.SimpleNamespace(value=False))
   data = MemorySet(16)
   data.rotten = {2, 3, 7}
   with pytest.raises(SystemExit) as end, command.mistakes_in_one_line():

@@ -50,6 +50,7 @@ def service(tmp_path_factory):
   )
   encoder = NumpyEncoder()
   encoder.trained.answers = ('red', 'blue')
+  encoder.trained.config.data.frames = 2
   encoder.pixels = lambda clips: np.zeros((len(clips), 2, 8, 8, 3), np.uint8)
   made = server.Service(store, encoder, encoder)
   made.work = work
