@@ -8,6 +8,12 @@ that launch/convert.py --image_text made (docs/weights.md):
     --bert=data/bert-base-uncased --output=runs/clip_b16
   python launch/main.py --config=configs/finetune_msrvtt_retrieval.py:clip_b16 \\
     --workdir=runs/msrvtt --config.train.init_from=runs/clip_b16
+
+The same checkpoint, with a BERT or without one, starts `:own` and `:tiny_own` on one's own set
+(configs/own.py):
+
+  python launch/main.py --config=configs/finetune_retrieval.py:own \\
+    --workdir=runs/clips --config.data.path=sets/clips --config.train.init_from=runs/clip_b16
 """
 
 import math
@@ -16,6 +22,9 @@ from configs import models
 
 SCALES = tuple(models.IMAGE_TEXT)
 FRAMES = 12  # Of published figures.
+RATE = 1e-4  # Of what is new.
+# The share of it at which towers learn.
+PRETRAIN_SHARE, FINETUNE_SHARE = 0.05, 0.001
 # Trained before, by others: towers, projections and temperature, but for what reads time.
 # CLIP4Clip (Luo et al. 2021, arXiv 2104.08860) trains these at a thousandth of the rate of
 # what is new: its --coef_lr 1e-3.
@@ -65,9 +74,9 @@ def pretrain(config):
   """CLIP-ViP's post-pre-training (arXiv 2209.06430; its pretrain_vip_base_16.json): 5e-6 on
   the towers, cosine, weight decay 0.05, gradient norm 5; ALPRO's 1e-4 on what is new."""
   config.optimizer.update(
-    {'learning_rate': 1e-4, 'schedule': 'cosine', 'weight_decay': 0.05, 'clip_norm': 5.0}
+    {'learning_rate': RATE, 'schedule': 'cosine', 'weight_decay': 0.05, 'clip_norm': 5.0}
   )
-  slow(config, 0.05)
+  slow(config, PRETRAIN_SHARE)
   return config
 
 
@@ -84,7 +93,7 @@ def finetune(config, *, examples):
   config.train.steps = math.ceil(5 * examples / config.data.batch_size)
   config.optimizer.update(
     {
-      'learning_rate': 1e-4,
+      'learning_rate': RATE,
       'schedule': 'cosine',
       'warmup_steps': config.train.steps // 10,
       'weight_decay': 0.2,
@@ -92,5 +101,25 @@ def finetune(config, *, examples):
       'accumulation': 1,
     }
   )
-  slow(config, 0.001)
+  slow(config, FINETUNE_SHARE)
+  return config
+
+
+def own(config):
+  """The same rates and pictures for a run on one's own set, whose batch and steps stay.
+
+  A model without a BERT learns by contrast alone.
+
+  Args:
+    config: with the model that it starts from, to change.
+  """
+  fine = config.task in ('retrieval', 'question_answering')
+  config.optimizer.learning_rate = RATE
+  slow(config, FINETUNE_SHARE if fine else PRETRAIN_SHARE)
+  config.data.randaugment.enabled = False
+  if not config.model.get('text'):
+    config.data.max_text_tokens = config.data.max_tower_tokens
+    config.eval.scoring = 'similarity'
+    if config.task == 'retrieval':
+      config.loss.vtm = 0.0
   return config

@@ -3,7 +3,8 @@
 `:own` has the largest model that learns in reasonable time on a device of this
 kind, in the batches that its memory holds; `:tiny_own` a small one that learns
 in minutes on two cores. The choice is made when a run begins, by launch/main.py,
-and stays: a run that resumes keeps its sizes.
+and stays: a run that resumes keeps its sizes. One that starts from another has the
+model of that, with the rates of configs/image_text.py where it has a text tower.
 """
 
 import contextlib
@@ -13,11 +14,11 @@ from typing import Any
 
 from alpro_jax import memory
 from alpro_jax.machine import Machine
-from configs import common, models
+from configs import common, image_text, models
 
 SCALES = ('own', 'tiny_own')
-# What is chosen; with choose='batch' neither model nor steps. Of `model` its sizes and
-# initial values alone.
+# What is chosen; with choose='batch' neither model nor steps. `model` is all of it but how it
+# is computed.
 CHOSEN = (
   'model',
   'model.dtype',
@@ -29,7 +30,12 @@ CHOSEN = (
   'train.steps',
 )
 OF_MODEL = ('model', 'data.image_size', 'data.resize')  # What fits a model's weights.
-_SIZES = ('video', 'text', 'embed_size')  # Of `model`.
+# What a model with a text tower brings along, and what is set for it.
+SHOWN = ('data.frames', 'data.resize_mode', 'data.max_tower_tokens', 'loss.vtc_form')
+OF_TOWERS = (*SHOWN, 'data.max_text_tokens', 'data.randaugment.enabled', 'eval.scoring')
+OF_TOWERS += ('loss.vtm', 'optimizer.groups', 'optimizer.learning_rate')
+_SIZES = ('video', 'text', 'embed_size')  # Of a preset.
+_COMPUTED = ('dtype', 'remat', 'implementation', 'attention_impl', 'scan_layers')
 # Models by kind of device, the first that fits: `base` would take weeks on a CPU.
 MODELS = {'cpu': ('small', 'tiny'), 'gpu': ('base', 'small'), 'tpu': ('base', 'small')}
 EPOCHS, STEPS = 100, (1_000, 10_000)  # Passes over the videos, within these steps.
@@ -127,7 +133,7 @@ def choose(
 
 
 def applied(config: Any, options: Mapping[str, Any]) -> Any:
-  """Returns a config with chosen values; `model` is the name of a preset, or its options."""
+  """Returns a config with chosen values; `model` is the name of a preset, or all options."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     for name, value in options.items():
@@ -135,25 +141,57 @@ def applied(config: Any, options: Mapping[str, Any]) -> Any:
         config.update_from_flattened_dict({name: value})
         continue
       if isinstance(value, str):
-        value = models.from_random_weights(models.PRESETS[value]())
-      for part in _SIZES:
+        preset = models.from_random_weights(models.PRESETS[value]())
+        value = {part: preset[part] for part in _SIZES}
+      for part in {'text', 'text_tower'} & set(config.model) - set(value):
+        del config.model[part]
+      for part in set(value) - set(_COMPUTED):
         config.model[part] = value[part]
   return config
 
 
-def as_before(config: Any, stored: Mapping[str, Any], *, given: Collection[str] = ()) -> Any:
-  """Returns a config with the sizes of a run that goes on, or that it starts from.
+def as_before(
+  config: Any,
+  stored: Mapping[str, Any],
+  names: Collection[str] = CHOSEN,
+  *,
+  given: Collection[str] = (),
+) -> Any:
+  """Returns a config with the sizes of a run that goes on, and what goes with its towers.
 
   Args:
     config: as given.
     stored: options that are kept with a checkpoint.
+    names: which of them; those of OF_TOWERS too, where `started` set them.
     given: dotted names of the options that stay as they are.
   """
-  options = {}
-  for name in CHOSEN:
-    if not any(_within(option, name) for option in given):
-      options[name] = functools.reduce(lambda part, key: part[key], name.split('.'), stored)
-  return applied(config, options)
+  if names == CHOSEN and _gets_towers(config, stored):
+    names = (*names, *OF_TOWERS)
+  made = applied(config, {name: option(stored, name) for name in names})
+  # Of the model one option may be given, too.
+  stay = [name for name in given if name in names or name.startswith('model.')]
+  return applied(made, {name: option(config, name) for name in stay})
+
+
+def started(config: Any, stored: Mapping[str, Any], *, given: Collection[str] = ()) -> Any:
+  """Returns a config with the model of a run that it starts from, whose batch and steps stay.
+
+  Of a model with a text tower, which the config does not know of, also what that was shown,
+  and the rates of image_text.own.
+
+  Args:
+    config, stored, given: see `as_before`.
+  """
+  made = as_before(config, stored, OF_MODEL, given=given)
+  if not _gets_towers(config, stored):
+    return made
+  recipe = image_text.own(as_before(made, stored, SHOWN))
+  return as_before(made, recipe, OF_TOWERS, given=given)
+
+
+def option(config: Mapping[str, Any], name: str) -> Any:
+  """Returns the value of a dotted name."""
+  return functools.reduce(lambda part, key: part[key], name.split('.'), config)
 
 
 def check(config: Any, machine: Machine, *, vocab_size: int = 0) -> memory.Need:
@@ -192,6 +230,11 @@ def _options(size, micro, remat, batch, machine):
     options |= {'model': size, 'data.image_size': side, 'data.resize': side}
     options['model.dtype'] = 'float32' if machine.kind == 'cpu' else 'bfloat16'
   return options
+
+
+def _gets_towers(config, stored):
+  """Whether a text tower comes with a checkpoint alone."""
+  return bool(stored['model'].get('text_tower') and not config.model.get('text_tower'))
 
 
 def _within(option, name):

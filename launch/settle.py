@@ -40,7 +40,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
   """Puts config.data.path in place, chooses sizes, and refuses what cannot fit.
 
   Nothing is compiled or allocated. A run that goes on, or starts from another, keeps
-  its sizes.
+  its sizes, and reads texts with its tokenizers.
 
   Args:
     config: see configs/common.py.
@@ -53,16 +53,20 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
   said, videos, held_out, copies, chooses = [], 0, 0, 0, config.machine.choose
   if chooses not in ('', 'batch', 'model'):
     raise ValueError(f"config.machine.choose={chooses!r} must be 'model', 'batch' or ''.")
-  begun = workdir and checkpoints.have_begun(workdir)
-  start = config.train.init_from if chooses and not begun else ''
-  if start:
-    stored = checkpoints.load_meta(start)['config']
-    # Of its model alone; batch and steps are this run's.
-    others = {name for name in own.CHOSEN if name not in own.OF_MODEL}
-    config = own.as_before(config, stored, given={*given, *others})
-    said.append(f'the sizes of the model are those of {start}')
-    if not config.data.tokenizer and files.exists(stored['data']['tokenizer']):
-      config.data.tokenizer = stored['data']['tokenizer']
+  begun = bool(workdir) and checkpoints.have_begun(workdir)
+  before = workdir if begun else config.train.init_from
+  reads_otherwise = config.model.get('text_tower') and not config.data.tower_tokenizer
+  if before and (chooses or reads_otherwise):
+    found = checkpoints.find(before)
+    stored, asked = found.meta['config'], config
+    if chooses and begun:
+      config = own.as_before(config, stored, given=given)
+      said.append('the sizes are those that this run began with')
+    elif chooses:
+      config = own.started(config, stored, given=given)
+      said.append(f'the sizes of the model are those of {before}')
+      said += _of_towers(asked, config)
+    _name_tokenizers(config, found, begun)
   if path := own_set.path_of(config, given):
     parts = own_set.parts(path)
     measured, videos = 'eval.sources' not in given, parts.videos
@@ -80,10 +84,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
   with contextlib.suppress(ValueError, OSError):  # Whoever opens it to use it says why.
     vocab_size = tokens.load_tokenizers(config).vocab_size
   machine = machines.ask(config.machine)
-  if chooses and begun:
-    config = own.as_before(config, checkpoints.load_meta(workdir)['config'], given=given)
-    said.append('the sizes are those that this run began with')
-  elif chooses:
+  if chooses and not begun:
     chosen = own.choose(config, machine, videos=videos, vocab_size=vocab_size, given=given)
     config = own.applied(config, chosen)
     listed = ', '.join(f'{name}={value}' for name, value in chosen.items())
@@ -112,3 +113,29 @@ def _shared_with_named(sources, trained):
         f'{len(both)} of them are trained on ({trained[1]}), such as {", ".join(both[:2])}'
       )
   return said
+
+
+def _of_towers(asked, config):
+  """Says what own.started set for a text tower, in a list of one sentence or none."""
+  if asked.model.get('text_tower') or not config.model.get('text_tower'):
+    return []
+  values = {name: own.option(config, name) for name in own.OF_TOWERS}
+  changed = [f'{x}={value}' for x, value in values.items() if value != own.option(asked, x)]
+  alone = '' if config.model.get('text') else ', and it has no BERT to match pairs with'
+  return [f'its towers learned from images and texts{alone}: {", ".join(changed)}']
+
+
+def _name_tokenizers(config, found, begun):
+  """Names the tokenizers of a checkpoint where the config names none."""
+  recorded = found.meta['config']['data']
+
+  def copies(*kinds):
+    return [str(found.words / tokens.NAMES[kind]) for kind in kinds]
+
+  # Where they lay, then the copies in the checkpoint. Of converted weights the copy alone says
+  # by which rules a tower reads; those of the run itself go when it saves the next step.
+  text = [recorded['tokenizer']] + ([] if begun else copies('wordpiece', 'sentencepiece'))
+  tower = ([recorded.get('tower_tokenizer', '')] if begun else []) + copies('tower')
+  for part, name, places in (('text', 'tokenizer', text), ('text_tower', 'tower_tokenizer', tower)):
+    if config.model.get(part) and not config.data[name]:
+      config.data[name] = next(filter(files.exists, places), '')

@@ -148,3 +148,8 @@ def test_answering_needs_questions_and_answers(answering):
   answering.data.text = 'captions'
   with pytest.raises(ValueError, match="must be 'questions'"):
     small_task.small_task(answering, mesh_of(1))
+  answering.data.text = 'questions'
+  with answering.unlocked():
+    del answering.model['text']
+  with pytest.raises(ValueError, match='answering questions needs a fusion encoder'):
+    small_task.small_task(answering, mesh_of(1))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from flax.traverse_util import flatten_dict
 
 import alpro_jax
 from alpro_jax import sharding
-from alpro_jax.data import dataset
+from alpro_jax.data import dataset, own
 from alpro_jax.evaluation import attribution, explain, split, trained
 from alpro_jax.serving import alpro_loader, export
 from alpro_jax.weights import tensor_files
@@ -108,6 +109,33 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
       evaluate.evaluate()
   assert launched.run('evaluate', *words, '--familiarity') == 2
   assert 'converted from weights of others' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['alone', 'fused'])
+def test_they_are_fine_tuned_on_ones_own_set_and_go_on(folder, kind, tmp_path):
+  """The towers stay nearly as they are, and what reads time learns."""
+  own.write_lists(folder / 'set')
+  options = {
+    'data.path': folder / 'set',
+    'train.init_from': folder / kind,
+    'optimizer.warmup_steps': 1,
+    'machine.memory_gib': 24,
+  }
+  for steps in (2, 3):
+    given = [f'--config.{name}={x}' for name, x in (options | {'train.steps': steps}).items()]
+    config = '--config=configs/finetune_retrieval.py:tiny_own'
+    assert launched.run('main', config, f'--workdir={tmp_path}/run', *given) == 0
+  start, tuned = alpro_jax.load(folder / kind), alpro_jax.load(tmp_path / 'run')
+  old, new = (flatten_dict(model.trained.params, sep='/') for model in (start, tuned))
+  assert 'text_tower/words' in new and ('match_head/kernel' in new) == (kind == 'fused')
+  for name, array in new.items():
+    if name.startswith('text_tower/'):
+      np.testing.assert_allclose(array, old[name], atol=1e-5, err_msg=name)
+  assert tuned.trained.origin.step == 3 and tuned.trained.config.data.resize_mode == 'short_side'
+  if kind == 'alone':
+    assert (
+      np.abs(new['video_encoder/times']).max() > 1e-5 > np.abs(old['video_encoder/times']).max()
+    )
 
 
 def test_search_finds_by_similarity(folder, alone, capsys):

@@ -6,13 +6,22 @@ from types import SimpleNamespace
 import pytest
 
 from alpro_jax import memory
-from alpro_jax.data import dataset, manifest, tokens
+from alpro_jax.data import dataset, manifest, tokens, tower_tokens
 from alpro_jax.data import own as own_set
 from alpro_jax.machine import Machine
 from alpro_jax.train import checkpoints
-from configs import common, finetune_qa, finetune_retrieval, own, pretrain, pretrain_prompter
+from configs import (
+  common,
+  finetune_msrvtt_retrieval,
+  finetune_qa,
+  finetune_retrieval,
+  image_text,
+  own,
+  pretrain,
+  pretrain_prompter,
+)
 from launch import command, settle
-from tests import small_sets
+from tests import small_sets, small_towers
 
 GIB = 2**30
 FILES = (pretrain, pretrain_prompter, finetune_retrieval, finetune_qa)
@@ -304,11 +313,11 @@ def test_a_folder_of_videos_is_told_how_to_become_a_set(tmp_path):
     manifest.read_manifest('none')
 
 
-def begun(workdir, config):
+def begun(workdir, config, words=None):
   """A workdir with a checkpoint of a run of a config."""
   from alpro_jax.train.state import TrainState
 
-  store = checkpoints.Checkpoints(workdir)
+  store = checkpoints.Checkpoints(workdir, words=words or {})
   state = TrainState(step=1, params={'a': [1.0]}, opt_state={})
   store.save(state, {'config': json.loads(config.to_json())})
   store.close()
@@ -338,6 +347,81 @@ def test_a_run_that_starts_from_another_has_its_sizes(tmp_path):
   settled = settle.settle(config)
   assert settled.config.model.video.width == 768 and settled.config.data.image_size == 224
   assert str(tmp_path) in settled.said[0]
+
+
+@pytest.mark.parametrize('bert', [True, False])
+def test_a_run_that_starts_from_image_text_weights_has_all_of_their_model(tmp_path, bert):
+  """Its towers, tokenizers and pictures, and rates that keep what they know; and resumes so."""
+  tower = tower_tokens.load(small_towers.write(tmp_path / 'words', context=32))
+  start = common.get_config('tiny_siglip2')
+  start.data.update({'frames': 2, 'max_tower_tokens': 32, 'max_text_tokens': 32})
+  start.data.update({'image_size': 48, 'resize': 56, 'resize_mode': 'short_side'})
+  start.data.tokenizer, start.loss.vtc_form = 'not/there', 'sigmoid'
+  if not bert:
+    with start.unlocked():
+      del start.model['text']
+  words = {'tower.json': tower.content} | ({'vocab.txt': b'[PAD]'} if bert else {})
+  begun(tmp_path / 'start', start, words)
+  config = finetune_retrieval.get_config('own')
+  config.data.path, config.machine.memory_gib = '', 24.0
+  config.train.init_from = str(tmp_path / 'start')
+  config.model.temperature_range = (0.01, 0.5)
+  settled = settle.settle(config, str(tmp_path / 'run'), given={'model.temperature_range'})
+  made, copies = settled.config, tmp_path / 'start' / 'checkpoints' / '1' / 'words'
+  wanted = start.model.to_dict() | {'temperature_range': (0.01, 0.5)}
+  assert json.loads(made.model.to_json()) == json.loads(json.dumps(wanted))
+  assert made.data.tower_tokenizer == f'{copies}/tower.json'
+  assert made.data.tokenizer == (f'{copies}/vocab.txt' if bert else '')
+  assert (made.data.resize_mode, made.data.resize, made.data.frames) == ('short_side', 56, 2)
+  assert made.data.max_tower_tokens == 32 and made.loss.vtc_form == 'sigmoid'
+  assert made.optimizer.learning_rate == image_text.RATE
+  assert 'text_tower=0.001' in made.optimizer.groups and made.data.batch_size == own.BATCH
+  assert (made.loss.vtm, made.eval.scoring) == ((1.0, 'auto') if bert else (0.0, 'similarity'))
+  assert made.data.max_text_tokens == (30 if bert else 32)
+  assert ('has no BERT' in settled.said[1]) != bert and 'vtc_form=sigmoid' in settled.said[1]
+  begun(tmp_path / 'run', made)
+  again = settle.settle(config, str(tmp_path / 'run'), given={'model.temperature_range'})
+  assert again.config.to_json() == made.to_json()
+  # What the command line says stays, and so do the rates of who pre-trains.
+  config = pretrain.get_config('own')
+  config.data.path, config.machine.memory_gib = '', 24.0
+  config.train.init_from, config.data.frames = str(tmp_path / 'start'), 4
+  made = settle.settle(config, given={'data.frames'}).config
+  assert made.data.frames == 4 and not made.data.randaugment.enabled
+  assert 'text_tower=0.05' in made.optimizer.groups and made.loss.vtm == 1
+
+
+def test_a_config_of_towers_reads_with_the_tokenizer_of_its_start(tmp_path):
+  tower = tower_tokens.load(small_towers.write(tmp_path / 'words'))
+  start = common.get_config('clip_b16')
+  begun(tmp_path / 'start', start, {'tower.json': tower.content})
+  config = finetune_msrvtt_retrieval.get_config('clip_b16')
+  config.train.init_from, config.machine.memory_gib = str(tmp_path / 'start'), 1e4
+  made = settle.settle(config, str(tmp_path / 'run')).config
+  words = f'{tmp_path}/start/checkpoints/1/words/tower.json'
+  assert made.data.tower_tokenizer == words and made.data.frames == image_text.FRAMES
+  begun(tmp_path / 'run', made)
+  assert settle.settle(config, str(tmp_path / 'run')).config.data.tower_tokenizer == words
+  config.data.tower_tokenizer = 'mine'
+  assert settle.settle(config).config.data.tower_tokenizer == 'mine'
+
+
+def test_a_run_that_resumes_reads_with_the_tokenizer_of_its_start(monkeypatch, tmp_path):
+  """Not with that of its set, which came after."""
+  path = make_set(monkeypatch, tmp_path, ['train'])
+  own_set.write_lists(path)
+  words = tmp_path / 'words.model'
+  words.write_bytes((tmp_path / 'tokenizer.model').read_bytes())
+  start = pretrain.get_config('tiny_own')
+  start.data.tokenizer = str(words)
+  begun(tmp_path / 'start', start)
+  config = finetune_retrieval.get_config('tiny_own')
+  config.data.path, config.train.init_from = path, str(tmp_path / 'start')
+  config.machine.memory_gib = 24.0
+  made = settle.settle(config, str(tmp_path / 'run')).config
+  assert made.data.tokenizer == str(words)
+  begun(tmp_path / 'run', made)
+  assert settle.settle(config, str(tmp_path / 'run')).config.data.tokenizer == str(words)
 
 
 def test_a_pretended_device_trains_nothing():

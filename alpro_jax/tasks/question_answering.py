@@ -37,12 +37,17 @@ class QuestionAnswering(Task):
 
     Raises:
       FileNotFoundError: if config.data.answers is no file.
-      ValueError: if the batches do not hold questions.
+      ValueError: if the batches do not hold questions, or the model has no fusion encoder.
     """
     if config.data.text != 'questions':
       raise ValueError(
         f"config.data.text={config.data.text!r} must be 'questions' for "
         "config.task='question_answering'."
+      )
+    if not config.model.get('text'):
+      raise ValueError(
+        'answering questions needs a fusion encoder, but config.model.text is left out: give the '
+        'model a BERT, as `launch/convert.py --bert=FOLDER` does.'
       )
     answers = read_answers(config.data.answers)
     # What contrasts is left out.
