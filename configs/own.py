@@ -115,6 +115,8 @@ def choose(
       if machine.kind == 'cpu' and remat != 'none':
         continue
       options = _options(size, micro, remat, batch, machine)
+      if config.machine.choose == 'model':  # That of a start, too.
+        options['model.dtype'] = 'float32' if machine.kind == 'cpu' else 'bfloat16'
       if videos and config.machine.choose == 'model':
         steps = EPOCHS * videos // options['data.batch_size']
         options['train.steps'] = min(max(steps, STEPS[0]), STEPS[1])
@@ -228,7 +230,6 @@ def _options(size, micro, remat, batch, machine):
   if size:
     side = models.PRESETS[size]().video.image_size
     options |= {'model': size, 'data.image_size': side, 'data.resize': side}
-    options['model.dtype'] = 'float32' if machine.kind == 'cpu' else 'bfloat16'
   return options
 
 

@@ -347,6 +347,10 @@ def test_a_run_that_starts_from_another_has_its_sizes(tmp_path):
   settled = settle.settle(config)
   assert settled.config.model.video.width == 768 and settled.config.data.image_size == 224
   assert str(tmp_path) in settled.said[0]
+  assert settled.config.model.dtype == 'float32'
+  config.machine.device = 'gpu'
+  assert settle.settle(config).config.model.dtype == 'bfloat16'
+  assert settle.settle(config, given={'model.dtype'}).config.model.dtype == 'float32'
 
 
 @pytest.mark.parametrize('bert', [True, False])
