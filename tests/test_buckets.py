@@ -151,6 +151,8 @@ def broken_off(monkeypatch, make, *told, after=0):
     def count(real):
       def call(first, second=('',), names=None):
         nonlocal left
+        if str(first).endswith('/.lock'):  # Else each run waits a minute for the one before.
+          return real(first)
         left -= 1
         if left >= 0:
           return real(first, second) if names is None else real(first, second, names)
