@@ -420,7 +420,7 @@ def main(argv):
     if stopped:  # Whatever it became: a library that loads hides it.
       print('\nInterrupted. Give the same command again to continue.', file=sys.stderr)
       return 128 + stopped[0]
-    if not isinstance(error, (ValueError, RuntimeError)) and not command.is_mistake(error):
+    if not (isinstance(error, (ValueError, RuntimeError)) or command.is_mistake(error)):
       raise
     print(file=sys.stderr)  # Below the progress.
     command.fail(error, command.MISTAKE)

@@ -153,9 +153,6 @@ def main(step='', *rest):
     )
   if step in ('find', 'index', 'ask', 'merge'):  # Of videos, and of parts of an index.
     files.on_disk(rest[0])
-  if step == 'find' and not _INDEX.value:
-    flags.FLAGS.index = f'{pathlib.Path(rest[0]).absolute().name}.index'
-    _check_is_of(rest[0])
   needed = ('checkpoint',) if step in ('ask', 'find') else ('index',)
   if missing := [name for name in needed if not flags.FLAGS[name].value]:
     raise ValueError(f'--{missing[0]} is needed, as in: {_STEPS[step]}.')
@@ -165,28 +162,17 @@ def main(step='', *rest):
     command.fail('interrupted; the same command goes on from here.', 130)
 
 
-def _check_is_of(folder):
-  """Refuses an index that was chosen by the name of a folder, if it is of another one."""
-  from alpro_jax.search import indexing
-  from alpro_jax.search.store import Store
-
-  if Store.exists(_INDEX.value):
-    store = Store.open(_INDEX.value)
-    if len(indexing.place(store, indexing.list_videos(folder))[0]) > len(store.folders):
-      raise ValueError(
-        f'{_INDEX.value} is the index of {store.shown_folders}, not of {folder}; name another '
-        'one for this folder: --index=...'
-      )
-
-
 def find(folder, *texts):
   """Indexes a folder, as far as that is not done, and searches it."""
-  index(folder)
+  by_name = not _INDEX.value
+  if by_name:
+    flags.FLAGS.index = f'{pathlib.Path(folder).absolute().name}.index'
+  index(folder, alone=by_name)
   query(*texts)
 
 
-def index(folder):
-  """Brings an index up to date with a folder."""
+def index(folder, *, alone=False):
+  """Brings an index up to date with a folder; `alone` refuses that of other folders."""
   from alpro_jax.search import indexing
   from alpro_jax.search.store import Store
 
@@ -195,6 +181,11 @@ def index(folder):
   store = Store.open(_INDEX.value) if Store.exists(_INDEX.value) else None
   if not store and not _CHECKPOINT.value:
     raise ValueError(f'--checkpoint is needed for a new index: {_STEPS["index"]}.')
+  if store and alone and len(indexing.place(store, listed)[0]) > len(store.folders):
+    raise ValueError(
+      f'{_INDEX.value} is the index of {store.shown_folders}, not of {folder}; name another '
+      'one for this folder: --index=...'
+    )
   report = indexing.update(
     _load(store),
     listed,

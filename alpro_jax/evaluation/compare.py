@@ -85,6 +85,7 @@ def read(paths: Sequence[str]) -> list[Run]:
   if not 2 <= len(paths) <= 26:
     raise ValueError(f'got {len(paths)} runs; give 2 to 26 workdirs, or folders of cards.')
   runs = [_read(chr(ord('A') + i), path) for i, path in enumerate(paths)]
+  # So far all cards of each, the newest first.
   for key in {key for run in runs for key in run.measured}:
     each = [run.measured for run in runs if key in run.measured]
     shown = [[_shows(one.card) for one in measured[key]] for measured in each]

@@ -169,20 +169,21 @@ def _run_options(trained):
     f'{video.attention} attention, {video.depth} layers of {video.width}',
     'model.text': '; '.join(texts),
   }
-  if (
-    trained.meta and 'train' not in trained.meta['config']
-  ):  # An export does not say how it was trained.
+  # An export does not say how it was trained.
+  if trained.meta and 'train' not in trained.meta['config']:
     return known
-  return {
-    'task': config.task,
-    'seed': config.seed,
-    **known,
-    'data.sources': ', '.join(
-      f'{source["path"]}/{source["split"]}' + (f' ({source["style"]})' if source['style'] else '')
-      for source in config.data.sources
-    ),
-    'data.batch_size': config.data.batch_size,
-  } | {f'{part}.{name}': config[part][name] for part, names in shown.items() for name in names}
+  return (
+    known
+    | {
+      'seed': config.seed,
+      'data.sources': ', '.join(
+        f'{source["path"]}/{source["split"]}' + (f' ({source["style"]})' if source['style'] else '')
+        for source in config.data.sources
+      ),
+      'data.batch_size': config.data.batch_size,
+    }
+    | {f'{part}.{name}': config[part][name] for part, names in shown.items() for name in names}
+  )
 
 
 def pairs_scored(found: Retrieval) -> str:

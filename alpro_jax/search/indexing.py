@@ -195,11 +195,7 @@ def place(store: Store | None, listed: Folder) -> tuple[list[bytes], int]:
     if os.path.isdir(folder) or not was:
       continue
     here = {file.name: file for file in own.files}
-    # Cameras name their files alike. Of those of an index of earlier the ends are not known.
-    same = sum(
-      _seen(here.get(file.name), file.ends is None) == _seen(file, file.ends is None)
-      for file in was
-    )
+    same = sum(file.name in here and _same_content(file, here[file.name]) for file in was)
     if same >= len(was) / 2:
       return [*folders[:number], listed.root, *folders[number + 1 :]], number
     logging.warning(
@@ -210,9 +206,11 @@ def place(store: Store | None, listed: Folder) -> tuple[list[bytes], int]:
   return [*folders, listed.root], len(folders)
 
 
-def _seen(file, by_time):
-  """What tells a file from others of its name; a copy has another time."""
-  return file and (file.size, file.mtime_ns if by_time else file.ends)
+def _same_content(was: File, now: File) -> bool:
+  """Whether two videos of one name are one: cameras name theirs alike, and copies change times."""
+  if was.ends is None:  # Indexed before the ends of files were looked at.
+    return (was.size, was.mtime_ns) == (now.size, now.mtime_ns)
+  return (was.size, was.ends) == (now.size, now.ends)
 
 
 def check_same(store: Store, about: dict[str, Any]) -> None:

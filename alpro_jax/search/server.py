@@ -39,6 +39,8 @@ from alpro_jax.search.store import Store, key, show_name
 
 _HEAVY_AT_ONCE = 2
 _REFRESH_S, _SILENT_S, _DECODE_S = 3.0, 10.0, 60.0
+# A user's file that a browser takes for a page runs no script, and cannot reach this server.
+_SANDBOX = {'content-security-policy': "sandbox; default-src 'none'; media-src 'self'"}
 
 Text = Annotated[str, fastapi.Query(max_length=1000)]
 Asked = Annotated[str, fastapi.Query(max_length=1000, pattern=r'\S')]
@@ -284,10 +286,6 @@ class Service:
       'left': progress.get('left', 0),
       'problems': progress.get('problems', [])[:100],
     }
-
-
-# A file of the user's, should a browser show it as a page, runs nothing and is of no origin.
-_SANDBOX = {'content-security-policy': "sandbox; default-src 'none'; media-src 'self'"}
 
 
 def _page(text, nonce=''):

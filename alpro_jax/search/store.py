@@ -233,7 +233,7 @@ class Store:
       asked = table.search(vector, 'vector').select(columns)
       if vector is not None:
         asked = asked.distance_type('cosine').refine_factor(_REFINE)
-        # Without a limit, the nearest cells may hold nothing of what is asked for by `where`.
+        # Where `where` leaves too few of these cells' clips, it goes on to further cells.
         asked = asked.minimum_nprobes(_PROBES).maximum_nprobes(0)
       asked = asked.where(where) if where else asked
       return (asked.limit(limit) if limit else asked).to_arrow()
