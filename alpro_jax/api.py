@@ -12,8 +12,6 @@ alpro_jax.open_index('clips.index').search('a red disc', k=5)  # From then on.
 """
 
 import os
-import pathlib
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,35 +28,9 @@ from alpro_jax.models import prompter
 from alpro_jax.search import indexing
 from alpro_jax.search.index import Index
 from alpro_jax.search.store import Store
-from alpro_jax.serving import alpro_loader, hub, layouts
-from alpro_jax.train import checkpoints
-
-SHIPPED = pathlib.Path(__file__).parent / 'shipped'
-_HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
-
-
-def find(source: str | os.PathLike) -> checkpoints.Checkpoint:
-  """Returns where a trained model lies on this machine, checked; trained.load takes it.
-
-  Args:
-    source: the workdir of a run, the folder of a checkpoint, a folder that
-      `Model.save_pretrained` or launch/export.py wrote, or the name of a model
-      that comes with the package ('shapes').
-
-  Raises:
-    FileNotFoundError: if there is nothing by that name.
-    ValueError: if what is there is damaged, or no model.
-  """
-  name, folder = str(source), checkpoints.local(source)
-  if not folder.exists():
-    if not (SHIPPED / name / layouts.CONFIG).is_file():
-      shipped = sorted(x.name for x in SHIPPED.glob('*') if layouts.is_hub(x))
-      raise FileNotFoundError(
-        f'there is no model {name!r}: expected a folder (of a run, a checkpoint, '
-        f'save_pretrained or an export) or one of {shipped}.'
-      )
-    folder = SHIPPED / name
-  return layouts.find(folder) or checkpoints.find(folder)
+from alpro_jax.serving import alpro_loader, hub
+from alpro_jax.serving.places import SHIPPED as SHIPPED
+from alpro_jax.serving.places import download, find
 
 
 def load(source: str | os.PathLike, *, tokenizer: str = '', averaged: bool = True) -> 'Model':
@@ -75,10 +47,8 @@ def load(source: str | os.PathLike, *, tokenizer: str = '', averaged: bool = Tru
     ValueError: if what is there is damaged, or no model, or holds no other weights.
     ImportError: if a Hub name is given without huggingface_hub.
   """
-  # In a folder that is here a name is a slip, and no user of the Hub.
-  if _HUB_NAME.fullmatch(str(source)) and not pathlib.Path(source).parent.is_dir():
-    source = _download(str(source))
-  return Model(trained.load(find(source), tokenizer=tokenizer, averaged=averaged))
+  found = find(download(source))
+  return Model(trained.load(found, tokenizer=tokenizer, averaged=averaged))
 
 
 def open_index(folder: str | os.PathLike, *, model: str | os.PathLike = '') -> Index:
@@ -100,25 +70,6 @@ def open_index(folder: str | os.PathLike, *, model: str | os.PathLike = '') -> I
       f'{folder} was made with {source}, which is not there; pass where it is now as `model`.'
     )
   return Index(Encoder(load(source).trained), folder)
-
-
-def _download(name):
-  """Returns the folder of a model of the Hub, from the network or its cache."""
-  try:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-  except ImportError as error:
-    raise ImportError(
-      f'there is no folder {name!r}; to get it from the Hugging Face Hub: '
-      'pip install huggingface_hub.'
-    ) from error
-  try:
-    return pathlib.Path(snapshot_download(name))
-  except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-    reason, *_ = str(error).split('\n')
-    raise FileNotFoundError(
-      f'there is no folder {name!r}, and the Hugging Face Hub did not give it: {reason}'
-    ) from error
 
 
 class Model:

@@ -22,6 +22,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
 from alpro_jax import buckets, lease
@@ -231,7 +232,7 @@ def lock(path, refusal: str) -> Iterator[None]:
   Args:
     path: of the file, which is made and stays. In a bucket it is a lease, and goes.
     refusal: the message of the ValueError if another process holds it, after
-      'process 7 ' (in a bucket 'process 7 on HOST ').
+      'process 7 ' (in a bucket 'process 7 on HOST ', on a full disk 'another process ').
   """
   if buckets.is_address(path):
     with lease.Lease(os.fspath(path), refusal):
@@ -296,11 +297,20 @@ def _take(mark, refusal, wait=False):
   try:
     fcntl.flock(mark, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
   except BlockingIOError as error:
-    raise ValueError(f'process {os.pread(mark, 20, 0).decode()} {refusal}') from error
+    raise ValueError(f'{_holder(mark)} {refusal}') from error
   os.truncate(mark, 0)
   # On a full disk, what is written next says so.
   with contextlib.suppress(OSError):
     os.pwrite(mark, str(os.getpid()).encode(), 0)
+
+
+def _holder(mark):
+  """Who holds the lock of a descriptor, in words."""
+  for _ in range(20):  # Whoever has just taken it writes its number next.
+    if number := os.pread(mark, 20, 0).decode():
+      return f'process {number}'
+    time.sleep(0.05)
+  return 'another process'  # As on a full disk.
 
 
 def _is_ours(work):

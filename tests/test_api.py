@@ -325,7 +325,10 @@ def test_mistakes_about_an_index_are_said(model, answering, folder, tmp_path):
 def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'runs').mkdir()
-  monkeypatch.setattr(api, '_download', lambda name: pytest.fail(f'asked for {name}'))
+  huggingface_hub = pytest.importorskip('huggingface_hub')
+  monkeypatch.setattr(
+    huggingface_hub, 'snapshot_download', lambda name: pytest.fail(f'asked for {name}')
+  )
   with pytest.raises(FileNotFoundError, match="there is no model 'runs/typo'"):
     alpro_jax.load('runs/typo')
 

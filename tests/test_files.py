@@ -1,10 +1,13 @@
 """Writers that fail, are killed, or meet others at the same place."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from tests import launched, tiny_run
 # Writes a part of a result, says so, and then waits for its end.
 _WRITER = """
 import sys
+import threading
+import time
 from alpro_jax import files
 with getattr(files, sys.argv[1])(sys.argv[2]) as made:
   part = made / 'part' if made.is_dir() else made
@@ -217,6 +222,33 @@ def test_an_error_of_a_full_disk_names_the_result(tmp_path):
 def test_sha256(tmp_path):
   (tmp_path / 'a').write_bytes(b'abc')
   assert files.sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea')
+
+
+def test_a_lock_says_who_holds_it_even_before_that_is_written(tmp_path):
+  path, held = tmp_path / 'lock', threading.Event()
+
+  def hold():
+    mark = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(mark, fcntl.LOCK_EX)
+    held.set()
+    time.sleep(0.2)
+    os.write(mark, b'7')
+    released.wait()
+    os.close(mark)
+
+  released = threading.Event()
+  holder = threading.Thread(target=hold)
+  holder.start()
+  held.wait()
+  with pytest.raises(ValueError, match='^process 7 writes here$'), files.lock(path, 'writes here'):
+    raise AssertionError('the block was entered')
+  os.truncate(path, 0)  # As where the disk is full.
+  with pytest.raises(ValueError, match='^another process writes here'):
+    files.lock(path, 'writes here').__enter__()
+  released.set()
+  holder.join()
+  with files.lock(path, 'writes here'):
+    pass
 
 
 @pytest.mark.parametrize('path', ['hdfs://b/set', 'file:///tmp/x', 'gs:/b/run', 'https://a/b'])

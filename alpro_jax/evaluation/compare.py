@@ -84,16 +84,27 @@ def read(paths: Sequence[str]) -> list[Run]:
   """
   if not 2 <= len(paths) <= 26:
     raise ValueError(f'got {len(paths)} runs; give 2 to 26 workdirs, or folders of cards.')
-  runs = [_read(chr(ord('A') + i), path) for i, path in enumerate(paths)]
-  # So far all cards of each, the newest first.
-  for key in {key for run in runs for key in run.measured}:
-    each = [run.measured for run in runs if key in run.measured]
-    shown = [[_shows(one.card) for one in measured[key]] for measured in each]
-    # Two frames and four, or the best step and the last, may both have been measured.
-    common = next((x for x in shown[0] if all(x in of for of in shown)), None)
-    for measured, of in zip(each, shown, strict=True):
-      measured[key] = measured[key][of.index(common) if common else 0]
-  return runs
+  read = [_read(path) for path in paths]
+  keys = dict.fromkeys(key for *_, cards in read for key in cards)
+  chosen = [{} for _ in read]
+  for key in keys:
+    having = [i for i, (*_, cards) in enumerate(read) if key in cards]
+    for i, one in zip(having, _shown_alike([read[i][-1][key] for i in having]), strict=True):
+      chosen[i][key] = one
+  return [
+    Run(chr(ord('A') + i), str(path), options, report, measured)
+    for i, (path, (options, report, _), measured) in enumerate(
+      zip(paths, read, chosen, strict=True)
+    )
+  ]
+
+
+def _shown_alike(each: Sequence[Sequence[Measured]]) -> list[Measured]:
+  """Of several lists of cards, one of each: shown the same if there are such, or the newest."""
+  # Two frames and four, or the best step and the last, may both have been measured.
+  shown = [[_shows(one.card) for one in cards] for cards in each]
+  common = next((x for x in shown[0] if all(x in of for of in shown)), None)
+  return [cards[of.index(common) if common else 0] for cards, of in zip(each, shown, strict=True)]
 
 
 def _shows(card):
@@ -120,7 +131,8 @@ def shown_otherwise(runs: Sequence[Run], key: tuple[str, ...]) -> list[tuple[str
   ]
 
 
-def _read(label, path):
+def _read(path):
+  """Returns its options, its report and {key: all of its cards, the newest first}."""
   folder, measured = pathlib.Path(path), {}
   for file in sorted(folder.rglob('card.json')):
     card = _json(file)
@@ -137,7 +149,7 @@ def _read(label, path):
     )
   # A card says the main ones of the run that it is about.
   options = dict(_flat(config)) if config else next(iter(measured.values()))[0].card['run']
-  return Run(label, str(path), options, report, measured)
+  return options, report, measured
 
 
 def _json(path, default=None):
