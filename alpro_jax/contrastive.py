@@ -402,11 +402,13 @@ def _target(pairs, chunk):
 
 
 def _share_right(pairs, best):
-  """float32[]: of rows whose best column, int32[B], is a positive."""
+  """float32[]: of rows with text, those whose best column, int32[B], is a positive."""
   right = best == jnp.arange(len(best))
   for i in pairs.positives:
     right |= pairs.column_ids[best, i] == pairs.row_ids[:, i]
-  return jnp.mean(right.astype(jnp.float32))
+  # A row without text sees itself alone.
+  told = jnp.all(pairs.row_ids != NO_TEXT, axis=1)
+  return jnp.sum(right & told) / jnp.maximum(jnp.sum(told), 1).astype(jnp.float32)
 
 
 def _better(top, best, scores, index):

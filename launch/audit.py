@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:
   import not_installed  # noqa: F401
 
+import collections
 import json
 import os
 import pathlib
@@ -41,15 +42,19 @@ _SURE = flags.DEFINE_float('sure', 0.9, 'Probability from which a label is sure.
 def main():
   command.start()
   from alpro_jax import api
-  from alpro_jax.data import dataset, own
+  from alpro_jax.data import annotations, dataset, own
   from alpro_jax.evaluation import audit, trained
 
-  words = {pathlib.Path(path).stem: audit.read_words(path) for path in _WORDS.value}
+  stems = collections.Counter(pathlib.Path(path).stem for path in _WORDS.value)
+  words = {}
+  for path in _WORDS.value:  # Lists of several languages may have one name.
+    stem = pathlib.Path(path).stem
+    words[path if stems[stem] > 1 else stem] = audit.read_words(path)
   groups = _read_groups(_GROUPS.value) if _GROUPS.value else {}
   names = list(dict.fromkeys(_SPLITS.value))
   if not names:
     parts = own.parts(_DATA.value)
-    names = [name for name in (parts.train, parts.held_out) if name]
+    names = [name for name in (parts.train, parts.held_out, *parts.left) if name]
   prepared = {name: dataset.open_dataset(_DATA.value, name) for name in names}
   videos = {record.video for one in prepared.values() for record in one.metadata()}
   if groups and not groups.keys() & videos:
@@ -57,6 +62,12 @@ def main():
       f'{_GROUPS.value} names none of the {len(videos)} videos of {_DATA.value}: it begins with '
       f'{next(iter(groups))!r}, the set with {min(videos)!r}.'
     )
+  for which, some in (
+    ('of its names are of no video of the set', groups.keys() - videos),
+    ('videos of the set are in no group', videos - groups.keys() if groups else ()),
+  ):
+    if some:
+      print(f'{_GROUPS.value}: {len(some)} {which}, such as {annotations.printable(min(some))}')
   found = api.find(_CHECKPOINT.value)
   model = trained.load(found, config=command.with_defaults(found.meta['config'])[0])
   found = audit.make(
@@ -86,12 +97,15 @@ def _entities(model, prepared):
 
 def _read_groups(path):
   from alpro_jax.data import checksum
+  from alpro_jax.data.names import canonical
 
   groups = {}
   for number, line in enumerate(checksum.read_lines(path), 1):
     try:
       row = json.loads(line)
-      groups[row['video']] = str(row['group'])
+      video, group = canonical(row['video']), str(row['group'])
+      if groups.setdefault(video, group) != group:
+        raise ValueError(f'{video} is in group {groups[video]!r} already')
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f'{os.fspath(path)}:{number} is no line such as {{"video": "a.mp4", "group": "indoors"}}: '

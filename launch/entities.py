@@ -34,8 +34,12 @@ _STOP_WORDS = flags.DEFINE_string(
 
 def _stop_words(text):
   if files.exists(text):
-    return checksum.read_text(text).split()
-  return [word.strip() for word in text.split(',') if word.strip()]
+    words = checksum.read_lines(text)
+  elif '/' in text or text.endswith('.txt'):
+    raise FileNotFoundError(f'--stop_words={text} is not a file; give one, or words: a,b,c.')
+  else:
+    words = text.split(',')
+  return [word.strip() for word in words if word.strip()]
 
 
 def main():

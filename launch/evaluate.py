@@ -162,6 +162,8 @@ def evaluate():
     (dataset.open_dataset(source['path'], source['split']), source['style'])
     for source in config.eval.sources
   ]
+  if _FAMILIARITY.value:
+    _check_alone(splits)
   names = [_card_name(*one) for one in splits]
   if _OUTPUT.value and len(set(names)) < len(names):
     raise ValueError(
@@ -232,15 +234,35 @@ def _sweep(found, model, splits):
           print(f'  {printable(name):<46}' + ''.join(f'{cell:>10}' for cell in cells))
 
 
-def _summarise(model, splits):
-  """Stores what is familiar beside the parameters."""
-  from alpro_jax.evaluation import familiarity, split
-
+def _check_alone(splits):
+  """Raises ValueError for flags that have no place beside --familiarity."""
   if _CONFIG.value is not None or _FRAMES.value or _IMAGE_SIZE.value or len(splits) > 1:
     raise ValueError(
       '--familiarity is about clips as the model was trained on them, and one held-out split; '
       'pass --data and --split, and neither --config nor --frames nor --image_size.'
     )
+  for flag, given in (
+    ('averaged=False', not _AVERAGED.value),
+    ('style', _STYLE.value),
+    ('output', _OUTPUT.value),
+    ('interpolate', _INTERPOLATE.value),
+    ('truth', _TRUTH.value),
+    ('recall_table', _RECALL_TABLE.value),
+    ('scoring', _SCORING.value is not None),
+    ('rerank_k', _RERANK_K.value is not None),
+    ('dual_softmax', _DUAL_SOFTMAX.value is not None),
+  ):
+    if given:
+      raise ValueError(
+        f'--{flag} has no place beside --familiarity, which writes a summary of the checkpoint '
+        'into its folder, and no figures; leave it out.'
+      )
+
+
+def _summarise(model, splits):
+  """Stores what is familiar beside the parameters."""
+  from alpro_jax.evaluation import familiarity, split
+
   known = split.summarise(model, splits[0][0])
   if jax.process_index() == 0:
     print(f'Written: {model.origin.path}/{familiarity.FILE}, of {known}.')

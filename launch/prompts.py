@@ -65,7 +65,7 @@ def main(*words):
   print('Of the clips that were learned from, too; another split tells what they are worth.')
   from alpro_jax.models import prompter
 
-  digest = identity.of_checkpoint(_PROMPTER.value)['digest']
+  digest = identity.of_checkpoint(found.folder)['digest']
   prompter.write_prompts(_OUTPUT.value, feature, names, digest)
   print(f'Written: {_OUTPUT.value}. Pre-train with --config.prompter.prompts={_OUTPUT.value}')
 

@@ -11,7 +11,7 @@ from alpro_jax import files
 from alpro_jax import machine as machines
 from alpro_jax.data import own as own_set
 from alpro_jax.data import tokens
-from alpro_jax.train import checkpoints
+from alpro_jax.train import checkpoints, ranges
 from configs import common, own
 
 
@@ -50,6 +50,7 @@ def settle(config: Any, workdir: str = '', *, given: Collection[str] = ()) -> Se
     ValueError: if the memory that is there does not suffice, or options are wrong.
     FileNotFoundError: if there is no prepared set.
   """
+  ranges.check(config)
   said, videos, held_out, copies, chooses = [], 0, 0, 0, config.machine.choose
   if chooses not in ('', 'batch', 'model'):
     raise ValueError(f"config.machine.choose={chooses!r} must be 'model', 'batch' or ''.")

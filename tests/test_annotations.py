@@ -7,7 +7,7 @@ import types
 import pytest
 
 from alpro_jax.data import annotations, clips, fetch, sources
-from alpro_jax.data.names import find_file
+from alpro_jax.data.names import file_of, find_file
 
 
 def _write(tmp_path, name, text):
@@ -357,11 +357,61 @@ def test_a_folder_may_hold_photos_beside_videos(tmp_path):
   assert [clip.still for clip in clips] == [False, True, False, True]
 
 
+def test_an_address_of_a_photo_is_a_photo_and_may_stand_in_its_own_column(tmp_path):
+  photo, clip = 'https://a.org/photo.JPG?size=1', 'https://a.org/clip.mov'
+  rows = [
+    {'video': photo, 'caption': 'one'},
+    {'url': photo, 'caption': 'two'},
+    {'video': '', 'contentUrl': clip, 'url': photo, 'caption': 'three'},
+  ]
+  path = _write(tmp_path, 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+  found = sources.read_folder(path)
+  assert not found.skipped
+  assert [(x.video, x.still, x.captions) for x in found.clips] == [
+    (file_of(photo), True, ('one', 'two')),
+    (file_of(clip), False, ('three',)),
+  ]
+  assert file_of(photo).endswith('.JPG') and file_of(clip).endswith('.mov')
+  fetched, _, _ = fetch.read_videos(path)
+  assert [x.name for x in fetched] == [x.video for x in found.clips]
+
+
+@pytest.mark.parametrize('name', ['c.csv', 'c.jsonl'])
+def test_a_column_in_capitals_is_not_passed_over(tmp_path, name):
+  text = 'video,caption,Split\na.mp4,one,test\n'
+  if name == 'c.jsonl':
+    text = '{"video": "a.mp4", "caption": "one", " Split": "test"}\n'
+  found = sources.read_folder(_write(tmp_path, name, text))
+  assert not found.clips
+  assert "which is not read; call it 'split'" in found.skipped[0].detail
+
+
+def test_a_key_that_occurs_twice_makes_a_bad_row(tmp_path):
+  good, bad = '{"video": "a.mp4", "caption": "one"}', '{"video": "b.mp4", "video": "c.mp4"}'
+  for name, text in (('c.jsonl', f'{good}\n{bad}\n'), ('c.json', f'[{good}, {bad}]')):
+    found = sources.read_folder(_write(tmp_path, name, text))
+    assert [clip.video for clip in found.clips] == ['a.mp4']
+    assert "'video' occurs twice" in found.skipped[0].detail
+
+
+def test_spellings_of_one_object_of_a_bucket_are_one_clip(tmp_path, monkeypatch):
+  there = {'gs://b/v/a.mp4', 'gs://b/v/c.mp4', 'gs://b/v/c.MP4'}
+  monkeypatch.setattr(clips, 'exists', lambda path: path in there)
+  rows = [{'video': x, 'caption': x} for x in ('a.mp4', 'a.MP4', 'c.mp4', 'c.MP4')]
+  path = _write(tmp_path, 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+  found = sources.read_folder(path, root='gs://b/v').clips
+  assert [(x.video, x.captions) for x in found] == [
+    ('a.mp4', ('a.mp4', 'a.MP4')),
+    ('c.mp4', ('c.mp4',)),
+    ('c.MP4', ('c.MP4',)),
+  ]
+
+
 @pytest.mark.parametrize(
   ('name', 'text', 'match'),
   [
     ('c.csv', 'file,caption\n', 'but not video'),
-    ('c.csv', '', 'but not video, caption'),
+    ('c.csv', '', 'but not video or contentUrl or url, caption'),
     ('c.txt', 'x', 'must end in .csv, .jsonl, .json or .ndjson'),
   ],
 )

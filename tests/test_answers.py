@@ -17,6 +17,11 @@ def test_counts_by_frequency_then_alphabet():
 SPELLINGS = ('two red', ' Two  RED', 'two\N{NO-BREAK SPACE}red', 'TWO\tred\n')
 
 
+def test_a_negative_limit_is_refused():
+  with pytest.raises(ValueError, match='limit=-2 must be 0'):
+    answers.count_answers(['a', 'b'], -2)
+
+
 def test_spellings_of_one_answer_are_one_answer():
   assert {answers.canonical(text) for text in SPELLINGS} == {'two red'}
   # Composed, decomposed, full width, and a case that is two letters.

@@ -1,7 +1,6 @@
 """The audit finds what was planted: a leak, a near copy, a group served badly, words."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -56,7 +55,7 @@ def test_planted_faults(sets, tmp_path):
     sets,
     measured='test',
     entities=['disc', 'ring', 'red disc'],
-    words={'rude': re.compile(r'\b(damned)s?\b')},
+    words={'rude': audit.Words(['damned'])},
     groups={f'{i}.mp4': 'odd' if i % 2 else 'even' for i in range(8)},
     near=0.05,
     sure=0.0,
@@ -122,11 +121,61 @@ def test_lists_of_words(tmp_path):
     audit.read_words(path)
 
 
+@pytest.mark.parametrize(
+  ('word', 'text', 'found'),
+  [
+    ('狗', '一只狗在跑', True),
+    ('c++', 'he writes C++ code', True),
+    ('cafe\u0301', 'in a caf\u00e9', True),
+    ('straße', 'eine STRASSE', True),
+    ('dog', 'a hotdog', False),
+    ('dog', 'dogma', False),
+    ('хлеб', 'свежий Хлеб', True),
+    ('bus', 'a bus', True),
+  ],
+)
+def test_words_of_any_script_are_found(word, text, found):
+  assert audit.Words([word]).find(text) == ({audit.fold(word)} if found else set())
+
+
+def test_lists_of_one_name_are_two(tmp_path, monkeypatch):
+  """And groups are those of the videos, however they are spelled."""
+  for language, word in (('en', 'ball'), ('de', 'xyzzy')):
+    (tmp_path / language).mkdir()
+    (tmp_path / language / 'rude.txt').write_text(f'{word}\n')
+  (tmp_path / 'groups.jsonl').write_text(
+    '{"video": "./0.mp4", "group": "odd"}\n{"video": "none.mp4", "group": "even"}\n'
+  )
+  asked = {}
+
+  def make(model, prepared, **given):
+    asked.update(given)
+    raise ValueError('enough')
+
+  monkeypatch.setattr(audit, 'make', make)
+  monkeypatch.setattr(dataset, 'open_dataset', lambda *_, **__: small_sets.MemorySet(2))
+  lists = [str(tmp_path / language / 'rude.txt') for language in ('en', 'de')]
+  with pytest.raises(ValueError, match='enough'):
+    launched.run(
+      'audit',
+      '--checkpoint=shapes',
+      '--data=none',
+      '--splits=test',
+      f'--words={",".join(lists)}',
+      f'--groups={tmp_path / "groups.jsonl"}',
+    )
+  assert list(asked['words']) == lists
+  assert asked['groups'] == {'0.mp4': 'odd', 'none.mp4': 'even'}
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
   groups = tmp_path / 'groups.jsonl'
   groups.write_text('{"video": "a.mp4"}\n')
   given = ('--checkpoint=shapes', '--data=none', f'--output={tmp_path / "out"}')
   assert launched.run('audit', *given, f'--groups={groups}') == 2
   assert 'groups.jsonl:1 is no line such as {"video": "a.mp4"' in capsys.readouterr().err
+  groups.write_text('{"video": "a.mp4", "group": "x"}\n{"video": "./a.mp4", "group": "y"}\n')
+  assert launched.run('audit', *given, f'--groups={groups}') == 2
+  assert "a.mp4 is in group 'x' already" in capsys.readouterr().err
   assert launched.run('audit', *given) == 2
   assert 'none has no manifest.json' in capsys.readouterr().err

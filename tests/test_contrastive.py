@@ -133,6 +133,12 @@ def test_a_row_without_text_teaches_nothing_and_is_no_negative():
   for one, other in zip(gradient, wanted, strict=True):
     np.testing.assert_allclose(one[2], 0, atol=1e-6)
     np.testing.assert_allclose(jnp.delete(one, 2, axis=0), other, atol=1e-6)
+  # It sees itself alone, and counts as neither right nor wrong.
+  right, expected = (
+    contrastive.vtc(x, jnp.float32(0.1), y)[2]
+    for x, y in ((pair, alone), (without, jnp.delete(ids, 2, axis=0)))
+  )
+  np.testing.assert_allclose(right, expected, rtol=1e-6)
   assert contrastive.has_negative(alone).tolist() == [True, True, False, True, True, True]
   drawn = [
     contrastive.hard_negatives(jax.random.key(i), *pair, jnp.float32(0.1), alone, uniform_share=1.0)

@@ -178,6 +178,13 @@ def test_launchers(tmp_path, capsys):
     'entities', f'--captions={tmp_path}/b.jsonl', f'--output={tmp_path}/p.txt', '--phrases'
   )
   assert entities.read_entities(tmp_path / 'p.txt', 0) == ['red ball']
+  write_jsonl(tmp_path / 'c.jsonl', ['a red ball', 'a fire truck', 'a blue box'])
+  (tmp_path / 'stop.txt').write_text('red ball\n fire truck\n\n')
+  given = f'--captions={tmp_path}/c.jsonl', f'--output={tmp_path}/s.txt', '--phrases'
+  assert not launched.run('entities', *given, f'--stop_words={tmp_path}/stop.txt')
+  assert entities.read_entities(tmp_path / 's.txt', 0) == ['blue box']
+  assert launched.run('entities', *given, '--stop_words=stopp.txt') == 2
+  assert '--stop_words=stopp.txt is not a file' in capsys.readouterr().err
   assert not launched.run(
     'tokenizer', f'--captions={tmp_path}/a.jsonl', f'--output={tmp_path}/t.model'
   )

@@ -249,6 +249,8 @@ def test_mistakes_are_one_clear_sentence(run, sets, tmp_path, monkeypatch):
   refused('--rerank_k is of retrieval', **at, rerank_k=3)
   refused('--truth is of retrieval', **at, truth='truth.jsonl')
   sets['bare'] = small_sets.MemorySet(2)
+  for flag, value in (('averaged', False), ('style', 'what'), ('output', 'x')):
+    refused(f'--{flag}.* has no place beside', **at, familiarity=True, **{flag: value})
   refused('no questions, which question answering needs; it has captions', **at, data='bare')
   refused("no question of style 'how', only of .'what', 'who'", **at, style='how')
 
@@ -328,6 +330,23 @@ def test_a_head_that_was_not_trained_never_decides(task, vtm, said, asked):
     assert split.choose_scoring(known).rule == asked.replace('auto', 'matching')
     fresh['match_head']['bias'] = np.zeros(2)
     assert known._replace(meta={'step': 7}).knows_matching
+
+
+def test_a_similarity_that_was_not_trained_leaves_nothing_out(run, caplog):
+  config = common.get_config('tiny')
+  config.eval.rerank_k = 5
+  model = trained.TrainedModel(run[2].model, None, config, None, mesh())
+  assert split.choose_scoring(model).rerank_k == 5 and not caplog.text
+  config.loss.vtc = 0.0
+  assert split.choose_scoring(model).rerank_k == 0
+  assert 'all pairs, not config.eval.rerank_k of them: it was not trained' in caplog.text
+  caplog.clear()
+  config.loss.vtm = 0.0
+  assert split.choose_scoring(model).rule == 'similarity'
+  assert 'the similarity says little' in caplog.text
+  config.train.init_from = 'runs/another'  # Which may have trained it.
+  config.loss.vtm = 1.0
+  assert split.choose_scoring(model).rerank_k == 5
 
 
 def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):

@@ -261,7 +261,9 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   split.summarise_run(workdir, config, 7, 3)
   # Too few held-out clips calibrate nothing.
   few = split.familiarity(
-    alpro_jax.load(workdir).trained, [training], opened['test'].select(lambda x: x.video < '30')
+    alpro_jax.load(workdir).trained,
+    [(training, '')],
+    opened['test'].select(lambda x: x.video < '30'),
   )
   assert 0 < few.counts[2] < 16 and np.isnan(few.match).all() and few.unseen_limit == np.inf
   # Nor do they limit features: what is foreign is so by its looks.

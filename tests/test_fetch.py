@@ -255,6 +255,23 @@ def test_a_second_call_does_what_is_missing(server, tmp_path):
   assert server.seen['/gone/a'] == 2
 
 
+def test_a_file_of_another_address_is_not_taken_for_it(server, tmp_path):
+  def ask(path):
+    return fetch.fetch(
+      [fetch.Video(url(server, path), 'x.mp4')], tmp_path / 'videos', allow_local=True
+    )
+
+  assert list(ask('ok/one').values()) == ['']
+  for _ in range(2):
+    assert list(ask('ok/two').values()) == ['same name']
+  assert list(ask('ok/one').values()) == [''] and server.seen == {'/ok/one': 1}
+  (tmp_path / 'videos/x.mp4').unlink()
+  assert list(ask('ok/two').values()) == ['']
+  assert list(ask('ok/one').values()) == ['same name']
+  (tmp_path / 'videos' / fetch.RESUME).unlink()  # Then it may be the user's own.
+  assert list(ask('ok/one').values()) == ['']
+
+
 def test_so_many_at_once_from_one_host(server, tmp_path, monkeypatch):
   active, most = [], []
 

@@ -48,6 +48,22 @@ def test_all_losses_the_same_each_time(plan):
   assert evaluation(plan, other, 9)['eval/loss'] != found['eval/loss']
 
 
+def test_it_is_of_whole_clips_with_their_texts(plan, monkeypatch):
+  plan.config.data.update({'single_frames': 1.0, 'without_text': 1.0, 'sampling': 'rand'})
+  asked = []
+
+  def batches(config, *args, **kwargs):
+    asked.append(config)
+    raise StopIteration
+
+  monkeypatch.setattr('alpro_jax.data.pipeline.train_batches', batches)
+  with pytest.raises(StopIteration):
+    HeldOutLoss()(plan, None, 1)
+  (data,) = asked
+  shown = data.single_frames, data.without_text, data.sampling, data.crop, data.randaugment.enabled
+  assert shown == (0.0, 0.0, 'uniform', 'centre', False)
+
+
 def test_it_is_asked_for_by_an_option(plan):
   def kinds():
     return [type(one) for one in during_training.evaluations(plan.config)]

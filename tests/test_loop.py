@@ -105,6 +105,7 @@ def toy(monkeypatch):
     'open_sources',
     lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1, report=dict)],
   )
+  monkeypatch.setattr(mixture, 'check_schedule', lambda sources, first, steps: None)
   monkeypatch.setattr(
     mixture, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
   )
@@ -244,6 +245,23 @@ def test_a_wrong_best_metric_ends_before_step_1(toy, tmp_path):
   assert outcome.finished
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['best_step'] == 3
+
+
+@pytest.mark.parametrize(
+  ('metric', 'right'),
+  [
+    ('eval/loss', '-eval/loss'),
+    ('eval/loss/vtc', '-eval/loss/vtc'),
+    ('eval/t2v_mean_rank', '-eval/t2v_mean_rank'),
+    ('-eval/t2v_r1', 'eval/t2v_r1'),
+    ('-eval/accuracy_what', 'eval/accuracy_what'),
+  ],
+)
+def test_the_worst_step_is_not_kept(toy, tmp_path, metric, right):
+  evaluation = Foretold(metric.removeprefix('-'))
+  with pytest.raises(ValueError, match=f"would keep the worst step; write '{right}'"):
+    loop.train(toy_config(best_metric=metric), tmp_path, evaluations=[evaluation])
+  assert loop.train(toy_config(best_metric=right), tmp_path, evaluations=[evaluation]).finished
 
 
 def test_a_best_metric_without_evaluations_is_said(toy, tmp_path):
@@ -682,7 +700,7 @@ def test_a_batch_that_does_not_divide_is_refused(toy, tmp_path):
 
 
 def test_intervals_must_be_positive(toy, tmp_path):
-  with pytest.raises(ValueError, match='log_every_steps=0 must be at least 1'):
+  with pytest.raises(ValueError, match='log_every_steps=0 must be 1 or more'):
     loop.train(toy_config(log_every_steps=0), tmp_path)
 
 

@@ -17,7 +17,13 @@ import tensorflow as tf
 from alpro_jax import sharding
 from alpro_jax.data import dataset, feed, pipeline, prepare, sources, tokens
 from alpro_jax.data.annotations import Question
-from alpro_jax.data.mixture import Source, TooManyBroken, measure_texts, open_sources
+from alpro_jax.data.mixture import (
+  Source,
+  TooManyBroken,
+  check_schedule,
+  measure_texts,
+  open_sources,
+)
 from alpro_jax.data.order import BLOCK, Order, caption_ids, hash64, video_ids
 from configs import common
 from launch import command
@@ -335,6 +341,18 @@ def test_a_step_without_a_source_is_refused():
   next(batches)
   with pytest.raises(ValueError, match='No source is active at step=2'):
     next(batches)
+
+
+def test_a_gap_between_sources_is_known_before_it_comes():
+  early, late = (Source(MemorySet(5), 0, until_step=10), Source(MemorySet(5), 1, from_step=20))
+  with pytest.raises(ValueError, match='No source is active at step=10 of 100'):
+    check_schedule([early, late], 0, 100)
+  check_schedule([early, late], 0, 10)
+  check_schedule([early, late, Source(MemorySet(5), 2)], 0, 100)
+  with pytest.raises(ValueError, match='at step=0'):
+    check_schedule([Source(MemorySet(5), 0, weight=0.0)], 0, 100)
+  with pytest.raises(ValueError, match='weight=inf must not be negative or infinite'):
+    Source(MemorySet(5), 0, weight=float('inf'))
 
 
 def test_earlier_counts_are_exact_across_blocks():

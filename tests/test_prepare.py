@@ -989,7 +989,8 @@ def test_what_comes_next_for_a_set_of_ones_own(clips, tmp_path, capsys):
   ) in out
   assert 'others' not in out and 'launch/main.py' not in out
   out = said('val', output, rows)
-  assert "\n8 videos of split 'val' are in 'train' too, such as 000.mp4: rows without" in out
+  assert "of the 8 videos of split 'val', which would be measured on, 8 are trained on" in out
+  assert "\n8 videos of split 'val' are in 'test' too, such as 000.mp4: rows without" in out
 
 
 # --- Mistakes ---------------------------------------------------------------

@@ -364,7 +364,13 @@ def test_pictures_alone_are_asked_for_entities_and_for_nothing_else(config):
 
 
 @pytest.mark.parametrize(
-  'changes', [{'task': 'retrieval'}, {'loss.pem': 0.0}, {'loss.same_caption': 'positive'}]
+  'changes',
+  [
+    {'task': 'retrieval'},
+    {'loss.pem': 0.0},
+    {'loss.same_caption': 'positive'},
+    {'loss.same_video': 'positive'},
+  ],
 )
 def test_pictures_alone_are_for_entities_alone(config, changes):
   config = config.copy_and_resolve_references()

@@ -38,11 +38,13 @@ def equal_entries(answers: Iterable[str]) -> list[tuple[str, ...]]:
 def count_answers(answers: Iterable[str], limit: int = 0) -> list[tuple[str, int]]:
   """Returns [(canonical answer, count)], most frequent first, then by alphabet.
 
-  A `limit` above 0 keeps that many.
+  A `limit` above 0 keeps that many, 0 all.
 
   Raises:
-    ValueError: if there is no answer.
+    ValueError: if there is no answer, or for a negative limit.
   """
+  if limit < 0:
+    raise ValueError(f'{limit=} must be 0, which keeps all answers, or more.')
   counted = collections.Counter(map(canonical, answers))
   if not counted:
     raise ValueError('there is no answer to count; the split has no questions.')

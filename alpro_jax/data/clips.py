@@ -11,6 +11,7 @@ from alpro_jax import buckets
 from alpro_jax.data import annotations, tables
 from alpro_jax.data.annotations import Annotations, Clip, Question, present
 from alpro_jax.data.names import canonical, folded, is_photo, name_problem
+from alpro_jax.files import exists
 
 
 def kind_of(question: str) -> str:
@@ -158,9 +159,9 @@ class Clips:
       self.named.update(files)
       # a.mp4 and a.MP4 are one clip, unless there are two such files.
       first = self._spelled.setdefault(folded(video), video)
-      if first != video and self._roots:
-        paths = (os.path.join(self._roots[0], name) for name in (first, video))
-        files = files if all(map(os.path.isfile, paths)) else self._clips[first]['files']
+      if first != video and (root := self._address or ''.join(self._roots[:1])):
+        both = all(exists(f'{root}{name}') for name in (first, video))
+        files = files if both else self._clips[first]['files']
       video = files[0]
       new = {'video': video, 'files': files, 'captions': {}, 'questions': []}
       new['still'] = still or is_photo(video)

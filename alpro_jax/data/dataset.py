@@ -275,7 +275,10 @@ def open_dataset(path, split='train', *, verify=None, cache=None):
   if len(set(counts.values())) > 1:
     raise ValueError(f'{path} disagrees on the number of records: {counts}; prepare it again.')
   if part:
-    records = records.take(_choose(records, part[2], part[3]))
+    chosen = _choose(records, part[2], part[3])
+    if not len(chosen):
+      raise ValueError(f'{path}: {split!r} is empty: {whole!r} has {len(records)} videos.')
+    records = records.take(chosen)
   return PreparedDataset(path, split, entry, records, shards)
 
 

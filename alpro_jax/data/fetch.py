@@ -23,7 +23,6 @@ from alpro_jax.data import annotations, listing, names, sniff, tables, web
 from alpro_jax.data.progress import Progress
 
 RESUME = 'fetched.jsonl'
-_URL_COLUMNS = ('contentUrl', 'url')
 _NAME_COLUMNS = ('video', 'image')  # Files, or addresses.
 _SUFFIXES = {*listing.SUFFIXES, *names.PHOTO_SUFFIXES}
 # web.LONGEST_WAIT is at once and in all; more for each video that a host gave.
@@ -73,7 +72,7 @@ def read_videos(path, *, url_column=''):
   Returns:
     (list of Video, each address and each name once; list of Skipped; rows)
   """
-  columns = [(url_column,) if url_column else (*_URL_COLUMNS, 'video')]
+  columns = [(url_column,) if url_column else (*names.ADDRESSES, 'video')]
   source = tables.read(path, '--captions', {**tables.TEXTS, '.tsv': tables.cc3m_rows}, columns)
   videos, skipped, rows = {}, [], 0
   for where, row, problem in source:
@@ -96,7 +95,7 @@ def read_videos(path, *, url_column=''):
 
 
 def _address(row, url_column):
-  for key in (url_column,) if url_column else (*_URL_COLUMNS, *_NAME_COLUMNS):
+  for key in (url_column,) if url_column else (*names.ADDRESSES, *_NAME_COLUMNS):
     value = row.get(key)
     value = value.strip() if isinstance(value, str) else ''
     if value and (key not in _NAME_COLUMNS or names.is_address(value)):
@@ -223,13 +222,17 @@ def fetch(videos, folder, *, limits=None, retry_failed=False, allow_local=False)
   os.makedirs(folder, exist_ok=True)
   resume = os.path.join(folder, RESUME)
   with _open_resume(resume) as log, files.scratch(resume) as work:
-    hopeless = _hopeless(log)
+    hopeless, fetched = _read_log(log)
     found = {} if retry_failed else {x: hopeless[x] for x in videos if x in hopeless}
     # A file has its name only when it is whole.
-    found |= {x: '' for x in videos if _is_there(os.path.join(folder, x.name))}
+    there = [x for x in videos if _is_there(os.path.join(folder, x.name))]
+    found |= {x: '' for x in there}
+    others = [x for x in there if fetched.get(x.name, x.url) != x.url]
     progress = Progress(len(videos), 'videos')
-    progress.found(len(found), sum(map(bool, found.values())))
+    progress.found(len(found) - len(others), sum(map(bool, found.values())))
     run = _Run(folder, work, limits or Limits(), log, progress, found)
+    for video in others:
+      run.refuse(video, fetched[video.name])
     asyncio.run(run.fetch([video for video in videos if video not in found], allow_local))
     progress.close()
   return found
@@ -254,20 +257,23 @@ def _open_resume(path):
   return log
 
 
-def _hopeless(log):
-  """Returns {Video: reason} of what need not be tried again."""
+def _read_log(log):
+  """Returns {Video: reason} of what need not be tried again, and {name: address it is of}."""
   log.seek(0)
-  last = {}
+  last, fetched = {}, {}
   for line in log:
     with contextlib.suppress(ValueError, KeyError, TypeError):  # One that a kill cut off.
       row = json.loads(line)
       last[Video(row['url'], row['name'])] = row
+      if not row.get('failed'):
+        fetched[row['name']] = row['url']
   log.write('\n')  # After such a line, if it is the last one.
-  return {
+  hopeless = {
     video: annotations.printable(row['failed'])
     for video, row in last.items()
     if row.get('failed') and not row.get('again')
   }
+  return hopeless, fetched
 
 
 def _is_there(path):
@@ -326,6 +332,14 @@ class _Run:
             group.create_task(self._serve(host, get))
     except BaseExceptionGroup as e:  # Such as a full disk: it stops all.
       raise e.exceptions[0] from None
+
+  def refuse(self, video, url):
+    """Notes that a file is there which came from another address."""
+    detail = (
+      f'{video.name} is of {url}; remove it to fetch it from this address, or {RESUME} if both '
+      'are one video'
+    )
+    self._note(video, web.Failed('same name', detail, 'later'), 0)
 
   async def _serve(self, host, get):
     """Downloads one video of a host after the other."""

@@ -3,6 +3,7 @@
 import array
 import collections
 import dataclasses
+import math
 
 import numpy as np
 from absl import logging
@@ -51,8 +52,8 @@ class Source:
 
   def __post_init__(self):
     self.name, self.digest = self.dataset.name, self.dataset.digest
-    if not self.weight >= 0:
-      raise ValueError(f'{self.name}: weight={self.weight} must not be negative.')
+    if not 0 <= self.weight < math.inf:
+      raise ValueError(f'{self.name}: weight={self.weight} must not be negative or infinite.')
     if self.text not in TEXTS or self.examples not in EXAMPLES:
       raise ValueError(
         f'config.data.text={self.text!r} must be one of {TEXTS} and '
@@ -163,6 +164,21 @@ def open_sources(config):
     if questions:
       _check_answers(sources[-1], config.answers)
   return sources
+
+
+def check_schedule(sources, first, steps):
+  """Checks that a batch can come from somewhere at every step from `first` on, below `steps`.
+
+  Raises:
+    ValueError: if no source is active at one.
+  """
+  changes = {first, *(step for x in sources for step in (x.from_step, x.until_step))}
+  for step in sorted(change for change in changes if first <= change < steps):
+    if not any(source.weight and source.is_active(step) for source in sources):
+      raise ValueError(
+        f'No source is active at {step=} of {steps}; look at from_step, until_step and weight in '
+        'data.sources.'
+      )
 
 
 def _check_answers(source, path):

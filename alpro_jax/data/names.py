@@ -14,6 +14,9 @@ VIDEO_SUFFIXES = tuple(
 )
 PHOTO_SUFFIXES = tuple('.jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif'.split())
 
+# Columns of a captions file that hold addresses to fetch, the first one first.
+ADDRESSES = ('contentUrl', 'url')
+
 
 def is_photo(name: str) -> bool:
   """Whether a name is that of a photo; a .gif may move."""
@@ -83,11 +86,11 @@ def file_of(url: str, *, still: bool = False) -> str:
   """Returns the file that an address is fetched into.
 
   It has letters and digits of the end of the address, the first of the address's sha256,
-  since others may end alike, and the suffix.
+  since others may end alike, and the suffix: of a photo if `still`, else of a video or photo.
   """
   path = url.split('?')[0].split('#')[0]
   stem, suffix = os.path.splitext(urllib.parse.unquote(path).rsplit('/', 1)[-1])
-  if suffix.lower() not in (PHOTO_SUFFIXES if still else VIDEO_SUFFIXES):
+  if suffix.lower() not in PHOTO_SUFFIXES + VIDEO_SUFFIXES * (not still):
     suffix = '.jpg' if still else '.mp4'
   stem = re.sub(r'[^\w-]+', '_', stem)[:40].strip('_')
   stem = stem.encode('utf-8', 'ignore').decode()

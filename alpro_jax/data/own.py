@@ -9,7 +9,9 @@ from alpro_jax.data import annotations, answers, captions, dataset, entities, to
 from alpro_jax.data.manifest import read_manifest
 
 TOKENIZER, ENTITIES, ANSWERS = 'tokenizer.model', 'entities.txt', 'answers.txt'
-_HELD_OUT = ('test', 'val', 'validation', 'validate')
+# The first of them that is there measures a run and chooses its best step: 'test' should not,
+# where there is another.
+_HELD_OUT = ('val', 'validation', 'validate', 'test')
 # A fifth of the videos is held out, and at most so many; of fewer videos than this, none.
 _MOST, _ENOUGH = 1000, 20
 _PIECES, _NOUNS = 30_000, 1000  # At most, as launch/tokenizer.py and entities.py.
@@ -22,26 +24,28 @@ class Parts(NamedTuple):
     train, held_out: names; '' is none.
     videos: how many there are to train on.
     held_out_videos: and to evaluate on.
+    left: other held-out splits, on which a run measures nothing.
   """
 
   train: str
   held_out: str
   videos: int
   held_out_videos: int
+  left: tuple[str, ...] = ()
 
 
 def parts(path) -> Parts:
   """Says what of a set is trained on, and what is held out.
 
-  A split of its own is held out where the set has one, such as `test`; otherwise a
-  fifth of the training videos, at most 1,000, if there are 20.
+  A split of its own is held out where the set has one: `val`, or `test`, which is left alone
+  beside a `val`. Otherwise a fifth of the training videos is, at most 1,000, if there are 20.
 
   Raises:
     FileNotFoundError: if there is no set.
     ValueError: if it has no split to train on.
   """
   splits = {name: entry['examples'] for name, entry in read_manifest(path)['splits'].items()}
-  held_out = next((name for name in _HELD_OUT if name in splits), '')
+  held_out, *left = [name for name in _HELD_OUT if name in splits] or ['']
   others = [name for name in splits if name not in _HELD_OUT]
   train = 'train' if 'train' in splits else others[0] if len(others) == 1 else ''
   if not train:
@@ -50,7 +54,7 @@ def parts(path) -> Parts:
       'launch/prepare.py --split=train.'
     )
   if held_out:
-    return Parts(train, held_out, splits[train], splits[held_out])
+    return Parts(train, held_out, splits[train], splits[held_out], tuple(left))
   count = min(splits[train] // 5, _MOST)
   if splits[train] < _ENOUGH:
     return Parts(train, '', splits[train], 0)
@@ -173,7 +177,7 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
   for section, option, name, needed, make in (
     # A model of a text tower alone reads with the tower's.
     ('data', 'tokenizer', TOKENIZER, bool(config.model.get('text')), 'tokenizer.py --captions'),
-    ('prompter', 'entities', ENTITIES, config.task == 'pretrain', 'entities.py --captions'),
+    ('prompter', 'entities', ENTITIES, _labels(config), 'entities.py --captions'),
     ('data', 'answers', ANSWERS, config.data.text == 'questions', 'answers.py --data'),
   ):
     if config[section][option] or not needed:
@@ -189,6 +193,10 @@ def use(config: Any, *, source, given: Collection[str] = ()) -> Any:
       )
     config[section][option] = file
   return config
+
+
+def _labels(config):
+  return config.task == 'pretrain' and config.loss.pem > 0
 
 
 def say(found: Parts, path, both: Sequence[str] = (), *, measured: bool = True) -> str:
@@ -208,9 +216,13 @@ def say(found: Parts, path, both: Sequence[str] = (), *, measured: bool = True) 
       f'{path}: trains on all {found.videos} videos; too few (below {_ENOUGH}) to '
       'hold some out, so that nothing measures the model, or marks what is unlike them'
     )
-  if not both:
-    return f'{trains}, measures on {found.held_out_videos} others ({found.held_out})'
-  return f'{trains}, measures on {found.held_out_videos} ({found.held_out}), of which {_some(both)}'
+  if both:
+    told = f'{found.held_out_videos} ({found.held_out}), of which {_some(both)}'
+  else:
+    told = f'{found.held_out_videos} others ({found.held_out})'
+  if found.left:
+    told += f', and leaves {", ".join(found.left)} for launch/evaluate.py --split={found.left[-1]}'
+  return f'{trains}, measures on {told}'
 
 
 def refusal(found: Parts, path, both: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from alpro_jax.data import checksum, tables
 from alpro_jax.data.annotations import Annotations, check_text, encodable, present
 from alpro_jax.data.clips import Clips
-from alpro_jax.data.names import VIDEO_SUFFIXES, canonical, file_of, is_address
+from alpro_jax.data.names import ADDRESSES, VIDEO_SUFFIXES, canonical, file_of, is_address
 from alpro_jax.data.options import options_of
 
 Questions = Annotated[str, 'questions file, with or without captions.']
@@ -35,14 +35,20 @@ def read_folder(captions='', questions: Questions = '', *, split='train', root='
 
   Args:
     captions: rows of `video` (a file, also of a photo, or the address that it was fetched
-      from), `caption` (in JSON also a list) and, optional, `style` and `split`.
-    questions: rows of `video`, `question`, `answer` and, optional, `type` (or
+      from, which may also be called `url` or `contentUrl`), `caption` (in JSON also a list)
+      and, optional, `style` and `split`.
+    questions: rows of `video` as above, `question`, `answer` and, optional, `type` (or
       `answer_type`) and `split`.
     split: rows that name another split are left out.
     root: folder of videos. An absolute path counts when it lies in it.
   """
 
   def locate(row, video):
+    for name in row:
+      if (meant := name.strip().lower()) != name and meant in known and meant not in row:
+        raise ValueError(f'there is a {name!r}, which is not read; call it {meant!r}')
+    if not present(video):  # It was fetched by another column.
+      video = next((x for x in map(row.get, ADDRESSES) if is_address(x)), video)
     video = file_of(video.strip()) if is_address(video) else video
     if present(row.get('split')) in ('', split):
       return (video,)
@@ -50,10 +56,12 @@ def read_folder(captions='', questions: Questions = '', *, split='train', root='
 
   clips = Clips(root, locate)
   texts = ('video', 'style', 'split', 'type', 'answer_type')
-  columns = [('video',), ('caption',)]
+  known = (*texts, 'caption', 'question', 'answer')
+  video = ('video', *ADDRESSES)
+  columns = [video, ('caption',)]
   for where, row, *caption in clips.read(captions, '--captions', *columns, texts=texts):
     clips.add_captions(where, *caption, present(row.get('style')))
-  columns = [('video',), ('question',), ('answer',)]
+  columns = [video, ('question',), ('answer',)]
   for where, row, *asked in clips.read(questions, '--questions', *columns, texts=texts):
     kind = present(row.get('type')) or present(row.get('answer_type'))
     clips.add_question(where, *asked, kind)

@@ -112,7 +112,7 @@ def list_rows(path, entries, word: str = 'entry') -> Rows:
 def read_json(path):
   try:
     with open(path, encoding='utf-8-sig') as file:
-      return json.load(file)
+      return json.load(file, object_pairs_hook=_Row.of)
   except (ValueError, RecursionError) as e:
     raise ValueError(f'{path} is not JSON: {e}') from e
 
@@ -179,15 +179,30 @@ def _lines(path):
 def _parsed(where, line, problem):
   """Returns the row of a line of JSON."""
   try:
-    return where, *(({}, problem) if problem else _object(json.loads(line)))
+    if problem:
+      return where, {}, problem
+    return where, *_object(json.loads(line, object_pairs_hook=_Row.of))
   except (ValueError, RecursionError) as e:
     return where, {}, f'not JSON: {e}'
 
 
+class _Row(dict):
+  """An object of JSON, which may name a key twice; Python would keep the last value."""
+
+  twice = ''
+
+  @classmethod
+  def of(cls, pairs):
+    row = cls(pairs)
+    if len(row) < len(pairs):
+      row.twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+    return row
+
+
 def _object(value):
   """Returns (dict, problem)."""
-  if isinstance(value, dict):
-    return value, ''
+  if isinstance(value, _Row):
+    return value, f'{value.twice!r} occurs twice' if value.twice else ''
   return {}, f'{type(value).__name__}, expected an object'
 
 

@@ -17,6 +17,7 @@ import json
 import math
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,7 +95,47 @@ class Audit:
     return [pair for pair in self.duplicates if pair.split != pair.other_split]
 
 
-def read_words(path) -> re.Pattern:
+class Words:
+  """Finds whole words or phrases, and their plurals in s, in texts.
+
+  Capitals and Unicode's ways to write one letter make no difference. A word of a script
+  without spaces, such as Chinese, is found wherever it stands.
+
+  Args:
+    words: to find.
+  """
+
+  def __init__(self, words: Iterable[str]):
+    # The longest first: 'red ball' is no 'ball' too.
+    folded = sorted(set(map(fold, words)), key=lambda word: (-len(word), word))
+    self._pattern = re.compile('|'.join(map(_whole, folded)) or '(?!)')
+    self._words = frozenset(folded)
+
+  def find(self, text: str) -> frozenset[str]:
+    """Returns those that a text has, as `fold` writes them."""
+    found = self._pattern.findall(fold(text))
+    return frozenset(x if x in self._words else x.removesuffix('s') for x in found)
+
+
+def fold(text: str) -> str:
+  """Returns the form in which words are compared."""
+  return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', text).casefold())
+
+
+def _whole(word):
+  """A pattern of a word that no letter stands beside."""
+  before = '' if _alone(word[0]) else r'(?<!\w)'
+  after = '' if _alone(word[-1]) else r's?(?!\w)' if word[-1].isalnum() else ''
+  return before + re.escape(word) + after
+
+
+def _alone(sign):
+  """Whether letters may stand beside this one that belong to another word, or it is none."""
+  scripts = ('CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR')
+  return not sign.isalnum() or unicodedata.name(sign, '').startswith(scripts)
+
+
+def read_words(path) -> Words:
   """Reads a list of words or phrases, one a line; what follows # is a comment.
 
   Raises:
@@ -102,35 +143,22 @@ def read_words(path) -> re.Pattern:
     ValueError: if it has none.
   """
   lines = [line.partition('#')[0].strip() for line in checksum.read_lines(path)]
-  words = sorted({line.lower() for line in lines if line}, key=lambda word: (-len(word), word))
-  if not words:
+  if not any(lines):
     raise ValueError(f'{path} has no words; expected one a line.')
-  return _pattern(words)
+  return Words(filter(None, lines))
 
 
-def _pattern(words: Iterable[str]) -> re.Pattern:
-  """Finds whole words, and their plurals in s."""
-  return re.compile(rf'\b({"|".join(map(re.escape, words))})s?\b', re.IGNORECASE)
-
-
-def count_words(lists: Mapping[str, re.Pattern], captions: Sequence[str]):
+def count_words(lists: Mapping[str, Words], captions: Sequence[str]):
   """Returns Audit.words of all captions."""
   rows = []
-  for name, pattern in lists.items():
-    hits = [{match.lower() for match in pattern.findall(text)} for text in captions]
+  for name, words in lists.items():
+    hits = [words.find(text) for text in captions]
     touched = sum(map(bool, hits))
     count = collections.Counter(word for found in hits for word in found)
     most = sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
     said = ', '.join(f'{word} {number}' for word, number in most)
     rows.append((name, touched, 100.0 * touched / max(len(captions), 1), said))
   return rows
-
-
-def named_in(entities: Sequence[str]):
-  """Returns text -> frozenset of the entities that it names, as whole words."""
-  # The longest first: 'red ball' is no 'ball' too.
-  pattern = _pattern(sorted((name.lower() for name in entities), key=lambda x: (-len(x), x)))
-  return lambda text: frozenset(match.lower() for match in pattern.findall(text))
 
 
 def count_pairs(named: Sequence[frozenset[str]]):
@@ -183,7 +211,7 @@ def make(
   *,
   measured: str,
   entities: Sequence[str],
-  words: Mapping[str, re.Pattern],
+  words: Mapping[str, Words],
   groups: Mapping[str, str],
   near: float,
   sure: float,
@@ -202,11 +230,11 @@ def make(
   """
   prints = {name: _prints(model, one) for name, one in prepared.items()}
   texts = {name: [_texts(record) for record in one.metadata()] for name, one in prepared.items()}
-  named_by, first = named_in(entities), next(iter(prepared))
+  named_by, first = Words(entities).find, next(iter(prepared))
   named = {name: [named_by(text) for row in rows for text in row] for name, rows in texts.items()}
   counts = {
     entity: {name: sum(entity in found for found in rows) for name, rows in named.items()}
-    for entity in map(str.lower, entities)
+    for entity in map(fold, entities)
   }
   every = [text for rows in texts.values() for row in rows for text in row]
   examples = _examples(model, prepared[measured])
@@ -293,7 +321,7 @@ def _labels(model, prepared, texts, named_by, sure):
     if row.max() < sure or not named:
       continue
     asked += 1
-    if not any(_same(entity.lower(), name) for name in named):
+    if not any(_same(fold(entity), name) for name in named):
       wrong.append(Label(record.video, entity, float(row.max()), tuple(sorted(named))))
   wrong.sort(key=lambda label: (-label.probability, label.video))
   return wrong, 100.0 * len(wrong) / asked if asked else math.nan

@@ -1,4 +1,4 @@
-"""The losses of training on held-out clips, without dropout and augmentation."""
+"""The losses of training on held-out clips, whole ones, without dropout and augmentation."""
 
 import contextlib
 import math
@@ -43,7 +43,10 @@ class HeldOutLoss:
       answers=tuple(task.answers),
     )
     data = config.data.copy_and_resolve_references()
+    # Whole clips with their texts, as in evaluation.
     data.randaugment.enabled = False
+    data.update({'crop': 'centre', 'sampling': data.eval_sampling})
+    data.update({'single_frames': 0.0, 'without_text': 0.0})
     size = batch_size(config, plan.mesh, source.num_records)
     count = min(config.eval.loss_batches, math.ceil(source.num_records / size))
     rows = pipeline.train_batches(

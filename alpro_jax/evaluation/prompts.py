@@ -18,7 +18,7 @@ import optax
 
 from alpro_jax import metrics
 from alpro_jax.evaluation import split
-from alpro_jax.evaluation.audit import named_in
+from alpro_jax.evaluation.audit import Words, fold
 from alpro_jax.evaluation.trained import TrainedModel
 from alpro_jax.models import prompter
 
@@ -44,7 +44,7 @@ def named_clips(model: TrainedModel, prepared, entities: Sequence[str]) -> Named
   Raises:
     ValueError: if there is none.
   """
-  named_by, place = named_in(entities), {name.lower(): i for i, name in enumerate(entities)}
+  named_by, place = Words(entities).find, {fold(name): i for i, name in enumerate(entities)}
   named = np.zeros((len(prepared), len(entities)), bool)
   for row, texts in zip(named, prepared.captions(), strict=True):
     row[[place[name] for text in texts for name in named_by(text)]] = True

@@ -7,8 +7,8 @@ same code serves a checkpoint and the parameters of a training.
 
 import itertools
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -125,13 +125,19 @@ def choose_scoring(trained: TrainedModel) -> Scoring:
       f'config.eval.scoring={rule!r} asks for matching, which this model '
       "was trained without; choose 'similarity' or 'auto'."
     )
+  if (rule != 'auto' or why) and trained.why_no_similarity:
+    logging.warning('the similarity says little: %s.', trained.why_no_similarity)
   if rule == 'similarity':
     return Scoring(rule, dual_softmax=options.dual_softmax)
   if why and rule != 'auto':
     logging.warning('the similarity is used, not config.eval.scoring=%s: %s.', rule, why)
   if why:
     return Scoring('similarity', 0, options.dual_softmax, why)
-  return Scoring('matching' if rule == 'auto' else rule, options.rerank_k, options.dual_softmax)
+  rerank_k = options.rerank_k
+  if rerank_k and (blind := trained.why_no_similarity):
+    rerank_k = 0
+    logging.warning('matching reads all pairs, not config.eval.rerank_k of them: %s.', blind)
+  return Scoring('matching' if rule == 'auto' else rule, rerank_k, options.dual_softmax)
 
 
 def make_scorer(trained: TrainedModel) -> Scorer:
@@ -157,7 +163,9 @@ def batches(trained: TrainedModel, prepared) -> Iterator[dict]:
   )
 
 
-def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Familiarity:
+def familiarity(
+  trained: TrainedModel, training: Sequence[tuple[Any, str]], held_out
+) -> familiar.Familiarity:
   """Summarises what a model was trained on, and how sure it may be.
 
   An even spread of at most 2,000 clips of each set is encoded; the pieces of every
@@ -165,7 +173,7 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
 
   Args:
     trained: the model.
-    training: PreparedDatasets of its training.
+    training: PreparedDatasets of its training, each with the style of its texts, '' for all.
     held_out: a PreparedDataset that it was not trained on.
   Raises:
     ValueError: if a set has nothing to ask, or there are fewer than 20 clips.
@@ -173,18 +181,20 @@ def familiarity(trained: TrainedModel, training: list, held_out) -> familiar.Fam
   scorer, length = make_scorer(trained), trained.config.data.max_text_tokens
   numbers = held_out.metadata().numbers
   if any(
-    x.digest == held_out.digest and np.isin(numbers, x.metadata().numbers).any() for x in training
+    x.digest == held_out.digest and np.isin(numbers, x.metadata().numbers).any()
+    for x, _ in training
   ):  # Two parts of one split have its digest, and no record in common.
     raise ValueError(f'{held_out.name} is what the model was trained on; pass a held-out split.')
-  training, held_out = [select(trained, x) for x in training], select(trained, held_out)
+  training = [(select(trained, x, style=style), style) for x, style in training]
+  held_out = select(trained, held_out)
   seen = np.zeros(trained.tokenizer.vocab_size, bool)
-  for prepared in training:
-    for row in _asked(trained, prepared):
+  for prepared, style in training:
+    for row in _asked(trained, prepared, style):
       for ids in familiar.pieces(trained.tokenizer, _texts(row), length):
         seen[ids] = True
   seen[trained.tokenizer.special.unk] = False  # Unknown words are not all the same.
   size, held_out = _CLIPS // len(training), _spread(held_out, _CLIPS)
-  parts = [_vectors(trained, scorer, _spread(x, size)) for x in training]
+  parts = [_vectors(trained, scorer, _spread(x, size), style) for x, style in training]
   clips, texts, shown = (np.concatenate(x) for x in zip(*parts, strict=True))
   *rest, _ = _vectors(trained, scorer, held_out)
   own = familiar.pieces(
@@ -217,13 +227,16 @@ def summarise(trained: TrainedModel, held_out) -> familiar.Familiarity:
     OSError: if the folder cannot be written to.
     ValueError: see familiarity; or if the checkpoint names no training set.
   """
-  sources = dict.fromkeys((x['path'], x['split']) for x in trained.config.data.sources)
+  sources = dict.fromkeys(
+    (x['path'], x['split'], x.get('style', '')) for x in trained.config.data.sources
+  )
   if not sources:
     raise ValueError(
       f'{trained.origin.path} was converted from weights of others, whose training set is not '
       'here to be summarised; leave --familiarity out, or train the model on clips of your own.'
     )
-  known = familiarity(trained, [dataset.open_dataset(*x) for x in sources], held_out)
+  training = [(dataset.open_dataset(path, part), style) for path, part, style in sources]
+  known = familiarity(trained, training, held_out)
   if jax.process_index() == 0:
     known.save(trained.origin.path)
   return known
@@ -262,7 +275,7 @@ def _spread(prepared, most):
   return prepared.select(lambda record: next(number) % every == 0)
 
 
-def _vectors(trained, scorer, prepared):
+def _vectors(trained, scorer, prepared, style=''):
   """Vectors of clips and of their texts, and looks; a few clips at a time: tokens are large."""
   clips, texts, shown = [], [], []
   for start in range(0, len(prepared), _CLIPS_AT_ONCE):
@@ -271,7 +284,7 @@ def _vectors(trained, scorer, prepared):
     videos = scorer.embed_videos(batches(trained, part), len(part), look=True)
     clips.append(familiar.video_vectors(videos))
     shown.append(videos.look)
-    asked = [text for row in _asked(trained, part) for text in _texts(row)]
+    asked = [text for row in _asked(trained, part, style) for text in _texts(row)]
     distinct, row = np.unique(asked, return_inverse=True)
     texts.append(familiar.text_vectors(scorer.embed_texts(distinct.tolist()))[row])
   return np.concatenate(clips), np.concatenate(texts), np.concatenate(shown)

@@ -81,6 +81,16 @@ class TrainedModel(NamedTuple):
       return 'the matching head of these converted weights was never trained: its bias is exactly 0'
     return ''
 
+  @property
+  def why_no_similarity(self) -> str:
+    """Why the similarity of a text and a video is of no use, '' if it may be of use."""
+    config = self.config
+    if config.task in ('pretrain', 'retrieval') and not (
+      config.loss.vtc > 0 or config.train.init_from or 'converted' in (self.meta or {})
+    ):
+      return 'it was not trained, with loss.vtc=0 from random weights'
+    return ''
+
 
 def load(
   checkpoint, *, tokenizer: str = '', config=None, mesh=None, averaged: bool = True

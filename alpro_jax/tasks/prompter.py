@@ -32,8 +32,11 @@ class Prompter(Task):
   model: Alpro
   options: Any
   mesh: jax.sharding.Mesh
-  weights = {'loss/vtc': 1.0}
   contrasts = True
+
+  @property
+  def weights(self) -> dict[str, float]:
+    return {'loss/vtc': self.options.vtc}
 
   def __post_init__(self):
     chosen = {name: self.options.get(name, known[0]) for name, known in CHOICES.items()}
@@ -49,6 +52,8 @@ class Prompter(Task):
 
   @classmethod
   def from_config(cls, config, text, mesh):
+    if not config.loss.vtc:
+      raise ValueError('config.loss.vtc=0 leaves a prompter nothing to learn; set it above 0.')
     model = Alpro(model_config(config.model, text.vocab_size), mesh)
     return cls(model=model, options=config.loss, mesh=mesh)
 

@@ -25,10 +25,12 @@ def get_task(config, text: TextInfo, mesh) -> Task:
     raise ValueError(f'{config.task=} is unknown; choose one of {sorted(TASKS)}.')
   alone, loss = config.data.get('without_text', 0.0), config.loss
   told = (loss.vtc_form, loss.same_caption) == ('softmax', 'neutral')
+  # A positive of the same video would pull it to the empty text.
+  told &= loss.same_video != 'positive'
   if alone and not (config.task == 'pretrain' and loss.pem and told):
     raise ValueError(
       f'config.data.without_text={alone} is for PEM alone: it needs config.task=pretrain, '
-      'config.loss.pem above 0, config.loss.vtc_form=softmax and config.loss.same_caption=neutral; '
-      'set it to 0.'
+      'config.loss.pem above 0, config.loss.vtc_form=softmax, config.loss.same_caption=neutral and '
+      'config.loss.same_video not positive; set it to 0.'
     )
   return TASKS[config.task].from_config(config, text, mesh)

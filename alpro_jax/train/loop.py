@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from alpro_jax import sharding
 from alpro_jax.tasks.base import Task, TextInfo
 from alpro_jax.tasks.registry import get_task
 from alpro_jax.tasks.shared import resized_tables
-from alpro_jax.train import checkpoints, features, identity, resume, run_folder
+from alpro_jax.train import checkpoints, features, identity, ranges, resume, run_folder
 from alpro_jax.train.frozen import load_frozen
 from alpro_jax.train.goodput import Goodput, shares
 from alpro_jax.train.progress import Progress
@@ -141,9 +142,7 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   # Here, not at the top: the input side imports TensorFlow.
   from alpro_jax.data import mixture, tokens
 
-  for name in ('steps', 'log_every_steps', 'checkpoint_every_steps'):
-    if config.train[name] < 1:
-      raise ValueError(f'config.train.{name}={config.train[name]} must be at least 1.')
+  ranges.check(config)
   mesh = sharding.mesh_from_config(config.mesh)
   sharding.check_batch_size(
     config.data.batch_size, mesh, accumulation=config.optimizer.accumulation
@@ -157,6 +156,7 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   update = make_update(config, task, mesh)
   features.check(config, task, update.state.params)
   sources = mixture.open_sources(config.data)
+  mixture.check_schedule(sources, 0, config.train.steps)
   mixture.measure_texts(sources, tokenizer, config.data.max_text_tokens)
   if said := check_negatives(config, task, [source.num_records for source in sources]):
     logging.warning('%s', said)
@@ -191,7 +191,21 @@ def check_evaluations(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str
       f"names are {near}. Choose one, with a '-' in front if small is good, "
       "or '' to keep the newest checkpoints alone."
     )
+  if best and _small_is_good(best) == (plan.config.train.best_metric == best):
+    right = f'-{best}' if _small_is_good(best) else best
+    raise ValueError(
+      f'config.train.best_metric={plan.config.train.best_metric!r} would keep the worst step; '
+      f'write {right!r}.'
+    )
   return names
+
+
+def _small_is_good(figure):
+  """Whether a figure is better the smaller it is; None of one that only its task knows."""
+  *_, last = parts = figure.split('/')
+  if 'loss' in parts or last.endswith('_rank'):
+    return True
+  return False if re.search(r'_r\d+$|^accuracy', last) else None
 
 
 def _write_parameters(path, state):

@@ -199,7 +199,10 @@ def _check_start(stored, meta) -> tuple[str, ...]:
   train = meta['config']['train']
   name = f'--{_OPTIONS["start"]}={train["init_from"]}'
   identity.check_tokenizer(name, stored, meta)
-  identity.check_sizes(name, stored['model'], meta['model'], identity.MEANING)
+  meaning = identity.MEANING
+  if all(x['config']['task'] == 'pretrain' and x['config']['loss']['mlm'] for x in (stored, meta)):
+    meaning = meaning | {'text': (*meaning['text'], 'mlm_logit_scale')}  # Of the decoder.
+  identity.check_sizes(name, stored['model'], meta['model'], meaning)
   fresh = []
   for labels, head in identity.LABELLED.items():
     if not meta[labels] or not stored['model'].get(labels):
