@@ -124,6 +124,7 @@ def test_explain_says_that_the_prompter_is_missing(place, tmp_path, capsys):
   assert 'What regions are called' not in page and 'is not at' in page
 
 
+@pytest.mark.slow
 def test_explain_with_the_prompter_given(copied, moved_prompter, tmp_path, capsys):
   given = f'--prompter={moved_prompter}'
   assert launched.run('explain', copied, *EXPLAIN, given, '--regions=2') == 0

@@ -112,6 +112,7 @@ def test_few_clips_tell_what_is_foreign_by_their_looks(world):
   assert np.mean(far(list(world['frames'][:60]))) >= 0.9
 
 
+@pytest.mark.slow
 def test_few_drawn_clips_take_others_of_their_kind_for_familiar(world):
   """Though they differ from each other: other parts of the kind are left out of the fit."""
   own, foreign = (

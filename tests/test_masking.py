@@ -234,13 +234,9 @@ def test_what_changes_lies_in_the_middle_of_its_tube():
     np.testing.assert_array_equal(frame.reshape(5, 5), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  'choice, follows',
-  [
-    ('confidence', False),
-    pytest.param('change', False, marks=pytest.mark.slow),
-    pytest.param('confidence', True, marks=pytest.mark.slow),
-  ],
+  'choice, follows', [('confidence', False), ('change', False), ('confidence', True)]
 )
 def test_a_chosen_region_is_the_same_on_any_devices_and_named_by_the_teacher(
   tmp_path, choice, follows

@@ -300,11 +300,11 @@ def test_heads_of_pairs_and_regions_read_their_own_tokens():
 @pytest.mark.parametrize(
   'form',
   [
-    {'scan_layers': True, 'remat': 'dots', 'attention_impl': 'elementwise'},
     {'implementation': 'fused'},
     *(
       pytest.param(form, marks=pytest.mark.slow)
       for form in (
+        {'scan_layers': True, 'remat': 'dots', 'attention_impl': 'elementwise'},
         {'implementation': 'fused', 'scan_layers': True, 'remat': 'blocks'},
         {'scan_layers': True},
         {'scan_layers': True, 'remat': 'blocks'},
@@ -325,6 +325,7 @@ def test_every_form_has_the_same_full_gradients(trained, form):
     assert error < 1e-5 * scale, f'{name}: {error / scale:.1e} relative'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'form',
   [{}, {'remat': 'dots'}, {'scan_layers': True, 'remat': 'blocks'}, {'implementation': 'fused'}],

@@ -8,6 +8,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from alpro_jax import sharding
 from alpro_jax.data import dataset, sources
@@ -30,6 +31,7 @@ def run_section(title, names):
   return names
 
 
+@pytest.mark.slow
 def test_a_loss_and_a_task_of_ones_own(monkeypatch):
   monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   names = run_section('A task', run_section('A loss', {'__name__': 'triplet'}))

@@ -318,7 +318,8 @@ def test_the_temperature_stops_at_its_bound_and_comes_back(first, slope, bounds,
   np.testing.assert_allclose(now.params['temperature'], bound + slope * 0.04, rtol=1e-4)
 
 
-@pytest.mark.parametrize('negatives', ['global', pytest.param('local', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('negatives', ['global', 'local'])
 def test_no_device_gathers_the_video_tokens(config, negatives):
   config = config.copy_and_resolve_references()
   config.loss.negatives = negatives
@@ -449,6 +450,7 @@ def test_photos_of_one_frame_and_clips_take_one_step(tmp_path, task):
   assert clips == stills
 
 
+@pytest.mark.slow
 def test_step_counts_donates_and_learns(config):
   mesh = mesh_of(4, 2)
   task = small_task.small_task(config, mesh)

@@ -114,6 +114,7 @@ def products(config, *, backward=True, **accumulation):
   return jax.jit(of).lower(trained, held).as_text().count('dot_general')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'options',
   [{}, {'remat': 'dots', 'scan_layers': True}, {'remat': 'blocks', 'implementation': 'fused'}],
@@ -272,6 +273,7 @@ def test_the_average_is_that_of_the_steps(adapted):
   np.testing.assert_allclose(trees.by_name(states[4].model)[name], want, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_run_with_factors_and_averages_resumes_bit_for_bit(adapted):
   update, batch, folder, states = adapted
   now = checkpoints.find(folder / '2').restore(update.state)
@@ -332,6 +334,7 @@ def test_an_average_that_is_none_is_refused(config):
       make_update(now, small_task.small_task(now, mesh), mesh)
 
 
+@pytest.mark.slow
 def test_without_an_average_there_is_none_to_leave_aside(adapted, tmp_path):
   update, _, folder, states = adapted
   store = checkpoints.Checkpoints(tmp_path)
