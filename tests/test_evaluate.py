@@ -365,7 +365,7 @@ def test_a_split_with_nothing_to_ask_and_videos_with_nothing_to_ask(run):
     4, captions=[('a', 'b'), (), ('c',), ('d',)], styles=[('x', 'y'), (), ('y',), ('x',)]
   )
   for style, videos in (('', '023'), ('x', '03'), ('y', '02')):
-    kept = split.select(model, mixed, style=style).metadata()
+    kept = split.select(model, mixed, (style,)).metadata()
     assert [record.video[0] for record in kept] == list(videos)
   with pytest.raises(ValueError, match=r"of style 'z', only of \['x', 'y'\]"):
-    split.select(model, mixed, style='z')
+    split.select(model, mixed, ('z',))

@@ -216,7 +216,10 @@ def test_the_page_about_a_clip_says_what_is_far(shapes, world):
 def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, capsys):
   copied = test_copied.copy_of(tmp_path, 'pretrain')
   captions = [('a dog runs', f'clip {n}') for n in range(20)]
-  opened = {x: small_sets.MemorySet(20, name=x, captions=captions) for x in ('train', 'test')}
+  styles = [('full', 'full')] * 20  # As the run is told to read.
+  opened = {
+    x: small_sets.MemorySet(20, name=x, captions=captions, styles=styles) for x in ('train', 'test')
+  }
   monkeypatch.setattr(dataset, 'open_dataset', lambda path, split, **_: opened[split])
   ask = ('evaluate', f'--checkpoint={copied}', '--data=sets/a', '--familiarity')
   assert launched.run(*ask, '--split=train') != 0
@@ -246,7 +249,10 @@ def test_a_command_makes_the_summary_of_a_checkpoint(tmp_path, monkeypatch, caps
 def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   """Its newest and its best checkpoint, once, and without it where that is not possible."""
   workdir = test_api.run_of(tmp_path, 'pretrain')
-  whole, number = small_sets.MemorySet(40, captions=[('a dog runs',)] * 40), itertools.count()
+  whole, number = (
+    small_sets.MemorySet(40, captions=[('a dog runs',)] * 40, styles=[('full',)] * 40),
+    itertools.count(),
+  )
   training = whole.select(lambda record: next(number) < 20)  # Parts of one split.
   opened = {'test': whole.select(lambda record: next(number) >= 60)}
   monkeypatch.setattr(dataset, 'open_dataset', lambda path, split, **_: opened[split])
@@ -263,7 +269,7 @@ def test_a_run_summarises_what_it_was_trained_on(tmp_path, monkeypatch, caplog):
   # Too few held-out clips calibrate nothing.
   few = split.familiarity(
     alpro_jax.load(workdir).trained,
-    [(training, '')],
+    [(training, ('',))],
     opened['test'].select(lambda x: x.video < '30'),
   )
   assert 0 < few.counts[2] < 16 and np.isnan(few.match).all() and few.unseen_limit == np.inf

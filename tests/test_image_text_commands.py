@@ -111,7 +111,7 @@ def test_evaluation_ranks_by_similarity(folder, alone, capsys):
   assert 'converted from weights of others' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('kind', ['alone', 'fused'])
+@pytest.mark.parametrize('kind', ['alone', pytest.param('fused', marks=pytest.mark.reliability)])
 def test_they_are_fine_tuned_on_ones_own_set_and_go_on(folder, kind, tmp_path):
   """The towers stay nearly as they are, and what reads time learns."""
   own.write_lists(folder / 'set')

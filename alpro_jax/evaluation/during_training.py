@@ -48,7 +48,7 @@ class DuringTraining:
     return [
       f'{prefix}/{name}'
       for prefixes, trained, prepared, style in self._splits(plan, None)
-      for name in split.figure_names(trained, split.select(trained, prepared, style=style), style)
+      for name in split.figure_names(trained, split.select(trained, prepared, (style,)), style)
       for prefix in prefixes
     ]
 

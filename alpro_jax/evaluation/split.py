@@ -5,9 +5,10 @@ one searches: each caption among all videos, each video among all captions. The
 same code serves a checkpoint and the parameters of a training.
 """
 
+import collections
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,9 +48,9 @@ def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationR
     ValueError: if the split has nothing to ask, of this style of captions or
       kind of questions.
   """
-  prepared = select(trained, prepared, style=style)
+  prepared = select(trained, prepared, (style,))
   scorer, videos = make_scorer(trained), batches(trained, prepared)
-  asked = _asked(trained, prepared, style)
+  asked = _asked(trained, prepared, (style,))
   if not trained.answers_questions:
     found, _, _ = retrieval.retrieve(scorer, videos, asked, choose_scoring(trained))
     return EvaluationResult(trained, prepared, style, found)
@@ -59,7 +60,7 @@ def evaluate(trained: TrainedModel, prepared, *, style: str = '') -> EvaluationR
   return EvaluationResult(trained, prepared, style, found)
 
 
-def select(trained: TrainedModel, prepared, *, style: str = ''):
+def select(trained: TrainedModel, prepared, styles: Collection[str] = ('',)):
   """Returns the records of a split that have something to ask.
 
   The others are no competitors: MSRVTT's 1k-A has 1,000 videos, the test split
@@ -68,7 +69,7 @@ def select(trained: TrainedModel, prepared, *, style: str = ''):
   Raises:
     ValueError: if there is none.
   """
-  chosen = prepared.select(lambda record: _asked_of(trained, record, style))
+  chosen = prepared.select(lambda record: _asked_of(trained, record, styles))
   if len(chosen):
     return chosen
   records = prepared.metadata()
@@ -81,7 +82,8 @@ def select(trained: TrainedModel, prepared, *, style: str = ''):
   problem = f'split {prepared.split!r} of {prepared.path} has no {what}'
   if known:
     raise ValueError(
-      f'{problem} of style {style!r}, only of {known}; choose another --style, or none.'
+      f'{problem} of style {" or ".join(map(repr, sorted(styles)))}, only of {known}; choose '
+      'another --style, or none.'
     )
   problem += f's, which {task} needs'
   if any(getattr(record, other) for record in records):
@@ -164,7 +166,7 @@ def batches(trained: TrainedModel, prepared) -> Iterator[dict]:
 
 
 def familiarity(
-  trained: TrainedModel, training: Sequence[tuple[Any, str]], held_out
+  trained: TrainedModel, training: Sequence[tuple[Any, Collection[str]]], held_out
 ) -> familiar.Familiarity:
   """Summarises what a model was trained on, and how sure it may be.
 
@@ -173,7 +175,7 @@ def familiarity(
 
   Args:
     trained: the model.
-    training: PreparedDatasets of its training, each with the style of its texts, '' for all.
+    training: PreparedDatasets of its training, each with the styles of its texts, '' for all.
     held_out: a PreparedDataset that it was not trained on.
   Raises:
     ValueError: if a set has nothing to ask, or there are fewer than 20 clips.
@@ -185,16 +187,16 @@ def familiarity(
     for x, _ in training
   ):  # Two parts of one split have its digest, and no record in common.
     raise ValueError(f'{held_out.name} is what the model was trained on; pass a held-out split.')
-  training = [(select(trained, x, style=style), style) for x, style in training]
+  training = [(select(trained, x, styles), styles) for x, styles in training]
   held_out = select(trained, held_out)
   seen = np.zeros(trained.tokenizer.vocab_size, bool)
-  for prepared, style in training:
-    for row in _asked(trained, prepared, style):
+  for prepared, styles in training:
+    for row in _asked(trained, prepared, styles):
       for ids in familiar.pieces(trained.tokenizer, _texts(row), length):
         seen[ids] = True
   seen[trained.tokenizer.special.unk] = False  # Unknown words are not all the same.
   size, held_out = _CLIPS // len(training), _spread(held_out, _CLIPS)
-  parts = [_vectors(trained, scorer, _spread(x, size), style) for x, style in training]
+  parts = [_vectors(trained, scorer, _spread(x, size), styles) for x, styles in training]
   clips, texts, shown = (np.concatenate(x) for x in zip(*parts, strict=True))
   *rest, _ = _vectors(trained, scorer, held_out)
   own = familiar.pieces(
@@ -227,15 +229,15 @@ def summarise(trained: TrainedModel, held_out) -> familiar.Familiarity:
     OSError: if the folder cannot be written to.
     ValueError: see familiarity; or if the checkpoint names no training set.
   """
-  sources = dict.fromkeys(
-    (x['path'], x['split'], x.get('style', '')) for x in trained.config.data.sources
-  )
+  sources = collections.defaultdict(set)
+  for source in trained.config.data.sources:
+    sources[source['path'], source['split']].add(source.get('style', ''))
   if not sources:
     raise ValueError(
       f'{trained.origin.path} was converted from weights of others, whose training set is not '
       'here to be summarised; leave --familiarity out, or train the model on clips of your own.'
     )
-  training = [(dataset.open_dataset(path, part), style) for path, part, style in sources]
+  training = [(dataset.open_dataset(*x), styles) for x, styles in sources.items()]
   known = familiarity(trained, training, held_out)
   if jax.process_index() == 0:
     known.save(trained.origin.path)
@@ -275,7 +277,7 @@ def _spread(prepared, most):
   return prepared.select(lambda record: next(number) % every == 0)
 
 
-def _vectors(trained, scorer, prepared, style=''):
+def _vectors(trained, scorer, prepared, styles=('',)):
   """Vectors of clips and of their texts, and looks; a few clips at a time: tokens are large."""
   clips, texts, shown = [], [], []
   for start in range(0, len(prepared), _CLIPS_AT_ONCE):
@@ -284,7 +286,7 @@ def _vectors(trained, scorer, prepared, style=''):
     videos = scorer.embed_videos(batches(trained, part), len(part), look=True)
     clips.append(familiar.video_vectors(videos))
     shown.append(videos.look)
-    asked = [text for row in _asked(trained, part, style) for text in _texts(row)]
+    asked = [text for row in _asked(trained, part, styles) for text in _texts(row)]
     distinct, row = np.unique(asked, return_inverse=True)
     texts.append(familiar.text_vectors(scorer.embed_texts(distinct.tolist()))[row])
   return np.concatenate(clips), np.concatenate(texts), np.concatenate(shown)
@@ -348,7 +350,7 @@ def figure_names(trained: TrainedModel, prepared, style: str) -> list[str]:
   Raises:
     ValueError: if there is no question whose answer can be given.
   """
-  asked = _asked(trained, prepared, style)
+  asked = _asked(trained, prepared, (style,))
   if not trained.answers_questions:
     return retrieval.figure_names(
       choose_scoring(trained),
@@ -361,13 +363,14 @@ def figure_names(trained: TrainedModel, prepared, style: str) -> list[str]:
   return ['accuracy', *(f'accuracy_{kind}' for kind in kinds)]
 
 
-def _asked_of(trained, record, style):
-  """The questions of a record, or its captions."""
-  return record.questions_of(style) if trained.answers_questions else record.captions_of(style)
+def _asked_of(trained, record, styles):
+  """The questions of a record, or its captions, of some styles; '' is all."""
+  of = record.questions_of if trained.answers_questions else record.captions_of
+  return of('') if '' in styles else [one for style in sorted(styles) for one in of(style)]
 
 
-def _asked(trained, prepared, style=''):
-  return [_asked_of(trained, record, style) for record in prepared.metadata()]
+def _asked(trained, prepared, styles=('',)):
+  return [_asked_of(trained, record, styles) for record in prepared.metadata()]
 
 
 def _texts(row):

@@ -40,7 +40,7 @@ def main() -> None:
   training, prepared = (
     dataset.open_dataset(demo / 'data' / 'shapes', name) for name in ('train', 'test')
   )
-  known = split.familiarity(loaded, [(training, '')], prepared)
+  known = split.familiarity(loaded, [(training, ('',))], prepared)
   model = alpro_jax.Model(loaded._replace(familiarity=known))
   test = demo / 'world' / 'test'
   rows = map(json.loads, (test / 'captions.jsonl').read_text().splitlines())

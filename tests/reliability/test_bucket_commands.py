@@ -36,6 +36,9 @@ def run(name, *options):
   assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+@pytest.mark.parametrize(
+  'bucket', ['gs', pytest.param('s3', marks=pytest.mark.reliability)], indirect=True
+)
 def test_every_command(bucket, tmp_path, capfd):
   clips = sorted(x for x in CLIPS.iterdir() if x.suffix == '.mp4')
   captions, questions = [], []

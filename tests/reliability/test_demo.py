@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

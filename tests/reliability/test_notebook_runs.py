@@ -20,8 +20,6 @@ from alpro_jax.train.state import create_state
 from tests import test_image_text, tiny_run
 from tests.test_notebooks import execute, pictures, said
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
@@ -59,6 +57,7 @@ def evaluate(tiny, **settings):
   return execute('evaluate', tiny, **data, **settings)
 
 
+@pytest.mark.slow
 def test_evaluate(tiny):
   cells = evaluate(tiny, CHECKPOINT=tiny / 'taken', OUTPUT=tiny / 'shown', STYLE='full')
   assert 'on cpu 0\n' in said(cells['load'])
@@ -80,6 +79,7 @@ def test_evaluate(tiny):
   assert explained.count('heat map of') >= 3
 
 
+@pytest.mark.reliability
 def test_evaluate_of_image_text_weights(tiny):
   """Converted and not trained, so that nothing fuses."""
   weights = test_image_text.write(tiny / 'clip', test_image_text.make_params()[1])
@@ -91,6 +91,7 @@ def test_evaluate_of_image_text_weights(tiny):
   assert 'is left out of the text' in page(cells['explain'])
 
 
+@pytest.mark.reliability
 def test_your_own_videos(tiny):
   videos = tiny / 'world' / 'train' / 'videos'
   (videos / 'broken.mp4').write_text('no video')
