@@ -65,6 +65,19 @@ def main():
   checkpoint = api.find(_CHECKPOINT.value)
   output = _OUTPUT.value
   if _PARAMS_ONLY.value:
+    for flag in (
+      _FRAMES,
+      _IMAGE_SIZE,
+      _MAX_TEXT_TOKENS,
+      _UNIFORM,
+      _PLATFORMS,
+      _TOLERANCE,
+      _SAVEDMODEL,
+    ):
+      if flag.value != flag.default:
+        raise ValueError(
+          f'--{flag.name} is about programs, and --params_only writes none; leave one of them out.'
+        )
     export.write_params(checkpoint, output, tokenizer=_TOKENIZER.value)
   else:
     if _SAVEDMODEL.value:

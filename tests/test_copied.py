@@ -4,7 +4,9 @@ import json
 import pathlib
 import re
 import shutil
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +14,9 @@ import alpro_jax
 from alpro_jax.data import dataset, tokens
 from alpro_jax.data.answers import read_answers
 from alpro_jax.data.entities import read_entities
-from alpro_jax.serving import export
+from alpro_jax.evaluation import trained
+from alpro_jax.search import indexing
+from alpro_jax.serving import export, hub
 from alpro_jax.train import checkpoints, digests, identity
 from alpro_jax.train.state import TrainState
 from tests import launched, small_sets, small_towers, small_videos, test_export
@@ -239,3 +243,36 @@ def test_names_are_read_as_they_were(tmp_path):
   assert (words / 'vocab.txt').read_bytes() == (tmp_path / 'vocab.txt').read_bytes()
   digests.write(tmp_path)
   assert 'words/answers.txt' in json.loads((tmp_path / digests.FILE).read_text())
+
+
+def test_the_last_step_of_an_average_is_another_model(tmp_path, monkeypatch):
+  """For an index, a card and the summary of what is familiar."""
+  folder = copy_of(tmp_path, 'pretrain')
+  averaged = trained.load(folder)
+  load_params = checkpoints.Checkpoint.load_params
+
+  def of_last_step(self, *args, averaged=True, **given):
+    params = load_params(self, *args, **given)
+    return params if averaged else jax.tree.map(lambda x: x + 1, params)
+
+  monkeypatch.setattr(checkpoints.Checkpoint, 'load_params', of_last_step)
+  last = trained.load(folder, averaged=False)
+  assert last.origin.digest != averaged.origin.digest and last.familiarity is None
+  store = SimpleNamespace(folder='i', about={'checkpoint': indexing.made_with(averaged)})
+  indexing.check_checkpoint(store, indexing.made_with(averaged))
+  with pytest.raises(ValueError, match='is another checkpoint'):
+    indexing.check_checkpoint(store, indexing.made_with(last))
+
+
+def test_what_is_published_names_no_folder_of_this_machine(copied):
+  stored = json.loads(json.dumps(dict(trained.load(copied).meta)))
+  for part, name in (
+    ('data', 'path'),
+    ('data', 'features'),
+    ('data', 'cache_dir'),
+    ('prompter', 'prompts'),
+    ('eval', 'folder'),
+  ):
+    stored['config'][part][name] = f'/home/anna/{name}'
+  stored['interpolated'] = {'start': {'path': '/home/anna/a'}, 'tuned': {'path': '/home/anna/b'}}
+  assert '/home/anna' not in json.dumps(hub._without_paths(stored, 'tokenizer.model'))

@@ -221,6 +221,12 @@ def test_mistakes_in_flags_are_one_line(options, message, capsys):
   assert said.count('\n') == 1
 
 
+def test_a_negative_limit_is_refused(tmp_path):
+  (tmp_path / 'entities.txt').write_text('dog\nball\n')
+  with pytest.raises(ValueError, match='-1 entities are wanted'):
+    entities.read_entities(tmp_path / 'entities.txt', -1)
+
+
 def test_limit_zero_reads_every_line(tmp_path):
   path = tmp_path / 'entities.txt'
   path.write_text('dog 3\ncat 1\n')

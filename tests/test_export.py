@@ -619,6 +619,9 @@ def test_parameters_alone(run, pretrained, tmp_path, capsys):
   assert small < 0.6 * total
   assert launched.run('export', *options) == 2
   assert 'exists' in capsys.readouterr().err
+  for flag in ('--frames=3', '--uniform', '--platforms=cpu'):
+    assert launched.run('export', *options, flag) == 2
+    assert f'{flag.partition("=")[0]} is about programs' in capsys.readouterr().err
   file = tmp_path / 'other.txt'
   file.write_text('\n'.join([*VOCAB, 'more']) + '\n')
   assert (

@@ -114,6 +114,13 @@ def test_two_processes_agree_with_one(one_device, tmp_path):
       assert got['accuracy'] == one_device.metrics['accuracy']
 
 
+def test_what_is_not_a_number_is_no_answer(model):
+  module, params = model
+  broken = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), params)
+  with pytest.raises(ValueError, match='scores of answers are NaN or infinite'):
+    answer((module, broken), 1, small.batches(8, small.clips()[:1]), [QUESTIONS[0][:1]])
+
+
 def test_refuses_what_it_cannot_answer(model, one_device):
   scorer = Scorer(
     model[0],

@@ -388,3 +388,8 @@ def test_what_is_written_meanwhile_is_found(port, service, monkeypatch):
 def test_a_port_that_is_taken_is_named(port):
   with pytest.raises(OSError, match=f'port {port} of 127.0.0.1 cannot be taken .*--port'):
     server.bind('127.0.0.1', port)
+
+
+def test_a_browser_names_no_port_where_it_is_that_of_http():
+  assert {'127.0.0.1', 'localhost:80'} <= server.hosts_of('127.0.0.1', 80)
+  assert 'localhost' not in server.hosts_of('127.0.0.1', 8000)

@@ -167,6 +167,8 @@ def read_entities(path, limit: int) -> list[str]:
       f'{path} has {len(lines)} lines, {limit} entities are wanted; make a '
       'longer file or lower prompter.num_entities.'
     )
+  if limit < 0:
+    raise ValueError(f'{limit} entities are wanted; give a number, or 0 for every line.')
   names = _without_counts(path, lines[: limit or None])
   first = {}
   for number, name in enumerate(names, 1):

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from alpro_jax import metrics
 from alpro_jax.evaluation import candidates
-from alpro_jax.evaluation.scorer import Scorer, Stopwatch, TextFeatures, VideoFeatures
+from alpro_jax.evaluation.scorer import Scorer, Stopwatch, TextFeatures, VideoFeatures, check_finite
 
 RULES = ('matching', 'matching+similarity', 'similarity')
 # Pairs up to which matrices are formed: 1 GiB for each of them.
@@ -159,7 +159,7 @@ def score(
     read, scores, order = 0, similarity, near
   elif not k:
     margin, logit = scorer.matching(texts, videos)
-    _check_finite(margin, 'scores')
+    check_finite(margin, 'scores')
     watch.lap('pairs')
     read, scores = size, margin if scoring.rule == 'matching' else logit + similarity
     del logit
@@ -169,7 +169,7 @@ def score(
     near, scores = _agreed(near), None
     chosen = candidates.union(*(top.item[:, :k] for top in near.top))
     values, logit = scorer.matching_by_video(texts, videos, chosen.text, chosen.video)
-    _check_finite(values, 'scores')
+    check_finite(values, 'scores')
     watch.lap('pairs')
     read = len(chosen.text)
     if read == size:
@@ -237,7 +237,7 @@ def _check(features, pairs, scoring):
   shape = tuple(map(len, features))
   metrics.check_pairs(pairs, *shape)
   for name, feature in zip(('text', 'video'), features, strict=True):
-    _check_finite(feature, f'{name} features')
+    check_finite(feature, f'{name} features')
   if not features[0].shape[1] and (scoring.rule != 'matching' or scoring.rerank_k):
     raise ValueError(
       f'{scoring.rule=} with {scoring.rerank_k=} needs a similarity, but this model has '
@@ -252,14 +252,6 @@ def _check_size(texts, videos, scoring):
     raise ValueError(
       f'all {size} pairs of {texts} texts and {videos} videos do not fit into '
       f'matrices of {DENSE_PAIRS}; set config.eval.rerank_k, e.g. to 128.'
-    )
-
-
-def _check_finite(array, name):
-  if wrong := array.size - int(np.isfinite(array).sum()):
-    raise ValueError(
-      f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
-      'rank. Check the parameters.'
     )
 
 

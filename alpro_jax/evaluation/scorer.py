@@ -303,14 +303,20 @@ class Scorer:
     video: np.ndarray,
     progress: Progress,
   ) -> np.ndarray:
-    """float32[Q, answers]: logits of questions int[Q] about videos int[Q]."""
+    """Returns float32[Q, answers], logits of questions int[Q] about videos int[Q].
+
+    Raises:
+      ValueError: if one is NaN or infinite.
+    """
     size = -(-min(self._pairs_per_call, len(text)) // self.mesh.size) * self.mesh.size
     calls = (
       (text[pair, None], video[pair], (pair[:, None],), valid[:, None])
       for pair, valid in _chunks(len(text), size)
     )
     logits = np.empty((len(text), self.model.config.answers), np.float32)
-    return self._read(self._call.answer, texts, videos, calls, (logits,), progress)[0]
+    self._read(self._call.answer, texts, videos, calls, (logits,), progress)
+    check_finite(logits, 'scores of answers')
+    return logits
 
   def _read(self, call, texts, videos, calls, scores, progress):
     """Fills scores, and fetches those of a call while the next one runs.
@@ -392,3 +398,12 @@ def _rows_of(video, most):
   number = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
   first = np.repeat(start, rows) + number * width
   return width, first, np.minimum(width, np.repeat(length, rows) - number * width)
+
+
+def check_finite(array: np.ndarray, name: str) -> None:
+  """Raises ValueError if a number is NaN or infinite: it has no rank."""
+  if wrong := array.size - int(np.isfinite(array).sum()):
+    raise ValueError(
+      f'{wrong} of {array.size} {name} are NaN or infinite; they have no '
+      'rank. Check the parameters.'
+    )

@@ -5,6 +5,7 @@ the image and everything else that decides how it is evaluated may be others:
 the model fits its positions to what it is shown.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class CheckpointInfo(NamedTuple):
 
   path: str  # Of its folder.
   step: int  # At which it was saved.
-  digest: str  # Hex sha256 of the digests of all its files.
+  digest: str  # Hex sha256 of the digests of all its files; with averaged=False another.
 
 
 class TrainedModel(NamedTuple):
@@ -124,8 +125,10 @@ def load(
       f'{len(answers)}; it cannot be read out. Train it again.'
     )
   params = found.load_params(abstract_params(model, mesh), averaged=averaged)
-  origin = CheckpointInfo(str(found.folder), int(meta['step']), found.digest)
-  known = familiar.load(found.folder)
+  digest, known = found.digest, familiar.load(found.folder)
+  if not averaged:  # Another model than the checkpoint's, which the summary is about.
+    digest, known = hashlib.sha256(f'{digest}, last step'.encode()).hexdigest(), None
+  origin = CheckpointInfo(str(found.folder), int(meta['step']), digest)
   return TrainedModel(model, params, config, loaded, mesh, answers, origin, meta, known)
 
 

@@ -364,7 +364,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
   """Values of Host for an address of this machine alone."""
-  return frozenset(f'{name}:{port}' for name in (host, '127.0.0.1', 'localhost', '[::1]'))
+  names = (host, '127.0.0.1', 'localhost', '[::1]')
+  # Browsers leave the port of http out.
+  return frozenset((*(f'{name}:{port}' for name in names), *(names if port == 80 else ())))
 
 
 def make_server(app) -> uvicorn.Server:

@@ -56,7 +56,9 @@ def write(
     )
   tokenizer = tokens.NAMES[trained.tokenizer.kind]
   origin = trained.meta.get('converted', {}).get('from', {})
-  release = released.RELEASES.get(origin.get('released'))
+  # What lies between a release and another model has other figures than those published.
+  between = 'interpolated' in trained.meta
+  release = None if between else released.RELEASES.get(origin.get('released'))
   with files.folder(folder) as here:
     params = trees.by_name(trained.params)
     arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in params.items()}
@@ -148,13 +150,20 @@ def _without_paths(stored: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
     ('train', 'init_from'),
     ('prompter', 'checkpoint'),
     ('prompter', 'entities'),
+    ('prompter', 'prompts'),
+    ('data', 'path'),
     ('data', 'answers'),
+    ('data', 'features'),
+    ('data', 'cache_dir'),
+    ('eval', 'folder'),
   ):
     if config.get(part, {}).get(name):
       config[part][name] = pathlib.PurePath(config[part][name]).name
   for name in ('prompter', 'start'):
     if isinstance(meta.get(name), dict):
       meta[name] = {key: x for key, x in meta[name].items() if key not in ('path', 'given')}
+  for name in ('start', 'tuned'):
+    meta.get('interpolated', {}).get(name, {}).pop('path', None)
   if converted := meta.get('converted'):
     origin = converted['from'].items()
     converted['from'] = {name: pathlib.PurePath(path).name for name, path in origin}
