@@ -196,7 +196,7 @@ def check_inputs(doctor, config):
 
   def open_sources():
     opened.extend(mixture.open_sources(config.data))
-    mixture.check_schedule(opened, 0, config.train.steps)
+    mixture.check_schedule(opened, config.train.steps)
     return '; '.join(
       f'{source.name}: {source.num_records:,} records, '
       f'{source.num_texts:,} {source.text}' + (f' of style {source.style}' if source.style else '')

@@ -105,7 +105,7 @@ def toy(monkeypatch):
     'open_sources',
     lambda config: [SimpleNamespace(digest=parts.digest, broken={}, num_records=1, report=dict)],
   )
-  monkeypatch.setattr(mixture, 'check_schedule', lambda sources, first, steps: None)
+  monkeypatch.setattr(mixture, 'check_schedule', lambda sources, steps: None)
   monkeypatch.setattr(
     mixture, 'measure_texts', lambda sources, encoder, most: parts.measured.append(most)
   )

@@ -346,11 +346,11 @@ def test_a_step_without_a_source_is_refused():
 def test_a_gap_between_sources_is_known_before_it_comes():
   early, late = (Source(MemorySet(5), 0, until_step=10), Source(MemorySet(5), 1, from_step=20))
   with pytest.raises(ValueError, match='No source is active at step=10 of 100'):
-    check_schedule([early, late], 0, 100)
-  check_schedule([early, late], 0, 10)
-  check_schedule([early, late, Source(MemorySet(5), 2)], 0, 100)
+    check_schedule([early, late], 100)
+  check_schedule([early, late], 10)
+  check_schedule([early, late, Source(MemorySet(5), 2)], 100)
   with pytest.raises(ValueError, match='at step=0'):
-    check_schedule([Source(MemorySet(5), 0, weight=0.0)], 0, 100)
+    check_schedule([Source(MemorySet(5), 0, weight=0.0)], 100)
   with pytest.raises(ValueError, match='weight=inf must not be negative or infinite'):
     Source(MemorySet(5), 0, weight=float('inf'))
 

@@ -166,14 +166,14 @@ def open_sources(config):
   return sources
 
 
-def check_schedule(sources, first, steps):
-  """Checks that a batch can come from somewhere at every step from `first` on, below `steps`.
+def check_schedule(sources, steps):
+  """Checks that a batch can come from somewhere at every step below `steps`.
 
   Raises:
     ValueError: if no source is active at one.
   """
-  changes = {first, *(step for x in sources for step in (x.from_step, x.until_step))}
-  for step in sorted(change for change in changes if first <= change < steps):
+  changes = {0, *(step for x in sources for step in (x.from_step, x.until_step))}
+  for step in sorted(change for change in changes if 0 <= change < steps):
     if not any(source.weight and source.is_active(step) for source in sources):
       raise ValueError(
         f'No source is active at {step=} of {steps}; look at from_step, until_step and weight in '

@@ -156,7 +156,7 @@ def make_plan(config, evaluations: Sequence[Evaluation] = ()) -> Plan:
   update = make_update(config, task, mesh)
   features.check(config, task, update.state.params)
   sources = mixture.open_sources(config.data)
-  mixture.check_schedule(sources, 0, config.train.steps)
+  mixture.check_schedule(sources, config.train.steps)
   mixture.measure_texts(sources, tokenizer, config.data.max_text_tokens)
   if said := check_negatives(config, task, [source.num_records for source in sources]):
     logging.warning('%s', said)
